@@ -1,0 +1,227 @@
+"""What all readers share: opening files, folders and hub datasets as rows, and turning rows into records one by one.
+
+A reader is two functions: `rows(path)` yields `Row`s, `parse(row)` makes one of them a record or raises RecordError. `read` joins
+them, so that a bad row names its file and number, and can be skipped and listed without losing the rows behind it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffalign.data.records import Record, check_images
+from diffalign.errors import RecordError, did_you_mean
+
+CSV_LIMIT = 2**27  # one field of a CSV file may be a whole story
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row: its columns, where it stands ('votes.csv row 3'), and the folder that relative paths in it start from."""
+
+    value: Mapping[str, Any]
+    where: str
+    id: str  # short and unique in the dataset: 'votes.csv:3'
+    folder: Path = Path()
+
+    def get(self, name: str, kind: type | tuple[type, ...] = object, *, aliases: tuple[str, ...] = ()) -> Any:
+        """Return column `name` (or the first alias present). Raises RecordError if it is missing, null or of another type."""
+        for key in (name, *aliases):
+            if key in self.value:
+                return self._checked(key, kind)
+        raise RecordError(f"{self.where}: no column `{name}`.{did_you_mean(name, map(str, self.value))}")
+
+    def _checked(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        value = self.value[key]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if float in kinds:
+            kinds += (int,)
+        if value is None or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and kind is not object):
+            expected = " or ".join(k.__name__ for k in kinds)
+            raise RecordError(f"{self.where}: column `{key}` is {_short(value)}; expected {expected}")
+        return value
+
+    def text(self, name: str, *, aliases: tuple[str, ...] = ()) -> str:
+        """Return a text column."""
+        return self.get(name, str, aliases=aliases)
+
+    def number(self, name: str, *, aliases: tuple[str, ...] = ()) -> float:
+        """Return a number; CSV text is parsed."""
+        value = self.get(name, (float, str), aliases=aliases)
+        try:
+            return float(value)
+        except ValueError as error:
+            raise RecordError(f"{self.where}: column `{name}` is {_short(value)}; expected a number") from error
+
+    def image(self, name: str, *, aliases: tuple[str, ...] = ()) -> bytes:
+        """Return an image column as encoded bytes: raw bytes, the datasets struct {bytes, path}, or a path beside the file."""
+        value = self.get(name, (bytes, dict, str), aliases=aliases)
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str):
+            raise RecordError(f"{self.where}: column `{name}` is {_short(value)}; expected image bytes or a path")
+        return self.file(value)
+
+    def file(self, relative: str) -> bytes:
+        """Return the bytes of a file named in this row. Raises RecordError if it is not there."""
+        path = self.folder / relative
+        if not path.is_file():
+            raise RecordError(f"{self.where}: there is no image {path}")
+        return path.read_bytes()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One dataset layout. `columns` are what a row must have for the layout to be recognised without being named."""
+
+    rows: Callable[[str, str | None], Iterator[Row]]  # (path or hub id, split)
+    parse: Callable[[Row], Record]
+    columns: tuple[str, ...] = ()
+    about: str = ""
+
+
+def read(
+    reader: Reader, source: str, *, split: str | None = None, rejected: list[dict[str, str]] | None = None, verify_images: bool = True
+) -> Iterator[Record]:
+    """Yield the records of `source`. A bad row raises RecordError, or with `rejected` is appended there as {where, reason}."""
+    for row in reader.rows(source, split):
+        try:
+            record = reader.parse(row).check()
+            yield check_images(record) if verify_images else record
+        except RecordError as error:
+            if rejected is None:
+                raise
+            rejected.append({"where": row.where, "reason": str(error)})
+
+
+def open_rows(source: str, split: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a parquet, arrow, JSON, JSONL, CSV or TSV file, of a folder of such files, of a `save_to_disk` folder, or
+    of a hub dataset (streamed). With `split`, only files and splits of that name. Raises RecordError if nothing can be opened.
+    """
+    path = Path(source)
+    if path.is_file():
+        yield from _file_rows(path, path.name)
+    elif path.is_dir():
+        yield from _folder_rows(path, split)
+    elif _looks_like_path(source):
+        raise RecordError(f"{source}: there is no such file or folder; expected a dataset file, a folder or a hub id like `owner/name`")
+    else:
+        yield from _hub_rows(source, split)
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).suffix in FORMATS
+
+
+def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
+    files = sorted(f for f in path.rglob("*") if f.suffix in FORMATS and not f.name.startswith((".", "dataset_info", "state", "dataset_dict")))
+    if split is not None:
+        files = [f for f in files if split in (f.stem, f.stem.split("-")[0], *f.relative_to(path).parts)]
+    if not files:
+        wanted = f" of split `{split}`" if split else ""
+        raise RecordError(f"{path}: no dataset file{wanted}; expected one of {', '.join(sorted(FORMATS))}")
+    for file in files:
+        yield from _file_rows(file, file.relative_to(path).as_posix())
+
+
+def _file_rows(path: Path, name: str) -> Iterator[Row]:
+    if path.suffix not in FORMATS:
+        raise RecordError(f"{path}: unknown kind of file `{path.suffix}`; expected one of {', '.join(sorted(FORMATS))}")
+    if path.stat().st_size == 0:
+        raise RecordError(f"{path}: the file is empty")
+    empty = True
+    try:
+        for number, value in enumerate(FORMATS[path.suffix](path)):
+            empty = False
+            if not isinstance(value, Mapping):
+                raise RecordError(f"{path} row {number}: found {_short(value)}; expected an object with named columns")
+            yield Row(value, f"{path} row {number}", f"{name}:{number}", path.parent)
+    except (pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
+        raise RecordError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+    if empty:
+        raise RecordError(f"{path}: the file holds no rows")
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+
+
+def _arrow(path: Path) -> Iterator[dict[str, Any]]:
+    """Both Arrow layouts: the stream that `datasets` writes, and the file with a footer."""
+    with pa.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(source)
+            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            source.seek(0)
+            batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            yield from batch.to_pylist()
+
+
+def _json(path: Path) -> Iterator[Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(value, Mapping) and "data" in value and isinstance(value["data"], list):
+        value = value["data"]
+    if not isinstance(value, list):
+        raise RecordError(f"{path}: found a JSON {type(value).__name__}; expected a list of rows")
+    yield from value
+
+
+def _jsonl(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise RecordError(f"{path} line {number + 1}: not JSON ({error})") from error
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(CSV_LIMIT)
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+
+
+FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".tsv": _csv,
+}
+
+
+def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
+    from datasets import load_dataset  # a second to import, needed for hub ids alone
+
+    try:
+        dataset = load_dataset(name, split=split or "train", streaming=True)
+        features = dataset.features or {}
+        for column, feature in features.items():
+            if type(feature).__name__ == "Image":
+                dataset = dataset.cast_column(column, type(feature)(decode=False))
+        for number, value in enumerate(dataset):
+            yield Row(value, f"{name} row {number}", f"{name}:{number}")
+    except RecordError:
+        raise
+    except Exception as error:  # the hub client raises dozens of kinds; each means that this dataset cannot be read from here
+        raise RecordError(f"{name}: neither a local path nor a hub dataset that loads ({type(error).__name__}: {error})") from error

@@ -1,0 +1,95 @@
+"""The record that every dataset becomes: a prompt, K candidates with named scores, a soft preference, a user, provenance."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from diffalign.errors import RecordError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One answer to a prompt: an encoded image or a text, never both."""
+
+    image: bytes | None = None  # an encoded file (JPEG, PNG, WebP), not pixels
+    text: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)  # by name, higher is better
+    rank: float | None = None  # 1 = best; equal ranks are ties; gaps are allowed
+    model: str | None = None
+    uid: str | None = None
+    prompt: str | None = None  # only where a candidate answers a prompt of its own (joint preferences)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One preference. Candidate 0 is the preferred one wherever `prob` is above one half; readers never reorder."""
+
+    id: str
+    prompt: str
+    candidates: tuple[Candidate, ...]
+    prob: float | None = None  # chance in [0, 1] that candidate 0 is preferred to candidate 1; None if only ranked or unlabelled
+    user: str | None = None
+    source: str = ""  # file or hub id, and row
+    messages: tuple[Message, ...] = ()  # the conversation that ends in `prompt`, for chat templates; empty for a plain prompt
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the candidates are images."""
+        return bool(self.candidates) and self.candidates[0].image is not None
+
+    def check(self) -> Record:
+        """Return the record itself, or raise RecordError that says what of it cannot be used."""
+        if not self.candidates:
+            raise RecordError(f"{self.source}: no candidates; expected at least one image or text")
+        kinds = {(c.image is not None, c.text is not None) for c in self.candidates}
+        if kinds not in ({(True, False)}, {(False, True)}):
+            raise RecordError(f"{self.source}: every candidate must be an image, or every one a text")
+        if self.prob is not None and not 0.0 <= self.prob <= 1.0:
+            raise RecordError(f"{self.source}: the preference is {self.prob}; expected a number in [0, 1]")
+        for candidate in self.candidates:
+            bad = [name for name, value in candidate.scores.items() if not math.isfinite(value)]
+            if bad:
+                raise RecordError(f"{self.source}: score `{bad[0]}` is {candidate.scores[bad[0]]}; expected a finite number")
+        return self
+
+
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Return the RGB image in `data`, fully decoded; transparency becomes white. Raises RecordError that names `where`."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """Return `image` as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def check_images(record: Record) -> Record:
+    """Return `record` if each of its images decodes; raise RecordError otherwise."""
+    for index, candidate in enumerate(record.candidates):
+        if candidate.image is not None:
+            decode_image(candidate.image, f"{record.source}, candidate {index}")
+    return record

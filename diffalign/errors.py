@@ -1,0 +1,42 @@
+"""One tree of errors. A message says what was found, what was expected and where (file, row, key)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DiffalignError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(DiffalignError):
+    """A key, flag, constant or path of a configuration is wrong."""
+
+
+class RecordError(DiffalignError):
+    """A row of a dataset cannot be read; the message names the source and the row."""
+
+
+class TableError(DiffalignError):
+    """A preference table or a cache beside it is missing, stale or damaged."""
+
+
+class CheckpointError(DiffalignError):
+    """A model folder, checkpoint or adapter file is missing, incomplete or of another kind."""
+
+
+class TrainingError(DiffalignError):
+    """Training cannot go on: too many bad steps, or nothing to train on."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean ...? Known: ...' for an unknown `name`; the suggestion only where one is near.
+
+    >>> did_you_mean("ddpo", ["dpo", "ipo"])
+    ' Did you mean `dpo`? Known: dpo, ipo.'
+    """
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."

@@ -1,0 +1,126 @@
+"""Reads a picture back into its attributes, by measurement alone: no network, and no knowledge of how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from diffalign.shapes.captions import parse
+from diffalign.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZE, SIZES, draw
+
+GRID = 20  # side of the normalised matte that is compared with the templates
+LEAST_CONTRAST = 30.0  # below this distance (of 441) between shape and background there is no shape
+LEAST_OVERLAP = 0.62  # below this intersection over union the outline is none of the known shapes
+SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one picture shows. `attributes` lacks what cannot be told; the numbers are NaN without a shape."""
+
+    attributes: dict[str, str]
+    fill: np.ndarray  # (3,) RGB in 0..255
+    ground: np.ndarray  # (3,) RGB in 0..255
+    center: tuple[float, float]  # pixels from the middle of a 64x64 picture
+    radius: float  # largest half-extent, pixels of a 64x64 picture
+    overlap: float  # intersection over union with the best template
+
+
+def _nearest(rgb: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
+    return min(palette, key=lambda name: float(((rgb - np.array(palette[name])) ** 2).sum()))
+
+
+def _normalised(matte: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
+    left, top = center - radius
+    box = (left, top, left + 2 * radius, top + 2 * radius)
+    padded = np.pad(matte, SIZE // 2)
+    moved = tuple(float(v + SIZE // 2) for v in box)
+    image = Image.fromarray(padded.astype(np.float32))
+    return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=moved)).ravel()
+
+
+def _matte(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return fill, ground and the share (H, W) of fill in every pixel, or None where nothing stands out."""
+    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
+    ground = np.median(border, axis=0)
+    distance = np.sqrt(((pixels - ground) ** 2).sum(axis=-1))
+    top = np.percentile(distance, 98.5)
+    if top < LEAST_CONTRAST:
+        return None
+    fill = np.median(pixels[distance > 0.75 * top], axis=0)
+    axis = fill - ground
+    return fill, ground, np.clip(((pixels - ground) @ axis) / (axis @ axis), 0.0, 1.0)
+
+
+def _box(matte: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return centre (x, y) and largest half-extent of the biggest connected part, in pixels from the top left corner."""
+    labels, count = ndimage.label(matte > 0.5)
+    sizes = ndimage.sum_labels(np.ones_like(labels), labels, range(1, count + 1))
+    part = labels == 1 + int(np.argmax(sizes))
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    low = np.array([columns[0], rows[0]], dtype=float)
+    high = np.array([columns[-1] + 1, rows[-1] + 1], dtype=float)
+    return (low + high) / 2, float((high - low).max() / 2)
+
+
+@cache
+def _templates() -> tuple[np.ndarray, np.ndarray]:
+    """Return (T, GRID*GRID) mattes of every shape at both sizes, three angles and three blurs, and their shape index (T,)."""
+    rows, owners = [], []
+    for index, shape in enumerate(SHAPES):
+        for radius in (9.0, 16.0):
+            for angle in (-0.06, 0.0, 0.06):
+                drawn = np.asarray(draw(shape, (255,), (0,), (SIZE / 2, SIZE / 2), radius, angle, mode="L")) / 255.0
+                for blur in (0.0, 0.8, 1.4):
+                    matte = ndimage.gaussian_filter(drawn, blur)
+                    rows.append(_normalised(matte, *_box(matte)))
+                    owners.append(index)
+    return np.stack(rows), np.array(owners)
+
+
+def read(image: Image.Image) -> Reading:
+    """Return what `image` shows; any size, read at 64x64."""
+    rgb = image.convert("RGB")
+    if rgb.size != (SIZE, SIZE):
+        rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BOX)
+    pixels = np.asarray(rgb, dtype=np.float64)
+    found = _matte(pixels)
+    if found is None:
+        ground = np.median(pixels.reshape(-1, 3), axis=0)
+        nowhere = float("nan")
+        return Reading({"background": _nearest(ground, BACKGROUNDS)}, np.full(3, nowhere), ground, (nowhere, nowhere), nowhere, 0.0)
+    fill, ground, matte = found
+    corner, radius = _box(matte)
+    templates, owners = _templates()
+    crop = _normalised(matte, corner, radius)
+    overlaps = np.minimum(templates, crop).sum(axis=1) / np.maximum(templates, crop).sum(axis=1)
+    best = int(np.argmax(overlaps))
+    offset = corner - SIZE / 2
+    place = min(POSITIONS, key=lambda name: float(((offset - np.array(POSITIONS[name])) ** 2).sum()))
+    attributes = {
+        "size": "large" if radius > SIZE_BORDER else "small",
+        "color": _nearest(fill, COLORS),
+        "position": place,
+        "background": _nearest(ground, BACKGROUNDS),
+    }
+    if overlaps[best] >= LEAST_OVERLAP:
+        attributes["shape"] = SHAPES[owners[best]]
+    return Reading(attributes, fill, ground, (float(offset[0]), float(offset[1])), radius, float(overlaps[best]))
+
+
+def adherence(prompt: str, reading: Reading) -> float:
+    """Return the share in [0, 1] of the attributes named in `prompt` that the picture shows; NaN if it names none."""
+    named = parse(prompt)
+    if not named:
+        return float("nan")
+    return sum(reading.attributes.get(name) == value for name, value in named.items()) / len(named)
+
+
+def mean_adherence(prompts: Sequence[str], images: Sequence[Image.Image]) -> float:
+    """Return the mean adherence over pairs of prompt and picture; prompts that name nothing are passed over."""
+    return float(np.nanmean([adherence(p, read(i)) for p, i in zip(prompts, images, strict=True)]))
