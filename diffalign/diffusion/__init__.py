@@ -1,0 +1,1 @@
+"""Diffusion and flow models: paths, trajectories along them, and the likelihood they give."""

@@ -1,0 +1,160 @@
+"""Paths from data to noise, x_t = alpha x0 + sigma noise, and the three network outputs. `split` and `mix` are inverses.
+
+t is (B,); latents are (B, ...). Levels are float64, and cast to the latent's dtype only when they multiply it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.random import integers, uniform
+from diffalign.errors import ConfigError
+from diffalign.types import Generator
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
+
+
+class Path(Protocol):
+    """The schedule of a model: noise levels by time, and what its network predicts."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """Return what the network's output means."""
+        ...
+
+    def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha, sigma), (B,) each, float64."""
+        ...
+
+    def sample_t(self, count: int, generator: Generator) -> Tensor:
+        """Return training times (B,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VPPath:
+    """Variance-preserving path with discrete times 0..T-1: alpha^2 = alphas_cumprod, sigma^2 = 1 - alphas_cumprod."""
+
+    alphas_cumprod: Tensor  # (T,) float64
+    prediction: Prediction = "epsilon"
+    times: tuple[int, ...] = ()  # the only training times, for distilled models (SDXL-Turbo: 249, 499, 749, 999); empty = all
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], times: tuple[int, ...] = ()) -> VPPath:
+        """Return the path of a diffusers scheduler config; `rescale_betas_zero_snr` is respected.
+
+        Raises ConfigError for a schedule or a prediction type that this path does not know.
+        """
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ConfigError(f"scheduler config: prediction_type is `{prediction}`; expected epsilon, v_prediction or sample")
+        alphas_cumprod = torch.cumprod(1.0 - _betas(config), dim=0)
+        if config.get("rescale_betas_zero_snr"):
+            alphas_cumprod = zero_terminal_snr(alphas_cumprod)
+        return cls(alphas_cumprod, prediction, times)
+
+    def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha, sigma), (B,) each, float64; t are integers in 0..T-1."""
+        acp = self.alphas_cumprod.to(t.device)[t]
+        return acp.sqrt(), (1.0 - acp).sqrt()
+
+    def sample_t(self, count: int, generator: Generator) -> Tensor:
+        """Return uniform integer times (B,)."""
+        if self.times:
+            return torch.tensor(self.times)[integers(len(self.times), count, generator)]
+        return integers(len(self.alphas_cumprod), count, generator)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPath:
+    """Straight path of flow matching, t in [0, 1], 1 = noise: alpha = 1 - t, sigma = t, velocity = noise - x0 (2210.02747)."""
+
+    prediction: Prediction = "velocity"
+
+    def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (1 - t, t), float64."""
+        return 1.0 - t.double(), t.double()
+
+    def sample_t(self, count: int, generator: Generator) -> Tensor:
+        """Return uniform times (B,), float64."""
+        return uniform(count, generator)
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    """Return diffusers' beta tables (T,) recomputed in float64."""
+    trained = config.get("trained_betas")
+    if trained is not None:
+        return torch.tensor(trained, dtype=torch.float64)
+    count = int(config.get("num_train_timesteps", 1000))
+    first, last = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
+    kind = config.get("beta_schedule", "linear")
+    if kind == "linear":
+        return torch.linspace(first, last, count, dtype=torch.float64)
+    if kind == "scaled_linear":
+        return torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64) ** 2
+    if kind == "squaredcos_cap_v2":
+        edges = torch.arange(count + 1, dtype=torch.float64) / count
+        bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1.0 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    raise ConfigError(f"scheduler config: beta_schedule is `{kind}`; expected linear, scaled_linear or squaredcos_cap_v2")
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return the table shifted and scaled so that it ends at exactly zero (Lin et al., 2305.08891, algorithm 1)."""
+    root = alphas_cumprod.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def _levels(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (-1,) + (1,) * (like.dim() - 1)
+    alpha, sigma = path.level(t)
+    return alpha.to(like).view(shape), sigma.to(like).view(shape)
+
+
+def mix(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Return x_t = alpha x0 + sigma noise, like x0."""
+    alpha, sigma = _levels(path, t, x0)
+    return alpha * x0 + sigma * noise
+
+
+def target(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Return the output that a perfect network gives at mix(x0, noise, t): noise, v = alpha noise - sigma x0, x0 or velocity."""
+    if path.prediction == "epsilon":
+        return noise
+    if path.prediction == "sample":
+        return x0
+    if path.prediction == "velocity":
+        return noise - x0
+    alpha, sigma = _levels(path, t, x0)
+    return alpha * noise - sigma * x0
+
+
+def split(path: Path, x: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x0, noise) that the network's `output` at (x, t) implies: mix(x0, noise, t) = x and target(x0, noise, t) = output.
+
+    An epsilon output tells nothing about x0 where alpha is zero, nor a sample output about noise where sigma is: those are not
+    finite there.
+    """
+    alpha, sigma = _levels(path, t, x)
+    if path.prediction == "epsilon":
+        return (x - sigma * output) / alpha, output
+    if path.prediction == "sample":
+        return output, (x - alpha * output) / sigma
+    if path.prediction == "velocity":
+        return x - sigma * output, x + alpha * output
+    return alpha * x - sigma * output, sigma * x + alpha * output
+
+
+def advance(path: Path, x: Tensor, output: Tensor, t: Tensor, to: Tensor) -> Tensor:
+    """Return x moved from time `t` to time `to` along the network's own (x0, noise): DDIM for VP paths, Euler for flows.
+
+    The identity up to rounding where `to` equals `t` (2010.02502 eq. 12 with eta 0).
+    """
+    x0, noise = split(path, x, output, t)
+    return mix(path, x0, noise, to)

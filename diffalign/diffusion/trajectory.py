@@ -1,0 +1,31 @@
+"""Trajectories: from clean latents to the point (x_t, t) where the network is asked, and the output that would be right there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.path import Path, mix, target
+from diffalign.diffusion.random import normal
+from diffalign.types import Generator, Noised, Predict
+
+Trajectory = Callable[..., Noised]
+
+
+def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, share_noise: bool = True) -> Noised:  # noqa: ARG001
+    """Return x0 (B,K,C,H,W) noised at one random t a record; no network call.
+
+    With `share_noise` all candidates of a record get the same noise, as every released Diffusion-DPO does (less variance in the
+    margin); without it each gets its own, as the paper's equation 14 is written.
+    """
+    t = path.sample_t(len(x0), generator).to(x0.device)
+    drawn = 1 if share_noise else x0.shape[1]
+    noise = normal((len(x0), drawn, *x0.shape[2:]), generator).to(x0).expand_as(x0)
+    return Noised(mix(path, x0, noise, t), t, target(path, x0, noise, t), torch.ones(len(x0), device=x0.device))
+
+
+TRAJECTORIES: dict[str, Trajectory] = {
+    "forward": forward,
+}

@@ -1,0 +1,82 @@
+"""Values that travel between the layers. Axis letters: B records, K candidates, N = B*K, C H W latent, L tokens, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Generator = torch.Generator | Sequence[torch.Generator]  # one for all draws, or one a record (as diffusers' pipelines take it)
+Condition = Mapping[str, Tensor]  # what the denoiser is told besides x and t; first axis B
+Predict = Callable[[Tensor, Tensor], Tensor]  # (x (B,K,C,H,W), label (B,)) -> output like x
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-likelihoods up to constants, higher is better; candidate 0 is the preferred one.
+
+    `prob` is the chance that it is: 1 where None. `reference` is None for objectives that need none.
+    """
+
+    policy: Tensor  # (B, K), float32 or wider, with gradient
+    reference: Tensor | None = None  # (B, K), without gradient
+    prob: Tensor | None = None  # (B,) in [0, 1]
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Return log policy - log reference, (B, K). Raises ValueError without a reference."""
+        if self.reference is None:
+            raise ValueError("this objective compares with a reference, and the method has none: set `reference`")
+        return self.policy - self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Where a trajectory ends: the network's input, its time and the output that would be right."""
+
+    x_t: Tensor  # (B, K, C, H, W)
+    t: Tensor  # (B,)
+    target: Tensor  # like x_t
+    weight: Tensor  # (B,) on the squared error
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Everything a step draws at random, drawn once: policy and reference are scored at the same point."""
+
+    noised: Noised
+    condition: Condition  # (B, ...) each, prompts already dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B records ready for the network."""
+
+    x0: Tensor  # (B, K, C, H, W) latents, preferred candidate first
+    condition: Condition  # (B, ...)
+    empty: Condition  # (1, ...): the condition of the empty prompt
+    prob: Tensor  # (B,) in [0, 1]
+    ids: tuple[str, ...] = ()
+
+
+class Likelihood(Protocol):
+    """Turns (model, query) into scores. All randomness is in `prepare`."""
+
+    def prepare(self, driver: Any, batch: Batch, generator: Generator) -> Query:
+        """Return the query of a batch, without gradient; `driver` is the model that inversions run."""
+        ...
+
+    def score(self, model: Any, query: Query) -> Tensor:
+        """Return scores (B, K) in float32 or wider."""
+        ...
+
+
+class Reference(Protocol):
+    """What the policy is compared with."""
+
+    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
+        """Return scores (B, K) without gradient, or None for methods that need no reference."""
+        ...
