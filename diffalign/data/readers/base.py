@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from diffalign.data.records import Record, check_images
 from diffalign.errors import RecordError, did_you_mean
 
 CSV_LIMIT = 2**27  # one field of a CSV file may be a whole story
+BATCH = 64  # rows that are plain Python objects at a time; a `save_to_disk` file may hold a thousand images in one record batch
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+BOOKKEEPING = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,12 @@ class Row:
     where: str
     id: str  # short and unique in the dataset: 'votes.csv:3'
     folder: Path = Path()
+    broken: str = ""  # why the row cannot be read at all; raised when a column is asked for, so that `read` can pass it over
 
     def get(self, name: str, kind: type | tuple[type, ...] = object, *, aliases: tuple[str, ...] = ()) -> Any:
         """Return column `name` (or the first alias present). Raises RecordError if it is missing, null or of another type."""
+        if self.broken:
+            raise RecordError(self.broken)
         for key in (name, *aliases):
             if key in self.value:
                 return self._checked(key, kind)
@@ -54,29 +60,50 @@ class Row:
 
     def number(self, name: str, *, aliases: tuple[str, ...] = ()) -> float:
         """Return a number; CSV text is parsed."""
-        value = self.get(name, (float, str), aliases=aliases)
+        return self._number(self.get(name, (float, str), aliases=aliases), name)
+
+    def numbers(self, name: str, length: int) -> list[float]:
+        """Return a list column of exactly `length` numbers."""
+        values = self.get(name, list)
+        if len(values) != length:
+            raise RecordError(f"{self.where}: column `{name}` has {len(values)} entries; expected {length}, one an image")
+        return [self._number(value, name) for value in values]
+
+    def _number(self, value: Any, name: str) -> float:
         try:
             return float(value)
-        except ValueError as error:
-            raise RecordError(f"{self.where}: column `{name}` is {_short(value)}; expected a number") from error
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.where}: column `{name}` holds {_short(value)}; expected a number") from error
+
+    def optional(self, name: str, *, aliases: tuple[str, ...] = ()) -> str | None:
+        """Return a column as text, or None where it is missing, null or empty (CSV has no null)."""
+        value = next((self.value[key] for key in (name, *aliases) if key in self.value), None)
+        return None if value in (None, "") else str(value)
 
     def image(self, name: str, *, aliases: tuple[str, ...] = ()) -> bytes:
         """Return an image column as encoded bytes: raw bytes, the datasets struct {bytes, path}, or a path beside the file."""
-        value = self.get(name, (bytes, dict, str), aliases=aliases)
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            return value
-        if not isinstance(value, str):
-            raise RecordError(f"{self.where}: column `{name}` is {_short(value)}; expected image bytes or a path")
-        return self.file(value)
+        return self.encoded(self.get(name, (bytes, dict, str), aliases=aliases), name)
 
-    def file(self, relative: str) -> bytes:
+    def encoded(self, value: Any, name: str, *, under: Sequence[str] = (".",)) -> bytes:
+        """Return one value of column `name` as encoded image bytes; a path is looked for in each subfolder `under` in turn."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) and value:
+            return value
+        if not isinstance(value, str) or not value:
+            raise RecordError(f"{self.where}: column `{name}` holds {_short(value)}; expected image bytes or a path")
+        return self.file(value, under=under)
+
+    def file(self, relative: str, *, under: Sequence[str] = (".",)) -> bytes:
         """Return the bytes of a file named in this row. Raises RecordError if it is not there."""
-        path = self.folder / relative
-        if not path.is_file():
-            raise RecordError(f"{self.where}: there is no image {path}")
-        return path.read_bytes()
+        paths = [self.folder / sub / relative for sub in under]
+        try:
+            for path in paths:
+                if path.is_file():
+                    return path.read_bytes()
+        except OSError as error:  # a text in the place of a path is too long for a file name
+            raise RecordError(f"{self.where}: the image {_short(relative)} cannot be read ({error.strerror})") from error
+        raise RecordError(f"{self.where}: there is no image {' or '.join(map(str, paths))}")
 
 
 def _short(value: Any) -> str:
@@ -86,12 +113,15 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One dataset layout. `columns` are what a row must have for the layout to be recognised without being named."""
+    """One dataset layout. `columns` are what a row must have for the layout to be recognised without being named ("a|b": either);
+    `matches` looks at the values where names alone do not tell layouts apart.
+    """
 
     rows: Callable[[str, str | None], Iterator[Row]]  # (path or hub id, split)
     parse: Callable[[Row], Record]
     columns: tuple[str, ...] = ()
     about: str = ""
+    matches: Callable[[Row], bool] | None = None
 
 
 def read(
@@ -110,9 +140,10 @@ def read(
 
 def open_rows(source: str, split: str | None = None) -> Iterator[Row]:
     """Yield the rows of a parquet, arrow, JSON, JSONL, CSV or TSV file, of a folder of such files, of a `save_to_disk` folder, or
-    of a hub dataset (streamed). With `split`, only files and splits of that name. Raises RecordError if nothing can be opened.
+    of a hub dataset (streamed). With `split`, only the files of a folder and the split of a hub dataset that have that name; a
+    single file is read whole. Raises RecordError if nothing can be opened.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         yield from _file_rows(path, path.name)
     elif path.is_dir():
@@ -128,7 +159,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
-    files = sorted(f for f in path.rglob("*") if f.suffix in FORMATS and not f.name.startswith((".", "dataset_info", "state", "dataset_dict")))
+    files = sorted(f for f in path.rglob("*") if f.suffix in FORMATS and not _is_bookkeeping(f.relative_to(path)))
     if split is not None:
         files = [f for f in files if split in (f.stem, f.stem.split("-")[0], *f.relative_to(path).parts)]
     if not files:
@@ -136,6 +167,12 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
         raise RecordError(f"{path}: no dataset file{wanted}; expected one of {', '.join(sorted(FORMATS))}")
     for file in files:
         yield from _file_rows(file, file.relative_to(path).as_posix())
+
+
+def _is_bookkeeping(file: Path) -> bool:
+    """Whether `datasets` or a download tool wrote `file` for itself: descriptions, caches of `map`, hidden files and folders."""
+    cached = file.name.startswith("cache-") and file.suffix == ".arrow"
+    return file.name in BOOKKEEPING or cached or any(part.startswith(".") for part in file.parts)
 
 
 def _file_rows(path: Path, name: str) -> Iterator[Row]:
@@ -147,10 +184,14 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
     try:
         for number, value in enumerate(FORMATS[path.suffix](path)):
             empty = False
+            where, broken = f"{path} row {number}", ""
             if not isinstance(value, Mapping):
-                raise RecordError(f"{path} row {number}: found {_short(value)}; expected an object with named columns")
-            yield Row(value, f"{path} row {number}", f"{name}:{number}", path.parent)
-    except (pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
+                broken = f"{where}: found {_short(value)}; expected an object with named columns"
+                value = {}
+            elif None in value:  # where DictReader puts what it has no column for
+                broken = f"{where}: {len(value[None])} fields more than the header names; expected quotes round text that holds commas"
+            yield Row(value, where, f"{name}:{number}", path.parent, broken)
+    except (pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
         raise RecordError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     if empty:
         raise RecordError(f"{path}: the file holds no rows")
@@ -158,7 +199,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=64):
+        for batch in file.iter_batches(batch_size=BATCH):
             yield from batch.to_pylist()
 
 
@@ -172,11 +213,12 @@ def _arrow(path: Path) -> Iterator[dict[str, Any]]:
             source.seek(0)
             batches = iter(pa.ipc.open_stream(source))
         for batch in batches:
-            yield from batch.to_pylist()
+            for start in range(0, batch.num_rows, BATCH):
+                yield from batch.slice(start, BATCH).to_pylist()
 
 
 def _json(path: Path) -> Iterator[Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(path.read_text(encoding="utf-8-sig"))
     if isinstance(value, Mapping) and "data" in value and isinstance(value["data"], list):
         value = value["data"]
     if not isinstance(value, list):
@@ -185,18 +227,19 @@ def _json(path: Path) -> Iterator[Any]:
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
+    """Yield a value a line; a line that is not JSON becomes its error, so that the lines behind it are still read."""
+    with path.open(encoding="utf-8-sig") as lines:
+        for line in lines:
             if line.strip():
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise RecordError(f"{path} line {number + 1}: not JSON ({error})") from error
+                    yield error
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(CSV_LIMIT)
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
 
 

@@ -8,29 +8,35 @@ from diffalign.errors import RecordError
 
 
 def parse(row: Row) -> Record:
-    """Return the pair as shown; `label_0` is 1 where jpg_0 won, 0 where jpg_1 won, 0.5 for a tie."""
-    label = row.number("label_0")
-    if label not in (0.0, 0.5, 1.0):
-        raise RecordError(f"{row.where}: column `label_0` is {label}; expected 0, 0.5 or 1")
-    value = row.value
+    """Return the pair as shown; `label_0` is 1 where jpg_0 won, 0 where jpg_1 won, 0.5 for a tie; unlabelled where not `has_label`."""
     candidates = tuple(
         Candidate(
             image=row.image(f"jpg_{side}"),
-            scores={} if value.get(f"ps_score_{side}") is None else {"pickscore": row.number(f"ps_score_{side}")},
-            model=value.get(f"model_{side}"),
-            uid=value.get(f"image_{side}_uid"),
+            scores={} if row.optional(f"ps_score_{side}") is None else {"pickscore": row.number(f"ps_score_{side}")},
+            model=row.optional(f"model_{side}"),
+            uid=row.optional(f"image_{side}_uid"),
         )
         for side in (0, 1)
     )
-    user = value.get("user_id")
+    shown = row.optional("num_example_per_prompt")
     return Record(
         id=row.id,
         prompt=row.text("caption"),
         candidates=candidates,
-        prob=label,
-        user=None if user is None else str(user),
+        prob=None if row.value.get("has_label") is False else _label(row),
+        user=row.optional("user_id"),
         source=row.where,
+        meta={} if shown is None else {"num_example_per_prompt": shown},
     )
 
 
-PICKAPIC = Reader(open_rows, parse, ("caption", "jpg_0", "jpg_1", "label_0"), "Pick-a-Pic v1/v2 columns (caption, jpg_0, jpg_1, label_0)")
+def _label(row: Row) -> float:
+    label = row.number("label_0")
+    if label not in (0.0, 0.5, 1.0):
+        raise RecordError(f"{row.where}: column `label_0` is {label}; expected 0, 0.5 or 1")
+    if row.optional("label_1") is not None and row.number("label_1") != 1.0 - label:
+        raise RecordError(f"{row.where}: `label_0` is {label} and `label_1` {row.number('label_1')}; expected a sum of 1")
+    return label
+
+
+PICKAPIC = Reader(open_rows, parse, ("caption", "jpg_0", "jpg_1", "label_0"), "Pick-a-Pic v1 and v2")

@@ -1,0 +1,17 @@
+"""Open Image Preferences v1, binarized: parquet with the preferred image under `chosen` and the models' names.
+
+It is the chosen/rejected form of the neutral columns, so it shares their `parse`; every label is 1.
+"""
+
+from __future__ import annotations
+
+from diffalign.data.readers.base import Reader, open_rows
+from diffalign.data.readers.columns import holds_images, parse
+
+OPEN_IMAGE_PREFERENCES = Reader(
+    open_rows,
+    parse,
+    ("prompt", "chosen", "rejected", "chosen_model", "rejected_model"),
+    "Open Image Preferences v1, binarized",
+    holds_images,
+)
