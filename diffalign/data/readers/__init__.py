@@ -5,18 +5,32 @@ from __future__ import annotations
 from diffalign.data.readers.base import Reader, Row, open_rows, read
 from diffalign.data.readers.columns import COLUMNS
 from diffalign.data.readers.folders import FOLDERS
+from diffalign.data.readers.helpsteer2 import HELPSTEER2
+from diffalign.data.readers.hh_rlhf import HH_RLHF
 from diffalign.data.readers.hpdv2 import HPDV2
 from diffalign.data.readers.imagereward import IMAGEREWARD
+from diffalign.data.readers.llamafactory import LLAMAFACTORY
+from diffalign.data.readers.llmbar import LLMBAR
 from diffalign.data.readers.open_image_preferences import OPEN_IMAGE_PREFERENCES
+from diffalign.data.readers.pandalm import PANDALM
 from diffalign.data.readers.pickapic import PICKAPIC
+from diffalign.data.readers.trl import TRL
+from diffalign.data.readers.ultrafeedback import ULTRAFEEDBACK
 
 READERS: dict[str, Reader] = {
     "columns": COLUMNS,
     "folders": FOLDERS,
+    "helpsteer2": HELPSTEER2,
+    "hh_rlhf": HH_RLHF,
     "hpdv2": HPDV2,
     "imagereward": IMAGEREWARD,
+    "llamafactory": LLAMAFACTORY,
+    "llmbar": LLMBAR,
     "open_image_preferences": OPEN_IMAGE_PREFERENCES,
+    "pandalm": PANDALM,
     "pickapic": PICKAPIC,
+    "trl": TRL,
+    "ultrafeedback": ULTRAFEEDBACK,
 }
 
 __all__ = ["READERS", "Reader", "Row", "open_rows", "read"]

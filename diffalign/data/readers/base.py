@@ -7,7 +7,9 @@ them, so that a bad row names its file and number, and can be skipped and listed
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,13 +157,19 @@ def open_rows(source: str, split: str | None = None) -> Iterator[Row]:
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).suffix in FORMATS
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or _kind(Path(source)) in FORMATS
+
+
+def _kind(path: Path) -> str:
+    """Return what the name of a file ends in: `.jsonl`, or `.jsonl.gz` if it is packed."""
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
 def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
-    files = sorted(f for f in path.rglob("*") if f.suffix in FORMATS and not _is_bookkeeping(f.relative_to(path)))
+    files = sorted(f for f in path.rglob("*") if _kind(f) in FORMATS and not _is_bookkeeping(f.relative_to(path)))
     if split is not None:
-        files = [f for f in files if split in (f.stem, f.stem.split("-")[0], *f.relative_to(path).parts)]
+        stems = {f: f.name.removesuffix(_kind(f)) for f in files}
+        files = [f for f in files if split in (stems[f], stems[f].split("-")[0], *f.relative_to(path).parts)]
     if not files:
         wanted = f" of split `{split}`" if split else ""
         raise RecordError(f"{path}: no dataset file{wanted}; expected one of {', '.join(sorted(FORMATS))}")
@@ -176,13 +184,14 @@ def _is_bookkeeping(file: Path) -> bool:
 
 
 def _file_rows(path: Path, name: str) -> Iterator[Row]:
-    if path.suffix not in FORMATS:
-        raise RecordError(f"{path}: unknown kind of file `{path.suffix}`; expected one of {', '.join(sorted(FORMATS))}")
+    kind = _kind(path)
+    if kind not in FORMATS:
+        raise RecordError(f"{path}: unknown kind of file `{kind}`; expected one of {', '.join(sorted(FORMATS))}")
     if path.stat().st_size == 0:
         raise RecordError(f"{path}: the file is empty")
     empty = True
     try:
-        for number, value in enumerate(FORMATS[path.suffix](path)):
+        for number, value in enumerate(FORMATS[kind](path)):
             empty = False
             where, broken = f"{path} row {number}", ""
             if not isinstance(value, Mapping):
@@ -191,8 +200,8 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
             elif None in value:  # where DictReader puts what it has no column for
                 broken = f"{where}: {len(value[None])} fields more than the header names; expected quotes round text that holds commas"
             yield Row(value, where, f"{name}:{number}", path.parent, broken)
-    except (pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
-        raise RecordError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+    except (pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError, csv.Error, zlib.error, EOFError, OSError) as error:
+        raise RecordError(f"{path}: cannot be read as {kind} ({error})") from error
     if empty:
         raise RecordError(f"{path}: the file holds no rows")
 
@@ -228,7 +237,7 @@ def _json(path: Path) -> Iterator[Any]:
 
 def _jsonl(path: Path) -> Iterator[Any]:
     """Yield a value a line; a line that is not JSON becomes its error, so that the lines behind it are still read."""
-    with path.open(encoding="utf-8-sig") as lines:
+    with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             if line.strip():
                 try:
@@ -248,6 +257,7 @@ FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".arrow": _arrow,
     ".json": _json,
     ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
     ".csv": _csv,
     ".tsv": _csv,
 }

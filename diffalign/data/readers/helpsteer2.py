@@ -1,0 +1,79 @@
+"""NVIDIA HelpSteer2: five ratings from 0 to 4 per response (2406.08673), or the strength of a preference (2410.01257)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.chat import chat_record
+from diffalign.data.records import Candidate, Message, Record
+from diffalign.errors import RecordError
+
+ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+SECOND = "second row"  # where `rows` puts the row of the second response; no column has a space in its name
+TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+def rows(source: str, split: str | None = None) -> Iterator[Row]:
+    """Yield rows with a preference as they are, and of two consecutive rated rows with one prompt the first, holding the second."""
+    first: Row | None = None
+    for row in open_rows(source, split):
+        if first is not None and row.value.get("prompt", row) == first.value.get("prompt"):  # a missing prompt equals no other
+            yield replace(first, value={**first.value, SECOND: row})
+            first = None
+            continue
+        if first is not None:
+            yield first
+        first = None if "preference_strength" in row.value else row
+        if first is None:
+            yield row
+    if first is not None:
+        yield first
+
+
+def parse(row: Row) -> Record:
+    """Return the pair in the order of the file; `prob` is 1, 0 or one half by the strength, or by helpfulness where rated."""
+    return _preference(row) if "preference_strength" in row.value else _ratings(row)
+
+
+def _preference(row: Row) -> Record:
+    strength = row.number("preference_strength")
+    if strength not in range(-3, 4):
+        raise RecordError(f"{row.where}: column `preference_strength` is {strength:g}; expected a whole number from -3 to 3")
+    meta = {"preference_strength": f"{strength:g}"}
+    if "split" in row.value:  # one file holds both splits
+        meta["split"] = row.text("split")
+    candidates = [Candidate(text=row.text(f"response_{side}")) for side in (1, 2)]
+    return chat_record(row, turns(row.text("prompt")), candidates, prob=_prob(-strength), meta=meta)
+
+
+def _ratings(row: Row) -> Record:
+    second = row.value.get(SECOND)
+    pair = (row, second) if isinstance(second, Row) else (row,)
+    candidates = [Candidate(text=r.text("response"), scores={name: r.number(name) for name in ASPECTS}) for r in pair]
+    history = turns(row.text("prompt"))
+    if len(candidates) != 2:
+        raise RecordError(f"{row.where}: found one rated response to its prompt; expected two consecutive rows with one prompt")
+    first, other = (c.scores["helpfulness"] for c in candidates)
+    return chat_record(row, history, candidates, prob=_prob(first - other))
+
+
+def _prob(advantage: float) -> float:
+    return 0.5 if advantage == 0 else float(advantage > 0)
+
+
+def turns(prompt: str) -> list[Message]:
+    """Return the conversation of a prompt: one user turn, or several with the markers <extra_id_1>Assistant and <extra_id_1>User."""
+    start, *parts = TURN.split(prompt)
+    contents = zip(parts[::2], parts[1::2], strict=True)
+    return [Message("user", start), *(Message(speaker.lower(), content) for speaker, content in contents)]
+
+
+HELPSTEER2 = Reader(
+    rows,
+    parse,
+    ("prompt", "response|response_1", "helpfulness|preference_strength"),
+    "HelpSteer2 (response and five ratings, or response_1, response_2, preference_strength)",
+)

@@ -1,0 +1,24 @@
+"""LLMBar: two outputs for an instruction, one of which follows it (2310.07641)."""
+
+from __future__ import annotations
+
+from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.records import Candidate, Record
+from diffalign.errors import RecordError
+
+
+def parse(row: Row) -> Record:
+    """Return the pair as shown; `label` is the number of the better output."""
+    label = row.number("label")
+    if label not in (1.0, 2.0):
+        raise RecordError(f"{row.where}: column `label` is {label:g}; expected 1 or 2")
+    return Record(
+        id=row.id,
+        prompt=row.text("input"),
+        candidates=tuple(Candidate(text=row.text(f"output_{side}")) for side in (1, 2)),
+        prob=2.0 - label,
+        source=row.where,
+    )
+
+
+LLMBAR = Reader(open_rows, parse, ("input", "output_1", "output_2", "label"), "LLMBar (input, output_1, output_2, label 1 or 2)")
