@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffalign.errors import RecordError
 
@@ -60,20 +60,49 @@ class Record:
             raise RecordError(f"{self.source}: every candidate must be an image, or every one a text")
         if self.prob is not None and not 0.0 <= self.prob <= 1.0:
             raise RecordError(f"{self.source}: the preference is {self.prob}; expected a number in [0, 1]")
-        for candidate in self.candidates:
-            bad = [name for name, value in candidate.scores.items() if not math.isfinite(value)]
-            if bad:
-                raise RecordError(f"{self.source}: score `{bad[0]}` is {candidate.scores[bad[0]]}; expected a finite number")
+        for name, value in self._numbers():
+            if not math.isfinite(value):
+                raise RecordError(f"{self.source}: {name} is {value}; expected a finite number")
+        for name, value in self._texts():
+            if not _is_unicode(value):
+                raise RecordError(f"{self.source}: {name} holds half of a surrogate pair; expected whole Unicode characters")
         return self
+
+    def _numbers(self) -> Iterator[tuple[str, float]]:
+        for index, candidate in enumerate(self.candidates):
+            yield from ((f"score `{name}`", value) for name, value in candidate.scores.items())
+            if candidate.rank is not None:
+                yield f"the rank of candidate {index}", candidate.rank
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        yield from (("the id", self.id), ("the prompt", self.prompt))
+        yield from (("a message", message.content) for message in self.messages)
+        for index, candidate in enumerate(self.candidates):
+            yield from ((f"candidate {index}", text) for text in (candidate.text, candidate.prompt) if text is not None)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether `text` can be stored as UTF-8; JSON may hold half a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """Return the RGB image in `data`, fully decoded; transparency becomes white. Raises RecordError that names `where`."""
+    """Return the upright RGB image in `data`, fully decoded; transparency becomes white, 16 bits a channel become 8.
+
+    Raises RecordError that names `where`.
+    """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
+    if image.mode.startswith("I;16"):  # Pillow clips instead of scaling, which turns such pictures white
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -12,9 +12,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ from diffalign.errors import RecordError, TableError
 VERSION = 1
 ROWS, MANIFEST = "records.arrow", "manifest.json"
 CHUNK = 64  # rows in a record batch: what one random access maps
+REJECTED = 1000  # rejected rows that a manifest lists; all are counted
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _CANDIDATE = pa.struct(
@@ -53,11 +54,16 @@ SCHEMA = pa.schema(
 
 def to_row(record: Record) -> dict[str, Any]:
     """Return `record` as a plain row of `SCHEMA`."""
-    row = asdict(record)
+    row = {field.name: getattr(record, field.name) for field in fields(record)}
+    row["candidates"] = [_candidate_row(candidate) for candidate in record.candidates]
+    row["messages"] = [{"role": message.role, "content": message.content} for message in record.messages]
     row["meta"] = list(record.meta.items())
-    for plain, candidate in zip(row["candidates"], record.candidates, strict=True):
-        plain["scores"] = list(candidate.scores.items())
     return row
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
+    row = {field.name: getattr(candidate, field.name) for field in fields(candidate)}
+    return row | {"scores": list(candidate.scores.items())}
 
 
 def from_row(row: dict[str, Any]) -> Record:
@@ -68,18 +74,39 @@ def from_row(row: dict[str, Any]) -> Record:
 
 
 class Table(Sequence[Record]):
-    """Records on disk by position; also `manifest`, `path` and `by_id`. Rows are read when asked for, never all at once."""
+    """Records on disk by position; also `manifest` and `path`. Rows are read when asked for, never all at once.
+
+    Raises TableError if the files do not fit together or are of another version; `read_table` gives the friendlier messages.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
+        self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = self.manifest["version"]
+        if version != VERSION:
+            raise TableError(f"{path} has table version {version}; expected {VERSION}")
         self._rows = int(self.manifest["rows"])
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
+        if not self._reader.schema.equals(SCHEMA):
+            raise TableError(f"{path} is damaged (the columns of {ROWS} are not those of a preference table); import the dataset again")
+        chunks = self._reader.num_record_batches
+        found = (chunks - 1) * CHUNK + self._reader.get_batch(chunks - 1).num_rows if chunks else 0
+        if found != self._rows:
+            raise TableError(f"{path} is damaged ({found} rows in {ROWS}, {self._rows} in {MANIFEST}); import the dataset again")
+
+    def __reduce__(self) -> tuple[type[Table], tuple[Path]]:
+        return Table, (self.path,)  # an open Arrow file cannot travel to a worker process
 
     def __len__(self) -> int:
         return self._rows
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = index + len(self) if index < 0 else index
@@ -89,19 +116,27 @@ class Table(Sequence[Record]):
         return from_row(batch.slice(position % CHUNK, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Record]:
-        for index in range(self._reader.num_record_batches):
-            for row in self._reader.get_batch(index).to_pylist():
+        for batch in self.batches():
+            for row in batch.to_pylist():
                 yield from_row(row)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows as memory-mapped Arrow batches of `SCHEMA`; columns that are not looked at are not read."""
+        for index in range(self._reader.num_record_batches):
+            yield self._reader.get_batch(index)
 
     def column(self, name: str) -> list[Any]:
         """Return one top-level column as a list without reading the candidates."""
-        batches = (self._reader.get_batch(i) for i in range(self._reader.num_record_batches))
-        return [value for batch in batches for value in batch.column(name).to_pylist()]
+        return [value for batch in self.batches() for value in batch.column(name).to_pylist()]
 
     @property
     def fingerprint(self) -> str:
         """The content's hash, as written in the manifest; caches beside the table are keyed by it."""
         return str(self.manifest["fingerprint"])
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 class _Audit:
@@ -128,10 +163,18 @@ class _Audit:
             self.users.add(record.user)
         for candidate in record.candidates:
             for name, value in candidate.scores.items():
-                low, high = self.scores.setdefault(name, [value, value])
-                self.scores[name] = [min(low, value), max(high, value)]
+                low, high = self.scores.setdefault(name, [float(value), float(value)])
+                self.scores[name] = [min(low, float(value)), max(high, float(value))]
+        self._fold(record)
+
+    def _fold(self, record: Record) -> None:
+        """Take everything a model or an objective may see into the digest; provenance stays out, so that a moved file is the same."""
+        for candidate in record.candidates:
             self.digest.update(hashlib.sha256(candidate.image or (candidate.text or "").encode()).digest())
-        self.digest.update(repr((record.id, record.prompt, record.prob, record.user)).encode())
+            scores = sorted((name, float(value)) for name, value in candidate.scores.items())
+            self.digest.update(repr((scores, _number(candidate.rank), candidate.prompt)).encode())
+        turns = [(message.role, message.content) for message in record.messages]
+        self.digest.update(repr((record.id, record.prompt, _number(record.prob), record.user, turns)).encode())
 
     def manifest(self) -> dict[str, Any]:
         return {
@@ -149,16 +192,23 @@ class _Audit:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that takes its name on success and vanishes on an error; replaces an old one."""
+    path = path.resolve()  # so that a link goes on pointing to the table
+    if path.is_file():
+        raise TableError(f"{path} is a file; expected a folder, or nothing there yet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, aside = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.replace(aside)
         temporary.replace(path)
     finally:
+        if aside.exists() and not path.exists():
+            aside.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_table(
@@ -172,13 +222,16 @@ def write_table(
     """Write `records` to the folder `path` and return the table, opened.
 
     `rejected` (read after the last record, so a reader may still fill it) and any further keywords go into the manifest.
-    Raises TableError if `path` exists and `overwrite` is not set, or if nothing is left to write.
+    Raises TableError if `path` exists and `overwrite` is not set, if nothing is left to write, or if a keyword is one of the
+    manifest's own; RecordError if a record is not valid, is of the other kind, or repeats an id.
     """
     path = Path(path)
+    if path.exists() and not is_table(path):
+        raise TableError(
+            f"{path} exists and is not a preference table (it lacks {MANIFEST} or {ROWS}); it is left alone, choose another folder"
+        )
     if path.exists() and not overwrite:
         raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
-    if path.exists() and not (path / MANIFEST).exists():
-        raise TableError(f"{path} is not a preference table (it has no {MANIFEST}); it is left alone")
     audit = _Audit()
     with atomic_folder(path) as folder:
         with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -190,8 +243,10 @@ def write_table(
         if not facts["rows"]:
             reason = f"; first of {len(rejected)} rejected: {rejected[0]['reason']}" if rejected else ""
             raise TableError(f"{path}: no record is left to write{reason}")
-        facts |= manifest | {"rejected_rows": len(rejected), "rejected": list(rejected)[:1000]}
-        (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
+        facts |= {"rejected_rows": len(rejected), "rejected": list(rejected)[:REJECTED]}
+        if clash := sorted(facts.keys() & manifest.keys()):
+            raise TableError(f"{path}: the manifest's `{clash[0]}` is counted, not given; choose another name for it")
+        (folder / MANIFEST).write_text(json.dumps(facts | manifest, indent=2) + "\n", encoding="utf-8")
     return Table(path)
 
 
@@ -202,12 +257,9 @@ def read_table(path: str | Path) -> Table:
     if missing:
         raise TableError(f"{path} is not a preference table: it has no {missing[0]}. Make one with `diffalign data import`.")
     try:
-        table = Table(path)
-    except (pa.ArrowInvalid, json.JSONDecodeError, KeyError, OSError) as error:
+        return Table(path)
+    except (pa.ArrowException, ValueError, KeyError, TypeError, OSError) as error:
         raise TableError(f"{path} is damaged ({error}); import the dataset again") from error
-    if table.manifest.get("version") != VERSION:
-        raise TableError(f"{path} has table version {table.manifest.get('version')}; expected {VERSION}")
-    return table
 
 
 def is_table(path: str | Path) -> bool:

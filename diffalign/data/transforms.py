@@ -14,7 +14,7 @@ from typing import Literal
 from scipy.special import expit
 
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
+from diffalign.errors import ConfigError, RecordError
 
 Transform = Callable[[Record], tuple[Record, ...]]
 
@@ -30,6 +30,13 @@ def _pair(record: Record) -> Record:
         found = f"{len(record.candidates)} candidates and {'no label' if record.prob is None else 'a label'}"
         raise RecordError(f"{record.source}: expected a labelled pair, found {found}; put `pairs` before this transform")
     return record
+
+
+def _two(record: Record) -> tuple[Candidate, Candidate]:
+    if len(record.candidates) != 2:
+        raise RecordError(f"{record.source}: expected two candidates, found {len(record.candidates)}; put `pairs` before this transform")
+    first, second = record.candidates
+    return first, second
 
 
 def orient(record: Record) -> tuple[Record, ...]:
@@ -51,13 +58,13 @@ def soft_label(record: Record, *, score: str, low: float, high: float, temperatu
     """Return the pair with `prob` from a named score, min-max scaled by the dataset's `low` and `high`, then softmax.
 
     SmPO's p (2506.02698): softmax of the two scaled scores over `temperature`. The constants stand in the table's manifest.
-    Raises RecordError if a candidate lacks the score, or if `high` is not above `low`.
+    Raises RecordError if a candidate lacks the score, ConfigError if `high` is not above `low` or `temperature` not above zero.
     """
-    if len(record.candidates) != 2:
-        raise RecordError(f"{record.source}: expected two candidates, found {len(record.candidates)}")
     if not high > low:
-        raise RecordError(f"soft_label: high ({high}) must be above low ({low})")
-    first, second = (_score(record, candidate, score) for candidate in record.candidates)
+        raise ConfigError(f"soft_label: high ({high}) must be above low ({low})")
+    if not temperature > 0.0:
+        raise ConfigError(f"soft_label: temperature is {temperature}; expected a number above zero")
+    first, second = (_score(record, candidate, score) for candidate in _two(record))
     return (replace(record, prob=float(expit((first - second) / (high - low) / temperature))),)
 
 
@@ -75,7 +82,7 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
     """
     if score is None and record.prob is not None and len(record.candidates) == 2:
         return (record,)
-    keyed = [(-_score(record, c, score) if score else c.rank, c) for c in record.candidates]
+    keyed = [(c.rank if score is None else -_score(record, c, score), c) for c in record.candidates]
     ranked = sorted(((key, c) for key, c in keyed if key is not None), key=lambda item: item[0])
     spans = {
         "all": itertools.combinations(range(len(ranked)), 2),
@@ -83,7 +90,7 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
         "adjacent": zip(range(len(ranked) - 1), range(1, len(ranked)), strict=True),
     }
     if how not in spans:
-        raise RecordError(f"pairs: `how` is `{how}`; expected all, best_worst or adjacent")
+        raise ConfigError(f"pairs: `how` is `{how}`; expected all, best_worst or adjacent")
     return tuple(
         replace(
             record,
@@ -106,12 +113,15 @@ def min_margin(record: Record, *, margin: float, score: str | None = None) -> tu
     if score is None:
         gap = abs(2.0 * (_pair(record).prob or 0.0) - 1.0)
     else:
-        gap = abs(_score(record, record.candidates[0], score) - _score(record, record.candidates[1], score))
+        first, second = (_score(record, candidate, score) for candidate in _two(record))
+        gap = abs(first - second)
     return (record,) if gap >= margin else ()
 
 
 def flip_labels(record: Record, *, share: float, seed: int = 0) -> tuple[Record, ...]:
     """Return the pair, its label turned round for a fixed pseudo-random `share` of ids: label noise that repeats."""
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"flip_labels: share is {share}; expected a number in [0, 1]")
     digest = hashlib.sha256(f"{seed}:{record.id}".encode()).digest()
     chance = int.from_bytes(digest[:8], "big") / 2**64
     prob = _pair(record).prob or 0.0

@@ -1,0 +1,263 @@
+"""Transforms by hand, and what all of them keep."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from diffalign.data.records import Candidate, Record
+from diffalign.data.transforms import (
+    TRANSFORMS,
+    apply,
+    by_user,
+    drop_ties,
+    flip_labels,
+    invert,
+    min_margin,
+    orient,
+    pairs,
+    soft_label,
+)
+from diffalign.errors import ConfigError, RecordError
+from hypothesis import given
+from hypothesis import strategies as st
+
+A, B = Candidate(text="a", scores={"clip": 0.2, "hps": 21.0}), Candidate(text="b", scores={"clip": 0.6, "hps": 20.0})
+probs = st.floats(0.0, 1.0)
+
+
+def pair(prob: float | None = 1.0, **fields) -> Record:
+    return Record(**{"id": "r", "prompt": "p", "candidates": (A, B), "prob": prob, "source": "votes.csv row 3", **fields})
+
+
+def ranking(*ranks: float | None) -> Record:
+    """Return a record whose candidates are called c0, c1, ... with these ranks."""
+    shown = tuple(Candidate(text=f"c{index}", rank=rank) for index, rank in enumerate(ranks))
+    return Record("r", "p", shown, source="rank.json row 0")
+
+
+def order(records: tuple[Record, ...]) -> list[tuple[str, str, float | None]]:
+    return [(record.candidates[0].text or "", record.candidates[1].text or "", record.prob) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("prob", "expected"),
+    [(1.0, ("a", "b", 1.0)), (0.0, ("b", "a", 1.0)), (0.25, ("b", "a", 0.75)), (0.5, ("a", "b", 0.5)), (0.75, ("a", "b", 0.75))],
+)
+def test_orient_puts_the_preferred_candidate_first(prob, expected):
+    assert order(orient(pair(prob))) == [expected]
+
+
+@given(probs)
+def test_orient_changes_nothing_the_second_time_and_keeps_the_preference(prob):
+    (once,) = orient(pair(prob))
+    assert once.prob is not None
+    assert once.prob >= 0.5
+    assert orient(once) == (once,)
+    assert once.prob == pytest.approx(max(prob, 1 - prob))
+
+
+@given(probs)
+def test_invert_exchanges_the_candidates_keeps_the_label_and_undoes_itself(prob):
+    (inverted,) = invert(pair(prob))
+    assert inverted == pair(prob, candidates=(B, A))
+    assert invert(inverted) == (pair(prob),)
+
+
+def test_inverted_and_oriented_pairs_prefer_what_was_dispreferred():
+    (prefers_b,) = orient(pair(0.0))
+    assert order(invert(prefers_b)) == [("a", "b", 1.0)]
+
+
+def test_drop_ties_drops_exact_ties_alone():
+    assert drop_ties(pair(0.5)) == ()
+    near = pair(math.nextafter(0.5, 1.0))
+    assert drop_ties(near) == (near,)
+    assert drop_ties(pair(0.0)) == (pair(0.0),)
+
+
+def test_soft_label_is_the_softmax_of_min_max_scaled_scores():
+    # clip in [0, 0.8]: 0.2 -> 0.25 and 0.6 -> 0.75; p = e^0.25 / (e^0.25 + e^0.75) = 1 / (1 + e^0.5) = 0.3775406688
+    (soft,) = soft_label(pair(1.0), score="clip", low=0.0, high=0.8)
+    assert soft.prob == pytest.approx(math.exp(0.25) / (math.exp(0.25) + math.exp(0.75)), abs=1e-15)
+    assert soft.prob == pytest.approx(0.3775406688, abs=1e-10)
+    # at temperature 0.1 the gap of -0.5 becomes -5: 1 / (1 + e^5) = 0.0066928509
+    (sharp,) = soft_label(pair(None), score="clip", low=0.0, high=0.8, temperature=0.1)
+    assert sharp.prob == pytest.approx(0.0066928509, abs=1e-10)
+    # hps in [17, 22]: 21 -> 0.8 and 20 -> 0.6; 1 / (1 + e^-0.2) = 0.5498339973
+    (other,) = soft_label(pair(), score="hps", low=17.0, high=22.0)
+    assert other.prob == pytest.approx(0.5498339973, abs=1e-10)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(1e-3, 10.0))
+def test_soft_label_of_exchanged_candidates_is_the_complement(first, second, temperature):
+    shown = (Candidate(text="a", scores={"s": first}), Candidate(text="b", scores={"s": second}))
+    soften = partial(soft_label, score="s", low=0.0, high=1.0, temperature=temperature)
+    (one,), (other,) = soften(pair(candidates=shown)), soften(pair(candidates=shown[::-1]))
+    assert one.prob + other.prob == pytest.approx(1.0)
+    assert 0.0 <= one.prob <= 1.0
+
+
+def test_soft_label_refuses_what_it_cannot_scale():
+    with pytest.raises(RecordError, match=r"votes\.csv row 3: no score `pick`; this record has \['clip', 'hps'\]"):
+        soft_label(pair(), score="pick", low=0.0, high=1.0)
+    with pytest.raises(RecordError, match="expected two candidates, found 3"):
+        soft_label(pair(candidates=(A, B, A)), score="clip", low=0.0, high=1.0)
+    with pytest.raises(ConfigError, match=r"high \(1.0\) must be above low \(1.0\)"):
+        soft_label(pair(), score="clip", low=1.0, high=1.0)
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match="temperature is"):
+            soft_label(pair(), score="clip", low=0.0, high=1.0, temperature=temperature)
+
+
+def test_pairs_of_a_ranking_with_gaps_and_ties():
+    ranked = ranking(5.0, 1.0, 3.0, 3.0)  # c1 < c2 = c3 < c0
+    assert order(pairs(ranked)) == [
+        ("c1", "c2", 1.0),
+        ("c1", "c3", 1.0),
+        ("c1", "c0", 1.0),
+        ("c2", "c3", 0.5),
+        ("c2", "c0", 1.0),
+        ("c3", "c0", 1.0),
+    ]
+    assert order(pairs(ranked, how="adjacent")) == [("c1", "c2", 1.0), ("c2", "c3", 0.5), ("c3", "c0", 1.0)]
+    assert order(pairs(ranked, how="best_worst")) == [("c1", "c0", 1.0)]
+
+
+def test_pairs_pass_over_candidates_without_a_rank():
+    assert order(pairs(ranking(2.0, None, 1.0))) == [("c2", "c0", 1.0)]
+    assert pairs(ranking(None, None)) == ()
+
+
+@pytest.mark.parametrize("how", ["all", "best_worst", "adjacent"])
+def test_one_ranked_candidate_makes_no_pair(how):
+    assert pairs(ranking(1.0), how=how) == ()
+
+
+def test_a_ranking_of_equals_makes_ties_in_the_order_given():
+    assert order(pairs(ranking(1.0, 1.0), how="best_worst")) == [("c0", "c1", 0.5)]
+
+
+def test_pairs_by_a_score_put_the_higher_one_first():
+    assert order(pairs(pair(None), score="clip")) == [("b", "a", 1.0)]
+    assert order(pairs(pair(None), score="hps")) == [("a", "b", 1.0)]
+    with pytest.raises(RecordError, match="no score `pick`"):
+        pairs(pair(None), score="pick")
+
+
+def test_a_labelled_pair_is_a_pair_already():
+    assert pairs(pair(0.3)) == (pair(0.3),)
+
+
+def test_an_unknown_way_of_pairing_is_refused():
+    with pytest.raises(ConfigError, match="`how` is `best`; expected all, best_worst or adjacent"):
+        pairs(ranking(1.0, 2.0), how="best")  # pyright: ignore[reportArgumentType]
+
+
+@given(st.lists(st.integers(1, 4) | st.none(), min_size=1, max_size=6))
+def test_pairs_are_all_of_them_with_ids_of_their_own_and_never_worse_first(ranks):
+    record = ranking(*ranks)
+    count = sum(rank is not None for rank in ranks)
+    made = {how: pairs(record, how=how) for how in ("all", "best_worst", "adjacent")}
+    assert len(made["all"]) == count * (count - 1) // 2
+    assert len(made["best_worst"]) == (count > 1)
+    assert len(made["adjacent"]) == max(count - 1, 0)
+    for records in made.values():
+        assert len({new.id for new in records}) == len(records)
+        for new in records:
+            first, second = (candidate.rank for candidate in new.candidates)
+            assert new.prob == (0.5 if first == second else 1.0)
+            assert first <= second
+            assert new.candidates[0] is not new.candidates[1]
+            assert new.check().source == record.source
+    each = Counter(candidate.text for new in made["all"] for candidate in new.candidates)
+    assert set(each.values()) <= {count - 1}
+
+
+def test_by_user_keeps_rows_with_a_user_or_with_a_listed_one():
+    ann, bob, nobody = pair(user="ann"), pair(user="bob"), pair()
+    assert [record.user for record in apply([ann, bob, nobody], [by_user])] == ["ann", "bob"]
+    assert [record.user for record in apply([ann, bob, nobody], [partial(by_user, only=["bob", "eve"])])] == ["bob"]
+
+
+def test_min_margin_keeps_clear_preferences():
+    # |2 * 0.75 - 1| = 0.5
+    assert min_margin(pair(0.75), margin=0.5) == (pair(0.75),)
+    assert min_margin(pair(0.25), margin=0.5) == (pair(0.25),)
+    assert min_margin(pair(0.75), margin=0.51) == ()
+    # hps: |21 - 20| = 1
+    assert min_margin(pair(), margin=1.0, score="hps") == (pair(),)
+    assert min_margin(pair(), margin=1.01, score="hps") == ()
+    with pytest.raises(RecordError, match="expected two candidates, found 1"):
+        min_margin(pair(candidates=(A,)), margin=0.0, score="hps")
+
+
+def ids(count: int, prob: float = 1.0) -> list[Record]:
+    return [pair(prob, id=f"votes.csv:{number}") for number in range(count)]
+
+
+def test_flip_labels_turns_round_a_share_of_the_ids_that_repeats():
+    records = ids(10_000)
+    flip = partial(flip_labels, share=0.2)
+    flipped = {record.id for record in apply(records, [flip]) if record.prob == 0.0}
+    # three standard deviations of a binomial share: 3 * sqrt(0.2 * 0.8 / 10,000) = 0.012
+    assert len(flipped) / len(records) == pytest.approx(0.2, abs=0.012)
+    assert {record.id for record in apply(reversed(records), [flip]) if record.prob == 0.0} == flipped
+    other = {record.id for record in apply(records, [partial(flip, seed=1)]) if record.prob == 0.0}
+    # two independent draws agree on 0.2 * 0.2 of the ids
+    assert len(flipped & other) / len(records) == pytest.approx(0.04, abs=0.006)
+
+
+def test_a_larger_share_flips_what_a_smaller_one_does_and_more():
+    small, large = (
+        {record.id for record in apply(ids(2000), [partial(flip_labels, share=share)]) if record.prob == 0.0} for share in (0.1, 0.3)
+    )
+    assert small < large
+
+
+def test_no_share_flips_nothing_a_whole_share_everything_and_ties_stay_ties():
+    assert [record.prob for record in apply(ids(50), [partial(flip_labels, share=0.0)])] == [1.0] * 50
+    assert [record.prob for record in apply(ids(50), [partial(flip_labels, share=1.0)])] == [0.0] * 50
+    assert [record.prob for record in apply(ids(50, prob=0.5), [partial(flip_labels, share=1.0)])] == [0.5] * 50
+    for share in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=r"share is .*; expected a number in \[0, 1\]"):
+            flip_labels(pair(), share=share)
+
+
+def test_orient_after_flip_labels_prefers_the_other_candidate():
+    assert order(tuple(apply([pair(1.0)], [partial(flip_labels, share=1.0), orient]))) == [("b", "a", 1.0)]
+    assert order(tuple(apply([pair(0.0)], [partial(flip_labels, share=1.0), orient]))) == [("a", "b", 1.0)]
+
+
+@pytest.mark.parametrize("name", ["orient", "invert", "drop_ties"])
+@pytest.mark.parametrize(("record", "found"), [(pair(None), "2 candidates and no label"), (ranking(1.0, 2.0, 3.0), "3 candidates")])
+def test_transforms_of_labelled_pairs_refuse_anything_else(name, record, found):
+    with pytest.raises(RecordError, match=rf"{record.source}: expected a labelled pair, found {found}.*put `pairs` before"):
+        TRANSFORMS[name](record)
+
+
+CONSTANTS = {
+    "soft_label": {"score": "clip", "low": 0.0, "high": 1.0},
+    "min_margin": {"margin": 0.3},
+    "flip_labels": {"share": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+@given(prob=probs, user=st.none() | st.just("ann"), key=st.text(min_size=1, max_size=5))
+def test_every_transform_keeps_the_candidates_and_everything_else(name, prob, user, key):
+    record = pair(prob, user=user, id=key, meta={"k": "v"})
+    for new in TRANSFORMS[name](record, **CONSTANTS.get(name, {})):
+        assert Counter(candidate.text for candidate in new.candidates) == Counter("ab")
+        assert all(candidate in record.candidates for candidate in new.candidates)
+        assert replace(new, candidates=record.candidates, prob=record.prob) == record
+        assert new.check() is new
+
+
+def test_apply_expands_and_drops_in_order():
+    records = [ranking(1.0, 2.0, 2.0), ranking(1.0), replace(ranking(1.0, 2.0), id="s")]
+    assert [record.id for record in apply(records, [pairs, drop_ties])] == ["r/0-1", "r/0-2", "s/0-1"]
+    assert list(apply(records, [])) == records
