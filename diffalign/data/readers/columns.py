@@ -64,6 +64,6 @@ COLUMNS = Reader(
     open_rows,
     parse,
     ("prompt|caption", "image_0|chosen", "image_1|rejected"),
-    "image pairs of your own: prompt, image_0, image_1, label_0, or prompt, chosen, rejected",
+    "image pairs of your own (prompt, image_0, image_1, label_0; or prompt, chosen, rejected)",
     holds_images,
 )

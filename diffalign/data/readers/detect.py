@@ -53,8 +53,7 @@ def _unknown(source: str, first: list[Row | RecordError]) -> RecordError:
     opened = [found for found in first if isinstance(found, Row)]
     if not opened and not Path(source).is_dir():
         return errors[0]
-    broken = [row.broken for row in opened if row.broken and not row.value]
-    columns = ", ".join(sorted({str(name) for row in opened for name in row.value}))
-    found = broken[0] if broken else f"columns {columns}" if columns else "; ".join(dict.fromkeys(map(str, errors)))
-    known = "".join(f"\n  {name}: {', '.join(reader.columns) or reader.about}" for name, reader in READERS.items())
-    return RecordError(f"{source}: no known layout. Found {found}. Known layouts and their columns:{known}")
+    reasons = "; ".join(dict.fromkeys(map(str, errors)))
+    found = (opened[0].broken or f"columns {', '.join(map(str, opened[0].value))}") if opened else reasons
+    known = "".join(f"\n  {name}: {reader.about}" for name, reader in READERS.items())
+    return RecordError(f"{source}: no known layout. Found {found}. Known layouts:{known}")

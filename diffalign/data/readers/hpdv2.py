@@ -34,4 +34,9 @@ def _preference(row: Row) -> float:
     return chosen[0]
 
 
-HPDV2 = Reader(open_rows, parse, ("prompt", "file_path|image_path", "human_preference|rank"), "HPDv2 pairs and rankings")
+HPDV2 = Reader(
+    open_rows,
+    parse,
+    ("prompt", "file_path|image_path", "human_preference|rank"),
+    "HPDv2 pairs (prompt, file_path, human_preference) and rankings (prompt, image_path, rank)",
+)

@@ -65,4 +65,9 @@ def _tabular_image(row: Row) -> bytes:
         return row.file(PurePosixPath(value).name)
 
 
-IMAGEREWARD = Reader(rows, parse, ("id", "prompt", "generations", "ranking"), "ImageRewardDB rankings, or its table of one image a row")
+IMAGEREWARD = Reader(
+    rows,
+    parse,
+    ("id", "prompt", "generations", "ranking"),
+    "ImageRewardDB rankings (id, prompt, generations, ranking) or its table of one image a row (image, prompt_id, prompt, rank)",
+)

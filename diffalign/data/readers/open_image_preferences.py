@@ -12,6 +12,6 @@ OPEN_IMAGE_PREFERENCES = Reader(
     open_rows,
     parse,
     ("prompt", "chosen", "rejected", "chosen_model", "rejected_model"),
-    "Open Image Preferences v1, binarized",
+    "Open Image Preferences v1, binarized (prompt, chosen, rejected, chosen_model, rejected_model)",
     holds_images,
 )

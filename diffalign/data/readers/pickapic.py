@@ -39,4 +39,4 @@ def _label(row: Row) -> float:
     return label
 
 
-PICKAPIC = Reader(open_rows, parse, ("caption", "jpg_0", "jpg_1", "label_0"), "Pick-a-Pic v1 and v2")
+PICKAPIC = Reader(open_rows, parse, ("caption", "jpg_0", "jpg_1", "label_0"), "Pick-a-Pic v1 and v2 (caption, jpg_0, jpg_1, label_0)")
