@@ -67,3 +67,8 @@ def test_a_broken_line_of_metadata_is_named(tmp_path: Path) -> None:
     put(tmp_path, {"w/a.png": 0, "l/a.png": 1, "metadata.jsonl": '{"file_name": "w/a.png"}'})
     with pytest.raises(RecordError, match=r"metadata\.jsonl row 0: no column `text`"):
         records(tmp_path)
+
+
+def test_a_name_that_ends_like_the_suffix_layout_is_one_pair_inside_a_side(tmp_path: Path) -> None:
+    (record,) = records(put(tmp_path, {"w/a-rejected.png": 0, "l/a-rejected.png": 1, "w/a-rejected.txt": "a red ball"}))
+    assert (record.id, record.candidates[0].image) == ("w/a-rejected", JPEGS[0])
