@@ -12,7 +12,7 @@ from diffalign.errors import ConfigError
 from diffalign.shapes.captions import OPTIONAL, VOCABULARY, caption, full_caption, parse, random_caption
 from diffalign.shapes.judge import Reading, adherence, mean_adherence, read
 from diffalign.shapes.scenes import ATTRIBUTES, SIZE, Scene, all_scenes, outline, random_scene, render, withheld_scenes
-from diffalign.shapes.tastes import TASTES, User, random_user, taste_score
+from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, random_user, taste_score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -111,6 +111,7 @@ def test_random_captions_name_the_shape_always_and_the_rest_by_chance():
     rng = np.random.default_rng(0)
     assert {random_caption(PLAIN, rng, keep=0.0) for _ in range(20)} == {"a circle"}
     assert {random_caption(PLAIN, rng, keep=1.0) for _ in range(20)} == {full_caption(PLAIN)}
+    assert random_caption(PLAIN, rng, keep=1.0, without=("color", "background")) == "a large circle in the center"
     named = [parse(random_caption(PLAIN, rng)) for _ in range(2000)]
     for name in OPTIONAL:
         # three standard deviations: 3 * sqrt(0.25 / 2000) = 0.034
@@ -218,7 +219,7 @@ def test_tastes_lie_between_zero_and_one(scene, seed):
         ("centred", "position", [("center",), ("left", "right", "top", "bottom")]),
         ("bright_background", "background", [("white",), ("beige",), ("gray",), ("black",)]),
         ("contrast", "color", [("red", "blue", "purple"), ("green",), ("orange", "cyan", "pink"), ("yellow",)]),
-        ("rounded", "shape", [("circle", "ring"), ("heart",), ("square",), ("cross",), ("diamond", "triangle"), ("star",)]),
+        ("bright_shape", "color", [("yellow",), ("pink", "orange", "cyan"), ("green",), ("red", "purple", "blue")]),
         ("high", "position", [("top",), ("left", "right", "center"), ("bottom",)]),
     ],
 )
@@ -233,7 +234,7 @@ def test_tastes_order_pictures_as_their_names_say(taste, attribute, falling):
 
 def test_every_taste_has_an_order_that_is_tested():
     marks = test_tastes_order_pictures_as_their_names_say.pytestmark
-    assert {case[0] for mark in marks for case in mark.args[1]} == set(TASTES)
+    assert {case[0] for mark in marks for case in mark.args[1]} == set(TASTES) == set(OPEN_ATTRIBUTES)
 
 
 @pytest.mark.xfail(strict=True, reason="bright_background scores a plain picture")
