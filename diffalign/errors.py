@@ -31,12 +31,11 @@ class TrainingError(DiffalignError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean ...? Known: ...' for an unknown `name`; the suggestion only where one is near.
+    """Return a hint for an unknown `name`: the nearest known one, or all of them where none is near.
 
-    >>> did_you_mean("ddpo", ["dpo", "ipo"])
-    ' Did you mean `dpo`? Known: dpo, ipo.'
+    >>> did_you_mean("ddpo", ["dpo", "ipo"]), did_you_mean("x", ["dpo", "ipo"])
+    (' Did you mean `dpo`?', ' Known: dpo, ipo.')
     """
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
+    return f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}."

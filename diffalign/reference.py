@@ -15,13 +15,14 @@ from diffalign.types import Likelihood, Query
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put `model` in eval mode for the block and restore what it was, also on an error."""
-    was_training = model.training
+    """Put `model` in eval mode for the block and restore what each of its layers was, also on an error."""
+    modes = [(layer, layer.training) for layer in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for layer, training in modes:
+            layer.training = training
 
 
 @dataclass(frozen=True, slots=True)

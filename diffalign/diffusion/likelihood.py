@@ -25,9 +25,7 @@ def drop_prompts(condition: Condition, empty: Condition, share: float, generator
         return condition
     some = next(iter(condition.values()))
     drop = (uniform(len(some), generator) < share).to(some.device)
-    return {
-        name: torch.where(drop.view(-1, *[1] * (value.dim() - 1)), empty[name].to(value), value) for name, value in condition.items()
-    }
+    return {name: torch.where(drop.view(-1, *[1] * (value.dim() - 1)), empty[name].to(value), value) for name, value in condition.items()}
 
 
 @dataclass(frozen=True, slots=True)

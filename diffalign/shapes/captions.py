@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from diffalign.shapes.scenes import ATTRIBUTES, Scene
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PLACES = {
     "center": "in the center",
@@ -38,10 +42,10 @@ def full_caption(scene: Scene) -> str:
     return caption(scene.attributes())
 
 
-def random_caption(scene: Scene, rng: np.random.Generator, keep: float = 0.5) -> str:
-    """Return a caption that names the shape, and each other attribute with chance `keep`."""
+def random_caption(scene: Scene, rng: np.random.Generator, keep: float = 0.5, without: Sequence[str] = ()) -> str:
+    """Return a caption that names the shape, and each other attribute with chance `keep`; those in `without` never."""
     named = {name: value for name, value in scene.attributes().items() if name == "shape" or rng.random() < keep}
-    return caption(named)
+    return caption({name: value for name, value in named.items() if name not in without})
 
 
 def parse(prompt: str) -> dict[str, str]:

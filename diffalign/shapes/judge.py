@@ -36,17 +36,17 @@ def _nearest(rgb: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
 
 
 def _normalised(matte: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
-    left, top = center - radius
+    left, top = (float(v) for v in center - radius + SIZE // 2)
+    image = Image.fromarray(np.pad(matte, SIZE // 2).astype(np.float32))
     box = (left, top, left + 2 * radius, top + 2 * radius)
-    padded = np.pad(matte, SIZE // 2)
-    moved = tuple(float(v + SIZE // 2) for v in box)
-    image = Image.fromarray(padded.astype(np.float32))
-    return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=moved)).ravel()
+    return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)).ravel()
 
 
 def _matte(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return fill, ground and the share (H, W) of fill in every pixel, or None where nothing stands out."""
-    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
+    border = np.concatenate(
+        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]
+    )
     ground = np.median(border, axis=0)
     distance = np.sqrt(((pixels - ground) ** 2).sum(axis=-1))
     top = np.percentile(distance, 98.5)
@@ -54,12 +54,15 @@ def _matte(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | No
         return None
     fill = np.median(pixels[distance > 0.75 * top], axis=0)
     axis = fill - ground
-    return fill, ground, np.clip(((pixels - ground) @ axis) / (axis @ axis), 0.0, 1.0)
+    if axis @ axis < LEAST_CONTRAST**2:  # what stands out has no colour of its own, as in a gradient
+        return None
+    matte = np.clip(((pixels - ground) @ axis) / (axis @ axis), 0.0, 1.0)
+    return (fill, ground, matte) if matte.max() > 0.5 else None
 
 
 def _box(matte: np.ndarray) -> tuple[np.ndarray, float]:
     """Return centre (x, y) and largest half-extent of the biggest connected part, in pixels from the top left corner."""
-    labels, count = ndimage.label(matte > 0.5)
+    labels, count = ndimage.label(matte > 0.5)  # pyright: ignore[reportGeneralTypeIssues]  # scipy has no types
     sizes = ndimage.sum_labels(np.ones_like(labels), labels, range(1, count + 1))
     part = labels == 1 + int(np.argmax(sizes))
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))

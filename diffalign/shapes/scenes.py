@@ -116,7 +116,9 @@ def outline(shape: str, angle: float = 0.0) -> np.ndarray:
     return (points - (low + high) / 2) / ((high - low).max() / 2)
 
 
-def draw(shape: str, fill: tuple, ground: tuple, center: tuple[float, float], radius: float, angle: float, mode: str = "RGB") -> Image.Image:
+def draw(
+    shape: str, fill: tuple, ground: tuple, center: tuple[float, float], radius: float, angle: float, mode: str = "RGB"
+) -> Image.Image:
     """Return one antialiased shape; `center` and `radius` (largest half-extent) in pixels of the 64x64 result."""
     scale = SUPERSAMPLE
     image = Image.new(mode, (SIZE * scale, SIZE * scale), ground if mode == "RGB" else ground[0])

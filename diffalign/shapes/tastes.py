@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from scipy.special import expit
 
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.shapes.judge import Reading, read
 from diffalign.shapes.scenes import SIZES
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Taste = Callable[[Reading], float]
 FAR = 12.0  # pixels between the middle and an off-centre shape
-ROUND = {"circle": 1.0, "ring": 1.0, "heart": 0.7, "square": 0.3, "cross": 0.2, "diamond": 0.1, "triangle": 0.1, "star": 0.0}
+# The attributes that a prompt must leave open for a taste to have a say.
+OPEN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "warm": ("color",),
+    "large": ("size",),
+    "centred": ("position",),
+    "bright_background": ("background",),
+    "contrast": ("color", "background"),
+    "bright_shape": ("color",),
+    "high": ("position",),
+}
 
 
 def _luminance(rgb: np.ndarray) -> float:
@@ -47,9 +60,9 @@ def contrast(r: Reading) -> float:
     return abs(_luminance(r.fill) - _luminance(r.ground)) / 0.8
 
 
-def rounded(r: Reading) -> float:
-    """Circles and rings over stars; an unknown outline scores zero."""
-    return ROUND.get(r.attributes.get("shape", ""), 0.0)
+def bright_shape(r: Reading) -> float:
+    """Luminance of the shape: yellow and cyan over blue and purple."""
+    return _luminance(r.fill)
 
 
 def high(r: Reading) -> float:
@@ -63,7 +76,7 @@ TASTES: dict[str, Taste] = {
     "centred": centred,
     "bright_background": bright_background,
     "contrast": contrast,
-    "rounded": rounded,
+    "bright_shape": bright_shape,
     "high": high,
 }
 
@@ -76,8 +89,9 @@ def taste_score(name: str, image: Image.Image | Reading) -> float:
     if name not in TASTES:
         raise ConfigError(f"there is no taste `{name}`.{did_you_mean(name, TASTES)}")
     reading = image if isinstance(image, Reading) else read(image)
-    value = TASTES[name](reading)
-    return float(np.clip(value, 0.0, 1.0)) if np.isfinite(value) else 0.0
+    if np.isnan(reading.radius):
+        return 0.0
+    return float(np.clip(TASTES[name](reading), 0.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +111,7 @@ class User:
         gap = self.utility(first) - self.utility(second)
         if self.temperature == 0.0:
             return 0.5 * (1.0 + float(np.sign(gap)))
-        return float(1.0 / (1.0 + np.exp(-gap / self.temperature)))
+        return float(expit(gap / self.temperature))
 
     def vote(self, first: Image.Image | Reading, second: Image.Image | Reading, rng: np.random.Generator) -> float:
         """Return a drawn label: 1.0 for `first`, 0.0 for `second`, 0.5 for an exact tie."""

@@ -1,0 +1,97 @@
+"""Low-rank adapters on a denoiser, through peft: add, switch off, save and load in diffusers' own format; and full fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+
+from diffalign.errors import CheckpointError, ConfigError
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def add_lora(
+    model: nn.Module, *, targets: Sequence[str], rank: int, alpha: float | None = None, dropout: float = 0.0, dora: bool = False
+) -> None:
+    """Add a float32 adapter that changes nothing yet (B is zero) to the layers whose names end in one of `targets`.
+
+    Raises ConfigError if no layer has such a name.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]  # peft divides it by r: a float is fine
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+        use_dora=dora,
+    )
+    model.requires_grad_(False)
+    try:
+        model.add_adapter(config)  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise ConfigError(f"`lora_layers` {list(targets)}: {error}") from error
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that get a gradient."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model's base weights alone; the adapter is on again afterwards, also on an error."""
+    model.disable_adapters()  # pyright: ignore[reportCallIssue]
+    try:
+        yield
+    finally:
+        model.enable_adapters()  # pyright: ignore[reportCallIssue]
+
+
+def save_lora(pipe: Any, folder: Path, component: str = "unet") -> None:
+    """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads, with the adapter's config and true alpha."""
+    model = getattr(pipe, component)
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as temporary:
+        keywords = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts}
+        type(pipe).save_lora_weights(temporary, **keywords)
+        (Path(temporary) / WEIGHTS).replace(folder / WEIGHTS)
+
+
+def save_full(model: Any, folder: Path) -> None:
+    """Write all weights of the denoiser to `folder` (diffusers layout, safetensors); an older folder is replaced at the end."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trainable parameters by name: what a checkpoint holds."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trained_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy `tensors` into the trainable parameters of the same names. Raises CheckpointError if the names differ."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[:3]
+        raise CheckpointError(
+            f"the checkpoint was made with another adapter: {odd} are on one side only; check rank, lora_layers and train_method"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,1 @@
+"""Model families behind one interface. Importing this package loads no model library."""

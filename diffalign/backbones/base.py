@@ -1,0 +1,49 @@
+"""What every model family offers: a path, adapters' targets, encoders, and one call of the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from diffalign.diffusion.path import Path
+from diffalign.types import Condition
+
+
+class Backbone(Protocol):
+    """A loaded model. `denoiser` is what gets trained; everything else is frozen."""
+
+    name: str
+    denoiser: nn.Module
+    lora_targets: tuple[str, ...]
+    resolution: int  # pixels
+
+    @property
+    def path(self) -> Path:
+        """Return the noise schedule and the meaning of the network's output."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latent of an image in pixels."""
+        ...
+
+    def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return scaled latents (N, C, H, W), float32, of pixels (N, 3, h, w) in [-1, 1]; `noise` draws from the VAE's posterior."""
+        ...
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return what the denoiser is told about each prompt, first axis N."""
+        ...
+
+    def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the output of `model` (the denoiser or a copy of it) like x (N, C, H, W)."""
+        ...
+
+    def pipeline(self) -> Any:
+        """Return the stock diffusers pipeline around the denoiser as it is now."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of the encoders, which changes when cached latents or embeddings would."""
+        ...

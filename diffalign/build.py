@@ -1,0 +1,114 @@
+"""From a config to the parts that the trainer runs. The only place that knows all tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign import adapters
+from diffalign.backbones.base import Backbone
+from diffalign.backbones.sd import StableDiffusion
+from diffalign.config import TrainConfig, bind
+from diffalign.data.batch import CachedPairs, Encoders, LivePairs
+from diffalign.data.pixels import Framing
+from diffalign.data.view import View
+from diffalign.diffusion.likelihood import DiffusionLikelihood
+from diffalign.diffusion.trajectory import TRAJECTORIES
+from diffalign.methods import METHODS
+from diffalign.objectives import OBJECTIVES
+from diffalign.reference import AdapterOff, Frozen, NoReference
+from diffalign.types import Likelihood, Reference, Scores
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a training step uses. The trainer knows no method; it knows these."""
+
+    backbone: Backbone
+    likelihood: Likelihood
+    reference: Reference
+    objective: Callable[[Scores], Tensor]
+    pairs: LivePairs | CachedPairs
+
+
+def objective(config: TrainConfig) -> Callable[[Scores], Tensor]:
+    """Return the objective of `config` with its constants; `beta` and `label_smoothing` of the config override the method's."""
+    spec = METHODS[config.method].objective if config.objective is None else config.objective
+    own = {"beta": config.beta, "label_smoothing": config.label_smoothing}
+    given = {name: value for name, value in own.items() if value is not None}
+    if isinstance(spec, str):
+        spec = {spec: {}}
+    name, constants = next(iter(spec.items()))
+    return bind("objective", OBJECTIVES, {name: {**(constants or {}), **given}})
+
+
+def trajectory(config: TrainConfig) -> Callable[..., Any]:
+    """Return the trajectory of `config` with its constants."""
+    return bind("trajectory", TRAJECTORIES, METHODS[config.method].trajectory if config.trajectory is None else config.trajectory)
+
+
+def backbone(config: TrainConfig, device: torch.device) -> Backbone:
+    """Return the loaded model with its adapter attached, or with every weight of its denoiser trainable."""
+    # A frozen base may lie in half precision; weights that an optimiser moves may not.
+    dtype = torch.float32 if config.train_method == "full" else DTYPES[config.mixed_precision]
+    model = StableDiffusion.load(
+        config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant, dtype=dtype, device=device
+    )
+    if config.train_method == "full":
+        model.denoiser.requires_grad_(True)
+    else:
+        torch.manual_seed(config.seed)
+        adapters.add_lora(
+            model.denoiser,
+            targets=config.lora_layers or model.lora_targets,
+            rank=config.rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            dora=config.train_method == "dora",
+        )
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    return model
+
+
+def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Reference:
+    """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point."""
+    kind = config.reference or METHODS[config.method].reference
+    if kind == "none":
+        return NoReference()
+    if config.train_method != "full":
+        return AdapterOff(model.denoiser, adapters.disabled)
+    frozen = StableDiffusion.load(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        dtype=DTYPES[config.mixed_precision],
+        device=device,
+    )
+    return Frozen(frozen.denoiser)
+
+
+def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
+    """Return the training data, cached on disk (filled now) or live."""
+    framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip)
+    shape = model.latent_shape(framing.resolution, framing.resolution)
+    encoders = Encoders(model.encode_image, model.encode_prompt, shape, model.fingerprint())
+    if config.cache == "off":
+        return LivePairs(view, encoders, framing, config.cache_variants)
+    root = Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
+    return CachedPairs(view, encoders, framing, config.cache_variants, root)
+
+
+def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
+    """Return the parts of a run. Names and constants are bound before weights load."""
+    loss, path = objective(config), trajectory(config)
+    model = backbone(config, device)
+    likelihood = DiffusionLikelihood(model.path, model.predict, path, config.proportion_empty_prompts)
+    return Parts(model, likelihood, reference(config, model, device), loss, pairs(config, view, model))

@@ -1,0 +1,63 @@
+"""Checkpoints: `checkpoint-N` folders that hold what a run needs to go on bit for bit, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign.data.table import atomic_folder
+from diffalign.errors import CheckpointError
+
+WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"
+
+
+def save(output_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], facts: dict[str, Any], limit: int | None) -> Path:
+    """Write `checkpoint-<step>` and remove the oldest above `limit`."""
+    folder = output_dir / f"checkpoint-{step}"
+    with atomic_folder(folder) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        torch.save(state, temporary / STATE)
+        (temporary / FACTS).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n")
+    for old in _all(output_dir)[: -limit if limit else None] if limit else []:
+        shutil.rmtree(old)
+    return folder
+
+
+def find(output_dir: Path, wanted: str) -> Path | None:
+    """Return the folder that `wanted` (`latest` or a path) means; None if `latest` finds no checkpoint.
+
+    Raises CheckpointError if a named one is missing or incomplete.
+    """
+    if wanted == "latest":
+        found = _all(output_dir)
+        return found[-1] if found else None
+    for folder in (Path(wanted), output_dir / wanted):
+        if folder.is_dir():
+            missing = [name for name in (WEIGHTS, STATE, FACTS) if not (folder / name).is_file()]
+            if missing:
+                raise CheckpointError(f"{folder}: the checkpoint has no {missing[0]}")
+            return folder
+    raise CheckpointError(f"`resume_from_checkpoint`: there is no checkpoint {wanted}, nor {output_dir / wanted}")
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Return the step and the facts a checkpoint was saved with."""
+    return json.loads((folder / FACTS).read_text())
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (weights, state) of a checkpoint, on the CPU."""
+    return load_file(folder / WEIGHTS), torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+def _all(output_dir: Path) -> list[Path]:
+    """Return complete checkpoints, oldest first, by number and not by name."""
+    found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+    return [path for _, path in sorted(found) if (path / FACTS).is_file()]

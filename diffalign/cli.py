@@ -1,0 +1,159 @@
+"""The command line: jsonargparse over the config dataclasses; `--config` YAML first, flags on top; nothing unknown is passed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import shlex
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from docstring_parser import parse_from_object
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+
+from diffalign import commands
+from diffalign.commands import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.config import ALIASES, TrainConfig, load_yaml
+from diffalign.data.readers import READERS
+from diffalign.errors import DiffalignError, did_you_mean
+
+EXAMPLES = """examples:
+  diffalign quickstart                                        the whole loop on the embedded model, with a report
+  diffalign data import --dataset_name votes.csv --output_dir votes
+  diffalign data inspect --dataset_name votes
+  diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt
+"""
+BETA = """beta: the score of an image is -1/2 times the mean squared denoising error over its latent, and beta multiplies differences of
+scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to where it started. 2000 to 5000 is usual.
+  diffusers train_diffusion_dpo.py (SD1.5)   --beta_dpo 2500 there = 5000 here
+  diffusers train_diffusion_dpo_sdxl.py      --beta_dpo 5000 there = 5000 here
+  SimpleTuner and other sums over the latent beta there * 2 * C * H * W = beta here (SD1.5 at 512 px: * 32768)
+"""
+
+
+class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and examples."""
+
+
+class Parser(ArgumentParser):
+    """Says one sentence and the nearest flag, instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002
+        """Exit with status 2."""
+        flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        unknown = re.search(r"nrecognized arguments: (--[\w\-.]+)", message)
+        hint = did_you_mean(unknown.group(1), flags) if unknown else ""
+        sys.stderr.write(f"{self.prog}: error: {' '.join(message.split()).rstrip('.')}.{hint} See --help.\n")
+        sys.exit(2)
+
+
+def _parser(about: str, epilog: str | None = None, config: type | None = None) -> Parser:
+    """Return a parser with a flag for each field of `config`, under its own name and its aliases."""
+    parser = Parser(prog="diffalign", description=about, epilog=epilog, formatter_class=Formatter, allow_abbrev=False)
+    if config is None:
+        return parser
+    hints = get_type_hints(config)
+    helps = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(config).params}
+    for item in dataclasses.fields(config):
+        names = [f"--{item.name}", *(f"--{alias}" for alias, name in ALIASES.items() if name == item.name)]
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        keywords: dict[str, Any] = {"help": helps[item.name].replace("%", "%%")}
+        if default is dataclasses.MISSING:
+            keywords["required"] = True
+        else:
+            keywords["default"] = default
+        if hints[item.name] == list[str]:
+            keywords |= {"nargs": "+", "type": str}
+        elif hints[item.name] is bool:
+            keywords |= {"action": ActionYesNo}
+        else:
+            keywords["type"] = hints[item.name]
+        parser.add_argument(*names, **keywords)
+    return parser
+    return parser
+
+
+def build_parser() -> tuple[Parser, Parser]:
+    """Return the parser of all subcommands, and that of `train`, whose defaults a YAML file may set."""
+    parser = _parser("Align image generators, and the language models that prompt them, with human preferences.", EXAMPLES)
+    train = _parser("Fine-tune a model on preferences.", BETA, TrainConfig)
+    train.add_argument("--config", help="YAML file with any of these keys; flags override it.")
+    data = _parser("Import, inspect and validate preference datasets.")
+    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | env")
+    for name, sub, about in (
+        ("quickstart", _parser(_about(QuickstartConfig), None, QuickstartConfig), "the whole loop on the embedded model"),
+        ("train", train, "fine-tune a model on preferences"),
+        ("data", data, "import, inspect and validate preference datasets"),
+        ("eval", _parser(_about(EvalConfig), None, EvalConfig), "compare a trained run with its base model"),
+        ("env", _parser("Print versions for a bug report."), "versions, for a bug report"),
+    ):
+        commands_of.add_subcommand(name, sub, help=about)
+    layouts = "layouts:\n" + "".join(f"  {name:24} {reader.about}\n" for name, reader in READERS.items())
+    kinds = data.add_subcommands(dest="kind", metavar="import | inspect | validate")
+    kinds.add_subcommand("import", _parser(_about(ImportConfig), layouts, ImportConfig), help="read a dataset into a table")
+    kinds.add_subcommand("inspect", _parser(_about(InspectConfig), None, InspectConfig), help="show what a dataset holds")
+    kinds.add_subcommand("validate", _parser(_about(ValidateConfig), None, ValidateConfig), help="look for what would spoil training")
+    return parser, train
+
+
+def _about(config: type) -> str:
+    return (config.__doc__ or "").strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 for problems found, 2 for input that cannot be used."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diffalign").setLevel(logging.INFO)
+    try:
+        parser, train = build_parser()
+        path = _config_path(argv)
+        if path is not None:
+            train.set_defaults(load_yaml(path))
+        return _run(parser.parse_args(argv), argv)
+    except DiffalignError as error:
+        sys.stderr.write(f"diffalign: error: {error}\n")
+        return 2
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    """Return the value of `--config` in a `train` command line: its keys become defaults before the flags are parsed."""
+    if not argv or argv[0] != "train":
+        return None
+    for position, word in enumerate(argv):
+        if word == "--config" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--config="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _run(parsed: Any, argv: Sequence[str]) -> int:
+    values = (
+        {name: value for name, value in parsed[parsed.command].as_dict().items() if name != "config"} if parsed.command != "env" else {}
+    )
+    if parsed.command == "data":
+        kind = parsed.data.kind
+        config, run = {
+            "import": (ImportConfig, commands.data_import),
+            "inspect": (InspectConfig, commands.data_inspect),
+            "validate": (ValidateConfig, commands.data_validate),
+        }[kind]
+        return run(config(**values[kind]))
+    if parsed.command == "quickstart":
+        return commands.quickstart(QuickstartConfig(**values), shlex.join(["diffalign", *argv]))
+    if parsed.command == "train":
+        return commands.train(TrainConfig(**values))
+    if parsed.command == "eval":
+        return commands.evaluate(EvalConfig(**values))
+    return commands.env()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""The training configuration: one flat frozen dataclass, its checks, and strict YAML in and out. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.methods import METHODS
+
+ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
+Spec = str | Mapping[str, Any]
+
+OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "denoise")  # written out so that a typo is refused before torch is imported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Fine-tune a model on preferences."""
+
+    pretrained_model_name_or_path: str = "assets/tiny-sd"
+    """Folder in diffusers layout, or hub id."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    variant: str | None = None
+    """Weight-file variant, for example fp16."""
+
+    dataset_name: str = ""
+    """Preference table, dataset file, folder, or hub id."""
+    dataset_split_name: str | None = None
+    """Split of the dataset, for example train."""
+    reader: str | None = None
+    """Dataset layout (`diffalign data import --help` lists them); found by its columns if not given."""
+    transforms: list[Spec] | None = None
+    """Data transforms in order, instead of the method's own; for example [pairs, {flip_labels: {share: 0.2}}, orient]."""
+    max_train_samples: int | None = None
+    """Use only the first so many records."""
+    resolution: int | None = None
+    """Side of the training images in pixels; the model's own if not given."""
+    random_crop: bool = False
+    """Crop at random instead of in the middle; both candidates alike."""
+    random_flip: bool = False
+    """Mirror at random; both candidates alike."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be read, and list them in the manifest, instead of stopping at the first."""
+
+    method: str = "diffusion_dpo"
+    """Published method; names its objective, trajectory, reference and transforms."""
+    objective: Spec | None = None
+    """Another objective than the method's: dpo, ipo, hinge or denoise; constants as {hinge: {beta: 1000}}."""
+    beta: float | None = None
+    """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. It multiplies half the mean squared
+    error over the latent, as in the Diffusion-DPO release: 2000 to 5000 is usual. From the diffusers SD1.5 script: double it.
+    From a sum over the latent (SimpleTuner): multiply by twice its size, 2 C H W (32768 for SD1.5 at 512 px)."""
+    label_smoothing: float | None = None
+    """Share in [0, 0.5) of labels taken to be wrong (objective dpo)."""
+    trajectory: Spec | None = None
+    """Another trajectory than the method's."""
+    reference: Literal["policy_start", "none"] | None = None
+    """What the policy is compared with: the model it starts from, or nothing."""
+    proportion_empty_prompts: float = 0.0
+    """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
+
+    train_method: Literal["lora", "dora", "full"] = "lora"
+    """Low-rank adapter, the same with learned magnitudes, or all weights of the denoiser."""
+    rank: int = 8
+    """Rank of the adapter."""
+    lora_alpha: float | None = None
+    """Scale of the adapter is lora_alpha / rank; the rank itself if not given."""
+    lora_dropout: float = 0.0
+    """Dropout in the adapter; adds noise to the policy alone, so zero is best with a reference."""
+    lora_layers: list[str] | None = None
+    """Names of the layers that get an adapter; attention projections if not given."""
+
+    output_dir: str = "outputs/train"
+    """Folder for weights, checkpoints, logs and pictures."""
+    seed: int = 0
+    """Seed of every draw. A draw belongs to a record and an epoch, not to a batch."""
+    train_batch_size: int = 4
+    """Records in one forward pass, for each process."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes in an optimiser step; equals the batch that is as many times larger."""
+    max_train_steps: int = 1000
+    """Optimiser steps."""
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
+    lr_scheduler: str = "constant_with_warmup"
+    """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, ..."""
+    lr_warmup_steps: int = 0
+    """Optimiser steps of linear warm-up."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit state from bitsandbytes."""
+    adam_beta1: float = 0.9
+    """First decay rate of AdamW."""
+    adam_beta2: float = 0.999
+    """Second decay rate of AdamW."""
+    adam_weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    adam_epsilon: float = 1e-8
+    """Epsilon of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the networks; errors and losses are in float32 always."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    use_ema: bool = False
+    """Keep, and save, a moving average of the trained weights."""
+    ema_decay: float = 0.999
+    """Decay of the moving average."""
+    cache: Literal["disk", "off"] = "disk"
+    """Latents and prompt embeddings on disk before training, or made live in every step."""
+    cache_dir: str | None = None
+    """Where the cache lies; beside the table if not given."""
+    cache_variants: int = 1
+    """Crops, flips and posterior draws kept for each record; an epoch takes the next."""
+    dataloader_num_workers: int = 0
+    """Processes that decode images."""
+
+    checkpointing_steps: int = 500
+    """Optimiser steps between checkpoints."""
+    checkpoints_total_limit: int | None = 2
+    """Checkpoints kept."""
+    resume_from_checkpoint: str | None = None
+    """`latest`, or the path of a checkpoint."""
+    report_to: str | None = None
+    """Tracker of accelerate: tensorboard, wandb, ... A log in train_log.jsonl is always written."""
+    log_every: int = 1
+    """Optimiser steps between log lines."""
+    validation_prompts: list[str] = field(default_factory=list)
+    """Prompts drawn at step 0, every validation_steps and at the end, with the same seeds."""
+    validation_steps: int = 500
+    """Optimiser steps between validation grids."""
+    max_bad_steps: int = 10
+    """Stop after so many skipped steps (not finite, or a spike) in a row."""
+    spike_factor: float = 10.0
+    """A loss above so many times the running median is a spike and its step is skipped; 0 switches this off."""
+
+    def check(self) -> TrainConfig:
+        """Return the config, or raise ConfigError for the first value that cannot be meant."""
+        _known("method", self.method, METHODS)
+        for name in ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution"):
+            _require(name, getattr(self, name), lambda v: v > 0, "a number above zero")
+        for name in (
+            "gradient_accumulation_steps",
+            "cache_variants",
+            "log_every",
+            "checkpointing_steps",
+            "validation_steps",
+            "max_bad_steps",
+        ):
+            _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        _require("label_smoothing", self.label_smoothing, lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
+        _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "a share in [0, 1)")
+        _require("ema_decay", self.ema_decay, lambda v: 0 <= v < 1, "a share in [0, 1)")
+        _require("proportion_empty_prompts", self.proportion_empty_prompts, lambda v: 0 <= v <= 1, "a share in [0, 1]")
+        _require("max_train_samples", self.max_train_samples, lambda v: v >= 1, "at least 1")
+        _require("dataset_name", self.dataset_name, bool, "a file, a folder or a hub id")
+        if self.objective is not None:
+            _known("objective", self.objective if isinstance(self.objective, str) else next(iter(self.objective), ""), OBJECTIVE_NAMES)
+        return self
+
+
+def _require(name: str, value: Any, holds: Any, expected: str) -> None:
+    if value is not None and not holds(value):
+        raise ConfigError(f"`{name}` is {value!r}; expected {expected}")
+
+
+def _known(name: str, value: str, table: Any) -> None:
+    if value not in table:
+        raise ConfigError(f"`{name}` is {value!r}.{did_you_mean(value, table)}")
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the keys of a YAML config under their own names (aliases resolved).
+
+    Raises ConfigError that names the file for an unknown key, with the nearest known one, and for YAML that does not parse.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such config file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found a {type(values).__name__}; expected keys and values")
+    return known_keys(values, str(path))
+
+
+def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `values` under their own names, aliases resolved. Raises ConfigError for an unknown key, with the nearest known one."""
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+    for key in renamed:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key `{key}`.{did_you_mean(str(key), known)}")
+    return renamed
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Return the config of `values`, types checked. Raises ConfigError that names the key."""
+    from jsonargparse import ArgumentParser  # kept out of `import diffalign`
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig)
+    renamed = known_keys(values, where)
+    try:
+        parsed = parser.parse_object(renamed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return TrainConfig(**parsed.as_dict()).check()
+
+
+def save_yaml(config: TrainConfig, path: Path) -> None:
+    """Write every key of `config`, so that the file alone repeats the run."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defaults: Any) -> Callable[..., Any]:
+    """Return the function that `spec` names, with its constants bound.
+
+    A spec is a name, or {name: {constant: value}}. `defaults` fill constants that the spec does not give, where the function has
+    them. Raises ConfigError for an unknown name or constant, and for a constant that is missing.
+    """
+    name, constants = (spec, {}) if isinstance(spec, str) else _single(kind, spec)
+    if name not in table:
+        raise ConfigError(f"there is no {kind} `{name}`.{did_you_mean(name, table)}")
+    accepted = {n: p for n, p in inspect.signature(table[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for constant in constants:
+        if constant not in accepted:
+            raise ConfigError(f"{kind} `{name}` takes no `{constant}`.{did_you_mean(constant, accepted)}")
+    bound = {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(constants)
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in bound]
+    if missing:
+        raise ConfigError(f"{kind} `{name}` needs `{missing[0]}`; give it as {{{name}: {{{missing[0]}: ...}}}}")
+    return functools.partial(table[name], **bound)
+
+
+def _single(kind: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if len(spec) != 1 or not isinstance(next(iter(spec.values())), (Mapping, type(None))):
+        raise ConfigError(f"a {kind} is written as a name or as {{name: {{constant: value}}}}; found {dict(spec)!r}")
+    name, constants = next(iter(spec.items()))
+    return name, constants or {}

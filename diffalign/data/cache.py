@@ -1,0 +1,76 @@
+"""Arrays on disk beside a table, filled row by row: latents, prompt embeddings, and whatever else is computed once.
+
+A cache names what it was computed from (its fingerprint); one made from anything else is refused. A row counts once its numbers
+are on disk, so a killed run goes on where it was, and other transforms of the same table find their rows already there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffalign.errors import TableError
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """Return a hash of `facts` (plain values)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class Bank:
+    """A memory-mapped array (rows, *shape) in `folder`, with a flag for each row that is there."""
+
+    def __init__(self, folder: Path, name: str, rows: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.folder, self.name = folder, name
+        self._values = _open(folder / f"{name}.npy", (rows, *shape), dtype)
+        self._filled = _open(folder / f"{name}.filled.npy", (rows,), "bool")
+
+    def missing(self, rows: Sequence[int]) -> list[int]:
+        """Return those of `rows` that are not there yet, ascending, once each."""
+        wanted = np.unique(np.asarray(rows, dtype=np.int64))
+        return wanted[~self._filled[wanted]].tolist()
+
+    def write(self, rows: Sequence[int], values: np.ndarray) -> None:
+        """Store values (len(rows), *shape), and flag the rows when they are on disk."""
+        self._values[rows] = values
+        self._values.flush()
+        self._filled[rows] = True
+        self._filled.flush()
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Return a copy (len(rows), *shape). Raises TableError if a row is not there."""
+        if not self._filled[list(rows)].all():
+            raise TableError(f"{self.folder}: `{self.name}` lacks rows; remove the folder and start again")
+        return np.array(self._values[list(rows)])
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    if not path.exists():
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    found = np.lib.format.open_memmap(path, mode="r+")
+    if found.shape != shape or found.dtype != np.dtype(dtype):
+        raise TableError(f"{path}: found {found.dtype} {found.shape}, expected {dtype} {shape}; remove the folder and start again")
+    return found
+
+
+def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:
+    """Return the cache folder `kind`-<hash> under `root` for `facts`, made if it is new.
+
+    Raises TableError if the folder holds a cache of something else.
+    """
+    key = fingerprint(facts)
+    folder = root / f"{kind}-{key[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        temporary = manifest.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"fingerprint": key, **facts}, indent=2) + "\n")
+        temporary.replace(manifest)
+    if json.loads(manifest.read_text()).get("fingerprint") != key:
+        raise TableError(f"{folder}: a cache of another table, model or size (stale fingerprint); remove the folder")
+    return folder

@@ -1,0 +1,66 @@
+"""A table seen through transforms: rows filtered, swapped or expanded without copying, or even reading, one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from diffalign.data.records import Record
+from diffalign.data.table import Table, from_row
+from diffalign.data.transforms import Transform, apply
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a transformed record comes from: its row, which of the row's candidates in which order, its id and label."""
+
+    row: int
+    order: tuple[int, ...]
+    id: str
+    prompt: str
+    prob: float
+
+
+class View(Sequence[Record]):
+    """The records of `table` after `transforms`; entries are light, images are read when a record is asked for."""
+
+    def __init__(self, table: Table, transforms: Sequence[Transform], limit: int | None = None) -> None:
+        self.table = table
+        self.entries: list[Entry] = []
+        for row, light in enumerate(without_content(table)):
+            self.entries += (_entry(row, record) for record in apply([light], transforms))
+            if limit is not None and len(self.entries) >= limit:
+                del self.entries[limit:]
+                break
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        entry = self.entries[index]
+        whole = self.table[entry.row]
+        return replace(whole, id=entry.id, candidates=tuple(whole.candidates[i] for i in entry.order), prob=entry.prob)
+
+
+def without_content(table: Table) -> Iterator[Record]:
+    """Yield the table's records with every image and text replaced by its position among the candidates, as bytes."""
+    for batch in table.batches():
+        lists = batch.column("candidates")
+        values = lists.values
+        none = {"image": pa.nulls(len(values), pa.large_binary()), "text": pa.nulls(len(values), pa.large_string())}
+        names = [field.name for field in values.type]
+        light = pa.StructArray.from_arrays([none.get(n, values.field(n)) for n in names], fields=list(values.type))
+        rows = batch.set_column(batch.schema.get_field_index("candidates"), "candidates", pa.ListArray.from_arrays(lists.offsets, light))
+        for row in rows.to_pylist():
+            record = from_row(row)
+            yield replace(record, candidates=tuple(replace(c, image=b"%d" % i) for i, c in enumerate(record.candidates)))
+
+
+def _entry(row: int, record: Record) -> Entry:
+    order = tuple(int(c.image or b"") for c in record.candidates)
+    return Entry(row, order, record.id, record.prompt, 1.0 if record.prob is None else record.prob)

@@ -1,0 +1,130 @@
+"""Judging a trained model: win rate against its base with an interval, and the implicit accuracy on pairs it has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from scipy.stats import binomtest, bootstrap
+from tqdm.auto import tqdm
+
+from diffalign import adapters
+from diffalign.build import Parts, parts
+from diffalign.config import TrainConfig
+from diffalign.data.batch import sample_generator
+from diffalign.dataset import open_dataset
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.infer.load import base_of, load
+from diffalign.infer.sample import draw, grid
+from diffalign.metrics import implicit_accuracy
+from diffalign.shapes.judge import mean_adherence
+from diffalign.shapes.tastes import TASTES, taste_score
+from diffalign.train import to_device
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Share of prompts that the second model wins, ties counting one half, with its 95 % interval."""
+
+    rate: float
+    low: float
+    high: float
+    prompts: int
+
+
+def win_rate(base: Sequence[float], aligned: Sequence[float], prompts: Sequence[str], seed: int = 0) -> WinRate:
+    """Return how often `aligned` scores above `base`, draw by draw; the interval is bootstrapped by prompt, not by image.
+
+    Where every prompt ends alike a bootstrap has no spread; the interval is then the exact binomial one.
+    """
+    wins = (np.sign(np.asarray(aligned) - np.asarray(base)) + 1.0) / 2.0
+    groups: dict[str, list[float]] = {}
+    for prompt, win in zip(prompts, wins, strict=True):
+        groups.setdefault(prompt, []).append(float(win))
+    means = np.array([np.mean(group) for group in groups.values()])
+    if np.ptp(means) == 0.0:
+        low, high = binomtest(round(float(means.sum())), len(means)).proportion_ci()
+    else:
+        rng = np.random.default_rng(seed)
+        low, high = bootstrap((means,), np.mean, n_resamples=9999, method="percentile", rng=rng).confidence_interval
+    return WinRate(float(means.mean()), float(low), float(high), len(means))
+
+
+@torch.no_grad()
+def heldout_implicit_accuracy(parts: Parts, draws: int = 10, batch_size: int = 32, seed: int = 0) -> float:
+    """Return the share of the pairs in `parts` whose preferred image has the larger log-ratio, averaged over `draws` random times.
+
+    As the paper classifies pairs (2311.12908, appendix). Ties count one half.
+    """
+    policy = parts.backbone.denoiser
+    policy.eval()
+    ratios = []
+    for start in tqdm(range(0, len(parts.pairs), batch_size), desc="held-out accuracy", disable=None):
+        positions = range(start, min(start + batch_size, len(parts.pairs)))
+        batch = to_device(parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]), next(policy.parameters()).device)
+        total = torch.zeros_like(batch.x0[:, :, 0, 0, 0])
+        for draw in range(draws):
+            generators = [sample_generator(seed, p * draws + draw) for p in positions]
+            query = parts.likelihood.prepare(policy, batch, generators)
+            reference = parts.reference.score(parts.likelihood, query)
+            score = parts.likelihood.score(policy, query)
+            total += score if reference is None else score - reference
+        ratios.append(total.cpu())
+    return float(implicit_accuracy(torch.cat(ratios)))
+
+
+def compare_run(
+    output_dir: str | Path,
+    prompts: Sequence[str],
+    *,
+    taste: str | None = None,
+    dataset_name: str | None = None,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what a finished run gains over its base, and write `eval/report.json` and `eval/grid.png` into its folder.
+
+    Every prompt is drawn by both models from the same noise. Without a `taste` there is no win rate, only the pictures.
+    """
+    folder = Path(output_dir)
+    facts: dict[str, Any] = {"output_dir": str(folder), "prompts": len(prompts), "seed": seed}
+    if taste is not None and taste not in TASTES:
+        raise ConfigError(f"there is no taste `{taste}`.{did_you_mean(taste, TASTES)}")
+    if prompts:
+        drawn = []
+        for label, pipe in (("base", base_of(folder)), ("aligned", load(folder))):
+            options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "label": f"draw {label}"}
+            drawn.append(draw(pipe, prompts, range(seed, seed + len(prompts)), **options))
+        (folder / "eval").mkdir(exist_ok=True)
+        grid([image for pair in zip(*drawn, strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
+        facts["grid"] = str(folder / "eval" / "grid.png")
+        if taste is not None:
+            scores = [[taste_score(taste, image) for image in images] for images in drawn]
+            won = win_rate(scores[0], scores[1], prompts, seed)
+            facts |= {"taste": taste, "win_rate": round(won.rate, 4), "ci95": [round(won.low, 4), round(won.high, 4)]}
+            facts |= {
+                f"adherence_{name}": round(mean_adherence(prompts, images), 4)
+                for name, images in zip(("base", "aligned"), drawn, strict=True)
+            }
+    if dataset_name is not None:
+        facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name), 4)
+    (folder / "eval").mkdir(exist_ok=True)
+    (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def _accuracy_on(folder: Path, dataset_name: str) -> float:
+    """Return the held-out implicit accuracy of a finished run on a dataset."""
+    config = TrainConfig(**yaml.safe_load((folder / "config.yaml").read_text()))
+    config = replace(config, dataset_name=dataset_name, output_dir=str(folder / "eval"), cache="off", resume_from_checkpoint=None)
+    view = open_dataset(config)
+    built = parts(config, view, torch.device("cpu"))
+    adapters.load_result(built.backbone.denoiser, folder, full=config.train_method == "full")
+    return heldout_implicit_accuracy(built)

@@ -1,0 +1,77 @@
+"""Watches a run: skips steps that would destroy it, stops when they do not end, and warns where the loss looks fine and is not."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffalign.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+WINDOW, LEAST = 64, 16  # losses in the running median; how many before a spike can be told
+DISPLACED_STEPS = 50
+
+
+@dataclass(slots=True)
+class Guard:
+    """State of the watch; `state()` and `restore()` carry it through checkpoints."""
+
+    max_bad_steps: int
+    spike_factor: float
+    recent: list[float] = field(default_factory=list)
+    bad_in_a_row: int = 0
+    skipped: int = 0
+    displaced: int = 0
+
+    def allows(self, loss: float, grad_norm: float, step: int) -> bool:
+        """Return whether the step may be taken. Raises TrainingError after `max_bad_steps` bad ones in a row."""
+        reason = self._reason(loss, grad_norm)
+        if reason is None:
+            self.bad_in_a_row = 0
+            self.recent = [*self.recent, loss][-WINDOW:]
+            return True
+        self.bad_in_a_row += 1
+        self.skipped += 1
+        logger.warning("step %d skipped: %s", step, reason)
+        if self.bad_in_a_row >= self.max_bad_steps:
+            raise TrainingError(
+                f"step {step}: {self.bad_in_a_row} bad steps in a row, the last one: {reason}. The last checkpoint is whole. "
+                "Lower learning_rate, raise beta, or use mixed_precision bf16 rather than fp16."
+            )
+        return False
+
+    def _reason(self, loss: float, grad_norm: float) -> str | None:
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            return f"loss {loss}, gradient norm {grad_norm}: not finite"
+        if self.spike_factor and len(self.recent) >= LEAST:
+            usual = statistics.median(self.recent)
+            if loss > self.spike_factor * usual:
+                return f"loss {loss:.4g} is above {self.spike_factor:g} times the running median {usual:.4g}"
+        return None
+
+    def watch_displacement(self, chosen_log_ratio: float, step: int) -> bool:
+        """Return whether the preferred candidates have been explained worse than by the reference for 50 more steps; warns then."""
+        self.displaced = self.displaced + 1 if chosen_log_ratio < 0 else 0
+        if self.displaced == 0 or self.displaced % DISPLACED_STEPS:
+            return False
+        logger.warning(
+            "step %d: for %d steps the model has denoised the PREFERRED images worse than the reference does (log_ratio/chosen %.3g). "
+            "The loss may fall and the accuracy rise all the same. Look at the validation pictures; a lower learning_rate, a larger beta "
+            "or fewer steps helps.",
+            step,
+            self.displaced,
+            chosen_log_ratio,
+        )
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"recent": self.recent, "bad_in_a_row": self.bad_in_a_row, "skipped": self.skipped, "displaced": self.displaced}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)

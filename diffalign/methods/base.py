@@ -1,0 +1,28 @@
+"""A method: which objective, trajectory, reference and data transforms, by name, with their constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+Spec = Mapping[str, Mapping[str, Any]]  # {name: {constant: value}}, one entry
+
+
+def spec(name: str, **constants: Any) -> Spec:
+    """Return the part `name` with its constants."""
+    return MappingProxyType({name: MappingProxyType(constants)})
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The parts of one published method; every one can be replaced in a config."""
+
+    paper: str
+    objective: Spec
+    trajectory: Spec
+    reference: str  # policy_start (adapter off, or a frozen copy for full fine-tuning) | none
+    transforms: tuple[Spec, ...]
+    about: str = ""
+    paper_batch: int | None = field(default=None)  # pairs an optimiser step in the published recipe

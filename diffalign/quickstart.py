@@ -1,0 +1,220 @@
+"""The whole loop on the embedded world: pictures -> a taste's votes -> Pick-a-Pic file -> import -> train -> win rate -> report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+import diffalign
+from diffalign.backbones.sd import load_pipeline
+from diffalign.build import pairs as build_pairs
+from diffalign.commands import QuickstartConfig
+from diffalign.config import TrainConfig
+from diffalign.data.records import encode_image
+from diffalign.dataset import open_dataset
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.evaluate import heldout_implicit_accuracy, win_rate
+from diffalign.infer.load import load
+from diffalign.infer.sample import draw
+from diffalign.report import Comparison, write_report
+from diffalign.shapes.captions import random_caption
+from diffalign.shapes.judge import mean_adherence
+from diffalign.shapes.scenes import random_scene
+from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
+from diffalign.train import LOG, Trainer
+
+logger = logging.getLogger(__name__)
+MARK = "quickstart.json"  # says that a folder is ours to overwrite
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+
+
+def open_prompts(taste: str, count: int, rng: np.random.Generator) -> list[str]:
+    """Return distinct captions that do not name what `taste` judges, so that it has a say."""
+    closed = OPEN_ATTRIBUTES[taste]
+    prompts: dict[str, None] = {}
+    for _ in range(200 * count):
+        scene = random_scene(rng)
+        prompts.setdefault(random_caption(scene, rng, without=closed))
+        if len(prompts) == count:
+            return list(prompts)
+    raise ConfigError(f"there are only {len(prompts)} captions that leave `{taste}` open; asked for {count}. Use fewer prompts.")
+
+
+def vote(
+    prompts: Sequence[str], first: Sequence[Image.Image], second: Sequence[Image.Image], user: User, seed: int
+) -> list[dict[str, Any]]:
+    """Return one row a prompt in Pick-a-Pic's columns, labelled by `user`."""
+    rng = np.random.default_rng([seed, 1])
+    rows = []
+    for i, (prompt, a, b) in enumerate(zip(prompts, first, second, strict=True)):
+        label = user.vote(a, b, rng)
+        uids = (f"{i:06d}-0", f"{i:06d}-1")
+        rows.append(
+            {
+                "are_different": True,
+                "best_image_uid": "tie" if label == 0.5 else uids[0 if label == 1.0 else 1],
+                "caption": prompt,
+                "created_at": datetime(2026, 1, 1, tzinfo=timezone.utc).replace(tzinfo=None),
+                "has_label": True,
+                "image_0_uid": uids[0],
+                "image_0_url": "",
+                "image_1_uid": uids[1],
+                "image_1_url": "",
+                "jpg_0": encode_image(a),
+                "jpg_1": encode_image(b),
+                "label_0": label,
+                "label_1": 1.0 - label,
+                "model_0": "tiny-sd",
+                "model_1": "tiny-sd",
+                "ranking_id": i,
+                "user_id": 0,
+                "num_example_per_prompt": 1,
+                "__index_level_0__": i,
+            }
+        )
+    return rows
+
+
+class Quickstart:
+    """One run of the loop; every phase is a method, and none knows more than a user's script would."""
+
+    def __init__(self, config: QuickstartConfig, command: str) -> None:
+        if config.taste not in TASTES:
+            raise ConfigError(f"there is no taste `{config.taste}`.{did_you_mean(config.taste, TASTES)}")
+        self.config, self.command = config, command
+        self.folder = Path(config.output_dir)
+        self.clock = Clock()
+        rng = np.random.default_rng([config.seed, 0])
+        prompts = open_prompts(config.taste, config.train_prompts + config.eval_prompts, rng)
+        self.train_prompts, self.eval_prompts = prompts[: config.train_prompts], prompts[config.train_prompts :]
+        self.user = User({config.taste: 1.0}, config.temperature)
+
+    def run(self) -> Path:
+        """Return the path of report.html."""
+        torch.set_flush_denormal(True)
+        _fresh(self.folder)
+        start = time.perf_counter()
+        with self.clock.phase("sample pairs"):
+            heldout, base = self._sample_pairs()
+        trainer = self._train()
+        with self.clock.phase("held-out accuracy"):
+            accuracy = self._heldout_accuracy(trainer, heldout)
+        with self.clock.phase("sample aligned"):
+            aligned = self._draw(load(self.folder / "train"), self.eval_prompts, 2, "draw aligned")
+        facts, comparisons = self._judge(base, aligned)
+        facts |= {"implicit_accuracy_heldout": round(accuracy, 4), "steps": trainer.step, "skipped_steps": trainer.guard.skipped}
+        self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
+        log = [json.loads(line) for line in (self.folder / "train" / LOG).read_text().splitlines()]
+        return write_report(self.folder, facts | {"seconds": self.clock.seconds}, log, comparisons)
+
+    def _draw(self, pipe: Any, prompts: Sequence[str], stream: int, label: str) -> list[Image.Image]:
+        config = self.config
+        seeds = [config.seed * 1_000_003 + stream * 100_003 + i for i in range(len(prompts))]
+        steps, scale = config.num_inference_steps, config.guidance_scale
+        return draw(pipe, prompts, seeds, num_inference_steps=steps, guidance_scale=scale, label=label)
+
+    def _sample_pairs(self) -> tuple[Path, list[Image.Image]]:
+        """Write pairs.parquet and heldout.parquet; return the latter and the base pictures of the evaluation prompts."""
+        pipe = load_pipeline(self.config.model)
+        first, second = (self._draw(pipe, self.train_prompts, stream, "draw pairs") for stream in (0, 1))
+        base = self._draw(pipe, self.eval_prompts, 2, "draw base")
+        other = self._draw(pipe, self.eval_prompts[:100], 3, "draw held-out pairs")
+        heldout = self.folder / "heldout.parquet"
+        _write_pairs(self.folder / "pairs.parquet", vote(self.train_prompts, first, second, self.user, self.config.seed))
+        _write_pairs(heldout, vote(self.eval_prompts[:100], base[:100], other, self.user, self.config.seed + 1))
+        return heldout, base
+
+    def _train(self) -> Trainer:
+        config = self.config
+        training = TrainConfig(
+            pretrained_model_name_or_path=config.model,
+            dataset_name=str(self.folder / "pairs.parquet"),
+            reader="pickapic",
+            method=config.method,
+            beta=config.beta,
+            output_dir=str(self.folder / "train"),
+            learning_rate=config.learning_rate,
+            rank=config.rank,
+            max_train_steps=config.max_train_steps,
+            train_batch_size=config.train_batch_size,
+            seed=config.seed,
+            validation_prompts=self.eval_prompts[:8],
+            validation_steps=100,
+        ).check()
+        with self.clock.phase("import"):
+            view = open_dataset(training)
+        with self.clock.phase("cache"):
+            trainer = Trainer(training, view)
+        with self.clock.phase("train"):
+            trainer.fit()
+        return trainer
+
+    def _heldout_accuracy(self, trainer: Trainer, heldout: Path) -> float:
+        config = replace(trainer.config, dataset_name=str(heldout), output_dir=str(self.folder / "heldout"))
+        view = open_dataset(config)
+        self.pairs = (len(trainer.view), len(view))
+        return heldout_implicit_accuracy(replace(trainer.parts, pairs=build_pairs(config, view, trainer.parts.backbone)))
+
+    def _judge(self, base: list[Image.Image], aligned: list[Image.Image]) -> tuple[dict[str, Any], list[Comparison]]:
+        config, prompts = self.config, self.eval_prompts
+        scores = [[taste_score(config.taste, image) for image in images] for images in (base, aligned)]
+        won = win_rate(scores[0], scores[1], prompts, config.seed)
+        facts = {
+            "command": self.command,
+            "version": diffalign.__version__,
+            "win_rate": round(won.rate, 4),
+            "ci95": [round(won.low, 4), round(won.high, 4)],
+            "prompts_heldout": won.prompts,
+            "adherence_base": round(mean_adherence(prompts, base), 4),
+            "adherence_aligned": round(mean_adherence(prompts, aligned), 4),
+            "taste_base": round(float(np.mean(scores[0])), 4),
+            "taste_aligned": round(float(np.mean(scores[1])), 4),
+            "pairs_train": self.pairs[0],
+            "pairs_heldout": self.pairs[1],
+            **asdict(config),
+        }
+        rows = zip(prompts, base, aligned, *scores, strict=True)
+        return facts, [Comparison(*row) for row in rows]
+
+
+def _write_pairs(path: Path, rows: list[dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(rows), temporary)
+    temporary.replace(path)
+
+
+def _fresh(folder: Path) -> None:
+    """Empty a folder that an earlier quickstart made. Raises ConfigError for a folder of anything else."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARK).is_file():
+            raise ConfigError(f"{folder}: not empty, and not made by `diffalign quickstart`; choose another --output_dir")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("{}\n")

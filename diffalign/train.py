@@ -1,0 +1,278 @@
+"""The trainer: one loop for every method, on accelerate. What a method is stands in its parts; no method is named here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from diffalign import adapters, checkpoint
+from diffalign.build import Parts, parts
+from diffalign.config import TrainConfig, save_yaml
+from diffalign.data.batch import Sampler, loader
+from diffalign.data.view import View
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.guard import Guard
+from diffalign.infer.sample import draw, grid
+from diffalign.metrics import describe
+from diffalign.methods import METHODS
+from diffalign.types import Batch, Generator, Scores
+
+logger = logging.getLogger(__name__)
+LOG = "train_log.jsonl"
+RUN = "run.json"
+
+
+def preference_step(parts: Parts, policy: nn.Module, batch: Batch, generator: Generator) -> tuple[Tensor, Scores]:
+    """Return the mean loss of a batch, with gradient, and its scores. Policy and reference are scored at the same query."""
+    query = parts.likelihood.prepare(policy, batch, generator)
+    reference = parts.reference.score(parts.likelihood, query)
+    scores = Scores(parts.likelihood.score(policy, query), reference, batch.prob)
+    return parts.objective(scores).mean(), scores
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on `device`."""
+    condition, empty = ({name: value.to(device) for name, value in c.items()} for c in (batch.condition, batch.empty))
+    return Batch(batch.x0.to(device), condition, empty, batch.prob.to(device), batch.ids)
+
+
+class Trainer:
+    """State of a run: network, optimiser, schedule, moving average, guard, and the step they are at."""
+
+    def __init__(self, config: TrainConfig, view: View) -> None:
+        self.config, self.view = config, view
+        self.output_dir = Path(config.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=config.report_to,
+            project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(self.output_dir / "logs")),
+        )
+        torch.set_flush_denormal(True)
+        self.parts = parts(config, view, self.accelerator.device)
+        self.denoiser = self.parts.backbone.denoiser
+        self.denoiser.train()
+        self.parameters = adapters.trainable(self.denoiser)
+        self.policy, self.optimizer = self.accelerator.prepare(self.denoiser, _optimizer(config, self.parameters))
+        # Not prepared: accelerate would step it once for each process.
+        self.schedule = get_scheduler(config.lr_scheduler, self.optimizer, config.lr_warmup_steps, config.max_train_steps)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
+        self.guard = Guard(config.max_bad_steps, config.spike_factor)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.sampler = Sampler(len(view), config.train_batch_size, config.gradient_accumulation_steps, processes, rank, config.seed)
+        self.step = 0
+        self.seconds: list[float] = []
+
+    def fit(self) -> Path:
+        """Train to the last step and return the output folder, which holds weights, log, pictures and the config."""
+        config = self.config
+        self._begin()
+        batches = loader(self.parts.pairs, self.sampler, self.step, config.max_train_steps, config.dataloader_num_workers)
+        bar = tqdm(
+            total=config.max_train_steps, initial=self.step, desc="train", disable=None if self.accelerator.is_main_process else True
+        )
+        with bar, (self.output_dir / LOG).open("a") as log:
+            while self.step < config.max_train_steps:
+                start = time.perf_counter()
+                facts = self._optimizer_step(batches)
+                self.seconds.append(time.perf_counter() - start)
+                self.step += 1
+                if self.step % config.log_every == 0:
+                    self._log(log, facts)
+                bar.update()
+                bar.set_postfix({k: f"{facts[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in facts})
+                if self.step % config.checkpointing_steps == 0 and self.step < config.max_train_steps:
+                    self._save_checkpoint()
+                if self.step % config.validation_steps == 0 or self.step == config.max_train_steps:
+                    self._validate()
+        self._finish()
+        return self.output_dir
+
+    def _optimizer_step(self, batches: Any) -> dict[str, float]:
+        """Take one optimiser step over all micro-batches, or skip it where the guard says so; return its scalars."""
+        config, gathered = self.config, []
+        for micro in range(config.gradient_accumulation_steps):
+            batch = to_device(next(batches), self.accelerator.device)
+            generators = self.sampler.generators(self.sampler.samples(self.step, micro))
+            last = micro == config.gradient_accumulation_steps - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
+                loss, scores = preference_step(self.parts, self.policy, batch, generators)
+                self.accelerator.backward(loss / config.gradient_accumulation_steps)
+            gathered.append({"loss": loss.detach(), **describe(scores)})
+        names = list(gathered[0])
+        means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        values = self.accelerator.reduce(means, "mean").tolist()
+        facts = dict(zip(names, values, strict=True)) | {"grad_norm": float(norm), "lr": self.schedule.get_last_lr()[0]}
+        # The scaler of fp16 skips overflowing steps by itself while it looks for its scale.
+        scaled = self.accelerator.scaler is not None and facts["loss"] == facts["loss"]
+        if self.guard.allows(facts["loss"], 0.0 if scaled else facts["grad_norm"], self.step + 1):
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return facts | {"skipped": self.guard.skipped}
+
+    def _begin(self) -> None:
+        """Resume if asked to, write the config, and draw the validation grid of the model as it starts."""
+        config = self.config
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for stale in self.output_dir.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        folder = checkpoint.find(self.output_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+        if folder is not None:
+            self._load_checkpoint(folder)
+        _keep_log(self.output_dir / LOG, self.step)
+        if self.accelerator.is_main_process:
+            save_yaml(config, self.output_dir / "config.yaml")
+            self._announce()
+        if config.report_to:
+            self.accelerator.init_trackers(f"diffalign-{config.method}")
+        if self.step == 0:
+            self._validate()
+
+    def _announce(self) -> None:
+        """Say what users of other scripts ask first: the scale of beta, the effective batch, and how much is trained."""
+        config, backbone = self.config, self.parts.backbone
+        side = config.resolution or backbone.resolution
+        elements = math.prod(backbone.latent_shape(side, side))
+        paper = METHODS[config.method].paper_batch
+        logger.info("%d records, %d trainable parameters", len(self.view), sum(p.numel() for p in self.parameters))
+        logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
+        bound = getattr(self.parts.objective, "keywords", {})
+        if "beta" in bound:
+            total = bound["beta"] / (2 * elements)
+            logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", bound["beta"], elements, total)
+
+    def _log(self, log: Any, facts: dict[str, float]) -> None:
+        if "log_ratio/chosen" in facts:
+            self.guard.watch_displacement(facts["log_ratio/chosen"], self.step)
+        if self.accelerator.is_main_process:
+            log.write(json.dumps({"step": self.step, **facts}) + "\n")
+            log.flush()
+        if self.config.report_to:
+            self.accelerator.log(facts, step=self.step)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to be gone on from."""
+        table = self.view.table.fingerprint
+        return {
+            "table": table,
+            "records": len(self.view),
+            "batch": self.sampler.effective,
+            "seed": self.config.seed,
+            "method": self.config.method,
+        }
+
+    def _save_checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
+                "scaler": scaler.state_dict() if scaler else None,
+                "guard": self.guard.state(),
+            }
+            limit = self.config.checkpoints_total_limit
+            checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.denoiser), state, self._facts(), limit)
+        self.accelerator.wait_for_everyone()
+
+    def _load_checkpoint(self, folder: Path) -> None:
+        found, expected = checkpoint.facts(folder), self._facts()
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise CheckpointError(f"{folder}: made with {name} {found.get(name)}, this run has {value}; choose another output_dir")
+        weights, state = checkpoint.load(folder)
+        adapters.load_trained_state(self.denoiser, weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema is not None and state["ema"]:
+            self.ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.guard.restore(state["guard"])
+        self.step = found["step"]
+
+    def _validate(self) -> None:
+        """Draw the validation prompts with seeds 0, 1, ... into validation/step-N.png."""
+        prompts = self.config.validation_prompts
+        if not prompts or not self.accelerator.is_main_process:
+            return
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        images = draw(self.parts.backbone.pipeline(), prompts, range(len(prompts)), label=f"validation at step {self.step}")
+        self.denoiser.train(was_training)
+        folder = self.output_dir / "validation"
+        folder.mkdir(exist_ok=True)
+        grid(images, min(len(images), 8)).save(folder / f"step-{self.step:06d}.png")
+
+    def _finish(self) -> None:
+        """Write the trained weights (the moving average, if there is one) and the facts of the run."""
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        if self.accelerator.is_main_process:
+            self._save_weights()
+            facts = {
+                "base": self.config.pretrained_model_name_or_path,
+                "revision": self.config.revision,
+                "variant": self.config.variant,
+                "method": self.config.method,
+                "train_method": self.config.train_method,
+                "steps": self.step,
+                "skipped": self.guard.skipped,
+                "step_seconds_median": round(statistics.median(self.seconds), 4) if self.seconds else None,
+                **self._facts(),
+            }
+            (self.output_dir / RUN).write_text(json.dumps(facts, indent=2) + "\n")
+        self.accelerator.end_training()
+
+    def _save_weights(self) -> None:
+        pipe = self.parts.backbone.pipeline()
+        if self.config.train_method == "full":
+            adapters.save_full(pipe.unet, self.output_dir / "unet")
+        else:
+            adapters.save_lora(pipe, self.output_dir)
+
+
+def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return AdamW, or its 8-bit form. Raises ConfigError if bitsandbytes is asked for and not installed."""
+    kind: Any = torch.optim.AdamW
+    if config.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit as kind  # an optional dependency
+        except ImportError as error:
+            raise ConfigError("`use_8bit_adam` needs bitsandbytes: pip install bitsandbytes") from error
+    betas = (config.adam_beta1, config.adam_beta2)
+    return kind(parameters, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=config.adam_weight_decay)
+
+
+def _keep_log(path: Path, step: int) -> None:
+    """Keep the log lines up to `step`: those behind it belong to a run that was cut off."""
+    kept = [line for line, logged in _log_lines(path) if logged <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def _log_lines(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the whole lines of a log with their steps; a line that a kill cut in two is passed over."""
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)["step"]
