@@ -67,7 +67,8 @@ class VPPath:
     def sample_t(self, count: int, generator: Generator) -> Tensor:
         """Return uniform integer times (B,)."""
         if self.times:
-            return torch.tensor(self.times)[integers(len(self.times), count, generator)]
+            index = integers(len(self.times), count, generator)
+            return torch.tensor(self.times, device=index.device)[index]
         return integers(len(self.alphas_cumprod), count, generator)
 
 
