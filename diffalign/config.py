@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -156,13 +157,16 @@ class TrainConfig:
             "checkpointing_steps",
             "validation_steps",
             "max_bad_steps",
+            "max_train_samples",
+            "checkpoints_total_limit",
         ):
             _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        for name in ("lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon"):
+            _require(name, getattr(self, name), lambda v: v >= 0, "zero or more")
         _require("label_smoothing", self.label_smoothing, lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
-        _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "a share in [0, 1)")
-        _require("ema_decay", self.ema_decay, lambda v: 0 <= v < 1, "a share in [0, 1)")
+        for name in ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2"):
+            _require(name, getattr(self, name), lambda v: 0 <= v < 1, "a share in [0, 1)")
         _require("proportion_empty_prompts", self.proportion_empty_prompts, lambda v: 0 <= v <= 1, "a share in [0, 1]")
-        _require("max_train_samples", self.max_train_samples, lambda v: v >= 1, "at least 1")
         _require("dataset_name", self.dataset_name, bool, "a file, a folder or a hub id")
         if self.objective is not None:
             _known("objective", self.objective if isinstance(self.objective, str) else next(iter(self.objective), ""), OBJECTIVE_NAMES)
@@ -179,6 +183,13 @@ def _known(name: str, value: str, table: Any) -> None:
         raise ConfigError(f"`{name}` is {value!r}.{did_you_mean(value, table)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-5 as a number, as YAML 1.2 does; PyYAML speaks YAML 1.1 and takes it for text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Return the keys of a YAML config under their own names (aliases resolved).
 
@@ -188,7 +199,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such config file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML ({error})") from error
     if not isinstance(values, dict):
@@ -197,8 +208,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return `values` under their own names, aliases resolved. Raises ConfigError for an unknown key, with the nearest known one."""
+    """Return `values` under their own names, aliases resolved.
+
+    Raises ConfigError for an unknown key, with the nearest known one, and for a key that is given under two names.
+    """
     known = {f.name for f in dataclasses.fields(TrainConfig)}
+    for alias, key in ALIASES.items():
+        if alias in values and key in values:
+            raise ConfigError(f"{where}: `{key}` is given twice, as `{key}` and as `{alias}`")
     renamed = {ALIASES.get(key, key): value for key, value in values.items()}
     for key in renamed:
         if key not in known:
