@@ -19,14 +19,15 @@ WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"
 
 
 def save(output_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], facts: dict[str, Any], limit: int | None) -> Path:
-    """Write `checkpoint-<step>` and remove the oldest above `limit`."""
+    """Write `checkpoint-<step>` and remove the oldest above `limit`, but never the one just written."""
     folder = output_dir / f"checkpoint-{step}"
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         torch.save(state, temporary / STATE)
         (temporary / FACTS).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n")
-    for old in _all(output_dir)[: -limit if limit else None] if limit else []:
-        shutil.rmtree(old)
+    for old in _all(output_dir)[:-limit] if limit else []:
+        if old != folder:
+            shutil.rmtree(old)
     return folder
 
 
@@ -40,8 +41,7 @@ def find(output_dir: Path, wanted: str) -> Path | None:
         return found[-1] if found else None
     for folder in (Path(wanted), output_dir / wanted):
         if folder.is_dir():
-            missing = [name for name in (WEIGHTS, STATE, FACTS) if not (folder / name).is_file()]
-            if missing:
+            if missing := _missing(folder):
                 raise CheckpointError(f"{folder}: the checkpoint has no {missing[0]}")
             return folder
     raise CheckpointError(f"`resume_from_checkpoint`: there is no checkpoint {wanted}, nor {output_dir / wanted}")
@@ -60,4 +60,8 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _all(output_dir: Path) -> list[Path]:
     """Return complete checkpoints, oldest first, by number and not by name."""
     found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return [path for _, path in sorted(found) if (path / FACTS).is_file()]
+    return [path for _, path in sorted(found) if not _missing(path)]
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in (WEIGHTS, STATE, FACTS) if not (folder / name).is_file()]

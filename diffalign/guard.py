@@ -48,7 +48,8 @@ class Guard:
             return f"loss {loss}, gradient norm {grad_norm}: not finite"
         if self.spike_factor and len(self.recent) >= LEAST:
             usual = statistics.median(self.recent)
-            if loss > self.spike_factor * usual:
+            # A multiple says nothing where the usual loss is zero (a hinge that is won) or below (a likelihood).
+            if usual > 0 and loss > self.spike_factor * usual:
                 return f"loss {loss:.4g} is above {self.spike_factor:g} times the running median {usual:.4g}"
         return None
 
