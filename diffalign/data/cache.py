@@ -27,8 +27,15 @@ class Bank:
 
     def __init__(self, folder: Path, name: str, rows: int, shape: tuple[int, ...], dtype: str) -> None:
         self.folder, self.name = folder, name
-        self._values = _open(folder / f"{name}.npy", (rows, *shape), dtype)
-        self._filled = _open(folder / f"{name}.filled.npy", (rows,), "bool")
+        values, filled = folder / f"{name}.npy", folder / f"{name}.filled.npy"
+        if not values.exists():
+            filled.unlink(missing_ok=True)  # or its flags would vouch for zeros
+        self._values = _open(values, (rows, *shape), dtype)
+        self._filled = _open(filled, (rows,), "bool")
+
+    def __reduce__(self) -> tuple[type[Bank], tuple[Any, ...]]:
+        rows, *shape = self._values.shape
+        return Bank, (self.folder, self.name, rows, tuple(shape), self._values.dtype.name)  # a pickled memory map is a copy
 
     def missing(self, rows: Sequence[int]) -> list[int]:
         """Return those of `rows` that are not there yet, ascending, once each."""
@@ -51,8 +58,13 @@ class Bank:
 
 def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     if not path.exists():
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    found = np.lib.format.open_memmap(path, mode="r+")
+        temporary = path.with_suffix(".tmp")
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        temporary.replace(path)
+    try:
+        found = np.lib.format.open_memmap(path, mode="r+")
+    except ValueError as error:
+        raise TableError(f"{path}: damaged ({error}); remove the folder and start again") from error
     if found.shape != shape or found.dtype != np.dtype(dtype):
         raise TableError(f"{path}: found {found.dtype} {found.shape}, expected {dtype} {shape}; remove the folder and start again")
     return found

@@ -1,0 +1,144 @@
+"""A bank keeps rows across runs, knows which are there, and refuses what was made from something else."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffalign.data.cache import Bank, fingerprint, open_folder
+from diffalign.errors import TableError
+
+FACTS = {"table": "abc", "model": "def", "framing": {"resolution": 8}}
+
+
+def bank(folder, rows=6, shape=(2, 3), dtype="float32"):
+    return Bank(folder, "latents", rows, shape, dtype)
+
+
+def values(*numbers):
+    return np.stack([np.full((2, 3), number, dtype=np.float32) for number in numbers])
+
+
+def test_a_new_bank_lacks_every_row(tmp_path):
+    assert bank(tmp_path).missing(range(6)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path):
+    own = bank(tmp_path)
+    own.write([4, 1], values(4, 1))
+    assert np.array_equal(own.read([1, 4, 1]), values(1, 4, 1))
+    assert own.read([1]).dtype == np.float32
+
+
+def test_missing_rows_are_told_once_each_and_ascending(tmp_path):
+    own = bank(tmp_path)
+    own.write([2], values(2))
+    assert own.missing([5, 2, 0, 5]) == [0, 5]
+    assert own.missing([2]) == []
+    assert own.missing([]) == []
+
+
+def test_a_bank_goes_on_where_it_was(tmp_path):
+    bank(tmp_path).write([0, 3], values(0.5, 3))
+    again = bank(tmp_path)
+    assert again.missing(range(6)) == [1, 2, 4, 5]
+    assert np.array_equal(again.read([3, 0]), values(3, 0.5))
+
+
+def test_a_row_that_is_not_there_is_refused(tmp_path):
+    own = bank(tmp_path)
+    own.write([0], values(0))
+    with pytest.raises(TableError, match="`latents` lacks rows; remove the folder"):
+        own.read([0, 1])
+
+
+def test_what_is_read_is_a_copy(tmp_path):
+    own = bank(tmp_path)
+    own.write([0], values(1))
+    own.read([0])[:] = 7
+    assert np.array_equal(own.read([0]), values(1))
+
+
+@pytest.mark.parametrize("other", [{"rows": 7}, {"shape": (3, 2)}, {"shape": (6,)}, {"dtype": "float16"}])
+def test_a_bank_of_another_shape_or_type_is_refused(tmp_path, other):
+    bank(tmp_path)
+    with pytest.raises(TableError, match=r"latents.npy: found float32 \(6, 2, 3\), expected .*; remove the folder"):
+        bank(tmp_path, **other)
+
+
+def test_a_row_counts_only_once_its_numbers_are_on_disk(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    own = bank(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(np.memmap, "flush", killed)
+        with pytest.raises(KeyboardInterrupt):
+            own.write([0], values(1))
+    assert bank(tmp_path).missing([0]) == [0]
+
+
+def test_flags_do_not_outlive_the_numbers(tmp_path):
+    bank(tmp_path).write([0], values(1))
+    (tmp_path / "latents.npy").unlink()
+    assert bank(tmp_path).missing([0]) == [0]
+
+
+def test_numbers_without_flags_are_made_again(tmp_path):
+    bank(tmp_path).write([0], values(1))
+    (tmp_path / "latents.filled.npy").unlink()
+    assert bank(tmp_path).missing([0]) == [0]
+
+
+@pytest.mark.parametrize("file", ["latents.npy", "latents.filled.npy"])
+@pytest.mark.parametrize("content", [b"", b"not an array at all"])
+def test_a_damaged_file_is_refused_by_name(tmp_path, file, content):
+    bank(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(TableError, match=rf"{file}: damaged .*; remove the folder and start again"):
+        bank(tmp_path)
+
+
+def test_a_bank_travels_to_a_worker_as_its_place_on_disk(tmp_path):
+    own = bank(tmp_path, rows=5000)
+    own.write([4000], values(4))
+    packed = pickle.dumps(own)
+    assert len(packed) < 1000  # not the 120 kB of its numbers
+    assert np.array_equal(pickle.loads(packed).read([4000]), values(4))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.booleans()))
+def test_a_fingerprint_does_not_depend_on_the_order_of_the_facts(facts):
+    assert fingerprint(facts) == fingerprint(dict(reversed(facts.items())))
+    assert fingerprint(facts) != fingerprint(facts | {"another": 1})
+
+
+def test_the_same_facts_open_the_same_folder_and_others_another(tmp_path):
+    folder = open_folder(tmp_path, "latents", FACTS)
+    assert folder.is_dir()
+    assert open_folder(tmp_path, "latents", FACTS) == folder
+    assert open_folder(tmp_path, "prompts", FACTS) != folder
+    for other in ({"model": "xyz"}, {"table": "abd"}, {"framing": {"resolution": 16}}):
+        assert open_folder(tmp_path, "latents", FACTS | other) != folder
+
+
+def test_a_folder_says_what_it_was_computed_from(tmp_path):
+    manifest = json.loads((open_folder(tmp_path, "latents", FACTS) / "manifest.json").read_text())
+    assert manifest == {"fingerprint": fingerprint(FACTS), **FACTS}
+
+
+def test_a_stale_fingerprint_is_refused(tmp_path):
+    folder = open_folder(tmp_path, "latents", FACTS)
+    stale = {"fingerprint": fingerprint(FACTS | {"model": "older"}), **FACTS}
+    (folder / "manifest.json").write_text(json.dumps(stale))
+    with pytest.raises(TableError, match=r"stale fingerprint\); remove the folder"):
+        open_folder(tmp_path, "latents", FACTS)
+
+
+def test_opening_leaves_no_temporary_file(tmp_path):
+    assert [path.name for path in open_folder(tmp_path, "latents", FACTS).iterdir()] == ["manifest.json"]

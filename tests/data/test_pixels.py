@@ -1,0 +1,153 @@
+"""Images become squares; the candidates of a record share one crop and one flip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffalign.data.pixels import Framing, candidate_pixels, record_generator
+from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.errors import RecordError
+
+SIDE = 8
+RANDOM = Framing(SIDE, random_crop=True, random_flip=True)
+seeds = st.integers(0, 10_000)
+
+
+def ruler(width, height, inverted=False):
+    """Return an image whose red channel counts columns and whose green one counts rows; no two parts of it are alike."""
+    red, green = np.meshgrid(np.arange(width), np.arange(height))
+    pixels = np.stack([red, green, np.full_like(red, 50)], axis=2).astype(np.uint8)
+    return Image.fromarray(255 - pixels if inverted else pixels)
+
+
+def record(*images):
+    return Record("r", "a prompt", tuple(Candidate(image=encode_image(image)) for image in images), source="row 7")
+
+
+def framed(images, framing, seed=0):
+    return candidate_pixels(record(*images), framing, torch.Generator().manual_seed(seed))
+
+
+def levels(pixels):
+    """Return pixels in [-1, 1] as 0..255."""
+    return ((pixels + 1.0) * 127.5).round().int()
+
+
+def columns(pixels):
+    """Return the column of the ruler that each column of (3, H, W) shows."""
+    return levels(pixels)[0, 0].tolist()
+
+
+def rows(pixels):
+    return levels(pixels)[1, :, 0].tolist()
+
+
+def test_black_is_minus_one_and_white_is_one():
+    pixels = framed([Image.new("RGB", (9, 9), "black"), Image.new("RGB", (9, 9), "white")], Framing(SIDE))
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels[0], -torch.ones(3, SIDE, SIDE))
+    assert torch.equal(pixels[1], torch.ones(3, SIDE, SIDE))
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+    expected = torch.from_numpy(np.array(ruler(SIDE, SIDE))).permute(2, 0, 1)
+    assert torch.equal(levels(framed([ruler(SIDE, SIDE)], Framing(SIDE))[0]), expected.int())
+
+
+@pytest.mark.parametrize(("width", "height", "left", "top"), [(20, 8, 6, 0), (8, 20, 0, 6), (8, 8, 0, 0), (12, 8, 2, 0)])
+def test_the_middle_is_cropped_unless_asked_otherwise(width, height, left, top):
+    # 20 - 8 = 12 columns too many, half of them on the left
+    (pixels,) = framed([ruler(width, height)], Framing(SIDE))
+    assert columns(pixels) == list(range(left, left + SIDE))
+    assert rows(pixels) == list(range(top, top + SIDE))
+
+
+@given(width=st.integers(1, 40), height=st.integers(1, 40), side=st.integers(1, 16), seed=seeds)
+@settings(deadline=None, max_examples=100)
+def test_any_size_becomes_the_square(width, height, side, seed):
+    pixels = framed([ruler(width, height), ruler(height, width)], Framing(side, True, True), seed)
+    assert pixels.shape == (2, 3, side, side)
+    assert pixels.min() >= -1.0
+    assert pixels.max() <= 1.0
+
+
+@pytest.mark.parametrize("size", [(3, 3), (5, 2), (2, 5), (1, 1)])
+def test_a_smaller_image_is_enlarged_and_covers_the_square(size):
+    pixels = framed([Image.new("RGB", size, "white")], RANDOM)
+    assert torch.equal(pixels, torch.ones(1, 3, SIDE, SIDE))
+
+
+def test_the_shorter_side_is_resized_so_that_nothing_is_squeezed():
+    # 40 x 16 becomes 20 x 8: every column of the result averages about two of the ruler's, and the middle stays the middle
+    (pixels,) = framed([ruler(40, 16)], Framing(SIDE))
+    assert columns(pixels)[3:5] == pytest.approx([18.5, 20.5], abs=0.6)
+    assert np.diff(columns(pixels)) == pytest.approx(2.0, abs=1.0)
+
+
+@given(seed=seeds)
+@settings(deadline=None, max_examples=60)
+def test_candidates_share_their_crop_and_their_flip(seed):
+    for size in ((30, 8), (8, 30)):
+        first, second = framed([ruler(*size), ruler(*size, inverted=True)], RANDOM, seed)
+        assert torch.equal(levels(first), 255 - levels(second))
+
+
+@given(seed=seeds)
+@settings(deadline=None, max_examples=60)
+def test_candidates_of_unlike_sizes_share_their_place_in_the_image(seed):
+    # 12 and 24 columns of play: the wider image is cropped twice as far to the right
+    first, second = (min(columns(p)) for p in framed([ruler(20, 8), ruler(32, 8)], Framing(SIDE, random_crop=True), seed))
+    assert abs(second - 2 * first) <= 1
+
+
+def test_a_flip_mirrors_and_nothing_else():
+    seen = {tuple(columns(framed([ruler(20, 8)], Framing(SIDE, random_flip=True), seed)[0])) for seed in range(40)}
+    assert seen == {tuple(range(6, 14)), tuple(range(13, 5, -1))}
+
+
+def test_random_crops_reach_both_ends():
+    seen = {columns(framed([ruler(12, 8)], Framing(SIDE, random_crop=True), seed)[0])[0] for seed in range(200)}
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_without_chance_the_generator_does_not_matter():
+    assert torch.equal(framed([ruler(20, 8)], Framing(SIDE), 1), framed([ruler(20, 8)], Framing(SIDE), 2))
+
+
+@pytest.mark.parametrize("framing", [Framing(SIDE), Framing(16, random_crop=True), RANDOM])
+def test_what_is_drawn_afterwards_does_not_depend_on_the_framing(framing):
+    generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    candidate_pixels(record(ruler(20, 8)), framing, generator)
+    candidate_pixels(record(ruler(9, 30), ruler(5, 5)), Framing(4), other)
+    assert torch.equal(torch.randn(5, generator=generator), torch.randn(5, generator=other))
+
+
+def first_numbers(record_id, variant):
+    return tuple(torch.rand(3, generator=record_generator(record_id, variant)).tolist())
+
+
+def test_a_record_and_variant_always_draw_the_same():
+    assert first_numbers("r", 1) == first_numbers("r", 1)
+
+
+def test_records_and_variants_draw_apart():
+    keys = [("r", 0), ("r", 1), ("r", 11), ("r1", 1), ("r\0001", 1), ("s", 0), ("", 0)]
+    assert len({first_numbers(*key) for key in keys}) == len(keys)
+
+
+def test_variants_of_a_record_are_cropped_and_flipped_apart():
+    seen = {tuple(columns(candidate_pixels(record(ruler(30, 8)), RANDOM, record_generator("r", v))[0])) for v in range(12)}
+    assert len(seen) > 4
+    assert {line[0] < line[-1] for line in seen} == {True, False}
+
+
+@pytest.mark.parametrize("bad", [Candidate(image=b"not an image"), Candidate(image=b""), Candidate(text="no image")])
+def test_an_image_that_does_not_decode_is_named(bad):
+    whole = Candidate(image=encode_image(ruler(8, 8)))
+    with pytest.raises(RecordError, match="row 7, candidate 1: the image does not decode"):
+        candidate_pixels(Record("r", "", (whole, bad), source="row 7"), Framing(SIDE), torch.Generator())
