@@ -52,7 +52,7 @@ svg .rate { font-size: 15px; font-weight: 600; fill: var(--ink); } path { fill: 
 .raw { opacity: 0.3; } .mean { stroke-width: 2; } .second { stroke: var(--base); } .mean.second { stroke-dasharray: 7 4; }
 .interval { stroke: var(--ink); stroke-width: 2; }
 @media print { main { max-width: none; padding: 0; } h2 { margin-top: 28px; } .pair img { width: 96px; }
-.card, figure, tr { break-inside: avoid; } .card figcaption { font-size: 10px; } .grid { grid-template-columns: repeat(3, 1fr); gap: 9px; } }
+.card, figure, tr { break-inside: avoid; } .card figcaption { font-size: 10px; } .grid { grid-template-columns: repeat(3, 1fr); gap: 9px; }}
 """
 LOGISTIC = (math.log(2), "ln 2: equal to its reference")  # -log sigmoid(0)
 CHARTS = (  # title, what it says, log columns, reference level with its label, values that the y axis always holds
