@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffalign.errors import CheckpointError, ConfigError
@@ -61,7 +61,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def save_lora(pipe: Any, folder: Path, component: str = "unet") -> None:
     """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads, with the adapter's config and true alpha."""
     model = getattr(pipe, component)
-    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+    state = get_peft_model_state_dict(model)
     facts = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as temporary:
@@ -77,6 +77,18 @@ def save_full(model: Any, folder: Path) -> None:
     model.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
+
+
+def load_result(model: Any, folder: Path, *, full: bool, component: str = "unet") -> None:
+    """Put a finished run's weights from `folder` into a denoiser that was built like the run's. Raises CheckpointError if they differ."""
+    if full:
+        model.load_state_dict(type(model).from_pretrained(folder / component).state_dict())
+        return
+    prefix = f"{component}."
+    tensors = {name.removeprefix(prefix): value for name, value in load_file(folder / WEIGHTS).items()}
+    unexpected = set_peft_model_state_dict(model, tensors).unexpected_keys
+    if unexpected:
+        raise CheckpointError(f"{folder / WEIGHTS}: made for another adapter; it has {unexpected[0]}")
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

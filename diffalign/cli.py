@@ -16,10 +16,10 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from diffalign import commands
-from diffalign.commands import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 from diffalign.config import ALIASES, TrainConfig, load_yaml
 from diffalign.data.readers import READERS
 from diffalign.errors import DiffalignError, did_you_mean
+from diffalign.options import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report

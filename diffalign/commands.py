@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -14,106 +13,7 @@ from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset
 from diffalign.errors import ConfigError, TableError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuickstartConfig:
-    """See the whole loop on a small embedded Stable Diffusion: about five minutes on two cores, no GPU, no download."""
-
-    output_dir: str = "outputs/quickstart"
-    """Folder for pairs, weights and report."""
-    model: str = "assets/tiny-sd"
-    """The embedded model."""
-    taste: str = "warm"
-    """What the simulated voter likes: warm, large, centred, bright_background, contrast, bright_shape or high."""
-    temperature: float = 0.0
-    """How often the voter errs (Bradley-Terry); 0 never."""
-    method: str = "diffusion_dpo"
-    """Preference method."""
-    train_prompts: int = 336
-    """Prompts to make pairs for."""
-    eval_prompts: int = 200
-    """Prompts not trained on, to judge with."""
-    beta: float = 2000.0
-    """Beta of the objective."""
-    learning_rate: float = 3e-4
-    """Learning rate."""
-    rank: int = 8
-    """Rank of the LoRA adapter."""
-    max_train_steps: int = 300
-    """Optimiser steps."""
-    train_batch_size: int = 32
-    """Pairs a step."""
-    num_inference_steps: int = 25
-    """DDIM steps of every picture."""
-    guidance_scale: float = 4.0
-    """Guidance of every picture."""
-    seed: int = 0
-    """Seed of prompts, pictures, votes and training."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportConfig:
-    """Read a dataset into a preference table: rows kept, and rows dropped with reasons."""
-
-    dataset_name: str
-    """Dataset file, folder, or hub id."""
-    output_dir: str
-    """Folder of the new table."""
-    reader: str | None = None
-    """Dataset layout; found by its columns if not given."""
-    dataset_split_name: str | None = None
-    """Split of the dataset, for example train."""
-    max_train_samples: int | None = None
-    """Read only so many rows."""
-    skip_bad: bool = False
-    """Leave out rows that cannot be read, and list them, instead of stopping at the first."""
-    overwrite: bool = False
-    """Replace a table that lies in output_dir."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectConfig:
-    """Show what a table or dataset holds: counts, label balance, ties, users, resolutions, and a sheet of rows as PNG."""
-
-    dataset_name: str
-    """Preference table, dataset file, folder, or hub id."""
-    contact_sheet: str | None = None
-    """Where to write the sheet of rows; beside the table as contact_sheet.png if not given."""
-    rows: int = 8
-    """Rows on the sheet."""
-    seed: int = 0
-    """Seed that chooses the rows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidateConfig:
-    """Look for what would spoil training: broken or tiny images, contradicting labels, duplicates, no strict pair."""
-
-    dataset_name: str
-    """Preference table, dataset file, folder, or hub id."""
-    resolution: int | None = None
-    """Warn of images smaller than this many pixels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
-    """Compare a trained run with its base model: same prompts, same seeds, win rate with interval; and unseen pairs."""
-
-    output_dir: str
-    """Folder of a finished `diffalign train` run."""
-    prompts: list[str] = field(default_factory=list)
-    """Prompts, or one path of a text file with a prompt a line."""
-    taste: str | None = None
-    """Judge of the embedded world: warm, large, centred, ...; without it only the pictures are written."""
-    dataset_name: str | None = None
-    """Labelled pairs not trained on, for the implicit accuracy."""
-    num_inference_steps: int = 25
-    """Denoising steps of every picture."""
-    guidance_scale: float = 5.0
-    """Guidance of every picture."""
-    seed: int = 0
-    """Seed of the pictures."""
+from diffalign.options import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
 
 def open_any(dataset_name: str) -> Table:

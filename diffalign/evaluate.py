@@ -69,8 +69,8 @@ def heldout_implicit_accuracy(parts: Parts, draws: int = 10, batch_size: int = 3
         positions = range(start, min(start + batch_size, len(parts.pairs)))
         batch = to_device(parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]), next(policy.parameters()).device)
         total = torch.zeros_like(batch.x0[:, :, 0, 0, 0])
-        for draw in range(draws):
-            generators = [sample_generator(seed, p * draws + draw) for p in positions]
+        for repeat in range(draws):
+            generators = [sample_generator(seed, p * draws + repeat) for p in positions]
             query = parts.likelihood.prepare(policy, batch, generators)
             reference = parts.reference.score(parts.likelihood, query)
             score = parts.likelihood.score(policy, query)

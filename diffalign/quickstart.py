@@ -22,7 +22,6 @@ from PIL import Image
 import diffalign
 from diffalign.backbones.sd import load_pipeline
 from diffalign.build import pairs as build_pairs
-from diffalign.commands import QuickstartConfig
 from diffalign.config import TrainConfig
 from diffalign.data.records import encode_image
 from diffalign.dataset import open_dataset
@@ -30,6 +29,7 @@ from diffalign.errors import ConfigError, did_you_mean
 from diffalign.evaluate import heldout_implicit_accuracy, win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw
+from diffalign.options import QuickstartConfig
 from diffalign.report import Comparison, write_report
 from diffalign.shapes.captions import random_caption
 from diffalign.shapes.judge import mean_adherence

@@ -29,8 +29,8 @@ from diffalign.data.view import View
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.guard import Guard
 from diffalign.infer.sample import draw, grid
-from diffalign.metrics import describe
 from diffalign.methods import METHODS
+from diffalign.metrics import describe
 from diffalign.types import Batch, Generator, Scores
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class Trainer:
         self.parameters = adapters.trainable(self.denoiser)
         self.policy, self.optimizer = self.accelerator.prepare(self.denoiser, _optimizer(config, self.parameters))
         # Not prepared: accelerate would step it once for each process.
-        self.schedule = get_scheduler(config.lr_scheduler, self.optimizer, config.lr_warmup_steps, config.max_train_steps)
+        self.schedule = get_scheduler(
+            config.lr_scheduler, self.optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
+        )
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -116,9 +118,10 @@ class Trainer:
             gathered.append({"loss": loss.detach(), **describe(scores)})
         names = list(gathered[0])
         means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
-        norm = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        values = self.accelerator.reduce(means, "mean").tolist()
-        facts = dict(zip(names, values, strict=True)) | {"grad_norm": float(norm), "lr": self.schedule.get_last_lr()[0]}
+        norm: Any = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        reduced: Any = self.accelerator.reduce(means, "mean")
+        facts: dict[str, float] = dict(zip(names, reduced.tolist(), strict=True))
+        facts["grad_norm"], facts["lr"] = float(norm), float(self.schedule.get_last_lr()[0])
         # The scaler of fp16 skips overflowing steps by itself while it looks for its scale.
         scaled = self.accelerator.scaler is not None and facts["loss"] == facts["loss"]
         if self.guard.allows(facts["loss"], 0.0 if scaled else facts["grad_norm"], self.step + 1):
@@ -256,9 +259,10 @@ def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch
     kind: Any = torch.optim.AdamW
     if config.use_8bit_adam:
         try:
-            from bitsandbytes.optim import AdamW8bit as kind  # an optional dependency
+            import bitsandbytes  # pyright: ignore[reportMissingImports]  # an optional dependency
         except ImportError as error:
             raise ConfigError("`use_8bit_adam` needs bitsandbytes: pip install bitsandbytes") from error
+        kind = bitsandbytes.optim.AdamW8bit
     betas = (config.adam_beta1, config.adam_beta2)
     return kind(parameters, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=config.adam_weight_decay)
 

@@ -266,7 +266,9 @@ def save(args: argparse.Namespace, pipe: StableDiffusionPipeline, minutes: float
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     numbers = measure(args, args.output_dir)
     count = sum(p.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()) / 1e6
-    command = f"scripts/pretrain_tiny.py --seed {args.seed} --vae_steps {args.vae_steps} --steps {args.steps} --batch_size {args.batch_size}"
+    command = (
+        f"scripts/pretrain_tiny.py --seed {args.seed} --vae_steps {args.vae_steps} --steps {args.steps} --batch_size {args.batch_size}"
+    )
     text = CARD.format(parameters=count, command=command, minutes=minutes, seed=args.seed, numbers=json.dumps(numbers, indent=2))
     (args.output_dir / "README.md").write_text(text)
     print(json.dumps(numbers, indent=2))

@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def micro_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion in diffusers layout."""
+    from tests.micro import write_micro_sd
+
+    return write_micro_sd(tmp_path_factory.mktemp("micro") / "sd")
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four labelled pairs in Pick-a-Pic's columns."""
+    from tests.micro import write_pairs
+
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.parquet")

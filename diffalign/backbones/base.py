@@ -18,11 +18,7 @@ class Backbone(Protocol):
     denoiser: nn.Module
     lora_targets: tuple[str, ...]
     resolution: int  # pixels
-
-    @property
-    def path(self) -> Path:
-        """Return the noise schedule and the meaning of the network's output."""
-        ...
+    path: Path  # the noise schedule, and what the network's output means
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, H, W) of the latent of an image in pixels."""

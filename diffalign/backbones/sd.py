@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from diffalign.backbones.folders import check_folder, resolve
-from diffalign.diffusion.path import VPPath
+from diffalign.diffusion.path import Path, VPPath
 from diffalign.errors import CheckpointError
 from diffalign.types import Condition
 
@@ -29,7 +29,7 @@ def load_pipeline(
             folder,
             revision=revision,
             variant=variant,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             safety_checker=None,
             requires_safety_checker=False,
@@ -43,13 +43,13 @@ def load_pipeline(
 class StableDiffusion:
     """A loaded Stable Diffusion; VAE and text encoder are frozen, the UNet is the denoiser."""
 
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, pipe: StableDiffusionPipeline, name: str) -> None:
         self.name = name
         self._pipe = pipe
         self.denoiser: nn.Module = pipe.unet
-        self.path = VPPath.from_config(pipe.scheduler.config)
+        self.path: Path = VPPath.from_config(pipe.scheduler.config)
         self._factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         self.resolution = int(pipe.unet.config.sample_size) * self._factor
         for part in (pipe.vae, pipe.text_encoder, pipe.unet):

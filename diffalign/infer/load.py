@@ -27,7 +27,7 @@ def load(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: 
         raise CheckpointError(f"{folder}: the run's weights are missing; expected {weights.name}")
     pipe = base_of(folder, dtype=dtype)
     if full:
-        pipe.unet = type(pipe.unet).from_pretrained(weights, torch_dtype=dtype)
+        pipe.unet = type(pipe.unet).from_pretrained(weights, dtype=dtype)
     else:
         pipe.load_lora_weights(folder, weight_name=LORA)
     return pipe.to(device)
