@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import os
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from diffalign.backbones.folders import check_folder, resolve
 from diffalign.config import TrainConfig, from_mapping
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
+from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 def align(
@@ -45,16 +43,37 @@ def train(config: TrainConfig) -> Path:
     config = config.check()
     check_folder(resolve(config.pretrained_model_name_or_path))
     _check_output(config)
-    view = open_dataset(config)
-    from diffalign.train import Trainer  # torch and diffusers take seconds to import; what is above needs neither
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        view = _open_together(config)
+    else:
+        view = open_dataset(config)
+    import torch  # torch and diffusers take seconds to import; what is above needs neither
 
-    return Trainer(replace(config), view).fit()
+    from diffalign.train import Trainer
+
+    torch.set_flush_denormal(True)
+    return Trainer(config, view).fit()
+
+
+def _open_together(config: TrainConfig) -> View:
+    """Open the dataset in every process of a launch; the first one imports it, the others read what it wrote."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    with state.main_process_first():
+        return open_dataset(config, reuse=not state.is_main_process)
 
 
 def _check_output(config: TrainConfig) -> None:
-    """Refuse to train over a finished run of another dataset or method without a word."""
-    run = Path(config.output_dir) / "run.json"
-    if run.is_file() and not config.resume_from_checkpoint:
-        found = json.loads(run.read_text())
-        if found.get("method") != config.method:
-            raise ConfigError(f"{config.output_dir}: holds a finished `{found.get('method')}` run; choose another output_dir")
+    """Raise ConfigError rather than train over an earlier run; with `overwrite_output_dir` remove it."""
+    folder = Path(config.output_dir)
+    found = [path for name in ("run.json", "train_log.jsonl", "checkpoint-*") for path in sorted(folder.glob(name))]
+    if not found or config.resume_from_checkpoint:
+        return
+    if not config.overwrite_output_dir:
+        raise ConfigError(
+            f"{found[0]}: `output_dir` holds an earlier run; go on with --resume_from_checkpoint latest, "
+            "replace it with --overwrite_output_dir, or choose another folder"
+        )
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

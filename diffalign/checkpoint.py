@@ -47,6 +47,13 @@ def find(output_dir: Path, wanted: str) -> Path | None:
     raise CheckpointError(f"`resume_from_checkpoint`: there is no checkpoint {wanted}, nor {output_dir / wanted}")
 
 
+def refuse_newer(output_dir: Path, step: int) -> None:
+    """Raise CheckpointError if `output_dir` holds a checkpoint behind `step`: `latest` would later mean that abandoned one."""
+    newer = [path for path in _all(output_dir) if int(path.name.removeprefix("checkpoint-")) > step]
+    if newer:
+        raise CheckpointError(f"{newer[-1]}: newer than the checkpoint to go on from (step {step}); move it away, or use another output_dir")
+
+
 def facts(folder: Path) -> dict[str, Any]:
     """Return the step and the facts a checkpoint was saved with."""
     return json.loads((folder / FACTS).read_text())

@@ -43,7 +43,7 @@ class TrainConfig:
     transforms: list[Spec] | None = None
     """Data transforms in order, instead of the method's own; for example [pairs, {flip_labels: {share: 0.2}}, orient]."""
     max_train_samples: int | None = None
-    """Use only the first so many records."""
+    """Use only the first so many rows."""
     resolution: int | None = None
     """Side of the training images in pixels; the model's own if not given."""
     random_crop: bool = False
@@ -83,6 +83,8 @@ class TrainConfig:
 
     output_dir: str = "outputs/train"
     """Folder for weights, checkpoints, logs and pictures."""
+    overwrite_output_dir: bool = False
+    """Train anew in a folder that holds a run, and remove that run."""
     seed: int = 0
     """Seed of every draw. A draw belongs to a record and an epoch, not to a batch."""
     train_batch_size: int = 4

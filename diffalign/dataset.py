@@ -5,6 +5,7 @@ Nothing here imports torch, so a bad dataset is refused before any weight loads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,13 @@ def import_dataset(
         raise ConfigError(f"there is no reader `{name}`.{did_you_mean(name, READERS)}")
     rejected: list[dict[str, str]] = []
     records = read(READERS[name], source, split=split, rejected=rejected if skip_bad else None)
-    bar = tqdm(records, desc=f"import {name}", unit=" rows", total=limit, disable=None)
-    counted = (record for record, _ in zip(bar, range(limit), strict=False)) if limit else bar
-    return write_table(path, counted, rejected=rejected, overwrite=overwrite, reader=name, dataset_name=source, split=split)
+    bar = tqdm(itertools.islice(records, limit), desc=f"import {name}", unit=" rows", total=limit, disable=None)
+    return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, dataset_name=source, split=split)
 
 
-def open_dataset(config: TrainConfig) -> View:
-    """Return the training records of `config`. Raises TableError if no pair with a preference is left after the transforms."""
-    table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config)
+def open_dataset(config: TrainConfig, *, reuse: bool = False) -> View:
+    """Return the training records of `config`; with `reuse`, of the table that another process has just imported. Raises TableError if no pair with a preference is left after the transforms."""
+    table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     if table.manifest["kind"] != "image":
         raise TableError(f"{config.dataset_name}: a table of texts; method `{config.method}` trains on pairs of images")
     specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
@@ -60,9 +60,9 @@ def open_dataset(config: TrainConfig) -> View:
     return view
 
 
-def _imported(config: TrainConfig) -> Table:
+def _imported(config: TrainConfig, reuse: bool) -> Table:
     path = Path(config.output_dir) / "data"
-    if is_table(path) and config.resume_from_checkpoint:
+    if is_table(path) and (reuse or config.resume_from_checkpoint):
         return read_table(path)
     return import_dataset(
         config.dataset_name,

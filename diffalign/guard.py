@@ -22,6 +22,7 @@ class Guard:
     max_bad_steps: int
     spike_factor: float
     recent: list[float] = field(default_factory=list)
+    initial: float | None = None  # the usual loss of the first steps
     bad_in_a_row: int = 0
     skipped: int = 0
     displaced: int = 0
@@ -32,6 +33,8 @@ class Guard:
         if reason is None:
             self.bad_in_a_row = 0
             self.recent = [*self.recent, loss][-WINDOW:]
+            if len(self.recent) == LEAST and self.initial is None:
+                self.initial = statistics.median(self.recent)
             return True
         self.bad_in_a_row += 1
         self.skipped += 1
@@ -47,10 +50,11 @@ class Guard:
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             return f"loss {loss}, gradient norm {grad_norm}: not finite"
         if self.spike_factor and len(self.recent) >= LEAST:
-            usual = statistics.median(self.recent)
+            # Not below where the run began: late in training the median is tiny, and an ordinary hard batch is many times it.
+            usual = max(statistics.median(self.recent), self.initial or 0.0)
             # A multiple says nothing where the usual loss is zero (a hinge that is won) or below (a likelihood).
             if usual > 0 and loss > self.spike_factor * usual:
-                return f"loss {loss:.4g} is above {self.spike_factor:g} times the running median {usual:.4g}"
+                return f"loss {loss:.4g} is above {self.spike_factor:g} times the usual {usual:.4g}"
         return None
 
     def watch_displacement(self, chosen_log_ratio: float, step: int) -> bool:
@@ -70,7 +74,7 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"recent": self.recent, "bad_in_a_row": self.bad_in_a_row, "skipped": self.skipped, "displaced": self.displaced}
+        return {name: getattr(self, name) for name in ("recent", "initial", "bad_in_a_row", "skipped", "displaced")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""

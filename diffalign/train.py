@@ -63,8 +63,9 @@ class Trainer:
             log_with=config.report_to,
             project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(self.output_dir / "logs")),
         )
-        torch.set_flush_denormal(True)
-        self.parts = parts(config, view, self.accelerator.device)
+        # The first process fills the caches on disk, the others find them filled.
+        with self.accelerator.main_process_first():
+            self.parts = parts(config, view, self.accelerator.device)
         self.denoiser = self.parts.backbone.denoiser
         self.denoiser.train()
         self.parameters = adapters.trainable(self.denoiser)
@@ -108,6 +109,8 @@ class Trainer:
     def _optimizer_step(self, batches: Any) -> dict[str, float]:
         """Take one optimiser step over all micro-batches, or skip it where the guard says so; return its scalars."""
         config, gathered = self.config, []
+        if config.lora_dropout:  # the one draw that torch makes by itself; seeded by step, so that a resumed run repeats it
+            torch.manual_seed(config.seed * 1_000_003 + self.step * self.sampler.processes + self.sampler.rank)
         for micro in range(config.gradient_accumulation_steps):
             batch = to_device(next(batches), self.accelerator.device)
             generators = self.sampler.generators(self.sampler.samples(self.step, micro))
@@ -141,6 +144,7 @@ class Trainer:
         folder = checkpoint.find(self.output_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
         if folder is not None:
             self._load_checkpoint(folder)
+            checkpoint.refuse_newer(self.output_dir, self.step)
         _keep_log(self.output_dir / LOG, self.step)
         if self.accelerator.is_main_process:
             save_yaml(config, self.output_dir / "config.yaml")

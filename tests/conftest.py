@@ -1,4 +1,4 @@
-"""Shared fixtures; every test runs offline, on the CPU, with denormals flushed."""
+"""Shared fixtures; every test runs offline and on the CPU."""
 
 from __future__ import annotations
 

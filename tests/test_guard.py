@@ -53,7 +53,7 @@ def test_a_spike_is_a_loss_above_the_factor_times_the_median():
 
 def test_the_warning_names_loss_factor_and_median(caplog):
     warmed(0.5).allows(6.0, 1.0, 99)
-    assert "loss 6 is above 10 times the running median 0.5" in caplog.text
+    assert "loss 6 is above 10 times the usual 0.5" in caplog.text
 
 
 def test_a_spike_cannot_be_told_before_enough_steps():

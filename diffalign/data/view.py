@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 from diffalign.data.records import Record
 from diffalign.data.table import Table, from_row
 from diffalign.data.transforms import Transform, apply
+from diffalign.errors import RecordError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,13 @@ class Entry:
 
 
 class View(Sequence[Record]):
-    """The records of `table` after `transforms`; entries are light, images are read when a record is asked for."""
+    """The first `limit` rows of `table` (all if None) after `transforms`; entries are light, images are read when a record is asked for."""
 
     def __init__(self, table: Table, transforms: Sequence[Transform], limit: int | None = None) -> None:
         self.table = table
         self.entries: list[Entry] = []
-        for row, light in enumerate(without_content(table)):
+        for row, light in enumerate(itertools.islice(without_content(table), limit)):
             self.entries += (_entry(row, record) for record in apply([light], transforms))
-            if limit is not None and len(self.entries) >= limit:
-                del self.entries[limit:]
-                break
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -63,4 +62,6 @@ def without_content(table: Table) -> Iterator[Record]:
 
 def _entry(row: int, record: Record) -> Entry:
     order = tuple(int(c.image or b"") for c in record.candidates)
+    if record.prob is None and len(order) > 1:
+        raise RecordError(f"{record.source}: {len(order)} candidates and no label; put `pairs` among the transforms")
     return Entry(row, order, record.id, record.prompt, 1.0 if record.prob is None else record.prob)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_files import JPEGS, put
+
 from diffalign.data.readers import READERS, read
 from diffalign.errors import RecordError
-from image_files import JPEGS, put
 
 PAIR: dict[str, Any] = {"w/a.png": 0, "l/a.png": 1, "w/a.txt": "a red ball"}
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import JPEGS, put
+
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import write_table
 from diffalign.errors import RecordError
-from image_files import JPEGS, put
 
 if TYPE_CHECKING:
     from diffalign.data.records import Record

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import JPEGS, put
+
 from diffalign.data.readers import READERS, open_rows, read
 from diffalign.data.readers import detect as module
 from diffalign.data.readers.base import Reader
@@ -18,7 +20,6 @@ from diffalign.data.readers.detect import detect
 from diffalign.data.table import write_table
 from diffalign.data.transforms import apply, pairs
 from diffalign.errors import RecordError
-from image_files import JPEGS, put
 
 REAL = json.loads((Path(__file__).parent / "fixtures" / "imagereward_rankings.json").read_text())["rows"]
 

@@ -6,9 +6,10 @@ import gzip
 from pathlib import Path
 
 import pytest
+from text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, jsonl, raw, records
+
 from diffalign.data.readers import READERS, read
 from diffalign.errors import RecordError
-from text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, jsonl, raw, records
 
 MISSING = object()
 BAD_CELLS = [

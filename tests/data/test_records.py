@@ -9,9 +9,10 @@ import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from diffalign.data.records import Candidate, Message, Record, check_images, decode_image, encode_image
 from diffalign.errors import RecordError
-from PIL import Image
 
 
 def text_pair(**fields) -> Record:

@@ -11,12 +11,13 @@ from types import MappingProxyType
 
 import pyarrow as pa
 import pytest
-from diffalign.data.records import Candidate, Message, Record
-from diffalign.data.table import CHUNK, MANIFEST, SCHEMA, read_table, to_row, write_table
-from diffalign.errors import RecordError, TableError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_pairs import names, pair, pairs
+
+from diffalign.data.records import Candidate, Message, Record
+from diffalign.data.table import CHUNK, MANIFEST, SCHEMA, read_table, to_row, write_table
+from diffalign.errors import RecordError, TableError
 
 words = st.text(max_size=12)
 numbers = st.floats(allow_nan=False, allow_infinity=False)

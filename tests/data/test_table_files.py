@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from text_pairs import names, pairs
+
 from diffalign.data.table import CHUNK, MANIFEST, ROWS, Table, atomic_folder, is_table, read_table, write_table
 from diffalign.errors import TableError
-from text_pairs import names, pairs
 
 
 def failing(count: int):

@@ -8,6 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms import (
     TRANSFORMS,
@@ -22,8 +25,6 @@ from diffalign.data.transforms import (
     soft_label,
 )
 from diffalign.errors import ConfigError, RecordError
-from hypothesis import given
-from hypothesis import strategies as st
 
 A, B = Candidate(text="a", scores={"clip": 0.2, "hps": 21.0}), Candidate(text="b", scores={"clip": 0.6, "hps": 20.0})
 probs = st.floats(0.0, 1.0)

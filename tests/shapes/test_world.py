@@ -8,15 +8,16 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
 from diffalign.errors import ConfigError
 from diffalign.shapes.captions import OPTIONAL, VOCABULARY, caption, full_caption, parse, random_caption
 from diffalign.shapes.judge import Reading, adherence, mean_adherence, read
 from diffalign.shapes.scenes import ATTRIBUTES, SIZE, Scene, all_scenes, outline, random_scene, render, withheld_scenes
 from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, random_user, taste_score
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from scipy import ndimage
 
 PLAIN = Scene(shape="circle", color="red", size="large", position="center", background="white")
 FRESH = 500
