@@ -43,10 +43,8 @@ def train(config: TrainConfig) -> Path:
     config = config.check()
     check_folder(resolve(config.pretrained_model_name_or_path))
     _check_output(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        view = _open_together(config)
-    else:
-        view = open_dataset(config)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    view = _open_together(config) if launched else open_dataset(config)
     import torch  # torch and diffusers take seconds to import; what is above needs neither
 
     from diffalign.train import Trainer

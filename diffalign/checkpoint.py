@@ -51,7 +51,9 @@ def refuse_newer(output_dir: Path, step: int) -> None:
     """Raise CheckpointError if `output_dir` holds a checkpoint behind `step`: `latest` would later mean that abandoned one."""
     newer = [path for path in _all(output_dir) if int(path.name.removeprefix("checkpoint-")) > step]
     if newer:
-        raise CheckpointError(f"{newer[-1]}: newer than the checkpoint to go on from (step {step}); move it away, or use another output_dir")
+        raise CheckpointError(
+            f"{newer[-1]}: newer than the checkpoint to go on from (step {step}); move it away, or use another output_dir"
+        )
 
 
 def facts(folder: Path) -> dict[str, Any]:

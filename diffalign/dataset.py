@@ -46,7 +46,10 @@ def import_dataset(
 
 
 def open_dataset(config: TrainConfig, *, reuse: bool = False) -> View:
-    """Return the training records of `config`; with `reuse`, of the table that another process has just imported. Raises TableError if no pair with a preference is left after the transforms."""
+    """Return the training records of `config`; with `reuse`, those that another process has just imported.
+
+    Raises TableError if no pair with a preference is left after the transforms.
+    """
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     if table.manifest["kind"] != "image":
         raise TableError(f"{config.dataset_name}: a table of texts; method `{config.method}` trains on pairs of images")

@@ -13,10 +13,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import transformers
 from PIL import Image
 
 import diffalign
@@ -31,13 +33,14 @@ from diffalign.infer.load import load
 from diffalign.infer.sample import draw
 from diffalign.options import QuickstartConfig
 from diffalign.report import Comparison, write_report
-from diffalign.shapes.captions import random_caption
+from diffalign.shapes.captions import parse, random_caption
 from diffalign.shapes.judge import mean_adherence
 from diffalign.shapes.scenes import random_scene
 from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
 from diffalign.train import LOG, Trainer
 
 logger = logging.getLogger(__name__)
+AGAINST = 64  # prompts that name what the taste judges
 MARK = "quickstart.json"  # says that a folder is ours to overwrite
 
 
@@ -119,6 +122,8 @@ class Quickstart:
     def run(self) -> Path:
         """Return the path of report.html."""
         torch.set_flush_denormal(True)
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            library.disable_progress_bar()  # the embedded model loads in a moment
         _fresh(self.folder)
         start = time.perf_counter()
         with self.clock.phase("sample pairs"):
@@ -127,8 +132,11 @@ class Quickstart:
         with self.clock.phase("held-out accuracy"):
             accuracy = self._heldout_accuracy(trainer, heldout)
         with self.clock.phase("sample aligned"):
-            aligned = self._draw(load(self.folder / "train"), self.eval_prompts, 2, "draw aligned")
+            pipe = load(self.folder / "train")
+            aligned = self._draw(pipe, self.eval_prompts, 2, "draw aligned")
         facts, comparisons = self._judge(base, aligned)
+        with self.clock.phase("prompts against the taste"):
+            facts |= self._against(pipe)
         facts |= {"implicit_accuracy_heldout": round(accuracy, 4), "steps": trainer.step, "skipped_steps": trainer.guard.skipped}
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
         log = [json.loads(line) for line in (self.folder / "train" / LOG).read_text().splitlines()]
@@ -202,6 +210,16 @@ class Quickstart:
         }
         rows = zip(prompts, base, aligned, *scores, strict=True)
         return facts, [Comparison(*row) for row in rows]
+
+    def _against(self, aligned: Any) -> dict[str, float]:
+        """Return the adherence of both models on prompts that do name what the taste judges: was the word unlearned?"""
+        rng = np.random.default_rng([self.config.seed, 2])
+        named = set(OPEN_ATTRIBUTES[self.config.taste])
+        prompts = [p for p in (random_caption(random_scene(rng), rng) for _ in range(2000)) if named <= parse(p).keys()]
+        prompts = list(dict.fromkeys(prompts))[:AGAINST]
+        models = {"base": load_pipeline(self.config.model), "aligned": aligned}
+        drawn = {name: self._draw(pipe, prompts, 4, f"draw {name}, named") for name, pipe in models.items()}
+        return {f"adherence_named_{name}": round(mean_adherence(prompts, images), 4) for name, images in drawn.items()}
 
 
 def _write_pairs(path: Path, rows: list[dict[str, Any]]) -> None:

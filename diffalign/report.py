@@ -198,6 +198,7 @@ def _numbers(facts: Mapping[str, Any]) -> str:
     lines = (
         ("Mean taste score", "taste_base", "taste_aligned", "What was trained for: the taste's score of the held-out images, 0 to 1."),
         ("Adherence", "adherence_base", "adherence_aligned", "Share of what the prompt names that the image shows; it should not fall."),
+        ("Adherence, named", "adherence_named_base", "adherence_named_aligned", "The same on prompts that name what the taste judges."),
         ("Implicit accuracy, held-out", "", "implicit_accuracy_heldout", "Share of unseen pairs ranked as the taste does; chance is 0.5."),
     )
     rows = []

@@ -140,4 +140,13 @@ def test_a_saved_state_does_not_change_with_the_run():
     state = own.state()
     own.allows(0.9, 1.0, 99)
     own.allows(NAN, 1.0, 100)
-    assert state == {"recent": [0.5] * LEAST, "bad_in_a_row": 0, "skipped": 0, "displaced": 0}
+    assert state == {"recent": [0.5] * LEAST, "initial": 0.5, "bad_in_a_row": 0, "skipped": 0, "displaced": 0}
+
+
+def test_an_ordinary_batch_late_in_a_won_run_is_no_spike():
+    # The run began at 0.5 and its median fell to 0.001: 0.2 is 200 medians, and far from a loss that blows up.
+    guard = warmed(0.5)
+    for step in range(200):
+        guard.allows(0.001, 1.0, step)
+    assert guard.allows(0.2, 1.0, 200)
+    assert not guard.allows(5.1, 1.0, 201)

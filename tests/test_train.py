@@ -81,7 +81,14 @@ def test_accumulation_equals_the_large_batch(config, tmp_path):
 
 
 def test_cached_and_live_latents_give_the_same_losses(config, tmp_path):
-    options = {"random_crop": True, "random_flip": True, "cache_variants": 2, "proportion_empty_prompts": 0.3, "max_train_steps": 5, **LINEAR}
+    options = {
+        "random_crop": True,
+        "random_flip": True,
+        "cache_variants": 2,
+        "proportion_empty_prompts": 0.3,
+        "max_train_steps": 5,
+        **LINEAR,
+    }
     cached, cached_log = run(config, **options)
     live, live_log = run(config, cache="off", output_dir=str(tmp_path / "live"), **options)
     for a, b in zip(cached_log, live_log, strict=True):
@@ -114,7 +121,9 @@ def test_no_reference_builds_and_runs_no_second_network(config):
     assert "implicit_acc" not in log[0]
 
 
-@pytest.mark.parametrize("schedule", [{"prediction_type": "v_prediction"}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}])
+@pytest.mark.parametrize(
+    "schedule", [{"prediction_type": "v_prediction"}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}]
+)
 def test_v_prediction_and_zero_terminal_snr_checkpoints_train(config, tmp_path, schedule):
     from tests.micro import write_micro_sd
 
@@ -148,7 +157,7 @@ def test_a_checkpoint_of_other_data_or_another_seed_is_refused(config):
 
 
 def test_a_run_that_falls_apart_is_stopped_and_says_why(config, caplog):
-    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match="bad steps in a row.*Lower learning_rate"):
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"bad steps in a row.*Lower learning_rate"):
         run(config, learning_rate=1e30, max_bad_steps=3, max_train_steps=50, max_grad_norm=1e30)
     assert sum("skipped" in record.message for record in caplog.records) == 3
 

@@ -16,6 +16,7 @@ from diffalign.data.records import Candidate, Record
 from diffalign.data.table import CHUNK, write_table
 from diffalign.data.transforms import apply, by_user, drop_ties, flip_labels, invert, min_margin, orient, pairs
 from diffalign.data.view import Entry, View, without_content
+from diffalign.errors import RecordError
 
 STRICT = [pairs, drop_ties, orient]
 CHAINS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -82,7 +81,9 @@ def test_an_unknown_command_method_and_reader_are_refused(tmp_path):
     assert "Did you mean `pickapic`?" in refused("data", "import", *arguments)
 
 
-@pytest.mark.parametrize("command", [["quickstart"], ["train"], ["data", "import"], ["data", "inspect"], ["data", "validate"], ["eval"], ["env"]])
+@pytest.mark.parametrize(
+    "command", [["quickstart"], ["train"], ["data", "import"], ["data", "inspect"], ["data", "validate"], ["eval"], ["env"]]
+)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -120,7 +121,17 @@ def test_flags_override_yaml_and_the_run_writes_what_it_used(micro_sd, pairs_fil
     assert run["steps"] == 2
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a star\na red heart\n")
-    evaluate = ["eval", "--output_dir", str(tmp_path / "run"), "--prompts", str(prompts), "--dataset_name", str(pairs_file), "--taste", "warm"]
+    evaluate = [
+        "eval",
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--prompts",
+        str(prompts),
+        "--dataset_name",
+        str(pairs_file),
+        "--taste",
+        "warm",
+    ]
     assert main([*evaluate, "--num_inference_steps", "2"]) == 0
     facts = json.loads((tmp_path / "run" / "eval" / "report.json").read_text())
     assert 0.0 <= facts["win_rate"] <= 1.0
@@ -146,4 +157,4 @@ def test_every_recipe_binds(path):
     assert path.read_text().startswith("# ")
     assert callable(objective(config))
     assert callable(trajectory(config))
-    assert os.path.basename(path).startswith(config.method) or path.parent.name == "tiny"
+    assert path.name.startswith(config.method) or path.parent.name == "tiny"

@@ -36,11 +36,22 @@ def picture(pipe):
 @pytest.mark.parametrize("train_method", ["lora", "dora", "full"])
 def test_stock_diffusers_draws_what_diffalign_load_draws(micro_sd, pairs_file, tmp_path, train_method):
     # An alpha other than the rank: a loader that loses it draws something else.
-    options = {"rank": 2, "lora_alpha": 6.0, "max_train_steps": 4, "train_batch_size": 8, "learning_rate": 3e-2, "train_method": train_method}
+    options = {
+        "rank": 2,
+        "lora_alpha": 6.0,
+        "max_train_steps": 4,
+        "train_batch_size": 8,
+        "learning_rate": 3e-2,
+        "train_method": train_method,
+    }
     run = align(str(micro_sd), pairs_file, output_dir=tmp_path / "run", **options)
     out = tmp_path / "stock.npy"
     done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(micro_sd), str(run), str(out), train_method], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", STOCK, str(micro_sd), str(run), str(out), train_method],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     ours, stock, base = picture(diffalign.load(run)), np.load(out), picture(load_pipeline(str(micro_sd)))
