@@ -1,10 +1,8 @@
-"""Time and peak memory of the trainer's own step, beside what others do in its place and beside the least that it could take.
+"""Time and peak memory of the trainer's own step, beside what is done elsewhere in its place, and beside the least it could take.
 
-    python scripts/bench_step.py --model both --json outputs/bench_step.json
-
-Variants are timed in turns (A B C A B C ...) in one process, and ratios are taken within a turn, so that a machine that slows down
-slows all of them. Peak memory is that of a process of its own for each variant, its loading included. The floor is the step's
-multiplications alone, at the best matmul rate measured in the same run. Images are read, and cached latents too, within the step.
+Variants are timed in turns (A B C A B C ...), and ratios are taken within a turn, so that a machine that slows down slows them all.
+Peak memory is that of a process for each variant, loading included. The floor is the step's multiplications alone, at the best matmul
+rate of the same run. Reading a batch is part of the step.
 """
 
 from __future__ import annotations
@@ -12,8 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
-import platform
+import math
 import re
 import resource
 import statistics
@@ -31,11 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
+from diffusers.utils import logging as diffusers_logging
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from diffalign import build
 from diffalign.backbones.folders import resolve
@@ -48,8 +46,7 @@ from diffalign.train import Trainer
 from diffalign.types import Batch
 
 TINY = "assets/tiny-sd"
-RECORDS = 32
-STEPS = 1_000_000  # more than a run takes
+STEPS = 10_000  # more than a run takes
 REDUCED = (
     "reduced SD1.5, random weights, 128 px: UNet 64-128-256-256 (a fifth of SD1.5's width), VAE 32-64-128-128 (a quarter), "
     "CLIP text encoder of 768 x 2 layers (SD1.5: 12) and 77 tokens"
@@ -75,7 +72,10 @@ VARIANTS = {
 }
 
 
-@dataclass(slots=True)
+FLOORS = (("LoRA", "ours", 1), ("full", "full", 2))  # kind, variant whose modules are counted, backward passes
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A line of the table; `ratio` and `floor_ratio` are to our step and to the floor of the same kind."""
 
@@ -92,59 +92,36 @@ def write_reduced_sd(folder: Path) -> None:
     empty = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
     tokenizer = empty.train_new_from_iterator([" ".join(VOCABULARY)] * 10, vocab_size=600, show_progress=False)
     tokenizer.model_max_length = 77
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    width = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 2}
-    text = CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, projection_dim=768, **ids, **width))
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 64, 128, 128),
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=128,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(64, 128, 256, 256),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
-    pipe = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)  # pyright: ignore[reportArgumentType]
-    pipe.save_pretrained(folder)
+    text: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text |= {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 2}
+    vae: dict[str, Any] = {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 2, "latent_channels": 4, "sample_size": 128}
+    vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    # SD1.5's block types, and its eight heads, are the default.
+    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(64, 128, 256, 256), cross_attention_dim=768, attention_head_dim=8)
+    parts = AutoencoderKL(**vae), CLIPTextModel(CLIPTextConfig(**text)), tokenizer, unet, DDIMScheduler(), None, None
+    StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
 
 
 def write_pairs(path: Path, side: int) -> None:
     """Write pairs of drawings of `side` pixels as JPEG, in Pick-a-Pic's columns."""
     rng = np.random.default_rng(0)
     rows = []
-    for i in range(RECORDS):
-        scenes = [random_scene(rng) for _ in range(2)]
-        images = [io.BytesIO(), io.BytesIO()]
-        for scene, image in zip(scenes, images, strict=True):
-            render(scene, rng).resize((side, side)).save(image, "JPEG", quality=95)
-        pictures = {f"jpg_{k}": image.getvalue() for k, image in enumerate(images)}
-        rows.append({"caption": random_caption(scenes[0], rng), **pictures, "label_0": float(i % 2), "label_1": float(1 - i % 2)})
+    for i in range(32):
+        row: dict[str, Any] = {"label_0": float(i % 2), "label_1": float(1 - i % 2)}
+        for k in range(2):
+            scene, buffer = random_scene(rng), io.BytesIO()
+            render(scene, rng).resize((side, side)).save(buffer, "JPEG", quality=95)
+            row |= {"caption": random_caption(scene, rng), f"jpg_{k}": buffer.getvalue()}
+        rows.append(row)
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def base_config(model: str, side: int, work: Path, args: argparse.Namespace) -> TrainConfig:
     """Return our config, its pairs imported. The learning rate and the guard leave random weights as they are."""
-    write_pairs(work / "pairs.parquet", side)
-    config = TrainConfig(
-        pretrained_model_name_or_path=model,
-        dataset_name=str(work / "pairs.parquet"),
-        output_dir=str(work / "run"),
-        resolution=side,
-        train_batch_size=args.pairs,
-        max_train_steps=STEPS,
-        mixed_precision=args.mixed_precision,
-        learning_rate=1e-8,
-        spike_factor=0.0,
-    )
+    write_pairs(pairs := work / "pairs.parquet", side)
+    config = TrainConfig(pretrained_model_name_or_path=model, dataset_name=str(pairs))
+    config = replace(config, output_dir=str(work / "run"), resolution=side, max_train_steps=STEPS, learning_rate=1e-8, spike_factor=0.0)
+    config = replace(config, train_batch_size=args.pairs, mixed_precision=args.mixed_precision)
     return replace(config, dataset_name=str(open_dataset(config).table.path)).check()
 
 
@@ -154,22 +131,23 @@ class Stepper:
     def __init__(self, variant: Variant, config: TrainConfig) -> None:
         config = replace(config, **variant.changes)
         self.trainer = trainer = Trainer(config, open_dataset(config))
+        self.device = trainer.accelerator.device
+        self.unet: Any = trainer.denoiser
         if variant.second_reference:
-            # Only full fine-tuning is given a second network.
-            as_full = replace(config, train_method="full")
-            frozen = build.reference(as_full, trainer.parts.backbone, trainer.accelerator.device)
-            trainer.parts = replace(trainer.parts, reference=frozen)
+            # Only full fine-tuning is given a second network by itself.
+            second = build.reference(replace(config, train_method="full"), trainer.parts.backbone, self.device)
+            trainer.parts = replace(trainer.parts, reference=second)
         if variant.channels_last:
-            trainer.denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.batches: Iterator[Batch] = loader(trainer.parts.pairs, trainer.sampler, 0, STEPS // 1000)
+            self.unet.to(memory_format=torch.channels_last)
+        self.batches: Iterator[Batch] = loader(trainer.parts.pairs, trainer.sampler, 0, STEPS)
 
     def seconds(self, repeats: int) -> float:
         """Return the median time of an optimiser step: batch, forward passes, backward, clipping, AdamW, zero_grad."""
         times = []
         for _ in range(repeats):
-            start = clock(self.trainer.accelerator.device)
+            start = clock(self.device)
             self.trainer._optimizer_step(self.batches)
-            times.append(clock(self.trainer.accelerator.device) - start)
+            times.append(clock(self.device) - start)
             self.trainer.step += 1
         return statistics.median(times)
 
@@ -189,78 +167,56 @@ def flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def step_flops(parts: build.Parts, policy: nn.Module, batch: Batch, *, backward: int) -> int:
-    """Return the least operations of a step: policy and reference forward once, and `backward` times the policy's forward.
-
-    1 for an adapter (gradients of activations only; those of the adapter itself are left out), 2 where weights get gradients too.
-    """
+def step_flops(parts: build.Parts, policy: Any, batch: Batch, *, backward: int) -> int:
+    """Return the least operations of a step; `backward` is 1 where activations get gradients, 2 where all weights do too."""
     query = parts.likelihood.prepare(policy, batch, torch.Generator().manual_seed(0))
     forward = flops(lambda: parts.likelihood.score(policy, query))
     return (1 + backward) * forward + flops(lambda: parts.reference.score(parts.likelihood, query))
 
 
-def matmul_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, repeats: int = 10) -> float:
-    """Return the best rate, in operations a second, of several multiplications (m, k) @ (k, n)."""
-    m, k, n = shape
-    left, right = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
+def matmul_rate(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best rate, in operations a second, of a dozen multiplications (m, k) @ (k, n)."""
+    left, right = (torch.randn(sides, device=device, dtype=dtype) for sides in (shape[:2], shape[1:]))
     times = []
-    for _ in range(repeats + 2):
+    for _ in range(12):
         start = clock(device)
         torch.mm(left, right)
         times.append(clock(device) - start)
-    return 2.0 * m * k * n / min(times[2:])
+    return 2.0 * math.prod(shape) / min(times)
 
 
-def matmul_shapes(denoiser: Any, config: TrainConfig, latent: int) -> list[tuple[int, int, int]]:
-    """Return a large square, and the 3x3 convolutions of the UNet's first and second width as matmuls (pixels, 9 c, c)."""
-    widths = denoiser.config.block_out_channels[:2]
-    images = 2 * config.train_batch_size
-    return [(1024, 1024, 1024)] + [(images * (latent >> i) ** 2, 9 * c, c) for i, c in enumerate(widths)]
-
-
-def peak_mib(device: torch.device) -> float:
-    """Return the peak memory of this process: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
+def peak_mib() -> float:
+    """Return the peak memory of this process in MiB: allocated on a GPU, resident on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if (status := Path("/proc/self/status")).exists():
         # Linux hands the parent's ru_maxrss down through exec; VmHWM is this program's alone.
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
-
-
-def peak_of(name: str, config: Path, threads: int) -> float:
-    """Return the peak memory of a variant in MiB, measured in a process of its own."""
-    command = [sys.executable, __file__, "--peak_of", name, "--config", str(config), "--threads", str(threads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this script
-    return json.loads(done.stdout.splitlines()[-1])["peak_mib"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(config: TrainConfig, names: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Return the table of one model, and the rates and operations behind its floors."""
     steppers = {name: Stepper(VARIANTS[name], config) for name in names}
-    trainer = steppers["ours"].trainer
-    device, batch = trainer.accelerator.device, next(steppers["ours"].batches)
-    work = {kind: step_flops((t := steppers[name].trainer).parts, t.denoiser, batch, backward=b) for kind, name, b in FLOORS}
-    shapes = matmul_shapes(trainer.denoiser, config, batch.x0.shape[-1])
-    rates = dict.fromkeys(shapes, 0.0)
-    rounds: list[dict[str, float]] = []
+    device, batch = steppers["ours"].device, next(steppers["ours"].batches)
+    work = {kind: step_flops(steppers[name].trainer.parts, steppers[name].unet, batch, backward=b) for kind, name, b in FLOORS}
+    pixels, widths = batch.x0[:, :, 0].numel(), steppers["ours"].unet.config.block_out_channels[:2]
+    # A large square, and the 3x3 convolutions at the UNet's first and second width as matmuls.
+    rates = dict.fromkeys([(1024, 1024, 1024), *((pixels // 4**i, 9 * c, c) for i, c in enumerate(widths))], 0.0)
+    rounds, peaks = [], {}
     for turn in tqdm(range(1 + args.rounds), desc="time (first round warms up)"):
-        for shape in shapes:
-            rates[shape] = max(rates[shape], matmul_rate(shape, build.DTYPES[config.mixed_precision], device))
+        rates = {s: max(best, matmul_rate(s, build.DTYPES[config.mixed_precision], device)) for s, best in rates.items()}
         rounds += [{name: stepper.seconds(args.repeats if turn else 1) for name, stepper in steppers.items()}]
-    file = Path(config.output_dir).parent / "bench.yaml"
+    file = Path(config.output_dir).with_suffix(".yaml")
     save_yaml(config, file)
-    peaks = {name: peak_of(name, file, args.threads) for name in tqdm(["base", *names], desc="peak memory")}
-    rate = max(rates.values())
+    for name in tqdm(["base", *names], desc="peak memory, a process each"):
+        command = [sys.executable, __file__, "--peak_of", name, "--config", str(file), "--threads", str(args.threads)]
+        peaks[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])  # noqa: S603
     return {
-        "rows": table_rows(rounds[1:], {kind: count / rate for kind, count in work.items()}, peaks),
+        "rows": table_rows(rounds[1:], {kind: count / max(rates.values()) for kind, count in work.items()}, peaks),
         "gflop": {kind: count / 1e9 for kind, count in work.items()},
-        "gflop_per_second": {"x".join(map(str, shape)): value / 1e9 for shape, value in rates.items()},
+        "gflop_per_second": {"x".join(map(str, shape)): rate / 1e9 for shape, rate in rates.items()},
     }
-
-
-FLOORS = (("LoRA", "ours", 1), ("full", "full", 2))  # floor, variant whose modules are counted, backward passes
 
 
 def table_rows(rounds: list[dict[str, float]], floors: Mapping[str, float], peaks: Mapping[str, float]) -> list[Row]:
@@ -294,13 +250,11 @@ def bench(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         if kind == "reduced":
             model, side, about = str(work / "sd"), 128, REDUCED
             write_reduced_sd(work / "sd")
-        names = [name for name in VARIANTS if args.channels_last or name != "channels_last"]
-        result = measure(base_config(model, side, work, args), names, args)
-    rates, gflop = result["gflop_per_second"], result["gflop"]
-    best = max(rates, key=rates.get)
+        result = measure(base_config(model, side, work, args), [n for n in VARIANTS if args.channels_last or n != "channels_last"], args)
+    rates = result["gflop_per_second"]
     print(f"\n{about}; {args.pairs} pairs a step, mixed_precision {args.mixed_precision}\n{render_table(result['rows'])}")
-    print(f"floors: LoRA {gflop['LoRA']:.1f}, full {gflop['full']:.1f} GFLOP at {rates[best]:.0f} GFLOP/s", end="")
-    print(f", the best matmul of {', '.join(f'{shape} ({rate:.0f})' for shape, rate in rates.items())}\n")
+    print("floors:", ", ".join(f"{name} {count:.1f} GFLOP" for name, count in result["gflop"].items()), end="")
+    print(f" at {max(rates.values()):.0f} GFLOP/s, the best matmul of", ", ".join(f"{shape} ({rate:.0f})" for shape, rate in rates.items()))
     return {"model": about, **result, "rows": [asdict(row) for row in result["rows"]]}
 
 
@@ -323,24 +277,21 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    logging.getLogger("diffalign").setLevel(logging.WARNING)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     if args.peak_of:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if args.peak_of != "base":
             Stepper(VARIANTS[args.peak_of], from_mapping(load_yaml(args.config), str(args.config))).seconds(3)
-        print(json.dumps({"peak_mib": peak_mib(device)}))
+        print(peak_mib())
         return
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    machine = {"threads": args.threads, "torch": torch.__version__, "processor": platform.processor() or platform.machine(), "gpu": gpu}
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    results = {}
-    for kind in ["reduced", "tiny"] if args.model == "both" else [args.model]:
-        if kind == "tiny" and not Path(resolve(TINY)).is_dir():
-            print(f"{TINY} is not there; it is skipped.")
-            continue
-        results[kind] = bench(kind, args)
+    machine = {"threads": args.threads, "torch": torch.__version__, "gpu": torch.cuda.is_available() and torch.cuda.get_device_name()}
+    print(machine)
+    kinds = ["reduced", "tiny"] if args.model == "both" else [args.model]
+    if "tiny" in kinds and not Path(resolve(TINY)).is_dir():
+        print(f"{TINY} is not there; it is skipped.")
+        kinds.remove("tiny")
+    results = {kind: bench(kind, args) for kind in kinds}
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n")
 
 
