@@ -56,8 +56,10 @@ def train(config: TrainConfig) -> Path:
 def _open_together(config: TrainConfig) -> View:
     """Open the dataset in every process of a launch; the first one imports it, the others read what it wrote."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    # Accelerator passes the flag on by itself; a bare PartialState on a machine without a GPU would run every process alone.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     with state.main_process_first():
         return open_dataset(config, reuse=not state.is_main_process)
 

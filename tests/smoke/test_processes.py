@@ -1,0 +1,31 @@
+"""Two processes train the batch that one process would: same data, same draws, same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from safetensors.torch import load_file
+
+
+def launch(processes, batch_size, micro_sd, pairs_file, output_dir):
+    words = ["--pretrained_model_name_or_path", micro_sd, "--dataset_name", pairs_file, "--output_dir", output_dir]
+    # The step is linear in the gradient and beta small: see test_train.py.
+    words += ["--train_batch_size", batch_size, "--max_train_steps", 3, "--rank", 2, "--checkpointing_steps", 2]
+    words += ["--adam_epsilon", 1.0, "--learning_rate", 1.0, "--beta", 10, "--gradient_accumulation_steps", 2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "-m", "diffalign.cli", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    words = [str(word) for word in command + words]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(output_dir / "pytorch_lora_weights.safetensors")
+
+
+def test_two_processes_give_the_weights_of_one(micro_sd, pairs_file, tmp_path):
+    one = launch(1, 4, micro_sd, pairs_file, tmp_path / "one")
+    two = launch(2, 2, micro_sd, pairs_file, tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
+    assert max(value.abs().max().item() for name, value in one.items() if "lora_B" in name) > 1e-3
+    assert (tmp_path / "two" / "checkpoint-2").is_dir()

@@ -1,0 +1,39 @@
+"""Win rates by hand, and the interval's honesty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffalign.evaluate import win_rate
+
+
+def test_a_tie_counts_half_and_images_of_a_prompt_count_as_one():
+    # prompt a: win and loss = 1/2; prompt b: tie = 1/2; prompt c: win = 1 -> (1/2 + 1/2 + 1) / 3
+    won = win_rate([0.1, 0.9, 0.5, 0.0], [0.2, 0.3, 0.5, 1.0], ["a", "a", "b", "c"])
+    assert won.rate == pytest.approx(2 / 3)
+    assert won.prompts == 3
+    assert won.low <= won.rate <= won.high
+
+
+def test_the_interval_of_a_clean_sweep_is_not_a_point():
+    # exact binomial, 20 of 20: the lower end is 0.025^(1/20)
+    won = win_rate([0.0] * 20, [1.0] * 20, [str(i) for i in range(20)])
+    assert (won.rate, won.high) == (1.0, 1.0)
+    assert won.low == pytest.approx(0.025 ** (1 / 20), rel=1e-6)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(60):
+        wins = (rng.random(100) < 0.7).astype(float)
+        won = win_rate(np.zeros(100), wins - 0.5, [str(i) for i in range(100)], seed=trial)
+        inside += won.low <= 0.7 <= won.high
+    assert inside >= 51  # 95 % of 60 is 57; below 51 has a chance of one in two thousand
+
+
+def test_the_same_seed_gives_the_same_interval():
+    scores = np.random.default_rng(1).random(50)
+    prompts = [str(i) for i in range(50)]
+    assert win_rate(np.full(50, 0.5), scores, prompts, 3) == win_rate(np.full(50, 0.5), scores, prompts, 3)
