@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,11 +52,15 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Run the block with the model's base weights alone; the adapter is on again afterwards, also on an error."""
-    model.disable_adapters()  # pyright: ignore[reportCallIssue]
+    # Not model.disable_adapters(): it looks at every module of a large network twice a step.
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        model.enable_adapters()  # pyright: ignore[reportCallIssue]
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def save_lora(pipe: Any, folder: Path, component: str = "unet") -> None:

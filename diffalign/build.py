@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign import adapters
 from diffalign.backbones.base import Backbone
-from diffalign.backbones.sd import StableDiffusion
+from diffalign.backbones.sd import StableDiffusion, load_denoiser, load_pipeline
 from diffalign.config import TrainConfig, bind
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pixels import Framing
@@ -58,9 +58,8 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
     """Return the loaded model with its adapter attached, or with every weight of its denoiser trainable."""
     # A frozen base may lie in half precision; weights that an optimiser moves may not.
     dtype = torch.float32 if config.train_method == "full" else DTYPES[config.mixed_precision]
-    model = StableDiffusion.load(
-        config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant, dtype=dtype, device=device
-    )
+    pipe = load_pipeline(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant, dtype=dtype)
+    model = StableDiffusion(pipe.to(device), config.pretrained_model_name_or_path, DTYPES[config.mixed_precision])
     if config.train_method == "full":
         model.denoiser.requires_grad_(True)
     else:
@@ -85,14 +84,12 @@ def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Ref
         return NoReference()
     if config.train_method != "full":
         return AdapterOff(model.denoiser, adapters.disabled)
-    frozen = StableDiffusion.load(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        dtype=DTYPES[config.mixed_precision],
-        device=device,
-    )
-    return Frozen(frozen.denoiser)
+    frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant).to(device)
+    # Autocast would make these half at every call; norms stay float32, as in the policy. So the two agree to the bit at step 0.
+    for layer in frozen.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(DTYPES[config.mixed_precision])
+    return Frozen(frozen)
 
 
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:

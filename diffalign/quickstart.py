@@ -30,7 +30,7 @@ from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.evaluate import heldout_implicit_accuracy, win_rate
 from diffalign.infer.load import load
-from diffalign.infer.sample import draw
+from diffalign.infer.sample import draw, grid
 from diffalign.options import QuickstartConfig
 from diffalign.report import Comparison, write_report
 from diffalign.shapes.captions import parse, random_caption
@@ -40,6 +40,7 @@ from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
 from diffalign.train import LOG, Trainer
 
 logger = logging.getLogger(__name__)
+SHOWN = 16  # pictures in a row of grid.png: base above, aligned below
 AGAINST = 64  # prompts that name what the taste judges
 MARK = "quickstart.json"  # says that a folder is ours to overwrite
 
@@ -135,6 +136,7 @@ class Quickstart:
             pipe = load(self.folder / "train")
             aligned = self._draw(pipe, self.eval_prompts, 2, "draw aligned")
         facts, comparisons = self._judge(base, aligned)
+        grid([*base[:SHOWN], *aligned[:SHOWN]], SHOWN).save(self.folder / "grid.png")
         with self.clock.phase("prompts against the taste"):
             facts |= self._against(pipe)
         facts |= {"implicit_accuracy_heldout": round(accuracy, 4), "steps": trainer.step, "skipped_steps": trainer.guard.skipped}

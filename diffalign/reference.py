@@ -16,13 +16,14 @@ from diffalign.types import Likelihood, Query
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put `model` in eval mode for the block and restore what each of its layers was, also on an error."""
-    modes = [(layer, layer.training) for layer in model.modules()]
-    model.eval()
+    training = [layer for layer in model.modules() if layer.training]
+    for layer in training:
+        layer.training = False
     try:
         yield
     finally:
-        for layer, training in modes:
-            layer.training = training
+        for layer in training:
+            layer.training = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,13 @@ def test_every_objective_trains(config, objective):
     assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("train_method", ["lora", "full"])
+def test_policy_and_reference_agree_to_the_bit_at_step_0_in_half_precision(config, train_method):
+    _, log = run(config, mixed_precision="bf16", train_method=train_method, max_train_steps=2)
+    assert log[0]["log_ratio/chosen"] == log[0]["log_ratio/rejected"] == 0.0
+    assert log[1]["log_ratio/chosen"] != 0.0
+
+
 def test_no_reference_builds_and_runs_no_second_network(config):
     _, log = run(config, objective="denoise", reference="none", train_method="full", max_train_steps=2)
     assert "implicit_acc" not in log[0]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffalign.backbones.folders import check_folder, resolve
@@ -22,22 +23,25 @@ def load_pipeline(
 
     Raises CheckpointError that names the model if it does not load.
     """
+    options = {"revision": revision, "variant": variant, "dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+    pipe = _load(StableDiffusionPipeline, name, options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_denoiser(name: str, *, revision: str | None = None, variant: str | None = None) -> Any:
+    """Return the UNet alone, float32 and frozen. Raises CheckpointError that names the model if it does not load."""
+    options = {"subfolder": "unet", "revision": revision, "variant": variant, "dtype": torch.float32}
+    return _load(UNet2DConditionModel, name, options).requires_grad_(False).eval()
+
+
+def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:
     folder = resolve(name)
     check_folder(folder)
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder,
-            revision=revision,
-            variant=variant,
-            dtype=dtype,
-            use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+        return kind.from_pretrained(folder, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: does not load as a Stable Diffusion ({error})") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 class StableDiffusion:
@@ -45,8 +49,8 @@ class StableDiffusion:
 
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, pipe: StableDiffusionPipeline, name: str) -> None:
-        self.name = name
+    def __init__(self, pipe: StableDiffusionPipeline, name: str, precision: torch.dtype = torch.float32) -> None:
+        self.name, self.precision = name, precision
         self._pipe = pipe
         self.denoiser: nn.Module = pipe.unet
         self.path: Path = VPPath.from_config(pipe.scheduler.config)
@@ -54,19 +58,6 @@ class StableDiffusion:
         self.resolution = int(pipe.unet.config.sample_size) * self._factor
         for part in (pipe.vae, pipe.text_encoder, pipe.unet):
             part.requires_grad_(False).eval()
-
-    @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        revision: str | None = None,
-        variant: str | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> StableDiffusion:
-        """Return the model of a folder or hub id."""
-        return cls(load_pipeline(name, revision=revision, variant=variant, dtype=dtype).to(device), name)
 
     @property
     def device(self) -> torch.device:
@@ -99,10 +90,10 @@ class StableDiffusion:
         return {"prompt_embeds": encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0]}
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return the UNet's output like x (N, C, H, W)."""
-        dtype = self.denoiser.dtype
-        assert isinstance(dtype, torch.dtype)
-        return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), return_dict=False)[0]
+        """Return the UNet's output like x (N, C, H, W), computed under autocast to `precision`, whichever network it is."""
+        dtype: Any = self.denoiser.dtype
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
+            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), return_dict=False)[0]
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Return the stock pipeline around the UNet as it is now."""
