@@ -16,8 +16,10 @@ def implicit_accuracy(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def describe(s: Scores) -> dict[str, Tensor]:
+def describe(s: Scores, beta: float = 1.0) -> dict[str, Tensor]:
     """Return scalars by name. Log-ratios are in units of the score (for diffusion: half a mean squared error).
+
+    `rewards/chosen`, `rewards/rejected` and `rewards/margins` are the implicit rewards beta * log-ratio, as TRL names them.
 
     `log_ratio/chosen` below zero means that the policy explains the preferred candidate worse than the reference does:
     likelihood displacement, which the loss and the accuracy do not show.
@@ -32,5 +34,7 @@ def describe(s: Scores) -> dict[str, Tensor]:
         "implicit_acc": implicit_accuracy(ratio),
         "log_ratio/chosen": ratio[:, 0].mean(),
         "log_ratio/rejected": ratio[:, 1].mean(),
-        "rewards/margins": margin(ratio).mean(),
+        "rewards/chosen": beta * ratio[:, 0].mean(),
+        "rewards/rejected": beta * ratio[:, 1].mean(),
+        "rewards/margins": beta * margin(ratio).mean(),
     }

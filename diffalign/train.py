@@ -10,6 +10,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Trainer:
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.sampler = Sampler(len(view), config.train_batch_size, config.gradient_accumulation_steps, processes, rank, config.seed)
+        self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
         self.step = 0
         self.seconds: list[float] = []
 
@@ -118,7 +120,7 @@ class Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
                 loss, scores = preference_step(self.parts, self.policy, batch, generators)
                 self.accelerator.backward(loss / config.gradient_accumulation_steps)
-            gathered.append({"loss": loss.detach(), **describe(scores)})
+            gathered.append({"loss": loss.detach(), **describe(scores, self.beta)})
         names = list(gathered[0])
         means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
         norm: Any = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -150,7 +152,8 @@ class Trainer:
             save_yaml(config, self.output_dir / "config.yaml")
             self._announce()
         if config.report_to:
-            self.accelerator.init_trackers(f"diffalign-{config.method}")
+            plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
+            self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
         if self.step == 0:
             self._validate()
 
@@ -162,10 +165,8 @@ class Trainer:
         paper = METHODS[config.method].paper_batch
         logger.info("%d records, %d trainable parameters", len(self.view), sum(p.numel() for p in self.parameters))
         logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
-        bound = getattr(self.parts.objective, "keywords", {})
-        if "beta" in bound:
-            total = bound["beta"] / (2 * elements)
-            logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", bound["beta"], elements, total)
+        total = self.beta / (2 * elements)
+        logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", self.beta, elements, total)
 
     def _log(self, log: Any, facts: dict[str, float]) -> None:
         if "log_ratio/chosen" in facts:

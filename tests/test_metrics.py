@@ -33,15 +33,17 @@ def test_accuracies_of_both_orders_add_to_one(values):
 
 
 def test_description_is_the_mean_of_scores_and_log_ratios():
-    seen = describe(Scores(rows((-1.0, -2.0), (-3.0, -6.0)), rows((-2.0, -1.0), (-3.0, -4.0))))
-    # log-ratios (1, -1) and (0, -2): means 0.5 and -1.5, margins 2 and 2
+    seen = describe(Scores(rows((-1.0, -2.0), (-3.0, -6.0)), rows((-2.0, -1.0), (-3.0, -4.0))), beta=10.0)
+    # log-ratios (1, -1) and (0, -2): means 0.5 and -1.5, margins 2 and 2; rewards are ten times that
     assert {name: value.item() for name, value in seen.items()} == {
         "score/chosen": -2.0,
         "score/rejected": -4.0,
         "implicit_acc": 1.0,
         "log_ratio/chosen": 0.5,
         "log_ratio/rejected": -1.5,
-        "rewards/margins": 2.0,
+        "rewards/chosen": 5.0,
+        "rewards/rejected": -15.0,
+        "rewards/margins": 20.0,
     }
 
 
