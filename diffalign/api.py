@@ -16,33 +16,36 @@ from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
 
+WEIGHTS = "pytorch_lora_weights.safetensors"  # of diffalign.adapters, which imports torch
+
 
 def align(
-    model: str, data: str | Path | Iterable[Record], *, method: str = "diffusion_dpo", output_dir: str | Path, **options: Any
+    model: str | Path, data: str | Path | Iterable[Record], *, method: str = "diffusion_dpo", output_dir: str | Path, **options: Any
 ) -> Path:
     """Fine-tune `model` on preferences and return the folder with the result, for `diffalign.load`.
 
     `data` is a table, dataset file, folder or hub id, or records. `options` are the keys of `TrainConfig`.
     Raises ConfigError, RecordError, TableError or CheckpointError before any weight loads where the input cannot be meant.
     """
-    if not isinstance(data, str | Path):
-        path = Path(output_dir) / "data"
-        data = write_table(path, data, overwrite=is_table(path)).path
+    named = isinstance(data, str | Path)
+    path = Path(output_dir) / "data"
     given: Mapping[str, Any] = {
-        "pretrained_model_name_or_path": model,
-        "dataset_name": str(data),
+        "pretrained_model_name_or_path": str(model),
+        "dataset_name": str(data if named else path),
         "method": method,
         "output_dir": str(output_dir),
         **options,
     }
-    return train(from_mapping(given, "diffalign.align"))
+    config = from_mapping(given, "diffalign.align")
+    if not named:
+        check(config)
+        write_table(path, data, overwrite=is_table(path))
+    return train(config)
 
 
 def train(config: TrainConfig) -> Path:
     """Run a training config from its checks to its last step; return the output folder."""
-    config = config.check()
-    check_folder(resolve(config.pretrained_model_name_or_path))
-    _check_output(config)
+    check(config)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     view = _open_together(config) if launched else open_dataset(config)
     import torch  # torch and diffusers take seconds to import; what is above needs neither
@@ -51,6 +54,14 @@ def train(config: TrainConfig) -> Path:
 
     torch.set_flush_denormal(True)
     return Trainer(config, view).fit()
+
+
+def check(config: TrainConfig) -> None:
+    """Raise the error that a config, its model folder or its output folder deserves; remove an earlier run that may be overwritten."""
+    config.check()
+    check_folder(resolve(config.pretrained_model_name_or_path))
+    if int(os.environ.get("RANK", "0")) == 0:
+        _check_output(config)
 
 
 def _open_together(config: TrainConfig) -> View:
@@ -75,5 +86,5 @@ def _check_output(config: TrainConfig) -> None:
             f"{found[0]}: `output_dir` holds an earlier run; go on with --resume_from_checkpoint latest, "
             "replace it with --overwrite_output_dir, or choose another folder"
         )
-    for path in found:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in [*found, *(folder / name for name in (WEIGHTS, "unet", "validation", "eval", "config.yaml"))]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffalign import adapters
 from diffalign.backbones.base import Backbone
 from diffalign.backbones.sd import StableDiffusion, load_denoiser, load_pipeline
-from diffalign.config import TrainConfig, bind
+from diffalign.config import TrainConfig, bind, single
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pixels import Framing
 from diffalign.data.view import View
@@ -43,10 +43,8 @@ def objective(config: TrainConfig) -> Callable[[Scores], Tensor]:
     spec = METHODS[config.method].objective if config.objective is None else config.objective
     own = {"beta": config.beta, "label_smoothing": config.label_smoothing}
     given = {name: value for name, value in own.items() if value is not None}
-    if isinstance(spec, str):
-        spec = {spec: {}}
-    name, constants = next(iter(spec.items()))
-    return bind("objective", OBJECTIVES, {name: {**(constants or {}), **given}})
+    name, constants = single("objective", spec)
+    return bind("objective", OBJECTIVES, {name: {**constants, **given}})
 
 
 def trajectory(config: TrainConfig) -> Callable[..., Any]:
@@ -58,7 +56,8 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
     """Return the loaded model with its adapter attached, or with every weight of its denoiser trainable."""
     # A frozen base may lie in half precision; weights that an optimiser moves may not.
     dtype = torch.float32 if config.train_method == "full" else DTYPES[config.mixed_precision]
-    pipe = load_pipeline(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant, dtype=dtype)
+    pipe = load_pipeline(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
+    pipe.unet.to(dtype)  # VAE and text encoder stay float32: a half-precision VAE overflows, and each runs once only
     model = StableDiffusion(pipe.to(device), config.pretrained_model_name_or_path, DTYPES[config.mixed_precision])
     if config.train_method == "full":
         model.denoiser.requires_grad_(True)

@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,12 +60,18 @@ def refuse_newer(output_dir: Path, step: int) -> None:
 
 def facts(folder: Path) -> dict[str, Any]:
     """Return the step and the facts a checkpoint was saved with."""
-    return json.loads((folder / FACTS).read_text())
+    try:
+        return json.loads((folder / FACTS).read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{folder / FACTS}: damaged ({error}); go on from an earlier checkpoint") from error
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (weights, state) of a checkpoint, on the CPU."""
-    return load_file(folder / WEIGHTS), torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    try:
+        return load_file(folder / WEIGHTS), torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{folder}: damaged ({error}); go on from an earlier checkpoint") from error
 
 
 def _all(output_dir: Path) -> list[Path]:

@@ -75,7 +75,6 @@ def _parser(about: str, epilog: str | None = None, config: type | None = None) -
             keywords["type"] = hints[item.name]
         parser.add_argument(*names, **keywords)
     return parser
-    return parser
 
 
 def build_parser() -> tuple[Parser, Parser]:
@@ -121,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiffalignError as error:
         sys.stderr.write(f"diffalign: error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("diffalign: stopped; a training run goes on from its last checkpoint with --resume_from_checkpoint latest\n")
+        return 130
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

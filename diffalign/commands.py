@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import platform
+import shutil
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -20,9 +23,8 @@ def open_any(dataset_name: str) -> Table:
     """Return the table at `dataset_name`, or a dataset imported into a temporary table that lives as long as the process."""
     if is_table(dataset_name):
         return read_table(dataset_name)
-    import tempfile
-
     folder = tempfile.mkdtemp(prefix="diffalign-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return import_dataset(dataset_name, Path(folder) / "table", skip_bad=True)
 
 
@@ -81,6 +83,8 @@ def evaluate(config: EvalConfig) -> int:
     if not (Path(config.output_dir) / "run.json").is_file():
         raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
     prompts = prompts_of(config.prompts)
+    import torch
+
     from diffalign.evaluate import compare_run
 
     facts = compare_run(
@@ -88,6 +92,9 @@ def evaluate(config: EvalConfig) -> int:
         prompts,
         taste=config.taste,
         dataset_name=config.dataset_name,
+        dataset_split_name=config.dataset_split_name,
+        reader=config.reader,
+        device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         seed=config.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import re
 from argparse import ArgumentError
@@ -20,6 +21,7 @@ from diffalign.methods import METHODS
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
 Spec = str | Mapping[str, Any]
 
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
 OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "denoise")  # written out so that a typo is refused before torch is imported
 
 
@@ -170,9 +172,27 @@ class TrainConfig:
             _require(name, getattr(self, name), lambda v: 0 <= v < 1, "a share in [0, 1)")
         _require("proportion_empty_prompts", self.proportion_empty_prompts, lambda v: 0 <= v <= 1, "a share in [0, 1]")
         _require("dataset_name", self.dataset_name, bool, "a file, a folder or a hub id")
-        if self.objective is not None:
-            _known("objective", self.objective if isinstance(self.objective, str) else next(iter(self.objective), ""), OBJECTIVE_NAMES)
+        _known("lr_scheduler", self.lr_scheduler, SCHEDULES)
+        self._check_objective()
+        self._check_installed()
         return self
+
+    def _check_objective(self) -> None:
+        """Check an objective's constants wherever they stand, and that it has the reference it compares with."""
+        name, constants = single("objective", METHODS[self.method].objective if self.objective is None else self.objective)
+        _known("objective", name, OBJECTIVE_NAMES)
+        for constant in ("beta", "tau"):
+            _require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
+        _require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
+        if name != "denoise" and (self.reference or METHODS[self.method].reference) == "none":
+            raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
+
+    def _check_installed(self) -> None:
+        """Ask for optional packages before anything is read."""
+        if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError("`use_8bit_adam` needs bitsandbytes: pip install bitsandbytes")
+        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
+            raise ConfigError(f"`report_to` is {self.report_to!r}, which is not installed; expected a tracker such as tensorboard")
 
 
 def _require(name: str, value: Any, holds: Any, expected: str) -> None:
@@ -250,7 +270,7 @@ def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defau
     A spec is a name, or {name: {constant: value}}. `defaults` fill constants that the spec does not give, where the function has
     them. Raises ConfigError for an unknown name or constant, and for a constant that is missing.
     """
-    name, constants = (spec, {}) if isinstance(spec, str) else _single(kind, spec)
+    name, constants = single(kind, spec)
     if name not in table:
         raise ConfigError(f"there is no {kind} `{name}`.{did_you_mean(name, table)}")
     accepted = {n: p for n, p in inspect.signature(table[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -264,8 +284,11 @@ def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defau
     return functools.partial(table[name], **bound)
 
 
-def _single(kind: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the constants of a spec. Raises ConfigError for anything that is not one name with its constants."""
+    if isinstance(spec, str):
+        return spec, {}
     if len(spec) != 1 or not isinstance(next(iter(spec.values())), (Mapping, type(None))):
-        raise ConfigError(f"a {kind} is written as a name or as {{name: {{constant: value}}}}; found {dict(spec)!r}")
+        raise ConfigError(f"`{kind}` is written as a name or as {{name: {{constant: value}}}}; found {dict(spec)!r}")
     name, constants = next(iter(spec.items()))
     return name, constants or {}

@@ -50,10 +50,12 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False) -> View:
 
     Raises TableError if no pair with a preference is left after the transforms.
     """
+    specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
+    for spec in specs:  # before an import that may take hours; the score range of soft_label is known only after it
+        bind("transform", TRANSFORMS, spec, low=0.0, high=1.0)
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     if table.manifest["kind"] != "image":
         raise TableError(f"{config.dataset_name}: a table of texts; method `{config.method}` trains on pairs of images")
-    specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
     view = View(table, [_transform(spec, table) for spec in specs], config.max_train_samples)
     if not any(entry.prob != 0.5 for entry in view.entries):
         left = f"{table.manifest['strict']} strict pairs, {table.manifest['ties']} ties"

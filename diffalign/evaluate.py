@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from scipy.stats import binomtest, bootstrap
 from tqdm.auto import tqdm
 
 from diffalign import adapters
 from diffalign.build import Parts, parts
-from diffalign.config import TrainConfig
+from diffalign.config import TrainConfig, from_mapping, load_yaml
 from diffalign.data.batch import sample_generator
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError, did_you_mean
@@ -85,6 +85,9 @@ def compare_run(
     *,
     taste: str | None = None,
     dataset_name: str | None = None,
+    dataset_split_name: str | None = None,
+    reader: str | None = None,
+    device: str = "cpu",
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     seed: int = 0,
@@ -99,7 +102,8 @@ def compare_run(
         raise ConfigError(f"there is no taste `{taste}`.{did_you_mean(taste, TASTES)}")
     if prompts:
         drawn = []
-        for label, pipe in (("base", base_of(folder)), ("aligned", load(folder))):
+        for label, made in (("base", base_of), ("aligned", load)):
+            pipe = made(folder).to(device)
             options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "label": f"draw {label}"}
             drawn.append(draw(pipe, prompts, range(seed, seed + len(prompts)), **options))
         (folder / "eval").mkdir(exist_ok=True)
@@ -114,17 +118,22 @@ def compare_run(
                 for name, images in zip(("base", "aligned"), drawn, strict=True)
             }
     if dataset_name is not None:
-        facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name), 4)
+        facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
     (folder / "eval").mkdir(exist_ok=True)
     (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 
 
-def _accuracy_on(folder: Path, dataset_name: str) -> float:
+def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
     """Return the held-out implicit accuracy of a finished run on a dataset."""
-    config = TrainConfig(**yaml.safe_load((folder / "config.yaml").read_text()))
-    config = replace(config, dataset_name=dataset_name, output_dir=str(folder / "eval"), cache="off", resume_from_checkpoint=None)
-    view = open_dataset(config)
-    built = parts(config, view, torch.device("cpu"))
+    config = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    plain = {"transforms": None, "max_train_samples": None, "proportion_empty_prompts": 0.0, "random_crop": False, "random_flip": False}
+    config = replace(config, **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
+    with tempfile.TemporaryDirectory() as temporary:
+        built = parts(replace(config, output_dir=temporary), open_dataset(replace(config, output_dir=temporary)), torch.device(device))
+        return _accuracy_of(built, config, folder)
+
+
+def _accuracy_of(built: Parts, config: TrainConfig, folder: Path) -> float:
     adapters.load_result(built.backbone.denoiser, folder, full=config.train_method == "full")
     return heldout_implicit_accuracy(built)

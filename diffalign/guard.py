@@ -13,6 +13,7 @@ from diffalign.errors import TrainingError
 logger = logging.getLogger(__name__)
 WINDOW, LEAST = 64, 16  # losses in the running median; how many before a spike can be told
 DISPLACED_STEPS = 50
+MOST_OVERFLOWS = 30  # the scale of fp16 halves at each: from 65536 to nothing
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Guard:
     bad_in_a_row: int = 0
     skipped: int = 0
     displaced: int = 0
+    overflows: int = 0
 
     def allows(self, loss: float, grad_norm: float, step: int) -> bool:
         """Return whether the step may be taken. Raises TrainingError after `max_bad_steps` bad ones in a row."""
@@ -56,6 +58,12 @@ class Guard:
             if usual > 0 and loss > self.spike_factor * usual:
                 return f"loss {loss:.4g} is above {self.spike_factor:g} times the usual {usual:.4g}"
         return None
+
+    def watch_overflow(self, skipped: bool, step: int) -> None:
+        """Count steps that the fp16 scaler skipped. A few are its search for a scale; raises TrainingError when they do not end."""
+        self.overflows = self.overflows + 1 if skipped else 0
+        if self.overflows >= MOST_OVERFLOWS:
+            raise TrainingError(f"step {step}: {self.overflows} steps in a row overflowed in fp16; use mixed_precision bf16 or no")
 
     def watch_displacement(self, chosen_log_ratio: float, step: int) -> bool:
         """Return whether the preferred candidates have been explained worse than by the reference for 50 more steps; warns then."""

@@ -41,7 +41,7 @@ def dpo(s: Scores, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
 
 
 def ipo(s: Scores, *, tau: float) -> Tensor:
-    """Return (signed margin - 1/(2 tau))^2, the margin signed and scaled by 2p - 1 (2310.12036 eq. 17).
+    """Return (signed margin - 1/(2 tau))^2, the aim scaled by 2p - 1 (2310.12036 eq. 17).
 
     With a diffusion likelihood tau = 5000 aims at the margin that the diffusers script means by `beta_dpo` 2500, whose squared
     loss is four times this one because its error difference carries no one-half.

@@ -21,6 +21,8 @@ class QuickstartConfig:
     """Preference method."""
     train_prompts: int = 336
     """Prompts to make pairs for."""
+    images_per_prompt: int = 2
+    """Pictures of each prompt; neighbours are voted on."""
     eval_prompts: int = 200
     """Prompts not trained on, to judge with."""
     beta: float = 2000.0
@@ -97,6 +99,12 @@ class EvalConfig:
     """Judge of the embedded world: warm, large, centred, ...; without it only the pictures are written."""
     dataset_name: str | None = None
     """Labelled pairs not trained on, for the implicit accuracy."""
+    dataset_split_name: str | None = None
+    """Split of that dataset, for example test."""
+    reader: str | None = None
+    """Layout of that dataset; found by its columns if not given."""
+    device: str | None = None
+    """Where to run, for example cuda; a GPU if there is one."""
     num_inference_steps: int = 25
     """Denoising steps of every picture."""
     guidance_scale: float = 5.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,6 @@ from diffalign.shapes.scenes import random_scene
 from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
 from diffalign.train import LOG, Trainer
 
-logger = logging.getLogger(__name__)
 SHOWN = 16  # pictures in a row of grid.png: base above, aligned below
 AGAINST = 64  # prompts that name what the taste judges
 MARK = "quickstart.json"  # says that a folder is ours to overwrite
@@ -112,8 +111,11 @@ class Quickstart:
     def __init__(self, config: QuickstartConfig, command: str) -> None:
         if config.taste not in TASTES:
             raise ConfigError(f"there is no taste `{config.taste}`.{did_you_mean(config.taste, TASTES)}")
+        if min(config.train_prompts, config.eval_prompts, config.images_per_prompt - 1, config.seed + 1) < 1:
+            raise ConfigError("quickstart needs at least one train and one eval prompt, two images a prompt, and a seed of zero or more")
         self.config, self.command = config, command
         self.folder = Path(config.output_dir)
+        self.training = self._training()
         self.clock = Clock()
         rng = np.random.default_rng([config.seed, 0])
         prompts = open_prompts(config.taste, config.train_prompts + config.eval_prompts, rng)
@@ -153,20 +155,22 @@ class Quickstart:
     def _sample_pairs(self) -> tuple[Path, list[Image.Image]]:
         """Write pairs.parquet and heldout.parquet; return the latter and the base pictures of the evaluation prompts."""
         pipe = load_pipeline(self.config.model)
-        first, second = (self._draw(pipe, self.train_prompts, stream, "draw pairs") for stream in (0, 1))
+        streams = [0, 1, *range(10, 8 + self.config.images_per_prompt)]
+        shown = [self._draw(pipe, self.train_prompts, stream, "draw pairs") for stream in streams]
         base = self._draw(pipe, self.eval_prompts, 2, "draw base")
         other = self._draw(pipe, self.eval_prompts[:100], 3, "draw held-out pairs")
         heldout = self.folder / "heldout.parquet"
-        _write_pairs(self.folder / "pairs.parquet", vote(self.train_prompts, first, second, self.user, self.config.seed))
+        votes = [vote(self.train_prompts, a, b, self.user, self.config.seed) for a, b in itertools.pairwise(shown)]
+        _write_pairs(self.folder / "pairs.parquet", list(itertools.chain.from_iterable(votes)))
         _write_pairs(heldout, vote(self.eval_prompts[:100], base[:100], other, self.user, self.config.seed + 1))
         return heldout, base
 
-    def _train(self) -> Trainer:
+    def _training(self) -> TrainConfig:
+        """Return the training config, checked before the first picture is drawn."""
         config = self.config
-        training = TrainConfig(
+        return TrainConfig(
             pretrained_model_name_or_path=config.model,
             dataset_name=str(self.folder / "pairs.parquet"),
-            reader="pickapic",
             method=config.method,
             beta=config.beta,
             output_dir=str(self.folder / "train"),
@@ -175,9 +179,11 @@ class Quickstart:
             max_train_steps=config.max_train_steps,
             train_batch_size=config.train_batch_size,
             seed=config.seed,
-            validation_prompts=self.eval_prompts[:8],
             validation_steps=100,
         ).check()
+
+    def _train(self) -> Trainer:
+        training = replace(self.training, validation_prompts=self.eval_prompts[:8])
         with self.clock.phase("import"):
             view = open_dataset(training)
         with self.clock.phase("cache"):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -23,20 +24,22 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffalign import adapters, checkpoint
+from diffalign.backbones.folders import lasting
 from diffalign.build import Parts, parts
 from diffalign.config import TrainConfig, save_yaml
 from diffalign.data.batch import Sampler, loader
 from diffalign.data.view import View
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.errors import CheckpointError
 from diffalign.guard import Guard
+from diffalign.infer.load import RUN
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
+from diffalign.reference import eval_mode
 from diffalign.types import Batch, Generator, Scores
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
-RUN = "run.json"
 
 
 def preference_step(parts: Parts, policy: nn.Module, batch: Batch, generator: Generator) -> tuple[Tensor, Scores]:
@@ -59,6 +62,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, view: View) -> None:
         self.config, self.view = config, view
         self.output_dir = Path(config.output_dir)
+        AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
@@ -94,21 +98,23 @@ class Trainer:
         with bar, (self.output_dir / LOG).open("a") as log:
             while self.step < config.max_train_steps:
                 start = time.perf_counter()
-                facts = self._optimizer_step(batches)
+                facts = self.optimizer_step(batches)
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
+                if "log_ratio/chosen" in facts:
+                    self.guard.watch_displacement(facts["log_ratio/chosen"], self.step)
                 if self.step % config.log_every == 0:
                     self._log(log, facts)
                 bar.update()
                 bar.set_postfix({k: f"{facts[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in facts})
-                if self.step % config.checkpointing_steps == 0 and self.step < config.max_train_steps:
+                if self.step % config.checkpointing_steps == 0:
                     self._save_checkpoint()
                 if self.step % config.validation_steps == 0 or self.step == config.max_train_steps:
                     self._validate()
         self._finish()
         return self.output_dir
 
-    def _optimizer_step(self, batches: Any) -> dict[str, float]:
+    def optimizer_step(self, batches: Any) -> dict[str, float]:
         """Take one optimiser step over all micro-batches, or skip it where the guard says so; return its scalars."""
         config, gathered = self.config, []
         if config.lora_dropout:  # the one draw that torch makes by itself; seeded by step, so that a resumed run repeats it
@@ -131,8 +137,12 @@ class Trainer:
         scaled = self.accelerator.scaler is not None and facts["loss"] == facts["loss"]
         if self.guard.allows(facts["loss"], 0.0 if scaled else facts["grad_norm"], self.step + 1):
             self.optimizer.step()
-            if self.ema is not None:
+            skipped = self.accelerator.optimizer_step_was_skipped
+            self.guard.watch_overflow(skipped, self.step + 1)
+            if self.ema is not None and not skipped:
                 self.ema.step(self.parameters)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # clipping has unscaled, and the next clipping must find a fresh scaler
         self.schedule.step()
         self.optimizer.zero_grad()
         return facts | {"skipped": self.guard.skipped}
@@ -141,16 +151,20 @@ class Trainer:
         """Resume if asked to, write the config, and draw the validation grid of the model as it starts."""
         config = self.config
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        for stale in self.output_dir.glob(".checkpoint-*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
+        if self.accelerator.is_main_process:
+            for stale in self.output_dir.glob(".checkpoint-*.tmp"):
+                shutil.rmtree(stale, ignore_errors=True)
         folder = checkpoint.find(self.output_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
         if folder is not None:
             self._load_checkpoint(folder)
             checkpoint.refuse_newer(self.output_dir, self.step)
-        _keep_log(self.output_dir / LOG, self.step)
+        elif config.resume_from_checkpoint:
+            logger.info("%s: no checkpoint found, starting at step 0", self.output_dir)
         if self.accelerator.is_main_process:
+            _keep_log(self.output_dir / LOG, self.step)
             save_yaml(config, self.output_dir / "config.yaml")
             self._announce()
+        self.accelerator.wait_for_everyone()
         if config.report_to:
             plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
             self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
@@ -165,12 +179,11 @@ class Trainer:
         paper = METHODS[config.method].paper_batch
         logger.info("%d records, %d trainable parameters", len(self.view), sum(p.numel() for p in self.parameters))
         logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
-        total = self.beta / (2 * elements)
-        logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", self.beta, elements, total)
+        if "beta" in getattr(self.parts.objective, "keywords", {}):
+            total = self.beta / (2 * elements)
+            logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", self.beta, elements, total)
 
     def _log(self, log: Any, facts: dict[str, float]) -> None:
-        if "log_ratio/chosen" in facts:
-            self.guard.watch_displacement(facts["log_ratio/chosen"], self.step)
         if self.accelerator.is_main_process:
             log.write(json.dumps({"step": self.step, **facts}) + "\n")
             log.flush()
@@ -213,6 +226,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.restore(state["guard"])
@@ -223,13 +237,24 @@ class Trainer:
         prompts = self.config.validation_prompts
         if not prompts or not self.accelerator.is_main_process:
             return
-        was_training = self.denoiser.training
-        self.denoiser.eval()
-        images = draw(self.parts.backbone.pipeline(), prompts, range(len(prompts)), label=f"validation at step {self.step}")
-        self.denoiser.train(was_training)
+        with eval_mode(self.denoiser), self._averaged():
+            images = draw(self.parts.backbone.pipeline(), prompts, range(len(prompts)), label=f"validation at step {self.step}")
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
         grid(images, min(len(images), 8)).save(folder / f"step-{self.step:06d}.png")
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Run the block with the moving average, if there is one, in place of the raw weights."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
 
     def _finish(self) -> None:
         """Write the trained weights (the moving average, if there is one) and the facts of the run."""
@@ -238,7 +263,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._save_weights()
             facts = {
-                "base": self.config.pretrained_model_name_or_path,
+                "base": lasting(self.config.pretrained_model_name_or_path),
                 "revision": self.config.revision,
                 "variant": self.config.variant,
                 "method": self.config.method,
@@ -260,13 +285,11 @@ class Trainer:
 
 
 def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return AdamW, or its 8-bit form. Raises ConfigError if bitsandbytes is asked for and not installed."""
+    """Return AdamW, or its 8-bit form."""
     kind: Any = torch.optim.AdamW
     if config.use_8bit_adam:
-        try:
-            import bitsandbytes  # pyright: ignore[reportMissingImports]  # an optional dependency
-        except ImportError as error:
-            raise ConfigError("`use_8bit_adam` needs bitsandbytes: pip install bitsandbytes") from error
+        import bitsandbytes  # pyright: ignore[reportMissingImports]  # optional; its presence was checked with the config
+
         kind = bitsandbytes.optim.AdamW8bit
     betas = (config.adam_beta1, config.adam_beta2)
     return kind(parameters, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=config.adam_weight_decay)

@@ -146,7 +146,7 @@ class Stepper:
         times = []
         for _ in range(repeats):
             start = clock(self.device)
-            self.trainer._optimizer_step(self.batches)
+            self.trainer.optimizer_step(self.batches)
             times.append(clock(self.device) - start)
             self.trainer.step += 1
         return statistics.median(times)

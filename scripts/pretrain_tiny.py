@@ -247,10 +247,12 @@ pipeline_tag: text-to-image
 # tiny-sd: a Stable Diffusion of 64x64 shapes
 
 A complete `StableDiffusionPipeline` (CLIP text encoder, autoencoder of factor 8, epsilon UNet, scaled-linear schedule) of
-{parameters:.1f} M parameters, trained from nothing by `{command}` in {minutes:.0f} minutes. It knows one world: a shape of one
-colour, size and place on a plain background. One combination of the five attributes in eight was withheld from training.
+{parameters:.1f} M parameters. It knows one world: a shape of one colour, size and place on a
+plain background. One combination of the five attributes in eight was withheld from training.
 
 ![first two rows: withheld captions; then "a star", "a large ring", "a red heart", and the empty prompt, in turn](samples.png)
+
+Written by `{command}` in {minutes:.0f} minutes.
 
 Measured on the saved weights, 25 DDIM steps, guidance 4, seed {seed}:
 
@@ -269,9 +271,9 @@ def save(args: argparse.Namespace, pipe: Any, minutes: float) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     numbers = measure(args, args.output_dir)
     count = sum(p.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()) / 1e6
-    command = (
-        f"scripts/pretrain_tiny.py --seed {args.seed} --vae_steps {args.vae_steps} --steps {args.steps} --batch_size {args.batch_size}"
-    )
+    names = ("seed", "vae_steps", "steps", "batch_size", "learning_rate", "init_from")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    command = " ".join(["scripts/pretrain_tiny.py", *(f"--{name} {value}" for name, value in given.items())])
     text = CARD.format(parameters=count, command=command, minutes=minutes, seed=args.seed, numbers=json.dumps(numbers, indent=2))
     (args.output_dir / "README.md").write_text(text)
     print(json.dumps(numbers, indent=2))

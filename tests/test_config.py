@@ -136,9 +136,9 @@ def test_defaults_fill_what_the_spec_does_not_give_and_what_the_function_has():
         ({"shift": {"bye": 1}}, r"step `shift` takes no `bye`. Did you mean `by`\?"),
         ({"shift": {"x": 1, "by": 1}}, r"step `shift` takes no `x`."),
         ("shift", r"step `shift` needs `by`; give it as \{shift: \{by: ...\}\}"),
-        ({}, r"a step is written as a name or as \{name: \{constant: value\}\}; found \{\}"),
-        ({"shift": 3}, r"a step is written as a name"),
-        ({"shift": {}, "negate": {}}, r"a step is written as a name"),
+        ({}, r"`step` is written as a name or as \{name: \{constant: value\}\}; found \{\}"),
+        ({"shift": 3}, r"`step` is written as a name"),
+        ({"shift": {}, "negate": {}}, r"`step` is written as a name"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):

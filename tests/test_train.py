@@ -123,7 +123,8 @@ def test_policy_and_reference_agree_to_the_bit_at_step_0_in_half_precision(confi
     assert log[1]["log_ratio/chosen"] != 0.0
 
 
-def test_no_reference_builds_and_runs_no_second_network(config):
+def test_no_reference_builds_and_runs_no_second_network(config, monkeypatch):
+    monkeypatch.setattr("diffalign.build.load_denoiser", lambda *_, **__: pytest.fail("a second network was built"))
     _, log = run(config, objective="denoise", reference="none", train_method="full", max_train_steps=2)
     assert "implicit_acc" not in log[0]
 
@@ -174,8 +175,9 @@ def test_label_smoothing_and_beta_reach_the_objective(config):
     assert trainer.parts.objective.keywords == {"beta": 77.0, "label_smoothing": 0.1}
 
 
-def test_validation_grids_are_drawn_from_step_0(config):
-    run(config, validation_prompts=["a star", "a red heart"], validation_steps=2)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_validation_grids_are_drawn_from_step_0(config, precision):
+    run(config, use_ema=True, mixed_precision=precision, validation_prompts=["a star", "a red heart"], validation_steps=2)
     names = sorted(p.name for p in (Path(config.output_dir) / "validation").iterdir())
     assert names == ["step-000000.png", "step-000002.png", "step-000003.png"]
 

@@ -21,6 +21,11 @@ def resolve(name: str) -> str:
     return name
 
 
+def lasting(name: str) -> str:
+    """Return `name` in a form that means the same from any working directory: a folder's full path, else the name itself."""
+    return str(Path(name).resolve()) if Path(name).is_dir() and name not in EMBEDDED else name
+
+
 def is_local(name: str) -> bool:
     """Return whether `name` means a folder rather than a hub id."""
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1

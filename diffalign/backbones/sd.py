@@ -83,7 +83,7 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Return {"prompt_embeds": (N, L, D)}: last hidden states, or the layer that the pipeline's clip_skip default means."""
+        """Return {"prompt_embeds": (N, L, D)}: last hidden states of the text encoder."""
         tokenizer, encoder = self._pipe.tokenizer, self._pipe.text_encoder
         tokens = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
         mask = tokens.attention_mask.to(encoder.device) if getattr(encoder.config, "use_attention_mask", False) else None

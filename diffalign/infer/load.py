@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from diffalign.adapters import WEIGHTS
 from diffalign.backbones.sd import load_pipeline
 from diffalign.errors import CheckpointError
 
 RUN = "run.json"
-LORA = "pytorch_lora_weights.safetensors"
 
 
 def load(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Any:
@@ -22,14 +22,14 @@ def load(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: 
     """
     folder = Path(output_dir)
     full = _run(folder)["train_method"] == "full"
-    weights = folder / ("unet" if full else LORA)
+    weights = folder / ("unet" if full else WEIGHTS)
     if not weights.exists():
         raise CheckpointError(f"{folder}: the run's weights are missing; expected {weights.name}")
     pipe = base_of(folder, dtype=dtype)
     if full:
         pipe.unet = type(pipe.unet).from_pretrained(weights, dtype=dtype)
     else:
-        pipe.load_lora_weights(folder, weight_name=LORA)
+        pipe.load_lora_weights(folder, weight_name=WEIGHTS)
     return pipe.to(device)
 
 

@@ -17,10 +17,14 @@ def draw(
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     label: str = "draw",
 ) -> list[Image.Image]:
-    """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch."""
+    """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
+
+    `batch_size` is 32 for the embedded model and 4 for 64x64 latents, if not given.
+    """
+    batch_size = batch_size or max(1, min(32, 2**14 // pipe.unet.config.sample_size**2))
     images: list[Image.Image] = []
     with tqdm(total=len(prompts), desc=label, unit=" images", disable=None if len(prompts) > 16 else True) as bar:
         for start in range(0, len(prompts), batch_size):

@@ -105,7 +105,7 @@ def test_a_batch_is_what_the_view_says(view, tmp_path):
 
 def test_the_preferred_candidate_comes_first(view):
     # r1 has prob 0.1: its candidates change places against the plain order, with the crop and noise that each had there
-    plain, turned = (LivePairs(v, Fake().encoders, FRAMING, 1) for v in (View(view.table, []), view))
+    plain, turned = (LivePairs(v, Fake().encoders, FRAMING, 1) for v in (View(view.table, [pairs]), view))
     assert torch.equal(turned[1, 0]["pixels"], plain[1, 0]["pixels"].flip(0))
     assert torch.equal(turned[1, 0]["noise"], plain[1, 0]["noise"].flip(0))
     assert turned[1, 0]["prob"] == pytest.approx(0.9)
