@@ -13,8 +13,8 @@ class QuickstartConfig:
     """Folder for pairs, weights and report."""
     model: str = "assets/tiny-sd"
     """The embedded model."""
-    taste: str = "warm"
-    """What the simulated voter likes: warm, large, centred, bright_background, contrast, bright_shape or high."""
+    taste: str = "high"
+    """What the simulated voter likes: high (near the top), centred, warm, large, bright_background, contrast or bright_shape."""
     temperature: float = 0.0
     """How often the voter errs (Bradley-Terry); 0 never."""
     method: str = "diffusion_dpo"
@@ -25,9 +25,9 @@ class QuickstartConfig:
     """Pictures of each prompt; neighbours are voted on."""
     eval_prompts: int = 200
     """Prompts not trained on, to judge with."""
-    beta: float = 2000.0
+    beta: float = 500.0
     """Beta of the objective."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Learning rate."""
     rank: int = 8
     """Rank of the LoRA adapter."""
