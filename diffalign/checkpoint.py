@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -82,3 +84,18 @@ def _all(output_dir: Path) -> list[Path]:
 
 def _missing(folder: Path) -> list[str]:
     return [name for name in (WEIGHTS, STATE, FACTS) if not (folder / name).is_file()]
+
+
+def keep_log(path: Path, step: int) -> None:
+    """Keep the log lines up to `step`: those behind it belong to a run that was cut off."""
+    kept = [line for line, logged in _log_lines(path) if logged <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def _log_lines(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the whole lines of a log with their steps; a line that a kill cut in two is passed over."""
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)["step"]

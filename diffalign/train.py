@@ -161,7 +161,7 @@ class Trainer:
         elif config.resume_from_checkpoint:
             logger.info("%s: no checkpoint found, starting at step 0", self.output_dir)
         if self.accelerator.is_main_process:
-            _keep_log(self.output_dir / LOG, self.step)
+            checkpoint.keep_log(self.output_dir / LOG, self.step)
             save_yaml(config, self.output_dir / "config.yaml")
             self._announce()
         self.accelerator.wait_for_everyone()
@@ -192,9 +192,9 @@ class Trainer:
 
     def _facts(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
-        table = self.view.table.fingerprint
         return {
-            "table": table,
+            "model": lasting(self.config.pretrained_model_name_or_path),
+            "table": self.view.table.fingerprint,
             "records": len(self.view),
             "batch": self.sampler.effective,
             "seed": self.config.seed,
@@ -293,18 +293,3 @@ def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch
         kind = bitsandbytes.optim.AdamW8bit
     betas = (config.adam_beta1, config.adam_beta2)
     return kind(parameters, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=config.adam_weight_decay)
-
-
-def _keep_log(path: Path, step: int) -> None:
-    """Keep the log lines up to `step`: those behind it belong to a run that was cut off."""
-    kept = [line for line, logged in _log_lines(path) if logged <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-
-
-def _log_lines(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the whole lines of a log with their steps; a line that a kill cut in two is passed over."""
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield line, json.loads(line)["step"]

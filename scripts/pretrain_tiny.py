@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import string
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from diffalign.infer.sample import draw, grid
 from diffalign.shapes.captions import VOCABULARY, full_caption, random_caption
 from diffalign.shapes.judge import mean_adherence, read
 from diffalign.shapes.scenes import ATTRIBUTES, SIZE, Scene, all_scenes, render, withheld_scenes
+from rounds import start_from, steps
 
 LATENT, TOKENS, WIDTH = 8, 24, 128
 
@@ -94,35 +93,6 @@ def new_text_encoder(vocabulary: int) -> Any:
             pad_token_id=1,
         )
     )
-
-
-def steps(path: Path, state: dict, total: int, every: int, label: str) -> Iterator[int]:
-    """Yield the steps still to do; restores every object in `state` from `path` and saves them there on the way."""
-    first, start = 0, time.time()
-    if path.exists():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        first = saved.pop("step")
-        for name, part in state.items():
-            part.load_state_dict(saved[name])
-    for step in tqdm(range(first, total), initial=first, total=total, desc=label):
-        yield step
-        if (step + 1) % every == 0 or step + 1 == total:
-            parts = {name: part.state_dict() for name, part in state.items()}
-            torch.save({"step": step + 1, **parts}, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-            start = add_seconds(path.parent, start)
-
-
-def start_from(folder: Path | None, part: str, model: Any) -> Any:
-    """Return `model`, with the weights of an earlier round where there is one."""
-    return model if folder is None else type(model).from_pretrained(folder / part)
-
-
-def add_seconds(work_dir: Path, start: float) -> float:
-    """Add the time since `start` to what this training has cost, over all its runs, and return now."""
-    clock, now = work_dir / "seconds.json", time.time()
-    clock.write_text(json.dumps((json.loads(clock.read_text()) if clock.exists() else 0.0) + now - start))
-    return now
 
 
 def train_vae(args: argparse.Namespace, device: torch.device) -> Any:
