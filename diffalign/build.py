@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +15,19 @@ from torch import Tensor, nn
 from diffalign import adapters
 from diffalign.backbones.base import Backbone
 from diffalign.backbones.sd import StableDiffusion, load_denoiser, load_pipeline
-from diffalign.config import TrainConfig, bind, single
-from diffalign.data.batch import CachedPairs, Encoders, LivePairs
+from diffalign.config import TrainConfig
+from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Pairs
 from diffalign.data.pixels import Framing
 from diffalign.data.view import View
-from diffalign.diffusion.likelihood import DiffusionLikelihood
+from diffalign.diffusion.likelihood import ERRORS, DiffusionLikelihood
+from diffalign.diffusion.path import FlowPath
 from diffalign.diffusion.trajectory import TRAJECTORIES
+from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES
+from diffalign.precompute import Precomputed, weights_of
 from diffalign.reference import AdapterOff, Frozen, NoReference
+from diffalign.specs import bind
 from diffalign.types import Likelihood, Reference, Scores
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -35,21 +41,42 @@ class Parts:
     likelihood: Likelihood
     reference: Reference
     objective: Callable[[Scores], Tensor]
-    pairs: LivePairs | CachedPairs
+    pairs: Pairs
+    driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
 
 
 def objective(config: TrainConfig) -> Callable[[Scores], Tensor]:
-    """Return the objective of `config` with its constants; `beta` and `label_smoothing` of the config override the method's."""
-    spec = METHODS[config.method].objective if config.objective is None else config.objective
-    own = {"beta": config.beta, "label_smoothing": config.label_smoothing}
-    given = {name: value for name, value in own.items() if value is not None}
-    name, constants = single("objective", spec)
-    return bind("objective", OBJECTIVES, {name: {**constants, **given}})
+    """Return the objective of `config` with its constants."""
+    return bind("objective", OBJECTIVES, config.objective_spec())
 
 
-def trajectory(config: TrainConfig) -> Callable[..., Any]:
-    """Return the trajectory of `config` with its constants."""
-    return bind("trajectory", TRAJECTORIES, METHODS[config.method].trajectory if config.trajectory is None else config.trajectory)
+def trajectory(config: TrainConfig) -> functools.partial[Any]:
+    """Return the trajectory of `config` with its constants, tried on one number so that those which cannot be meant are found."""
+    made = bind("trajectory", TRAJECTORIES, METHODS[config.method].trajectory if config.trajectory is None else config.trajectory)
+    made(torch.zeros(1, 2, 1, 1, 1), lambda x, _, /, *, empty=False: x, FlowPath(), torch.Generator())  # noqa: ARG005
+    return made
+
+
+def error(config: TrainConfig) -> Callable[..., Tensor]:
+    """Return the error of `config` with its constants."""
+    return bind("error", ERRORS, METHODS[config.method].error if config.error is None else config.error)
+
+
+def driver(config: TrainConfig, made: Callable[..., Any]) -> str:
+    """Return which network runs a bound trajectory: policy, reference or ema.
+
+    Raises ConfigError for a cache of points that would be stale as soon as training has begun.
+    """
+    parameter = inspect.signature(made).parameters.get("driver")
+    chosen = "policy" if parameter is None else str(parameter.default)
+    if config.trajectory_cache and chosen != "reference":
+        raise ConfigError(
+            f"`trajectory_cache` is {config.trajectory_cache}, and the trajectory's driver is {chosen}, which changes in training; "
+            "give trajectory {ddim_inversion: {driver: reference, ...}}"
+        )
+    if config.trajectory_cache and config.cache == "off":
+        raise ConfigError("`trajectory_cache` keeps points beside the cached latents, and `cache` is off; set it to disk")
+    return chosen
 
 
 def backbone(config: TrainConfig, device: torch.device) -> Backbone:
@@ -57,7 +84,8 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
     # A frozen base may lie in half precision; weights that an optimiser moves may not.
     dtype = torch.float32 if config.train_method == "full" else DTYPES[config.mixed_precision]
     pipe = load_pipeline(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
-    pipe.unet.to(dtype)  # VAE and text encoder stay float32: a half-precision VAE overflows, and each runs once only
+    if dtype != torch.float32:
+        pipe.unet.to(dtype)  # VAE and text encoder stay float32: a half-precision VAE overflows, and each runs once only
     model = StableDiffusion(pipe.to(device), config.pretrained_model_name_or_path, DTYPES[config.mixed_precision])
     if config.train_method == "full":
         model.denoiser.requires_grad_(True)
@@ -104,7 +132,13 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
 
 def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
     """Return the parts of a run. Names and constants are bound before weights load."""
-    loss, path = objective(config), trajectory(config)
+    loss, way, distance = objective(config), trajectory(config), error(config)
+    runs = driver(config, way)
     model = backbone(config, device)
-    likelihood = DiffusionLikelihood(model.path, model.predict, path, config.proportion_empty_prompts)
-    return Parts(model, likelihood, reference(config, model, device), loss, pairs(config, view, model))
+    likelihood = DiffusionLikelihood(model.path, model.predict, way, config.proportion_empty_prompts, distance)
+    compared = reference(config, model, device)
+    data = pairs(config, view, model)
+    if config.trajectory_cache and isinstance(data, CachedPairs):
+        facts = {"trajectory": [way.func.__name__, sorted(way.keywords.items())], "denoiser": weights_of(model)}
+        data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
+    return Parts(model, likelihood, compared, loss, data, runs)

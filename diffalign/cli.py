@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
   diffalign data import --dataset_name votes.csv --output_dir votes
   diffalign data inspect --dataset_name votes
+  diffalign data cache --config configs/inpo_sd15.yaml --dataset_name votes --trajectory
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
 """
@@ -33,6 +35,11 @@ scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to
   diffusers train_diffusion_dpo.py (SD1.5)   --beta_dpo 2500 there = 5000 here
   diffusers train_diffusion_dpo_sdxl.py      --beta_dpo 5000 there = 5000 here
   SimpleTuner and other sums over the latent beta there * 2 * C * H * W = beta here (SD1.5 at 512 px: * 32768)
+"""
+
+
+POINTS = """--trajectory alone keeps four points of the method's own trajectory for each record (--trajectory_cache 4), computed with the
+reference as driver; with a spec it names another trajectory, as in `diffalign train`.
 """
 
 
@@ -77,11 +84,13 @@ def _parser(about: str, epilog: str | None = None, config: type | None = None) -
     return parser
 
 
-def build_parser() -> tuple[Parser, Parser]:
-    """Return the parser of all subcommands, and that of `train`, whose defaults a YAML file may set."""
+def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
+    """Return the parser of all subcommands, and those of `train` and `data cache`, whose defaults a YAML file may set."""
     parser = _parser("Align image generators, and the language models that prompt them, with human preferences.", EXAMPLES)
     train = _parser("Fine-tune a model on preferences.", BETA, TrainConfig)
-    train.add_argument("--config", help="YAML file with any of these keys; flags override it.")
+    cache = _parser("Compute latents, prompt embeddings and points of a trajectory before training.", POINTS, TrainConfig)
+    for configured in (train, cache):
+        configured.add_argument("--config", help="YAML file with any of these keys; flags override it.")
     data = _parser("Import, inspect and validate preference datasets.")
     commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | env")
     for name, sub, about in (
@@ -93,11 +102,12 @@ def build_parser() -> tuple[Parser, Parser]:
     ):
         commands_of.add_subcommand(name, sub, help=about)
     layouts = "layouts:\n" + "".join(f"  {name:24} {reader.about}\n" for name, reader in READERS.items())
-    kinds = data.add_subcommands(dest="kind", metavar="import | inspect | validate")
+    kinds = data.add_subcommands(dest="kind", metavar="import | cache | inspect | validate")
     kinds.add_subcommand("import", _parser(_about(ImportConfig), layouts, ImportConfig), help="read a dataset into a table")
+    kinds.add_subcommand("cache", cache, help="compute what training would compute first")
     kinds.add_subcommand("inspect", _parser(_about(InspectConfig), None, InspectConfig), help="show what a dataset holds")
     kinds.add_subcommand("validate", _parser(_about(ValidateConfig), None, ValidateConfig), help="look for what would spoil training")
-    return parser, train
+    return parser, {("train",): train, ("data", "cache"): cache}
 
 
 def _about(config: type) -> str:
@@ -106,16 +116,17 @@ def _about(config: type) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for problems found, 2 for input that cannot be used."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = _pointed(sys.argv[1:] if argv is None else list(argv))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else every load warns that the adapter has no text-encoder part
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
-        parser, train = build_parser()
+        parser, configured = build_parser()
         path = _config_path(argv)
-        if path is not None:
-            train.set_defaults(load_yaml(path))
+        for words, sub in configured.items():
+            if path is not None and tuple(argv[: len(words)]) == words:
+                sub.set_defaults(load_yaml(path))
         return _run(parser.parse_args(argv), argv)
     except DiffalignError as error:
         sys.stderr.write(f"diffalign: error: {error}\n")
@@ -125,10 +136,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _pointed(argv: list[str]) -> list[str]:
+    """Return the words with a bare `--trajectory` of `data cache`, which names no spec, as `--trajectory_cache=4`."""
+    if argv[:2] != ["data", "cache"]:
+        return argv
+    bare = [word == "--trajectory" and after.startswith("--") for word, after in itertools.pairwise([*argv, "--"])]
+    return ["--trajectory_cache=4" if named else word for word, named in zip(argv, bare, strict=True)]
+
+
 def _config_path(argv: Sequence[str]) -> str | None:
-    """Return the value of `--config` in a `train` command line: its keys become defaults before the flags are parsed."""
-    if not argv or argv[0] != "train":
-        return None
+    """Return the value of `--config` in a command line: its keys become defaults before the flags are parsed."""
     for position, word in enumerate(argv):
         if word == "--config" and position + 1 < len(argv):
             return argv[position + 1]
@@ -143,6 +160,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
     )
     if parsed.command == "data":
         kind = parsed.data.kind
+        if kind == "cache":
+            return commands.data_cache(TrainConfig(**{name: value for name, value in values["cache"].items() if name != "config"}))
         config, run = {
             "import": (ImportConfig, commands.data_import),
             "inspect": (InspectConfig, commands.data_inspect),

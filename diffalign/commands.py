@@ -8,13 +8,15 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
 
 from diffalign.api import train as run_training
+from diffalign.backbones.folders import check_folder, resolve
 from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
-from diffalign.dataset import import_dataset
+from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import ConfigError, TableError
 from diffalign.options import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
@@ -48,13 +50,34 @@ def data_import(config: ImportConfig) -> int:
     return 0
 
 
+def data_cache(config: TrainConfig) -> int:
+    """Fill the caches that `diffalign train` with the same settings would fill, and say what was done."""
+    if not is_table(config.dataset_name):
+        raise ConfigError(f"{config.dataset_name}: not a table, and caches lie beside one; make it with `diffalign data import`")
+    config.check()
+    check_folder(resolve(config.pretrained_model_name_or_path))
+    view = open_dataset(config)
+    import torch
+
+    from diffalign.build import parts
+
+    torch.set_flush_denormal(True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = time.perf_counter()
+    parts(config, view, device)
+    points = f", {config.trajectory_cache} points of the trajectory for each" if config.trajectory_cache else ""
+    print(f"latents and prompts of {len(view)} records{points}: {time.perf_counter() - start:.1f} s")
+    print("train with the same settings" + (f" and --trajectory_cache {config.trajectory_cache}" if config.trajectory_cache else ""))
+    return 0
+
+
 def data_inspect(config: InspectConfig) -> int:
     """Print a summary and write the contact sheet."""
     from diffalign.data.inspect import contact_sheet, preview, render_summary, summary
 
     table = open_any(config.dataset_name)
     print(render_summary(summary(table)))
-    if table.manifest["kind"] == "text":
+    if table.manifest["kind"] != "image":
         print("\n".join(preview(table, config.rows)))
         return 0
     beside = table.path if is_table(config.dataset_name) else Path()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
-import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +15,11 @@ import yaml
 
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.methods import METHODS
+from diffalign.objectives import OBJECTIVES, REFERENCE_FREE
+from diffalign.specs import Spec, bind, single
 
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
-Spec = str | Mapping[str, Any]
-
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
-OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "denoise")  # written out so that a typo is refused before torch is imported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +55,7 @@ class TrainConfig:
     method: str = "diffusion_dpo"
     """Published method; names its objective, trajectory, reference and transforms."""
     objective: Spec | None = None
-    """Another objective than the method's: dpo, ipo, hinge or denoise; constants as {hinge: {beta: 1000}}."""
+    """Another objective than the method's: dpo, ipo, hinge, smpo, mapo or denoise; constants as {hinge: {beta: 1000}}."""
     beta: float | None = None
     """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. It multiplies half the mean squared
     error over the latent, as in the Diffusion-DPO release: 2000 to 5000 is usual. From the diffusers SD1.5 script: double it.
@@ -66,7 +63,12 @@ class TrainConfig:
     label_smoothing: float | None = None
     """Share in [0, 0.5) of labels taken to be wrong (objective dpo)."""
     trajectory: Spec | None = None
-    """Another trajectory than the method's."""
+    """Another trajectory than the method's: forward, ddim_inversion or self_rollout; {ddim_inversion: {steps: 5, driver: reference}}."""
+    trajectory_cache: int = 0
+    """Points of the trajectory kept for each record, computed before training with the reference as driver; an epoch takes the next.
+    A step of InPO or SmPO then costs what one of Diffusion-DPO does. 0: computed in every step."""
+    error: Spec | None = None
+    """Another error than the method's: squared, or pseudo_huber of the estimates of x0."""
     reference: Literal["policy_start", "none"] | None = None
     """What the policy is compared with: the model it starts from, or nothing."""
     proportion_empty_prompts: float = 0.0
@@ -165,7 +167,7 @@ class TrainConfig:
             "checkpoints_total_limit",
         ):
             _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
-        for name in ("lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon"):
+        for name in ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon"):
             _require(name, getattr(self, name), lambda v: v >= 0, "zero or more")
         _require("label_smoothing", self.label_smoothing, lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
         for name in ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2"):
@@ -177,14 +179,21 @@ class TrainConfig:
         self._check_installed()
         return self
 
+    def objective_spec(self) -> Spec:
+        """Return the objective with its constants; `beta` and `label_smoothing` override those of the method or the spec."""
+        name, constants = single("objective", METHODS[self.method].objective if self.objective is None else self.objective)
+        own = {"beta": self.beta, "label_smoothing": self.label_smoothing}
+        return {name: {**constants, **{constant: value for constant, value in own.items() if value is not None}}}
+
     def _check_objective(self) -> None:
         """Check an objective's constants wherever they stand, and that it has the reference it compares with."""
-        name, constants = single("objective", METHODS[self.method].objective if self.objective is None else self.objective)
-        _known("objective", name, OBJECTIVE_NAMES)
+        name, constants = single("objective", self.objective_spec())
+        _known("objective", name, OBJECTIVES)
+        bind("objective", OBJECTIVES, {name: constants})
         for constant in ("beta", "tau"):
             _require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
         _require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
-        if name != "denoise" and (self.reference or METHODS[self.method].reference) == "none":
+        if name not in REFERENCE_FREE and (self.reference or METHODS[self.method].reference) == "none":
             raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
 
     def _check_installed(self) -> None:
@@ -262,33 +271,3 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
 def save_yaml(config: TrainConfig, path: Path) -> None:
     """Write every key of `config`, so that the file alone repeats the run."""
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
-
-
-def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defaults: Any) -> Callable[..., Any]:
-    """Return the function that `spec` names, with its constants bound.
-
-    A spec is a name, or {name: {constant: value}}. `defaults` fill constants that the spec does not give, where the function has
-    them. Raises ConfigError for an unknown name or constant, and for a constant that is missing.
-    """
-    name, constants = single(kind, spec)
-    if name not in table:
-        raise ConfigError(f"there is no {kind} `{name}`.{did_you_mean(name, table)}")
-    accepted = {n: p for n, p in inspect.signature(table[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for constant in constants:
-        if constant not in accepted:
-            raise ConfigError(f"{kind} `{name}` takes no `{constant}`.{did_you_mean(constant, accepted)}")
-    bound = {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(constants)
-    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in bound]
-    if missing:
-        raise ConfigError(f"{kind} `{name}` needs `{missing[0]}`; give it as {{{name}: {{{missing[0]}: ...}}}}")
-    return functools.partial(table[name], **bound)
-
-
-def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:
-    """Return the name and the constants of a spec. Raises ConfigError for anything that is not one name with its constants."""
-    if isinstance(spec, str):
-        return spec, {}
-    if len(spec) != 1 or not isinstance(next(iter(spec.values())), (Mapping, type(None))):
-        raise ConfigError(f"`{kind}` is written as a name or as {{name: {{constant: value}}}}; found {dict(spec)!r}")
-    name, constants = next(iter(spec.items()))
-    return name, constants or {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from diffalign.config import Spec, TrainConfig, bind
+from diffalign.config import TrainConfig
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import Table, is_table, read_table, write_table
@@ -20,6 +20,7 @@ from diffalign.data.transforms import TRANSFORMS, Transform
 from diffalign.data.view import View
 from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.methods import METHODS
+from diffalign.specs import Spec, bind
 
 
 def import_dataset(
@@ -54,9 +55,9 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False) -> View:
     for spec in specs:  # before an import that may take hours; the score range of soft_label is known only after it
         bind("transform", TRANSFORMS, spec, low=0.0, high=1.0)
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
-    if table.manifest["kind"] != "image":
-        raise TableError(f"{config.dataset_name}: a table of texts; method `{config.method}` trains on pairs of images")
     view = View(table, [_transform(spec, table) for spec in specs], config.max_train_samples)
+    if table.manifest["kind"] != "image" and any(entry.order for entry in view.entries):
+        raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; method `{config.method}` trains on pairs of images")
     if not any(entry.prob != 0.5 for entry in view.entries):
         left = f"{table.manifest['strict']} strict pairs, {table.manifest['ties']} ties"
         raise TableError(

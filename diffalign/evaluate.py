@@ -25,7 +25,6 @@ from diffalign.infer.sample import draw, grid
 from diffalign.metrics import implicit_accuracy
 from diffalign.shapes.judge import mean_adherence
 from diffalign.shapes.tastes import TASTES, taste_score
-from diffalign.train import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def heldout_implicit_accuracy(parts: Parts, draws: int = 10, batch_size: int = 3
     ratios = []
     for start in tqdm(range(0, len(parts.pairs), batch_size), desc="held-out accuracy", disable=None):
         positions = range(start, min(start + batch_size, len(parts.pairs)))
-        batch = to_device(parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]), next(policy.parameters()).device)
+        batch = parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]).to(next(policy.parameters()).device)
         total = torch.zeros_like(batch.x0[:, :, 0, 0, 0])
         for repeat in range(draws):
             generators = [sample_generator(seed, p * draws + repeat) for p in positions]

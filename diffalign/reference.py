@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from diffalign.errors import ConfigError
 from diffalign.types import Likelihood, Query
 
 
@@ -26,6 +27,22 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             layer.training = True
 
 
+@contextlib.contextmanager
+def exchanged(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
+    """Let parameters and other tensors change places for the block, also on an error; nothing is copied."""
+    pairs = list(zip(parameters, others, strict=True))
+
+    def exchange() -> None:
+        for parameter, other in pairs:
+            parameter.data, other.data = other.data, parameter.data
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
 @dataclass(frozen=True, slots=True)
 class NoReference:
     """For methods that compare with nothing; no network is built or run."""
@@ -33,6 +50,10 @@ class NoReference:
     def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:  # noqa: ARG002
         """Return None."""
         return None
+
+    def driving(self) -> AbstractContextManager[nn.Module]:
+        """Raise ConfigError: there is no network."""
+        raise ConfigError("the trajectory's driver is `reference`, and the method has no reference; use driver policy or ema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +64,14 @@ class Frozen:
 
     def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
         """Return the frozen network's scores (B, K), without gradient."""
-        with torch.no_grad(), eval_mode(self.model):
-            return likelihood.score(self.model, query)
+        with torch.no_grad(), self.driving() as model:
+            return likelihood.score(model, query)
+
+    @contextlib.contextmanager
+    def driving(self) -> Iterator[nn.Module]:
+        """Give the frozen network, in eval mode."""
+        with eval_mode(self.model):
+            yield self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +83,11 @@ class AdapterOff:
 
     def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
         """Return the base network's scores (B, K), without gradient; the adapter is on again afterwards, also on an error."""
-        with torch.no_grad(), eval_mode(self.model), self.disabled(self.model):
-            return likelihood.score(self.model, query)
+        with torch.no_grad(), self.driving() as model:
+            return likelihood.score(model, query)
+
+    @contextlib.contextmanager
+    def driving(self) -> Iterator[nn.Module]:
+        """Give the network with its adapter off, in eval mode."""
+        with eval_mode(self.model), self.disabled(self.model):
+            yield self.model

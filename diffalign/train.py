@@ -9,7 +9,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,26 @@ from diffalign.infer.load import RUN
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
-from diffalign.reference import eval_mode
+from diffalign.reference import eval_mode, exchanged
 from diffalign.types import Batch, Generator, Scores
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
 
 
-def preference_step(parts: Parts, policy: nn.Module, batch: Batch, generator: Generator) -> tuple[Tensor, Scores]:
-    """Return the mean loss of a batch, with gradient, and its scores. Policy and reference are scored at the same query."""
-    query = parts.likelihood.prepare(policy, batch, generator)
+Driving = Callable[[], contextlib.AbstractContextManager[nn.Module]]
+
+
+def preference_step(parts: Parts, policy: nn.Module, batch: Batch, generator: Generator, driving: Driving) -> tuple[Tensor, Scores]:
+    """Return the mean loss of a batch, with gradient, and its scores. Policy and reference are scored at the same query.
+
+    `driving` gives the network that runs the trajectory.
+    """
+    with driving() as network:
+        query = parts.likelihood.prepare(network, batch, generator)
     reference = parts.reference.score(parts.likelihood, query)
     scores = Scores(parts.likelihood.score(policy, query), reference, batch.prob)
     return parts.objective(scores).mean(), scores
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on `device`."""
-    condition, empty = ({name: value.to(device) for name, value in c.items()} for c in (batch.condition, batch.empty))
-    return Batch(batch.x0.to(device), condition, empty, batch.prob.to(device), batch.ids)
 
 
 class Trainer:
@@ -79,7 +80,9 @@ class Trainer:
         self.schedule = get_scheduler(
             config.lr_scheduler, self.optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
         )
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
+        # As a driver the average follows at its decay from the first step (the release of Self-NPO), without diffusers' warm-up.
+        drives, decay = self.parts.driver == "ema", config.ema_decay
+        self.ema = EMAModel(self.parameters, decay=decay, min_decay=decay if drives else 0.0) if config.use_ema or drives else None
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.sampler = Sampler(len(view), config.train_batch_size, config.gradient_accumulation_steps, processes, rank, config.seed)
@@ -120,11 +123,11 @@ class Trainer:
         if config.lora_dropout:  # the one draw that torch makes by itself; seeded by step, so that a resumed run repeats it
             torch.manual_seed(config.seed * 1_000_003 + self.step * self.sampler.processes + self.sampler.rank)
         for micro in range(config.gradient_accumulation_steps):
-            batch = to_device(next(batches), self.accelerator.device)
+            batch = next(batches).to(self.accelerator.device)
             generators = self.sampler.generators(self.sampler.samples(self.step, micro))
             last = micro == config.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
-                loss, scores = preference_step(self.parts, self.policy, batch, generators)
+                loss, scores = preference_step(self.parts, self.policy, batch, generators, self._driving)
                 self.accelerator.backward(loss / config.gradient_accumulation_steps)
             gathered.append({"loss": loss.detach(), **describe(scores, self.beta)})
         names = list(gathered[0])
@@ -237,28 +240,29 @@ class Trainer:
         prompts = self.config.validation_prompts
         if not prompts or not self.accelerator.is_main_process:
             return
-        with eval_mode(self.denoiser), self._averaged():
+        with eval_mode(self.denoiser), self._averaged(self.config.use_ema):
             images = draw(self.parts.backbone.pipeline(), prompts, range(len(prompts)), label=f"validation at step {self.step}")
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
         grid(images, min(len(images), 8)).save(folder / f"step-{self.step:06d}.png")
 
+    def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which the moving average stands in place of the raw weights, if it is wanted."""
+        return exchanged(self.parameters, self.ema.shadow_params) if self.ema and wanted else contextlib.nullcontext()
+
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Run the block with the moving average, if there is one, in place of the raw weights."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(self.parameters)
+    def _driving(self) -> Iterator[nn.Module]:
+        """Give the network that runs the trajectory."""
+        if self.parts.driver == "reference":
+            with self.parts.reference.driving() as network:
+                yield network
+        else:
+            with self._averaged(self.parts.driver == "ema"), eval_mode(self.policy):
+                yield self.policy
 
     def _finish(self) -> None:
         """Write the trained weights (the moving average, if there is one) and the facts of the run."""
-        if self.ema is not None:
+        if self.ema is not None and self.config.use_ema:
             self.ema.copy_to(self.parameters)
         if self.accelerator.is_main_process:
             self._save_weights()
@@ -267,6 +271,7 @@ class Trainer:
                 "revision": self.config.revision,
                 "variant": self.config.variant,
                 "method": self.config.method,
+                "inference": METHODS[self.config.method].inference,
                 "train_method": self.config.train_method,
                 "steps": self.step,
                 "skipped": self.guard.skipped,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,14 @@ from torch import Tensor
 
 Generator = torch.Generator | Sequence[torch.Generator]  # one for all draws, or one a record (as diffusers' pipelines take it)
 Condition = Mapping[str, Tensor]  # what the denoiser is told besides x and t; first axis B
-Predict = Callable[[Tensor, Tensor], Tensor]  # (x (B,K,C,H,W), label (B,)) -> output like x
+
+
+class Predict(Protocol):
+    """The network as a trajectory sees it: the prompts of the batch are already in it."""
+
+    def __call__(self, x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
+        """Return the output like x (B,K,C,H,W) at time label (B,); with `empty`, under the empty prompt."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,10 @@ class Noised:
     target: Tensor  # like x_t
     weight: Tensor  # (B,) on the squared error
 
+    def to(self, device: torch.device) -> Noised:
+        """Return the point on `device`."""
+        return Noised(self.x_t.to(device), self.t.to(device), self.target.to(device), self.weight.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -60,6 +72,17 @@ class Batch:
     empty: Condition  # (1, ...): the condition of the empty prompt
     prob: Tensor  # (B,) in [0, 1]
     ids: tuple[str, ...] = ()
+    query: Query | None = None  # drawn before training and kept on disk; None: drawn in the step
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        query = None if self.query is None else Query(self.query.noised.to(device), _moved(self.query.condition, device))
+        prob, condition, empty = self.prob.to(device), _moved(self.condition, device), _moved(self.empty, device)
+        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query)
+
+
+def _moved(condition: Condition, device: torch.device) -> Condition:
+    return {name: value.to(device) for name, value in condition.items()}
 
 
 class Likelihood(Protocol):
@@ -79,4 +102,8 @@ class Reference(Protocol):
 
     def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
         """Return scores (B, K) without gradient, or None for methods that need no reference."""
+        ...
+
+    def driving(self) -> AbstractContextManager[Any]:
+        """Give the reference network for the block, to run a trajectory with. Raises ConfigError where there is none."""
         ...

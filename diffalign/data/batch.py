@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,22 @@ from diffalign.data.view import View
 from diffalign.types import Batch, Condition
 
 Index = tuple[int, int]  # (position in the view, epoch)
+
+
+class Pairs(Protocol):
+    """Training data: a torch dataset over (position, epoch) whose rows make batches."""
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        ...
+
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        """Return one loaded record."""
+        ...
+
+    def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of loaded rows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +66,21 @@ class LivePairs(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         position, epoch = index
         entry = self.view.entries[position]
-        pixels, noise = framed(self.view, entry.row, epoch % self.variants, self.framing, self.encoders.latent_shape)
-        order = list(entry.order)
+        shape, order = self.encoders.latent_shape, list(entry.order)
+        if order:
+            pixels, noise = framed(self.view, entry.row, epoch % self.variants, self.framing, shape)
+        else:
+            pixels, noise = torch.zeros(0, 3, 1, 1), torch.zeros(0, *shape)
         return {"pixels": pixels[order], "noise": noise[order], "prompt": entry.prompt, "prob": entry.prob, "id": entry.id}
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows; runs the encoders."""
         pixels, noise = (torch.cat([row[name] for row in rows]) for name in ("pixels", "noise"))
-        latents = self.encoders.image(pixels, noise)
+        latents = self.encoders.image(pixels, noise) if len(pixels) else noise
         condition = self.encoders.prompt([row["prompt"] for row in rows])
         prob = torch.tensor([row["prob"] for row in rows])
-        return Batch(latents.unflatten(0, (len(rows), -1)), condition, self.empty, prob, tuple(row["id"] for row in rows))
+        x0 = latents.unflatten(0, (len(rows), len(latents) // len(rows)))
+        return Batch(x0, condition, self.empty, prob, tuple(row["id"] for row in rows))
 
 
 def framed(view: View, row: int, variant: int, framing: Framing, latent_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -77,10 +97,11 @@ class CachedPairs(Dataset[dict[str, Any]]):
     def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int, root: Path, batch_size: int = 16) -> None:
         self.view, self.variants = view, variants
         counts = [batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()]
-        self._first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        self.first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         facts = {"table": view.table.fingerprint, "model": encoders.fingerprint}
         folder = open_folder(root, "latents", facts | {"framing": asdict(framing), "variants": variants})
-        self._latents = Bank(folder, "latents", int(self._first[-1]) * variants, encoders.latent_shape, "float32")
+        self.folder, self.latent_shape = folder, encoders.latent_shape
+        self._latents = Bank(folder, "latents", int(self.first[-1]) * variants, encoders.latent_shape, "float32")
         self._fill_latents(encoders, framing, batch_size)
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
@@ -94,10 +115,14 @@ class CachedPairs(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         position, epoch = index
         entry = self.view.entries[position]
-        rows = self._rows(entry.row, epoch % self.variants)
         condition = {name: torch.from_numpy(bank.read([self._prompts[entry.prompt]])[0]) for name, bank in self._conditions.items()}
-        latents = torch.from_numpy(self._latents.read([rows[i] for i in entry.order]))
+        latents = self.latents(entry.row, entry.order, epoch)
         return {"latents": latents, "condition": condition, "prob": entry.prob, "id": entry.id}
+
+    def latents(self, row: int, order: Sequence[int], epoch: int) -> Tensor:
+        """Return the latents (K, C, H, W) of a table row's candidates in `order`; K = 0 for a prompt alone."""
+        rows = self.bank_rows(row, epoch % self.variants, self.variants)
+        return torch.from_numpy(self._latents.read([rows[i] for i in order]))
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows."""
@@ -105,17 +130,17 @@ class CachedPairs(Dataset[dict[str, Any]]):
         prob = torch.tensor([row["prob"] for row in rows])
         return Batch(torch.stack([row["latents"] for row in rows]), condition, self.empty, prob, tuple(row["id"] for row in rows))
 
-    def _rows(self, row: int, variant: int) -> list[int]:
-        """Return the positions in the bank of all candidates of a table row."""
-        return [int(first) * self.variants + variant for first in range(self._first[row], self._first[row + 1])]
+    def bank_rows(self, row: int, variant: int, variants: int) -> list[int]:
+        """Return the positions, in a bank of `variants` for each candidate, of all candidates of a table row."""
+        return [first * variants + variant for first in range(int(self.first[row]), int(self.first[row + 1]))]
 
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int) -> None:
-        rows = sorted({entry.row for entry in self.view.entries})
-        jobs = [(row, v) for row in rows for v in range(self.variants) if self._latents.missing(self._rows(row, v))]
-        for part in _progress(jobs, batch_size, "cache latents"):
+        rows, variants = sorted({entry.row for entry in self.view.entries if entry.order}), self.variants
+        jobs = [(row, v) for row in rows for v in range(variants) if self._latents.missing(self.bank_rows(row, v, variants))]
+        for part in progress(jobs, batch_size, "cache latents"):
             loaded = [framed(self.view, row, v, framing, encoders.latent_shape) for row, v in part]
             latents = encoders.image(torch.cat([pixels for pixels, _ in loaded]), torch.cat([noise for _, noise in loaded]))
-            self._latents.write([i for row, v in part for i in self._rows(row, v)], latents.float().cpu().numpy())
+            self._latents.write([i for row, v in part for i in self.bank_rows(row, v, variants)], latents.float().cpu().numpy())
 
     def _fill_prompts(self, encoders: Encoders, folder: Path, batch_size: int) -> dict[str, Bank]:
         shapes = {name: tuple(value.shape[1:]) for name, value in encoders.prompt([""]).items()}
@@ -123,13 +148,13 @@ class CachedPairs(Dataset[dict[str, Any]]):
         used = {"": 0} | {entry.prompt: self._prompts[entry.prompt] for entry in self.view.entries}
         missing = {i for bank in banks.values() for i in bank.missing(list(used.values()))}
         jobs = [(prompt, i) for prompt, i in used.items() if i in missing]
-        for part in _progress(jobs, 4 * batch_size, "cache prompts"):
+        for part in progress(jobs, 4 * batch_size, "cache prompts"):
             for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
                 banks[name].write([i for _, i in part], value.float().cpu().numpy())
         return banks
 
 
-def _progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
+def progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
     """Yield `jobs` in parts of `size` under a progress bar."""
     with tqdm(total=len(jobs), desc=label, disable=None if jobs else True) as bar:
         for start in range(0, len(jobs), size):
@@ -186,10 +211,10 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def loader(pairs: LivePairs | CachedPairs, sampler: Sampler, first_step: int, last_step: int, workers: int = 0) -> Iterator[Batch]:
+def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, workers: int = 0) -> Iterator[Batch]:
     """Yield the batches of all forward passes from one step to another; decoding runs in `workers` processes."""
     # A list, not the generator itself: the loader asks for its length, and workers may be started afresh.
     passes = list(sampler.batches(first_step, last_step))
-    rows = DataLoader(pairs, batch_sampler=passes, collate_fn=list, num_workers=workers)
+    rows: Any = DataLoader(cast("Dataset[Any]", pairs), batch_sampler=passes, collate_fn=list, num_workers=workers)
     for part in rows:
         yield pairs.to_batch(part)

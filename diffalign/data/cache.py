@@ -30,8 +30,8 @@ class Bank:
         values, filled = folder / f"{name}.npy", folder / f"{name}.filled.npy"
         if not values.exists():
             filled.unlink(missing_ok=True)  # or its flags would vouch for zeros
-        self._values = _open(values, (rows, *shape), dtype)
-        self._filled = _open(filled, (rows,), "bool")
+        self._values = _open(values, (max(rows, 1), *shape), dtype)  # an empty file cannot be mapped
+        self._filled = _open(filled, (max(rows, 1),), "bool")
 
     def __reduce__(self) -> tuple[type[Bank], tuple[Any, ...]]:
         rows, *shape = self._values.shape

@@ -47,16 +47,18 @@ class Record:
     meta: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def is_image(self) -> bool:
-        """Whether the candidates are images."""
-        return bool(self.candidates) and self.candidates[0].image is not None
+    def kind(self) -> str:
+        """Return what the candidates are: image, text, or prompt where there are none."""
+        if not self.candidates:
+            return "prompt"
+        return "text" if self.candidates[0].image is None else "image"
 
     def check(self) -> Record:
         """Return the record itself, or raise RecordError that says what of it cannot be used."""
-        if not self.candidates:
+        if not self.candidates and self.prob is not None:
             raise RecordError(f"{self.source}: no candidates; expected at least one image or text")
         kinds = {(c.image is not None, c.text is not None) for c in self.candidates}
-        if kinds not in ({(True, False)}, {(False, True)}):
+        if kinds not in (set(), {(True, False)}, {(False, True)}):
             raise RecordError(f"{self.source}: every candidate must be an image, or every one a text")
         if self.prob is not None and not 0.0 <= self.prob <= 1.0:
             raise RecordError(f"{self.source}: the preference is {self.prob}; expected a number in [0, 1]")

@@ -144,6 +144,7 @@ class _Audit:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
         self.scores: dict[str, list[float]] = {}
         self.users: set[str] = set()
         self.ids: set[str] = set()
@@ -153,10 +154,9 @@ class _Audit:
         if record.id in self.ids:
             raise RecordError(f"{record.source}: id `{record.id}` stands in the table already; ids must be unique")
         self.ids.add(record.id)
-        kind = "image" if record.is_image else "text"
-        self.counts[kind] += 1
-        if len({name for name in ("image", "text") if self.counts[name]}) > 1:
-            raise RecordError(f"{record.source}: a table holds images or texts, not both")
+        self.kinds[record.kind] += 1
+        if len(self.kinds) > 1:
+            raise RecordError(f"{record.source}: a table holds images, texts or prompts alone, not a mixture")
         if record.prob is not None:
             self.counts["ties" if record.prob == 0.5 else "strict"] += 1
         if record.user is not None:
@@ -179,8 +179,8 @@ class _Audit:
     def manifest(self) -> dict[str, Any]:
         return {
             "version": VERSION,
-            "rows": self.counts["image"] + self.counts["text"],
-            "kind": "text" if self.counts["text"] else "image",
+            "rows": self.kinds.total(),
+            "kind": next(iter(self.kinds), "image"),
             "strict": self.counts["strict"],
             "ties": self.counts["ties"],
             "users": len(self.users),

@@ -102,6 +102,16 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
     )
 
 
+def preferred(record: Record) -> tuple[Record, ...]:
+    """Return the record with its first candidate alone: supervised training; put `orient` before it."""
+    return (replace(record, candidates=record.candidates[:1], prob=None),)
+
+
+def prompt_only(record: Record) -> tuple[Record, ...]:
+    """Return the record without its candidates, for methods that make their own pictures; no image is read."""
+    return (replace(record, candidates=(), prob=None),)
+
+
 def by_user(record: Record, *, only: Sequence[str] = ()) -> tuple[Record, ...]:
     """Keep records that name their user; with `only`, those of the listed users."""
     wanted = record.user is not None and (not only or record.user in only)
@@ -134,6 +144,8 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "drop_ties": drop_ties,
     "soft_label": soft_label,
     "pairs": pairs,
+    "preferred": preferred,
+    "prompt_only": prompt_only,
     "by_user": by_user,
     "min_margin": min_margin,
     "flip_labels": flip_labels,

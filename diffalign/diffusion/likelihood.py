@@ -1,4 +1,4 @@
-"""The likelihood of a denoiser: score = -1/2 weight * mean squared error, a Gaussian log-density up to constants.
+"""The likelihood of a denoiser: score = -1/2 weight * error, with the mean squared error a Gaussian log-density up to constants.
 
 The mean is over C, H, W, and the one-half is kept: this fixes beta as in the Diffusion-DPO release (2311.12908).
 """
@@ -12,51 +12,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.path import Path
+from diffalign.diffusion.path import Path, split
 from diffalign.diffusion.random import uniform
 from diffalign.types import Batch, Condition, Generator, Noised, Query
 
 Denoise = Callable[[Any, Tensor, Tensor, Condition], Tensor]  # (model, x (N,C,H,W), t (N,), condition (N,...)) -> output like x
 
 
+def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condition:
+    """Return the condition with the prompts where `drop` (B,) is set replaced by the empty one."""
+    return {
+        name: torch.where(drop.to(value.device).view(-1, *[1] * (value.dim() - 1)), empty[name].to(value), value)
+        for name, value in condition.items()
+    }
+
+
 def drop_prompts(condition: Condition, empty: Condition, share: float, generator: Generator) -> Condition:
     """Return the condition with a random `share` of its B prompts replaced by the empty one; both candidates share the draw."""
     if share == 0.0:
         return condition
-    some = next(iter(condition.values()))
-    drop = (uniform(len(some), generator) < share).to(some.device)
-    return {name: torch.where(drop.view(-1, *[1] * (value.dim() - 1)), empty[name].to(value), value) for name, value in condition.items()}
+    return with_dropped(condition, empty, uniform(len(next(iter(condition.values()))), generator) < share)
+
+
+def squared(path: Path, noised: Noised, output: Tensor) -> Tensor:  # noqa: ARG001
+    """Return the mean squared error (B, K) of the network's output."""
+    return (output - noised.target).square().flatten(2).mean(dim=2)
+
+
+def pseudo_huber(path: Path, noised: Noised, output: Tensor, *, c: float = 1e-3) -> Tensor:
+    """Return 2 mean(sqrt(d^2 + c^2) - c), (B, K), of the difference d between the two estimates of x0 (Self-NPO, 2505.11777)."""
+    found, right = (split(path, noised.x_t, o, noised.t)[0] for o in (output, noised.target))
+    return 2.0 * (((found - right).square() + c * c).sqrt() - c).flatten(2).mean(dim=2)
+
+
+ERRORS: dict[str, Callable[..., Tensor]] = {"squared": squared, "pseudo_huber": pseudo_huber}
 
 
 @dataclass(frozen=True, slots=True)
 class DiffusionLikelihood:
     """Scores of a denoiser along a trajectory.
 
-    `denoise` calls the network; `trajectory` has its constants bound; `prompt_dropout` is the share of empty prompts.
+    `denoise` calls the network; `trajectory` and `error` have their constants bound; `prompt_dropout` is the share of empty prompts.
     """
 
     path: Path
     denoise: Denoise
     trajectory: Callable[..., Noised]
     prompt_dropout: float = 0.0
+    error: Callable[..., Tensor] = squared
 
     @torch.no_grad()
     def prepare(self, driver: Any, batch: Batch, generator: Generator) -> Query:
         """Return the query of a batch; the only place with randomness. `driver` runs the trajectory where it needs a network."""
+        if batch.query is not None:
+            return batch.query
         condition = drop_prompts(batch.condition, batch.empty, self.prompt_dropout, generator)
 
-        def predict(x: Tensor, label: Tensor) -> Tensor:
-            return self._outputs(driver, x, label, condition)
+        def predict(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
+            if not empty:
+                return self._outputs(driver, x, label, condition)
+            nothing = {name: value.expand(len(x), *value.shape[1:]) for name, value in batch.empty.items()}
+            return self._outputs(driver, x, label, nothing)
 
         return Query(self.trajectory(batch.x0, predict, self.path, generator), condition)
 
     def score(self, model: Any, query: Query) -> Tensor:
-        """Return -1/2 weight * mean squared error, (B, K), in float32 at least."""
-        output = self._outputs(model, query.noised.x_t, query.noised.t, query.condition)
+        """Return -1/2 weight * error, (B, K), in float32 at least."""
+        n = query.noised
+        output = self._outputs(model, n.x_t, n.t, query.condition)
         # Squaring in half precision moves the margin by up to 0.4 at beta 5000.
         wide = torch.promote_types(output.dtype, torch.float32)
-        error = (output.to(wide) - query.noised.target.to(wide)).square().flatten(2).mean(dim=2)
-        return -0.5 * query.noised.weight.to(wide)[:, None] * error
+        exact = Noised(n.x_t.to(wide), n.t, n.target.to(wide), n.weight.to(wide))
+        return -0.5 * exact.weight[:, None] * self.error(self.path, exact, output.to(wide))
 
     def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""

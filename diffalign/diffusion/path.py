@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffalign.diffusion.random import integers, uniform
 from diffalign.errors import ConfigError
-from diffalign.types import Generator
+from diffalign.types import Generator, Noised
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
 
@@ -34,6 +34,18 @@ class Path(Protocol):
 
     def sample_t(self, count: int, generator: Generator) -> Tensor:
         """Return training times (B,)."""
+        ...
+
+    def later(self, t: Tensor, share: Tensor) -> Tensor:
+        """Return times (B,) behind `t`, at `share` in [0, 1) of what is left until pure noise."""
+        ...
+
+    def solver_times(self, steps: int) -> Tensor:
+        """Return the times (steps + 1,) at which a solver of so many steps stops, from clean to pure noise."""
+        ...
+
+    def inversion_times(self, steps: int, t: Tensor) -> Tensor:
+        """Return the times (B, steps + 1) between which an inversion towards `t` moves, ascending from clean."""
         ...
 
 
@@ -60,8 +72,11 @@ class VPPath:
         return cls(alphas_cumprod, prediction, times)
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (alpha, sigma), (B,) each, float64; t are integers in 0..T-1."""
-        acp = self.alphas_cumprod.to(t.device)[t]
+        """Return (alpha, sigma), (B,) each, float64; t are integers below T, and those below zero have the level of zero.
+
+        So has a diffusers scheduler with set_alpha_to_one false, as all Stable Diffusions are configured.
+        """
+        acp = self.alphas_cumprod.to(t.device)[t.clamp(min=0)]
         return acp.sqrt(), (1.0 - acp).sqrt()
 
     def sample_t(self, count: int, generator: Generator) -> Tensor:
@@ -70,6 +85,25 @@ class VPPath:
             index = integers(len(self.times), count, generator)
             return torch.tensor(self.times, device=index.device)[index]
         return integers(len(self.alphas_cumprod), count, generator)
+
+    def later(self, t: Tensor, share: Tensor) -> Tensor:
+        """Return integer times in t+1..T-1."""
+        left = len(self.alphas_cumprod) - 1 - t
+        return t + 1 + (share.to(t.device) * left).long()
+
+    def solver_times(self, steps: int) -> Tensor:
+        """Return 0 and the last time of each of `steps` equal parts: 0, 39, 79, ..., 999 for 25 (DDIM, "trailing")."""
+        return torch.cat([torch.zeros(1, dtype=torch.long), self._spacing(steps) * torch.arange(1, steps + 1) - 1])
+
+    def inversion_times(self, steps: int, t: Tensor) -> Tensor:
+        """Return 1-D, 1, 1+D, ... with D = T // steps: DDIM's "leading" grid with steps_offset 1, the same for every t."""
+        return (1 + self._spacing(steps) * torch.arange(-1, steps, device=t.device)).expand(len(t), -1)
+
+    def _spacing(self, steps: int) -> int:
+        count = len(self.alphas_cumprod)
+        if not 1 <= steps <= count:
+            raise ConfigError(f"`steps` is {steps}; expected 1 to {count}, the schedule's number of times")
+        return count // steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +117,20 @@ class FlowPath:
         return 1.0 - t.double(), t.double()
 
     def sample_t(self, count: int, generator: Generator) -> Tensor:
-        """Return uniform times (B,), float64."""
-        return uniform(count, generator)
+        """Return uniform times (B,) in (0, 1], float64."""
+        return 1.0 - uniform(count, generator)
+
+    def later(self, t: Tensor, share: Tensor) -> Tensor:
+        """Return times in (t, 1]."""
+        return 1.0 - (1.0 - t) * share.to(t.device)
+
+    def solver_times(self, steps: int) -> Tensor:
+        """Return 0, 1/steps, ..., 1."""
+        return torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+
+    def inversion_times(self, steps: int, t: Tensor) -> Tensor:
+        """Return `steps` even parts of [0, t]: every record ends exactly at its own t."""
+        return t[:, None] * self.solver_times(steps).to(t.device)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
@@ -112,7 +158,8 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def _levels(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def levels(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (alpha, sigma) at t (B,), in the dtype of `like` (B, ...) and shaped to multiply it."""
     shape = (-1,) + (1,) * (like.dim() - 1)
     alpha, sigma = path.level(t)
     return alpha.to(like).view(shape), sigma.to(like).view(shape)
@@ -120,7 +167,7 @@ def _levels(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def mix(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Return x_t = alpha x0 + sigma noise, like x0."""
-    alpha, sigma = _levels(path, t, x0)
+    alpha, sigma = levels(path, t, x0)
     return alpha * x0 + sigma * noise
 
 
@@ -132,7 +179,7 @@ def target(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return x0
     if path.prediction == "velocity":
         return noise - x0
-    alpha, sigma = _levels(path, t, x0)
+    alpha, sigma = levels(path, t, x0)
     return alpha * noise - sigma * x0
 
 
@@ -142,7 +189,7 @@ def split(path: Path, x: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Ten
     An epsilon output tells nothing about x0 where alpha is zero, nor a sample output about noise where sigma is: those are not
     finite there.
     """
-    alpha, sigma = _levels(path, t, x)
+    alpha, sigma = levels(path, t, x)
     if path.prediction == "epsilon":
         return (x - sigma * output) / alpha, output
     if path.prediction == "sample":
@@ -159,3 +206,9 @@ def advance(path: Path, x: Tensor, output: Tensor, t: Tensor, to: Tensor) -> Ten
     """
     x0, noise = split(path, x, output, t)
     return mix(path, x0, noise, to)
+
+
+def landed(path: Path, x0: Tensor, x: Tensor, t: Tensor) -> Noised:
+    """Return the point x as one of the path at time t: its target is that of the noise which x0 and x imply, whatever made x."""
+    alpha, sigma = levels(path, t, x)
+    return Noised(x, t, target(path, x0, (x - alpha * x0) / sigma, t), torch.ones(len(x), device=x.device))

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.inversion import ddim_inversion
 from diffalign.diffusion.path import Path, mix, target
 from diffalign.diffusion.random import normal
+from diffalign.diffusion.rollout import self_rollout
 from diffalign.types import Generator, Noised, Predict
 
 Trajectory = Callable[..., Noised]
@@ -28,4 +30,6 @@ def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, s
 
 TRAJECTORIES: dict[str, Trajectory] = {
     "forward": forward,
+    "ddim_inversion": ddim_inversion,
+    "self_rollout": self_rollout,
 }

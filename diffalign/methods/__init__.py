@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from diffalign.methods.base import Method
 from diffalign.methods.diffusion_dpo import DIFFUSION_DPO
+from diffalign.methods.diffusion_npo import DIFFUSION_NPO
+from diffalign.methods.inpo import INPO
+from diffalign.methods.mapo import MAPO
+from diffalign.methods.self_npo import SELF_NPO
+from diffalign.methods.smpo import SMPO
 
 METHODS: dict[str, Method] = {
     "diffusion_dpo": DIFFUSION_DPO,
+    "mapo": MAPO,
+    "smpo": SMPO,
+    "inpo": INPO,
+    "diffusion_npo": DIFFUSION_NPO,
+    "self_npo": SELF_NPO,
 }

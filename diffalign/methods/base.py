@@ -21,8 +21,10 @@ class Method:
 
     paper: str
     objective: Spec
-    trajectory: Spec
+    trajectory: Spec  # its `driver`, where it calls a network, is policy | reference | ema
     reference: str  # policy_start (adapter off, or a frozen copy for full fine-tuning) | none
     transforms: tuple[Spec, ...]
     about: str = ""
-    paper_batch: int | None = field(default=None)  # pairs an optimiser step in the published recipe
+    error: Spec = field(default_factory=lambda: spec("squared"))
+    inference: str = "plain"  # plain | negative_guidance: the result is the network of the unconditional branch
+    paper_batch: int | None = None  # records an optimiser step in the published recipe

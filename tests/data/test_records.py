@@ -30,14 +30,15 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 def test_a_valid_record_comes_back_from_check_as_it_is():
     record = text_pair(prob=0.25, user="u", messages=(Message("user", "say hi"),))
     assert record.check() is record
-    assert not record.is_image
-    assert Record("i", "p", (Candidate(image=b"x"),)).is_image
+    assert record.kind == "text"
+    assert Record("i", "p", (Candidate(image=b"x"),)).kind == "image"
+    assert Record("i", "p", ()).check().kind == "prompt"
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"candidates": ()}, "no candidates"),
+        ({"candidates": (), "prob": 1.0}, "no candidates"),
         ({"candidates": (Candidate(text="a"), Candidate(image=b"b"))}, "every candidate must be an image, or every one a text"),
         ({"candidates": (Candidate(text="a", image=b"b"),)}, "every candidate must be an image"),
         ({"candidates": (Candidate(),)}, "every candidate must be an image"),

@@ -172,7 +172,7 @@ def test_an_id_that_stands_twice_is_refused(tmp_path):
 
 
 def test_images_and_texts_do_not_share_a_table(tmp_path):
-    with pytest.raises(RecordError, match="row 1: a table holds images or texts, not both"):
+    with pytest.raises(RecordError, match="row 1: a table holds images, texts or prompts alone, not a mixture"):
         write_table(tmp_path / "t", [pair(0), pair(1, candidates=(Candidate(image=b"x"),))])
     assert names(tmp_path) == []
 

@@ -14,6 +14,7 @@ from diffalign.data.readers.llmbar import LLMBAR
 from diffalign.data.readers.open_image_preferences import OPEN_IMAGE_PREFERENCES
 from diffalign.data.readers.pandalm import PANDALM
 from diffalign.data.readers.pickapic import PICKAPIC
+from diffalign.data.readers.prompts import PROMPTS
 from diffalign.data.readers.trl import TRL
 from diffalign.data.readers.ultrafeedback import ULTRAFEEDBACK
 
@@ -29,6 +30,7 @@ READERS: dict[str, Reader] = {
     "open_image_preferences": OPEN_IMAGE_PREFERENCES,
     "pandalm": PANDALM,
     "pickapic": PICKAPIC,
+    "prompts": PROMPTS,
     "trl": TRL,
     "ultrafeedback": ULTRAFEEDBACK,
 }

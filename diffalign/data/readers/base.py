@@ -124,6 +124,7 @@ class Reader:
     columns: tuple[str, ...] = ()
     about: str = ""
     matches: Callable[[Row], bool] | None = None
+    candidates: bool = True  # whether a record without any is an error
 
 
 def read(
@@ -133,6 +134,8 @@ def read(
     for row in reader.rows(source, split):
         try:
             record = reader.parse(row).check()
+            if reader.candidates and not record.candidates:
+                raise RecordError(f"{record.source}: no candidates; expected at least one image or text")
             yield check_images(record) if verify_images else record
         except RecordError as error:
             if rejected is None:

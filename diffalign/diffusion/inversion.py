@@ -1,0 +1,102 @@
+"""DDIM inversion: clean latents carried towards noise by the network itself, so that x_t belongs to the image (InPO, SmPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.path import Path, advance, landed, levels
+from diffalign.diffusion.random import normal
+from diffalign.errors import ConfigError
+from diffalign.types import Generator, Noised, Predict
+
+End = Literal["grid", "exact"]
+Label = Literal["source", "destination", "own"]
+
+
+def ddim_inversion(
+    x0: Tensor,
+    predict: Predict,
+    path: Path,
+    generator: Generator,
+    *,
+    steps: int = 10,
+    renoise: int = 0,
+    eta: float = 0.0,
+    end: End = "grid",
+    label: Label = "source",
+    driver: Literal["policy", "reference", "ema"] = "policy",  # noqa: ARG001
+) -> Noised:
+    """Return x0 (B,K,C,H,W) inverted towards one random t a record, and the noise that x0 and x_t then imply.
+
+    `steps` and the rest are those of `invert`; `driver` says whose network `predict` is, and is read where the parts are put
+    together. Source: InPO (2503.18454) and SmPO (2506.02698) as released.
+    """
+    t = path.sample_t(len(x0), generator).to(x0.device)
+
+    def draw() -> Tensor:
+        return normal(tuple(x0.shape), generator).to(x0)
+
+    x = invert(x0, predict, path, t, draw, steps=steps, renoise=renoise, eta=eta, end=end, label=label)
+    return landed(path, x0, x, t)
+
+
+def invert(
+    x0: Tensor,
+    predict: Predict,
+    path: Path,
+    t: Tensor,
+    draw: Callable[[], Tensor],
+    *,
+    steps: int,
+    renoise: int = 0,
+    eta: float = 0.0,
+    end: End = "grid",
+    label: Label = "source",
+) -> Tensor:
+    """Return x (B,K,C,H,W) after the moves that lead from x0 towards t (B,); no network call once every record has arrived.
+
+    Records move between the times of `path.inversion_times`, all from the first. `end`: "exact" shortens or lengthens the last
+    move to end at t; "grid" ends at a time of the grid, behind t where moves are labelled by their source (diffusers up to 0.21,
+    which the releases pin) and before it where by their destination (diffusers from 0.22). `label` is the time that the network is
+    told: the source's, the destination's, or each point's `own`. `renoise` is the number of further outputs, each at the point
+    reached so far, that are averaged with the first; one of them with label "own" is Heun's method. `eta` adds
+    eta * sqrt(DDIM variance) * draw() after every move.
+    """
+    if steps < 1 or renoise < 0 or eta < 0.0:
+        found = f"steps {steps}, renoise {renoise}, eta {eta}"
+        raise ConfigError(f"ddim_inversion: {found}; expected at least one step, and the others not below zero")
+    times = path.inversion_times(steps, t)
+    begin, to = times[:, :-1], times[:, 1:]
+    moving = (to if end == "grid" and label == "destination" else begin) < t[:, None]
+    if end == "exact":
+        last = moving & ~torch.cat([moving[:, 1:], torch.zeros_like(moving[:, :1])], dim=1)
+        to = torch.where(last, t[:, None], to)
+    x = x0
+    for k in range(int(moving.sum(dim=1).max())):
+        moved = _move(path, x, predict, begin[:, k], to[:, k], renoise, label)
+        if eta > 0.0:
+            moved = moved + eta * _spread(path, x, begin[:, k], to[:, k], label) * draw()
+        x = torch.where(moving[:, k].view(-1, 1, 1, 1, 1), moved, x)
+    return x
+
+
+def _move(path: Path, x: Tensor, predict: Predict, begin: Tensor, to: Tensor, renoise: int, label: Label) -> Tensor:
+    """Return x moved from `begin` to `to` along the mean of its outputs."""
+    output = predict(x, to if label == "destination" else begin)
+    for n in range(1, renoise + 1):
+        there = advance(path, x, output, begin, to)
+        output = (n * output + predict(there, begin if label == "source" else to)) / (n + 1)
+    return advance(path, x, output, begin, to)
+
+
+def _spread(path: Path, x: Tensor, begin: Tensor, to: Tensor, label: Label) -> Tensor:
+    """Return the standard deviation of q(x_begin | x_to, x0), broadcast to x (DDIM, 2010.02502 eq. 16, for any path)."""
+    if label == "destination":  # the release, run on diffusers from 0.22, takes the variance of the move that would come next
+        begin, to = to, (2 * to - begin).clamp(max=path.solver_times(1)[-1].item())
+    (alpha, sigma), (alpha_to, sigma_to) = levels(path, begin, x), levels(path, to, x)
+    share = torch.where(sigma_to > 0.0, alpha_to * sigma / (alpha * sigma_to), 1.0)
+    return sigma * (1.0 - share.square()).clamp(min=0.0).sqrt()

@@ -1,0 +1,20 @@
+"""Diffusion-NPO (Wang et al., ICLR 2025): Diffusion-DPO on inverted pairs; the result replaces the unconditional branch of guidance.
+
+The release lets ties fall through as wins of the first image; they are dropped here. Its beta 500 multiplies errors without the
+one-half, which is 1000 here.
+"""
+
+from __future__ import annotations
+
+from diffalign.methods.base import Method, spec
+
+DIFFUSION_NPO = Method(
+    paper="2505.11245",
+    objective=spec("dpo", beta=1000.0),
+    trajectory=spec("forward", share_noise=True),
+    reference="policy_start",
+    transforms=(spec("pairs"), spec("drop_ties"), spec("orient"), spec("invert")),
+    about="pairs of images; trains what to steer away from",
+    inference="negative_guidance",
+    paper_batch=64,
+)

@@ -1,0 +1,22 @@
+"""Self-NPO (Wang et al., 2505.11777): fine-tuning on the model's own unguided estimates, so that guidance has a weaker twin to leave.
+
+Paper and release differ: the paper is free of data (rollouts from pure noise, a list of prompts), the release noises real images
+and takes five solver steps ({self_rollout: {start: image, steps: 5}} with the transforms [orient, preferred]). We follow the paper.
+`guidance` -1 asks for the unconditional estimate (SD1.5); the release takes -5 for SDXL.
+"""
+
+from __future__ import annotations
+
+from diffalign.methods.base import Method, spec
+
+SELF_NPO = Method(
+    paper="2505.11777",
+    objective=spec("denoise"),
+    trajectory=spec("self_rollout", start="noise", steps=24, guidance=-1.0),
+    reference="none",
+    transforms=(spec("prompt_only"),),
+    about="prompts alone; trains what to steer away from",
+    error=spec("pseudo_huber", c=1e-3),
+    inference="negative_guidance",
+    paper_batch=20,
+)

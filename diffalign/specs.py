@@ -1,0 +1,53 @@
+"""Specs, by which configs and methods name parts: a name, or {name: {constant: value}}; checked against the function's signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from diffalign.errors import ConfigError, did_you_mean
+
+Spec = str | Mapping[str, Any]
+
+
+def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defaults: Any) -> functools.partial[Any]:
+    """Return the function that `spec` names, with its constants bound.
+
+    A spec is a name, or {name: {constant: value}}. `defaults` fill constants that the spec does not give, where the function has
+    them. Raises ConfigError for an unknown name or constant, and for a constant that is missing.
+    """
+    name, constants = single(kind, spec)
+    if name not in table:
+        raise ConfigError(f"there is no {kind} `{name}`.{did_you_mean(name, table)}")
+    accepted = {n: p for n, p in inspect.signature(table[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for constant in constants:
+        if constant not in accepted:
+            raise ConfigError(f"{kind} `{name}` takes no `{constant}`.{did_you_mean(constant, accepted)}")
+    _check_choices(kind, name, table[name], constants)
+    bound = {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(constants)
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in bound]
+    if missing:
+        raise ConfigError(f"{kind} `{name}` needs `{missing[0]}`; give it as {{{name}: {{{missing[0]}: ...}}}}")
+    return functools.partial(table[name], **bound)
+
+
+def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the constants of a spec. Raises ConfigError for anything that is not one name with its constants."""
+    if isinstance(spec, str):
+        return spec, {}
+    if len(spec) != 1 or not isinstance(next(iter(spec.values())), (Mapping, type(None))):
+        raise ConfigError(f"`{kind}` is written as a name or as {{name: {{constant: value}}}}; found {dict(spec)!r}")
+    name, constants = next(iter(spec.items()))
+    return name, constants or {}
+
+
+def _check_choices(kind: str, name: str, function: Callable[..., Any], constants: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a constant whose annotation lists its values (Literal) and not this one."""
+    texts = {constant: value for constant, value in constants.items() if isinstance(value, str)}
+    hints = get_type_hints(function) if texts else {}
+    for constant, value in texts.items():
+        choices = get_args(hints[constant])
+        if get_origin(hints[constant]) is Literal and value not in choices:
+            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}.{did_you_mean(str(value), choices)}")

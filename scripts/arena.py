@@ -1,0 +1,215 @@
+"""A small, fair place to compare trainings on the embedded model: pairs, one run, its judgement. Results are kept, and not run twice.
+
+Used by compare_methods.py and ablate_inversion.py. Taste, prompts and pictures are those of the embedded world of shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from diffalign import adapters
+from diffalign.backbones.sd import load_pipeline
+from diffalign.build import pairs as build_pairs
+from diffalign.config import from_mapping
+from diffalign.data.batch import sample_generator
+from diffalign.dataset import import_dataset, open_dataset
+from diffalign.diffusion.likelihood import DiffusionLikelihood
+from diffalign.diffusion.trajectory import forward
+from diffalign.evaluate import win_rate
+# from diffalign.infer.negative import negative_guidance
+from diffalign.infer.sample import draw, grid
+from diffalign.methods import METHODS
+from diffalign.metrics import implicit_accuracy
+from diffalign.quickstart import open_prompts, vote
+from diffalign.reference import AdapterOff
+from diffalign.shapes.captions import parse
+from diffalign.shapes.judge import mean_adherence
+from diffalign.shapes.scenes import random_scene, render
+from diffalign.shapes.tastes import User, taste_score
+from diffalign.train import LOG, Trainer
+from diffalign.types import Scores
+
+TASTE, MODEL, SCALE = "high", "assets/tiny-sd", 4.0
+TRAIN, HELDOUT, EVAL = 384, 100, 200  # pairs to train on, pairs to classify, prompts to draw
+BASE = {"rank": 8, "train_batch_size": 16, "pretrained_model_name_or_path": MODEL, "checkpointing_steps": 10**6}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: which pairs, which method with what changed, how long, from which seed; judged on `prompts` pictures."""
+
+    data: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 150
+    seed: int = 0
+    prompts: int = EVAL
+
+    @property
+    def key(self) -> str:
+        """Return a hash of everything that the result depends on."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Arena:
+    """Pairs and results under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        prompts = open_prompts(TASTE, TRAIN + EVAL, np.random.default_rng([0, 0]))
+        self.train_prompts, self.eval_prompts = prompts[:TRAIN], prompts[TRAIN:]
+        (root / "results").mkdir(parents=True, exist_ok=True)
+
+    def result(self, run: Run) -> dict[str, Any]:
+        """Return what `run` gave: from the folder if it was run before."""
+        path = self.root / "results" / f"{run.key}.json"
+        if not path.exists():
+            facts = asdict(run) | self._play(run)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(facts, indent=1) + "\n")
+            temporary.replace(path)
+        return json.loads(path.read_text())
+
+    def table(self, kind: str) -> Path:
+        """Return the table of pairs of a `kind` (`off`, `on`, `near`; `heldout` after one of them), made if it is not there yet."""
+        path = self.root / "tables" / kind
+        if not path.exists():
+            rows = self._rows(kind)
+            source = self.root / f"{kind.replace('/', '_')}.parquet"
+            pq.write_table(pa.Table.from_pylist(rows), source)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            import_dataset(str(source), path, reader="pickapic")
+        return path
+
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
+        held, kind = kind.startswith("heldout-"), kind.removeprefix("heldout-")
+        prompts, seed = (self.eval_prompts[:HELDOUT], 7) if held else (self.train_prompts, 3)
+        rng = np.random.default_rng([seed, 5])
+        if kind == "on":
+            pipe = load_pipeline(MODEL)
+            first, second = (self._pictures(pipe, prompts, 100_000 * (seed + side), "draw pairs") for side in (0, 1))
+        else:
+            drawn = [_drawings(prompt, rng, near=kind == "near" and i % 2 == 0) for i, prompt in enumerate(prompts)]
+            first, second = ([pair[side] for pair in drawn] for side in (0, 1))
+        rows = vote(prompts, first, second, User({TASTE: 1.0}), seed)
+        for row, a, b in zip(rows, first, second, strict=True):
+            row["ps_score_0"], row["ps_score_1"] = taste_score(TASTE, a), taste_score(TASTE, b)
+        return rows
+
+    def _play(self, run: Run) -> dict[str, Any]:
+        config = from_mapping(
+            {**BASE, "method": run.method, "max_train_steps": run.steps, "seed": run.seed, "dataset_name": str(self.table(run.data)),
+             "output_dir": str(self.root / "runs" / run.key), "overwrite_output_dir": True, **run.options}, "arena")  # fmt: skip
+        trainer = Trainer(config, open_dataset(config))
+        denoiser = trainer.denoiser
+        with _counted(denoiser) as seen:
+            trainer.fit()
+        per_record = seen["rows"] / (run.steps * config.train_batch_size)
+        log = [json.loads(line) for line in (trainer.output_dir / LOG).read_text().splitlines()]
+        facts = {"evaluations": round(per_record, 2), "step_seconds": round(float(np.median(trainer.seconds)), 3)}
+        facts |= {f"train/{name}": round(_tail(log, name), 5) for name in ("loss", "implicit_acc", "log_ratio/chosen", "log_ratio/rejected", "score/chosen")}  # fmt: skip
+        facts["train/first_score"] = round(float(np.mean([line["score/chosen"] for line in log[:5]])), 5)
+        facts["skipped"] = trainer.guard.skipped
+        denoiser.eval()
+        facts |= self._classify(trainer, run)
+        with negative_guidance(trainer.parts.backbone.pipeline(), "default") if METHODS[run.method].inference != "plain" else contextlib.nullcontext():
+            images = self._pictures(trainer.parts.backbone.pipeline(), self.eval_prompts[: run.prompts], run.seed * 1000, "draw aligned")
+        return facts | self._judge(images, run)
+
+    def _classify(self, trainer: Trainer, run: Run) -> dict[str, float]:
+        """Return held-out log-ratios and implicit accuracy under plain noise, the same measure for every method."""
+        config = replace(
+            trainer.config, dataset_name=str(self.table("heldout-on" if run.data == "on" else "heldout-off")), method="diffusion_dpo",
+            trajectory=None, trajectory_cache=0, transforms=None, objective=None, proportion_empty_prompts=0.0)  # fmt: skip
+        model, view = trainer.parts.backbone, open_dataset(config)
+        pairs = build_pairs(config, view, model)
+        likelihood = DiffusionLikelihood(model.path, model.predict, forward)
+        reference, total = AdapterOff(model.denoiser, adapters.disabled), torch.zeros(len(view), 2)
+        for start in range(0, len(view), 25):
+            places = range(start, min(start + 25, len(view)))
+            batch = pairs.to_batch([pairs[p, 0] for p in places])
+            for repeat in range(8):
+                query = likelihood.prepare(None, batch, [sample_generator(1, p * 8 + repeat) for p in places])
+                with torch.no_grad():
+                    ratio = Scores(likelihood.score(model.denoiser, query), reference.score(likelihood, query)).log_ratio
+                total[list(places)] += ratio / 8
+        return {
+            "heldout/implicit_acc": round(float(implicit_accuracy(total)), 4),
+            "heldout/chosen": round(float(total[:, 0].mean()), 6),
+            "heldout/rejected": round(float(total[:, 1].mean()), 6),
+        }
+
+    def _judge(self, images: list[Image.Image], run: Run) -> dict[str, Any]:
+        prompts = self.eval_prompts[: run.prompts]
+        base = self._base(run.seed)
+        scores = [taste_score(TASTE, image) for image in images]
+        won = win_rate(base["scores"][: run.prompts], scores, prompts)
+        grid(images[:32], 16).save(self.root / "results" / f"{run.key}.png")
+        names = {"win_rate": won.rate, "low": won.low, "high": won.high, "adherence": mean_adherence(prompts, images), "score": float(np.mean(scores))}
+        return {name: round(value, 4) for name, value in names.items()} | {"base_score": round(float(np.mean(base["scores"][: run.prompts])), 4)}
+
+    def _base(self, seed: int) -> dict[str, Any]:
+        """Return the base model's scores on the evaluation prompts, from the same noise as every run of `seed`."""
+        path = self.root / f"base-{seed}.json"
+        if not path.exists():
+            images = self._pictures(load_pipeline(MODEL), self.eval_prompts, seed * 1000, "draw base")
+            grid(images[:32], 16).save(path.with_suffix(".png"))
+            facts = {"scores": [taste_score(TASTE, image) for image in images], "adherence": mean_adherence(self.eval_prompts, images)}
+            path.write_text(json.dumps(facts))
+        return json.loads(path.read_text())
+
+    def _pictures(self, pipe: Any, prompts: Sequence[str], seed: int, label: str) -> list[Image.Image]:
+        return draw(pipe, prompts, range(seed, seed + len(prompts)), guidance_scale=SCALE, label=label)
+
+
+def _drawings(prompt: str, rng: np.random.Generator, near: bool) -> tuple[Image.Image, Image.Image]:
+    """Return two drawings that the renderer, not the model, makes of a prompt; `near` ones stand at the same place."""
+    named = parse(prompt)
+    scene = random_scene(rng, **named)
+    other = random_scene(rng, **named, **({"position": scene.position} if near else {}))
+    return render(scene, rng), render(other, rng)
+
+
+@contextlib.contextmanager
+def _counted(model: torch.nn.Module) -> Iterator[dict[str, float]]:
+    """Count the images that pass through the network."""
+    seen: dict[str, float] = {"rows": 0.0}
+
+    def count(_: Any, inputs: tuple[Any, ...]) -> None:
+        seen["rows"] += len(inputs[0])
+
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _tail(log: list[dict[str, float]], name: str) -> float:
+    return float(np.mean([line.get(name, float("nan")) for line in log[-20:]]))
+
+
+def play_all(arena: Arena, runs: Sequence[Run], part: str, label: str) -> list[dict[str, Any]]:
+    """Run the i-th of n blocks of `runs` (`part` "i/n"; the others are expected from other processes), return what is there."""
+    index, count = (int(word) for word in part.split("/"))
+    torch.set_flush_denormal(True)
+    for position in range(len(runs) * index // count, len(runs) * (index + 1) // count):
+        run, start = runs[position], time.perf_counter()
+        facts = arena.result(run)
+        print(f"{label} {position + 1}/{len(runs)} {run.data} {run.method} {dict(run.options)} seed {run.seed} steps {run.steps}: "
+              f"win {facts['win_rate']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}] adherence {facts['adherence']:.3f} "
+              f"({time.perf_counter() - start:.0f} s)", flush=True)  # fmt: skip
+    return [arena.result(run) for run in runs if (arena.root / "results" / f"{run.key}.json").exists()]
