@@ -59,7 +59,8 @@ class TrainConfig:
     beta: float | None = None
     """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. It multiplies half the mean squared
     error over the latent, as in the Diffusion-DPO release: 2000 to 5000 is usual. From the diffusers SD1.5 script: double it.
-    From a sum over the latent (SimpleTuner): multiply by twice its size, 2 C H W (32768 for SD1.5 at 512 px)."""
+    From a sum over the latent (SimpleTuner): multiply by twice its size, 2 C H W (32768 for SD1.5 at 512 px).
+    MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and larger moves further from the start."""
     label_smoothing: float | None = None
     """Share in [0, 0.5) of labels taken to be wrong (objective dpo)."""
     trajectory: Spec | None = None
@@ -190,8 +191,12 @@ class TrainConfig:
         name, constants = single("objective", self.objective_spec())
         _known("objective", name, OBJECTIVES)
         bind("objective", OBJECTIVES, {name: constants})
-        for constant in ("beta", "tau"):
+        for constant in ("beta", "tau", "scale", "snr", "steps"):
             _require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
+        if name == "mapo":
+            _require(
+                "objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO"
+            )
         _require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
         if name not in REFERENCE_FREE and (self.reference or METHODS[self.method].reference) == "none":
             raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")

@@ -27,8 +27,10 @@ def describe(s: Scores, beta: float = 1.0) -> dict[str, Tensor]:
     named = {"score/chosen": s.policy[:, 0].mean()}
     if s.policy.shape[1] > 1:
         named["score/rejected"] = s.policy[:, 1].mean()
-    if s.reference is None or s.policy.shape[1] < 2:
+    if s.policy.shape[1] < 2:
         return named
+    if s.reference is None:  # MaPO: the margin is one of scores
+        return named | {"implicit_acc": implicit_accuracy(s.policy)}
     ratio = s.log_ratio
     return named | {
         "implicit_acc": implicit_accuracy(ratio),

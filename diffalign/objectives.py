@@ -73,15 +73,18 @@ def smpo(s: Scores, *, beta: float, scale: float = 10.0) -> Tensor:
     return -_log_sigmoid(beta * scale * (2.0 * _prob(s) - 1.0) * margin(s.log_ratio))
 
 
-def bounded_odds(error: Tensor, snr: float) -> Tensor:
-    """Return phi = y / (exp(y) - 1) of y = snr * error: 1 at zero error, falling to 0; MaPO's bounded likelihood (as released)."""
+def odds_below_one(error: Tensor, snr: float) -> Tensor:
+    """Return phi - 1 of MaPO's bounded odds phi = y / (exp(y) - 1), y = snr * error: 0 at zero error, falling to -1 (as released).
+
+    Not phi itself: the margin multiplies small differences of a number near 1 by a thousand.
+    """
     y = snr * error
     # Autograd through y / expm1(y) subtracts two numbers near 1/y; below 0.1 the series (next term y^10 / 5e7) keeps every digit.
     small = y.abs() < 0.1
     near, far = y.where(small, y.new_zeros(())), y.where(~small, y.new_ones(())).clamp(max=80.0)
     square = near * near
-    series = 1.0 - near / 2.0 + square / 12.0 * (1.0 - square / 60.0 * (1.0 - square / 42.0 * (1.0 - square / 40.0)))
-    return series.where(small, far / far.expm1())
+    series = -near / 2.0 + square / 12.0 * (1.0 - square / 60.0 * (1.0 - square / 42.0 * (1.0 - square / 40.0)))
+    return series.where(small, far / far.expm1() - 1.0)
 
 
 def mapo(s: Scores, *, beta: float = 0.1, snr: float = 0.5, steps: float = 1000.0) -> Tensor:
@@ -92,7 +95,7 @@ def mapo(s: Scores, *, beta: float = 0.1, snr: float = 0.5, steps: float = 1000.
     `prob` below 1 shares both terms out between the candidates.
     """
     error = -2.0 * s.policy  # a score is -1/2 mean squared error
-    z = steps * margin(bounded_odds(error, snr))
+    z = steps * margin(odds_below_one(error, snr))
     prob = _prob(s)
     winner = prob * error[:, 0] + (1.0 - prob) * error[:, 1]
     return winner - beta * (prob * _log_sigmoid(z) + (1.0 - prob) * _log_sigmoid(-z))

@@ -25,8 +25,8 @@ class QuickstartConfig:
     """Pictures of each prompt; neighbours are voted on."""
     eval_prompts: int = 200
     """Prompts not trained on, to judge with."""
-    beta: float = 500.0
-    """Beta of the objective."""
+    beta: float | None = None
+    """Beta of the objective; 500 for Diffusion-DPO, the method's own for others."""
     learning_rate: float = 1e-3
     """Learning rate."""
     rank: int = 8

@@ -32,6 +32,7 @@ from diffalign.data.view import View
 from diffalign.errors import CheckpointError
 from diffalign.guard import Guard
 from diffalign.infer.load import RUN
+from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
@@ -240,11 +241,17 @@ class Trainer:
         prompts = self.config.validation_prompts
         if not prompts or not self.accelerator.is_main_process:
             return
-        with eval_mode(self.denoiser), self._averaged(self.config.use_ema):
-            images = draw(self.parts.backbone.pipeline(), prompts, range(len(prompts)), label=f"validation at step {self.step}")
+        pipe = self.parts.backbone.pipeline()
+        with eval_mode(self.denoiser), self._averaged(self.config.use_ema), self._guidance(pipe):
+            images = draw(pipe, prompts, range(len(prompts)), label=f"validation at step {self.step}")
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
         grid(images, min(len(images), 8)).save(folder / f"step-{self.step:06d}.png")
+
+    def _guidance(self, pipe: Any) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which pictures are drawn as the method means its result to be used."""
+        negative = METHODS[self.config.method].inference == "negative_guidance" and self.config.train_method == "lora"
+        return negative_guidance(pipe, "default") if negative else contextlib.nullcontext()
 
     def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
         """Return a block in which the moving average stands in place of the raw weights, if it is wanted."""

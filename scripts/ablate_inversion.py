@@ -21,20 +21,22 @@ def inversion(end: str, label: str, steps: int, eta: float, renoise: int = 0) ->
 
 
 def runs() -> list[Run]:
-    """Return Diffusion-DPO, then the grid, then what the grid asked for: beta, and a policy that drives."""
+    """Return Diffusion-DPO, the grid at two learning rates, and what it asked for: beta, and the policy as driver."""
 
-    def run(trajectory: dict[str, Any] | None, rate: float, beta: float, cache: int = BANK) -> Run:
+    def run(trajectory: dict[str, Any] | None, rate: float = 1e-3, beta: float = 500.0, cache: int = BANK) -> Run:
         options: dict[str, Any] = {"learning_rate": rate, "beta": beta}
         if trajectory is not None:
             options |= {"trajectory": trajectory, "trajectory_cache": cache}
         return Run("off", "inpo" if trajectory else "diffusion_dpo", options, STEPS, 0, PROMPTS)
 
-    made = [run(None, rate, 500.0) for rate in (3e-4, 1e-3)]
-    for end, label, steps, eta in itertools.product(("grid", "exact"), ("source", "destination"), (5, 10), (0.0, 0.1)):
-        made += [run(inversion(end, label, steps, eta), rate, 500.0) for rate in (3e-4, 1e-3)]
-    for beta in (5000.0, 50000.0):
-        made += [run(inversion(end, "source", 10, 0.0), 1e-3, beta) for end in ("grid", "exact")]
-    return made
+    made = [run(None, rate) for rate in (1e-3, 3e-4)]
+    for end, steps, eta in itertools.product(("grid", "exact"), (5, 10), (0.0, 0.1)):
+        made += [run(inversion(end, "source", steps, eta), rate) for rate in (1e-3, 3e-4)]
+    made += [run(inversion(*rest), 1e-3) for rest in itertools.product(("grid", "exact"), ("destination",), (5, 10), (0.0, 0.1))]
+    made += [run(inversion(end, "source", 10, 0.0), 1e-3, beta) for beta in (5000.0, 50000.0) for end in ("grid", "exact")]
+    made += [run(inversion("exact", "destination", 5, 0.0), rate, beta) for rate, beta in ((3e-4, 500.0), (3e-4, 2000.0), (1e-3, 2000.0))]
+    driven = {"ddim_inversion": {**inversion("exact", "source", 5, 0.0)["ddim_inversion"], "driver": "policy"}}
+    return [*made, run(driven, cache=0)]
 
 
 def main(root: str = "outputs/compare", part: str = "0/1") -> None:
@@ -49,9 +51,9 @@ def main(root: str = "outputs/compare", part: str = "0/1") -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for f in found:
         c = f["options"].get("trajectory", {}).get("ddim_inversion", {})
-        shown = [c.get(name, "–") for name in ("end", "label", "steps", "eta")]
+        shown = [c.get(name, "-") for name in ("end", "label", "steps", "eta")]
         shown += [f"{f['options']['learning_rate']:g}", f"{f['options']['beta']:g}", f"{-2 * f['train/first_score']:.4f}"]
-        shown += [f"{f['win_rate']:.2f}", f"{f['low']:.2f}–{f['high']:.2f}", f"{f['adherence']:.3f}"]
+        shown += [f"{f['win_rate']:.2f}", f"{f['low']:.2f}-{f['high']:.2f}", f"{f['adherence']:.3f}"]
         shown += [f"{f['heldout/chosen']:+.5f}", f"{f['heldout/rejected']:+.5f}", f"{f['train/implicit_acc']:.2f}"]
         print("| " + " | ".join(str(v) for v in shown) + " |")
 

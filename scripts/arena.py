@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,27 +24,28 @@ from PIL import Image
 from diffalign import adapters
 from diffalign.backbones.sd import load_pipeline
 from diffalign.build import pairs as build_pairs
-from diffalign.config import from_mapping
+from diffalign.config import TrainConfig, from_mapping
 from diffalign.data.batch import sample_generator
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
 from diffalign.evaluate import win_rate
-# from diffalign.infer.negative import negative_guidance
+from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import implicit_accuracy
 from diffalign.quickstart import open_prompts, vote
 from diffalign.reference import AdapterOff
 from diffalign.shapes.captions import parse
-from diffalign.shapes.judge import mean_adherence
+from diffalign.shapes.judge import mean_adherence, read
 from diffalign.shapes.scenes import random_scene, render
 from diffalign.shapes.tastes import User, taste_score
 from diffalign.train import LOG, Trainer
 from diffalign.types import Scores
 
 TASTE, MODEL, SCALE = "high", "assets/tiny-sd", 4.0
-TRAIN, HELDOUT, EVAL = 384, 100, 200  # pairs to train on, pairs to classify, prompts to draw
+TRAIN, HELDOUT, EVAL, TUNE = 384, 100, 200, 100  # pairs to train on, pairs to classify, prompts to judge and to tune on
+DRAWS = 4  # random times at which a held-out pair is classified
 BASE = {"rank": 8, "train_batch_size": 16, "pretrained_model_name_or_path": MODEL, "checkpointing_steps": 10**6}
 
 
@@ -57,6 +59,7 @@ class Run:
     steps: int = 150
     seed: int = 0
     prompts: int = EVAL
+    tuning: bool = False  # judged on prompts of its own, so that what is chosen by it is not chosen on the evaluation
 
     @property
     def key(self) -> str:
@@ -69,16 +72,23 @@ class Arena:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        prompts = open_prompts(TASTE, TRAIN + EVAL, np.random.default_rng([0, 0]))
-        self.train_prompts, self.eval_prompts = prompts[:TRAIN], prompts[TRAIN:]
+        prompts = open_prompts(TASTE, TRAIN + EVAL + TUNE, np.random.default_rng([0, 0]))
+        self.train_prompts, self.eval_prompts, self.tune_prompts = prompts[:TRAIN], prompts[TRAIN : TRAIN + EVAL], prompts[TRAIN + EVAL :]
         (root / "results").mkdir(parents=True, exist_ok=True)
+
+    def _path(self, run: Run) -> Path:
+        return self.root / "results" / f"{run.key}.json"
+
+    def has(self, run: Run) -> bool:
+        """Return whether `run` was run before."""
+        return self._path(run).exists()
 
     def result(self, run: Run) -> dict[str, Any]:
         """Return what `run` gave: from the folder if it was run before."""
-        path = self.root / "results" / f"{run.key}.json"
-        if not path.exists():
+        path = self._path(run)
+        if not self.has(run):
             facts = asdict(run) | self._play(run)
-            temporary = path.with_suffix(".tmp")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(json.dumps(facts, indent=1) + "\n")
             temporary.replace(path)
         return json.loads(path.read_text())
@@ -94,25 +104,33 @@ class Arena:
             import_dataset(str(source), path, reader="pickapic")
         return path
 
+    def prepare(self, kinds: Sequence[str], seeds: Sequence[int]) -> None:
+        """Make what several processes would otherwise make at once: tables, their latents, and the base model's pictures."""
+        for seed, tuning in [*((seed, False) for seed in seeds), (0, True)]:
+            self.base(seed, tuning)
+        for kind in (*kinds, "heldout-off", "heldout-on"):
+            config = self._config(Run(kind, "diffusion_dpo"))
+            Trainer(config, open_dataset(config))
+
+    def _config(self, run: Run) -> TrainConfig:
+        own = {"method": run.method, "max_train_steps": run.steps, "seed": run.seed, "dataset_name": str(self.table(run.data))}
+        folder = {"output_dir": str(self.root / "runs" / run.key), "overwrite_output_dir": True}
+        return from_mapping({**BASE, **own, **folder, **run.options}, "arena")
+
     def _rows(self, kind: str) -> list[dict[str, Any]]:
         held, kind = kind.startswith("heldout-"), kind.removeprefix("heldout-")
         prompts, seed = (self.eval_prompts[:HELDOUT], 7) if held else (self.train_prompts, 3)
         rng = np.random.default_rng([seed, 5])
         if kind == "on":
             pipe = load_pipeline(MODEL)
-            first, second = (self._pictures(pipe, prompts, 100_000 * (seed + side), "draw pairs") for side in (0, 1))
+            first, second = (self.pictures(pipe, prompts, 100_000 * (seed + side), "draw pairs") for side in (0, 1))
         else:
             drawn = [_drawings(prompt, rng, near=kind == "near" and i % 2 == 0) for i, prompt in enumerate(prompts)]
             first, second = ([pair[side] for pair in drawn] for side in (0, 1))
-        rows = vote(prompts, first, second, User({TASTE: 1.0}), seed)
-        for row, a, b in zip(rows, first, second, strict=True):
-            row["ps_score_0"], row["ps_score_1"] = taste_score(TASTE, a), taste_score(TASTE, b)
-        return rows
+        return vote(prompts, first, second, User({TASTE: 1.0}), seed)
 
     def _play(self, run: Run) -> dict[str, Any]:
-        config = from_mapping(
-            {**BASE, "method": run.method, "max_train_steps": run.steps, "seed": run.seed, "dataset_name": str(self.table(run.data)),
-             "output_dir": str(self.root / "runs" / run.key), "overwrite_output_dir": True, **run.options}, "arena")  # fmt: skip
+        config = self._config(run)
         trainer = Trainer(config, open_dataset(config))
         denoiser = trainer.denoiser
         with _counted(denoiser) as seen:
@@ -120,14 +138,22 @@ class Arena:
         per_record = seen["rows"] / (run.steps * config.train_batch_size)
         log = [json.loads(line) for line in (trainer.output_dir / LOG).read_text().splitlines()]
         facts = {"evaluations": round(per_record, 2), "step_seconds": round(float(np.median(trainer.seconds)), 3)}
-        facts |= {f"train/{name}": round(_tail(log, name), 5) for name in ("loss", "implicit_acc", "log_ratio/chosen", "log_ratio/rejected", "score/chosen")}  # fmt: skip
+        logged = ("loss", "implicit_acc", "log_ratio/chosen", "log_ratio/rejected", "score/chosen")
+        facts |= {f"train/{name}": round(_tail(log, name), 5) for name in logged}
         facts["train/first_score"] = round(float(np.mean([line["score/chosen"] for line in log[:5]])), 5)
         facts["skipped"] = trainer.guard.skipped
         denoiser.eval()
         facts |= self._classify(trainer, run)
-        with negative_guidance(trainer.parts.backbone.pipeline(), "default") if METHODS[run.method].inference != "plain" else contextlib.nullcontext():
-            images = self._pictures(trainer.parts.backbone.pipeline(), self.eval_prompts[: run.prompts], run.seed * 1000, "draw aligned")
-        return facts | self._judge(images, run)
+        pipe = trainer.parts.backbone.pipeline()
+        negative = METHODS[run.method].inference == "negative_guidance"
+        with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
+            images = self.pictures(pipe, self.prompts(run), run.seed * 1000, "draw aligned")
+        grid(images[:32], 16).save(self.root / "results" / f"{run.key}.png")
+        return facts | self.judge(self.prompts(run), images, self.base(run.seed, run.tuning))
+
+    def prompts(self, run: Run) -> list[str]:
+        """Return the prompts that `run` is judged on."""
+        return (self.tune_prompts if run.tuning else self.eval_prompts)[: run.prompts]
 
     def _classify(self, trainer: Trainer, run: Run) -> dict[str, float]:
         """Return held-out log-ratios and implicit accuracy under plain noise, the same measure for every method."""
@@ -141,38 +167,52 @@ class Arena:
         for start in range(0, len(view), 25):
             places = range(start, min(start + 25, len(view)))
             batch = pairs.to_batch([pairs[p, 0] for p in places])
-            for repeat in range(8):
-                query = likelihood.prepare(None, batch, [sample_generator(1, p * 8 + repeat) for p in places])
+            for repeat in range(DRAWS):
+                query = likelihood.prepare(None, batch, [sample_generator(1, p * DRAWS + repeat) for p in places])
                 with torch.no_grad():
                     ratio = Scores(likelihood.score(model.denoiser, query), reference.score(likelihood, query)).log_ratio
-                total[list(places)] += ratio / 8
+                total[list(places)] += ratio / DRAWS
         return {
             "heldout/implicit_acc": round(float(implicit_accuracy(total)), 4),
             "heldout/chosen": round(float(total[:, 0].mean()), 6),
             "heldout/rejected": round(float(total[:, 1].mean()), 6),
         }
 
-    def _judge(self, images: list[Image.Image], run: Run) -> dict[str, Any]:
-        prompts = self.eval_prompts[: run.prompts]
-        base = self._base(run.seed)
-        scores = [taste_score(TASTE, image) for image in images]
-        won = win_rate(base["scores"][: run.prompts], scores, prompts)
-        grid(images[:32], 16).save(self.root / "results" / f"{run.key}.png")
-        names = {"win_rate": won.rate, "low": won.low, "high": won.high, "adherence": mean_adherence(prompts, images), "score": float(np.mean(scores))}
-        return {name: round(value, 4) for name, value in names.items()} | {"base_score": round(float(np.mean(base["scores"][: run.prompts])), 4)}
+    def judge(self, prompts: Sequence[str], images: Sequence[Image.Image], base: Mapping[str, list[float]]) -> dict[str, float]:
+        """Return how `images` compare with the base's scores, draw by draw: by taste, and by how well shapes are formed."""
+        found = scores(images)
+        won = win_rate(base["taste"][: len(images)], found["taste"], prompts)
+        formed = win_rate(base["form"][: len(images)], found["form"], prompts)
+        return {
+            "win_rate": round(won.rate, 4),
+            "low": round(won.low, 4),
+            "high": round(won.high, 4),
+            "adherence": round(mean_adherence(prompts, images), 4),
+            "taste": round(float(np.mean(found["taste"])), 4),
+            "form_win_rate": round(formed.rate, 4),
+            "form_low": round(formed.low, 4),
+            "form_high": round(formed.high, 4),
+        }
 
-    def _base(self, seed: int) -> dict[str, Any]:
-        """Return the base model's scores on the evaluation prompts, from the same noise as every run of `seed`."""
-        path = self.root / f"base-{seed}.json"
+    def base(self, seed: int, tuning: bool = False) -> dict[str, list[float]]:
+        """Return the base model's scores, drawn from the same noise as every run of `seed`."""
+        path = self.root / f"base-{'tune-' if tuning else ''}{seed}.json"
         if not path.exists():
-            images = self._pictures(load_pipeline(MODEL), self.eval_prompts, seed * 1000, "draw base")
+            prompts = self.tune_prompts if tuning else self.eval_prompts
+            images = self.pictures(load_pipeline(MODEL), prompts, seed * 1000, "draw base")
             grid(images[:32], 16).save(path.with_suffix(".png"))
-            facts = {"scores": [taste_score(TASTE, image) for image in images], "adherence": mean_adherence(self.eval_prompts, images)}
-            path.write_text(json.dumps(facts))
+            path.write_text(json.dumps(scores(images) | {"adherence": [mean_adherence(prompts, images)]}))
         return json.loads(path.read_text())
 
-    def _pictures(self, pipe: Any, prompts: Sequence[str], seed: int, label: str) -> list[Image.Image]:
+    def pictures(self, pipe: Any, prompts: Sequence[str], seed: int, label: str) -> list[Image.Image]:
+        """Return one picture for each prompt, from noises that count up from `seed`."""
         return draw(pipe, prompts, range(seed, seed + len(prompts)), guidance_scale=SCALE, label=label)
+
+
+def scores(images: Sequence[Image.Image]) -> dict[str, list[float]]:
+    """Return each picture's taste score, and its form: how far its outline is that of the nearest shape (overlap in [0, 1])."""
+    readings = [read(image) for image in images]
+    return {"taste": [taste_score(TASTE, reading) for reading in readings], "form": [reading.overlap for reading in readings]}
 
 
 def _drawings(prompt: str, rng: np.random.Generator, near: bool) -> tuple[Image.Image, Image.Image]:
@@ -212,4 +252,4 @@ def play_all(arena: Arena, runs: Sequence[Run], part: str, label: str) -> list[d
         print(f"{label} {position + 1}/{len(runs)} {run.data} {run.method} {dict(run.options)} seed {run.seed} steps {run.steps}: "
               f"win {facts['win_rate']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}] adherence {facts['adherence']:.3f} "
               f"({time.perf_counter() - start:.0f} s)", flush=True)  # fmt: skip
-    return [arena.result(run) for run in runs if (arena.root / "results" / f"{run.key}.json").exists()]
+    return [arena.result(run) for run in runs if arena.has(run)]

@@ -55,7 +55,9 @@ def test_displacement_is_seen_although_accuracy_and_margin_are_perfect():
 
 
 def test_without_a_reference_only_scores_are_described():
-    assert set(describe(Scores(rows((-1.0, -2.0))))) == {"score/chosen", "score/rejected"}
+    seen = describe(Scores(rows((-1.0, -2.0), (-3.0, -2.0))))
+    assert set(seen) == {"score/chosen", "score/rejected", "implicit_acc"}
+    assert seen["implicit_acc"] == 0.5
 
 
 def test_a_single_candidate_has_no_rejected_one():

@@ -71,7 +71,8 @@ def invert(
         raise ConfigError(f"ddim_inversion: {found}; expected at least one step, and the others not below zero")
     times = path.inversion_times(steps, t)
     begin, to = times[:, :-1], times[:, 1:]
-    moving = (to if end == "grid" and label == "destination" else begin) < t[:, None]
+    before = end == "grid" and label == "destination" and not t.is_floating_point()  # continuous times end at t themselves
+    moving = (to if before else begin) < t[:, None]
     if end == "exact":
         last = moving & ~torch.cat([moving[:, 1:], torch.zeros_like(moving[:, :1])], dim=1)
         to = torch.where(last, t[:, None], to)
@@ -98,5 +99,5 @@ def _spread(path: Path, x: Tensor, begin: Tensor, to: Tensor, label: Label) -> T
     if label == "destination":  # the release, run on diffusers from 0.22, takes the variance of the move that would come next
         begin, to = to, (2 * to - begin).clamp(max=path.solver_times(1)[-1].item())
     (alpha, sigma), (alpha_to, sigma_to) = levels(path, begin, x), levels(path, to, x)
-    share = torch.where(sigma_to > 0.0, alpha_to * sigma / (alpha * sigma_to), 1.0)
+    share = torch.where((sigma_to > 0.0) & (alpha > 0.0), alpha_to * sigma / (alpha * sigma_to), 1.0)
     return sigma * (1.0 - share.square()).clamp(min=0.0).sqrt()

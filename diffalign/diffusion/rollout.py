@@ -5,6 +5,7 @@ Self-NPO (2505.11777), whose released code calls this truncated diffusion fine-t
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -35,10 +36,14 @@ def self_rollout(
     the clean end. `guidance` w asks for output + w (output - output under the empty prompt); at -1 the conditional pass is not
     run, at 0 the other one is not. `driver` says whose network `predict` is (the release: a moving average of the policy).
     """
-    if not 1 <= steps <= grid:
-        raise ConfigError(f"self_rollout: `steps` is {steps}; expected 1 to `grid` ({grid})")
+    if not 1 <= steps <= grid or not math.isfinite(guidance):
+        raise ConfigError(f"self_rollout: steps {steps}, guidance {guidance}; expected 1 to `grid` ({grid}) steps, and a finite guidance")
+    if start == "image" and x0.shape[1] == 0:
+        raise ConfigError("self_rollout: `start` is image, and the records have none; set transforms to [orient, preferred]")
     count, shape = len(x0), (len(x0), 1, *x0.shape[2:])
     times = path.solver_times(grid).to(x0.device)
+    if path.prediction == "epsilon" and path.level(times[-1:])[0].item() == 0.0:
+        raise ConfigError("self_rollout: the schedule ends at zero signal, where an epsilon model says nothing about the image")
     if start == "noise":
         index = torch.full((count,), grid, device=x0.device)
         moves = 1 + integers(steps, count, generator).to(x0.device)

@@ -12,7 +12,7 @@ from diffalign.methods.base import Method, spec
 SMPO = Method(
     paper="2506.02698",
     objective=spec("smpo", beta=2000.0, scale=10.0),
-    trajectory=spec("ddim_inversion", steps=5, renoise=1),
+    trajectory=spec("ddim_inversion", steps=5, renoise=1, end="exact", driver="reference"),
     reference="policy_start",
     transforms=(spec("pairs"), spec("drop_ties"), spec("soft_label", score="pickscore"), spec("orient")),
     about="pairs of images with a reward's score for each",

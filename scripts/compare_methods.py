@@ -1,0 +1,169 @@
+# m=scripts.compare_methods; python -m $m --stage prepare; for i in 0 1; do python -m $m --part $i/2 & done; wait; python -m $m --show
+"""All methods on the same pairs of the embedded world: each tuned on a small grid, three seeds, equal steps and equal evaluations.
+
+Off-policy pairs are drawn by the renderer, on-policy ones by the base model. Two harder tables: 20 % of the labels turned round, and
+half of the pairs nearly tied. NPO and Self-NPO are judged as negative guidance on the base model against plain guidance, same scale.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import auto_cli
+
+from scripts.arena import Arena, Run, play_all
+
+STEPS, SEEDS, RECORD_EVALUATIONS = 120, (0, 1, 2), 4  # the last: policy and reference on both images of a pair, Diffusion-DPO's
+RATES = (3e-4, 1e-3, 3e-3)
+GRID: dict[str, list[dict[str, Any]]] = {
+    "diffusion_dpo": [{"beta": beta} for beta in (500.0, 2000.0)],
+    "mapo": [{"beta": beta} for beta in (0.1, 1.0)],
+    "smpo": [{"beta": beta} for beta in (200.0, 1000.0)],
+    "inpo": [{"beta": beta} for beta in (500.0, 2000.0)],
+    "diffusion_npo": [{"beta": beta} for beta in (500.0, 2000.0)],
+    "self_npo": [{"trajectory": {"self_rollout": {"guidance": guidance}}} for guidance in (-1.0, -2.0)],
+}
+CACHED = {"trajectory_cache": 3}  # for the methods that invert: the reference drives, and its points are computed once
+FLIP = {"flip_labels": {"share": 0.2}}
+FLIPPED = {
+    "smpo": ["pairs", "drop_ties", {"soft_label": {"score": "pickscore"}}, FLIP, "orient"],
+    "diffusion_npo": ["pairs", "drop_ties", FLIP, "orient", "invert"],
+}
+TABLES = ("off", "on", "off, equal evaluations", "on, equal evaluations", "flipped", "near")
+
+
+def options(method: str, chosen: dict[str, Any], rate: float) -> dict[str, Any]:
+    """Return what a run of `method` sets."""
+    return {"learning_rate": rate, **chosen, **(CACHED if method in ("smpo", "inpo") else {})}
+
+
+def tuning() -> list[Run]:
+    """Return every method at every point of its grid: seed 0, off-policy pairs, prompts of their own."""
+    return [
+        Run("off", method, options(method, chosen, rate), STEPS, 0, 100, tuning=True)
+        for method, grid in GRID.items()
+        for chosen, rate in itertools.product(grid, RATES)
+    ]
+
+
+def probes() -> list[Run]:
+    """Return short runs that count the network evaluations of each method without cached points."""
+    return [Run("off", method, {"learning_rate": 1e-6}, 4, 0, 4) for method in GRID]
+
+
+def best(arena: Arena) -> dict[str, dict[str, Any]]:
+    """Return each method's options with the highest win rate of its grid among those that keep adherence within 0.03 of the best."""
+    while not all(arena.has(run) for run in (*tuning(), *probes())):
+        time.sleep(5)  # the other parts are not ready
+    found = [arena.result(run) for run in tuning()]
+    chosen = {}
+    for method in GRID:
+        own = [f for f in found if f["method"] == method]
+        kept = [f for f in own if f["adherence"] >= max(o["adherence"] for o in own) - 0.03]
+        chosen[method] = max(kept, key=lambda f: f["win_rate"])["options"]
+    return chosen
+
+
+def runs(table: str, chosen: dict[str, dict[str, Any]], arena: Arena) -> list[Run]:
+    """Return the runs of one of `TABLES`."""
+    data = {"flipped": "off"}.get(table, table.split(",")[0])
+    main = table == "off"
+    made = [Run(data, method, chosen[method], STEPS, seed, 200 if main else 100) for method in GRID for seed in SEEDS]
+    if table == "flipped":
+        usual = ["pairs", "drop_ties", FLIP, "orient"]
+        made = [replace(r, options={**r.options, "transforms": FLIPPED.get(r.method, usual)}) for r in made if r.method != "self_npo"]
+    if table == "near":
+        made = [r for r in made if r.method != "self_npo"]
+    if "evaluations" in table:
+        made = [_as_costly(r, arena) for r in made if r.method not in ("diffusion_dpo", "diffusion_npo")]
+    return made
+
+
+def _as_costly(run: Run, arena: Arena) -> Run:
+    """Return the run without cached points, its steps scaled to Diffusion-DPO's network evaluations (forward passes of one image)."""
+    live = replace(run, options={name: value for name, value in run.options.items() if name != "trajectory_cache"})
+    evaluations = next(arena.result(probe)["evaluations"] for probe in probes() if probe.method == run.method)
+    return replace(live, steps=round(STEPS * RECORD_EVALUATIONS / evaluations))
+
+
+def render(arena: Arena, chosen: dict[str, dict[str, Any]]) -> str:
+    """Return all tables as Markdown, each row a method: mean of the seeds, and the mean of their intervals."""
+    lines = []
+    for table in TABLES:
+        lines += [
+            f"\n**{table}**\n",
+            "| method | steps | win rate (95 %) | form | adherence | held-out acc | chosen | rejected | evals | s/step |",
+        ]
+        lines += ["| --- " * 10 + "|"]
+        for method in GRID:
+            found = [arena.result(run) for run in runs(table, chosen, arena) if run.method == method and arena.has(run)]
+            if found:
+                lines.append(_row(method, found))
+    return "\n".join(lines)
+
+
+def _row(method: str, found: Sequence[dict[str, Any]]) -> str:
+    mean = {name: float(np.mean([f[name] for f in found])) for name in found[0] if isinstance(found[0][name], int | float)}
+    cells = [f"{method} ({len(found)} seeds)", f"{mean['steps']:.0f}", f"{mean['win_rate']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"]
+    cells += [f"{mean[name]:.3f}" for name in ("form_win_rate", "adherence", "heldout/implicit_acc")]
+    cells += [f"{1000 * mean[name]:+.3f}e-3" for name in ("heldout/chosen", "heldout/rejected")]
+    return "| " + " | ".join([*cells, f"{mean['evaluations']:.1f}", f"{mean['step_seconds']:.2f}"]) + " |"
+
+
+def plot(arena: Arena, chosen: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write win rates with their intervals, one panel a table, one point a seed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TABLES), figsize=(3 * len(TABLES), 3.2), sharey=True)
+    for axis, table in zip(axes, TABLES, strict=True):
+        for place, method in enumerate(GRID):
+            for run in runs(table, chosen, arena):
+                if run.method == method and arena.has(run):
+                    f, x = arena.result(run), place + 0.15 * (run.seed - 1)
+                    axis.errorbar(
+                        x, f["win_rate"], [[f["win_rate"] - f["low"]], [f["high"] - f["win_rate"]]], fmt="o", ms=3, color=f"C{place}"
+                    )
+        axis.axhline(0.5, color="gray", lw=0.8)
+        axis.set(title=table, xticks=range(len(GRID)), ylim=(0, 1))
+        axis.set_xticklabels(list(GRID), rotation=60, ha="right", fontsize=7)
+    axes[0].set_ylabel("win rate against base")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(root: str = "outputs/compare", part: str = "0/1", stage: str = "all", show: bool = False) -> None:
+    """Run the comparison (or one part of it); with `show`, only write the tables and the plot of what was run.
+
+    Args:
+        root: Folder for pairs and results; results are not computed twice.
+        part: "i/n": the i-th of n blocks of every table, for processes side by side.
+        stage: prepare (once, before parts that run side by side), tune, one of the tables, or all.
+        show: Write comparison.md and comparison.png.
+    """
+    arena = Arena(Path(root))
+    if stage == "prepare":
+        arena.prepare(("off", "on", "near"), SEEDS)
+    elif not show:
+        if stage in ("tune", "all"):
+            play_all(arena, [*probes(), *tuning()], part, "tuning")
+        for table in TABLES if stage == "all" else [stage] * (stage in TABLES):
+            play_all(arena, runs(table, best(arena), arena), part, table)
+    else:
+        chosen = best(arena)
+        text = "\n".join(f"- {method}: {chosen[method]}" for method in GRID) + "\n" + render(arena, chosen) + "\n"
+        (arena.root / "comparison.md").write_text(text)
+        plot(arena, chosen, arena.root / "comparison.png")
+        print(text)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
