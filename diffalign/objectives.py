@@ -79,11 +79,11 @@ def odds_below_one(error: Tensor, snr: float) -> Tensor:
     Not phi itself: the margin multiplies small differences of a number near 1 by a thousand.
     """
     y = snr * error
-    # Autograd through y / expm1(y) subtracts two numbers near 1/y; below 0.1 the series (next term y^10 / 5e7) keeps every digit.
-    small = y.abs() < 0.1
+    # Autograd through y / expm1(y) subtracts two numbers near 1/y; below 0.5 the series (next term y^12 / 2e9) keeps every digit.
+    small = y.abs() < 0.5
     near, far = y.where(small, y.new_zeros(())), y.where(~small, y.new_ones(())).clamp(max=80.0)
     square = near * near
-    series = -near / 2.0 + square / 12.0 * (1.0 - square / 60.0 * (1.0 - square / 42.0 * (1.0 - square / 40.0)))
+    series = -near / 2.0 + square / 12.0 * (1.0 - square / 60.0 * (1.0 - square / 42.0 * (1.0 - square / 40.0 * (1.0 - square / 39.6))))
     return series.where(small, far / far.expm1() - 1.0)
 
 
