@@ -68,9 +68,13 @@ def save_lora(pipe: Any, folder: Path, component: str = "unet") -> None:
     model = getattr(pipe, component)
     state = get_peft_model_state_dict(model)
     facts = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
+    _write(pipe, folder, {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts})
+
+
+def _write(pipe: Any, folder: Path, keywords: dict[str, Any]) -> None:
+    """Write an adapter through the pipeline's own saver, under a temporary name first."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as temporary:
-        keywords = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts}
         type(pipe).save_lora_weights(temporary, **keywords)
         (Path(temporary) / WEIGHTS).replace(folder / WEIGHTS)
 
@@ -112,3 +116,24 @@ def load_trained_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def save_difference(pipe: Any, base: nn.Module, tuned: nn.Module, folder: Path, *, rank: int = 64, component: str = "unet") -> float:
+    """Write the change of all linear and convolution weights from `base` to `tuned` as an adapter of at most `rank`.
+
+    By truncated singular values, the best approximation of that rank in the squared sense; changes of biases and norms are left out.
+    Return the share of the squared change of those weights that the adapter keeps.
+    """
+    after: dict[str, Any] = dict(tuned.named_modules())
+    state, kept, total = {}, 0.0, 0.0
+    for name, layer in base.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            change = (after[name].weight.detach() - layer.weight.detach()).float()
+            u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
+            size = min(rank, len(s))
+            tail = (1, 1) if change.dim() == 4 else ()
+            state[f"{name}.lora_A.weight"] = (s[:size, None] * v[:size]).reshape(size, *change.shape[1:]).contiguous()
+            state[f"{name}.lora_B.weight"] = u[:, :size].reshape(len(u), size, *tail).contiguous()
+            kept, total = kept + float(s[:size].square().sum()), total + float(s.square().sum())
+    _write(pipe, folder, {f"{component}_lora_layers": state})
+    return kept / total if total else 1.0

@@ -106,6 +106,8 @@ class TrainConfig:
     """Optimiser steps of linear warm-up."""
     use_8bit_adam: bool = False
     """AdamW with 8-bit state from bitsandbytes."""
+    use_adafactor: bool = False
+    """Adafactor with the fixed learning rate (no relative steps), as the SDXL recipes do; less memory than AdamW."""
     adam_beta1: float = 0.9
     """First decay rate of AdamW."""
     adam_beta2: float = 0.999
@@ -203,6 +205,8 @@ class TrainConfig:
 
     def _check_installed(self) -> None:
         """Ask for optional packages before anything is read."""
+        if self.use_8bit_adam and self.use_adafactor:
+            raise ConfigError("`use_8bit_adam` and `use_adafactor` are both set; choose one")
         if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError("`use_8bit_adam` needs bitsandbytes: pip install bitsandbytes")
         if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
@@ -227,7 +231,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the keys of a YAML config under their own names (aliases resolved).
+    """Return the keys of a YAML config under their own names (aliases resolved), on top of those of the file that `base` names.
 
     Raises ConfigError that names the file for an unknown key, with the nearest known one, and for YAML that does not parse.
     """
@@ -240,7 +244,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not YAML ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found a {type(values).__name__}; expected keys and values")
-    return known_keys(values, str(path))
+    base = values.pop("base", None)
+    try:
+        below = {} if base is None else load_yaml(path.parent / str(base))
+    except RecursionError as error:
+        raise ConfigError(f"{path}: `base` leads back to this file") from error
+    return below | known_keys(values, str(path))
 
 
 def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
+from diffalign.optimizer import make_optimizer
 from diffalign.reference import eval_mode, exchanged
 from diffalign.types import Batch, Generator, Scores
 
@@ -76,14 +77,15 @@ class Trainer:
         self.denoiser = self.parts.backbone.denoiser
         self.denoiser.train()
         self.parameters = adapters.trainable(self.denoiser)
-        self.policy, self.optimizer = self.accelerator.prepare(self.denoiser, _optimizer(config, self.parameters))
+        self.policy, self.optimizer = self.accelerator.prepare(self.denoiser, make_optimizer(config, self.parameters))
         # Not prepared: accelerate would step it once for each process.
         self.schedule = get_scheduler(
             config.lr_scheduler, self.optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
         )
         # As a driver the average follows at its decay from the first step (the release of Self-NPO), without diffusers' warm-up.
-        drives, decay = self.parts.driver == "ema", config.ema_decay
-        self.ema = EMAModel(self.parameters, decay=decay, min_decay=decay if drives else 0.0) if config.use_ema or drives else None
+        drives = self.parts.driver == "ema"
+        plain = {"min_decay": config.ema_decay, "update_after_step": -1} if drives else {}
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, **plain) if config.use_ema or drives else None
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.sampler = Sampler(len(view), config.train_batch_size, config.gradient_accumulation_steps, processes, rank, config.seed)
@@ -294,14 +296,3 @@ class Trainer:
             adapters.save_full(pipe.unet, self.output_dir / "unet")
         else:
             adapters.save_lora(pipe, self.output_dir)
-
-
-def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return AdamW, or its 8-bit form."""
-    kind: Any = torch.optim.AdamW
-    if config.use_8bit_adam:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]  # optional; its presence was checked with the config
-
-        kind = bitsandbytes.optim.AdamW8bit
-    betas = (config.adam_beta1, config.adam_beta2)
-    return kind(parameters, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=config.adam_weight_decay)

@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from scripts.arena import Arena, Run, play_all
 
 STEPS, SEEDS, RECORD_EVALUATIONS = 120, (0, 1, 2), 4  # the last: policy and reference on both images of a pair, Diffusion-DPO's
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 GRID: dict[str, list[dict[str, Any]]] = {
     "diffusion_dpo": [{"beta": beta} for beta in (500.0, 2000.0)],
     "mapo": [{"beta": beta} for beta in (0.1, 1.0)],

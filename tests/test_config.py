@@ -188,6 +188,16 @@ def test_a_missing_yaml_is_named(tmp_path):
         load_yaml(tmp_path / "none.yaml")
 
 
+def test_a_base_file_lies_below_the_file_that_names_it(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "low.yaml").write_text("rank: 4\nbeta_dpo: 10\n")
+    (tmp_path / "high.yaml").write_text("base: base/low.yaml\nbeta: 20\n")
+    assert load_yaml(tmp_path / "high.yaml") == {"rank": 4, "beta": 20}
+    (tmp_path / "base" / "low.yaml").write_text("base: ../high.yaml\n")
+    with pytest.raises(ConfigError, match="`base` leads back"):
+        load_yaml(tmp_path / "high.yaml")
+
+
 def test_a_saved_config_comes_back_as_it_was(tmp_path):
     own = config(
         objective={"hinge": {"beta": 1000.0}},

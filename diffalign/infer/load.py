@@ -8,19 +8,45 @@ from typing import Any
 
 import torch
 
+from diffalign import adapters
 from diffalign.adapters import WEIGHTS
-from diffalign.backbones.sd import load_pipeline
-from diffalign.errors import CheckpointError
+from diffalign.backbones.sd import load_denoiser, load_pipeline
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.infer.negative import attach
 
 RUN = "run.json"
 
 
-def load(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Any:
-    """Return the stock pipeline of a run's base model with the run's adapter, or its fine-tuned denoiser, applied.
+def load(
+    output_dir: str | Path,
+    *,
+    positive: str | Path | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Return the stock pipeline of a run's base model with the run's result applied.
 
-    Raises CheckpointError if the folder holds no finished run.
+    The result is an adapter or a fine-tuned denoiser; of Diffusion-NPO and Self-NPO it is what the unconditional branch runs with
+    (see `attach`), on top of the run `positive`, if one is given: `alpha` is the share of it that the branch keeps, `beta` the
+    weight of the result. Raises CheckpointError if a folder holds no finished run, ConfigError for `positive` with other methods.
     """
     folder = Path(output_dir)
+    negative = _run(folder).get("inference") == "negative_guidance"
+    if not negative and (positive is not None or alpha != 1.0 or beta != 1.0):
+        raise ConfigError(
+            f"{folder}: `positive`, `alpha` and `beta` are for runs of diffusion_npo and self_npo; this is {_run(folder)['method']}"
+        )
+    if not negative:
+        return _with_result(folder, dtype).to(device)
+    pipe = base_of(folder, dtype=dtype) if positive is None else _with_result(Path(positive), dtype)
+    attach(pipe, _negative_weights(folder), alpha=alpha, beta=beta)
+    return pipe.to(device)
+
+
+def _with_result(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the base of a run with its adapter or its denoiser."""
     full = _run(folder)["train_method"] == "full"
     weights = folder / ("unet" if full else WEIGHTS)
     if not weights.exists():
@@ -30,7 +56,18 @@ def load(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: 
         pipe.unet = type(pipe.unet).from_pretrained(weights, dtype=dtype)
     else:
         pipe.load_lora_weights(folder, weight_name=WEIGHTS)
-    return pipe.to(device)
+    return pipe
+
+
+def _negative_weights(folder: Path) -> Path:
+    """Return the file of a run's negative adapter; for a full fine-tune the low-rank part of its change, extracted once."""
+    run = _run(folder)
+    if run["train_method"] != "full" or (folder / WEIGHTS).exists():
+        return folder / WEIGHTS
+    base = load_denoiser(run["base"], revision=run.get("revision"), variant=run.get("variant"))
+    tuned = type(base).from_pretrained(folder / "unet", dtype=torch.float32)
+    adapters.save_difference(base_of(folder), base, tuned, folder)
+    return folder / WEIGHTS
 
 
 def base_of(output_dir: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:

@@ -13,6 +13,7 @@ import yaml
 
 from diffalign.cli import main
 from diffalign.config import load_yaml
+from diffalign.methods import METHODS
 from tests.micro import write_pairs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -184,4 +185,24 @@ def test_every_recipe_binds(path, monkeypatch):
     assert path.read_text().startswith("# ")
     assert callable(objective(config))
     assert callable(trajectory(config))
-    assert path.name.startswith(config.method) or path.parent.name == "tiny"
+    assert path.name.startswith(config.method) or path.parent.name in ("tiny", "base")
+
+
+def test_every_method_has_its_recipes():
+    assert {f"{method}_{model}" for method in METHODS for model in ("sd15", "sdxl")} <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert set(METHODS) == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")}
+
+
+def test_data_cache_computes_what_training_then_finds(micro_sd, pairs_file, tmp_path, capsys):
+    table = tmp_path / "table"
+    model = ["--pretrained_model_name_or_path", str(micro_sd), "--method", "inpo", "--output_dir", str(tmp_path / "run")]
+    assert main(["data", "cache", *model, "--dataset_name", str(pairs_file)]) == 2
+    assert "not a table" in capsys.readouterr().err
+    assert main(["data", "import", "--dataset_name", str(pairs_file), "--output_dir", str(table)]) == 0
+    assert main(["data", "cache", *model, "--dataset_name", str(table), "--trajectory"]) == 0
+    assert "24 records, 4 points of the trajectory for each" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (table / "cache").rglob("x_t.npy")}
+    assert len(before) == 1
+    options = ["--trajectory_cache", "4", "--max_train_steps", "1", "--rank", "2"]
+    assert main(["train", *model, "--dataset_name", str(table), *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (table / "cache").rglob("x_t.npy")} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 import diffalign
+from diffalign.adapters import save_difference
 from diffalign.api import align
 from diffalign.backbones.sd import load_pipeline
-from diffalign.errors import CheckpointError
+from diffalign.errors import CheckpointError, ConfigError
 
 STOCK = """
 import sys
@@ -62,3 +64,42 @@ def test_stock_diffusers_draws_what_diffalign_load_draws(micro_sd, pairs_file, t
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no finished training run \(it has no run.json\)"):
         diffalign.load(tmp_path)
+
+
+def small(run, **options):
+    return {"rank": 2, "max_train_steps": 3, "train_batch_size": 8, "learning_rate": 3e-2, "output_dir": run, **options}
+
+
+@pytest.mark.parametrize(("method", "train_method"), [("diffusion_npo", "lora"), ("self_npo", "full")])
+def test_an_npo_run_is_loaded_as_negative_guidance(micro_sd, pairs_file, tmp_path, method, train_method):
+    run = align(str(micro_sd), pairs_file, **small(tmp_path / "npo", method=method, train_method=train_method))
+    guided, plain = diffalign.load(run), load_pipeline(str(micro_sd))
+    assert np.abs(picture(guided) - picture(plain)).max() > 1e-4
+    np.testing.assert_allclose(picture(diffalign.load(run, beta=0.0)), picture(plain), atol=1e-5)
+    with pytest.raises(ConfigError, match="negative guidance needs guidance"):
+        guided("a red star", num_inference_steps=1, guidance_scale=1.0)
+
+
+def test_an_npo_run_steers_another_run(micro_sd, pairs_file, tmp_path):
+    positive = align(str(micro_sd), pairs_file, **small(tmp_path / "dpo"))
+    negative = align(str(micro_sd), pairs_file, **small(tmp_path / "npo", method="diffusion_npo"))
+    both, alone = diffalign.load(negative, positive=positive), diffalign.load(positive)
+    assert np.abs(picture(both) - picture(alone)).max() > 1e-4
+    np.testing.assert_allclose(picture(diffalign.load(negative, positive=positive, beta=0.0)), picture(alone), atol=1e-5)
+    with pytest.raises(ConfigError, match="are for runs of diffusion_npo and self_npo; this is diffusion_dpo"):
+        diffalign.load(positive, positive=negative)
+
+
+def test_the_low_rank_part_of_a_full_fine_tune_keeps_what_its_rank_can_hold(micro_sd, tmp_path):
+    pipe = load_pipeline(str(micro_sd))
+    tuned = copy.deepcopy(pipe.unet)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    assert save_difference(pipe, pipe.unet, tuned, tmp_path / "one", rank=1) < 0.9
+    assert save_difference(pipe, pipe.unet, tuned, tmp_path / "all", rank=1000) == pytest.approx(1.0, abs=1e-5)
+    pipe.load_lora_weights(tmp_path / "all")
+    pipe.fuse_lora()
+    weight = pipe.unet.down_blocks[0].resnets[0].conv1.base_layer.weight
+    torch.testing.assert_close(weight, tuned.down_blocks[0].resnets[0].conv1.weight, atol=1e-4, rtol=1e-4)
