@@ -47,19 +47,19 @@ class Parts:
 
 def objective(config: TrainConfig) -> Callable[[Scores], Tensor]:
     """Return the objective of `config` with its constants."""
-    return bind("objective", OBJECTIVES, config.objective_spec())
+    return bind("objective", OBJECTIVES, config.part("objective"))
 
 
 def trajectory(config: TrainConfig) -> functools.partial[Any]:
     """Return the trajectory of `config` with its constants, tried on one number so that those which cannot be meant are found."""
-    made = bind("trajectory", TRAJECTORIES, METHODS[config.method].trajectory if config.trajectory is None else config.trajectory)
+    made = bind("trajectory", TRAJECTORIES, config.part("trajectory"))
     made(torch.zeros(1, 2, 1, 1, 1), lambda x, _, /, *, empty=False: x, FlowPath(), torch.Generator())  # noqa: ARG005
     return made
 
 
 def error(config: TrainConfig) -> Callable[..., Tensor]:
     """Return the error of `config` with its constants."""
-    return bind("error", ERRORS, METHODS[config.method].error if config.error is None else config.error)
+    return bind("error", ERRORS, config.part("error"))
 
 
 def driver(config: TrainConfig, made: Callable[..., Any]) -> str:

@@ -182,17 +182,19 @@ class TrainConfig:
         self._check_installed()
         return self
 
-    def objective_spec(self) -> Spec:
-        """Return the objective with its constants; `beta` and `label_smoothing` override those of the method or the spec."""
-        name, constants = single("objective", METHODS[self.method].objective if self.objective is None else self.objective)
-        own = {"beta": self.beta, "label_smoothing": self.label_smoothing}
-        return {name: {**constants, **{constant: value for constant, value in own.items() if value is not None}}}
+    def part(self, kind: Literal["objective", "trajectory", "error"]) -> dict[str, dict[str, Any]]:
+        """Return {name: constants} of a part: the config's own, else the method's; `beta` and `label_smoothing` go on top."""
+        own = getattr(self, kind)
+        name, constants = single(kind, getattr(METHODS[self.method], kind) if own is None else own)
+        given = {"beta": self.beta, "label_smoothing": self.label_smoothing} if kind == "objective" else {}
+        return {name: {**constants, **{constant: value for constant, value in given.items() if value is not None}}}
 
     def _check_objective(self) -> None:
         """Check an objective's constants wherever they stand, and that it has the reference it compares with."""
-        name, constants = single("objective", self.objective_spec())
+        spec = self.part("objective")
+        ((name, constants),) = spec.items()
         _known("objective", name, OBJECTIVES)
-        bind("objective", OBJECTIVES, {name: constants})
+        bind("objective", OBJECTIVES, spec)
         for constant in ("beta", "tau", "scale", "snr", "steps"):
             _require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
         if name == "mapo":

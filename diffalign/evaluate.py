@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.infer.load import base_of, load
 from diffalign.infer.sample import draw, grid
+from diffalign.methods import METHODS
 from diffalign.metrics import implicit_accuracy
 from diffalign.shapes.judge import mean_adherence
 from diffalign.shapes.tastes import TASTES, taste_score
+from diffalign.specs import single
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +102,17 @@ def compare_run(
     if taste is not None and taste not in TASTES:
         raise ConfigError(f"there is no taste `{taste}`.{did_you_mean(taste, TASTES)}")
     if prompts:
-        drawn = []
-        for label, made in (("base", base_of), ("aligned", load)):
-            pipe = made(folder).to(device)
-            options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "label": f"draw {label}"}
-            drawn.append(draw(pipe, prompts, range(seed, seed + len(prompts)), **options))
+        options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        seeds = range(seed, seed + len(prompts))
+        drawn = {
+            name: draw(made(folder).to(device), prompts, seeds, **options, label=f"draw {name}")
+            for name, made in (("base", base_of), ("aligned", load))
+        }
         (folder / "eval").mkdir(exist_ok=True)
-        grid([image for pair in zip(*drawn, strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
+        grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
         facts["grid"] = str(folder / "eval" / "grid.png")
         if taste is not None:
-            scores = [[taste_score(taste, image) for image in images] for images in drawn]
-            won = win_rate(scores[0], scores[1], prompts, seed)
-            facts |= {"taste": taste, "win_rate": round(won.rate, 4), "ci95": [round(won.low, 4), round(won.high, 4)]}
-            facts |= {
-                f"adherence_{name}": round(mean_adherence(prompts, images), 4)
-                for name, images in zip(("base", "aligned"), drawn, strict=True)
-            }
+            facts |= _judged(taste, prompts, drawn, seed)
     if dataset_name is not None:
         facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
     (folder / "eval").mkdir(exist_ok=True)
@@ -123,10 +120,27 @@ def compare_run(
     return facts
 
 
+def _judged(taste: str, prompts: Sequence[str], drawn: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Any]:
+    """Return win rate and adherence of the pictures `base` and `aligned`."""
+    scores = {name: [taste_score(taste, image) for image in images] for name, images in drawn.items()}
+    won = win_rate(scores["base"], scores["aligned"], prompts, seed)
+    facts: dict[str, Any] = {"taste": taste, "win_rate": round(won.rate, 4), "ci95": [round(won.low, 4), round(won.high, 4)]}
+    return facts | {f"adherence_{name}": round(mean_adherence(prompts, images), 4) for name, images in drawn.items()}
+
+
 def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
     """Return the held-out implicit accuracy of a finished run on a dataset."""
     config = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-    plain = {"transforms": None, "max_train_samples": None, "proportion_empty_prompts": 0.0, "random_crop": False, "random_flip": False}
+    plain = {
+        "transforms": None,
+        "max_train_samples": None,
+        "proportion_empty_prompts": 0.0,
+        "random_crop": False,
+        "random_flip": False,
+        "trajectory_cache": 0,
+    }
+    if "prompt_only" in [single("transform", spec)[0] for spec in METHODS[config.method].transforms]:
+        raise ConfigError(f"{folder}: `{config.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
     config = replace(config, **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
     with tempfile.TemporaryDirectory() as temporary:
         built = parts(replace(config, output_dir=temporary), open_dataset(replace(config, output_dir=temporary)), torch.device(device))

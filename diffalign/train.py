@@ -205,6 +205,7 @@ class Trainer:
             "batch": self.sampler.effective,
             "seed": self.config.seed,
             "method": self.config.method,
+            **{kind: self.config.part(kind) for kind in ("objective", "trajectory", "error")},
         }
 
     def _save_checkpoint(self) -> None:

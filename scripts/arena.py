@@ -30,6 +30,7 @@ from diffalign.dataset import import_dataset, open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
 from diffalign.evaluate import win_rate
+from diffalign.infer.load import load
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
@@ -150,6 +151,18 @@ class Arena:
             images = self.pictures(pipe, self.prompts(run), run.seed * 1000, "draw aligned")
         grid(images[:32], 16).save(self.root / "results" / f"{run.key}.png")
         return facts | self.judge(self.prompts(run), images, self.base(run.seed, run.tuning))
+
+    def steered(self, positive: Run, negative: Run, alpha: float = 1.0) -> dict[str, Any]:
+        """Return how `negative`'s guidance on top of `positive` compares with plain guidance on it, same scale and noise."""
+        path = self.root / "results" / f"{positive.key}-{negative.key}-{alpha:g}.json"
+        if not path.exists():
+            under, over = (self.root / "runs" / run.key for run in (positive, negative))
+            drawn = []
+            for pipe in (load(under), load(over, positive=under, alpha=alpha)):
+                drawn.append(self.pictures(pipe, self.prompts(positive), positive.seed * 1000, "draw steered"))
+            grid([*drawn[0][:16], *drawn[1][:16]], 16).save(path.with_suffix(".png"))
+            path.write_text(json.dumps(self.judge(self.prompts(positive), drawn[1], scores(drawn[0]))))
+        return json.loads(path.read_text())
 
     def prompts(self, run: Run) -> list[str]:
         """Return the prompts that `run` is judged on."""
