@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.path import FlowPath, VPPath, mix, target
-from diffalign.diffusion.trajectory import forward
 from diffalign.metrics import describe
 from diffalign.objectives import OBJECTIVES
-from diffalign.types import Noised, Query, Scores
+from diffalign.types import Scores
+from tests.golden.cases import EXACT, SD, Case, load, pairs
 
-DATA = Path(__file__).parent / "data"
-CASES = json.loads((DATA / "diffusion_dpo.json").read_text())["cases"]
-ARRAYS = load_file(DATA / "diffusion_dpo.safetensors")
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
+CASES, ARRAYS = load("diffusion_dpo")
 
 
-def pairs(x):
-    """Eight rows, winners first -> (4, 2, ...)."""
-    return torch.stack([x[:4], x[4:]], dim=1)
-
-
-class Golden:
+class Golden(Case):
     def __init__(self, name):
-        self.config = CASES[name]["config"]
-        self.name = name
-
-    def __getitem__(self, key):
-        kind = "in" if f"{self.name}/in/{key}" in ARRAYS else "out"
-        return ARRAYS[f"{self.name}/{kind}/{key}"]
+        super().__init__(name, CASES, ARRAYS)
 
     @property
     def path(self):
         if self.config["pred"] == "flow":
             return FlowPath()
         return VPPath.from_config(SD | {"prediction_type": self.config["pred"], "rescale_betas_zero_snr": "turbo" in self.config})
-
-    @property
-    def t(self):
-        return self["sigmas" if self.config["pred"] == "flow" else "timesteps"][:4]
-
-    def scores(self, predictions):
-        """Scores of stored predictions, through the likelihood."""
-        weight = torch.ones(4, dtype=torch.float64)
-        noised = Noised(pairs(self["noisy_latents"]), self.t, pairs(self["target"]), weight)
-        stored = pairs(predictions).flatten(0, 1)
-        return DiffusionLikelihood(self.path, lambda *_: stored, forward).score(None, Query(noised, {}))
 
     def objective(self, scores):
         # Our scores carry the one-half; the diffusers script's do not, so its beta is doubled and its IPO loss is four of ours.

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.path import VPPath, mix, target
-from diffalign.diffusion.trajectory import forward
 from diffalign.metrics import implicit_accuracy
 from diffalign.objectives import mapo, margin, odds_below_one
-from diffalign.types import Noised, Query, Scores
+from diffalign.types import Scores
+from tests.golden.cases import EXACT, SD, Case, load, pairs
 
-DATA = Path(__file__).parent / "data"
-CASES = json.loads((DATA / "mapo.json").read_text())["cases"]
-ARRAYS = load_file(DATA / "mapo.safetensors")
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
+CASES, ARRAYS = load("mapo")
 
 
-def pairs(x):
-    """Eight rows, winners first -> (4, 2, ...)."""
-    return torch.stack([x[:4], x[4:]], dim=1)
-
-
-class Golden:
+class Golden(Case):
     def __init__(self, name):
-        self.config = CASES[name]["config"]
-        self.name = name
-
-    def __getitem__(self, key):
-        kind = "in" if f"{self.name}/in/{key}" in ARRAYS else "out"
-        return ARRAYS[f"{self.name}/{kind}/{key}"].squeeze()
+        super().__init__(name, CASES, ARRAYS)
 
     @property
     def path(self):
         return VPPath.from_config(SD | {"prediction_type": self.config["pred"]})
 
-    @property
-    def t(self):
-        return self["timesteps"][:4]
-
     def scores(self, predictions):
-        """Scores of stored predictions, through the likelihood."""
-        weight = torch.ones(4, dtype=torch.float64)
-        noised = Noised(pairs(self["noisy_latents"]), self.t, pairs(self["target"]), weight)
-        stored = pairs(predictions).flatten(0, 1)
-        return Scores(DiffusionLikelihood(self.path, lambda *_: stored, forward).score(None, Query(noised, {})))
+        """Scores of stored predictions, without a reference."""
+        return Scores(super().scores(predictions))
 
     def odds(self, scores):
         return odds_below_one(-2 * scores.policy, self.config["snr_value"])
