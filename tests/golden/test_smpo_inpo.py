@@ -29,17 +29,13 @@ def draws(x0):
     return lambda: next(noises).expand_as(x0)
 
 
-def grads(loss, net):
-    return torch.autograd.grad(loss, (net.weight, net.bias))
-
-
 def check_step(golden, prefix, noised, policy, reference, losses, i, rows):
-    """Compare every stored number of step i with row `rows` of what was computed."""
+    """Compare every stored number of golden step i with row `rows` of a batch, the gradients of its loss included."""
     name = {"xinv": noised.x_t[rows], "tau": noised.target[rows], "model_losses": -2 * policy[rows], "ref_losses": -2 * reference[rows]}
     for key, value in name.items():
         torch.testing.assert_close(value, golden[f"{prefix}_{key}"][i], **EXACT)
     torch.testing.assert_close(losses[rows], golden[f"{prefix}_loss"][i], **EXACT)
-    weight, bias = grads(losses[rows], golden.policy)
+    weight, bias = torch.autograd.grad(losses[rows], (golden.policy.weight, golden.policy.bias), retain_graph=True)
     torch.testing.assert_close(weight, golden[f"{prefix}_grad_W"][i], **EXACT)
     torch.testing.assert_close(bias, golden[f"{prefix}_grad_b"][i], **EXACT)
 
@@ -47,17 +43,10 @@ def check_step(golden, prefix, noised, policy, reference, losses, i, rows):
 @pytest.mark.parametrize("name", SINGLE)
 def test_thirteen_smpo_steps_in_one_batch_are_the_thirteen_golden_steps(name):
     t = SMPO["t0"]
-    x = SMPO.invert(t, **constants(name))
-    noised, policy, reference = SMPO.scores(x, t)
-    for i in range(len(T0)):
-        row = slice(i, i + 1)
-        losses = smpo(Scores(policy[row], reference[row], SMPO["probs"][row]), beta=2000.0, scale=10.0)
-        torch.testing.assert_close(losses[0], SMPO[f"{name}_loss"][i], **EXACT)
+    noised, policy, reference = SMPO.scores(SMPO.invert(t, **constants(name)), t)
     losses = smpo(Scores(policy, reference, SMPO["probs"]), beta=2000.0, scale=10.0)
     for i in range(len(T0)):
-        noised, policy, reference = SMPO.scores(x[i : i + 1], t[i : i + 1])
-        losses = smpo(Scores(policy, reference, SMPO["probs"][i : i + 1]), beta=2000.0, scale=10.0)
-        check_step(SMPO, name, noised, policy, reference, losses, i, 0)
+        check_step(SMPO, name, noised, policy, reference, losses, i, i)
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -80,11 +69,11 @@ def test_thirteen_inpo_steps_in_one_batch_are_the_thirteen_golden_steps(kind, et
     rows = [i for i, t in enumerate(T0) if kind == "d020" or t <= 901]
     t = INPO["t0"][rows]
     x = INPO.invert(t, draw=draws(INPO.x0(len(t))), steps=10, eta=eta, **END[kind])
+    noised, policy, reference = INPO.scores(x, t)
+    losses = dpo(Scores(policy, reference), beta=2000.0)
     for row, i in enumerate(rows):
-        noised, policy, reference = INPO.scores(x[row : row + 1], t[row : row + 1])
-        losses = dpo(Scores(policy, reference), beta=2000.0)
-        check_step(INPO, prefix, noised, policy, reference, losses, i, 0)
-        assert implicit_accuracy(policy - reference) == INPO[f"{prefix}_implicit_acc"][i]
+        check_step(INPO, prefix, noised, policy, reference, losses, i, row)
+        assert implicit_accuracy((policy - reference)[row : row + 1]) == INPO[f"{prefix}_implicit_acc"][i]
 
 
 def test_the_error_of_x0_is_the_error_of_the_noise_times_its_share():
@@ -114,6 +103,6 @@ def test_a_flow_model_is_inverted_by_heun_and_scored_on_its_velocity():
         torch.testing.assert_close(-2 * policy[0], SMPO["derived_flow_model_losses"][i], **EXACT)
         torch.testing.assert_close(-2 * reference[0], SMPO["derived_flow_ref_losses"][i], **EXACT)
         torch.testing.assert_close(losses[0], SMPO["derived_flow_loss"][i], **EXACT)
-        weight, bias = grads(losses[0], nets[0])
+        weight, bias = torch.autograd.grad(losses[0], (nets[0].weight, nets[0].bias))
         torch.testing.assert_close(weight, SMPO["derived_flow_grad_W"][i], **EXACT)
         torch.testing.assert_close(bias, SMPO["derived_flow_grad_b"][i], **EXACT)
