@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
+from diffalign.methods import METHODS
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # of diffalign.adapters, which imports torch
 
@@ -46,6 +48,10 @@ def align(
 def train(config: TrainConfig) -> Path:
     """Run a training config from its checks to its last step; return the output folder."""
     check(config)
+    if config.trajectory or config.error or METHODS[config.method].trajectory != METHODS["diffusion_dpo"].trajectory:
+        from diffalign import build  # takes seconds, so not for a plain run, and before an import that may take hours
+
+        build.check(config)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     view = _open_together(config) if launched else open_dataset(config)
     import torch  # torch and diffusers take seconds to import; what is above needs neither
@@ -70,7 +76,8 @@ def _open_together(config: TrainConfig) -> View:
     from accelerate.utils import parse_flag_from_env
 
     # Accelerator passes the flag on by itself; a bare PartialState on a machine without a GPU would run every process alone.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # The others wait while the first process imports and fills caches: for longer than ten minutes, where there is much.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
     with state.main_process_first():
         return open_dataset(config, reuse=not state.is_main_process)
 

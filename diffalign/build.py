@@ -20,12 +20,13 @@ from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Pairs
 from diffalign.data.pixels import Framing
 from diffalign.data.view import View
 from diffalign.diffusion.likelihood import ERRORS, DiffusionLikelihood
-from diffalign.diffusion.path import FlowPath
+from diffalign.diffusion.path import VPPath
+from diffalign.diffusion.rollout import self_rollout
 from diffalign.diffusion.trajectory import TRAJECTORIES
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES
-from diffalign.precompute import Precomputed, weights_of
+from diffalign.precompute import Precomputed, network_facts
 from diffalign.reference import AdapterOff, Frozen, NoReference
 from diffalign.specs import bind
 from diffalign.types import Likelihood, Reference, Scores
@@ -45,16 +46,14 @@ class Parts:
     driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
 
 
-def objective(config: TrainConfig) -> Callable[[Scores], Tensor]:
+def objective(config: TrainConfig) -> functools.partial[Tensor]:
     """Return the objective of `config` with its constants."""
     return bind("objective", OBJECTIVES, config.part("objective"))
 
 
 def trajectory(config: TrainConfig) -> functools.partial[Any]:
-    """Return the trajectory of `config` with its constants, tried on one number so that those which cannot be meant are found."""
-    made = bind("trajectory", TRAJECTORIES, config.part("trajectory"))
-    made(torch.zeros(1, 2, 1, 1, 1), lambda x, _, /, *, empty=False: x, FlowPath(), torch.Generator())  # noqa: ARG005
-    return made
+    """Return the trajectory of `config` with its constants."""
+    return bind("trajectory", TRAJECTORIES, config.part("trajectory"))
 
 
 def error(config: TrainConfig) -> Callable[..., Tensor]:
@@ -62,21 +61,39 @@ def error(config: TrainConfig) -> Callable[..., Tensor]:
     return bind("error", ERRORS, config.part("error"))
 
 
-def driver(config: TrainConfig, made: Callable[..., Any]) -> str:
-    """Return which network runs a bound trajectory: policy, reference or ema.
+def driver(config: TrainConfig) -> str:
+    """Return which network runs the trajectory: policy, reference or ema."""
+    parameter = inspect.signature(trajectory(config)).parameters.get("driver")
+    return "policy" if parameter is None else str(parameter.default)
 
-    Raises ConfigError for a cache of points that would be stale as soon as training has begun.
-    """
-    parameter = inspect.signature(made).parameters.get("driver")
-    chosen = "policy" if parameter is None else str(parameter.default)
-    if config.trajectory_cache and chosen != "reference":
+
+def check(config: TrainConfig) -> None:
+    """Raise ConfigError for parts that cannot be meant, by one step on one number; nothing is loaded."""
+    loss, way, distance, runs = objective(config), trajectory(config), error(config), driver(config)
+    compares = (config.reference or METHODS[config.method].reference) != "none"
+    if runs == "reference" and not compares:
+        raise ConfigError(f"the trajectory's driver is reference, and `{config.method}` has none; use driver policy or ema")
+    if config.trajectory_cache:
+        _check_kept(config, runs)
+    path = VPPath.from_config({})
+    kept = 0 if way.keywords.get("start", "noise") == "noise" and way.func is self_rollout else 2
+    noised = way(torch.zeros(1, kept, 1, 1, 1), lambda x, _, /, *, empty=False: x, path, torch.Generator())  # noqa: ARG005
+    scores = distance(path, noised, noised.x_t)
+    if scores.shape[1] == 1 and loss.func is not OBJECTIVES["denoise"]:  # pyright: ignore[reportFunctionMemberAccess]
+        raise ConfigError("self_rollout gives one picture a record, and the objective compares two; set objective to denoise")
+    loss(Scores(scores, scores if compares else None))
+
+
+def _check_kept(config: TrainConfig, runs: str) -> None:
+    """Raise ConfigError for points that cannot be kept, or would be stale as soon as training has begun."""
+    (name,) = config.part("trajectory")
+    if name != "ddim_inversion" or runs != "reference":
         raise ConfigError(
-            f"`trajectory_cache` is {config.trajectory_cache}, and the trajectory's driver is {chosen}, which changes in training; "
-            "give trajectory {ddim_inversion: {driver: reference, ...}}"
+            f"`trajectory_cache` keeps inversions driven by the reference; this trajectory is {name}, driven by the {runs}; "
+            "give {ddim_inversion: {driver: reference, ...}}"
         )
-    if config.trajectory_cache and config.cache == "off":
-        raise ConfigError("`trajectory_cache` keeps points beside the cached latents, and `cache` is off; set it to disk")
-    return chosen
+    if config.cache == "off" or config.cache_variants > config.trajectory_cache:
+        raise ConfigError("`trajectory_cache` needs `cache` disk, and at least as many points as there are `cache_variants`")
 
 
 def backbone(config: TrainConfig, device: torch.device) -> Backbone:
@@ -132,13 +149,13 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
 
 def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
     """Return the parts of a run. Names and constants are bound before weights load."""
-    loss, way, distance = objective(config), trajectory(config), error(config)
-    runs = driver(config, way)
+    check(config)
     model = backbone(config, device)
-    likelihood = DiffusionLikelihood(model.path, model.predict, way, config.proportion_empty_prompts, distance)
+    likelihood = DiffusionLikelihood(model.path, model.predict, trajectory(config), config.proportion_empty_prompts, error(config))
     compared = reference(config, model, device)
     data = pairs(config, view, model)
     if config.trajectory_cache and isinstance(data, CachedPairs):
-        facts = {"trajectory": [way.func.__name__, sorted(way.keywords.items())], "denoiser": weights_of(model)}
+        constants = {name: p.default for name, p in inspect.signature(likelihood.trajectory).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        facts = network_facts(model, model.path) | {"trajectory": constants, "precision": config.mixed_precision}
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
-    return Parts(model, likelihood, compared, loss, data, runs)
+    return Parts(model, likelihood, compared, objective(config), data, driver(config))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import os
 import re
@@ -38,8 +37,8 @@ scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to
 """
 
 
-POINTS = """--trajectory alone keeps four points of the method's own trajectory for each record (--trajectory_cache 4), computed with the
-reference as driver; with a spec it names another trajectory, as in `diffalign train`.
+POINTS = """--trajectory alone keeps points of the method's own trajectory, computed with the reference as driver: as many for each record
+as --trajectory_cache says, four if it says nothing; with a spec it names another trajectory, as in `diffalign train`.
 """
 
 
@@ -116,7 +115,8 @@ def _about(config: type) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for problems found, 2 for input that cannot be used."""
-    argv = _pointed(sys.argv[1:] if argv is None else list(argv))
+    given = sys.argv[1:] if argv is None else list(argv)
+    argv = _without_bare_trajectory(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else every load warns that the adapter has no text-encoder part
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for words, sub in configured.items():
             if path is not None and tuple(argv[: len(words)]) == words:
                 sub.set_defaults(load_yaml(path))
-        return _run(parser.parse_args(argv), argv)
+        return _run(parser.parse_args(argv), given)
     except DiffalignError as error:
         sys.stderr.write(f"diffalign: error: {error}\n")
         return 2
@@ -136,12 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _pointed(argv: list[str]) -> list[str]:
-    """Return the words with a bare `--trajectory` of `data cache`, which names no spec, as `--trajectory_cache=4`."""
+def _without_bare_trajectory(argv: list[str]) -> list[str]:
+    """Return the words without a `--trajectory` of `data cache` that names no spec."""
     if argv[:2] != ["data", "cache"]:
         return argv
-    bare = [word == "--trajectory" and after.startswith("--") for word, after in itertools.pairwise([*argv, "--"])]
-    return ["--trajectory_cache=4" if named else word for word, named in zip(argv, bare, strict=True)]
+    pairs = zip(argv, [*argv[1:], "--"], strict=True)
+    return [word for word, after in pairs if not (word == "--trajectory" and after.startswith("--"))]
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -161,7 +161,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
     if parsed.command == "data":
         kind = parsed.data.kind
         if kind == "cache":
-            return commands.data_cache(TrainConfig(**{name: value for name, value in values["cache"].items() if name != "config"}))
+            options = {name: value for name, value in values["cache"].items() if name != "config"}
+            return commands.data_cache(TrainConfig(**options), points="--trajectory" in argv)
         config, run = {
             "import": (ImportConfig, commands.data_import),
             "inspect": (InspectConfig, commands.data_inspect),

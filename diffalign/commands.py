@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -50,10 +51,12 @@ def data_import(config: ImportConfig) -> int:
     return 0
 
 
-def data_cache(config: TrainConfig) -> int:
+def data_cache(config: TrainConfig, *, points: bool = False) -> int:
     """Fill the caches that `diffalign train` with the same settings would fill, and say what was done."""
     if not is_table(config.dataset_name):
         raise ConfigError(f"{config.dataset_name}: not a table, and caches lie beside one; make it with `diffalign data import`")
+    if points and not config.trajectory_cache:
+        config = replace(config, trajectory_cache=4)
     config.check()
     check_folder(resolve(config.pretrained_model_name_or_path))
     view = open_dataset(config)
@@ -65,8 +68,8 @@ def data_cache(config: TrainConfig) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     parts(config, view, device)
-    points = f", {config.trajectory_cache} points of the trajectory for each" if config.trajectory_cache else ""
-    print(f"latents and prompts of {len(view)} records{points}: {time.perf_counter() - start:.1f} s")
+    kept = f", {config.trajectory_cache} points of the trajectory for each" if config.trajectory_cache else ""
+    print(f"latents and prompts of {len(view)} records{kept}: {time.perf_counter() - start:.1f} s")
     print("train with the same settings" + (f" and --trajectory_cache {config.trajectory_cache}" if config.trajectory_cache else ""))
     return 0
 
@@ -121,6 +124,9 @@ def evaluate(config: EvalConfig) -> int:
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         seed=config.seed,
+        positive=config.positive,
+        alpha=config.alpha,
+        beta=config.beta,
     )
     print(json.dumps(facts, indent=2))
     return 0

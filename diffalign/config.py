@@ -55,7 +55,7 @@ class TrainConfig:
     method: str = "diffusion_dpo"
     """Published method; names its objective, trajectory, reference and transforms."""
     objective: Spec | None = None
-    """Another objective than the method's: dpo, ipo, hinge, smpo, mapo or denoise; constants as {hinge: {beta: 1000}}."""
+    """Another objective than the method's, for example ipo or hinge; constants as {hinge: {beta: 1000}}."""
     beta: float | None = None
     """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. It multiplies half the mean squared
     error over the latent, as in the Diffusion-DPO release: 2000 to 5000 is usual. From the diffusers SD1.5 script: double it.
@@ -67,7 +67,8 @@ class TrainConfig:
     """Another trajectory than the method's: forward, ddim_inversion or self_rollout; {ddim_inversion: {steps: 5, driver: reference}}."""
     trajectory_cache: int = 0
     """Points of the trajectory kept for each record, computed before training with the reference as driver; an epoch takes the next.
-    A step of InPO or SmPO then costs what one of Diffusion-DPO does. 0: computed in every step."""
+    A step of InPO or SmPO then costs what one of Diffusion-DPO does; it pays where training takes more epochs than points, or many
+    runs share them. 0: computed in every step."""
     error: Spec | None = None
     """Another error than the method's: squared, or pseudo_huber of the estimates of x0."""
     reference: Literal["policy_start", "none"] | None = None
@@ -179,6 +180,10 @@ class TrainConfig:
         _require("dataset_name", self.dataset_name, bool, "a file, a folder or a hub id")
         _known("lr_scheduler", self.lr_scheduler, SCHEDULES)
         self._check_objective()
+        if METHODS[self.method].inference == "negative_guidance" and self.train_method == "dora":
+            raise ConfigError(
+                f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
+            )
         self._check_installed()
         return self
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffalign import adapters
@@ -19,6 +20,8 @@ from diffalign.build import Parts, parts
 from diffalign.config import TrainConfig, from_mapping, load_yaml
 from diffalign.data.batch import sample_generator
 from diffalign.dataset import open_dataset
+from diffalign.diffusion.likelihood import DiffusionLikelihood
+from diffalign.diffusion.trajectory import forward
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.infer.load import base_of, load
 from diffalign.infer.sample import draw, grid
@@ -58,26 +61,38 @@ def win_rate(base: Sequence[float], aligned: Sequence[float], prompts: Sequence[
 
 
 @torch.no_grad()
-def heldout_implicit_accuracy(parts: Parts, draws: int = 10, batch_size: int = 32, seed: int = 0) -> float:
-    """Return the share of the pairs in `parts` whose preferred image has the larger log-ratio, averaged over `draws` random times.
+def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed: int = 0) -> Tensor:
+    """Return the log-ratio of every candidate of the pairs in `parts`, (N, K), averaged over `draws` random times.
 
-    As the paper classifies pairs (2311.12908, appendix). Ties count one half.
+    Under plain noise whatever trajectory the method trains on, so that methods can be compared; plain scores without a reference.
     """
     policy = parts.backbone.denoiser
     policy.eval()
-    ratios = []
-    for start in tqdm(range(0, len(parts.pairs), batch_size), desc="held-out accuracy", disable=None):
+    likelihood, ratios = DiffusionLikelihood(parts.backbone.path, parts.backbone.predict, forward), []
+    for start in tqdm(range(0, len(parts.pairs), batch_size), desc="held-out pairs", disable=None):
         positions = range(start, min(start + batch_size, len(parts.pairs)))
         batch = parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]).to(next(policy.parameters()).device)
-        total = torch.zeros_like(batch.x0[:, :, 0, 0, 0])
+        total = torch.zeros(batch.x0.shape[:2], device=batch.x0.device)
         for repeat in range(draws):
-            generators = [sample_generator(seed, p * draws + repeat) for p in positions]
-            query = parts.likelihood.prepare(policy, batch, generators)
-            reference = parts.reference.score(parts.likelihood, query)
-            score = parts.likelihood.score(policy, query)
-            total += score if reference is None else score - reference
+            query = likelihood.prepare(policy, batch, [sample_generator(seed, p * draws + repeat) for p in positions])
+            reference = parts.reference.score(likelihood, query)
+            score = likelihood.score(policy, query)
+            total += (score if reference is None else score - reference) / draws
         ratios.append(total.cpu())
-    return float(implicit_accuracy(torch.cat(ratios)))
+    return torch.cat(ratios)
+
+
+def heldout_implicit_accuracy(parts: Parts) -> float:
+    """Return the share of the pairs in `parts` whose preferred image has the larger log-ratio; ties count one half.
+
+    As the paper classifies pairs (2311.12908, appendix).
+    """
+    return float(implicit_accuracy(heldout_log_ratios(parts)))
+
+
+def learns_from_pairs(method: str) -> bool:
+    """Return whether a method compares pictures; Self-NPO sees prompts alone."""
+    return "prompt_only" not in [single("transform", spec)[0] for spec in METHODS[method].transforms]
 
 
 def compare_run(
@@ -92,21 +107,29 @@ def compare_run(
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     seed: int = 0,
+    positive: str | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
 ) -> dict[str, Any]:
     """Return what a finished run gains over its base, and write `eval/report.json` and `eval/grid.png` into its folder.
 
-    Every prompt is drawn by both models from the same noise. Without a `taste` there is no win rate, only the pictures.
+    Every prompt is drawn by both models from the same noise. Without a `taste` there is no win rate, only the pictures. The base of
+    an NPO run is plain guidance at the same scale, with the run `positive` if there is one; `alpha` and `beta` as in `load`.
     """
     folder = Path(output_dir)
     facts: dict[str, Any] = {"output_dir": str(folder), "prompts": len(prompts), "seed": seed}
     if taste is not None and taste not in TASTES:
         raise ConfigError(f"there is no taste `{taste}`.{did_you_mean(taste, TASTES)}")
     if prompts:
+
+        def aligned(run: Path) -> Any:
+            return load(run, positive=positive, alpha=alpha, beta=beta)
+
         options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         seeds = range(seed, seed + len(prompts))
         drawn = {
             name: draw(made(folder).to(device), prompts, seeds, **options, label=f"draw {name}")
-            for name, made in (("base", base_of), ("aligned", load))
+            for name, made in (("base", base_of if positive is None else lambda _: load(positive)), ("aligned", aligned))
         }
         (folder / "eval").mkdir(exist_ok=True)
         grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
@@ -139,7 +162,7 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
         "random_flip": False,
         "trajectory_cache": 0,
     }
-    if "prompt_only" in [single("transform", spec)[0] for spec in METHODS[config.method].transforms]:
+    if not learns_from_pairs(config.method):
         raise ConfigError(f"{folder}: `{config.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
     config = replace(config, **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
     with tempfile.TemporaryDirectory() as temporary:

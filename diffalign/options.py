@@ -109,5 +109,11 @@ class EvalConfig:
     """Denoising steps of every picture."""
     guidance_scale: float = 5.0
     """Guidance of every picture."""
+    positive: str | None = None
+    """For a run of diffusion_npo or self_npo: the run it steers; it is then compared with plain guidance on that run."""
+    alpha: float = 1.0
+    """For such a run: how much of `positive` its branch keeps."""
+    beta: float = 1.0
+    """For such a run: its own weight."""
     seed: int = 0
     """Seed of the pictures."""

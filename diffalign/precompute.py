@@ -20,15 +20,15 @@ from diffalign.data.batch import CachedPairs, Index, progress
 from diffalign.data.cache import Bank, open_folder
 from diffalign.data.pixels import record_generator
 from diffalign.diffusion.likelihood import DiffusionLikelihood, with_dropped
-from diffalign.diffusion.path import landed
-from diffalign.diffusion.random import uniform
+from diffalign.diffusion.path import Path, landed
 from diffalign.types import Batch, Query, Reference
-
-Job = tuple[int, int]  # (table row, draw)
 
 
 class Precomputed(Dataset[dict[str, Any]]):
-    """Cached pairs with the query already drawn; the constructor computes the points that are missing."""
+    """Cached pairs with the query already drawn; the constructor computes the points that are missing.
+
+    `facts` must name everything that the points depend on besides the latents: trajectory, schedule, network, precision.
+    """
 
     def __init__(
         self,
@@ -39,30 +39,31 @@ class Precomputed(Dataset[dict[str, Any]]):
         seed: int,
         facts: dict[str, Any],
         device: torch.device,
-        batch_size: int = 16,
     ) -> None:
-        self.pairs, self.path, self.draws, self.seed = pairs, likelihood.path, draws, seed
-        self._position = {entry.row: position for position, entry in enumerate(pairs.view.entries)}
-        facts = facts | {"latents": pairs.folder.name, "draws": draws, "seed": seed, "prompt_dropout": likelihood.prompt_dropout}
-        folder = open_folder(pairs.folder.parent, "points", facts)
-        records, candidates = len(pairs.view.table) * draws, int(pairs.first[-1]) * draws
-        self._points = Bank(folder, "x_t", candidates, pairs.latent_shape, "float32")
-        self._times = Bank(folder, "t", records, (), "float64")
-        self._drops = Bank(folder, "drop", records, (), "bool")
+        self.pairs, self.path, self.draws = pairs, likelihood.path, draws
+        self._position = {entry.row: place for place, entry in enumerate(pairs.view.entries)}
+        own = {"latents": pairs.folder.name, "seed": seed, "prompt_dropout": likelihood.prompt_dropout, "version": 1}
+        folder = open_folder(pairs.folder.parent, "points", facts | own)
+        rows, candidates = len(pairs.view.table), int(pairs.first[-1])
+        # One array a draw, so that more draws find the first ones there.
+        self._points = [Bank(folder, f"x_t-{d}", candidates, pairs.latent_shape, "float32") for d in range(draws)]
+        self._times = [Bank(folder, f"t-{d}", rows, (), "float64") for d in range(draws)]
+        self._drops = [Bank(folder, f"drop-{d}", rows, (), "bool") for d in range(draws)]
         with torch.no_grad(), reference.driving() as network:
-            for part in progress(self._missing(), batch_size, "cache trajectory"):
-                self._fill(part, likelihood, network, device)
+            for part in progress(self.missing(), 16, "cache trajectory"):
+                for (draw, _), group in itertools.groupby(part, key=lambda job: (job[0], self._candidates(job[1]))):
+                    self._fill(draw, [row for _, row in group], likelihood, network, device, seed)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
         entry, draw = self.pairs.view.entries[index[0]], index[1] % self.draws
-        rows = self.pairs.bank_rows(entry.row, draw, self.draws)
+        rows = self.pairs.bank_rows(entry.row, 0, 1)
         known = {
-            "x_t": torch.from_numpy(self._points.read([rows[i] for i in entry.order])),
-            "t": self._times.read([entry.row * self.draws + draw])[0],
-            "drop": self._drops.read([entry.row * self.draws + draw])[0],
+            "x_t": torch.from_numpy(self._points[draw].read([rows[i] for i in entry.order])),
+            "t": self._times[draw].read([entry.row])[0],
+            "drop": self._drops[draw].read([entry.row])[0],
         }
         return self.pairs[index[0], draw] | known
 
@@ -70,45 +71,46 @@ class Precomputed(Dataset[dict[str, Any]]):
         """Return the batch of loaded rows with its query."""
         batch = self.pairs.to_batch(rows)
         t = torch.tensor([row["t"] for row in rows], dtype=torch.float64).to(self.path.solver_times(1).dtype)
-        condition = with_dropped(batch.condition, batch.empty, torch.tensor([bool(row["drop"]) for row in rows]))
-        return replace(batch, query=Query(landed(self.path, batch.x0, torch.stack([row["x_t"] for row in rows]), t), condition))
+        dropped = torch.tensor([bool(row["drop"]) for row in rows])
+        noised = landed(self.path, batch.x0, torch.stack([row["x_t"] for row in rows]), t)
+        return replace(batch, query=Query(noised, with_dropped(batch.condition, batch.empty, dropped), dropped))
 
-    def _missing(self) -> list[Job]:
-        """Return (row, draw) of all points to compute, rows of equally many candidates together."""
-        used = sorted((self._candidates(row), row) for row in self._position)
-        jobs = itertools.product((row for _, row in used), range(self.draws))
-        return [(row, draw) for row, draw in jobs if self._times.missing([row * self.draws + draw])]
+    def missing(self) -> list[tuple[int, int]]:
+        """Return (draw, row) of all points to compute, rows of equally many candidates together."""
+        rows = list(self._position)
+        return [(d, row) for d in range(self.draws) for row in sorted(self._times[d].missing(rows), key=self._candidates)]
 
-    def _fill(self, jobs: Sequence[Job], likelihood: DiffusionLikelihood, network: nn.Module, device: torch.device) -> None:
-        """Draw the points of `jobs` as a step would, and write them; the flag of a record goes last."""
-        for _, group in itertools.groupby(jobs, key=lambda job: self._candidates(job[0])):
-            part = list(group)
-            generators, again = ([record_generator(f"{self.seed}:{row}", draw) for row, draw in part] for _ in range(2))
-            noised = likelihood.prepare(network, self._batch(part).to(device), generators).noised
-            drops = uniform(len(part), again) < likelihood.prompt_dropout  # the first draw of `prepare`
-            points = [i for row, draw in part for i in self.pairs.bank_rows(row, draw, self.draws)]
-            records = [row * self.draws + draw for row, draw in part]
-            self._points.write(points, noised.x_t.flatten(0, 1).float().cpu().numpy())
-            self._drops.write(records, drops.numpy())
-            self._times.write(records, noised.t.double().cpu().numpy())
+    def _fill(
+        self, draw: int, rows: Sequence[int], likelihood: DiffusionLikelihood, network: nn.Module, device: torch.device, seed: int
+    ) -> None:
+        """Draw points as a step would, for all candidates of each row in the table's order; the flag of a record goes last."""
+        generators = [record_generator(f"{seed}:{row}", draw) for row in rows]
+        query = likelihood.prepare(network, self._batch(rows, draw).to(device), generators)
+        dropped = torch.zeros(len(rows), dtype=torch.bool) if query.dropped is None else query.dropped
+        points = [i for row in rows for i in self.pairs.bank_rows(row, 0, 1)]
+        self._points[draw].write(points, query.noised.x_t.flatten(0, 1).float().cpu().numpy())
+        self._drops[draw].write(rows, dropped.numpy())
+        self._times[draw].write(rows, query.noised.t.double().cpu().numpy())
 
-    def _batch(self, jobs: Sequence[Job]) -> Batch:
-        """Return the latents of all candidates of each row, in the table's order, and its prompt."""
-        rows = []
-        for row, draw in jobs:
+    def _batch(self, rows: Sequence[int], draw: int) -> Batch:
+        """Return the latents of all candidates of table rows, and their prompts."""
+        loaded = []
+        for row in rows:
             latents = self.pairs.latents(row, range(self._candidates(row)), draw)
-            rows.append({**self.pairs[self._position[row], draw], "latents": latents})
-        return self.pairs.to_batch(rows)
+            loaded.append({**self.pairs[self._position[row], draw], "latents": latents})
+        return self.pairs.to_batch(loaded)
 
     def _candidates(self, row: int) -> int:
-        return len(self.pairs.bank_rows(row, 0, 1))
+        return int(self.pairs.first[row + 1] - self.pairs.first[row])
 
 
-def weights_of(model: Backbone) -> str:
-    """Return a hash over the denoiser's own weights (their first numbers), names and shapes, without its adapter."""
-    digest = hashlib.sha256()
+def network_facts(model: Backbone, path: Path) -> dict[str, str]:
+    """Return hashes over the denoiser's own weights (their first numbers), names and shapes, and over the schedule it was made for."""
+    weights = hashlib.sha256()
     for name, value in model.denoiser.state_dict().items():
         if "lora_" not in name:
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+            weights.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.dtype}".encode())
+            weights.update(value.flatten()[:256].double().cpu().numpy().tobytes())
+    times = path.solver_times(100)
+    levels = torch.stack(path.level(times)).cpu().numpy().tobytes()
+    return {"denoiser": weights.hexdigest(), "schedule": hashlib.sha256(path.prediction.encode() + levels).hexdigest()}

@@ -28,7 +28,7 @@ from diffalign.config import TrainConfig
 from diffalign.data.records import encode_image
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError, did_you_mean
-from diffalign.evaluate import heldout_implicit_accuracy, win_rate
+from diffalign.evaluate import heldout_implicit_accuracy, learns_from_pairs, win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
 from diffalign.options import QuickstartConfig
@@ -143,7 +143,11 @@ class Quickstart:
         grid([*base[:SHOWN], *aligned[:SHOWN]], SHOWN).save(self.folder / "grid.png")
         with self.clock.phase("prompts against the taste"):
             facts |= self._against(pipe)
-        facts |= {"implicit_accuracy_heldout": round(accuracy, 4), "steps": trainer.step, "skipped_steps": trainer.guard.skipped}
+        facts |= {
+            "implicit_accuracy_heldout": accuracy and round(accuracy, 4),
+            "steps": trainer.step,
+            "skipped_steps": trainer.guard.skipped,
+        }
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
         log = [json.loads(line) for line in (self.folder / "train" / LOG).read_text().splitlines()]
         return write_report(self.folder, facts | {"seconds": self.clock.seconds}, log, comparisons)
@@ -194,10 +198,12 @@ class Quickstart:
             trainer.fit()
         return trainer
 
-    def _heldout_accuracy(self, trainer: Trainer, heldout: Path) -> float:
-        config = replace(trainer.config, dataset_name=str(heldout), output_dir=str(self.folder / "heldout"))
+    def _heldout_accuracy(self, trainer: Trainer, heldout: Path) -> float | None:
+        config = replace(trainer.config, dataset_name=str(heldout), output_dir=str(self.folder / "heldout"), trajectory_cache=0)
         view = open_dataset(config)
         self.pairs = (len(trainer.view), len(view))
+        if not learns_from_pairs(config.method):
+            return None
         return heldout_implicit_accuracy(replace(trainer.parts, pairs=build_pairs(config, view, trainer.parts.backbone)))
 
     def _judge(self, base: list[Image.Image], aligned: list[Image.Image]) -> tuple[dict[str, Any], list[Comparison]]:

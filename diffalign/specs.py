@@ -25,7 +25,7 @@ def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defau
     for constant in constants:
         if constant not in accepted:
             raise ConfigError(f"{kind} `{name}` takes no `{constant}`.{did_you_mean(constant, accepted)}")
-    _check_choices(kind, name, table[name], constants)
+    _check_types(kind, name, table[name], constants)
     bound = {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(constants)
     missing = [n for n, p in accepted.items() if p.default is p.empty and n not in bound]
     if missing:
@@ -43,11 +43,17 @@ def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:
     return name, constants or {}
 
 
-def _check_choices(kind: str, name: str, function: Callable[..., Any], constants: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a constant whose annotation lists its values (Literal) and not this one."""
-    texts = {constant: value for constant, value in constants.items() if isinstance(value, str)}
-    hints = get_type_hints(function) if texts else {}
-    for constant, value in texts.items():
-        choices = get_args(hints[constant])
-        if get_origin(hints[constant]) is Literal and value not in choices:
-            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}.{did_you_mean(str(value), choices)}")
+KINDS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}
+
+
+def _check_types(kind: str, name: str, function: Callable[..., Any], constants: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a constant of another type than its annotation says, or not among the values that it lists."""
+    scope = {"Tensor": Any, "Scores": Any, **vars(inspect.getmodule(function))}  # what is imported for type checkers only
+    hints = get_type_hints(function, scope)
+    for constant, value in constants.items():
+        hint = hints.get(constant, Any)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}.{did_you_mean(str(value), get_args(hint))}")
+        expected = KINDS.get(hint)
+        if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
+            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}; expected {hint.__name__}")

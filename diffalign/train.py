@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from diffalign import adapters, checkpoint
 from diffalign.backbones.folders import lasting
-from diffalign.build import Parts, parts
+from diffalign.backbones.sd import load_denoiser
+from diffalign.build import parts
 from diffalign.config import TrainConfig, save_yaml
 from diffalign.data.batch import Sampler, loader
 from diffalign.data.view import View
@@ -38,25 +40,10 @@ from diffalign.methods import METHODS
 from diffalign.metrics import describe
 from diffalign.optimizer import make_optimizer
 from diffalign.reference import eval_mode, exchanged
-from diffalign.types import Batch, Generator, Scores
+from diffalign.step import preference_step
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
-
-
-Driving = Callable[[], contextlib.AbstractContextManager[nn.Module]]
-
-
-def preference_step(parts: Parts, policy: nn.Module, batch: Batch, generator: Generator, driving: Driving) -> tuple[Tensor, Scores]:
-    """Return the mean loss of a batch, with gradient, and its scores. Policy and reference are scored at the same query.
-
-    `driving` gives the network that runs the trajectory.
-    """
-    with driving() as network:
-        query = parts.likelihood.prepare(network, batch, generator)
-    reference = parts.reference.score(parts.likelihood, query)
-    scores = Scores(parts.likelihood.score(policy, query), reference, batch.prob)
-    return parts.objective(scores).mean(), scores
 
 
 class Trainer:
@@ -89,6 +76,7 @@ class Trainer:
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.sampler = Sampler(len(view), config.train_batch_size, config.gradient_accumulation_steps, processes, rank, config.seed)
+        self._negative = METHODS[config.method].inference == "negative_guidance"
         self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
         self.step = 0
         self.seconds: list[float] = []
@@ -185,7 +173,7 @@ class Trainer:
         paper = METHODS[config.method].paper_batch
         logger.info("%d records, %d trainable parameters", len(self.view), sum(p.numel() for p in self.parameters))
         logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
-        if "beta" in getattr(self.parts.objective, "keywords", {}):
+        if "beta" in getattr(self.parts.objective, "keywords", {}) and (config.reference or METHODS[config.method].reference) != "none":
             total = self.beta / (2 * elements)
             logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", self.beta, elements, total)
 
@@ -198,14 +186,16 @@ class Trainer:
 
     def _facts(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
+        config = self.config
+        same = ("seed", "method", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay", "lora_alpha", "resolution")
         return {
-            "model": lasting(self.config.pretrained_model_name_or_path),
+            "model": lasting(config.pretrained_model_name_or_path),
             "table": self.view.table.fingerprint,
             "records": len(self.view),
+            "order": hashlib.sha256(repr(self.view.entries).encode()).hexdigest()[:16],
             "batch": self.sampler.effective,
-            "seed": self.config.seed,
-            "method": self.config.method,
-            **{kind: self.config.part(kind) for kind in ("objective", "trajectory", "error")},
+            **{name: getattr(config, name) for name in same},
+            **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
         }
 
     def _save_checkpoint(self) -> None:
@@ -242,7 +232,8 @@ class Trainer:
     def _validate(self) -> None:
         """Draw the validation prompts with seeds 0, 1, ... into validation/step-N.png."""
         prompts = self.config.validation_prompts
-        if not prompts or not self.accelerator.is_main_process:
+        whole = self._negative and self.config.train_method == "full"  # two networks would be needed to show what it is for
+        if not prompts or not self.accelerator.is_main_process or whole:
             return
         pipe = self.parts.backbone.pipeline()
         with eval_mode(self.denoiser), self._averaged(self.config.use_ema), self._guidance(pipe):
@@ -253,8 +244,7 @@ class Trainer:
 
     def _guidance(self, pipe: Any) -> contextlib.AbstractContextManager[None]:
         """Return a block in which pictures are drawn as the method means its result to be used."""
-        negative = METHODS[self.config.method].inference == "negative_guidance" and self.config.train_method == "lora"
-        return negative_guidance(pipe, "default") if negative else contextlib.nullcontext()
+        return negative_guidance(pipe, "default") if self._negative else contextlib.nullcontext()
 
     def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
         """Return a block in which the moving average stands in place of the raw weights, if it is wanted."""
@@ -267,8 +257,8 @@ class Trainer:
             with self.parts.reference.driving() as network:
                 yield network
         else:
-            with self._averaged(self.parts.driver == "ema"), eval_mode(self.policy):
-                yield self.policy
+            with self._averaged(self.parts.driver == "ema"), eval_mode(self.denoiser):
+                yield self.denoiser  # not its wrapper: processes may ask it a different number of times
 
     def _finish(self) -> None:
         """Write the trained weights (the moving average, if there is one) and the facts of the run."""
@@ -293,7 +283,12 @@ class Trainer:
 
     def _save_weights(self) -> None:
         pipe = self.parts.backbone.pipeline()
-        if self.config.train_method == "full":
-            adapters.save_full(pipe.unet, self.output_dir / "unet")
-        else:
+        if self.config.train_method != "full":
             adapters.save_lora(pipe, self.output_dir)
+            return
+        adapters.save_full(pipe.unet, self.output_dir / "unet")
+        if self._negative:  # guidance takes an adapter: one network serves both branches
+            config = self.config
+            base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
+            kept = adapters.save_difference(pipe, base.to(self.accelerator.device), self.denoiser, self.output_dir)
+            logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)

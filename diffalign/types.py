@@ -61,6 +61,7 @@ class Query:
 
     noised: Noised
     condition: Condition  # (B, ...) each, prompts already dropped
+    dropped: Tensor | None = None  # (B,) which prompts were
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        query = None if self.query is None else Query(self.query.noised.to(device), _moved(self.query.condition, device))
+        query = self.query and Query(self.query.noised.to(device), _moved(self.query.condition, device), self.query.dropped)
         prob, condition, empty = self.prob.to(device), _moved(self.condition, device), _moved(self.empty, device)
         return Batch(self.x0.to(device), condition, empty, prob, self.ids, query)
 

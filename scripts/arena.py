@@ -25,11 +25,8 @@ from diffalign import adapters
 from diffalign.backbones.sd import load_pipeline
 from diffalign.build import pairs as build_pairs
 from diffalign.config import TrainConfig, from_mapping
-from diffalign.data.batch import sample_generator
 from diffalign.dataset import import_dataset, open_dataset
-from diffalign.diffusion.likelihood import DiffusionLikelihood
-from diffalign.diffusion.trajectory import forward
-from diffalign.evaluate import win_rate
+from diffalign.evaluate import heldout_log_ratios, win_rate
 from diffalign.infer.load import load
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
@@ -42,7 +39,6 @@ from diffalign.shapes.judge import mean_adherence, read
 from diffalign.shapes.scenes import random_scene, render
 from diffalign.shapes.tastes import User, taste_score
 from diffalign.train import LOG, Trainer
-from diffalign.types import Scores
 
 TASTE, MODEL, SCALE = "high", "assets/tiny-sd", 4.0
 TRAIN, HELDOUT, EVAL, TUNE = 384, 100, 200, 100  # pairs to train on, pairs to classify, prompts to judge and to tune on
@@ -64,7 +60,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Return a hash of everything that the result depends on."""
+        """Return a hash of the run's own settings; choose another root where a method's defaults or the constants above change."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -169,26 +165,16 @@ class Arena:
         return (self.tune_prompts if run.tuning else self.eval_prompts)[: run.prompts]
 
     def _classify(self, trainer: Trainer, run: Run) -> dict[str, float]:
-        """Return held-out log-ratios and implicit accuracy under plain noise, the same measure for every method."""
-        config = replace(
-            trainer.config, dataset_name=str(self.table("heldout-on" if run.data == "on" else "heldout-off")), method="diffusion_dpo",
-            trajectory=None, trajectory_cache=0, transforms=None, objective=None, proportion_empty_prompts=0.0)  # fmt: skip
-        model, view = trainer.parts.backbone, open_dataset(config)
-        pairs = build_pairs(config, view, model)
-        likelihood = DiffusionLikelihood(model.path, model.predict, forward)
-        reference, total = AdapterOff(model.denoiser, adapters.disabled), torch.zeros(len(view), 2)
-        for start in range(0, len(view), 25):
-            places = range(start, min(start + 25, len(view)))
-            batch = pairs.to_batch([pairs[p, 0] for p in places])
-            for repeat in range(DRAWS):
-                query = likelihood.prepare(None, batch, [sample_generator(1, p * DRAWS + repeat) for p in places])
-                with torch.no_grad():
-                    ratio = Scores(likelihood.score(model.denoiser, query), reference.score(likelihood, query)).log_ratio
-                total[list(places)] += ratio / DRAWS
+        """Return held-out log-ratios to the base and their accuracy, the same measure for every method."""
+        held = str(self.table("heldout-on" if run.data == "on" else "heldout-off"))
+        config = self._config(Run(run.data, "diffusion_dpo"))
+        view, model = open_dataset(replace(config, dataset_name=held)), trainer.parts.backbone
+        parts = replace(trainer.parts, pairs=build_pairs(config, view, model), reference=AdapterOff(model.denoiser, adapters.disabled))
+        ratios = heldout_log_ratios(parts, draws=DRAWS, seed=1)
         return {
-            "heldout/implicit_acc": round(float(implicit_accuracy(total)), 4),
-            "heldout/chosen": round(float(total[:, 0].mean()), 6),
-            "heldout/rejected": round(float(total[:, 1].mean()), 6),
+            "heldout/implicit_acc": round(float(implicit_accuracy(ratios)), 4),
+            "heldout/chosen": round(float(ratios[:, 0].mean()), 6),
+            "heldout/rejected": round(float(ratios[:, 1].mean()), 6),
         }
 
     def judge(self, prompts: Sequence[str], images: Sequence[Image.Image], base: Mapping[str, list[float]]) -> dict[str, float]:

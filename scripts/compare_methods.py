@@ -27,7 +27,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "smpo": [{"beta": beta} for beta in (200.0, 1000.0)],
     "inpo": [{"beta": beta} for beta in (500.0, 2000.0)],
     "diffusion_npo": [{"beta": beta} for beta in (500.0, 2000.0)],
-    "self_npo": [{"trajectory": {"self_rollout": {"guidance": guidance}}} for guidance in (-1.0, -2.0)],
+    "self_npo": [{"trajectory": {"self_rollout": {"guidance": guidance}}} for guidance in (-1.0,)],
 }
 CACHED = {"trajectory_cache": 3}  # for the methods that invert: the reference drives, and its points are computed once
 FLIP = {"flip_labels": {"share": 0.2}}
@@ -35,7 +35,7 @@ FLIPPED = {
     "smpo": ["pairs", "drop_ties", {"soft_label": {"score": "pickscore"}}, FLIP, "orient"],
     "diffusion_npo": ["pairs", "drop_ties", FLIP, "orient", "invert"],
 }
-TABLES = ("off", "on", "off, equal evaluations", "on, equal evaluations", "flipped", "near")
+TABLES = ("off", "on", "flipped", "near", "off, equal evaluations", "on, equal evaluations")
 
 
 def options(method: str, chosen: dict[str, Any], rate: float) -> dict[str, Any]:
@@ -74,12 +74,11 @@ def runs(table: str, chosen: dict[str, dict[str, Any]], arena: Arena) -> list[Ru
     """Return the runs of one of `TABLES`."""
     data = {"flipped": "off"}.get(table, table.split(",")[0])
     main = table == "off"
-    made = [Run(data, method, chosen[method], STEPS, seed, 200 if main else 100) for method in GRID for seed in SEEDS]
+    learners = [method for method in GRID if main or method != "self_npo"]  # Self-NPO sees prompts alone, the same in every table
+    made = [Run(data, method, chosen[method], STEPS, seed, 200 if main else 100) for seed in SEEDS for method in learners]
     if table == "flipped":
         usual = ["pairs", "drop_ties", FLIP, "orient"]
-        made = [replace(r, options={**r.options, "transforms": FLIPPED.get(r.method, usual)}) for r in made if r.method != "self_npo"]
-    if table == "near":
-        made = [r for r in made if r.method != "self_npo"]
+        made = [replace(r, options={**r.options, "transforms": FLIPPED.get(r.method, usual)}) for r in made]
     if "evaluations" in table:
         made = [_as_costly(r, arena) for r in made if r.method not in ("diffusion_dpo", "diffusion_npo")]
     return made

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffalign.api import train
 from diffalign.config import TrainConfig
 from diffalign.data.batch import sample_generator
 from diffalign.data.pixels import record_generator
 from diffalign.dataset import import_dataset, open_dataset
-from diffalign.errors import ConfigError
+from diffalign.errors import CheckpointError, ConfigError
 from diffalign.methods import METHODS
 from diffalign.precompute import Precomputed
 from diffalign.train import Trainer, preference_step
@@ -101,16 +103,9 @@ def test_the_moving_average_follows_at_its_decay_and_drives(config):
         torch.testing.assert_close(average, 0.75 * start + 0.25 * now.detach())
     average, now = ([v.detach().clone() for v in values] for values in (trainer.ema.shadow_params, trainer.parameters))
     with trainer._driving() as network:
-        assert network is trainer.policy
+        assert network is trainer.denoiser
         assert all(torch.equal(p, a) for p, a in zip(trainer.parameters, average, strict=True))
     assert all(torch.equal(p, a) for p, a in zip(trainer.parameters, now, strict=True))
-
-
-def test_a_driver_without_a_reference_is_refused_with_what_to_do(config):
-    config = replace(config, method="mapo", trajectory=INVERSION)
-    trainer = Trainer(config, open_dataset(config))
-    with pytest.raises(ConfigError, match="driver is `reference`, and the method has no reference"):
-        trainer.fit()
 
 
 def test_kept_points_are_those_that_a_step_would_draw(config):
@@ -142,33 +137,74 @@ def test_a_step_on_kept_points_asks_the_network_as_often_as_diffusion_dpo(config
     assert seen == [(8, False), (8, True)] * 3
 
 
+def test_an_epoch_takes_the_next_point(config):
+    config = replace(config, method="inpo", trajectory_cache=2)
+    pairs = Trainer(config, open_dataset(config)).parts.pairs
+    first, second, again = (pairs.to_batch([pairs[0, epoch]]).query.noised for epoch in range(3))
+    assert torch.equal(first.x_t, again.x_t)
+    assert not torch.equal(first.x_t, second.x_t)
+
+
+def test_another_schedule_has_points_of_its_own(config, tmp_path):
+    config = replace(config, method="inpo", trajectory_cache=1)
+    Trainer(config, open_dataset(config))
+    other = shutil.copytree(config.pretrained_model_name_or_path, tmp_path / "other")
+    schedule = other / "scheduler" / "scheduler_config.json"
+    schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"beta_end": 0.02}))
+    Trainer(replace(config, pretrained_model_name_or_path=str(other)), open_dataset(config))
+    assert len(list((tmp_path / "cache").glob("points-*"))) == 2
+
+
+@pytest.mark.parametrize("changes", [{"method": "self_npo"}, {"method": "inpo", "trajectory_cache": 1}], ids=["ema", "kept"])
+def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, changes):
+    config = replace(config, **changes, max_train_steps=4, checkpointing_steps=2)
+    whole = load_file(train(config) / "pytorch_lora_weights.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    resumed = load_file(train(replace(config, resume_from_checkpoint="latest")) / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(CheckpointError, match="made with"):
+        train(replace(config, resume_from_checkpoint="latest", max_train_steps=5, ema_decay=0.5))
+
+
 def test_a_second_run_finds_its_points_and_flipped_labels_share_them(config, tmp_path):
     config = replace(config, method="inpo", trajectory=INVERSION, trajectory_cache=1)
     Trainer(config, open_dataset(config))
     flipped = replace(config, transforms=["pairs", "drop_ties", {"flip_labels": {"share": 1.0}}, "orient"])
     again = Trainer(flipped, open_dataset(flipped))
     assert isinstance(again.parts.pairs, Precomputed)
-    assert again.parts.pairs._missing() == []
+    assert again.parts.pairs.missing() == []
     other = replace(config, trajectory={"ddim_inversion": {**INVERSION["ddim_inversion"], "steps": 2}})
     Trainer(other, open_dataset(other))
     assert len(list((tmp_path / "cache").glob("points-*"))) == 2
 
 
+KEPT = {"method": "inpo", "trajectory_cache": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trajectory": {"ddim_inversion": {"driver": "policy"}}}, "driver is policy, which changes in training"),
-        ({"trajectory": "forward"}, "driver is policy"),
-        ({"cache": "off"}, "`cache` is off; set it to disk"),
+        (KEPT | {"trajectory": {"ddim_inversion": {"driver": "policy"}}}, "keeps inversions driven by the reference.*driven by the policy"),
+        (KEPT | {"trajectory": "forward"}, "this trajectory is forward"),
+        (KEPT | {"cache": "off"}, "needs `cache` disk"),
+        (KEPT | {"cache_variants": 2}, "at least as many points as there are `cache_variants`"),
         ({"trajectory": {"ddim_inversion": {"end": "exat"}}}, "`end` is 'exat'. Did you mean `exact`"),
         ({"trajectory": {"ddim_inversion": {"steps": 0}}}, "steps 0"),
+        ({"trajectory": {"ddim_inversion": {"steps": 2.5}}}, "`steps` is 2.5; expected int"),
+        ({"trajectory": {"ddim_inversion": {"driver": False}}}, "`driver` is False"),
+        ({"trajectory": {"ddim_inversion": {"steps": 5000}}}, "`steps` is 5000; expected 1 to 1000"),
         ({"trajectory": {"self_rollout": {"steps": 30}}}, "steps 30"),
+        ({"trajectory": {"self_rollout": {}}}, "set objective to denoise"),
+        ({"error": {"pseudo_huber": {"c": "small"}}}, "`c` is 'small'; expected float"),
+        ({"method": "mapo", "trajectory": INVERSION}, "driver is reference, and `mapo` has none"),
+        ({"method": "self_npo", "train_method": "dora"}, "DoRA"),
+        ({"method": "mapo", "beta": 5000.0}, "MaPO's own beta"),
     ],
 )
-def test_a_trajectory_that_cannot_be_meant_is_refused_before_weights_load(config, changes, message):
-    config = replace(config, method="inpo", trajectory_cache=1, pretrained_model_name_or_path="nowhere", **changes)
+def test_parts_that_cannot_be_meant_are_refused_before_anything_is_read(config, changes, message):
+    config = replace(config, **{"method": "inpo", "dataset_name": "nowhere.parquet", **changes})
     with pytest.raises(ConfigError, match=message):
-        Trainer(config, open_dataset(config))
+        train(config)
 
 
 def test_self_npo_trains_on_a_list_of_prompts(config, tmp_path):

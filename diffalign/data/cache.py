@@ -6,8 +6,10 @@ are on disk, so a killed run goes on where it was, and other transforms of the s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,11 @@ class Bank:
 
 def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        temporary.replace(path)
+        with contextlib.suppress(FileExistsError):  # another run was first: its file stays, and both fill it
+            os.link(temporary, path)
+        temporary.unlink()
     try:
         found = np.lib.format.open_memmap(path, mode="r+")
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -66,16 +67,10 @@ def invert(
     reached so far, that are averaged with the first; one of them with label "own" is Heun's method. `eta` adds
     eta * sqrt(DDIM variance) * draw() after every move.
     """
-    if steps < 1 or renoise < 0 or eta < 0.0:
+    if steps < 1 or renoise < 0 or not 0.0 <= eta < math.inf:
         found = f"steps {steps}, renoise {renoise}, eta {eta}"
         raise ConfigError(f"ddim_inversion: {found}; expected at least one step, and the others not below zero")
-    times = path.inversion_times(steps, t)
-    begin, to = times[:, :-1], times[:, 1:]
-    before = end == "grid" and label == "destination" and not t.is_floating_point()  # continuous times end at t themselves
-    moving = (to if before else begin) < t[:, None]
-    if end == "exact":
-        last = moving & ~torch.cat([moving[:, 1:], torch.zeros_like(moving[:, :1])], dim=1)
-        to = torch.where(last, t[:, None], to)
+    begin, to, moving = _moves(path, t, steps, end, label)
     x = x0
     for k in range(int(moving.sum(dim=1).max())):
         moved = _move(path, x, predict, begin[:, k], to[:, k], renoise, label)
@@ -83,6 +78,19 @@ def invert(
             moved = moved + eta * _spread(path, x, begin[:, k], to[:, k], label) * draw()
         x = torch.where(moving[:, k].view(-1, 1, 1, 1, 1), moved, x)
     return x
+
+
+def _moves(path: Path, t: Tensor, steps: int, end: End, label: Label) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where every move begins and ends, and whether it is made, (B, steps) each."""
+    times = path.inversion_times(steps, t)
+    begin, to = times[:, :-1], times[:, 1:]
+    if t.is_floating_point():  # continuous times are divided anew for every t, and end there
+        return begin, to, begin < t[:, None]
+    if end == "grid":
+        return begin, to, (to if label == "destination" else begin) < t[:, None]
+    moving = begin < t[:, None]
+    last = moving & (moving.sum(dim=1, keepdim=True) == torch.arange(1, steps + 1, device=t.device))
+    return begin, torch.where(last, t[:, None], to), moving
 
 
 def _move(path: Path, x: Tensor, predict: Predict, begin: Tensor, to: Tensor, renoise: int, label: Label) -> Tensor:

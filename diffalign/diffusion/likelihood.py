@@ -20,18 +20,11 @@ Denoise = Callable[[Any, Tensor, Tensor, Condition], Tensor]  # (model, x (N,C,H
 
 
 def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condition:
-    """Return the condition with the prompts where `drop` (B,) is set replaced by the empty one."""
+    """Return the condition with the prompts where `drop` (B,) is set replaced by the empty one; all candidates share the draw."""
     return {
         name: torch.where(drop.to(value.device).view(-1, *[1] * (value.dim() - 1)), empty[name].to(value), value)
         for name, value in condition.items()
     }
-
-
-def drop_prompts(condition: Condition, empty: Condition, share: float, generator: Generator) -> Condition:
-    """Return the condition with a random `share` of its B prompts replaced by the empty one; both candidates share the draw."""
-    if share == 0.0:
-        return condition
-    return with_dropped(condition, empty, uniform(len(next(iter(condition.values()))), generator) < share)
 
 
 def squared(path: Path, noised: Noised, output: Tensor) -> Tensor:  # noqa: ARG001
@@ -66,15 +59,18 @@ class DiffusionLikelihood:
         """Return the query of a batch; the only place with randomness. `driver` runs the trajectory where it needs a network."""
         if batch.query is not None:
             return batch.query
-        condition = drop_prompts(batch.condition, batch.empty, self.prompt_dropout, generator)
+        condition, dropped = batch.condition, None
+        if self.prompt_dropout > 0.0:
+            dropped = uniform(len(batch.x0), generator) < self.prompt_dropout
+            condition = with_dropped(condition, batch.empty, dropped)
 
         def predict(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
             if not empty:
-                return self._outputs(driver, x, label, condition)
+                return self._outputs(driver, x, label, condition).to(x)  # what is computed of outputs is not in half precision
             nothing = {name: value.expand(len(x), *value.shape[1:]) for name, value in batch.empty.items()}
-            return self._outputs(driver, x, label, nothing)
+            return self._outputs(driver, x, label, nothing).to(x)
 
-        return Query(self.trajectory(batch.x0, predict, self.path, generator), condition)
+        return Query(self.trajectory(batch.x0, predict, self.path, generator), condition, dropped)
 
     def score(self, model: Any, query: Query) -> Tensor:
         """Return -1/2 weight * error, (B, K), in float32 at least."""

@@ -93,17 +93,20 @@ class VPPath:
 
     def solver_times(self, steps: int) -> Tensor:
         """Return 0 and the last time of each of `steps` equal parts: 0, 39, 79, ..., 999 for 25 (DDIM, "trailing")."""
-        return torch.cat([torch.zeros(1, dtype=torch.long), self._spacing(steps) * torch.arange(1, steps + 1) - 1])
+        count = self._check_steps(steps)
+        ends = (count * torch.arange(1, steps + 1, dtype=torch.float64) / steps).round().long() - 1
+        return torch.cat([torch.zeros(1, dtype=torch.long), ends])
 
     def inversion_times(self, steps: int, t: Tensor) -> Tensor:
         """Return 1-D, 1, 1+D, ... with D = T // steps: DDIM's "leading" grid with steps_offset 1, the same for every t."""
-        return (1 + self._spacing(steps) * torch.arange(-1, steps, device=t.device)).expand(len(t), -1)
+        spacing = self._check_steps(steps) // steps
+        return (1 + spacing * torch.arange(-1, steps, device=t.device)).expand(len(t), -1)
 
-    def _spacing(self, steps: int) -> int:
+    def _check_steps(self, steps: int) -> int:
         count = len(self.alphas_cumprod)
         if not 1 <= steps <= count:
             raise ConfigError(f"`steps` is {steps}; expected 1 to {count}, the schedule's number of times")
-        return count // steps
+        return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from diffalign import adapters
 from diffalign.adapters import WEIGHTS
-from diffalign.backbones.sd import load_denoiser, load_pipeline
+from diffalign.backbones.sd import load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.infer.negative import attach
 
@@ -33,15 +32,20 @@ def load(
     weight of the result. Raises CheckpointError if a folder holds no finished run, ConfigError for `positive` with other methods.
     """
     folder = Path(output_dir)
-    negative = _run(folder).get("inference") == "negative_guidance"
-    if not negative and (positive is not None or alpha != 1.0 or beta != 1.0):
-        raise ConfigError(
-            f"{folder}: `positive`, `alpha` and `beta` are for runs of diffusion_npo and self_npo; this is {_run(folder)['method']}"
-        )
-    if not negative:
+    run = _run(folder)
+    if run.get("inference") != "negative_guidance":
+        if positive is not None or (alpha, beta) != (1.0, 1.0):
+            raise ConfigError(
+                f"{folder}: `positive`, `alpha` and `beta` are for runs of diffusion_npo and self_npo; this is {run['method']}"
+            )
         return _with_result(folder, dtype).to(device)
+    over = None if positive is None else _run(Path(positive))
+    if over is not None and over.get("inference") == "negative_guidance":
+        raise ConfigError(f"{positive}: `positive` is a run of {over['method']} itself; expected one that aligns")
+    if alpha != 1.0 and (over is None or over["train_method"] == "full"):
+        raise ConfigError(f"`alpha` is {alpha}, and there is no positive adapter to keep a part of (`positive`: a LoRA run)")
     pipe = base_of(folder, dtype=dtype) if positive is None else _with_result(Path(positive), dtype)
-    attach(pipe, _negative_weights(folder), alpha=alpha, beta=beta)
+    attach(pipe, folder, alpha=alpha, beta=beta)
     return pipe.to(device)
 
 
@@ -57,17 +61,6 @@ def _with_result(folder: Path, dtype: torch.dtype) -> Any:
     else:
         pipe.load_lora_weights(folder, weight_name=WEIGHTS)
     return pipe
-
-
-def _negative_weights(folder: Path) -> Path:
-    """Return the file of a run's negative adapter; for a full fine-tune the low-rank part of its change, extracted once."""
-    run = _run(folder)
-    if run["train_method"] != "full" or (folder / WEIGHTS).exists():
-        return folder / WEIGHTS
-    base = load_denoiser(run["base"], revision=run.get("revision"), variant=run.get("variant"))
-    tuned = type(base).from_pretrained(folder / "unet", dtype=torch.float32)
-    adapters.save_difference(base_of(folder), base, tuned, folder)
-    return folder / WEIGHTS
 
 
 def base_of(output_dir: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:

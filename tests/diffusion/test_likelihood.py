@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign.diffusion.likelihood import DiffusionLikelihood, drop_prompts
+from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.path import FlowPath, VPPath
 from diffalign.diffusion.trajectory import forward
 from diffalign.reference import AdapterOff, Frozen
@@ -156,15 +156,22 @@ def test_gradients_reach_the_policy():
     assert model.weight.grad.item() == pytest.approx(5.0)
 
 
+def told(condition, empty, share):
+    """Return the condition of a query whose prompts are dropped with a chance."""
+    count = len(next(iter(condition.values())))
+    records = Batch(torch.zeros(count, 1, 1, 1, 1), condition, empty, torch.ones(count))
+    return likelihood(prompt_dropout=share).prepare(None, records, torch.Generator().manual_seed(0)).condition
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_none_or_all_prompts_are_dropped(share):
-    kept = drop_prompts(batch(50).condition, batch(1).empty, share, torch.Generator().manual_seed(0))["prompt"]
+    kept = told(batch(50).condition, batch(1).empty, share)["prompt"]
     assert torch.equal(kept, batch(50).condition["prompt"] * (1.0 - share))
 
 
 def test_the_share_of_dropped_prompts_is_as_asked():
     count, share = 4000, 0.2
-    kept = drop_prompts(batch(count).condition, batch(1).empty, share, torch.Generator().manual_seed(0))["prompt"]
+    kept = told(batch(count).condition, batch(1).empty, share)["prompt"]
     # standard error sqrt(0.2 * 0.8 / 4000) = 0.0063
     assert (kept == 0).double().mean().item() == pytest.approx(share, abs=0.025)
     assert torch.equal(kept[kept != 0], batch(count).condition["prompt"][kept != 0])
@@ -177,7 +184,7 @@ def test_a_prompt_is_dropped_from_all_parts_of_its_condition():
         "mask": torch.ones(300, 3, dtype=torch.int64),
     }
     empty = {"embeds": torch.zeros(1, 3, 2), "pooled": torch.zeros(1, 5), "mask": torch.zeros(1, 3, dtype=torch.int64)}
-    kept = drop_prompts(condition, empty, 0.5, torch.Generator().manual_seed(0))
+    kept = told(condition, empty, 0.5)
     assert {name: (value.shape, value.dtype) for name, value in kept.items()} == {n: (v.shape, v.dtype) for n, v in condition.items()}
     marks = [value.flatten(1).double().mean(dim=1) for value in kept.values()]
     assert all(torch.equal(mark, marks[0]) for mark in marks)

@@ -86,8 +86,12 @@ def test_an_npo_run_steers_another_run(micro_sd, pairs_file, tmp_path):
     both, alone = diffalign.load(negative, positive=positive), diffalign.load(positive)
     assert np.abs(picture(both) - picture(alone)).max() > 1e-4
     np.testing.assert_allclose(picture(diffalign.load(negative, positive=positive, beta=0.0)), picture(alone), atol=1e-5)
-    with pytest.raises(ConfigError, match="are for runs of diffusion_npo and self_npo; this is diffusion_dpo"):
+    with pytest.raises(ConfigError, match="this is diffusion_dpo"):
         diffalign.load(positive, positive=negative)
+    with pytest.raises(ConfigError, match="a run of diffusion_npo itself"):
+        diffalign.load(negative, positive=negative)
+    with pytest.raises(ConfigError, match="no positive adapter"):
+        diffalign.load(negative, alpha=0.5)
 
 
 def test_the_low_rank_part_of_a_full_fine_tune_keeps_what_its_rank_can_hold(micro_sd, tmp_path):

@@ -9,6 +9,8 @@ from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Record
 from diffalign.errors import RecordError
 
+LINE = "line of a text file"  # a column that only such rows have
+
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
     """Yield the lines of a text file that hold something, or the rows of any other source."""
@@ -18,10 +20,13 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
         return
     if not path.is_file():
         raise RecordError(f"{source}: there is no such file")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield Row({"prompt": line.strip()}, f"{path.name} line {number}", f"{path.name}:{number}", path.parent)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{source}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield Row({"prompt": line.strip(), LINE: number}, f"{path.name} line {number}", f"{path.name}:{number}", path.parent)
 
 
 def parse(row: Row) -> Record:
@@ -34,6 +39,6 @@ PROMPTS = Reader(
     parse,
     ("prompt|caption",),
     "prompts alone, one a line of a .txt file; name it for other files with a prompt column",
-    matches=lambda row: ".txt line " in row.where,
+    matches=lambda row: LINE in row.value,
     candidates=False,
 )
