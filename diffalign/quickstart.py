@@ -144,7 +144,7 @@ class Quickstart:
         with self.clock.phase("prompts against the taste"):
             facts |= self._against(pipe)
         facts |= {
-            "implicit_accuracy_heldout": accuracy and round(accuracy, 4),
+            "implicit_accuracy_heldout": accuracy,
             "steps": trainer.step,
             "skipped_steps": trainer.guard.skipped,
         }
@@ -204,7 +204,8 @@ class Quickstart:
         self.pairs = (len(trainer.view), len(view))
         if not learns_from_pairs(config.method):
             return None
-        return heldout_implicit_accuracy(replace(trainer.parts, pairs=build_pairs(config, view, trainer.parts.backbone)))
+        parts = replace(trainer.parts, pairs=build_pairs(config, view, trainer.parts.backbone))
+        return round(heldout_implicit_accuracy(parts), 4)
 
     def _judge(self, base: list[Image.Image], aligned: list[Image.Image]) -> tuple[dict[str, Any], list[Comparison]]:
         config, prompts = self.config, self.eval_prompts

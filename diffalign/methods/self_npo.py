@@ -1,8 +1,9 @@
 """Self-NPO (Wang et al., 2505.11777): fine-tuning on the model's own unguided estimates, so that guidance has a weaker twin to leave.
 
-Paper and release differ: the paper is free of data (rollouts from pure noise, a list of prompts), the release noises real images
-and takes five solver steps ({self_rollout: {start: image, steps: 5}} with the transforms [orient, preferred]). We follow the paper.
-`guidance` -1 asks for the unconditional estimate (SD1.5); the release takes -5 for SDXL.
+Paper and release differ: the paper is free of data (it rolls out from pure noise), the release noises real images and takes five
+solver steps ({self_rollout: {start: image, steps: 5}} with the transforms [orient, preferred]). We begin at pure noise, with a list of
+prompts. Five steps of 25 from there would train the noisiest fifth of the times alone, so 1 to 24 are drawn: our reading.
+`guidance` -1 asks for the unconditional estimate (the release for SD1.5); it takes -5 for SDXL.
 """
 
 from __future__ import annotations

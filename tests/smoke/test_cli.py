@@ -201,8 +201,8 @@ def test_data_cache_computes_what_training_then_finds(micro_sd, pairs_file, tmp_
     assert main(["data", "import", "--dataset_name", str(pairs_file), "--output_dir", str(table)]) == 0
     assert main(["data", "cache", *model, "--dataset_name", str(table), "--trajectory"]) == 0
     assert "24 records, 4 points of the trajectory for each" in capsys.readouterr().out
-    before = {path: path.stat().st_mtime_ns for path in (table / "cache").rglob("x_t.npy")}
-    assert len(before) == 1
+    before = {path: path.stat().st_mtime_ns for path in (table / "cache").rglob("x_t-?.npy")}
+    assert len(before) == 4
     options = ["--trajectory_cache", "4", "--max_train_steps", "1", "--rank", "2"]
     assert main(["train", *model, "--dataset_name", str(table), *options]) == 0
-    assert {path: path.stat().st_mtime_ns for path in (table / "cache").rglob("x_t.npy")} == before
+    assert {path: path.stat().st_mtime_ns for path in (table / "cache").rglob("x_t-?.npy")} == before
