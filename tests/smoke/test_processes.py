@@ -6,14 +6,18 @@ import os
 import subprocess
 import sys
 
+import pytest
 from safetensors.torch import load_file
 
 
-def launch(processes, batch_size, micro_sd, pairs_file, output_dir):
+INVERSION = ["--method", "inpo", "--trajectory", "{ddim_inversion: {steps: 3, eta: 0.1, driver: policy}}"]
+
+
+def launch(processes, batch_size, micro_sd, pairs_file, output_dir, options):
     words = ["--pretrained_model_name_or_path", micro_sd, "--dataset_name", pairs_file, "--output_dir", output_dir]
     # The step is linear in the gradient and beta small: see test_train.py.
     words += ["--train_batch_size", batch_size, "--max_train_steps", 3, "--rank", 2, "--checkpointing_steps", 2]
-    words += ["--adam_epsilon", 1.0, "--learning_rate", 1.0, "--beta", 10, "--gradient_accumulation_steps", 2]
+    words += [*options, "--adam_epsilon", 1.0, "--learning_rate", 1.0, "--beta", 10, "--gradient_accumulation_steps", 2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "-m", "diffalign.cli", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     words = [str(word) for word in command + words]
@@ -22,9 +26,10 @@ def launch(processes, batch_size, micro_sd, pairs_file, output_dir):
     return load_file(output_dir / "pytorch_lora_weights.safetensors")
 
 
-def test_two_processes_give_the_weights_of_one(micro_sd, pairs_file, tmp_path):
-    one = launch(1, 4, micro_sd, pairs_file, tmp_path / "one")
-    two = launch(2, 2, micro_sd, pairs_file, tmp_path / "two")
+@pytest.mark.parametrize("options", [[], INVERSION], ids=["diffusion_dpo", "inpo"])
+def test_two_processes_give_the_weights_of_one(micro_sd, pairs_file, tmp_path, options):
+    one = launch(1, 4, micro_sd, pairs_file, tmp_path / "one", options)
+    two = launch(2, 2, micro_sd, pairs_file, tmp_path / "two", options)
     assert one.keys() == two.keys()
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
     assert max(value.abs().max().item() for name, value in one.items() if "lora_B" in name) > 1e-3

@@ -39,6 +39,13 @@ def test_quickstart_writes_pairs_weights_and_report(tmp_path, capsys):
     assert (out / "train" / "pytorch_lora_weights.safetensors").is_file()
 
 
+@pytest.mark.parametrize("method", ["smpo", "self_npo"])
+def test_quickstart_takes_any_method(tmp_path, method):
+    assert main(["quickstart", "--output_dir", str(tmp_path / "demo"), "--method", method, *SMALL]) == 0
+    facts = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert (facts["implicit_accuracy_heldout"] is None) == (method == "self_npo")
+
+
 def test_quickstart_leaves_a_folder_of_something_else_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert main(["quickstart", "--output_dir", str(tmp_path), *SMALL]) == 2
