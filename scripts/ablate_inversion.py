@@ -39,19 +39,23 @@ def runs() -> list[Run]:
     return [*made, run(driven, cache=0)]
 
 
-def main(root: str = "outputs/compare", part: str = "0/1") -> None:
+def main(root: str = "outputs/compare", part: str = "0/1", show: bool = False) -> None:
     """Run the ablation (or one part of it) and print it as a table.
 
     Args:
         root: Folder for pairs and results.
-        part: "i/n": every n-th run, from the i-th.
+        part: "i/n": the i-th of n blocks of runs.
+        show: Only print what was run.
     """
-    found = play_all(Arena(Path(root)), runs(), part, "ablation")
-    print("| end | label | moves | eta | lr | beta | error at start | win rate | 95 % | adherence | chosen | rejected | acc (own) |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    arena = Arena(Path(root))
+    found = [arena.result(run) for run in runs() if arena.has(run)] if show else play_all(arena, runs(), part, "ablation")
+    print(
+        "| driver | end | label | moves | eta | lr | beta | error at start | win rate | 95 % | adherence | chosen | rejected | acc (own) |"
+    )
+    print("| --- " * 14 + "|")
     for f in found:
         c = f["options"].get("trajectory", {}).get("ddim_inversion", {})
-        shown = [c.get(name, "-") for name in ("end", "label", "steps", "eta")]
+        shown = [c.get(name, "-") for name in ("driver", "end", "label", "steps", "eta")]
         shown += [f"{f['options']['learning_rate']:g}", f"{f['options']['beta']:g}", f"{-2 * f['train/first_score']:.4f}"]
         shown += [f"{f['win_rate']:.2f}", f"{f['low']:.2f}-{f['high']:.2f}", f"{f['adherence']:.3f}"]
         shown += [f"{f['heldout/chosen']:+.5f}", f"{f['heldout/rejected']:+.5f}", f"{f['train/implicit_acc']:.2f}"]
