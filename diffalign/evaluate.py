@@ -120,25 +120,19 @@ def compare_run(
     facts: dict[str, Any] = {"output_dir": str(folder), "prompts": len(prompts), "seed": seed}
     if taste is not None and taste not in TASTES:
         raise ConfigError(f"there is no taste `{taste}`.{did_you_mean(taste, TASTES)}")
+    (folder / "eval").mkdir(exist_ok=True)
     if prompts:
-
-        def aligned(run: Path) -> Any:
-            return load(run, positive=positive, alpha=alpha, beta=beta)
-
+        pipes = {
+            "base": lambda: base_of(folder) if positive is None else load(positive),
+            "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta),
+        }
         options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         seeds = range(seed, seed + len(prompts))
-        drawn = {
-            name: draw(made(folder).to(device), prompts, seeds, **options, label=f"draw {name}")
-            for name, made in (("base", base_of if positive is None else lambda _: load(positive)), ("aligned", aligned))
-        }
-        (folder / "eval").mkdir(exist_ok=True)
+        drawn = {name: draw(make().to(device), prompts, seeds, **options, label=f"draw {name}") for name, make in pipes.items()}
         grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
-        facts["grid"] = str(folder / "eval" / "grid.png")
-        if taste is not None:
-            facts |= _judged(taste, prompts, drawn, seed)
+        facts |= {"grid": str(folder / "eval" / "grid.png")} | (_judged(taste, prompts, drawn, seed) if taste else {})
     if dataset_name is not None:
         facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
-    (folder / "eval").mkdir(exist_ok=True)
     (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 ATTENTION, MIXED = ["to_q", "to_k", "to_v", "to_out.0"], ["to_q", "conv1", "time_emb_proj", "proj_in"]
 PROMPTS = ["a red star", "a large ring"]
 
-# shared/goldens/npo.json: the published mixtures theta + alpha eta + beta delta, and guidance at scale 7.5.
+# tests/golden/data/npo.json: the published mixtures theta + alpha eta + beta delta, and guidance at scale 7.5.
 W0 = [[-0.1549, -1.3706, -0.1319, 0.8848], [-0.2611, 0.6104, -0.0098, -1.4473], [-0.2039, 0.8738, -0.6816, 0.6339]]
 W_POS = [[0.1922, 0.0918, -0.8625, 0.1596], [0.8184, -0.7649, 0.8042, -0.1383], [0.3196, -1.0187, -1.3147, 2.5228]]
 LORA_A = [[0.4501, 0.2709, -0.8087, -0.0217], [-1.0413, 0.0702, 0.5797, -0.0599]]

@@ -9,7 +9,6 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-
 INVERSION = ["--method", "inpo", "--trajectory", "{ddim_inversion: {steps: 3, eta: 0.1, driver: policy}}"]
 
 

@@ -15,6 +15,7 @@ from diffalign.adapters import save_difference
 from diffalign.api import align
 from diffalign.backbones.sd import load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
+from diffalign.evaluate import compare_run
 
 STOCK = """
 import sys
@@ -86,6 +87,8 @@ def test_an_npo_run_steers_another_run(micro_sd, pairs_file, tmp_path):
     both, alone = diffalign.load(negative, positive=positive), diffalign.load(positive)
     assert np.abs(picture(both) - picture(alone)).max() > 1e-4
     np.testing.assert_allclose(picture(diffalign.load(negative, positive=positive, beta=0.0)), picture(alone), atol=1e-5)
+    facts = compare_run(negative, ["a red star"] * 2, taste="high", positive=str(positive), beta=0.0, num_inference_steps=2)
+    assert facts["win_rate"] == 0.5  # with no weight it is plain guidance on the positive run
     with pytest.raises(ConfigError, match="this is diffusion_dpo"):
         diffalign.load(positive, positive=negative)
     with pytest.raises(ConfigError, match="a run of diffusion_npo itself"):
