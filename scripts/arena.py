@@ -148,9 +148,14 @@ class Arena:
         grid(images[:32], 16).save(self.root / "results" / f"{run.key}.png")
         return facts | self.judge(self.prompts(run), images, self.base(run.seed, run.tuning))
 
-    def steered(self, positive: Run, negative: Run, alpha: float = 1.0) -> dict[str, Any]:
-        """Return how `negative`'s guidance on top of `positive` compares with plain guidance on it, same scale and noise."""
+    def steered(self, positive: Run, negative: Run, alpha: float = 1.0, known: bool = False) -> dict[str, Any] | None:
+        """Return how `negative`'s guidance on top of `positive` compares with plain guidance on it, same scale and noise.
+
+        With `known`, None where it was not compared before.
+        """
         path = self.root / "results" / f"{positive.key}-{negative.key}-{alpha:g}.json"
+        if not path.exists() and known:
+            return None
         if not path.exists():
             under, over = (self.root / "runs" / run.key for run in (positive, negative))
             drawn = []

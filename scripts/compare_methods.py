@@ -59,8 +59,9 @@ def probes() -> list[Run]:
 
 def best(arena: Arena) -> dict[str, dict[str, Any]]:
     """Return each method's options with the highest win rate of its grid among those that keep adherence within 0.03 of the best."""
-    while not all(arena.has(run) for run in (*tuning(), *probes())):
-        time.sleep(5)  # the other parts are not ready
+    while missing := sum(not arena.has(run) for run in (*tuning(), *probes())):
+        print(f"waiting for {missing} tuning runs of other parts", flush=True)
+        time.sleep(30)
     found = [arena.result(run) for run in tuning()]
     chosen = {}
     for method in GRID:
@@ -107,20 +108,22 @@ def render(arena: Arena, chosen: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def steering(arena: Arena, chosen: dict[str, dict[str, Any]], alphas: Sequence[float] = (1.0, 0.0)) -> str:
-    """Return the table of negative guidance on top of Diffusion-DPO against plain guidance on it."""
+def steering(arena: Arena, chosen: dict[str, dict[str, Any]], known: bool) -> str:
+    """Return the table of negative guidance on top of Diffusion-DPO against plain guidance on it; with `known`, of what was run."""
     lines = [
         "\n**negative guidance on Diffusion-DPO, off**\n",
         "| negative | alpha | win rate (95 %) | form | adherence |",
         "| --- " * 5 + "|",
     ]
-    for method, alpha in itertools.product(("diffusion_npo", "self_npo"), alphas):
+    for method, alpha in itertools.product(("diffusion_npo", "self_npo"), (1.0, 0.0)):
         under, over = ([Run("off", m, chosen[m], STEPS, seed) for seed in SEEDS] for m in ("diffusion_dpo", method))
-        found = [arena.steered(u, o, alpha) for u, o in zip(under, over, strict=True)]
-        win, low, high, form, adherence = (
-            float(np.mean([f[n] for f in found])) for n in ("win_rate", "low", "high", "form_win_rate", "adherence")
-        )
-        lines.append(f"| {method} | {alpha:g} | {win:.3f} ({low:.3f} to {high:.3f}) | {form:.3f} | {adherence:.3f} |")
+        found = [f for u, o in zip(under, over, strict=True) if (f := arena.steered(u, o, alpha, known))]
+        if found:
+            win, low, high, form, adherence = (
+                float(np.mean([f[name] for f in found])) for name in ("win_rate", "low", "high", "form_win_rate", "adherence")
+            )
+            name = f"{method} ({len(found)} seeds)"
+            lines.append(f"| {name} | {alpha:g} | {win:.3f} ({low:.3f} to {high:.3f}) | {form:.3f} | {adherence:.3f} |")
     return "\n".join(lines)
 
 
@@ -145,9 +148,8 @@ def plot(arena: Arena, chosen: dict[str, dict[str, Any]], path: Path) -> None:
             for run in runs(table, chosen, arena):
                 if run.method == method and arena.has(run):
                     f, x = arena.result(run), place + 0.15 * (run.seed - 1)
-                    axis.errorbar(
-                        x, f["win_rate"], [[f["win_rate"] - f["low"]], [f["high"] - f["win_rate"]]], fmt="o", ms=3, color=f"C{place}"
-                    )
+                    spread = [[f["win_rate"] - f["low"]], [f["high"] - f["win_rate"]]]
+                    axis.errorbar(x, f["win_rate"], spread, fmt="o", ms=3, color=f"C{place}")
         axis.axhline(0.5, color="gray", lw=0.8)
         axis.set(title=table, xticks=range(len(GRID)), ylim=(0, 1))
         axis.set_xticklabels(list(GRID), rotation=60, ha="right", fontsize=7)
@@ -162,7 +164,7 @@ def main(root: str = "outputs/compare", part: str = "0/1", stage: str = "all", s
     Args:
         root: Folder for pairs and results; results are not computed twice.
         part: "i/n": the i-th of n blocks of every table, for processes side by side.
-        stage: prepare (once, before parts that run side by side), tune, one of the tables, or all.
+        stage: prepare (once, before parts that run side by side), tune, one of the tables, steer, or all.
         show: Write comparison.md and comparison.png.
     """
     arena = Arena(Path(root))
@@ -173,16 +175,12 @@ def main(root: str = "outputs/compare", part: str = "0/1", stage: str = "all", s
             play_all(arena, [*probes(), *tuning()], part, "tuning")
         for table in TABLES if stage == "all" else [stage] * (stage in TABLES):
             play_all(arena, runs(table, best(arena), arena), part, table)
+        if stage in ("steer", "all") and part.startswith("0/"):
+            print(steering(arena, best(arena), known=False))
     else:
         chosen = best(arena)
-        text = (
-            "\n".join(f"- {method}: {chosen[method]}" for method in GRID)
-            + "\n"
-            + render(arena, chosen)
-            + "\n"
-            + steering(arena, chosen)
-            + "\n"
-        )
+        head = [f"- {method}: {chosen[method]}" for method in GRID]
+        text = "\n".join([*head, render(arena, chosen), steering(arena, chosen, known=True), ""])
         (arena.root / "comparison.md").write_text(text)
         plot(arena, chosen, arena.root / "comparison.png")
         print(text)
