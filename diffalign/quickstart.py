@@ -224,6 +224,7 @@ class Quickstart:
             "pairs_train": self.pairs[0],
             "pairs_heldout": self.pairs[1],
             **asdict(config),
+            "beta": self.training.beta,
         }
         rows = zip(prompts, base, aligned, *scores, strict=True)
         return facts, [Comparison(*row) for row in rows]
