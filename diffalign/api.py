@@ -16,7 +16,6 @@ from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
-from diffalign.methods import METHODS
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # of diffalign.adapters, which imports torch
 
@@ -48,8 +47,8 @@ def align(
 def train(config: TrainConfig) -> Path:
     """Run a training config from its checks to its last step; return the output folder."""
     check(config)
-    if config.trajectory or config.error or METHODS[config.method].trajectory != METHODS["diffusion_dpo"].trajectory:
-        from diffalign import build  # takes seconds, so not for a plain run, and before an import that may take hours
+    if "forward" not in config.part("trajectory") or config.error or config.trajectory_cache:
+        from diffalign import build  # takes seconds, so only where there is much to get wrong, and before an import that may take hours
 
         build.check(config)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -77,7 +77,7 @@ def check(config: TrainConfig) -> None:
         _check_kept(config, runs)
     path = VPPath.from_config({})
     kept = 0 if way.keywords.get("start", "noise") == "noise" and way.func is self_rollout else 2
-    noised = way(torch.zeros(1, kept, 1, 1, 1), lambda x, _, /, *, empty=False: x, path, torch.Generator())  # noqa: ARG005
+    noised = way(torch.zeros(1, kept, 1, 1, 1), lambda x, _, /, *, empty=False: x, path, torch.Generator())  # noqa: ARG005  # answers with its input
     scores = distance(path, noised, noised.x_t)
     if scores.shape[1] == 1 and loss.func is not OBJECTIVES["denoise"]:  # pyright: ignore[reportFunctionMemberAccess]
         raise ConfigError("self_rollout gives one picture a record, and the objective compares two; set objective to denoise")
@@ -156,6 +156,6 @@ def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
     data = pairs(config, view, model)
     if config.trajectory_cache and isinstance(data, CachedPairs):
         constants = {name: p.default for name, p in inspect.signature(likelihood.trajectory).parameters.items() if p.kind is p.KEYWORD_ONLY}
-        facts = network_facts(model, model.path) | {"trajectory": constants, "precision": config.mixed_precision}
+        facts = network_facts(model) | {"trajectory": constants, "precision": config.mixed_precision}
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
     return Parts(model, likelihood, compared, objective(config), data, driver(config))

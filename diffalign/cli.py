@@ -49,7 +49,7 @@ class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 class Parser(ArgumentParser):
     """Says one sentence and the nearest flag, instead of a page of usage."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002  # jsonargparse's signature
         """Exit with status 2."""
         flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         unknown = re.search(r"nrecognized arguments: (--[\w\-.]+)", message)

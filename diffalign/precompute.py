@@ -20,7 +20,7 @@ from diffalign.data.batch import CachedPairs, Index, progress
 from diffalign.data.cache import Bank, open_folder
 from diffalign.data.pixels import record_generator
 from diffalign.diffusion.likelihood import DiffusionLikelihood, with_dropped
-from diffalign.diffusion.path import Path, landed
+from diffalign.diffusion.path import landed
 from diffalign.types import Batch, Query, Reference
 
 
@@ -104,13 +104,12 @@ class Precomputed(Dataset[dict[str, Any]]):
         return int(self.pairs.first[row + 1] - self.pairs.first[row])
 
 
-def network_facts(model: Backbone, path: Path) -> dict[str, str]:
+def network_facts(model: Backbone) -> dict[str, str]:
     """Return hashes over the denoiser's own weights (their first numbers), names and shapes, and over the schedule it was made for."""
     weights = hashlib.sha256()
     for name, value in model.denoiser.state_dict().items():
         if "lora_" not in name:
             weights.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.dtype}".encode())
             weights.update(value.flatten()[:256].double().cpu().numpy().tobytes())
-    times = path.solver_times(100)
-    levels = torch.stack(path.level(times)).cpu().numpy().tobytes()
-    return {"denoiser": weights.hexdigest(), "schedule": hashlib.sha256(path.prediction.encode() + levels).hexdigest()}
+    levels = torch.stack(model.path.level(model.path.solver_times(100))).cpu().numpy().tobytes()
+    return {"denoiser": weights.hexdigest(), "schedule": hashlib.sha256(model.path.prediction.encode() + levels).hexdigest()}

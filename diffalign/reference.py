@@ -47,7 +47,7 @@ def exchanged(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> I
 class NoReference:
     """For methods that compare with nothing; no network is built or run."""
 
-    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:  # noqa: ARG002
+    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:  # noqa: ARG002  # the protocol's
         """Return None."""
         return None
 

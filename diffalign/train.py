@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -187,12 +186,12 @@ class Trainer:
     def _facts(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
         config = self.config
-        same = ("seed", "method", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay", "lora_alpha", "resolution")
+        same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
+        same += ("lora_alpha", "resolution")
         return {
             "model": lasting(config.pretrained_model_name_or_path),
             "table": self.view.table.fingerprint,
             "records": len(self.view),
-            "order": hashlib.sha256(repr(self.view.entries).encode()).hexdigest()[:16],
             "batch": self.sampler.effective,
             **{name: getattr(config, name) for name in same},
             **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},

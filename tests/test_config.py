@@ -87,6 +87,11 @@ def test_an_unknown_method_or_objective_names_the_nearest(key, value, meant):
         config(**{key: value}).check()
 
 
+def test_an_objective_without_its_beta_is_refused():
+    with pytest.raises(ConfigError, match="objective `hinge` needs `beta`"):
+        config(objective="hinge").check()
+
+
 def test_aliases_lead_to_keys_and_hide_none():
     keys = {f.name for f in dataclasses.fields(TrainConfig)}
     assert set(ALIASES.values()) <= keys

@@ -21,6 +21,7 @@ from diffalign.errors import CheckpointError, ConfigError
 from diffalign.methods import METHODS
 from diffalign.precompute import Precomputed
 from diffalign.train import Trainer, preference_step
+from tests.micro import write_micro_sd
 
 INVERSION = {"ddim_inversion": {"steps": 3, "renoise": 1, "eta": 0.1, "driver": "reference"}}
 
@@ -63,9 +64,17 @@ def calls_of(trainer):
     return seen
 
 
+@pytest.fixture(scope="module")
+def micro_sd2(tmp_path_factory):
+    """A random Stable Diffusion of 2.x's kind: v-prediction, zero terminal SNR."""
+    schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    return write_micro_sd(tmp_path_factory.mktemp("micro") / "sd2", **schedule)
+
+
+@pytest.mark.parametrize("model", ["micro_sd", "micro_sd2"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_moves_its_weights(config, method):
-    folder = train(replace(config, method=method))
+def test_every_method_trains_and_moves_its_weights(config, method, model, request):
+    folder = train(replace(config, method=method, pretrained_model_name_or_path=str(request.getfixturevalue(model))))
     log = log_of(folder)
     assert len(log) == 2
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in log)

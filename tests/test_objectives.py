@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffalign.objectives import OBJECTIVES, REFERENCE_FREE, denoise, dpo, hinge, ipo, margin
+from diffalign.objectives import OBJECTIVES, REFERENCE_FREE, denoise, dpo, hinge, ipo, mapo, margin
 from diffalign.types import Scores
 
 BETA = 0.5  # every constant without a default takes this in the contracts
@@ -166,6 +166,13 @@ def test_a_tie_pulls_unequal_log_ratios_together_or_is_silent(name, ahead):
         return
     assert math.copysign(1.0, first) == math.copysign(1.0, ahead)
     assert second == -first
+
+
+def test_a_tie_of_mapo_pulls_both_errors_down_alike():
+    # z = 0: the margin's halves cancel; what is left is (error_0 + error_1) / 2, and an error is -2 scores: -1 each.
+    policy = rows((-1.5, -1.5)).requires_grad_()
+    (gradient,) = torch.autograd.grad(mapo(Scores(policy, None, rows(0.5))).sum(), policy)
+    assert gradient[0].tolist() == pytest.approx([-1.0, -1.0], rel=1e-12)
 
 
 def test_margin_is_candidate_0_minus_candidate_1():

@@ -49,7 +49,7 @@ class Watching:
     seen: list[tuple[bool, bool, bool]] = field(default_factory=list)  # (train mode, gradient, adapter)
 
     def prepare(self, driver, batch, generator):
-        raise NotImplementedError
+        raise AssertionError("a reference scores queries; it never draws one")
 
     def score(self, model, query):
         self.seen.append((model.training, torch.is_grad_enabled(), model.on))

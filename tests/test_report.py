@@ -201,7 +201,7 @@ def test_each_pair_names_its_winner_and_a_score_that_is_not_finite_names_none(tm
 
 def test_numbers_come_with_their_change_and_a_plain_line(tmp_path):
     cells = [text for tag, text in page(tmp_path).texts if tag == "td"]
-    assert cells[:9] == ["0.500", "0.800", "+0.300", "0.910", "0.900", "−0.010", "–", "0.710", "–"]  # noqa: RUF001
+    assert cells[:9] == ["0.500", "0.800", "+0.300", "0.910", "0.900", "−0.010", "–", "0.710", "–"]  # noqa: RUF001  # a true minus and a dash
 
 
 @pytest.mark.parametrize("missing", [*FACTS, None])

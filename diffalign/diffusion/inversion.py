@@ -29,7 +29,7 @@ def ddim_inversion(
     eta: float = 0.0,
     end: End = "grid",
     label: Label = "source",
-    driver: Literal["policy", "reference", "ema"] = "policy",  # noqa: ARG001
+    driver: Literal["policy", "reference", "ema"] = "policy",  # noqa: ARG001  # read by the builder
 ) -> Noised:
     """Return x0 (B,K,C,H,W) inverted towards one random t a record, and the noise that x0 and x_t then imply.
 

@@ -27,7 +27,7 @@ def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condit
     }
 
 
-def squared(path: Path, noised: Noised, output: Tensor) -> Tensor:  # noqa: ARG001
+def squared(path: Path, noised: Noised, output: Tensor) -> Tensor:  # noqa: ARG001  # every error is called alike
     """Return the mean squared error (B, K) of the network's output."""
     return (output - noised.target).square().flatten(2).mean(dim=2)
 

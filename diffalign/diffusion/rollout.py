@@ -27,7 +27,7 @@ def self_rollout(
     steps: int = 24,
     grid: int = 25,
     guidance: float = -1.0,
-    driver: Literal["policy", "reference", "ema"] = "ema",  # noqa: ARG001
+    driver: Literal["policy", "reference", "ema"] = "ema",  # noqa: ARG001  # read by the builder
 ) -> Noised:
     """Return points (B,1,C,H,W) noised anew after a rollout, with the network's guided estimate of x0 as what is right there.
 

@@ -16,7 +16,7 @@ from diffalign.types import Generator, Noised, Predict
 Trajectory = Callable[..., Noised]
 
 
-def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, share_noise: bool = True) -> Noised:  # noqa: ARG001
+def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, share_noise: bool = True) -> Noised:  # noqa: ARG001  # asks no network
     """Return x0 (B,K,C,H,W) noised at one random t a record; no network call.
 
     With `share_noise` all candidates of a record get the same noise, as every released Diffusion-DPO does (less variance in the

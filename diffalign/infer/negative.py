@@ -255,7 +255,7 @@ def _check_file(pipe: Any, network: nn.Module, component: str, file: Path) -> No
         raise CheckpointError(f"`negative`: {file} is neither a LoRA file nor one of the loaded adapters {_adapters(network)}")
     try:
         with safe_open(file, "pt") as content:
-            shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
+            shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118  # a safe_open has keys, and is no mapping
             base = (content.metadata() or {}).get("base")
     except SafetensorError as error:
         raise CheckpointError(f"{file}: damaged, or no safetensors file ({error})") from error
