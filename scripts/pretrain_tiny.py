@@ -123,8 +123,8 @@ def train_vae(args: argparse.Namespace, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def cache_latents(args: argparse.Namespace, vae: Any, device: torch.device) -> tuple[torch.Tensor, list[Scene]]:
-    """Return scaled latents (N, 4, 8, 8) of fresh drawings and their scenes; sets the VAE's scaling factor."""
+def cache_latents(args: argparse.Namespace, vae: Any, device: torch.device, *, shift: bool = False) -> tuple[torch.Tensor, list[Scene]]:
+    """Return scaled latents (N, 4, 8, 8) of fresh drawings and their scenes; sets the VAE's scaling factor, and with `shift` its shift."""
     rng = np.random.default_rng([args.seed, 2])
     seen = seen_scenes()
     scenes = [seen[i] for i in rng.integers(len(seen), size=args.images)]
@@ -134,8 +134,9 @@ def cache_latents(args: argparse.Namespace, vae: Any, device: torch.device) -> t
         for i in tqdm(range(0, len(scenes), 64), desc="latents")
     ]
     latents = torch.cat(rows)
-    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 5))
-    return latents * vae.config.scaling_factor, scenes
+    offset = round(float(latents.mean()), 5) if shift else None
+    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 5), shift_factor=offset)
+    return (latents - (offset or 0.0)) * vae.config.scaling_factor, scenes
 
 
 def train_denoiser(args: argparse.Namespace, latents: torch.Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, device: torch.device):
