@@ -40,6 +40,10 @@ class Path(Protocol):
         """Return times (B,) behind `t`, at `share` in [0, 1) of what is left until pure noise."""
         ...
 
+    def weight(self, t: Tensor) -> Tensor:
+        """Return the weight (B,) of the squared error at training times, float64."""
+        ...
+
     def solver_times(self, steps: int) -> Tensor:
         """Return the times (steps + 1,) at which a solver of so many steps stops, from clean to pure noise."""
         ...
@@ -91,6 +95,10 @@ class VPPath:
         left = len(self.alphas_cumprod) - 1 - t
         return t + 1 + (share.to(t.device) * left).long()
 
+    def weight(self, t: Tensor) -> Tensor:
+        """Return ones."""
+        return torch.ones_like(t, dtype=torch.float64)
+
     def solver_times(self, steps: int) -> Tensor:
         """Return 0 and the last time of each of `steps` equal parts: 0, 39, 79, ..., 999 for 25 (DDIM, "trailing")."""
         count = self._check_steps(steps)
@@ -111,29 +119,74 @@ class VPPath:
 
 @dataclass(frozen=True, slots=True)
 class FlowPath:
-    """Straight path of flow matching, t in [0, 1], 1 = noise: alpha = 1 - t, sigma = t, velocity = noise - x0 (2210.02747)."""
+    """Straight path of flow matching, t in [0, 1], 1 = noise: alpha = 1 - t, sigma = t, velocity = noise - x0 (2210.02747).
 
+    Training times have the density of SD3 (2403.03206, section 3.1) and are then moved towards noise by `shift`, as solver times are
+    (eq. 23): larger pictures need more noise to be hidden as well.
+    """
+
+    density: Literal["logit_normal", "uniform", "mode"] = "uniform"
+    logit_mean: float = 0.0  # above zero: more noise
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    shift: float = 1.0
+    transport: bool = False
     prediction: Prediction = "velocity"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], tokens: int, **constants: Any) -> FlowPath:
+        """Return the path of a diffusers flow scheduler's config, for pictures of `tokens` patches; `constants` go on top.
+
+        A dynamic shift is exponential or linear in a number that grows linearly with the tokens, as the stock pipelines compute it.
+        """
+        if config.get("use_dynamic_shifting"):
+            few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            mu = low + (high - low) * (tokens - few) / (many - few)
+            shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+        else:
+            shift = float(config.get("shift", 1.0))
+        return cls(**{"shift": shift, **constants})
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (1 - t, t), float64."""
         return 1.0 - t.double(), t.double()
 
     def sample_t(self, count: int, generator: Generator) -> Tensor:
-        """Return uniform times (B,) in (0, 1], float64."""
-        return 1.0 - uniform(count, generator)
+        """Return times (B,) in [0.001, 1], float64; below, dividing by the noise level would magnify rounding errors."""
+        u = uniform(count, generator)
+        if self.density == "logit_normal":
+            t = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(u))
+        elif self.density == "mode":
+            t = 1.0 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1.0 + u)
+        else:
+            t = 1.0 - u
+        return shifted(t, self.shift).clamp(min=1e-3)
 
     def later(self, t: Tensor, share: Tensor) -> Tensor:
         """Return times in (t, 1]."""
         return 1.0 - (1.0 - t) * share.to(t.device)
 
+    def weight(self, t: Tensor) -> Tensor:
+        """Return ones; with `transport` (1 - t)^2, which turns a velocity's squared error into that of the noise.
+
+        That is the exact counterpart of Diffusion-DPO; its authors found that it invites artefacts, and advise against (2501.13918).
+        """
+        return (1.0 - t.double()) ** 2 if self.transport else torch.ones_like(t, dtype=torch.float64)
+
     def solver_times(self, steps: int) -> Tensor:
-        """Return 0, 1/steps, ..., 1."""
-        return torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+        """Return 0, 1/steps, ..., 1, shifted."""
+        return shifted(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64), self.shift)
 
     def inversion_times(self, steps: int, t: Tensor) -> Tensor:
-        """Return `steps` even parts of [0, t]: every record ends exactly at its own t."""
-        return t[:, None] * self.solver_times(steps).to(t.device)
+        """Return `steps` parts of [0, t], even before the shift: every record ends exactly at its own t."""
+        even = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device=t.device)
+        return torch.cat([shifted(shifted(t, 1.0 / self.shift)[:, None] * even[:-1], self.shift), t[:, None]], dim=1)
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Return s t / (1 + (s - 1) t): 0 and 1 stay where they are; the shift 1/s undoes s."""
+    return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
@@ -214,4 +267,4 @@ def advance(path: Path, x: Tensor, output: Tensor, t: Tensor, to: Tensor) -> Ten
 def landed(path: Path, x0: Tensor, x: Tensor, t: Tensor) -> Noised:
     """Return the point x as one of the path at time t: its target is that of the noise which x0 and x imply, whatever made x."""
     alpha, sigma = levels(path, t, x)
-    return Noised(x, t, target(path, x0, (x - alpha * x0) / sigma, t), torch.ones(len(x), device=x.device))
+    return Noised(x, t, target(path, x0, (x - alpha * x0) / sigma, t), path.weight(t).to(x))

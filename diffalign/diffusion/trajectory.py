@@ -25,7 +25,7 @@ def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, s
     t = path.sample_t(len(x0), generator).to(x0.device)
     drawn = 1 if share_noise else x0.shape[1]
     noise = normal((len(x0), drawn, *x0.shape[2:]), generator).to(x0).expand_as(x0)
-    return Noised(mix(path, x0, noise, t), t, target(path, x0, noise, t), torch.ones(len(x0), device=x0.device))
+    return Noised(mix(path, x0, noise, t), t, target(path, x0, noise, t), path.weight(t).to(x0))
 
 
 TRAJECTORIES: dict[str, Trajectory] = {
