@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.backbones.folders import check_folder, resolve
-from diffalign.config import TrainConfig, from_mapping
+from diffalign.config import TrainConfig
+from diffalign.configfile import from_mapping
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View

@@ -16,7 +16,8 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from diffalign import commands
-from diffalign.config import ALIASES, TrainConfig, load_yaml
+from diffalign.config import ALIASES, TrainConfig
+from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
 from diffalign.errors import DiffalignError, did_you_mean
 from diffalign.options import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig

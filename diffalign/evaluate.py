@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from diffalign import adapters
 from diffalign.build import Parts, parts
-from diffalign.config import TrainConfig, from_mapping, load_yaml
+from diffalign.config import TrainConfig
+from diffalign.configfile import from_mapping, load_yaml
 from diffalign.data.batch import sample_generator
 from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood

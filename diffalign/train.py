@@ -27,7 +27,8 @@ from diffalign import adapters, checkpoint
 from diffalign.backbones.folders import lasting
 from diffalign.backbones.sd import load_denoiser
 from diffalign.build import parts
-from diffalign.config import TrainConfig, save_yaml
+from diffalign.config import TrainConfig
+from diffalign.configfile import save_yaml
 from diffalign.data.batch import Sampler, loader
 from diffalign.data.view import View
 from diffalign.errors import CheckpointError

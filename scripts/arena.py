@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 
 from diffalign import adapters
-from diffalign.backbones.sd import load_pipeline
+from diffalign.backbones.table import load_pipeline
 from diffalign.build import pairs as build_pairs
-from diffalign.config import TrainConfig, from_mapping
+from diffalign.config import TrainConfig
+from diffalign.configfile import from_mapping
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.evaluate import heldout_log_ratios, win_rate
 from diffalign.infer.load import load

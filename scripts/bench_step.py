@@ -37,7 +37,8 @@ from transformers.utils import logging as transformers_logging
 
 from diffalign import build
 from diffalign.backbones.folders import resolve
-from diffalign.config import TrainConfig, from_mapping, load_yaml, save_yaml
+from diffalign.config import TrainConfig
+from diffalign.configfile import from_mapping, load_yaml, save_yaml
 from diffalign.data.batch import loader
 from diffalign.dataset import open_dataset
 from diffalign.shapes.captions import VOCABULARY, random_caption

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffalign.config import ALIASES, TrainConfig, bind, from_mapping, load_yaml, save_yaml
+from diffalign.config import ALIASES, TrainConfig, bind
+from diffalign.configfile import from_mapping, load_yaml, save_yaml
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.diffusion.trajectory import TRAJECTORIES
 from diffalign.errors import ConfigError

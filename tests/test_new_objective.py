@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign.api import train
-from diffalign.config import from_mapping, load_yaml
+from diffalign.configfile import from_mapping, load_yaml
 from diffalign.objectives import OBJECTIVES, margin
 from tests import test_objectives as contract
 from tests.golden import make_objectives

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from diffalign.cli import main
-from diffalign.config import load_yaml
+from diffalign.configfile import load_yaml
 from diffalign.methods import METHODS
 from tests.micro import write_pairs
 
@@ -179,7 +179,7 @@ def test_import_is_light():
 def test_every_recipe_binds(path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if every optional package were installed
     from diffalign.build import objective, trajectory
-    from diffalign.config import from_mapping
+    from diffalign.configfile import from_mapping
 
     config = from_mapping(load_yaml(path) | {"dataset_name": "x"}, str(path))
     assert path.read_text().startswith("# ")

@@ -1,0 +1,79 @@
+"""Strict YAML, and mappings, in and out of the training configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffalign.config import ALIASES, TrainConfig
+from diffalign.errors import ConfigError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-5 as a number, as YAML 1.2 does; PyYAML speaks YAML 1.1 and takes it for text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the keys of a YAML config under their own names (aliases resolved), on top of those of the file that `base` names.
+
+    Raises ConfigError that names the file for an unknown key, with the nearest known one, and for YAML that does not parse.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such config file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found a {type(values).__name__}; expected keys and values")
+    base = values.pop("base", None)
+    try:
+        below = {} if base is None else load_yaml(path.parent / str(base))
+    except RecursionError as error:
+        raise ConfigError(f"{path}: `base` leads back to this file") from error
+    return below | known_keys(values, str(path))
+
+
+def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `values` under their own names, aliases resolved.
+
+    Raises ConfigError for an unknown key, with the nearest known one, and for a key that is given under two names.
+    """
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    for alias, key in ALIASES.items():
+        if alias in values and key in values:
+            raise ConfigError(f"{where}: `{key}` is given twice, as `{key}` and as `{alias}`")
+    renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+    for key in renamed:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key `{key}`.{did_you_mean(str(key), known)}")
+    return renamed
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Return the config of `values`, types checked. Raises ConfigError that names the key."""
+    from jsonargparse import ArgumentParser  # kept out of `import diffalign`
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig)
+    renamed = known_keys(values, where)
+    try:
+        parsed = parser.parse_object(renamed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return TrainConfig(**parsed.as_dict()).check()
+
+
+def save_yaml(config: TrainConfig, path: Path) -> None:
+    """Write every key of `config`, so that the file alone repeats the run."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
