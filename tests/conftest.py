@@ -11,6 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let diffusers' schedulers hand tensors to numpy 2, which warns of it until they stop (Euler of SDXL, DPM-Solver of PixArt)."""
+    config.addinivalue_line(
+        "filterwarnings", r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers\.schedulers"
+    )
+
+
 @pytest.fixture(scope="session")
 def micro_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Stable Diffusion in diffusers layout."""

@@ -1,4 +1,4 @@
-"""Models and data small enough for a test to train: a random Stable Diffusion of 20,000 numbers, and pairs of drawings."""
+"""A model and data small enough for a test to train: a random Stable Diffusion of 20,000 numbers, and pairs of drawings."""
 
 from __future__ import annotations
 
@@ -9,56 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffalign.shapes.captions import VOCABULARY, random_caption
+from diffalign.shapes.captions import random_caption
 from diffalign.shapes.scenes import random_scene, render
+from tests.micro_models import write_micro
 
 
 def write_micro_sd(folder: Path, **schedule: Any) -> Path:
     """Write a random Stable Diffusion (32 px, factor 4) in diffusers layout; keywords go into the scheduler's config."""
-    torch.manual_seed(0)
-    empty = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
-    tokenizer = empty.train_new_from_iterator([" ".join(VOCABULARY)] * 10, vocab_size=600, show_progress=False)
-    tokenizer.model_max_length = 12
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=12,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
-    scheduler = DDIMScheduler(**{**config, "set_alpha_to_one": False, **schedule})
-    StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False).save_pretrained(folder)
-    return folder
+    return write_micro("sd", folder, **schedule)
 
 
 def write_pairs(path: Path, count: int = 24, side: int = 40, label: float | None = None, seed: int = 0) -> Path:
