@@ -1,18 +1,16 @@
-"""The training configuration: one flat frozen dataclass and its checks. Nothing here imports torch."""
+"""The training configuration: one flat frozen dataclass. Nothing here imports torch."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.errors import ConfigError, did_you_mean
+from diffalign.configcheck import check_objective, check_ranges, check_switches, known
+from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
-from diffalign.objectives import OBJECTIVES, REFERENCE_FREE
-from diffalign.specs import Spec, bind, single
+from diffalign.specs import Spec, single
 
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +23,24 @@ class TrainConfig:
     """Hub revision (branch, tag or commit)."""
     variant: str | None = None
     """Weight-file variant, for example fp16."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """Another autoencoder, one that is sound in half precision; the model's own runs in float32."""
+    max_sequence_length: int | None = None
+    """Tokens of the T5 prompt (SD3, Flux, PixArt); the pipeline's own default if not given."""
+    guidance_scale: float = 1.0
+    """What guidance-distilled models (Flux dev) are told in training; 1 means no guidance."""
+    weighting_scheme: Literal["logit_normal", "uniform", "mode"] = "logit_normal"
+    """Density of the training times of flow models (SD3, Flux), before the shift."""
+    logit_mean: float = 0.0
+    """Mean of the logit-normal density; above zero: noisier times."""
+    logit_std: float = 1.0
+    """Standard deviation of the logit-normal density."""
+    mode_scale: float = 1.29
+    """Scale of the mode density."""
+    shift: float | None = None
+    """Shift of a flow model's times towards noise; the model's own, by resolution, if not given."""
+    transport: bool = False
+    """Weigh flow models' squared error with (1 - t)^2, so that their beta is that of the noise; constant beta works better (2501.13918)."""
 
     dataset_name: str = ""
     """Preference table, dataset file, folder, or hub id."""
@@ -98,10 +114,10 @@ class TrainConfig:
     """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, ..."""
     lr_warmup_steps: int = 0
     """Optimiser steps of linear warm-up."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "adamw"
+    """AdamW, with 8-bit state, with that state paged to the CPU, or Adafactor with the fixed learning rate (as the SDXL recipes)."""
     use_8bit_adam: bool = False
-    """AdamW with 8-bit state from bitsandbytes."""
-    use_adafactor: bool = False
-    """Adafactor with the fixed learning rate (no relative steps), as the SDXL recipes do; less memory than AdamW."""
+    """The diffusers scripts' name for optimizer adamw_8bit."""
     adam_beta1: float = 0.9
     """First decay rate of AdamW."""
     adam_beta2: float = 0.999
@@ -116,6 +132,18 @@ class TrainConfig:
     """Precision of the networks; errors and losses are in float32 always."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    sequential_candidates: bool = False
+    """Run the candidates one after another with the same gradient: half the activation memory of a pair, one more forward pass."""
+    quantization: Literal["nf4", "int8", "fp8"] | None = None
+    """Weights of the frozen base under an adapter: nf4 (bitsandbytes), int8 or fp8 (torchao). The reference is the same base."""
+    attention_backend: str | None = None
+    """Attention by its name in diffusers: sdpa (also `native`), xformers, flash, ...; PyTorch's own if not given."""
+    enable_xformers_memory_efficient_attention: bool = False
+    """The diffusers scripts' name for attention_backend xformers."""
+    channels_last: bool = False
+    """Memory format of UNets that convolutions are faster in; the mathematics is the same."""
+    torch_compile: bool = False
+    """Compile the denoiser: a slow first step, faster ones after it."""
     use_ema: bool = False
     """Keep, and save, a moving average of the trained weights."""
     ema_decay: float = 0.999
@@ -148,36 +176,28 @@ class TrainConfig:
     spike_factor: float = 10.0
     """A loss above so many times the running median is a spike and its step is skipped; 0 switches this off."""
 
+    @property
+    def optimizer_name(self) -> str:
+        """Return the optimiser, `use_8bit_adam` counted."""
+        return "adamw_8bit" if self.use_8bit_adam else self.optimizer
+
+    @property
+    def attention_name(self) -> str | None:
+        """Return the attention backend by its name in diffusers, None for the default."""
+        name = "xformers" if self.enable_xformers_memory_efficient_attention else self.attention_backend
+        return "native" if name == "sdpa" else name
+
     def check(self) -> TrainConfig:
         """Return the config, or raise ConfigError for the first value that cannot be meant."""
-        _known("method", self.method, METHODS)
-        for name in ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution"):
-            _require(name, getattr(self, name), lambda v: v > 0, "a number above zero")
-        for name in (
-            "gradient_accumulation_steps",
-            "cache_variants",
-            "log_every",
-            "checkpointing_steps",
-            "validation_steps",
-            "max_bad_steps",
-            "max_train_samples",
-            "checkpoints_total_limit",
-        ):
-            _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
-        for name in ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon"):
-            _require(name, getattr(self, name), lambda v: v >= 0, "zero or more")
-        _require("label_smoothing", self.label_smoothing, lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
-        for name in ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2"):
-            _require(name, getattr(self, name), lambda v: 0 <= v < 1, "a share in [0, 1)")
-        _require("proportion_empty_prompts", self.proportion_empty_prompts, lambda v: 0 <= v <= 1, "a share in [0, 1]")
-        _require("dataset_name", self.dataset_name, bool, "a file, a folder or a hub id")
-        _known("lr_scheduler", self.lr_scheduler, SCHEDULES)
-        self._check_objective()
-        if METHODS[self.method].inference == "negative_guidance" and self.train_method == "dora":
+        known("method", self.method, METHODS)
+        method = METHODS[self.method]
+        check_ranges(self)
+        check_objective(self.part("objective"), compares=(self.reference or method.reference) != "none")
+        if method.inference == "negative_guidance" and self.train_method == "dora":
             raise ConfigError(
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
             )
-        self._check_installed()
+        check_switches(self)
         return self
 
     def part(self, kind: Literal["objective", "trajectory", "error"]) -> dict[str, dict[str, Any]]:
@@ -186,38 +206,3 @@ class TrainConfig:
         name, constants = single(kind, getattr(METHODS[self.method], kind) if own is None else own)
         given = {"beta": self.beta, "label_smoothing": self.label_smoothing} if kind == "objective" else {}
         return {name: {**constants, **{constant: value for constant, value in given.items() if value is not None}}}
-
-    def _check_objective(self) -> None:
-        """Check an objective's constants wherever they stand, and that it has the reference it compares with."""
-        spec = self.part("objective")
-        ((name, constants),) = spec.items()
-        _known("objective", name, OBJECTIVES)
-        bind("objective", OBJECTIVES, spec)
-        for constant in ("beta", "tau", "scale", "snr", "steps"):
-            _require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
-        if name == "mapo":
-            _require(
-                "objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO"
-            )
-        _require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
-        if name not in REFERENCE_FREE and (self.reference or METHODS[self.method].reference) == "none":
-            raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
-
-    def _check_installed(self) -> None:
-        """Ask for optional packages before anything is read."""
-        if self.use_8bit_adam and self.use_adafactor:
-            raise ConfigError("`use_8bit_adam` and `use_adafactor` are both set; choose one")
-        if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError("`use_8bit_adam` needs bitsandbytes: pip install bitsandbytes")
-        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
-            raise ConfigError(f"`report_to` is {self.report_to!r}, which is not installed; expected a tracker such as tensorboard")
-
-
-def _require(name: str, value: Any, holds: Any, expected: str) -> None:
-    if value is not None and not holds(value):
-        raise ConfigError(f"`{name}` is {value!r}; expected {expected}")
-
-
-def _known(name: str, value: str, table: Any) -> None:
-    if value not in table:
-        raise ConfigError(f"`{name}` is {value!r}.{did_you_mean(value, table)}")

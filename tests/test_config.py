@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffalign.config import ALIASES, TrainConfig, bind
+from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import from_mapping, load_yaml, save_yaml
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.diffusion.trajectory import TRAJECTORIES
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES
+from diffalign.specs import bind
 
 NAN = float("nan")
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
 COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpointing_steps", "validation_steps", "max_bad_steps")
 COUNTS += ("checkpoints_total_limit", "max_train_samples")
-NOT_NEGATIVE = ("lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon")
+POSITIVE += ("max_sequence_length", "logit_std", "shift")
+NOT_NEGATIVE = ("lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon", "guidance_scale")
 REFUSED = {
     **dict.fromkeys(POSITIVE, (0, -1, NAN)),
     **dict.fromkeys(COUNTS, (0, -3)),

@@ -1,0 +1,117 @@
+"""The checks of a training configuration: ranges, the objective's constants, switches that exclude each other, packages that are missing.
+
+Nothing here imports torch, and nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.objectives import OBJECTIVES, REFERENCE_FREE
+from diffalign.specs import bind
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
+POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
+POSITIVE += ("max_sequence_length", "logit_std", "shift")
+COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpointing_steps", "validation_steps", "max_bad_steps")
+COUNTS += ("max_train_samples", "checkpoints_total_limit")
+NOT_NEGATIVE = ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "guidance_scale", "spike_factor", "adam_weight_decay")
+NOT_NEGATIVE += ("adam_epsilon",)
+SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2")
+
+# Packages by their import name, and how to get them.
+PIP = {name: f"pip install {name}" for name in ("bitsandbytes", "torchao", "xformers", "kernels")}
+PIP["flash_attn"] = "pip install flash-attn --no-build-isolation"
+PIP["flash_attn_interface"] = "build FlashAttention-3 from the folder `hopper` of its repository"
+OPTIMIZERS = {"adamw_8bit": ("bitsandbytes", "torchao"), "paged_adamw_8bit": ("bitsandbytes",)}
+QUANTIZATIONS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
+# The backends of diffusers' attention dispatcher that have a backward pass, with the package each needs.
+ATTENTION: dict[str, str | None] = dict.fromkeys(("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "flex"))
+ATTENTION |= {"xformers": "xformers", "flash": "flash_attn", "flash_varlen": "flash_attn", "_flash_varlen_3": "flash_attn_interface"}
+ATTENTION |= dict.fromkeys(("flash_hub", "flash_varlen_hub", "flash_4_hub", "_flash_3_hub", "_flash_3_varlen_hub"), "kernels")
+# Those without: quantised attention, and kernels that diffusers wraps for inference alone. Training with them would teach nothing.
+FORWARD_ONLY = ("sage", "sage_hub", "sage_blackwell_hub", "sage_varlen", "_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90")
+FORWARD_ONLY += ("_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton", "_flash_3", "aiter_fa2_hub")
+
+
+def require(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -> None:
+    """Raise ConfigError for a value that is given and does not hold."""
+    if value is not None and not holds(value):
+        raise ConfigError(f"`{name}` is {value!r}; expected {expected}")
+
+
+def known(name: str, value: str, table: Iterable[str]) -> None:
+    """Raise ConfigError for a value that is not in `table`, with the nearest that is."""
+    if value not in table:
+        raise ConfigError(f"`{name}` is {value!r}.{did_you_mean(value, table)}")
+
+
+def check_ranges(config: Any) -> None:
+    """Check each number of a TrainConfig by itself."""
+    for names, holds, expected in (
+        (POSITIVE, lambda v: v > 0, "a number above zero"),
+        (COUNTS, lambda v: v >= 1, "at least 1"),
+        (NOT_NEGATIVE, lambda v: v >= 0, "zero or more"),
+        (SHARES, lambda v: 0 <= v < 1, "a share in [0, 1)"),
+        (("label_smoothing",), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)"),
+        (("proportion_empty_prompts",), lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+        (("dataset_name",), bool, "a file, a folder or a hub id"),
+    ):
+        for name in names:
+            require(name, getattr(config, name), holds, expected)
+    known("lr_scheduler", config.lr_scheduler, SCHEDULES)
+
+
+def check_objective(spec: Mapping[str, Mapping[str, Any]], *, compares: bool) -> None:
+    """Check an objective's constants wherever they stood, and that it has the reference it compares with."""
+    ((name, constants),) = spec.items()
+    known("objective", name, OBJECTIVES)
+    bind("objective", OBJECTIVES, spec)
+    for constant in ("beta", "tau", "scale", "snr", "steps"):
+        require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
+    if name == "mapo":
+        require("objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO")
+    require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
+    if name not in REFERENCE_FREE and not compares:
+        raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
+
+
+def check_switches(config: Any) -> None:
+    """Check what excludes what among memory and speed switches, and ask for optional packages."""
+    if config.use_8bit_adam and config.optimizer not in ("adamw", "adamw_8bit"):
+        raise ConfigError(f"`use_8bit_adam` and `optimizer: {config.optimizer}` are both set; choose one")
+    if config.enable_xformers_memory_efficient_attention and config.attention_backend not in (None, "xformers"):
+        raise ConfigError(
+            f"`enable_xformers_memory_efficient_attention` and `attention_backend: {config.attention_backend}` are both set; choose one"
+        )
+    if config.sequential_candidates and config.lora_dropout:
+        raise ConfigError("`sequential_candidates` runs the policy twice, and `lora_dropout` would differ between the two; set one to zero")
+    if config.quantization is not None and config.train_method != "lora":
+        raise ConfigError(
+            f"`quantization` is of a frozen base under a LoRA; `train_method` is {config.train_method}, which needs the weights themselves"
+        )
+    _check_packages(config)
+
+
+def _check_packages(config: Any) -> None:
+    """Ask for optional packages before anything is read."""
+    _installed(f"optimizer: {config.optimizer_name}", OPTIMIZERS.get(config.optimizer_name, ()))
+    if config.quantization is not None:
+        _installed(f"quantization: {config.quantization}", (QUANTIZATIONS[config.quantization],))
+    if (name := config.attention_name) is not None:
+        if name in FORWARD_ONLY:
+            raise ConfigError(f"`attention_backend` is {name!r}, which has no backward pass: it is for inference alone")
+        known("attention_backend", name, (*ATTENTION, "sdpa"))
+        _installed(f"attention_backend: {name}", filter(None, (ATTENTION[name],)))
+    if config.report_to is not None and importlib.util.find_spec(config.report_to) is None:
+        raise ConfigError(f"`report_to` is {config.report_to!r}, which is not installed; expected a tracker such as tensorboard")
+
+
+def _installed(setting: str, packages: Iterable[str]) -> None:
+    """Raise ConfigError if none of `packages` is there, though the setting needs one."""
+    names = list(packages)
+    if names and all(importlib.util.find_spec(name) is None for name in names):
+        raise ConfigError(f"`{setting}` needs {' or '.join(names)}: {PIP[names[0]]}")
