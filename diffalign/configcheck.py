@@ -87,8 +87,6 @@ def check_switches(config: Any) -> None:
         raise ConfigError(
             f"`enable_xformers_memory_efficient_attention` and `attention_backend: {config.attention_backend}` are both set; choose one"
         )
-    if config.sequential_candidates and config.lora_dropout:
-        raise ConfigError("`sequential_candidates` runs the policy twice, and `lora_dropout` would differ between the two; set one to zero")
     if config.quantization is not None and config.train_method != "lora":
         raise ConfigError(
             f"`quantization` is of a frozen base under a LoRA; `train_method` is {config.train_method}, which needs the weights themselves"

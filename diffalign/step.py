@@ -4,22 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffalign.build import Parts
-from diffalign.types import Batch, Generator, Scores
+from diffalign.types import Batch, Generator, Likelihood, Query, Scores
 
 Driving = Callable[[], AbstractContextManager[nn.Module]]
 
 
-def preference_step(parts: Parts, policy: nn.Module, batch: Batch, generator: Generator, driving: Driving) -> tuple[Tensor, Scores]:
+def preference_step(
+    parts: Parts, policy: nn.Module, batch: Batch, generator: Generator, driving: Driving, *, sequential: bool = False
+) -> tuple[Tensor, Scores]:
     """Return the mean loss of a batch, with gradient, and its scores. Policy and reference are scored at the same query.
 
-    `driving` gives the network that runs the trajectory.
+    `driving` gives the network that runs the trajectory; `sequential` runs the policy on one candidate at a time.
     """
     with driving() as network:
         query = parts.likelihood.prepare(network, batch, generator)
     reference = parts.reference.score(parts.likelihood, query)
-    scores = Scores(parts.likelihood.score(policy, query), reference, batch.prob)
+    own = one_by_one(parts.likelihood, policy, query) if sequential else parts.likelihood.score(policy, query)
+    scores = Scores(own, reference, batch.prob)
     return parts.objective(scores).mean(), scores
+
+
+def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Tensor:
+    """Return the policy's scores (B, K), with gradient, holding the activations of one candidate at a time.
+
+    Nothing is kept of the forward passes. The loss is computed from all scores; the backward pass then runs each candidate again, the
+    last one first, with the same dropout. The gradient is that of all candidates at once.
+    """
+
+    def score(x_t: Tensor, part: Query) -> Tensor:  # an argument that is a tensor tells `checkpoint` whose random state to keep
+        return likelihood.score(policy, replace(part, noised=replace(part.noised, x_t=x_t)))
+
+    parts = [candidate(query, k) for k in range(query.noised.x_t.shape[1])]
+    return torch.cat([checkpoint(score, part.noised.x_t, part, use_reentrant=False) for part in parts], dim=1)
+
+
+def candidate(query: Query, k: int) -> Query:
+    """Return the query of candidate `k` alone."""
+    noised = query.noised
+    return replace(query, noised=replace(noised, x_t=noised.x_t[:, k : k + 1], target=noised.target[:, k : k + 1]))

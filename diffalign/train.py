@@ -118,7 +118,9 @@ class Trainer:
             generators = self.sampler.generators(self.sampler.samples(self.step, micro))
             last = micro == config.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
-                loss, scores = preference_step(self.parts, self.policy, batch, generators, self._driving)
+                loss, scores = preference_step(
+                    self.parts, self.policy, batch, generators, self._driving, sequential=config.sequential_candidates
+                )
                 self.accelerator.backward(loss / config.gradient_accumulation_steps)
             gathered.append({"loss": loss.detach(), **describe(scores, self.beta)})
         names = list(gathered[0])

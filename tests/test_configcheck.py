@@ -62,7 +62,6 @@ def test_either_of_two_packages_gives_an_8_bit_optimiser_but_only_one_pages_it(p
             {"enable_xformers_memory_efficient_attention": True, "attention_backend": "sdpa"},
             "`enable_xformers_memory_efficient_attention` and `attention_backend: sdpa` are both set; choose one",
         ),
-        ({"sequential_candidates": True, "lora_dropout": 0.1}, "`lora_dropout` would differ between the two; set one to zero"),
         ({"quantization": "nf4", "train_method": "full"}, "`train_method` is full, which needs the weights themselves"),
         ({"quantization": "int8", "train_method": "dora"}, "`train_method` is dora, which needs the weights themselves"),
         ({"attention_backend": "sage"}, "is 'sage', which has no backward pass"),
