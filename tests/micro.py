@@ -1,4 +1,4 @@
-"""A model and data small enough for a test to train: a random Stable Diffusion of 20,000 numbers, and pairs of drawings."""
+"""A model and data small enough for a test to train: a random Stable Diffusion of 80,000 numbers, and pairs of drawings."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ def write_micro_sd(folder: Path, **schedule: Any) -> Path:
     return write_micro("sd", folder, **schedule)
 
 
-def write_pairs(path: Path, count: int = 24, side: int = 40, label: float | None = None, seed: int = 0) -> Path:
-    """Write pairs of drawings in Pick-a-Pic's columns; labels alternate unless given. Drawings are larger than the model's 32 px."""
+def write_pairs(path: Path, count: int = 24, side: int = 40, label: float | None = None, seed: int = 0, *, scored: bool = False) -> Path:
+    """Write pairs of drawings in Pick-a-Pic's columns; labels alternate unless given. Drawings are larger than the model's 32 px.
+
+    With `scored` each has a PickScore, which agrees with the label.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(count):
@@ -34,5 +37,7 @@ def write_pairs(path: Path, count: int = 24, side: int = 40, label: float | None
         first = float(i % 2) if label is None else label
         prompt = random_caption(scenes[0], rng)
         rows.append({"caption": prompt, "jpg_0": images[0], "jpg_1": images[1], "label_0": first, "label_1": 1.0 - first})
+        if scored:
+            rows[-1] |= {"ps_score_0": 0.2 + 0.02 * first, "ps_score_1": 0.2 + 0.02 * (1.0 - first)}
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path

@@ -5,6 +5,7 @@ Each has the parts of its large sibling: tokenizers padded as there, scheduler, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -223,6 +225,20 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "flux": flux,
 }
 
+# One of every form that a family takes: (kind, options).
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sd": ("sd", {}),
+    "sd2": ("sd2", {}),
+    "sdxl": ("sdxl", {}),
+    "pixart-sigma": ("pixart", {}),
+    "pixart-alpha": ("pixart", {"alpha": True}),
+    "pixart-alpha-1024": ("pixart", {"alpha": True, "use_additional_conditions": True}),
+    "sd3": ("sd3", {}),
+    "sd3-4-channels-no-t5": ("sd3", {"channels": 4, "absent": ["text_encoder_3"]}),
+    "flux-dev": ("flux", {}),
+    "flux-schnell": ("flux", {"schnell": True}),
+}
+
 
 def write_micro(kind: str, folder: Path, *, variant: str | None = None, **options: Any) -> Path:
     """Write the random model `kind` (a key of `MAKERS`, whose keywords `options` are) and return its folder."""
@@ -244,9 +260,17 @@ def stir(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.1)
 
 
-def picture(pipe: Any, prompt: str = "a red star", *, steps: int = 2, seed: int = 3, **options: Any) -> np.ndarray:
+def stock(folder: Path) -> Any:
+    """Return the stock pipeline of a model folder, as a user without this package loads it."""
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = [name for name, kind in index.items() if name.startswith(("text_encoder", "tokenizer")) and kind[0] is None]
+    pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(absent))  # which diffusers wants to be told again
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(pipe: Any, prompt: Any = "a red star", *, steps: int = 2, seed: int = 3, **options: Any) -> np.ndarray:
     """Return (1, H, W, 3) in [0, 1]: what a stock pipeline of any kind draws."""
     kind = next((kind for kind in DRAWN if kind in type(pipe).__name__.lower()), "")
     generator = torch.Generator().manual_seed(seed)
-    pipe.set_progress_bar_config(disable=True)
     return pipe(prompt, num_inference_steps=steps, generator=generator, output_type="np", **{**DRAWN.get(kind, {}), **options}).images

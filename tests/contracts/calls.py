@@ -1,0 +1,58 @@
+"""What a network was asked and answered, and the questions of a contract."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a network: its tensors by the names of its `forward`, and its output."""
+
+    inputs: dict[str, Tensor]
+    output: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """What was denoised, in whatever shape the network takes it."""
+        return self.inputs["sample" if "sample" in self.inputs else "hidden_states"]
+
+
+@contextlib.contextmanager
+def recorded(network: nn.Module) -> Iterator[list[Call]]:
+    """Give the list that fills with the calls of the block."""
+    calls: list[Call] = []
+    signature = inspect.signature(type(network).forward)
+
+    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        given = signature.bind(module, *args, **named).arguments
+        given |= {f"{name}.{key}": value for name, values in given.items() if isinstance(values, dict) for key, value in values.items()}
+        calls.append(Call({name: value.clone() for name, value in given.items() if isinstance(value, Tensor)}, output[0].clone()))
+
+    handle = network.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def assert_asked_alike(ours: Call, theirs: Call) -> None:
+    """Fail unless both calls have the same tensors, one of which may stand for a row of equal ones."""
+    assert ours.inputs.keys() == theirs.inputs.keys()
+    for name, value in theirs.inputs.items():
+        found = ours.inputs[name].to(torch.float32)
+        torch.testing.assert_close(
+            found, value.to(torch.float32).expand_as(found), rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Return the latent (N, C, H, W) whose 2x2 patches are the rows of `tokens` (N, H W / 4, 4 C): torch's own pixel shuffle."""
+    return nn.functional.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)

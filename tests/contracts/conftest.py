@@ -1,0 +1,46 @@
+"""A micro model of every form, written once, and its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.backbones.base import Settings
+from diffalign.backbones.pretrained import Pretrained
+from diffalign.backbones.table import load_backbone
+from tests.micro_models import MODELS, SIDE, write_micro
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The folder of a model of `MODELS` by name."""
+    root = tmp_path_factory.mktemp("models")
+
+    def find(name: str) -> Path:
+        kind, options = MODELS[name]
+        return root / name if (root / name).is_dir() else write_micro(kind, root / name, **options)
+
+    return find
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of a model; every test that asks for it runs for all of them."""
+    return request.param
+
+
+@pytest.fixture
+def folder(name: str, folder_of: Folder) -> Path:
+    """The folder of that model."""
+    return folder_of(name)
+
+
+@pytest.fixture
+def backbone(folder: Path) -> Pretrained:
+    """That model behind the interface; a guidance-distilled one is told 3.5."""
+    return load_backbone(str(folder), torch.device("cpu"), settings=Settings(SIDE, guidance_scale=3.5))

@@ -1,0 +1,186 @@
+"""What every family of models keeps to: it encodes and predicts what the stock pipeline does, on a path that is its scheduler's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from diffalign import adapters
+from diffalign.backbones.folders import LAYOUTS
+from diffalign.backbones.table import BACKBONES, component_of, family_of
+from diffalign.diffusion.path import FlowPath, VPPath, mix, split, target
+from tests.contracts.calls import assert_asked_alike, recorded, unpacked
+from tests.micro_models import SIDE, picture
+
+PROMPTS = ["a red star", "a large blue heart in the top"]
+LATENT = SIDE // 4
+
+
+def seeded(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def point(backbone, count=2, height=LATENT, width=LATENT, seed=0):
+    """Return a noised latent and its time."""
+    channels, *_ = backbone.latent_shape(SIDE, SIDE)
+    t = backbone.path.sample_t(count, torch.Generator().manual_seed(seed))
+    return seeded(count, channels, height, width, seed=seed), t
+
+
+def predict(backbone, x, t, condition):
+    with torch.no_grad():
+        return backbone.predict(backbone.denoiser, x, t, condition)
+
+
+def rows(condition, *which):
+    return {name: value[list(which)] for name, value in condition.items()}
+
+
+def test_every_layout_has_its_family_and_every_family_a_layout():
+    assert {layout.family for layout in LAYOUTS.values()} == set(BACKBONES)
+
+
+def test_a_backbone_is_of_its_family_and_frozen(backbone):
+    pipe = backbone.pipeline()
+    assert type(backbone) is BACKBONES[family_of(pipe)]
+    assert backbone.denoiser is getattr(pipe, backbone.component)
+    assert backbone.component == component_of(pipe)
+    assert backbone.resolution == SIDE
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert not any(part.training or any(p.requires_grad for p in part.parameters()) for part in parts)
+
+
+def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone):
+    vae = backbone.pipeline().vae
+    pixels = seeded(3, 3, SIDE, SIDE + 16).clamp(-1, 1)
+    shape = backbone.latent_shape(SIDE, SIDE + 16)
+    assert shape[1:] == (LATENT, LATENT + 4)
+    latents = backbone.encode_image(pixels, torch.zeros(3, *shape))
+    assert latents.dtype == torch.float32
+    assert latents.shape == (3, *shape)
+    # Every stock pipeline decodes latents / scaling_factor + shift_factor (no shift where there is none).
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    undone = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    torch.testing.assert_close(undone, posterior.mode(), rtol=1e-5, atol=1e-5)
+    noise = seeded(3, *shape)
+    moved = backbone.encode_image(pixels, noise) - latents
+    torch.testing.assert_close(moved, posterior.std * noise * vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
+    assert moved.abs().max() > 1e-2
+
+
+def test_latents_that_are_not_finite_are_refused_by_image(backbone):
+    pixels = seeded(3, 3, SIDE, SIDE)
+    pixels[1, 0, 0, 0] = torch.nan
+    with pytest.raises(Exception, match=r"not finite for images \[1\]") as refusal:
+        backbone.encode_image(pixels, torch.zeros(3, *backbone.latent_shape(SIDE, SIDE)))
+    assert refusal.type.__name__ == "CheckpointError"
+    assert backbone.name in str(refusal.value)
+
+
+def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):
+    together, alone = backbone.encode_prompt([*PROMPTS, ""]), backbone.encode_prompt(PROMPTS[1:])
+    for name, value in together.items():
+        assert len(value) == 3
+        assert value.isfinite().all()
+        torch.testing.assert_close(value[1:2], alone[name], rtol=1e-5, atol=1e-5)
+
+
+def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
+    """Pictures higher than wide are taken for others than wider ones, so a swap of height and width would show."""
+    pipe, height, width = backbone.pipeline(), LATENT, LATENT + 4
+    flux = family_of(pipe) == "flux"
+    guided = {"guidance_scale": 3.5, **({"true_cfg_scale": 2.0, "negative_prompt": ["", ""]} if flux else {})}
+    with recorded(backbone.denoiser) as stock:
+        picture(pipe, PROMPTS, steps=2, height=4 * height, width=4 * width, **guided)
+    # Flux runs its branches one after another, the others both in a batch, the unconditional one first.
+    asked = [PROMPTS, ["", ""]] * 2 if flux else [["", "", *PROMPTS]] * 2
+    assert len(stock) == len(asked)
+    times = pipe.scheduler.sigmas if isinstance(backbone.path, FlowPath) else pipe.scheduler.timesteps
+    for index, (call, prompts) in enumerate(zip(stock, asked, strict=True)):
+        t = times[index * 2 // len(stock)].expand(len(prompts))
+        x, output = (unpacked(value, height, width) if flux else value for value in (call.x, call.output))
+        with recorded(backbone.denoiser) as ours:
+            found = predict(backbone, x, t, backbone.encode_prompt(prompts))
+        assert len(ours) == 1
+        assert_asked_alike(ours[0], call)
+        # A learned variance stands behind the noise.
+        torch.testing.assert_close(found, output[:, : x.shape[1]], rtol=1e-5, atol=1e-5)
+
+
+def test_predict_keeps_the_shape_and_depends_on_all_it_is_told(backbone):
+    x, t = point(backbone, height=LATENT + 2)
+    condition = backbone.encode_prompt(PROMPTS)
+    output = predict(backbone, x, t, condition)
+    assert output.shape == x.shape
+    assert output.isfinite().all()
+    others = {
+        "x": predict(backbone, x + 0.1, t, condition),
+        "t": predict(backbone, x, point(backbone, seed=1)[1], condition),
+        "prompt": predict(backbone, x, t, rows(condition, 1, 0)),
+    }
+    for told, other in others.items():
+        assert (output - other).abs().amax(dim=(1, 2, 3)).min() > 1e-4, told
+
+
+def test_predict_is_the_same_for_a_batch_and_its_rows(backbone):
+    x, t = point(backbone, 3)
+    condition = backbone.encode_prompt([*PROMPTS, ""])
+    alone = [predict(backbone, x[i : i + 1], t[i : i + 1], rows(condition, i)) for i in range(3)]
+    torch.testing.assert_close(predict(backbone, x, t, condition), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_mixing_is_undone_by_the_target_on_its_path(backbone):
+    x0, t = point(backbone, 8)
+    noise, path = seeded(*x0.shape, seed=9).double(), backbone.path
+    x0 = x0.double()
+    found = split(path, mix(path, x0, noise, t), target(path, x0, noise, t), t)
+    torch.testing.assert_close(found, (x0, noise), rtol=1e-7, atol=1e-7)
+
+
+def test_the_path_has_the_noise_levels_of_the_stock_scheduler(backbone):
+    pipe, path = backbone.pipeline(), backbone.path
+    if isinstance(path, VPPath):
+        alpha, sigma = path.level(torch.arange(1000))
+        torch.testing.assert_close(alpha.square().float(), pipe.scheduler.alphas_cumprod, rtol=2e-5, atol=1e-7)
+        torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(1000, dtype=torch.float64))
+        assert path.prediction == pipe.scheduler.config.prediction_type
+        return
+    # On even steps from noise, as the Flux pipeline asks for; SD3's own grid ends elsewhere, its shift is the same.
+    grid = np.linspace(1.0, 1 / 7, 7)
+    if family_of(pipe) == "flux":
+        picture(pipe, steps=7)
+    else:
+        pipe.scheduler.set_timesteps(sigmas=grid)
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    torch.testing.assert_close(path.solver_times(7).flip(0).float(), pipe.scheduler.sigmas, rtol=1e-5, atol=1e-6)
+    assert path.prediction == "velocity"
+
+
+def test_with_its_adapter_off_a_model_is_its_base_bit_for_bit(backbone):
+    x, t = point(backbone)
+    condition = backbone.encode_prompt(PROMPTS)
+    base = predict(backbone, x, t, condition)
+    adapters.add_lora(backbone.denoiser, targets=backbone.lora_targets, rank=2)
+    assert torch.equal(predict(backbone, x, t, condition), base)
+    for name, parameter in backbone.denoiser.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    assert (predict(backbone, x, t, condition) - base).abs().max() > 1e-2
+    with adapters.disabled(backbone.denoiser):
+        assert torch.equal(predict(backbone, x, t, condition), base)
+
+
+def test_the_fingerprint_changes_with_the_encoders_alone(backbone):
+    before, pipe = backbone.fingerprint(), backbone.pipeline()
+    with torch.no_grad():
+        next(backbone.denoiser.parameters()).add_(1.0)
+    assert backbone.fingerprint() == before
+    for part in [name for name in pipe.components if name.startswith(("vae", "text_encoder")) and pipe.components[name] is not None]:
+        with torch.no_grad():
+            next(pipe.components[part].parameters()).add_(1.0)
+        assert backbone.fingerprint() != before, part
+        with torch.no_grad():
+            next(pipe.components[part].parameters()).sub_(1.0)

@@ -1,0 +1,144 @@
+"""The published sizes, without weights: parameter counts, adapters, and the place of every exported key, on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from peft import get_peft_model_state_dict
+
+from diffalign.adapters import add_lora, trainable
+from diffalign.backbones.pretrained import ATTENTION
+from diffalign.infer.lora_file import Update, comfyui_tensors
+from tests.layouts import comfyui_paths, published, to_diffusers
+
+# The denoisers' config.json on the hub (stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, PixArt-XL-2-1024-MS,
+# stable-diffusion-3-medium, FLUX.1-dev), with what the classes default to left out.
+CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "SD 1.5": ("sd", UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}),
+    "SDXL": (
+        "sdxl",
+        UNet2DConditionModel,
+        {
+            "sample_size": 128,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "block_out_channels": [320, 640, 1280],
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+    ),
+    "PixArt-XL-2": (
+        "pixart",
+        PixArtTransformer2DModel,
+        {"sample_size": 128, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8}
+        | {"caption_channels": 4096, "cross_attention_dim": 1152},
+    ),
+    "SD3-medium": (
+        "sd3",
+        SD3Transformer2DModel,
+        {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24, "num_attention_heads": 24}
+        | {"attention_head_dim": 64, "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048}
+        | {"pos_embed_max_size": 192},
+    ),
+    "Flux-dev": (
+        "flux",
+        FluxTransformer2DModel,
+        {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128}
+        | {"joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True},
+    ),
+}
+# SD 1.5: 860M UNet (its model card). SDXL: 2.6B (2307.01952, table 1). PixArt-alpha: 0.6B (2310.00426, table 1). SD3-medium: 2B
+# (its card), and the fixed position table of 192 * 192 * 1536 numbers, which is no parameter. Flux-dev: 12B (its card).
+PARAMETERS = {"SD 1.5": 859_520_964, "SDXL": 2_567_463_684, "PixArt-XL-2": 611_349_152, "SD3-medium": 2_028_328_000}
+PARAMETERS |= {"Flux-dev": 11_901_408_320}
+RANK = 8
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> tuple[str, str, Any]:
+    """Return (name, family, denoiser without numbers)."""
+    family, kind, config = CONFIGS[request.param]
+    with torch.device("meta"):
+        return request.param, family, kind(**config)
+
+
+def test_the_config_gives_the_published_number_of_parameters(model):
+    name, _, network = model
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+
+
+def test_the_published_layout_has_the_keys_and_shapes_that_diffusers_converts(model):
+    _, family, network = model
+    layout = {key: torch.empty(shape, device="meta") for key, shape in published(family, network.config).items()}
+    converted = to_diffusers(family, layout, network.config)
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == expected
+
+
+def attention_layers(name: str) -> dict[str, tuple[int, int]]:
+    """Return {layer: (inputs, outputs)} that get an adapter, from how the models are built; a transformer block has two attentions."""
+    ends = ("to_q", "to_k", "to_v", "to_out.0")
+    if name == "SD3-medium":  # the projections of the prompt's tokens, add_q_proj and so on, have other names
+        return {f"transformer_blocks.{i}.attn.{end}": (1536, 1536) for i in range(24) for end in ends}
+    if name == "PixArt-XL-2":
+        blocks = [f"transformer_blocks.{i}.attn{j}" for i in range(28) for j in (1, 2)]
+        return {f"{block}.{end}": (1152, 1152) for block in blocks for end in ends}
+    if name == "Flux-dev":  # a single block has no output projection of its own
+        found = {f"transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(19) for end in ends}
+        return found | {f"single_transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(38) for end in ends[:3]}
+    if name == "SD 1.5":  # levels of 320, 640, 1280 with one block in each transformer: two on the way down, three on the way up
+        prompt, levels = 768, [(f"down_blocks.{i}", 320 * 2**i, 2, 1) for i in range(3)]
+        levels += [(f"up_blocks.{3 - i}", 320 * 2**i, 3, 1) for i in range(3)] + [("mid_block", 1280, 1, 1)]
+    else:  # levels of 640 and 1280 with two and ten blocks
+        prompt, levels = 2048, [("down_blocks.1", 640, 2, 2), ("down_blocks.2", 1280, 2, 10), ("mid_block", 1280, 1, 10)]
+        levels += [("up_blocks.0", 1280, 3, 10), ("up_blocks.1", 640, 3, 2)]
+    found = {}
+    for level, width, transformers, depth in levels:
+        for block in (f"{level}.attentions.{i}.transformer_blocks.{j}" for i in range(transformers) for j in range(depth)):
+            for number, end in ((number, end) for number in (1, 2) for end in ends):
+                found[f"{block}.attn{number}.{end}"] = (prompt if number == 2 and end in ("to_k", "to_v") else width, width)
+    return found
+
+
+# By hand: SD 1.5 has 16 transformer blocks, SDXL 2*2 + 2*10 + 10 + 3*10 + 3*2 = 70, of two attentions with four projections each.
+LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 4, "Flux-dev": 19 * 4 + 38 * 3}
+# The same, but q, k and v are one module in SD3 and Flux (where a single block's is all there is) and PixArt, whose prompt has k and v.
+MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 2, "Flux-dev": 19 * 2 + 38}
+# rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
+ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 96 * 3072, "Flux-dev": RANK * 190 * 6144}
+# Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
+ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
+
+
+def test_an_adapter_has_the_expected_keys_and_every_exported_key_a_module_of_the_published_layout(model):
+    name, family, network = model
+    with torch.device("meta"):
+        add_lora(network, targets=ATTENTION, rank=RANK, alpha=16)
+    layers = attention_layers(name)
+    state = get_peft_model_state_dict(network)
+    assert set(state) == {f"{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
+    assert len(layers) == LAYERS[name]
+    assert sum(parameter.numel() for parameter in trainable(network)) == ADAPTED[name]
+    for layer, (inputs, outputs) in layers.items():
+        assert state[f"{layer}.lora_A.weight"].shape == (RANK, inputs)
+        assert state[f"{layer}.lora_B.weight"].shape == (outputs, RANK)
+
+    updates = {layer: Update(state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"], 16 / RANK) for layer in layers}
+    tensors = comfyui_tensors(family, updates, network.config)
+    paths, layout = comfyui_paths(family, network.config), published(family, network.config)
+    exported = [key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")]
+    assert len(exported) == MODULES[name]
+    assert len(tensors) == 3 * len(exported)
+    assert len({paths[key] for key in exported}) == len(exported)
+    for key in exported:
+        down, up = (value for end, value in tensors.items() if end.startswith(f"{key}.lora_"))
+        assert (len(up), down.shape[1]) == layout[f"{paths[key]}.weight"]
+        assert tensors[f"{key}.alpha"] / len(down) == 2.0

@@ -1,0 +1,88 @@
+"""Three training steps on every form of model: what moves, and that stock libraries draw with the result what this package does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+import diffalign
+from diffalign.config import TrainConfig
+from diffalign.dataset import import_dataset, open_dataset
+from diffalign.train import Trainer
+from tests.micro_models import SIDE, picture, stock
+
+# An alpha other than the rank: a loader that loses it draws something else.
+OPTIONS = {"max_train_steps": 3, "train_batch_size": 4, "learning_rate": 3e-2, "rank": 2, "lora_alpha": 6.0, "resolution": SIDE}
+
+
+@pytest.fixture(scope="module")
+def table(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pairs as a table."""
+    path = tmp_path_factory.mktemp("table") / "pairs"
+    import_dataset(str(pairs_file), path)
+    return path
+
+
+@pytest.fixture
+def trainer(folder: Path, table: Path, tmp_path: Path) -> Callable[..., Trainer]:
+    """A function that makes a trainer of three steps on the model."""
+
+    def make(**options: Any) -> Trainer:
+        paths = {"pretrained_model_name_or_path": str(folder), "dataset_name": str(table), "output_dir": str(tmp_path / "run")}
+        config = TrainConfig(**{**paths, **OPTIONS, **options}).check()
+        return Trainer(config, open_dataset(config))
+
+    return make
+
+
+def numbers(pipe):
+    """Return a copy of every number of a pipeline, by part and name."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+def with_adapter(pipe, run):
+    """Load an adapter as a user of stock libraries does; PixArt's pipelines read none, peft does."""
+    if "PixArt" in type(pipe).__name__:
+        pipe.transformer = PeftModel.from_pretrained(pipe.transformer, run)
+    else:
+        pipe.load_lora_weights(run)
+    return pipe
+
+
+def test_training_moves_the_whole_adapter_and_nothing_else_and_stock_libraries_draw_it(folder, trainer):
+    run = trainer()
+    pipe = run.parts.backbone.pipeline()
+    before = numbers(pipe)
+    output = run.fit()
+    after, drawn = numbers(pipe), picture(pipe)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    assert any("lora_B" in name for name in moved)
+    base, loaded = picture(stock(folder)), picture(with_adapter(stock(folder), output))
+    assert np.abs(loaded - base).max() > 1e-3
+    np.testing.assert_allclose(loaded, drawn, atol=1e-5)
+    np.testing.assert_allclose(picture(diffalign.load(output)), loaded, atol=1e-6)
+
+
+def test_a_wholly_trained_denoiser_loads_in_the_stock_pipeline(folder, trainer):
+    run = trainer(train_method="full", learning_rate=1e-2)
+    backbone = run.parts.backbone
+    before = numbers(backbone.pipeline())
+    output = run.fit()
+    after, drawn = numbers(backbone.pipeline()), picture(backbone.pipeline())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert {name.split(".")[0] for name in moved} == {backbone.component}
+    pipe = stock(folder)
+    setattr(pipe, backbone.component, type(backbone.denoiser).from_pretrained(output / backbone.component))
+    np.testing.assert_allclose(picture(pipe), drawn, atol=1e-6)
+    np.testing.assert_allclose(picture(diffalign.load(output)), drawn, atol=1e-6)
+    assert np.abs(drawn - picture(stock(folder))).max() > 1e-3
