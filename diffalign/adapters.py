@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.peft import PeftAdapterMixin
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffalign.errors import CheckpointError, ConfigError
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_lora(
@@ -37,11 +40,19 @@ def add_lora(
     )
     model.requires_grad_(False)
     try:
-        model.add_adapter(config)  # pyright: ignore[reportCallIssue]
+        _inject(model, config)
     except ValueError as error:
         raise ConfigError(f"`lora_layers` {list(targets)}: {error}") from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
+
+
+def _inject(model: Any, config: LoraConfig, name: str = "default") -> None:
+    """Add an adapter to a network of diffusers; a few of its classes (PixArt's) lack the method."""
+    if isinstance(model, PeftAdapterMixin):
+        model.add_adapter(config, name)
+    else:
+        inject_adapter_in_model(config, model, name)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -63,20 +74,47 @@ def disabled(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def save_lora(pipe: Any, folder: Path, component: str = "unet") -> None:
-    """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads, with the adapter's config and true alpha."""
+def save_lora(pipe: Any, folder: Path, component: str) -> None:
+    """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads, with the adapter's config and true alpha.
+
+    Where the pipeline reads no LoRA (PixArt's), also peft's own two files, for `PeftModel.from_pretrained(pipe.transformer, folder)`.
+    """
     model = getattr(pipe, component)
-    state = get_peft_model_state_dict(model)
-    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config["default"].to_dict().items()}
-    _write(pipe, folder, {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts})
+    _write(pipe, folder, component, get_peft_model_state_dict(model), model.peft_config["default"])
 
 
-def _write(pipe: Any, folder: Path, keywords: dict[str, Any]) -> None:
-    """Write an adapter through the pipeline's own saver, under a temporary name first."""
+def _write(pipe: Any, folder: Path, component: str, state: dict[str, Tensor], config: LoraConfig) -> None:
+    """Write an adapter through diffusers' own saver, under a temporary name first."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as temporary:
-        type(pipe).save_lora_weights(temporary, **keywords)
-        (Path(temporary) / WEIGHTS).replace(folder / WEIGHTS)
+    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as name:
+        temporary = Path(name)
+        if isinstance(pipe, LoraBaseMixin):
+            layers = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts}
+            type(pipe).save_lora_weights(temporary, **layers)
+        else:
+            packed, known = ({f"{component}.{k}": v for k, v in values.items()} for values in (state, facts))
+            LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, known)  # pyright: ignore[reportArgumentType]
+            config.save_pretrained(name)
+            save_file({f"base_model.model.{k}": v.contiguous() for k, v in state.items()}, temporary / PEFT_WEIGHTS)
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+
+
+def load_lora(pipe: Any, folder: Path, component: str, name: str = "default") -> None:
+    """Load a run's adapter into a stock pipeline as `name`, also where its class has no method for that (PixArt's)."""
+    if isinstance(pipe, LoraBaseMixin):
+        pipe.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=name)  # pyright: ignore[reportCallIssue]
+        return
+    model = getattr(pipe, component)
+    for file in (PEFT_CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder}: has no {file}; an adapter for a {type(pipe).__name__} needs it")
+    _inject(model, LoraConfig.from_pretrained(folder), name)
+    tensors = {key.removeprefix(f"{component}."): value for key, value in load_file(folder / WEIGHTS).items()}
+    if unexpected := set_peft_model_state_dict(model, tensors, adapter_name=name).unexpected_keys:
+        raise CheckpointError(f"{folder / WEIGHTS}: made for another network; it has {unexpected[0]}")
+    model.requires_grad_(False)
 
 
 def save_full(model: Any, folder: Path) -> None:
@@ -88,7 +126,7 @@ def save_full(model: Any, folder: Path) -> None:
     temporary.replace(folder)
 
 
-def load_result(model: Any, folder: Path, *, full: bool, component: str = "unet") -> None:
+def load_result(model: Any, folder: Path, *, full: bool, component: str) -> None:
     """Put a finished run's weights from `folder` into a denoiser that was built like the run's. Raises CheckpointError if they differ."""
     if full:
         model.load_state_dict(type(model).from_pretrained(folder / component).state_dict())
@@ -118,22 +156,23 @@ def load_trained_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-def save_difference(pipe: Any, base: nn.Module, tuned: nn.Module, folder: Path, *, rank: int = 64, component: str = "unet") -> float:
+def save_difference(pipe: Any, base: nn.Module, tuned: nn.Module, folder: Path, *, component: str, rank: int = 64) -> float:
     """Write the change of all linear and convolution weights from `base` to `tuned` as an adapter of at most `rank`.
 
     By truncated singular values, the best approximation of that rank in the squared sense; changes of biases and norms are left out.
     Return the share of the squared change of those weights that the adapter keeps.
     """
     after: dict[str, Any] = dict(tuned.named_modules())
-    state, kept, total = {}, 0.0, 0.0
+    state, ranks, kept, total = {}, {}, 0.0, 0.0
     for name, layer in base.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             change = (after[name].weight.detach() - layer.weight.detach()).float()
             u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
-            size = min(rank, len(s))
+            ranks[name] = size = min(rank, len(s))
             tail = (1, 1) if change.dim() == 4 else ()
             state[f"{name}.lora_A.weight"] = (s[:size, None] * v[:size]).reshape(size, *change.shape[1:]).contiguous()
             state[f"{name}.lora_B.weight"] = u[:, :size].reshape(len(u), size, *tail).contiguous()
             kept, total = kept + float(s[:size].square().sum()), total + float(s.square().sum())
-    _write(pipe, folder, {f"{component}_lora_layers": state})
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
+    _write(pipe, folder, component, state, config)
     return kept / total if total else 1.0

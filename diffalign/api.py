@@ -18,7 +18,8 @@ from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
 
-WEIGHTS = "pytorch_lora_weights.safetensors"  # of diffalign.adapters, which imports torch
+# What diffalign.adapters, which imports torch, writes.
+RESULTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "unet", "transformer")
 
 
 def align(
@@ -65,7 +66,7 @@ def train(config: TrainConfig) -> Path:
 def check(config: TrainConfig) -> None:
     """Raise the error that a config, its model folder or its output folder deserves; remove an earlier run that may be overwritten."""
     config.check()
-    check_folder(resolve(config.pretrained_model_name_or_path))
+    check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
     if int(os.environ.get("RANK", "0")) == 0:
         _check_output(config)
 
@@ -93,5 +94,5 @@ def _check_output(config: TrainConfig) -> None:
             f"{found[0]}: `output_dir` holds an earlier run; go on with --resume_from_checkpoint latest, "
             "replace it with --overwrite_output_dir, or choose another folder"
         )
-    for path in [*found, *(folder / name for name in (WEIGHTS, "unet", "validation", "eval", "config.yaml"))]:
+    for path in [*found, *(folder / name for name in (*RESULTS, "validation", "eval", "config.yaml"))]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

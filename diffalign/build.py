@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import adapters
-from diffalign.backbones.base import Backbone
-from diffalign.backbones.sd import StableDiffusion, load_denoiser, load_pipeline
+from diffalign import adapters, speed
+from diffalign.backbones.base import Backbone, Settings
+from diffalign.backbones.table import check_guided, load_backbone, load_denoiser
 from diffalign.config import TrainConfig
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Pairs
 from diffalign.data.pixels import Framing
@@ -31,7 +31,7 @@ from diffalign.reference import AdapterOff, Frozen, NoReference
 from diffalign.specs import bind
 from diffalign.types import Likelihood, Reference, Scores
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = speed.DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,31 @@ def _check_kept(config: TrainConfig, runs: str) -> None:
         raise ConfigError("`trajectory_cache` needs `cache` disk, and at least as many points as there are `cache_variants`")
 
 
+def settings(config: TrainConfig) -> Settings:
+    """Return what `config` says about the backbone."""
+    flow = {"density": config.weighting_scheme, "transport": config.transport} | {
+        name: getattr(config, name) for name in ("logit_mean", "logit_std", "mode_scale")
+    }
+    if config.shift is not None:
+        flow["shift"] = config.shift
+    return Settings(config.resolution, config.max_sequence_length, config.guidance_scale, flow)
+
+
 def backbone(config: TrainConfig, device: torch.device) -> Backbone:
     """Return the loaded model with its adapter attached, or with every weight of its denoiser trainable."""
-    # A frozen base may lie in half precision; weights that an optimiser moves may not.
-    dtype = torch.float32 if config.train_method == "full" else DTYPES[config.mixed_precision]
-    pipe = load_pipeline(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
-    if dtype != torch.float32:
-        pipe.unet.to(dtype)  # VAE and text encoder stay float32: a half-precision VAE overflows, and each runs once only
-    model = StableDiffusion(pipe.to(device), config.pretrained_model_name_or_path, DTYPES[config.mixed_precision])
+    if METHODS[config.method].inference == "negative_guidance":
+        check_guided(config.pretrained_model_name_or_path, config.revision)
+    model = load_backbone(
+        config.pretrained_model_name_or_path,
+        device,
+        precision=DTYPES[config.mixed_precision],
+        full=config.train_method == "full",
+        settings=settings(config),
+        revision=config.revision,
+        variant=config.variant,
+        vae=config.pretrained_vae_model_name_or_path,
+        quantization=speed.quantization_config(config),
+    )
     if config.train_method == "full":
         model.denoiser.requires_grad_(True)
     else:
@@ -116,8 +133,7 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
             dropout=config.lora_dropout,
             dora=config.train_method == "dora",
         )
-    if config.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    speed.apply(config, model.denoiser)
     return model
 
 
@@ -133,6 +149,7 @@ def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Ref
     for layer in frozen.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(DTYPES[config.mixed_precision])
+    speed.apply(config, frozen)
     return Frozen(frozen)
 
 

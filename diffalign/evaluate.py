@@ -24,7 +24,7 @@ from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
 from diffalign.errors import ConfigError, did_you_mean
-from diffalign.infer.load import base_of, load
+from diffalign.infer.load import base_of, load, run_facts
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import implicit_accuracy
@@ -127,7 +127,7 @@ def compare_run(
             "base": lambda: base_of(folder) if positive is None else load(positive),
             "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta),
         }
-        options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
         seeds = range(seed, seed + len(prompts))
         drawn = {name: draw(make().to(device), prompts, seeds, **options, label=f"draw {name}") for name, make in pipes.items()}
         grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
@@ -136,6 +136,13 @@ def compare_run(
         facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
     (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def drawn_as(folder: Path) -> dict[str, Any]:
+    """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run."""
+    run = run_facts(folder)
+    shape = {name: run.get(name) for name in ("resolution", "max_sequence_length")}
+    return {**shape, "true_cfg": run.get("inference") == "negative_guidance"}
 
 
 def _judged(taste: str, prompts: Sequence[str], drawn: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Any]:
@@ -166,5 +173,5 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
 
 
 def _accuracy_of(built: Parts, config: TrainConfig, folder: Path) -> float:
-    adapters.load_result(built.backbone.denoiser, folder, full=config.train_method == "full")
+    adapters.load_result(built.backbone.denoiser, folder, full=config.train_method == "full", component=built.backbone.component)
     return heldout_implicit_accuracy(built)

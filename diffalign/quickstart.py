@@ -22,7 +22,7 @@ import transformers
 from PIL import Image
 
 import diffalign
-from diffalign.backbones.sd import load_pipeline
+from diffalign.backbones.table import load_pipeline
 from diffalign.build import pairs as build_pairs
 from diffalign.config import TrainConfig
 from diffalign.data.records import encode_image

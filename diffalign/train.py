@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 
 from diffalign import adapters, checkpoint
 from diffalign.backbones.folders import lasting
-from diffalign.backbones.sd import load_denoiser
 from diffalign.build import parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import save_yaml
@@ -33,13 +32,13 @@ from diffalign.data.batch import Sampler, loader
 from diffalign.data.view import View
 from diffalign.errors import CheckpointError
 from diffalign.guard import Guard
-from diffalign.infer.load import RUN
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
 from diffalign.optimizer import make_optimizer
 from diffalign.reference import eval_mode, exchanged
+from diffalign.result import save_result
 from diffalign.step import preference_step
 
 logger = logging.getLogger(__name__)
@@ -164,8 +163,14 @@ class Trainer:
         if config.report_to:
             plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
             self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
+        self._park()
         if self.step == 0:
             self._validate()
+
+    def _park(self) -> None:
+        """Take the encoders off the accelerator where everything they say is cached."""
+        if self.config.cache == "disk":
+            self.parts.backbone.park()
 
     def _announce(self) -> None:
         """Say what users of other scripts ask first: the scale of beta, the effective batch, and how much is trained."""
@@ -190,7 +195,8 @@ class Trainer:
         """Return what must be the same for a checkpoint to be gone on from."""
         config = self.config
         same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
-        same += ("lora_alpha", "resolution")
+        same += ("lora_alpha", "resolution", "max_sequence_length", "guidance_scale", "weighting_scheme", "logit_mean", "logit_std")
+        same += ("mode_scale", "shift", "transport")
         return {
             "model": lasting(config.pretrained_model_name_or_path),
             "table": self.view.table.fingerprint,
@@ -239,7 +245,10 @@ class Trainer:
             return
         pipe = self.parts.backbone.pipeline()
         with eval_mode(self.denoiser), self._averaged(self.config.use_ema), self._guidance(pipe):
-            images = draw(pipe, prompts, range(len(prompts)), label=f"validation at step {self.step}")
+            shape: dict[str, Any] = {"resolution": self.config.resolution, "max_sequence_length": self.config.max_sequence_length}
+            seeds, label = range(len(prompts)), f"validation at step {self.step}"
+            images = draw(pipe, prompts, seeds, **shape, true_cfg=self._negative, label=label)
+        self._park()
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
         grid(images, min(len(images), 8)).save(folder / f"step-{self.step:06d}.png")
@@ -267,30 +276,10 @@ class Trainer:
         if self.ema is not None and self.config.use_ema:
             self.ema.copy_to(self.parameters)
         if self.accelerator.is_main_process:
-            self._save_weights()
             facts = {
-                "base": lasting(self.config.pretrained_model_name_or_path),
-                "revision": self.config.revision,
-                "variant": self.config.variant,
-                "method": self.config.method,
-                "inference": METHODS[self.config.method].inference,
-                "train_method": self.config.train_method,
                 "steps": self.step,
                 "skipped": self.guard.skipped,
                 "step_seconds_median": round(statistics.median(self.seconds), 4) if self.seconds else None,
-                **self._facts(),
             }
-            (self.output_dir / RUN).write_text(json.dumps(facts, indent=2) + "\n")
+            save_result(self.parts.backbone, self.config, facts | self._facts())
         self.accelerator.end_training()
-
-    def _save_weights(self) -> None:
-        pipe = self.parts.backbone.pipeline()
-        if self.config.train_method != "full":
-            adapters.save_lora(pipe, self.output_dir)
-            return
-        adapters.save_full(pipe.unet, self.output_dir / "unet")
-        if self._negative:  # guidance takes an adapter: one network serves both branches
-            config = self.config
-            base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
-            kept = adapters.save_difference(pipe, base.to(self.accelerator.device), self.denoiser, self.output_dir)
-            logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)

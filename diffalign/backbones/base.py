@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ class Backbone(Protocol):
     """A loaded model. `denoiser` is what gets trained; everything else is frozen."""
 
     name: str
+    component: str  # what the pipeline calls the denoiser: unet | transformer
     denoiser: nn.Module
     lora_targets: tuple[str, ...]
     resolution: int  # pixels
@@ -29,17 +31,35 @@ class Backbone(Protocol):
         ...
 
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Return what the denoiser is told about each prompt, first axis N."""
+        """Return what the denoiser is told about each prompt, first axis N. The empty prompt is the stock pipeline's unconditional one."""
         ...
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return the output of `model` (the denoiser or a copy of it) like x (N, C, H, W)."""
+        """Return the output of `model` (the denoiser or a copy of it) like x (N, C, H, W), at path times t (N,).
+
+        `condition` is that of the prompts; "frames" (N, 6) in it are the images' original height and width, crop top and left, and
+        target height and width, for models that are told them.
+        """
         ...
 
     def pipeline(self) -> Any:
         """Return the stock diffusers pipeline around the denoiser as it is now."""
         ...
 
+    def park(self) -> None:
+        """Move the encoders off the accelerator until the pipeline is asked for."""
+        ...
+
     def fingerprint(self) -> str:
         """Return a hash of the encoders, which changes when cached latents or embeddings would."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run may choose about a backbone."""
+
+    resolution: int | None = None  # pixels; the model's own where None
+    max_sequence_length: int | None = None  # T5 tokens; the pipeline's default where None
+    guidance_scale: float = 1.0  # what a guidance-distilled model is told
+    flow: Mapping[str, Any] = field(default_factory=dict)  # constants of FlowPath

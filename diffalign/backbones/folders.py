@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffalign.errors import CheckpointError
 
-EMBEDDED = {"assets/tiny-sd": "tiny-sd", "tiny-sd": "tiny-sd"}
-SD_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+EMBEDDED = {name: name.split("/")[-1] for name in ("assets/tiny-sd", "tiny-sd", "assets/tiny-sd3", "tiny-sd3")}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a pipeline class is made of."""
+
+    family: str  # a key of BACKBONES
+    component: str  # the denoiser
+    needed: tuple[str, ...]  # parts it cannot do without
+    optional: tuple[str, ...] = ()  # parts that hold weights or words, and may be absent
+    t5: str | None = None  # the text encoder that is too large for float32
+
+
+_SD3_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+_ONE = ("vae", "text_encoder", "tokenizer", "scheduler")
+_TWO = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+LAYOUTS = {
+    "StableDiffusionPipeline": Layout("sd", "unet", _ONE),
+    "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO),
+    "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, t5="text_encoder"),
+    "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, t5="text_encoder"),
+    "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3"),
+    "FluxPipeline": Layout("flux", "transformer", _TWO, t5="text_encoder_2"),
+}
 
 
 def resolve(name: str) -> str:
@@ -31,10 +57,18 @@ def is_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
-def check_folder(name: str) -> str | None:
+def layout_of(kind: Any, where: str) -> Layout:
+    """Return the layout of the pipeline class `kind`. Raises CheckpointError for one that is not supported, with the list."""
+    if kind not in LAYOUTS:
+        raise CheckpointError(f"{where}: a {kind}; supported are {', '.join(LAYOUTS)}")
+    return LAYOUTS[kind]
+
+
+def check_folder(name: str, variant: str | None = None) -> str | None:
     """Return the pipeline class of a local model folder, None for a hub id.
 
-    Raises CheckpointError if the folder is missing, is no diffusers pipeline, lacks a part, or has no safetensors weights.
+    Raises CheckpointError if the folder is missing, is no diffusers pipeline of a supported kind, lacks a part, or has no
+    safetensors weights. The denoiser's must be of `variant`; as in diffusers, an encoder without them falls back to its plain ones.
     """
     path = Path(name)
     if not is_local(name):
@@ -45,15 +79,30 @@ def check_folder(name: str) -> str | None:
     if not index.is_file():
         raise CheckpointError(f"{name}: no model_index.json; expected a folder in diffusers layout, as `save_pretrained` writes it")
     try:
-        kind = json.loads(index.read_text())["_class_name"]
+        parts = json.loads(index.read_text())
+        kind = parts["_class_name"]
     except (json.JSONDecodeError, KeyError) as error:
         raise CheckpointError(f"{index}: names no pipeline class ({error!r})") from error
-    if kind != "StableDiffusionPipeline":
-        raise CheckpointError(f"{name}: a {kind}; supported so far: StableDiffusionPipeline (SD 1.x and 2.x)")
-    for part in SD_PARTS:
+    layout = layout_of(kind, name)
+    needed = (layout.component, *layout.needed)
+    present = [part for part in layout.optional if (parts.get(part) or [None])[0] is not None]
+    for part in (*needed, *present):
         if not (path / part).is_dir():
-            raise CheckpointError(f"{name}: the folder has no `{part}`; a StableDiffusionPipeline needs {', '.join(SD_PARTS)}")
-    for part in ("unet", "vae", "text_encoder"):
-        if not list((path / part).glob("*.safetensors")):
-            raise CheckpointError(f"{name}/{part}: no safetensors weights; pickled weights are not loaded, convert them first")
+            raise CheckpointError(f"{name}: the folder has no `{part}`; a {kind} needs {', '.join(needed)}")
+        if part.startswith(("vae", "text_encoder", layout.component)):
+            _check_weights(path / part, variant, needed=part == layout.component)
     return kind
+
+
+def _check_weights(folder: Path, variant: str | None, *, needed: bool) -> None:
+    """Raise CheckpointError if a part has no safetensors, none of the variant where `needed`, or those of a variant alone."""
+    found = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not found:
+        raise CheckpointError(f"{folder}: no safetensors weights; pickled weights are not loaded, convert them first")
+    # Of a variant are model.fp16.safetensors, and in pieces model.fp16-00001-of-00002 or model-00001-of-00002.fp16.
+    if variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", name) for name in found):
+        return
+    if variant is not None and needed:
+        raise CheckpointError(f"{folder}: no weights of variant `{variant}`; found {', '.join(found)}")
+    if all("." in Path(name).stem for name in found):
+        raise CheckpointError(f"{folder}: only weights of a variant, {', '.join(found)}; set `variant` to its name")

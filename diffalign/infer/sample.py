@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from diffalign.backbones.table import component_of
+from diffalign.errors import ConfigError
+
 
 def draw(
     pipe: Any,
@@ -17,23 +20,52 @@ def draw(
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
+    resolution: int | None = None,
+    max_sequence_length: int | None = None,
+    true_cfg: bool = False,
     batch_size: int | None = None,
     label: str = "draw",
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
-    `batch_size` is 32 for the embedded model and 4 for 64x64 latents, if not given.
+    `resolution` (pixels) and `max_sequence_length` (T5 tokens) are the pipeline's own where None. `true_cfg` draws a
+    guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
+    the embedded models and 4 for 64x64 latents, if not given. Raises ConfigError for an SD3 without one of its CLIPs.
     """
-    batch_size = batch_size or max(1, min(32, 2**14 // pipe.unet.config.sample_size**2))
+    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, **_options(pipe, guidance_scale, true_cfg)}
+    if resolution is not None:
+        options |= {"height": resolution, "width": resolution}
+    if max_sequence_length is not None:
+        options["max_sequence_length"] = max_sequence_length
+    batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(pipe, resolution) ** 2))
     images: list[Image.Image] = []
     with tqdm(total=len(prompts), desc=label, unit=" images", disable=None if len(prompts) > 16 else True) as bar:
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-            out = pipe(part, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, generator=generators)
-            images += out.images
+            negative = {"negative_prompt": [""] * len(part)} if "true_cfg_scale" in options else {}
+            images += pipe(part, generator=generators, **options, **negative).images
             bar.update(len(part))
     return images
+
+
+def _options(pipe: Any, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:
+    """Return how a pipeline's class is told the guidance, and to take prompt and size as they are."""
+    kind = type(pipe).__name__
+    if kind == "FluxPipeline" and true_cfg:
+        return {"true_cfg_scale": guidance_scale}
+    if kind.startswith("PixArt"):
+        return {"guidance_scale": guidance_scale, "use_resolution_binning": False, "clean_caption": False}
+    if kind == "StableDiffusion3Pipeline" and None in (pipe.text_encoder, pipe.text_encoder_2):
+        raise ConfigError("the stock SD3 pipeline draws only with both of its CLIP encoders; leave out the prompts to draw")
+    return {"guidance_scale": guidance_scale}
+
+
+def _latent_side(pipe: Any, resolution: int | None) -> int:
+    if resolution is not None:
+        return resolution // pipe.vae_scale_factor
+    denoiser = getattr(pipe, component_of(pipe))
+    return denoiser.config.get("sample_size") or pipe.default_sample_size
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffalign.adapters import WEIGHTS, save_lora
-from diffalign.backbones.sd import load_pipeline
+from diffalign.backbones.table import load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.infer.negative import attach, negative_guidance
 from tests.infer.adapters import add, merged
@@ -93,7 +93,7 @@ def folder(micro_sd: Path, tmp_path: Path) -> Path:
     """A folder as training leaves it, with an adapter of attention, linear layers and convolutions."""
     other = load_pipeline(str(micro_sd))
     add(other.unet, "default", 2, 3, MIXED)
-    save_lora(other, tmp_path / "run")
+    save_lora(other, tmp_path / "run", "unet")
     return tmp_path / "run"
 
 

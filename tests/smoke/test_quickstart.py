@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffalign.backbones.folders import resolve
-from diffalign.backbones.sd import load_pipeline
+from diffalign.backbones.table import load_pipeline
 from diffalign.cli import main
 from diffalign.data.readers import READERS, read
 from diffalign.errors import ConfigError

@@ -13,7 +13,7 @@ import torch
 import diffalign
 from diffalign.adapters import save_difference
 from diffalign.api import align
-from diffalign.backbones.sd import load_pipeline
+from diffalign.backbones.table import load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.evaluate import compare_run
 
@@ -104,8 +104,8 @@ def test_the_low_rank_part_of_a_full_fine_tune_keeps_what_its_rank_can_hold(micr
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    assert save_difference(pipe, pipe.unet, tuned, tmp_path / "one", rank=1) < 0.9
-    assert save_difference(pipe, pipe.unet, tuned, tmp_path / "all", rank=1000) == pytest.approx(1.0, abs=1e-5)
+    assert save_difference(pipe, pipe.unet, tuned, tmp_path / "one", component="unet", rank=1) < 0.9
+    assert save_difference(pipe, pipe.unet, tuned, tmp_path / "all", component="unet", rank=1000) == pytest.approx(1.0, abs=1e-5)
     pipe.load_lora_weights(tmp_path / "all")
     pipe.fuse_lora()
     weight = pipe.unet.down_blocks[0].resnets[0].conv1.base_layer.weight

@@ -1,0 +1,113 @@
+"""What all families share: a stock pipeline whose encoders are frozen, its VAE, and the hash that caches are keyed by."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.backbones.base import Settings
+from diffalign.diffusion.path import Path, VPPath
+from diffalign.errors import CheckpointError
+from diffalign.types import Condition
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Pretrained(ABC):
+    """A loaded pipeline. A family says how prompts are encoded and how its denoiser is called."""
+
+    component: str = "unet"
+    lora_targets: tuple[str, ...] = ATTENTION
+
+    def __init__(self, pipe: Any, name: str, precision: torch.dtype = torch.float32, settings: Settings | None = None) -> None:
+        self.name, self.precision, self.settings = name, precision, settings or Settings()
+        self._pipe = pipe
+        self.denoiser: nn.Module = getattr(pipe, self.component)
+        self._factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+        self.resolution = self.settings.resolution or self._sample_size() * self._factor
+        self.path: Path = self._path()
+        for part in self._encoders().values():
+            part.requires_grad_(False).eval()
+        self.denoiser.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the denoiser lies."""
+        return next(self.denoiser.parameters()).device
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latent of an image in pixels."""
+        return int(self._pipe.vae.config.latent_channels), height // self._factor, width // self._factor
+
+    @abstractmethod
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return what the denoiser is told about each prompt, first axis N."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the output of `model` like x (N, C, H, W), computed under autocast to `precision`, whichever network it is."""
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return scaled latents, float32. Raises CheckpointError where they are not finite (a half-precision VAE overflows)."""
+        vae = self._pipe.vae
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        latents = posterior.mean.float() + posterior.std.float() * noise.to(vae.device)
+        latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+        if not latents.isfinite().all():
+            bad = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+            raise CheckpointError(
+                f"{self.name}: the VAE gives latents that are not finite for images {bad} of this batch; load it in float32"
+            )
+        return latents
+
+    def pipeline(self) -> Any:
+        """Return the stock pipeline around the denoiser as it is now, all of it where the denoiser lies."""
+        for part in self._encoders().values():
+            part.to(self.device)
+        return self._pipe
+
+    def park(self) -> None:
+        """Move the encoders to the CPU: with everything cached, a training step uses the denoiser alone."""
+        for part in self._encoders().values():
+            part.to("cpu")
+
+    def fingerprint(self) -> str:
+        """Return a hash over the encoders' weights (their first numbers), names and shapes, the tokenizers and the prompt length."""
+        config = self._pipe.vae.config
+        facts = (config.scaling_factor, config.get("shift_factor"), self.settings.max_sequence_length)
+        digest = hashlib.sha256(repr(facts).encode())
+        for name, tokenizer in sorted(self._pipe.components.items()):
+            if name.startswith("tokenizer") and tokenizer is not None:
+                digest.update(repr((name, tokenizer.model_max_length, sorted(tokenizer.get_vocab().items()))).encode())
+        for part in self._encoders().values():
+            for key, value in part.state_dict().items():
+                digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                digest.update(value.flatten()[:256].cpu().double().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _encoders(self) -> dict[str, nn.Module]:
+        found = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def _sample_size(self) -> int:
+        """Return the latent side that the denoiser was made for."""
+        return int(getattr(self._pipe, self.component).config.sample_size)
+
+    def _path(self) -> Path:
+        return VPPath.from_config(self._pipe.scheduler.config)
+
+    def _autocast(self) -> torch.autocast:
+        """Return the block that the denoiser runs in, whichever network it is."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def _sequence_length(self) -> int:
+        """Return how many T5 tokens a prompt has: as chosen, else the stock pipeline's default."""
+        default = inspect.signature(type(self._pipe).__call__).parameters["max_sequence_length"].default
+        return int(self.settings.max_sequence_length or default)

@@ -1,0 +1,66 @@
+"""Stable Diffusion 3 and 3.5 (2403.03206): a flow-matching MMDiT with two CLIPs and T5, any of which may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.backbones.pretrained import Pretrained
+from diffalign.diffusion.path import FlowPath, Path
+from diffalign.types import Condition
+
+
+class StableDiffusion3(Pretrained):
+    """A transformer that predicts the velocity."""
+
+    component = "transformer"
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return {"prompt_embeds": (N, L, D), "pooled_prompt_embeds": (N, P)}, joined as the stock pipeline does.
+
+        Both CLIPs side by side, T5 behind them; zeros stand for an encoder that is absent.
+        """
+        pipe, names = self._pipe, list(prompts)
+        device = next(iter(self._encoders().values())).device
+        clips = [self._clip(names, pipe.tokenizer, pipe.text_encoder), self._clip(names, pipe.tokenizer_2, pipe.text_encoder_2)]
+        width = pipe.transformer.config.pooled_projection_dim - sum(clip[1].shape[1] for clip in clips if clip)
+        blank = width // max(clips.count(None), 1)
+        zeros = torch.zeros(len(names), self._words(), blank, device=device)
+        words = torch.cat([zeros if clip is None else clip[0] for clip in clips], dim=-1)
+        pooled = torch.cat([zeros[:, 0] if clip is None else clip[1] for clip in clips], dim=-1)
+        dtype = torch.float32 if pipe.text_encoder_3 is None else pipe.text_encoder_3.dtype
+        t5 = pipe._get_t5_prompt_embeds(names, max_sequence_length=self._sequence_length(), device=device, dtype=dtype)
+        words = nn.functional.pad(words, (0, t5.shape[-1] - words.shape[-1]))
+        return {"prompt_embeds": torch.cat([words, t5.to(words.dtype)], dim=1), "pooled_prompt_embeds": pooled}
+
+    def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the velocity like x (N, C, H, W)."""
+        dtype: Any = self.denoiser.dtype
+        words, pooled = (condition[name].to(dtype) for name in ("prompt_embeds", "pooled_prompt_embeds"))
+        with self._autocast():
+            return model(x.to(dtype), words, pooled, 1000.0 * t.float(), return_dict=False)[0]
+
+    def _clip(self, prompts: list[str], tokenizer: Any, encoder: Any) -> tuple[Tensor, Tensor] | None:
+        """Return (N, L, D) hidden states before the last layer, and (N, P) projected ones, None without the encoder.
+
+        The pipeline's own method asks the first CLIP for its dtype, also where only the second is there.
+        """
+        if encoder is None:
+            return None
+        length = self._words()
+        tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        out = encoder(tokens.to(encoder.device), output_hidden_states=True)
+        return out.hidden_states[-2], out.text_embeds
+
+    def _words(self) -> int:
+        """Return how many tokens a CLIP takes; without the first one's tokenizer the pipeline says 77 whatever the second takes."""
+        second = self._pipe.tokenizer_2
+        return self._pipe.tokenizer_max_length if self._pipe.tokenizer is not None or second is None else second.model_max_length
+
+    def _path(self) -> Path:
+        side = self.resolution // self._factor // self._pipe.transformer.config.patch_size
+        return FlowPath.from_config(self._pipe.scheduler.config, side * side, **self.settings.flow)

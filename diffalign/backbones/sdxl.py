@@ -1,0 +1,39 @@
+"""Stable Diffusion XL (2307.01952): two text encoders, and a UNet that is told each image's original size and crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.backbones.pretrained import Pretrained
+from diffalign.types import Condition
+
+
+class StableDiffusionXL(Pretrained):
+    """A UNet with two CLIP text encoders, pooled embeddings and time ids."""
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return {"prompt_embeds": (N, L, D), "pooled_prompt_embeds": (N, P)}.
+
+        The empty prompt is zeros where the pipeline's config says so, as in its unconditional branch and in SDXL's own training.
+        """
+        device = self._pipe.text_encoder_2.device
+        embeds, _, pooled, _ = self._pipe.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
+        if self._pipe.config.force_zeros_for_empty_prompt:
+            said = torch.tensor([bool(prompt) for prompt in prompts], device=device)
+            embeds, pooled = embeds * said[:, None, None], pooled * said[:, None]
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the UNet's output like x (N, C, H, W); without "frames" the images count as uncropped ones of x's own size."""
+        dtype: Any = self.denoiser.dtype
+        height, width = (side * self._factor for side in x.shape[2:])
+        whole = torch.tensor([height, width, 0, 0, height, width], device=x.device)
+        frames = condition["frames"] if "frames" in condition else whole.expand(len(x), -1)
+        added = {"text_embeds": condition["pooled_prompt_embeds"].to(dtype), "time_ids": frames.to(x.device, dtype)}
+        with self._autocast():
+            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), added_cond_kwargs=added, return_dict=False)[0]

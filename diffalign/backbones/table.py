@@ -1,0 +1,142 @@
+"""The families of models by name, and loading: the pipeline's own class, from a folder or the hub, decides the family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig
+
+from diffalign.backbones.base import Settings
+from diffalign.backbones.flux import Flux
+from diffalign.backbones.folders import Layout, check_folder, layout_of, resolve
+from diffalign.backbones.pixart import PixArt
+from diffalign.backbones.pretrained import Pretrained
+from diffalign.backbones.sd import StableDiffusion
+from diffalign.backbones.sd3 import StableDiffusion3
+from diffalign.backbones.sdxl import StableDiffusionXL
+from diffalign.errors import CheckpointError, ConfigError
+
+BACKBONES: dict[str, type[Pretrained]] = {
+    "sd": StableDiffusion,
+    "sdxl": StableDiffusionXL,
+    "pixart": PixArt,
+    "sd3": StableDiffusion3,
+    "flux": Flux,
+}
+# Their safety checker, watermark and upscaler would change, or refuse, what is compared.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "sd": {"safety_checker": None, "requires_safety_checker": False},
+    "sdxl": {"add_watermarker": False},
+}
+
+
+def family_of(pipe: Any) -> str:
+    """Return the key of BACKBONES for a stock pipeline. Raises CheckpointError for one that is not supported."""
+    return layout_of(type(pipe).__name__, str(pipe.name_or_path or "this pipeline")).family
+
+
+def component_of(pipe: Any) -> str:
+    """Return what a stock pipeline calls its denoiser. Raises CheckpointError for one that is not supported."""
+    return layout_of(type(pipe).__name__, str(pipe.name_or_path or "this pipeline")).component
+
+
+def load_pipeline(
+    name: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
+    vae: str | None = None,
+    device_map: str | None = None,
+    quantization: Any = None,
+) -> Any:
+    """Return the stock pipeline of a model folder or hub id: safetensors only, no safety checker, no progress bars.
+
+    `dtype` is for all parts, or by part with a "default"; `vae` is a folder or hub id whose autoencoder stands in (one that is sound
+    in half precision); `quantization` is a PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if it
+    is of no supported kind, or does not load.
+    """
+    index, layout = _index(name, revision, variant)
+    options = {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map, **EXTRAS.get(layout.family, {})}
+    # A part that the index names as absent must be passed as absent, else diffusers takes it for missing.
+    options |= dict.fromkeys(part for part in layout.optional if (index.get(part) or [None])[0] is None)
+    if vae is not None:
+        kind: Any = AutoencoderKL
+        options["vae"] = _load(kind, vae, {"dtype": _of(dtype, "vae")})
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    pipe = _load(getattr(diffusers, index["_class_name"]), name, options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_backbone(
+    name: str,
+    device: torch.device,
+    *,
+    precision: torch.dtype = torch.float32,
+    full: bool = False,
+    settings: Settings | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | None = None,
+    quantization: Any = None,
+) -> Pretrained:
+    """Return a model on `device` that computes in `precision`.
+
+    The denoiser lies in `precision` as well, unless all of it is to be trained (`full`): weights that an optimiser moves stay float32.
+    So does the VAE (a half-precision one overflows) unless another is given, and all text encoders but T5 in bfloat16: each runs once.
+    """
+    layout = _index(name, revision, variant)[1]
+    dtypes = {"default": torch.float32, layout.component: torch.float32 if full else precision}
+    if vae is not None:
+        dtypes["vae"] = precision
+    if layout.t5 is not None and precision == torch.bfloat16:
+        dtypes[layout.t5] = precision
+    mapped = PipelineQuantizationConfig(quant_mapping={layout.component: quantization}) if quantization is not None else None
+    pipe = load_pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped)
+    return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
+
+
+def load_denoiser(name: str, *, revision: str | None = None, variant: str | None = None) -> Any:
+    """Return the denoiser alone, float32 and frozen. Raises CheckpointError that names the model if it does not load."""
+    index, layout = _index(name, revision, variant)
+    options = {"subfolder": layout.component, "revision": revision, "variant": variant, "dtype": torch.float32}
+    return _load(getattr(diffusers, index[layout.component][1]), name, options).requires_grad_(False).eval()
+
+
+def check_guided(name: str, revision: str | None = None) -> None:
+    """Raise ConfigError for a model that cannot be drawn with guidance at all; only its config is fetched."""
+    index, layout = _index(name, revision, None)
+    if layout.family == "flux":
+        kind = getattr(diffusers, index[layout.component][1])
+        if not kind.load_config(resolve(name), subfolder=layout.component, revision=revision).get("guidance_embeds"):
+            raise ConfigError(
+                f"{name}: Flux schnell is distilled to draw in a few steps without guidance, and steering guidance is all that "
+                "diffusion_npo and self_npo are for; use Flux dev (drawn with true_cfg_scale), or another model"
+            )
+
+
+def _of(dtype: torch.dtype | Mapping[str, torch.dtype], part: str) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else dtype.get(part, dtype.get("default", torch.float32))
+
+
+def _index(name: str, revision: str | None, variant: str | None) -> tuple[dict[str, Any], Layout]:
+    """Return model_index.json and the layout of its class; of a hub id, only that file is fetched."""
+    folder = resolve(name)
+    check_folder(folder, variant)
+    try:
+        index: Any = DiffusionPipeline.load_config(folder, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: no diffusers pipeline ({error})") from error
+    return index, layout_of(index.get("_class_name"), name)
+
+
+def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:
+    try:
+        return kind.from_pretrained(resolve(name), use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: does not load as a {kind.__name__} ({error})") from error

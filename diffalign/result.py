@@ -1,0 +1,51 @@
+"""What a finished run leaves: its weights, and the facts that loading, judging and exporting it need."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from diffalign import adapters
+from diffalign.backbones.base import Backbone
+from diffalign.backbones.folders import lasting
+from diffalign.backbones.table import load_denoiser
+from diffalign.config import TrainConfig
+from diffalign.methods import METHODS
+
+logger = logging.getLogger(__name__)
+RUN = "run.json"
+
+
+def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """Write the trained weights to the run's folder and then run.json, whose presence says that the run is finished."""
+    folder = Path(config.output_dir)
+    _save_weights(backbone, config, folder)
+    known = {
+        "base": lasting(config.pretrained_model_name_or_path),
+        "revision": config.revision,
+        "variant": config.variant,
+        "vae": config.pretrained_vae_model_name_or_path and lasting(config.pretrained_vae_model_name_or_path),
+        "component": backbone.component,
+        "max_sequence_length": config.max_sequence_length,
+        "method": config.method,
+        "inference": METHODS[config.method].inference,
+        "train_method": config.train_method,
+    }
+    temporary = folder / f"{RUN}.tmp"
+    temporary.write_text(json.dumps(known | facts, indent=2) + "\n")
+    temporary.replace(folder / RUN)
+
+
+def _save_weights(backbone: Backbone, config: TrainConfig, folder: Path) -> None:
+    pipe, component = backbone.pipeline(), backbone.component
+    if config.train_method != "full":
+        adapters.save_lora(pipe, folder, component)
+        return
+    adapters.save_full(backbone.denoiser, folder / component)
+    if METHODS[config.method].inference == "negative_guidance":  # it takes an adapter: one network serves both branches
+        base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
+        base.to(next(backbone.denoiser.parameters()).device)
+        kept = adapters.save_difference(pipe, base, backbone.denoiser, folder, component=component)
+        logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)
