@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +76,18 @@ def test_flux_dev_is_told_its_guidance_and_schnell_is_told_none(folder_of):
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
     schnell = load(folder_of("flux-schnell"), guidance_scale=3.5)
     assert "guidance" not in asked(schnell, x, schnell.encode_prompt(PROMPTS))[0]
+
+
+def test_sd3_shifts_its_times_by_the_size_of_the_picture_where_its_scheduler_does(tmp_path):
+    folder = write_micro("sd3", tmp_path / "model", use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    shifts = []
+    for side in (SIDE, 2 * SIDE):
+        backbone = load_backbone(str(folder), CPU, settings=Settings(side))
+        pipe = backbone.pipeline()
+        picture(pipe, steps=5, sigmas=np.linspace(1.0, 0.2, 5), height=side, width=side)
+        torch.testing.assert_close(backbone.path.solver_times(5).flip(0).float(), pipe.scheduler.sigmas, rtol=1e-5, atol=1e-6)
+        shifts.append(backbone.path.shift)
+    assert shifts[0] < shifts[1]
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "sd3", "flux-dev"])
