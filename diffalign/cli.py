@@ -20,7 +20,7 @@ from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
 from diffalign.errors import DiffalignError, did_you_mean
-from diffalign.options import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.options import EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   diffalign data cache --config configs/inpo_sd15.yaml --dataset_name votes --trajectory
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
+  diffalign export --output_dir outputs/mine --destination outputs/mine-lora
 """
 BETA = """beta: the score of an image is -1/2 times the mean squared denoising error over its latent, and beta multiplies differences of
 scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to where it started. 2000 to 5000 is usual.
@@ -40,6 +41,19 @@ scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to
 
 POINTS = """--trajectory alone keeps points of the method's own trajectory, computed with the reference as driver: as many for each record
 as --trajectory_cache says, four if it says nothing; with a spec it names another trajectory, as in `diffalign train`.
+"""
+
+
+EXPORTS = """files:
+  pytorch_lora_weights.safetensors   diffusers: pipe.load_lora_weights(folder), with the adapter's config
+  <name>_comfyui.safetensors         ComfyUI (models/loras) and kohya's scripts: their keys, and the alpha of the training
+  model_index.json, unet/, ...       merged: a whole pipeline for from_pretrained, in --dtype
+  README.md                          model card: method, base, data, settings, and what `diffalign eval` measured
+examples:
+  diffalign export --output_dir outputs/mine --destination outputs/mine-lora
+  diffalign export --output_dir outputs/mine --destination outputs/mine-fp16 --formats merged --dtype fp16
+  diffalign export --output_dir outputs/mine --destination outputs/mine-lora --push_to_hub --hub_model_id me/mine-lora
+A result of diffusion_npo or self_npo is for the unconditional branch of guidance alone; it is not merged.
 """
 
 
@@ -92,12 +106,13 @@ def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
     for configured in (train, cache):
         configured.add_argument("--config", help="YAML file with any of these keys; flags override it.")
     data = _parser("Import, inspect and validate preference datasets.")
-    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | env")
+    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | export | env")
     for name, sub, about in (
         ("quickstart", _parser(_about(QuickstartConfig), None, QuickstartConfig), "the whole loop on the embedded model"),
         ("train", train, "fine-tune a model on preferences"),
         ("data", data, "import, inspect and validate preference datasets"),
         ("eval", _parser(_about(EvalConfig), None, EvalConfig), "compare a trained run with its base model"),
+        ("export", _parser(_about(ExportConfig), EXPORTS, ExportConfig), "write a run as files for other programs"),
         ("env", _parser("Print versions for a bug report."), "versions, for a bug report"),
     ):
         commands_of.add_subcommand(name, sub, help=about)
@@ -176,6 +191,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         return commands.train(TrainConfig(**values))
     if parsed.command == "eval":
         return commands.evaluate(EvalConfig(**values))
+    if parsed.command == "export":
+        return commands.export(ExportConfig(**values))
     return commands.env()
 
 

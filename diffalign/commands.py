@@ -19,7 +19,7 @@ from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import ConfigError, TableError
-from diffalign.options import EvalConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.options import EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
 
 def open_any(dataset_name: str) -> Table:
@@ -58,7 +58,7 @@ def data_cache(config: TrainConfig, *, points: bool = False) -> int:
     if points and not config.trajectory_cache:
         config = replace(config, trajectory_cache=4)
     config.check()
-    check_folder(resolve(config.pretrained_model_name_or_path))
+    check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
     view = open_dataset(config)
     import torch
 
@@ -129,6 +129,29 @@ def evaluate(config: EvalConfig) -> int:
         beta=config.beta,
     )
     print(json.dumps(facts, indent=2))
+    return 0
+
+
+def export(config: ExportConfig) -> int:
+    """Write the files and say where they lie."""
+    if config.hub_model_id is not None and not config.push_to_hub:
+        raise ConfigError("`hub_model_id` says where to upload to; add --push_to_hub, or leave it out")
+    if not (Path(config.output_dir) / "run.json").is_file():
+        raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
+    from diffalign.infer.export import export_run
+
+    folder = export_run(
+        config.output_dir,
+        config.destination,
+        formats=config.formats,
+        name=config.name,
+        dtype=config.dtype,
+        overwrite=config.overwrite,
+        push_to_hub=config.push_to_hub,
+        hub_model_id=config.hub_model_id,
+    )
+    for path in sorted(folder.iterdir()):
+        print(path)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,3 +118,25 @@ class EvalConfig:
     """For such a run: its own weight."""
     seed: int = 0
     """Seed of the pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Write a finished run as files for other programs, with a model card: a LoRA for diffusers and for ComfyUI, or merged weights."""
+
+    output_dir: str
+    """Folder of a finished `diffalign train` run."""
+    destination: str
+    """Folder to write; it appears whole or not at all."""
+    formats: list[str] = field(default_factory=list)
+    """Any of diffusers, comfyui, merged; if not given, diffusers and comfyui for an adapter, merged for a full fine-tune."""
+    name: str | None = None
+    """Name of the export and its files; if not given, made of the base, the method and what was trained."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of merged weights; adapters keep the one they were trained in."""
+    overwrite: bool = False
+    """Replace an earlier export; a folder that holds anything else is left alone."""
+    push_to_hub: bool = False
+    """Upload the folder too; the token is read from the environment variable HF_TOKEN and from nowhere else."""
+    hub_model_id: str | None = None
+    """Repository to upload to, as owner/name; if not given, the export's name under your own account."""

@@ -1,0 +1,239 @@
+"""A finished run as files for other programs: a LoRA for diffusers, one for ComfyUI and kohya's scripts, or merged weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import httpx, validate_repo_id
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+
+from diffalign.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
+from diffalign.backbones.folders import Layout, layout_of, resolve
+from diffalign.data.table import atomic_folder
+from diffalign.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.infer.card import PICTURE, Source, model_card, public
+from diffalign.infer.load import load, run_facts
+from diffalign.infer.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
+
+logger = logging.getLogger(__name__)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MARK = "export.json"  # says what was exported, and that the folder may be replaced by another export
+TOKEN = "HF_TOKEN"  # noqa: S105  # the name of the variable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run, the model it started from, and what is to be made of them."""
+
+    folder: Path
+    run: Mapping[str, Any]
+    kind: str  # the base's pipeline class
+    layout: Layout
+    config: Mapping[str, Any]  # the denoiser's
+    scheduler: Mapping[str, Any]
+    name: str
+    dtype: torch.dtype
+
+    @property
+    def negative(self) -> bool:
+        """Whether the result is for the unconditional branch alone."""
+        return self.run.get("inference") == "negative_guidance"
+
+    def facts(self) -> dict[str, str]:
+        """Return the metadata of every LoRA file of this job."""
+        hint = {"modelspec.usage_hint": "for the unconditional branch of guidance alone"} if self.negative else {}
+        return {
+            "format": "pt",
+            "base": public(self.run["base"]),
+            "method": self.run["method"],
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": f"{architecture(self.layout.family, self.config, self.scheduler)[0]}/lora",
+            "modelspec.title": self.name,
+            "modelspec.description": f"{public(self.run['base'])} aligned with preferences by {self.run['method']}",
+            **hint,
+        }
+
+
+def export_run(
+    output_dir: str | Path,
+    destination: str | Path,
+    *,
+    formats: Sequence[str] | None = None,
+    name: str | None = None,
+    dtype: str = "fp32",
+    overwrite: bool = False,
+    push_to_hub: bool = False,
+    hub_model_id: str | None = None,
+) -> Path:
+    """Write a finished run to the folder `destination`, whole or not at all, with a model card, and return the folder.
+
+    `formats`: "diffusers" and "comfyui" (of an adapter; both if none are given) keep the precision it was trained in; "merged" (all
+    there is of a full fine-tune) is a pipeline in `dtype`: fp32, fp16 or bf16. With `push_to_hub` the folder also goes to
+    `hub_model_id`, or to `name` under one's own account, with the token of the environment variable HF_TOKEN.
+
+    Raises CheckpointError for a folder that holds no finished run, ConfigError for formats that the run does not allow, layers without
+    a known place, a destination that is taken, and, before anything is written, a missing token.
+    """
+    folder, target = Path(output_dir), Path(destination)
+    run = run_facts(folder)
+    chosen = _formats(run, formats)
+    _check_target(target, overwrite)
+    job = _job(folder, run, name, dtype)
+    api, repo = _hub(job.name, hub_model_id) if push_to_hub else (None, target.name)
+    source = Source.read(folder, run)
+    with atomic_folder(target) as temporary:
+        for form in chosen:
+            FORMATS[form](job, temporary)
+        if source.picture is not None:
+            shutil.copyfile(source.picture, temporary / PICTURE)
+        model_card(source, name=job.name, repo=repo, kind=job.kind, formats=chosen).save(temporary / "README.md")
+        facts = {"name": job.name, "formats": chosen, "base": public(run["base"]), "method": run["method"]}
+        (temporary / MARK).write_text(json.dumps(facts, indent=2) + "\n")
+    if api is not None:
+        _push(api, repo, target)
+    return target
+
+
+def _formats(run: Mapping[str, Any], wanted: Sequence[str] | None) -> list[str]:
+    """Return the formats to write, adapters first. Raises ConfigError for those that this run has not."""
+    negative = run.get("inference") == "negative_guidance"
+    adapter = negative or run["train_method"] != "full"
+    for form in wanted or ():
+        if form not in FORMATS:
+            raise ConfigError(f"`formats`: there is no `{form}`.{did_you_mean(form, FORMATS)}")
+        if form == "merged" and negative:
+            raise ConfigError(
+                f"`formats`: a run of {run['method']} is not merged: it is for the unconditional branch of guidance, and in the whole "
+                "network it makes pictures worse; export its adapter with --formats diffusers comfyui"
+            )
+        if form != "merged" and not adapter:
+            raise ConfigError(f"`formats`: this run trained all weights, and there is no LoRA for `{form}`; choose --formats merged")
+    return [form for form in FORMATS if form in (wanted or (("diffusers", "comfyui") if adapter else ("merged",)))]
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Raise ConfigError if exporting there would remove something else than an earlier export."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file()):
+        raise ConfigError(f"`destination`: {target} holds other things than an export; they are left alone, choose another folder")
+    if (target / MARK).is_file() and not overwrite:
+        raise ConfigError(f"`destination`: {target} holds an export already; choose another folder, or replace it with --overwrite")
+
+
+def _job(folder: Path, run: Mapping[str, Any], name: str | None, dtype: str) -> Job:
+    """Return the job after reading the base's configs; no weights are read."""
+    base, revision = resolve(run["base"]), run.get("revision")
+    try:
+        index: Any = DiffusionPipeline.load_config(base, revision=revision)
+        layout = layout_of(index.get("_class_name"), run["base"])
+        parts = [
+            getattr(diffusers, index[part][1]).load_config(base, subfolder=part, revision=revision)
+            for part in (layout.component, "scheduler")
+        ]
+    except OSError as error:
+        raise CheckpointError(f"{run['base']}: the base of this run cannot be read ({error})") from error
+    if dtype not in DTYPES:
+        raise ConfigError(f"`dtype`: there is no `{dtype}`.{did_you_mean(dtype, DTYPES)}")
+    tail = [] if run["train_method"] == "full" else [run["train_method"]]
+    title = name or "-".join([public(run["base"]).split("/")[-1], run["method"], *tail])
+    if not re.fullmatch(r"\w[\w.-]*", title):
+        raise ConfigError(f"`name`: found {title!r}; expected letters, digits, dots, dashes and underscores, as in a file name")
+    return Job(
+        folder=folder,
+        run=run,
+        kind=index["_class_name"],
+        layout=layout,
+        config=parts[0],
+        scheduler=parts[1],
+        name=title,
+        dtype=DTYPES[dtype],
+    )
+
+
+def _read(job: Job) -> LoraFile:
+    if not (job.folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{job.folder}: the run's weights are missing; expected {WEIGHTS}")
+    return LoraFile.read(job.folder / WEIGHTS)
+
+
+def _write_diffusers(job: Job, folder: Path) -> None:
+    """Copy the run's own file, with more metadata, and peft's files where it has them."""
+    file = _read(job)
+    save_file(file.tensors, folder / WEIGHTS, metadata=file.metadata | job.facts() | {"modelspec.implementation": "diffusers"})
+    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
+        if (job.folder / name).is_file():
+            shutil.copyfile(job.folder / name, folder / name)
+
+
+def _write_comfyui(job: Job, folder: Path) -> None:
+    updates, family = _read(job).updates(job.layout.component), job.layout.family
+    tensors = comfyui_tensors(family, updates, job.config)
+    facts = job.facts() | kohya_facts(family, updates, job.config, job.scheduler) | {"ss_output_name": job.name}
+    save_file(tensors, folder / f"{job.name}_comfyui.safetensors", metadata=facts)
+
+
+def _write_merged(job: Job, folder: Path) -> None:
+    """Write the stock pipeline with the run's result in its weights."""
+    pipe = load(job.folder, dtype=job.dtype)
+    merge(getattr(pipe, job.layout.component))
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if facts.pop("_name_or_path", None) is not None:  # where diffusers loaded it from on this machine
+            file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[Job, Path], None]] = {
+    "diffusers": _write_diffusers,
+    "comfyui": _write_comfyui,
+    "merged": _write_merged,
+}
+
+
+def merge(network: Any) -> None:
+    """Add the adapters of a network to its weights, and take them off. Raises CheckpointError if a weight overflows."""
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in layers:
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:
+            raise CheckpointError(f"`{name}`: merging gives weights that are not finite in {network.dtype}; choose bf16 or fp32") from error
+        network.set_submodule(name, layer.get_base_layer())
+    for fact in ("peft_config", "_hf_peft_config_loaded"):
+        vars(network).pop(fact, None)
+
+
+def _hub(name: str, wanted: str | None) -> tuple[HfApi, str]:
+    """Return the hub, and the repository to write to. Raises ConfigError for a missing or refused token, and a name the hub refuses."""
+    token = os.environ.get(TOKEN)
+    if not token:
+        raise ConfigError(f"`push_to_hub`: the environment variable {TOKEN} is not set; it must hold a token that may write")
+    api = HfApi(token=token)
+    try:
+        repo = wanted or f"{api.whoami()['name']}/{name}"
+        validate_repo_id(repo)
+    except (HFValidationError, httpx.HTTPError, OSError) as error:
+        raise ConfigError(f"`push_to_hub`: the hub refuses this ({error})") from error
+    return api, repo
+
+
+def _push(api: HfApi, repo: str, folder: Path) -> None:
+    try:
+        url = api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export with diffalign")
+    except (httpx.HTTPError, OSError) as error:
+        raise ConfigError(f"`push_to_hub`: the hub did not take {repo} ({error}); the export itself lies whole in {folder}") from error
+    logger.info("pushed to %s", url)
