@@ -22,6 +22,7 @@ import transformers
 from PIL import Image
 
 import diffalign
+from diffalign.backbones.folders import without_t5
 from diffalign.backbones.table import load_pipeline
 from diffalign.build import pairs as build_pairs
 from diffalign.config import TrainConfig
@@ -71,9 +72,9 @@ def open_prompts(taste: str, count: int, rng: np.random.Generator) -> list[str]:
 
 
 def vote(
-    prompts: Sequence[str], first: Sequence[Image.Image], second: Sequence[Image.Image], user: User, seed: int
+    prompts: Sequence[str], first: Sequence[Image.Image], second: Sequence[Image.Image], user: User, seed: int, model: str = "tiny-sd"
 ) -> list[dict[str, Any]]:
-    """Return one row a prompt in Pick-a-Pic's columns, labelled by `user`."""
+    """Return one row a prompt in Pick-a-Pic's columns, labelled by `user`, on pictures of `model`."""
     rng = np.random.default_rng([seed, 1])
     rows = []
     for i, (prompt, a, b) in enumerate(zip(prompts, first, second, strict=True)):
@@ -96,8 +97,8 @@ def vote(
                 "label_1": 1.0 - label,
                 "ps_score_0": user.utility(a),
                 "ps_score_1": user.utility(b),
-                "model_0": "tiny-sd",
-                "model_1": "tiny-sd",
+                "model_0": model,
+                "model_1": model,
                 "ranking_id": i,
                 "user_id": 0,
                 "num_example_per_prompt": 1,
@@ -155,8 +156,8 @@ class Quickstart:
     def _draw(self, pipe: Any, prompts: Sequence[str], stream: int, label: str) -> list[Image.Image]:
         config = self.config
         seeds = [config.seed * 1_000_003 + stream * 100_003 + i for i in range(len(prompts))]
-        steps, scale = config.num_inference_steps, config.guidance_scale
-        return draw(pipe, prompts, seeds, num_inference_steps=steps, guidance_scale=scale, label=label)
+        told = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
+        return draw(pipe, prompts, seeds, **told, max_sequence_length=self.training.max_sequence_length, label=label)
 
     def _sample_pairs(self) -> tuple[Path, list[Image.Image]]:
         """Write pairs.parquet and heldout.parquet; return the latter and the base pictures of the evaluation prompts."""
@@ -166,9 +167,10 @@ class Quickstart:
         base = self._draw(pipe, self.eval_prompts, 2, "draw base")
         other = self._draw(pipe, self.eval_prompts[:100], 3, "draw held-out pairs")
         heldout = self.folder / "heldout.parquet"
-        votes = [vote(self.train_prompts, a, b, self.user, self.config.seed) for a, b in itertools.pairwise(shown)]
+        seed, name = self.config.seed, Path(self.config.model).name
+        votes = [vote(self.train_prompts, a, b, self.user, seed, name) for a, b in itertools.pairwise(shown)]
         _write_pairs(self.folder / "pairs.parquet", list(itertools.chain.from_iterable(votes)))
-        _write_pairs(heldout, vote(self.eval_prompts[:100], base[:100], other, self.user, self.config.seed + 1))
+        _write_pairs(heldout, vote(self.eval_prompts[:100], base[:100], other, self.user, seed + 1, name))
         return heldout, base
 
     def _training(self) -> TrainConfig:
@@ -186,6 +188,7 @@ class Quickstart:
             train_batch_size=config.train_batch_size,
             seed=config.seed,
             validation_steps=100,
+            max_sequence_length=1 if without_t5(config.model) else None,
         ).check()
 
     def _train(self) -> Trainer:
@@ -225,6 +228,7 @@ class Quickstart:
             "pairs_heldout": self.pairs[1],
             **asdict(config),
             "beta": self.training.beta,
+            "max_sequence_length": self.training.max_sequence_length,
         }
         rows = zip(prompts, base, aligned, *scores, strict=True)
         return facts, [Comparison(*row) for row in rows]

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from diffalign import adapters
+from diffalign.backbones.folders import without_t5
 from diffalign.backbones.table import load_pipeline
 from diffalign.build import pairs as build_pairs
 from diffalign.config import TrainConfig
@@ -44,7 +45,7 @@ from diffalign.train import LOG, Trainer
 TASTE, MODEL, SCALE = "high", "assets/tiny-sd", 4.0
 TRAIN, HELDOUT, EVAL, TUNE = 384, 100, 200, 100  # pairs to train on, pairs to classify, prompts to judge and to tune on
 DRAWS = 4  # random times at which a held-out pair is classified
-BASE = {"rank": 8, "train_batch_size": 16, "pretrained_model_name_or_path": MODEL, "checkpointing_steps": 10**6}
+BASE = {"rank": 8, "train_batch_size": 16, "checkpointing_steps": 10**6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ class Run:
 class Arena:
     """Pairs and results under one folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, model: str = MODEL) -> None:
+        self.root, self.model = root, model
+        self.length = 1 if without_t5(model) else None  # of a T5 prompt
         prompts = open_prompts(TASTE, TRAIN + EVAL + TUNE, np.random.default_rng([0, 0]))
         self.train_prompts, self.eval_prompts, self.tune_prompts = prompts[:TRAIN], prompts[TRAIN : TRAIN + EVAL], prompts[TRAIN + EVAL :]
         (root / "results").mkdir(parents=True, exist_ok=True)
@@ -106,21 +108,27 @@ class Arena:
         """Make what several processes would otherwise make at once: tables, their latents, and the base model's pictures."""
         for seed, tuning in [*((seed, False) for seed in seeds), (0, True)]:
             self.base(seed, tuning)
-        for kind in (*kinds, "heldout-off", "heldout-on"):
+        for kind in (*kinds, *(f"heldout-{kind}" for kind in ("off", "on") if kind in kinds)):
             config = self._config(Run(kind, "diffusion_dpo"))
             Trainer(config, open_dataset(config))
 
     def _config(self, run: Run) -> TrainConfig:
-        own = {"method": run.method, "max_train_steps": run.steps, "seed": run.seed, "dataset_name": str(self.table(run.data))}
-        folder = {"output_dir": str(self.root / "runs" / run.key), "overwrite_output_dir": True}
-        return from_mapping({**BASE, **own, **folder, **run.options}, "arena")
+        own: dict[str, Any] = {
+            "method": run.method,
+            "max_train_steps": run.steps,
+            "seed": run.seed,
+            "dataset_name": str(self.table(run.data)),
+        }
+        own |= {"output_dir": str(self.root / "runs" / run.key), "overwrite_output_dir": True}
+        own |= {"pretrained_model_name_or_path": self.model, "max_sequence_length": self.length}
+        return from_mapping({**BASE, **own, **run.options}, "arena")
 
     def _rows(self, kind: str) -> list[dict[str, Any]]:
         held, kind = kind.startswith("heldout-"), kind.removeprefix("heldout-")
         prompts, seed = (self.eval_prompts[:HELDOUT], 7) if held else (self.train_prompts, 3)
         rng = np.random.default_rng([seed, 5])
         if kind == "on":
-            pipe = load_pipeline(MODEL)
+            pipe = load_pipeline(self.model)
             first, second = (self.pictures(pipe, prompts, 100_000 * (seed + side), "draw pairs") for side in (0, 1))
         else:
             drawn = [_drawings(prompt, rng, near=kind == "near" and i % 2 == 0) for i, prompt in enumerate(prompts)]
@@ -204,14 +212,15 @@ class Arena:
         path = self.root / f"base-{'tune-' if tuning else ''}{seed}.json"
         if not path.exists():
             prompts = self.tune_prompts if tuning else self.eval_prompts
-            images = self.pictures(load_pipeline(MODEL), prompts, seed * 1000, "draw base")
+            images = self.pictures(load_pipeline(self.model), prompts, seed * 1000, "draw base")
             grid(images[:32], 16).save(path.with_suffix(".png"))
             path.write_text(json.dumps(scores(images) | {"adherence": [mean_adherence(prompts, images)]}))
         return json.loads(path.read_text())
 
     def pictures(self, pipe: Any, prompts: Sequence[str], seed: int, label: str) -> list[Image.Image]:
         """Return one picture for each prompt, from noises that count up from `seed`."""
-        return draw(pipe, prompts, range(seed, seed + len(prompts)), guidance_scale=SCALE, label=label)
+        seeds = range(seed, seed + len(prompts))
+        return draw(pipe, prompts, seeds, guidance_scale=SCALE, max_sequence_length=self.length, label=label)
 
 
 def scores(images: Sequence[Image.Image]) -> dict[str, list[float]]:
@@ -233,10 +242,10 @@ def _counted(model: torch.nn.Module) -> Iterator[dict[str, float]]:
     """Count the images that pass through the network."""
     seen: dict[str, float] = {"rows": 0.0}
 
-    def count(_: Any, inputs: tuple[Any, ...]) -> None:
-        seen["rows"] += len(inputs[0])
+    def count(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen["rows"] += len(inputs[0] if inputs else named["hidden_states"])
 
-    handle = model.register_forward_pre_hook(count)
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield seen
     finally:

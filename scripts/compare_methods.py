@@ -43,12 +43,12 @@ def options(method: str, chosen: dict[str, Any], rate: float) -> dict[str, Any]:
     return {"learning_rate": rate, **chosen, **(CACHED if method in ("smpo", "inpo") else {})}
 
 
-def tuning() -> list[Run]:
-    """Return every method at every point of its grid: seed 0, off-policy pairs, prompts of their own."""
+def tuning(methods: Sequence[str] = tuple(GRID)) -> list[Run]:
+    """Return `methods` at every point of their grids: seed 0, off-policy pairs, prompts of their own."""
     return [
         Run("off", method, options(method, chosen, rate), STEPS, 0, 100, tuning=True)
-        for method, grid in GRID.items()
-        for chosen, rate in itertools.product(grid, RATES)
+        for method in methods
+        for chosen, rate in itertools.product(GRID[method], RATES)
     ]
 
 
@@ -57,14 +57,14 @@ def probes() -> list[Run]:
     return [Run("off", method, {"learning_rate": 1e-6}, 4, 0, 4) for method in GRID]
 
 
-def best(arena: Arena) -> dict[str, dict[str, Any]]:
+def best(arena: Arena, methods: Sequence[str] = tuple(GRID)) -> dict[str, dict[str, Any]]:
     """Return each method's options with the highest win rate of its grid among those that keep adherence within 0.03 of the best."""
-    while missing := sum(not arena.has(run) for run in (*tuning(), *probes())):
+    while missing := sum(not arena.has(run) for run in tuning(methods)):
         print(f"waiting for {missing} tuning runs of other parts", flush=True)
         time.sleep(30)
-    found = [arena.result(run) for run in tuning()]
+    found = [arena.result(run) for run in tuning(methods)]
     chosen = {}
-    for method in GRID:
+    for method in methods:
         own = [f for f in found if f["method"] == method]
         kept = [f for f in own if f["adherence"] >= max(o["adherence"] for o in own) - 0.03]
         chosen[method] = max(kept, key=lambda f: f["win_rate"])["options"]
@@ -104,7 +104,7 @@ def render(arena: Arena, chosen: dict[str, dict[str, Any]]) -> str:
         for method in GRID:
             found = [arena.result(run) for run in runs(table, chosen, arena) if run.method == method and arena.has(run)]
             if found:
-                lines.append(_row(method, found))
+                lines.append(row(method, found))
     return "\n".join(lines)
 
 
@@ -127,7 +127,8 @@ def steering(arena: Arena, chosen: dict[str, dict[str, Any]], known: bool) -> st
     return "\n".join(lines)
 
 
-def _row(method: str, found: Sequence[dict[str, Any]]) -> str:
+def row(method: str, found: Sequence[dict[str, Any]]) -> str:
+    """Return the Markdown row of a method: mean of the seeds, and the mean of their intervals."""
     mean = {name: float(np.mean([f[name] for f in found])) for name in found[0] if isinstance(found[0][name], int | float)}
     cells = [f"{method} ({len(found)} seeds)", f"{mean['steps']:.0f}", f"{mean['win_rate']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"]
     cells += [f"{mean[name]:.3f}" for name in ("form_win_rate", "adherence", "heldout/implicit_acc")]

@@ -9,7 +9,6 @@ last checkpoint in --work_dir; remove that folder to start afresh.
 from __future__ import annotations
 
 import argparse
-import json
 import string
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,15 @@ import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, compute_snr
-from PIL import Image
-from scipy.stats import entropy
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffalign.infer.sample import draw, grid
-from diffalign.shapes.captions import VOCABULARY, full_caption, random_caption
-from diffalign.shapes.judge import mean_adherence, read
-from diffalign.shapes.scenes import ATTRIBUTES, SIZE, Scene, all_scenes, render, withheld_scenes
+from diffalign.shapes.captions import VOCABULARY, random_caption
+from diffalign.shapes.scenes import SIZE, Scene, all_scenes, render, withheld_scenes
 from rounds import start_from, steps
+from tiny_card import pixels, save
 
 LATENT, TOKENS, WIDTH = 8, 24, 128
-
-
-def pixels(images: list[Image.Image]) -> torch.Tensor:
-    """Return images as (N, 3, 64, 64) in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def seen_scenes() -> list[Scene]:
@@ -178,78 +169,6 @@ def new_schedule(kind: Any) -> Any:
     return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, **extra)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict:
-    """Return the numbers of the model card, measured on the model as saved, and write the sample grid beside it."""
-    pipe: Any = StableDiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    rng = np.random.default_rng([args.seed, 4])
-    withheld = sorted(withheld_scenes(), key=full_caption)
-    prompts = [full_caption(withheld[i]) for i in rng.permutation(len(withheld))[:300]]
-    specified = draw(pipe, prompts, range(10_000, 10_300), guidance_scale=4.0)
-    stars = [read(image) for image in draw(pipe, ["a star"] * 200, range(20_000, 20_200), guidance_scale=4.0)]
-    loose = draw(pipe, ["a star", "a large ring", "a red heart", ""] * 8, range(30_000, 30_032), guidance_scale=4.0)
-    grid(specified[:32] + loose, 16).save(args.output_dir / "samples.png")
-    drawings = [render(withheld[i], rng) for i in rng.integers(len(withheld), size=256)]
-    with torch.no_grad():
-        x = pixels(drawings)
-        back = pipe.vae(x).sample.clamp(-1, 1)
-    rebuilt = [Image.fromarray(((i.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)) for i in back]
-    same = [read(a).attributes == read(b).attributes for a, b in zip(drawings, rebuilt, strict=True)]
-    spread = {}
-    for name in ("color", "size", "position", "background"):
-        counts = np.array([sum(r.attributes.get(name) == value for r in stars) for value in ATTRIBUTES[name]])
-        spread[name] = [round(float(entropy(counts, base=2)), 2), round(float(np.log2(len(counts))), 2)]
-    psnr = -10 * np.log10(float((x - back).square().mean(dim=(1, 2, 3)).mean()) / 4)
-    return {
-        "adherence_withheld_300": round(mean_adherence(prompts, specified), 4),
-        "is_a_star": round(float(np.mean([r.attributes.get("shape") == "star" for r in stars])), 3),
-        "entropy_bits_of_a_star_[measured, uniform]": spread,
-        "autoencoder_psnr_db": round(float(psnr), 2),
-        "autoencoder_attributes_kept": round(float(np.mean(same)), 4),
-        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.suffix == ".safetensors"),
-    }
-
-
-CARD = """---
-license: apache-2.0
-library_name: diffusers
-pipeline_tag: text-to-image
----
-# tiny-sd: a Stable Diffusion of 64x64 shapes
-
-A complete `StableDiffusionPipeline` (CLIP text encoder, autoencoder of factor 8, epsilon UNet, scaled-linear schedule) of
-{parameters:.1f} M parameters. It knows one world: a shape of one colour, size and place on a
-plain background. One combination of the five attributes in eight was withheld from training.
-
-![first two rows: withheld captions; then "a star", "a large ring", "a red heart", and the empty prompt, in turn](samples.png)
-
-Written by `{command}` in {minutes:.0f} minutes.
-
-Measured on the saved weights, 25 DDIM steps, guidance 4, seed {seed}:
-
-```json
-{numbers}
-```
-
-`adherence`: share of the named attributes that a program reads back from the picture. Text length: 24 tokens.
-"""
-
-
-def save(args: argparse.Namespace, pipe: Any, minutes: float) -> None:
-    """Write half-precision safetensors, the grid and the card to `--output_dir`."""
-    pipe.to(torch.float16).save_pretrained(args.output_dir)
-    config = args.output_dir / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-    numbers = measure(args, args.output_dir)
-    count = sum(p.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()) / 1e6
-    names = ("seed", "vae_steps", "steps", "batch_size", "learning_rate", "init_from")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    command = " ".join(["scripts/pretrain_tiny.py", *(f"--{name} {value}" for name, value in given.items())])
-    text = CARD.format(parameters=count, command=command, minutes=minutes, seed=args.seed, numbers=json.dumps(numbers, indent=2))
-    (args.output_dir / "README.md").write_text(text)
-    print(json.dumps(numbers, indent=2))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("assets/tiny-sd"))
@@ -273,8 +192,7 @@ def main() -> None:
     scheduler = new_schedule(DDIMScheduler)
     kind: Any = StableDiffusionPipeline
     pipe = kind(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
-    save(args, pipe.to("cpu"), json.loads((args.work_dir / "seconds.json").read_text()) / 60)
-    tokenizer.backend_tokenizer.model.save(str(args.output_dir / "tokenizer"))
+    save(args, pipe, "Stable Diffusion", "CLIP text encoder, autoencoder of factor 8, epsilon UNet, scaled-linear schedule")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from diffalign.shapes.captions import random_caption
 from diffalign.shapes.scenes import Scene
-from pretrain_tiny import LATENT, TOKENS, cache_latents, save
+from pretrain_tiny import LATENT, TOKENS, cache_latents
 from rounds import start_from, steps
+from tiny_card import save
 
 WIDTH, SHIFT = 64, 2.0  # of one text encoder; of the timesteps, towards noise
 
@@ -135,8 +136,6 @@ def train(args: argparse.Namespace, latents: torch.Tensor, scenes: list[Scene], 
         optimizer.step()
         schedule.step()
         ema.step(both.parameters())
-        if step % 100 == 0:
-            print(f"step {step}: loss {loss.item():.4f}", flush=True)
     ema.copy_to(both.parameters())
     return transformer.eval(), text.eval()
 
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument("--init_from", type=Path, help="a folder that an earlier round wrote: go on from its weights, with a new work_dir")
     parser.add_argument("--base", type=Path, default=Path("assets/tiny-sd"), help="whose autoencoder and tokenizer are taken")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--images", type=int, default=40_000, help="drawings whose latents are cached")
@@ -158,14 +157,15 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
-    kind: Any = AutoencoderKL
-    vae = kind.from_pretrained(args.base / "vae").to(device).eval().requires_grad_(False)
+    autoencoder: Any = AutoencoderKL
+    vae = autoencoder.from_pretrained(args.base / "vae").to(device).eval().requires_grad_(False)
     latents, scenes = cache_latents(args, vae, device, shift=True)
     transformer, text = train(args, latents, scenes, tokenizer, device)
     first, second = text.encoders
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    pipe = StableDiffusion3Pipeline(transformer, scheduler, vae, first, tokenizer, second, tokenizer, None, None)
-    save(args, pipe.to("cpu"))
+    kind: Any = StableDiffusion3Pipeline
+    pipe = kind(transformer, FlowMatchEulerDiscreteScheduler(shift=SHIFT), vae, first, tokenizer, second, tokenizer, None, None)
+    about = "two CLIP text encoders and no T5, autoencoder of factor 8, MMDiT of 6 blocks, flow matching with shift 2"
+    save(args, pipe, "Stable Diffusion 3", about, max_sequence_length=1)
 
 
 if __name__ == "__main__":

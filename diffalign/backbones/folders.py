@@ -64,6 +64,13 @@ def layout_of(kind: Any, where: str) -> Layout:
     return LAYOUTS[kind]
 
 
+def without_t5(name: str) -> bool:
+    """Return whether a local model folder is an SD3 without T5, whose zeros need not be many."""
+    index = Path(resolve(name)) / "model_index.json"
+    parts = json.loads(index.read_text()) if index.is_file() else {}
+    return parts.get("_class_name") == "StableDiffusion3Pipeline" and (parts.get("text_encoder_3") or [None])[0] is None
+
+
 def check_folder(name: str, variant: str | None = None) -> str | None:
     """Return the pipeline class of a local model folder, None for a hub id.
 
