@@ -13,7 +13,7 @@ class QuickstartConfig:
     output_dir: str = "outputs/quickstart"
     """Folder for pairs, weights and report."""
     model: str = "assets/tiny-sd"
-    """The embedded model."""
+    """The embedded model: assets/tiny-sd (a UNet), or assets/tiny-sd3 (a flow-matching transformer)."""
     taste: str = "high"
     """What the simulated voter likes: high (near the top), centred, warm, large, bright_background, contrast or bright_shape."""
     temperature: float = 0.0
@@ -37,7 +37,7 @@ class QuickstartConfig:
     train_batch_size: int = 32
     """Pairs a step."""
     num_inference_steps: int = 25
-    """DDIM steps of every picture."""
+    """Solver steps of every picture."""
     guidance_scale: float = 4.0
     """Guidance of every picture."""
     seed: int = 0
