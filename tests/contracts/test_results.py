@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import diffalign
 from diffalign.config import TrainConfig
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.train import Trainer
+from tests.contracts.calls import recorded
 from tests.micro_models import SIDE, picture, stock
 
 # An alpha other than the rank: a loader that loses it draws something else.
@@ -29,16 +31,17 @@ def table(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def trainer_of(folder: Path, table: Path, output: Path, **options: Any) -> Trainer:
+    """Return the trainer of three steps on a model."""
+    paths = {"pretrained_model_name_or_path": str(folder), "dataset_name": str(table), "output_dir": str(output)}
+    config = TrainConfig(**{**paths, **OPTIONS, **options}).check()
+    return Trainer(config, open_dataset(config))
+
+
 @pytest.fixture
 def trainer(folder: Path, table: Path, tmp_path: Path) -> Callable[..., Trainer]:
-    """A function that makes a trainer of three steps on the model."""
-
-    def make(**options: Any) -> Trainer:
-        paths = {"pretrained_model_name_or_path": str(folder), "dataset_name": str(table), "output_dir": str(tmp_path / "run")}
-        config = TrainConfig(**{**paths, **OPTIONS, **options}).check()
-        return Trainer(config, open_dataset(config))
-
-    return make
+    """`trainer_of` with the model, the table and a folder of its own."""
+    return functools.partial(trainer_of, folder, table, tmp_path / "run")
 
 
 def numbers(pipe):
@@ -70,6 +73,9 @@ def test_training_moves_the_whole_adapter_and_nothing_else_and_stock_libraries_d
     assert np.abs(loaded - base).max() > 1e-3
     np.testing.assert_allclose(loaded, drawn, atol=1e-5)
     np.testing.assert_allclose(picture(diffalign.load(output)), loaded, atol=1e-6)
+    half, plain = picture(diffalign.load(output, dtype=torch.bfloat16)), picture(stock(folder).to(torch.bfloat16))
+    assert np.abs(half - loaded).mean() < 0.01
+    assert np.abs(half - plain).max() > 0.0
 
 
 def test_a_wholly_trained_denoiser_loads_in_the_stock_pipeline(folder, trainer):
@@ -86,3 +92,13 @@ def test_a_wholly_trained_denoiser_loads_in_the_stock_pipeline(folder, trainer):
     np.testing.assert_allclose(picture(pipe), drawn, atol=1e-6)
     np.testing.assert_allclose(picture(diffalign.load(output)), drawn, atol=1e-6)
     assert np.abs(drawn - picture(stock(folder))).max() > 1e-3
+
+
+@pytest.mark.parametrize("cache", ["disk", "off"])
+def test_sdxl_is_trained_with_each_images_own_size_and_crop(folder_of, table, tmp_path, cache):
+    run = trainer_of(folder_of("sdxl"), table, tmp_path / "run", cache=cache, proportion_empty_prompts=0.5)
+    with recorded(run.denoiser) as calls:
+        run.fit()
+    told = {tuple(frame) for call in calls for frame in call.inputs["added_cond_kwargs.time_ids"].tolist()}
+    # The drawings are 40 wide and 40 or 48 high. The latter become 38 high at 32 wide (48 * 0.8), of which the middle 32 are taken.
+    assert told == {(40, 40, 0, 0, 32, 32), (48, 40, 3, 0, 32, 32)}
