@@ -39,6 +39,8 @@ from diffalign.shapes.captions import VOCABULARY
 WIDTH = 16  # of every text encoder
 SIDE = 32  # pixels of an image; its latent has 8
 STEPS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+# The last block of SD3 gives the prompt's side away, so what is asked from there moves nothing and learns nothing.
+IDLE = "transformer_blocks.1.attn.add_q_proj"
 # What the stock pipelines must be told to draw so small a picture.
 DRAWN: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},

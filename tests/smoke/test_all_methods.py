@@ -14,7 +14,7 @@ from diffalign.backbones.table import load_pipeline
 from diffalign.cli import main
 from diffalign.methods import METHODS
 from tests.micro import write_pairs
-from tests.micro_models import MAKERS, SIDE, picture, write_micro
+from tests.micro_models import IDLE, MAKERS, SIDE, picture, write_micro
 
 NEGATIVE = [name for name, method in METHODS.items() if method.inference == "negative_guidance"]
 GUIDED = {"flux": {"true_cfg_scale": 5.0, "negative_prompt": ""}}  # how Flux dev, told a scale by default, is really guided
@@ -83,8 +83,9 @@ def test_every_method_trains_every_family(words, tmp_path, kind, method):
     assert main(words(kind, method)) == 0
     assert [row["step"] for row in log_of(tmp_path / "run")] == [1, 2]
     weights = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
-    moved = [name for name, value in weights.items() if ".lora_B." in name and value.abs().max() > 1e-3]
-    assert len(moved) == len(weights) / 2
+    learns = [name for name in weights if ".lora_B." in name and IDLE not in name]
+    assert learns
+    assert all(weights[name].abs().max() > 1e-3 for name in learns)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
