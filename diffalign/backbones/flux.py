@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from diffalign.backbones.pretrained import Pretrained
+from diffalign.backbones.pretrained import JOINT, Pretrained
 from diffalign.diffusion.path import FlowPath, Path
 from diffalign.types import Condition
 
@@ -18,6 +18,7 @@ class Flux(Pretrained):
     """A transformer that predicts the velocity."""
 
     component = "transformer"
+    lora_targets = JOINT
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:

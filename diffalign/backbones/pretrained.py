@@ -17,6 +17,7 @@ from diffalign.errors import CheckpointError
 from diffalign.types import Condition
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # with the prompt's side, as the scripts of diffusers do
 
 
 class Pretrained(ABC):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign.backbones.pretrained import Pretrained
+from diffalign.backbones.pretrained import JOINT, Pretrained
 from diffalign.diffusion.path import FlowPath, Path
 from diffalign.types import Condition
 
@@ -17,6 +17,7 @@ class StableDiffusion3(Pretrained):
     """A transformer that predicts the velocity."""
 
     component = "transformer"
+    lora_targets = JOINT
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:

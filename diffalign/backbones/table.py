@@ -91,6 +91,8 @@ def load_backbone(
     So does the VAE (a half-precision one overflows) unless another is given, and all text encoders but T5 in bfloat16: each runs once.
     """
     layout = _index(name, revision, variant)[1]
+    if settings is not None and settings.max_sequence_length is not None and layout.t5 is None:
+        raise ConfigError(f"`max_sequence_length` is for the prompts of T5, which {name} does not have; leave it out")
     dtypes = {"default": torch.float32, layout.component: torch.float32 if full else precision}
     if vae is not None:
         dtypes["vae"] = precision
