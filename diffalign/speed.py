@@ -1,0 +1,72 @@
+"""Memory and speed of the denoiser: attention backend, memory format, gradient checkpointing, compilation, quantised base weights."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from diffusers import BitsAndBytesConfig, TorchAoConfig, UNet2DConditionModel
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import attention_backend
+from torch.utils.checkpoint import checkpoint
+
+from diffalign.config import TrainConfig
+from diffalign.errors import ConfigError
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def quantization_config(config: TrainConfig) -> BitsAndBytesConfig | TorchAoConfig | None:
+    """Return how the denoiser's linear layers are stored, for its `from_pretrained`; None for as they are.
+
+    Raises ConfigError for nf4 without a GPU.
+    """
+    if config.quantization is None:
+        return None
+    if config.quantization == "nf4":
+        if not torch.cuda.is_available():
+            raise ConfigError("`quantization: nf4` computes on a GPU, and there is none here; int8 and fp8 also run on a CPU")
+        compute = DTYPES[config.mixed_precision]
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
+    from torchao import quantization  # pyright: ignore[reportMissingImports]  # optional; its presence was checked with the config
+
+    kinds = {"int8": quantization.Int8WeightOnlyConfig, "fp8": quantization.Float8WeightOnlyConfig}
+    return TorchAoConfig(kinds[config.quantization]())
+
+
+def apply(config: TrainConfig, denoiser: Any) -> None:
+    """Switch on what `config` asks of a denoiser that has its adapter. Raises ConfigError for what this network cannot do."""
+    if config.attention_name is not None:
+        _attend(denoiser, config.attention_name)
+    if config.channels_last:
+        if not isinstance(denoiser, UNet2DConditionModel):
+            raise ConfigError(f"`channels_last` orders the memory of convolutions; a {type(denoiser).__name__} has none to speak of")
+        denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # diffusers hides torch's keyword
+    if config.gradient_checkpointing:
+        # Given here, for diffusers' own makes torch.compile warn of a cached function in it.
+        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False))
+    if config.torch_compile:
+        # In place: names of weights, and the adapter's switch, stay. The compiler would round fused operations once instead of each
+        # time, and otherwise in the policy than in the reference: in bfloat16 by more than beta allows.
+        denoiser.compile(options={"emulate_precision_casts": True})
+
+
+def _attend(denoiser: Any, name: str) -> None:
+    """Set an attention backend of diffusers. UNets, PixArt and SD3 do not ask its dispatcher: they call PyTorch's own, or xformers."""
+    dispatched = any(isinstance(layer, AttentionModuleMixin) for layer in denoiser.modules())
+    try:
+        if dispatched:
+            with attention_backend():  # which puts back the process-wide default that the next line moves as well
+                denoiser.set_attention_backend(name)
+        elif name == "xformers":
+            denoiser.enable_xformers_memory_efficient_attention()
+    except (RuntimeError, ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(f"`attention_backend` {name}: {error}") from error
+    if not dispatched and name not in ("native", "xformers"):
+        raise ConfigError(
+            f"`attention_backend` is {name!r}, and a {type(denoiser).__name__} calls PyTorch's scaled_dot_product_attention itself, "
+            "which takes flash kernels where they fit; expected sdpa or xformers"
+        )
