@@ -48,5 +48,6 @@ def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Tensor:
 
 def candidate(query: Query, k: int) -> Query:
     """Return the query of candidate `k` alone."""
-    noised = query.noised
-    return replace(query, noised=replace(noised, x_t=noised.x_t[:, k : k + 1], target=noised.target[:, k : k + 1]))
+    noised, own = query.noised, slice(k, k + 1)
+    frames = None if query.frames is None else query.frames[:, own]
+    return replace(query, noised=replace(noised, x_t=noised.x_t[:, own], target=noised.target[:, own]), frames=frames)

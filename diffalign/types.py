@@ -62,6 +62,12 @@ class Query:
     noised: Noised
     condition: Condition  # (B, ...) each, prompts already dropped
     dropped: Tensor | None = None  # (B,) which prompts were
+    frames: Tensor | None = None  # (B, K, 6), as the batch's
+
+    def to(self, device: torch.device) -> Query:
+        """Return the query on `device`."""
+        frames = None if self.frames is None else self.frames.to(device)
+        return Query(self.noised.to(device), _moved(self.condition, device), self.dropped, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,14 @@ class Batch:
     prob: Tensor  # (B,) in [0, 1]
     ids: tuple[str, ...] = ()
     query: Query | None = None  # drawn before training and kept on disk; None: drawn in the step
+    frames: Tensor | None = None  # (B, K, 6) float32: each image's original height, width, crop top, left, target height, width
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        query = self.query and Query(self.query.noised.to(device), _moved(self.query.condition, device), self.query.dropped)
+        frames = None if self.frames is None else self.frames.to(device)
+        query = self.query and self.query.to(device)
         prob, condition, empty = self.prob.to(device), _moved(self.condition, device), _moved(self.empty, device)
-        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query)
+        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames)
 
 
 def _moved(condition: Condition, device: torch.device) -> Condition:

@@ -65,24 +65,26 @@ class DiffusionLikelihood:
             condition = with_dropped(condition, batch.empty, dropped)
 
         def predict(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
-            if not empty:
-                return self._outputs(driver, x, label, condition).to(x)  # what is computed of outputs is not in half precision
             nothing = {name: value.expand(len(x), *value.shape[1:]) for name, value in batch.empty.items()}
-            return self._outputs(driver, x, label, nothing).to(x)
+            # What is computed of outputs is not in half precision.
+            return self._outputs(driver, x, label, nothing if empty else condition, batch.frames).to(x)
 
-        return Query(self.trajectory(batch.x0, predict, self.path, generator), condition, dropped)
+        return Query(self.trajectory(batch.x0, predict, self.path, generator), condition, dropped, batch.frames)
 
     def score(self, model: Any, query: Query) -> Tensor:
         """Return -1/2 weight * error, (B, K), in float32 at least."""
         n = query.noised
-        output = self._outputs(model, n.x_t, n.t, query.condition)
+        output = self._outputs(model, n.x_t, n.t, query.condition, query.frames)
         # Squaring in half precision moves the margin by up to 0.4 at beta 5000.
         wide = torch.promote_types(output.dtype, torch.float32)
         exact = Noised(n.x_t.to(wide), n.t, n.target.to(wide), n.weight.to(wide))
         return -0.5 * exact.weight[:, None] * self.error(self.path, exact, output.to(wide))
 
-    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
         """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""
         count = x.shape[1]
         flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
+        # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
+        if frames is not None and frames.shape[1] >= count:
+            flat["frames"] = frames[:, :count].flatten(0, 1)
         return self.denoise(model, x.flatten(0, 1), t.repeat_interleave(count), flat).view_as(x)

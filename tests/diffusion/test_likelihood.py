@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -95,6 +97,52 @@ def test_both_candidates_are_asked_with_their_records_time_and_prompt():
     assert torch.equal(x.view(3, 2, 4, 2, 2), asked.noised.x_t)
     assert torch.equal(t.view(3, 2), asked.noised.t[:, None].expand(3, 2))
     assert condition["prompt"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+
+
+def test_every_candidate_is_asked_with_its_own_frame():
+    model, own, frames = Scale(), likelihood(prompt_dropout=1.0), torch.arange(36.0).view(3, 2, 6)
+    asked = own.prepare(None, replace(batch(3), frames=frames), seeded(1, 2, 3))
+    assert torch.equal(asked.frames, frames)  # a dropped prompt is no dropped frame
+    own.score(model, asked)
+    condition = model.asked[0][2]
+    assert torch.equal(condition["frames"], frames.view(6, 6))
+    assert not condition["prompt"].any()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_trajectory_is_asked_with_the_frames_under_either_prompt(empty):
+    def asking(x0, predict, path, generator):
+        predict(x0, torch.zeros(len(x0)), empty=empty)
+        return forward(x0, predict, path, generator)
+
+    driver, frames = Scale(), torch.arange(24.0).view(2, 2, 6)
+    likelihood(trajectory=asking).prepare(driver, replace(batch(2), frames=frames), seeded(1, 2))
+    condition = driver.asked[0][2]
+    assert torch.equal(condition["frames"], frames.view(4, 6))
+    assert condition["prompt"].any() != empty
+
+
+@pytest.mark.parametrize(("candidates", "told"), [(0, None), (1, [0, 1]), (2, [0, 2])])
+def test_a_picture_of_the_models_own_has_the_frame_of_candidate_0_if_there_is_one(candidates, told):
+    def made(x0, predict, path, generator):
+        x = torch.zeros(len(x0), 1, *x0.shape[2:])
+        predict(x, torch.zeros(len(x0)))
+        return forward(x, predict, path, generator)
+
+    driver, own = Scale(), likelihood(trajectory=made)
+    frames = torch.arange(2.0 * candidates).view(2, candidates, 1).expand(-1, -1, 6)  # each is its image's number
+    own.score(driver, own.prepare(driver, replace(batch(2, candidates), frames=frames), seeded(1, 2)))
+    for _, _, condition, _ in driver.asked:
+        assert (condition["frames"][:, 0].tolist() if "frames" in condition else None) == told
+
+
+def test_a_batch_takes_its_frames_and_its_querys_along():
+    frames, place = torch.zeros(2, 2, 6), torch.device("meta")
+    whole = replace(batch(2), frames=frames)
+    whole = replace(whole, query=likelihood().prepare(None, whole, seeded(1, 2)))
+    moved = whole.to(place)
+    assert moved.frames.device == moved.query.frames.device == place
+    assert batch(2).to(place).frames is None
 
 
 def test_scoring_draws_nothing():
