@@ -16,6 +16,7 @@ from diffalign import adapters, speed
 from diffalign.backbones.base import Backbone, Settings
 from diffalign.backbones.table import check_guided, load_backbone, load_denoiser
 from diffalign.config import TrainConfig
+from diffalign.configcheck import check_sides
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Pairs
 from diffalign.data.pixels import Framing
 from diffalign.data.view import View
@@ -155,9 +156,9 @@ def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Ref
 
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
     """Return the training data, cached on disk (filled now) or live."""
-    framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip)
-    shape = model.latent_shape(framing.resolution, framing.resolution)
-    encoders = Encoders(model.encode_image, model.encode_prompt, shape, model.fingerprint())
+    check_sides(config.buckets, model.component)
+    framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip, config.buckets)
+    encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
     if config.cache == "off":
         return LivePairs(view, encoders, framing, config.cache_variants)
     root = Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"

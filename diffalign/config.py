@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.configcheck import check_objective, check_ranges, check_switches, known
+from diffalign.configcheck import check_buckets, check_objective, check_ranges, check_switches, known, parse_buckets
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.specs import Spec, single
@@ -54,6 +54,9 @@ class TrainConfig:
     """Use only the first so many rows."""
     resolution: int | None = None
     """Side of the training images in pixels; the model's own if not given."""
+    aspect_ratio_buckets: str | None = None
+    """Sizes of the training images instead, as "height,width;height,width;...": a record's images all get the one nearest to their
+    aspect ratios (the geometric mean), and a forward pass holds one size. `resolution` is then that of validation pictures."""
     random_crop: bool = False
     """Crop at random instead of in the middle; both candidates alike."""
     random_flip: bool = False
@@ -187,6 +190,11 @@ class TrainConfig:
         name = "xformers" if self.enable_xformers_memory_efficient_attention else self.attention_backend
         return "native" if name == "sdpa" else name
 
+    @property
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        """Return (height, width) of the aspect-ratio buckets; none where all images become squares."""
+        return parse_buckets(self.aspect_ratio_buckets)
+
     def check(self) -> TrainConfig:
         """Return the config, or raise ConfigError for the first value that cannot be meant."""
         known("method", self.method, METHODS)
@@ -198,6 +206,7 @@ class TrainConfig:
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
             )
         check_switches(self)
+        check_buckets(self, method.transforms if self.transforms is None else self.transforms)
         return self
 
     def part(self, kind: Literal["objective", "trajectory", "error"]) -> dict[str, dict[str, Any]]:

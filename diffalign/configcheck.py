@@ -6,12 +6,14 @@ Nothing here imports torch, and nothing is loaded.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from diffalign.backbones.folders import LAYOUTS, check_folder, resolve
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.objectives import OBJECTIVES, REFERENCE_FREE
-from diffalign.specs import bind
+from diffalign.specs import Spec, bind, single
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
@@ -77,6 +79,35 @@ def check_objective(spec: Mapping[str, Mapping[str, Any]], *, compares: bool) ->
     require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
     if name not in REFERENCE_FREE and not compares:
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
+
+
+def parse_buckets(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Return (height, width) of every bucket of "672,1568;688,1504", as diffusers' scripts take them. Raises ConfigError for other text."""
+    buckets = []
+    for pair in () if text is None else text.strip().split(";"):
+        found = re.fullmatch(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*", pair)
+        if found is None:
+            raise ConfigError(f"`aspect_ratio_buckets`: found {pair!r}; expected height,width in pixels, and `;` between the buckets")
+        buckets.append((int(found[1]), int(found[2])))
+    return tuple(buckets)
+
+
+def check_buckets(config: Any, transforms: Sequence[Spec]) -> None:
+    """Check the aspect-ratio buckets by themselves, and against the method's data and the model's folder."""
+    if not (buckets := parse_buckets(config.aspect_ratio_buckets)):
+        return
+    if "prompt_only" in [single("transform", spec)[0] for spec in transforms]:
+        raise ConfigError(f"`aspect_ratio_buckets` are for images, and `{config.method}` learns from prompts alone; leave them out")
+    kind = check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
+    check_sides(buckets, LAYOUTS[kind].component if kind else "unet")  # of a hub id nothing is known yet
+
+
+def check_sides(buckets: Iterable[tuple[int, int]], component: str) -> None:
+    """Raise ConfigError for a bucket that latents cannot fill: 8 pixels to each number, which transformers take in patches of 2 by 2."""
+    side = 16 if component == "transformer" else 8
+    for height, width in buckets:
+        if min(height, width) == 0 or height % side or width % side:
+            raise ConfigError(f"`aspect_ratio_buckets`: {height},{width} of a {component}; expected multiples of {side}")
 
 
 def check_switches(config: Any) -> None:

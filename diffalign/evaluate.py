@@ -19,7 +19,7 @@ from diffalign import adapters
 from diffalign.build import Parts, parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import from_mapping, load_yaml
-from diffalign.data.batch import sample_generator
+from diffalign.data.batch import positions_alike, sample_generator
 from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
@@ -69,9 +69,8 @@ def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed
     """
     policy = parts.backbone.denoiser
     policy.eval()
-    likelihood, ratios = DiffusionLikelihood(parts.backbone.path, parts.backbone.predict, forward), []
-    for start in tqdm(range(0, len(parts.pairs), batch_size), desc="held-out pairs", disable=None):
-        positions = range(start, min(start + batch_size, len(parts.pairs)))
+    likelihood, ratios = DiffusionLikelihood(parts.backbone.path, parts.backbone.predict, forward), {}
+    for positions in tqdm(positions_alike(parts.pairs, batch_size), desc="held-out pairs", disable=None):
         batch = parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]).to(next(policy.parameters()).device)
         total = torch.zeros(batch.x0.shape[:2], device=batch.x0.device)
         for repeat in range(draws):
@@ -79,8 +78,8 @@ def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed
             reference = parts.reference.score(likelihood, query)
             score = likelihood.score(policy, query)
             total += (score if reference is None else score - reference) / draws
-        ratios.append(total.cpu())
-    return torch.cat(ratios)
+        ratios |= zip(positions, total.cpu(), strict=True)
+    return torch.stack([ratios[position] for position in range(len(ratios))])
 
 
 def heldout_implicit_accuracy(parts: Parts) -> float:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from diffalign.backbones.base import Backbone
-from diffalign.data.batch import CachedPairs, Index, progress
-from diffalign.data.cache import Bank, open_folder
+from diffalign.data.batch import CachedPairs, Index
+from diffalign.data.cache import Bank, open_folder, packed, progress, unpacked
 from diffalign.data.pixels import record_generator
 from diffalign.diffusion.likelihood import DiffusionLikelihood, with_dropped
 from diffalign.diffusion.path import landed
@@ -40,18 +40,18 @@ class Precomputed(Dataset[dict[str, Any]]):
         facts: dict[str, Any],
         device: torch.device,
     ) -> None:
-        self.pairs, self.path, self.draws = pairs, likelihood.path, draws
+        self.pairs, self.path, self.draws, self.buckets = pairs, likelihood.path, draws, pairs.buckets
         self._position = {entry.row: place for place, entry in enumerate(pairs.view.entries)}
         own = {"latents": pairs.folder.name, "seed": seed, "prompt_dropout": likelihood.prompt_dropout, "version": 1}
         folder = open_folder(pairs.folder.parent, "points", facts | own)
         rows, candidates = len(pairs.view.table), int(pairs.first[-1])
         # One array a draw, so that more draws find the first ones there.
-        self._points = [Bank(folder, f"x_t-{d}", candidates, pairs.latent_shape, "float32") for d in range(draws)]
+        self._points = [Bank(folder, f"x_t-{d}", candidates, pairs.row_shape, "float32") for d in range(draws)]
         self._times = [Bank(folder, f"t-{d}", rows, (), "float64") for d in range(draws)]
         self._drops = [Bank(folder, f"drop-{d}", rows, (), "bool") for d in range(draws)]
         with torch.no_grad(), reference.driving() as network:
             for part in progress(self.missing(), 16, "cache trajectory"):
-                for (draw, _), group in itertools.groupby(part, key=lambda job: (job[0], self._candidates(job[1]))):
+                for (draw, *_), group in itertools.groupby(part, key=lambda job: (job[0], *self._kind(job[1]))):
                     self._fill(draw, [row for _, row in group], likelihood, network, device, seed)
 
     def __len__(self) -> int:
@@ -60,25 +60,26 @@ class Precomputed(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         entry, draw = self.pairs.view.entries[index[0]], index[1] % self.draws
         rows = self.pairs.bank_rows(entry.row, 0, 1)
+        points = self._points[draw].read([rows[i] for i in entry.order])
         known = {
-            "x_t": torch.from_numpy(self._points[draw].read([rows[i] for i in entry.order])),
+            "x_t": torch.from_numpy(unpacked(points, self.pairs.latent_shape(entry.row))),
             "t": self._times[draw].read([entry.row])[0],
             "drop": self._drops[draw].read([entry.row])[0],
         }
         return self.pairs[index[0], draw] | known
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch of loaded rows with its query."""
+        """Return the batch of loaded rows of one bucket with its query."""
         batch = self.pairs.to_batch(rows)
         t = torch.tensor([row["t"] for row in rows], dtype=torch.float64).to(self.path.solver_times(1).dtype)
         dropped = torch.tensor([bool(row["drop"]) for row in rows])
         noised = landed(self.path, batch.x0, torch.stack([row["x_t"] for row in rows]), t)
-        return replace(batch, query=Query(noised, with_dropped(batch.condition, batch.empty, dropped), dropped))
+        return replace(batch, query=Query(noised, with_dropped(batch.condition, batch.empty, dropped), dropped, batch.frames))
 
     def missing(self) -> list[tuple[int, int]]:
-        """Return (draw, row) of all points to compute, rows of equally many candidates together."""
+        """Return (draw, row) of all points to compute, rows of equally many candidates, and of one size, together."""
         rows = list(self._position)
-        return [(d, row) for d in range(self.draws) for row in sorted(self._times[d].missing(rows), key=self._candidates)]
+        return [(d, row) for d in range(self.draws) for row in sorted(self._times[d].missing(rows), key=self._kind)]
 
     def _fill(
         self, draw: int, rows: Sequence[int], likelihood: DiffusionLikelihood, network: nn.Module, device: torch.device, seed: int
@@ -88,17 +89,21 @@ class Precomputed(Dataset[dict[str, Any]]):
         query = likelihood.prepare(network, self._batch(rows, draw).to(device), generators)
         dropped = torch.zeros(len(rows), dtype=torch.bool) if query.dropped is None else query.dropped
         points = [i for row in rows for i in self.pairs.bank_rows(row, 0, 1)]
-        self._points[draw].write(points, query.noised.x_t.flatten(0, 1).float().cpu().numpy())
+        self._points[draw].write(points, packed(query.noised.x_t.flatten(0, 1).float().cpu().numpy(), self.pairs.row_shape))
         self._drops[draw].write(rows, dropped.numpy())
         self._times[draw].write(rows, query.noised.t.double().cpu().numpy())
 
     def _batch(self, rows: Sequence[int], draw: int) -> Batch:
-        """Return the latents of all candidates of table rows, and their prompts."""
+        """Return the latents and frames of all candidates of table rows, and their prompts."""
         loaded = []
         for row in rows:
-            latents = self.pairs.latents(row, range(self._candidates(row)), draw)
-            loaded.append({**self.pairs[self._position[row], draw], "latents": latents})
+            images = self.pairs.images(row, range(self._candidates(row)), draw)
+            loaded.append({**self.pairs[self._position[row], draw], **images})
         return self.pairs.to_batch(loaded)
+
+    def _kind(self, row: int) -> tuple[int, ...]:
+        """Return what the rows of a batch must share: the number of candidates, and the size of the images."""
+        return (self._candidates(row), *self.pairs.sizes[row])
 
     def _candidates(self, row: int) -> int:
         return int(self.pairs.first[row + 1] - self.pairs.first[row])

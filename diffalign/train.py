@@ -74,7 +74,8 @@ class Trainer:
         self.ema = EMAModel(self.parameters, decay=config.ema_decay, **plain) if config.use_ema or drives else None
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.sampler = Sampler(len(view), config.train_batch_size, config.gradient_accumulation_steps, processes, rank, config.seed)
+        division = config.train_batch_size, config.gradient_accumulation_steps, processes, rank
+        self.sampler = Sampler(len(view), *division, config.seed, self.parts.pairs.buckets)
         self._negative = METHODS[config.method].inference == "negative_guidance"
         self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
         self.step = 0
@@ -108,20 +109,21 @@ class Trainer:
         return self.output_dir
 
     def optimizer_step(self, batches: Any) -> dict[str, float]:
-        """Take one optimiser step over all micro-batches, or skip it where the guard says so; return its scalars."""
-        config, gathered = self.config, []
+        """Take one optimiser step over all forward passes, or skip it where the guard says so; return its scalars."""
+        config, gathered, passes = self.config, [], self.sampler.passes(self.step)
         if config.lora_dropout:  # the one draw that torch makes by itself; seeded by step, so that a resumed run repeats it
             torch.manual_seed(config.seed * 1_000_003 + self.step * self.sampler.processes + self.sampler.rank)
-        for micro in range(config.gradient_accumulation_steps):
+        records = sum(map(len, passes))
+        for number, samples in enumerate(passes, 1):
             batch = next(batches).to(self.accelerator.device)
-            generators = self.sampler.generators(self.sampler.samples(self.step, micro))
-            last = micro == config.gradient_accumulation_steps - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
+            generators = self.sampler.generators(samples)
+            with contextlib.nullcontext() if number == len(passes) else self.accelerator.no_sync(self.policy):
                 loss, scores = preference_step(
                     self.parts, self.policy, batch, generators, self._driving, sequential=config.sequential_candidates
                 )
-                self.accelerator.backward(loss / config.gradient_accumulation_steps)
-            gathered.append({"loss": loss.detach(), **describe(scores, self.beta)})
+                self.accelerator.backward(loss / (records / len(samples)))
+            weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
+            gathered.append({name: weight * value for name, value in {"loss": loss.detach(), **describe(scores, self.beta)}.items()})
         names = list(gathered[0])
         means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
         norm: Any = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -196,8 +198,9 @@ class Trainer:
         config = self.config
         same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
         same += ("lora_alpha", "resolution", "max_sequence_length", "guidance_scale", "weighting_scheme", "logit_mean", "logit_std")
-        same += ("mode_scale", "shift", "transport")
+        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets")
         return {
+            "bucket_batch": config.train_batch_size if config.buckets else None,  # which the order of the records then depends on
             "model": lasting(config.pretrained_model_name_or_path),
             "table": self.view.table.fingerprint,
             "records": len(self.view),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.training_utils import parse_buckets_string
 
 from diffalign import configcheck
 from diffalign.config import TrainConfig
+from diffalign.configcheck import check_sides
 from diffalign.errors import ConfigError
+from tests.micro_models import write_micro
 
 ELSEWHERE = {"_native_npu", "_native_xla"}  # for other accelerators than this package is made for
 
@@ -74,6 +79,49 @@ def test_switches_that_exclude_each_other_are_refused(present, values, message):
     present |= {"bitsandbytes", "torchao", "xformers", "kernels", "flash_attn"}
     with pytest.raises(ConfigError, match=message):
         config(**values).check()
+
+
+@pytest.mark.parametrize("text", ["672,1568;688,1504", " 64 , 32;32,64 ", "512,512"])
+def test_buckets_are_read_as_diffusers_reads_them(text):
+    assert list(config(aspect_ratio_buckets=text).check().buckets) == parse_buckets_string(text)
+
+
+@pytest.mark.parametrize("text", ["", "64", "64,", "64,32;", "64x32", "64,32,16", "-64,32", "64.0,32", "64,32 32,64", "high,wide"])
+def test_text_that_names_no_buckets_is_refused(text):
+    with pytest.raises(ValueError, match=r"Bucket string cannot be empty|Invalid"):
+        parse_buckets_string(text)
+    with pytest.raises(ConfigError, match=r"`aspect_ratio_buckets`: found '.*'; expected height,width in pixels, and `;` between"):
+        config(aspect_ratio_buckets=text).check()
+
+
+@pytest.mark.parametrize(("text", "named"), [("64,64;64,36", "64,36"), ("30,64", "30,64"), ("64,64;0,64", "0,64")])
+def test_a_bucket_that_latents_cannot_fill_is_named(text, named):
+    with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} of a unet; expected multiples of 8"):
+        config(aspect_ratio_buckets=text).check()
+
+
+@pytest.mark.parametrize("component", ["unet", "transformer"])
+def test_transformers_take_latents_in_patches(component):
+    check_sides([(64, 32)], component)
+    with (
+        pytest.raises(ConfigError, match="64,40 of a transformer; expected multiples of 16")
+        if component == "transformer"
+        else nullcontext()
+    ):
+        check_sides([(64, 32), (64, 40)], component)
+
+
+def test_the_kind_of_a_model_folder_is_known_before_its_weights_are(tmp_path):
+    model = write_micro("sd3", tmp_path / "sd3")
+    with pytest.raises(ConfigError, match="64,40 of a transformer"):
+        config(pretrained_model_name_or_path=str(model), aspect_ratio_buckets="64,32;64,40").check()
+
+
+def test_buckets_without_images_are_refused():
+    with pytest.raises(ConfigError, match="`self_npo` learns from prompts alone; leave them out"):
+        config(method="self_npo", aspect_ratio_buckets="64,32").check()
+    images = {"trajectory": {"self_rollout": {"start": "image", "steps": 2}}, "transforms": ["orient", "preferred"]}
+    config(method="self_npo", aspect_ratio_buckets="64,32", **images).check()
 
 
 def test_the_users_words_for_attention_lead_to_those_of_diffusers(present):

@@ -115,6 +115,14 @@ def test_activations_of_one_candidate_live_at_a_time(config):
     del joint
 
 
+def test_candidates_in_turn_keep_their_own_frames(config):
+    parts, batch = setting(config, 3)
+    query = parts.likelihood.prepare(None, batch, torch.Generator())
+    assert query.frames.shape == (3, 2, 6)
+    assert all(torch.equal(candidate(query, k).frames, query.frames[:, k : k + 1]) for k in range(2))
+    assert candidate(replace(query, frames=None), 1).frames is None
+
+
 def test_dropout_of_the_adapter_falls_alike_in_both_passes(config):
     parts, batch = setting(replace(config, lora_dropout=0.5))
     denoiser, likelihood = parts.backbone.denoiser, parts.likelihood

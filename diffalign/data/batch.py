@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
-from diffalign.data.cache import Bank, open_folder
-from diffalign.data.pixels import Framing, candidate_pixels, record_generator
+from diffalign.data.buckets import Sizes, alike, block_order
+from diffalign.data.cache import Bank, open_folder, packed, progress, row_shape, unpacked
+from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
+from diffalign.data.records import Record
 from diffalign.data.view import View
 from diffalign.types import Batch, Condition
 
@@ -29,6 +30,8 @@ Index = tuple[int, int]  # (position in the view, epoch)
 
 class Pairs(Protocol):
     """Training data: a torch dataset over (position, epoch) whose rows make batches."""
+
+    buckets: np.ndarray | None  # (records,) which records have images, and latents, of one size; None: all
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -39,7 +42,7 @@ class Pairs(Protocol):
         ...
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch of loaded rows."""
+        """Return the batch of loaded rows of one bucket."""
         ...
 
 
@@ -49,7 +52,7 @@ class Encoders:
 
     image: Callable[[Tensor, Tensor], Tensor]  # pixels (N,3,h,w), noise (N,C,H,W) -> latents (N,C,H,W)
     prompt: Callable[[Sequence[str]], Condition]
-    latent_shape: tuple[int, int, int]
+    latent_shape: Callable[[int, int], tuple[int, int, int]]  # pixels high and wide -> (C, H, W)
     fingerprint: str
 
 
@@ -58,6 +61,8 @@ class LivePairs(Dataset[dict[str, Any]]):
 
     def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int) -> None:
         self.view, self.encoders, self.framing, self.variants = view, encoders, framing, variants
+        self.sizes = Sizes(view, framing)
+        self.buckets = self.sizes.buckets(view)
         self.empty = {name: value.cpu() for name, value in encoders.prompt([""]).items()}
 
     def __len__(self) -> int:
@@ -66,33 +71,35 @@ class LivePairs(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         position, epoch = index
         entry = self.view.entries[position]
-        shape, order = self.encoders.latent_shape, list(entry.order)
+        size, order = self.sizes[entry.row], list(entry.order)
         if order:
-            pixels, noise = framed(self.view, entry.row, epoch % self.variants, self.framing, shape)
+            images = framed(self.view.table[entry.row], epoch % self.variants, self.framing, size, self.encoders)
         else:
-            pixels, noise = torch.zeros(0, 3, 1, 1), torch.zeros(0, *shape)
-        return {"pixels": pixels[order], "noise": noise[order], "prompt": entry.prompt, "prob": entry.prob, "id": entry.id}
+            noise = torch.zeros(0, *self.encoders.latent_shape(*size))
+            images = {"pixels": torch.zeros(0, 3, *size), "frames": torch.zeros(0, 6), "noise": noise}
+        return {name: value[order] for name, value in images.items()} | {"prompt": entry.prompt, "prob": entry.prob, "id": entry.id}
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch of loaded rows; runs the encoders."""
+        """Return the batch of loaded rows of one bucket; runs the encoders."""
         pixels, noise = (torch.cat([row[name] for row in rows]) for name in ("pixels", "noise"))
         latents = self.encoders.image(pixels, noise) if len(pixels) else noise
         condition = self.encoders.prompt([row["prompt"] for row in rows])
         prob = torch.tensor([row["prob"] for row in rows])
         x0 = latents.unflatten(0, (len(rows), len(latents) // len(rows)))
-        return Batch(x0, condition, self.empty, prob, tuple(row["id"] for row in rows))
+        frames = torch.stack([row["frames"] for row in rows])
+        return Batch(x0, condition, self.empty, prob, tuple(row["id"] for row in rows), frames=frames)
 
 
-def framed(view: View, row: int, variant: int, framing: Framing, latent_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return pixels (K, 3, h, w) and posterior noise (K, C, H, W) of all candidates of a table row; drawn by id and variant."""
-    record = view.table[row]
+def framed(record: Record, variant: int, framing: Framing, size: Size, encoders: Encoders) -> dict[str, Tensor]:
+    """Return "pixels" (K, 3, h, w), "frames" (K, 6) and posterior "noise" (K, C, H, W) of a table's record; drawn by id and variant."""
     generator = record_generator(record.id, variant)
-    pixels = candidate_pixels(record, framing, generator)
-    return pixels, torch.randn((len(pixels), *latent_shape), generator=generator)
+    pixels, frames = candidate_pixels(record, framing, generator, size)
+    noise = torch.randn((len(pixels), *encoders.latent_shape(*size)), generator=generator)
+    return {"pixels": pixels, "frames": frames, "noise": noise}
 
 
 class CachedPairs(Dataset[dict[str, Any]]):
-    """Reads latents and prompt embeddings from disk; the constructor computes those that are missing."""
+    """Reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing."""
 
     def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int, root: Path, batch_size: int = 16) -> None:
         self.view, self.variants = view, variants
@@ -100,8 +107,14 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self.first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         facts = {"table": view.table.fingerprint, "model": encoders.fingerprint}
         folder = open_folder(root, "latents", facts | {"framing": asdict(framing), "variants": variants})
-        self.folder, self.latent_shape = folder, encoders.latent_shape
-        self._latents = Bank(folder, "latents", int(self.first[-1]) * variants, encoders.latent_shape, "float32")
+        self.folder = folder
+        self.sizes = Sizes(view, framing, Bank(folder, "buckets", len(view.table), (), "int64") if framing.buckets else None)
+        self.buckets = self.sizes.buckets(view)
+        self._shapes = {size: encoders.latent_shape(*size) for size in (framing.square, *framing.buckets)}
+        self.row_shape = row_shape([self._shapes[size] for size in framing.buckets or (framing.square,)])
+        rows = int(self.first[-1]) * variants
+        self._latents = Bank(folder, "latents", rows, self.row_shape, "float32")
+        self._frames = Bank(folder, "frames", rows, (6,), "float32")
         self._fill_latents(encoders, framing, batch_size)
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
@@ -116,19 +129,25 @@ class CachedPairs(Dataset[dict[str, Any]]):
         position, epoch = index
         entry = self.view.entries[position]
         condition = {name: torch.from_numpy(bank.read([self._prompts[entry.prompt]])[0]) for name, bank in self._conditions.items()}
-        latents = self.latents(entry.row, entry.order, epoch)
-        return {"latents": latents, "condition": condition, "prob": entry.prob, "id": entry.id}
+        return {**self.images(entry.row, entry.order, epoch), "condition": condition, "prob": entry.prob, "id": entry.id}
 
-    def latents(self, row: int, order: Sequence[int], epoch: int) -> Tensor:
-        """Return the latents (K, C, H, W) of a table row's candidates in `order`; K = 0 for a prompt alone."""
+    def images(self, row: int, order: Sequence[int], epoch: int) -> dict[str, Tensor]:
+        """Return "latents" (K, C, H, W) and "frames" (K, 6) of a table row's candidates in `order`; K = 0 for a prompt alone."""
         rows = self.bank_rows(row, epoch % self.variants, self.variants)
-        return torch.from_numpy(self._latents.read([rows[i] for i in order]))
+        own = [rows[i] for i in order]
+        latents = unpacked(self._latents.read(own), self.latent_shape(row))
+        return {"latents": torch.from_numpy(latents), "frames": torch.from_numpy(self._frames.read(own))}
+
+    def latent_shape(self, row: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latents of a table row."""
+        return self._shapes[self.sizes[row]]
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch of loaded rows."""
+        """Return the batch of loaded rows of one bucket."""
         condition = {name: torch.stack([row["condition"][name] for row in rows]) for name in rows[0]["condition"]}
         prob = torch.tensor([row["prob"] for row in rows])
-        return Batch(torch.stack([row["latents"] for row in rows]), condition, self.empty, prob, tuple(row["id"] for row in rows))
+        latents, frames = (torch.stack([row[name] for row in rows]) for name in ("latents", "frames"))
+        return Batch(latents, condition, self.empty, prob, tuple(row["id"] for row in rows), frames=frames)
 
     def bank_rows(self, row: int, variant: int, variants: int) -> list[int]:
         """Return the positions, in a bank of `variants` for each candidate, of all candidates of a table row."""
@@ -136,11 +155,19 @@ class CachedPairs(Dataset[dict[str, Any]]):
 
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int) -> None:
         rows, variants = sorted({entry.row for entry in self.view.entries if entry.order}), self.variants
-        jobs = [(row, v) for row in rows for v in range(variants) if self._latents.missing(self.bank_rows(row, v, variants))]
-        for part in progress(jobs, batch_size, "cache latents"):
-            loaded = [framed(self.view, row, v, framing, encoders.latent_shape) for row, v in part]
-            latents = encoders.image(torch.cat([pixels for pixels, _ in loaded]), torch.cat([noise for _, noise in loaded]))
-            self._latents.write([i for row, v in part for i in self.bank_rows(row, v, variants)], latents.float().cpu().numpy())
+        jobs = [(row, v) for row in rows for v in range(variants) if self._lacks(self.bank_rows(row, v, variants))]
+        for part in progress(sorted(jobs, key=lambda job: self.sizes[job[0]]), batch_size, "cache latents"):
+            for size, group in itertools.groupby(part, key=lambda job: self.sizes[job[0]]):
+                own = list(group)
+                loaded = [framed(self.view.table[row], v, framing, size, encoders) for row, v in own]
+                pixels, frames, noise = (torch.cat([images[name] for images in loaded]) for name in ("pixels", "frames", "noise"))
+                latents, places = encoders.image(pixels, noise), [i for row, v in own for i in self.bank_rows(row, v, variants)]
+                self._frames.write(places, frames.numpy())
+                self._latents.write(places, packed(latents.float().cpu().numpy(), self.row_shape))
+
+    def _lacks(self, rows: Sequence[int]) -> bool:
+        """Return whether latents or frames of any of the bank's rows are missing: a row is there only if both are."""
+        return bool(self._latents.missing(rows) or self._frames.missing(rows))
 
     def _fill_prompts(self, encoders: Encoders, folder: Path, batch_size: int) -> dict[str, Bank]:
         shapes = {name: tuple(value.shape[1:]) for name, value in encoders.prompt([""]).items()}
@@ -154,19 +181,12 @@ class CachedPairs(Dataset[dict[str, Any]]):
         return banks
 
 
-def progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
-    """Yield `jobs` in parts of `size` under a progress bar."""
-    with tqdm(total=len(jobs), desc=label, disable=None if jobs else True) as bar:
-        for start in range(0, len(jobs), size):
-            yield jobs[start : start + size]
-            bar.update(len(jobs[start : start + size]))
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
     """Which records a step sees: sample g of the run is position perm(epoch)[g mod n], epoch = g div n.
 
-    Samples are numbered over the whole effective batch, so that accumulation and processes only divide the same batch.
+    Samples are numbered over the whole effective batch, so that accumulation and processes only divide the same batch. So does the
+    batch size, unless there are `buckets`: the order is then one in which a forward pass holds one bucket, if it can.
     """
 
     records: int
@@ -175,6 +195,7 @@ class Sampler:
     processes: int
     rank: int
     seed: int
+    buckets: np.ndarray | None = None  # (records,)
 
     @property
     def effective(self) -> int:
@@ -182,27 +203,38 @@ class Sampler:
         return self.batch_size * self.accumulation * self.processes
 
     def samples(self, step: int, micro: int) -> range:
-        """Return the sample numbers of one forward pass of this process."""
+        """Return the sample numbers of one micro-batch of this process."""
         first = step * self.effective + (micro * self.processes + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
-    def indices(self, samples: range) -> list[Index]:
-        """Return (position, epoch) of sample numbers."""
-        return [(int(_permutation(self.records, self.seed, g // self.records)[g % self.records]), g // self.records) for g in samples]
+    def passes(self, step: int) -> list[Sequence[int]]:
+        """Return the sample numbers of all forward passes of a step: one for each micro-batch, or for each bucket in it."""
+        blocks = [self.samples(step, micro) for micro in range(self.accumulation)]
+        if self.buckets is None:
+            return list(blocks)
+        return [part for block in blocks for part in alike(block, self.buckets[[position for position, _ in self.indices(block)]])]
 
-    def generators(self, samples: range) -> list[torch.Generator]:
+    def indices(self, samples: Sequence[int]) -> list[Index]:
+        """Return (position, epoch) of sample numbers."""
+        return [(int(_order(self, g // self.records)[g % self.records]), g // self.records) for g in samples]
+
+    def generators(self, samples: Sequence[int]) -> list[torch.Generator]:
         """Return one generator a sample."""
         return [sample_generator(self.seed, g) for g in samples]
 
     def batches(self, first_step: int, last_step: int) -> Iterator[list[Index]]:
         """Yield the indices of every forward pass from one step to another."""
-        for step, micro in itertools.product(range(first_step, last_step), range(self.accumulation)):
-            yield self.indices(self.samples(step, micro))
+        for step in range(first_step, last_step):
+            yield from map(self.indices, self.passes(step))
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+def _order(sampler: Sampler, epoch: int) -> np.ndarray:
+    """Return the positions (records,) of an epoch in their order."""
+    rng = np.random.default_rng([sampler.seed, epoch])
+    if sampler.buckets is None:
+        return rng.permutation(sampler.records)
+    return block_order(sampler.buckets, sampler.batch_size, epoch * sampler.records, rng)
 
 
 def sample_generator(seed: int, sample: int) -> torch.Generator:
@@ -218,3 +250,9 @@ def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, work
     rows: Any = DataLoader(cast("Dataset[Any]", pairs), batch_sampler=passes, collate_fn=list, num_workers=workers)
     for part in rows:
         yield pairs.to_batch(part)
+
+
+def positions_alike(pairs: Pairs, size: int) -> list[list[int]]:
+    """Return the positions of all records in parts of one bucket and at most `size`."""
+    groups = [list(range(len(pairs)))] if pairs.buckets is None else alike(range(len(pairs)), pairs.buckets)
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from diffalign.errors import TableError
 
@@ -72,6 +74,32 @@ def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     if found.shape != shape or found.dtype != np.dtype(dtype):
         raise TableError(f"{path}: found {found.dtype} {found.shape}, expected {dtype} {shape}; remove the folder and start again")
     return found
+
+
+def row_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape of a bank's rows that hold arrays of `shapes`: theirs if it is one, else flat and as long as the longest."""
+    return shapes[0] if len(set(shapes)) == 1 else (max(map(math.prod, shapes)),)
+
+
+def packed(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values (N, *any) as rows of `shape`, flat and filled up with zeros where they are not of it."""
+    if values.shape[1:] == shape:
+        return values
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
+    return np.pad(flat, ((0, 0), (0, shape[0] - flat.shape[1])))
+
+
+def unpacked(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values (N, *shape) of rows that `packed` made."""
+    return rows if rows.shape[1:] == shape else rows[:, : math.prod(shape)].reshape(len(rows), *shape)
+
+
+def progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
+    """Yield `jobs` in parts of `size` under a progress bar."""
+    with tqdm(total=len(jobs), desc=label, disable=None if jobs else True) as bar:
+        for start in range(0, len(jobs), size):
+            yield jobs[start : start + size]
+            bar.update(len(jobs[start : start + size]))
 
 
 def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:

@@ -44,7 +44,7 @@ class Fake:
 
     @property
     def encoders(self):
-        return Encoders(self.image, self.prompt, SHAPE, self.fingerprint)
+        return Encoders(self.image, self.prompt, lambda height, width: SHAPE, self.fingerprint)
 
 
 def picture(number):
@@ -168,7 +168,7 @@ def test_a_model_of_another_latent_shape_under_the_same_name_is_refused(view, tm
     cached(view, Fake(), tmp_path)
     fake = Fake()
     with pytest.raises(TableError, match=r"found float32 \(15, 2, 3, 3\), expected float32 \(15, 4, 3, 3\)"):
-        CachedPairs(view, Encoders(fake.image, fake.prompt, (4, 3, 3), fake.fingerprint), FRAMING, 1, tmp_path)
+        CachedPairs(view, Encoders(fake.image, fake.prompt, lambda height, width: (4, 3, 3), fake.fingerprint), FRAMING, 1, tmp_path)
 
 
 def test_cached_pairs_travel_to_a_worker_without_their_numbers(view, tmp_path):

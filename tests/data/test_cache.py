@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign.data.cache import Bank, fingerprint, open_folder
+from diffalign.data.cache import Bank, fingerprint, open_folder, packed, row_shape, unpacked
 from diffalign.errors import TableError
 
 FACTS = {"table": "abc", "model": "def", "framing": {"resolution": 8}}
@@ -110,6 +110,25 @@ def test_a_bank_travels_to_a_worker_as_its_place_on_disk(tmp_path):
     packed = pickle.dumps(own)
     assert len(packed) < 1000  # not the 120 kB of its numbers
     assert np.array_equal(pickle.loads(packed).read([4000]), values(4))
+
+
+def test_arrays_of_one_shape_lie_in_a_bank_as_they_are():
+    assert row_shape([(2, 3, 4), (2, 3, 4)]) == (2, 3, 4)
+    rows = np.arange(48.0).reshape(2, 2, 3, 4)
+    assert packed(rows, (2, 3, 4)) is rows
+    assert unpacked(rows, (2, 3, 4)) is rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_arrays_of_several_shapes_share_a_bank_as_long_as_the_longest(tmp_path, count):
+    shapes = [(2, 3, 4), (2, 5, 2), (2, 2, 5)]
+    own = Bank(tmp_path, "latents", 9, row_shape(shapes), "float32")
+    assert np.load(tmp_path / "latents.npy").shape == (9, 24)
+    stored = [np.random.default_rng(i).normal(size=(count, *shape)).astype(np.float32) for i, shape in enumerate(shapes)]
+    for i, values in enumerate(stored):
+        own.write(range(3 * i, 3 * i + count), packed(values, row_shape(shapes)))
+    for i, values in enumerate(stored):
+        assert np.array_equal(unpacked(own.read(range(3 * i, 3 * i + count)), shapes[i]), values)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.booleans()))

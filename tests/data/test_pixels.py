@@ -1,6 +1,8 @@
-"""Images become squares; the candidates of a record share one crop and one flip."""
+"""Images become squares, or fill a bucket; the candidates of a record share one crop and one flip, and say what their frame was."""
 
 from __future__ import annotations
+
+import io
 
 import numpy as np
 import pytest
@@ -29,8 +31,12 @@ def record(*images):
     return Record("r", "a prompt", tuple(Candidate(image=encode_image(image)) for image in images), source="row 7")
 
 
-def framed(images, framing, seed=0):
-    return candidate_pixels(record(*images), framing, torch.Generator().manual_seed(seed))
+def framed(images, framing, seed=0, size=None):
+    return candidate_pixels(record(*images), framing, torch.Generator().manual_seed(seed), size)[0]
+
+
+def frames(images, framing, seed=0, size=None):
+    return candidate_pixels(record(*images), framing, torch.Generator().manual_seed(seed), size)[1].tolist()
 
 
 def levels(pixels):
@@ -127,6 +133,69 @@ def test_what_is_drawn_afterwards_does_not_depend_on_the_framing(framing):
     assert torch.equal(torch.randn(5, generator=generator), torch.randn(5, generator=other))
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "size", "frame"),
+    [
+        # 32 / 60 makes 53 x 32 of it (53.3 rounded); 53 - 32 = 21 columns too many, the half of them, 10.5, rounded to the even 10
+        (100, 60, (32, 32), [60, 100, 0, 10, 32, 32]),
+        (60, 100, (32, 32), [100, 60, 10, 0, 32, 32]),
+        # covering 48 rows and 32 columns takes 48 / 60: 80 x 48, and 80 - 32 = 48 columns too many
+        (100, 60, (48, 32), [60, 100, 0, 24, 48, 32]),
+        # 24 rows and 64 columns take 64 / 100: 64 x 38 (38.4 rounded), and 38 - 24 = 14 rows too many
+        (100, 60, (24, 64), [60, 100, 7, 0, 24, 64]),
+        # what is enlarged keeps the size of its file
+        (10, 6, (12, 20), [6, 10, 0, 0, 12, 20]),
+    ],
+)
+def test_a_frame_is_the_files_size_the_crop_in_the_resized_image_and_the_size_of_the_result(width, height, size, frame):
+    images = [ruler(width, height)]
+    assert frames(images, Framing(32), size=size) == [frame]
+    assert framed(images, Framing(32), size=size).shape[2:] == size
+
+
+def test_a_frame_is_float32_and_every_candidate_has_its_own():
+    found = candidate_pixels(record(ruler(20, 8), ruler(8, 30)), Framing(SIDE), torch.Generator())[1]
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[8, 20, 0, 6, 8, 8], [30, 8, 11, 0, 8, 8]]
+
+
+def test_the_size_of_a_file_is_that_of_the_upright_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    buffer = io.BytesIO()
+    ruler(20, 8).save(buffer, "PNG", exif=exif)
+    turned = Record("r", "", (Candidate(image=buffer.getvalue()),))
+    assert candidate_pixels(turned, Framing(SIDE), torch.Generator())[1].tolist() == [[20, 8, 6, 0, 8, 8]]
+
+
+@given(seed=seeds)
+@settings(deadline=None, max_examples=60)
+def test_a_crop_lies_where_its_frame_says_in_the_mirrored_image_after_a_flip(seed):
+    # the ruler is not resized, so that its column c is column 21 - 1 - c of the mirrored one
+    seen = columns(framed([ruler(21, 11)], RANDOM, seed, (11, 8))[0])
+    left = seen[0] if seen[0] < seen[1] else 20 - seen[0]
+    assert frames([ruler(21, 11)], RANDOM, seed, (11, 8)) == [[11, 21, 0, left, 11, 8]]
+
+
+def test_the_middle_of_an_odd_image_is_not_in_its_mirrored_middle():
+    # 13 columns too many, 6 on the left; after a flip 13 - 6 = 7 are
+    assert {frames([ruler(21, 8)], Framing(SIDE, random_flip=True), seed)[0][3] for seed in range(20)} == {6, 7}
+
+
+@given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.tuples(st.integers(1, 24), st.integers(1, 24)), seed=seeds)
+@settings(deadline=None, max_examples=100)
+def test_every_image_covers_every_size(width, height, size, seed):
+    images = [Image.new("RGB", (width, height), "white"), Image.new("RGB", (height, width), "white")]
+    assert torch.equal(framed(images, RANDOM, seed, size), torch.ones(2, 3, *size))
+
+
+@given(seed=seeds)
+@settings(deadline=None, max_examples=60)
+def test_candidates_share_crop_and_flip_in_a_bucket(seed):
+    first, second = framed([ruler(30, 12), ruler(30, 12, inverted=True)], RANDOM, seed, (12, 10))
+    assert torch.equal(levels(first), 255 - levels(second))
+
+
 def first_numbers(record_id, variant):
     return tuple(torch.rand(3, generator=record_generator(record_id, variant)).tolist())
 
@@ -141,7 +210,7 @@ def test_records_and_variants_draw_apart():
 
 
 def test_variants_of_a_record_are_cropped_and_flipped_apart():
-    seen = {tuple(columns(candidate_pixels(record(ruler(30, 8)), RANDOM, record_generator("r", v))[0])) for v in range(12)}
+    seen = {tuple(columns(candidate_pixels(record(ruler(30, 8)), RANDOM, record_generator("r", v))[0][0])) for v in range(12)}
     assert len(seen) > 4
     assert {line[0] < line[-1] for line in seen} == {True, False}
 
