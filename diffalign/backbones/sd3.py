@@ -26,7 +26,7 @@ class StableDiffusion3(Pretrained):
         Both CLIPs side by side, T5 behind them; zeros stand for an encoder that is absent.
         """
         pipe, names = self._pipe, list(prompts)
-        device = next(iter(self._encoders().values())).device
+        device = pipe.vae.device
         clips = [self._clip(names, pipe.tokenizer, pipe.text_encoder), self._clip(names, pipe.tokenizer_2, pipe.text_encoder_2)]
         width = pipe.transformer.config.pooled_projection_dim - sum(clip[1].shape[1] for clip in clips if clip)
         blank = width // max(clips.count(None), 1)

@@ -71,6 +71,8 @@ def routed(positive: Any, negative: Any, batched: bool) -> Any:
 def test_branches_in_turns_and_in_the_other_order_equal_two_networks(make: Any, targets: list[str], monkeypatch: Any) -> None:
     torch.manual_seed(0)
     pipe, network, options = make()
+    pipe.to(torch.float64)  # rounding in float32 alone moves latents of this size by 3e-4
+    options = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
     base = copy.deepcopy(network.eval())
     delta = add(network, "neg", 2, 2, targets[:2])
     eta = add(network, "pos", 3, 1, targets)
