@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -24,6 +24,14 @@ class TableError(DiffalignError):
 
 class CheckpointError(DiffalignError):
     """A model folder, checkpoint or adapter file is missing, incomplete or of another kind."""
+
+
+class LatentError(CheckpointError):
+    """The VAE gives latents that are not finite; `images` are their positions in the batch."""
+
+    def __init__(self, message: str, images: Sequence[int]) -> None:
+        super().__init__(message)
+        self.images = images
 
 
 class TrainingError(DiffalignError):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffalign.backbones.base import Settings
 from diffalign.diffusion.path import Path, VPPath
-from diffalign.errors import CheckpointError
+from diffalign.errors import LatentError
 from diffalign.types import Condition
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -56,15 +56,15 @@ class Pretrained(ABC):
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Return scaled latents, float32. Raises CheckpointError where they are not finite (a half-precision VAE overflows)."""
+        """Return scaled latents, float32. Raises LatentError where they are not finite (a half-precision VAE overflows)."""
         vae = self._pipe.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         latents = posterior.mean.float() + posterior.std.float() * noise.to(vae.device)
         latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
         if not latents.isfinite().all():
             bad = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-            raise CheckpointError(
-                f"{self.name}: the VAE gives latents that are not finite for images {bad} of this batch; load it in float32"
+            raise LatentError(
+                f"{self.name}: the VAE gives latents that are not finite for images {bad} of this batch; run it in float32", bad
             )
         return latents
 

@@ -23,6 +23,7 @@ from diffalign.data.cache import Bank, open_folder, packed, progress, row_shape,
 from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
 from diffalign.data.records import Record
 from diffalign.data.view import View
+from diffalign.errors import CheckpointError, LatentError
 from diffalign.types import Batch, Condition
 
 Index = tuple[int, int]  # (position in the view, epoch)
@@ -82,7 +83,8 @@ class LivePairs(Dataset[dict[str, Any]]):
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket; runs the encoders."""
         pixels, noise = (torch.cat([row[name] for row in rows]) for name in ("pixels", "noise"))
-        latents = self.encoders.image(pixels, noise) if len(pixels) else noise
+        names = [f"record {row['id']}, candidate {i}" for row in rows for i in range(len(row["pixels"]))]
+        latents = encoded(self.encoders, pixels, noise, names) if len(pixels) else noise
         condition = self.encoders.prompt([row["prompt"] for row in rows])
         prob = torch.tensor([row["prob"] for row in rows])
         x0 = latents.unflatten(0, (len(rows), len(latents) // len(rows)))
@@ -96,6 +98,14 @@ def framed(record: Record, variant: int, framing: Framing, size: Size, encoders:
     pixels, frames = candidate_pixels(record, framing, generator, size)
     noise = torch.randn((len(pixels), *encoders.latent_shape(*size)), generator=generator)
     return {"pixels": pixels, "frames": frames, "noise": noise}
+
+
+def encoded(encoders: Encoders, pixels: Tensor, noise: Tensor, names: Sequence[str]) -> Tensor:
+    """Return latents (N, C, H, W). Raises CheckpointError with the names of those images whose latents are not finite."""
+    try:
+        return encoders.image(pixels, noise)
+    except LatentError as error:
+        raise CheckpointError(f"{error}: {'; '.join(names[i] for i in error.images)}") from error
 
 
 class CachedPairs(Dataset[dict[str, Any]]):
@@ -159,9 +169,12 @@ class CachedPairs(Dataset[dict[str, Any]]):
         for part in progress(sorted(jobs, key=lambda job: self.sizes[job[0]]), batch_size, "cache latents"):
             for size, group in itertools.groupby(part, key=lambda job: self.sizes[job[0]]):
                 own = list(group)
-                loaded = [framed(self.view.table[row], v, framing, size, encoders) for row, v in own]
+                records = [self.view.table[row] for row, _ in own]
+                loaded = [framed(record, v, framing, size, encoders) for record, (_, v) in zip(records, own, strict=True)]
+                names = [f"{record.source}, candidate {i}" for record in records for i in range(len(record.candidates))]
                 pixels, frames, noise = (torch.cat([images[name] for images in loaded]) for name in ("pixels", "frames", "noise"))
-                latents, places = encoders.image(pixels, noise), [i for row, v in own for i in self.bank_rows(row, v, variants)]
+                latents = encoded(encoders, pixels, noise, names)
+                places = [i for row, v in own for i in self.bank_rows(row, v, variants)]
                 self._frames.write(places, frames.numpy())
                 self._latents.write(places, packed(latents.float().cpu().numpy(), self.row_shape))
 

@@ -10,6 +10,7 @@ from diffalign import adapters
 from diffalign.backbones.folders import LAYOUTS
 from diffalign.backbones.table import BACKBONES, component_of, family_of
 from diffalign.diffusion.path import FlowPath, VPPath, mix, split, target
+from diffalign.errors import LatentError
 from tests.contracts.calls import assert_asked_alike, recorded, unpacked
 from tests.micro_models import SIDE, picture
 
@@ -73,9 +74,9 @@ def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone):
 def test_latents_that_are_not_finite_are_refused_by_image(backbone):
     pixels = seeded(3, 3, SIDE, SIDE)
     pixels[1, 0, 0, 0] = torch.nan
-    with pytest.raises(Exception, match=r"not finite for images \[1\]") as refusal:
+    with pytest.raises(LatentError, match=r"not finite for images \[1\]") as refusal:
         backbone.encode_image(pixels, torch.zeros(3, *backbone.latent_shape(SIDE, SIDE)))
-    assert refusal.type.__name__ == "CheckpointError"
+    assert refusal.value.images == [1]
     assert backbone.name in str(refusal.value)
 
 

@@ -16,7 +16,7 @@ from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, orient, pairs
 from diffalign.data.view import View
-from diffalign.errors import TableError
+from diffalign.errors import CheckpointError, LatentError, TableError
 
 SHAPE = (2, 3, 3)
 FRAMING = Framing(6, random_crop=True, random_flip=True)
@@ -169,6 +169,22 @@ def test_a_model_of_another_latent_shape_under_the_same_name_is_refused(view, tm
     fake = Fake()
     with pytest.raises(TableError, match=r"found float32 \(15, 2, 3, 3\), expected float32 \(15, 4, 3, 3\)"):
         CachedPairs(view, Encoders(fake.image, fake.prompt, lambda height, width: (4, 3, 3), fake.fingerprint), FRAMING, 1, tmp_path)
+
+
+def overflowing(pixels, noise):
+    raise LatentError("fake: latents that are not finite", [1])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_image_whose_latents_are_not_finite_is_named(view, tmp_path, cache):
+    encoders = Encoders(overflowing, Fake().prompt, lambda height, width: SHAPE, "fake")
+
+    def read():
+        data = CachedPairs(view, encoders, FRAMING, 1, tmp_path) if cache else LivePairs(view, encoders, FRAMING, 1)
+        data.to_batch([data[0, 0]])
+
+    with pytest.raises(CheckpointError, match=r"fake: latents that are not finite: .*, candidate 1$"):
+        read()
 
 
 def test_cached_pairs_travel_to_a_worker_without_their_numbers(view, tmp_path):

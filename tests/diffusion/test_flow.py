@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
-from scipy.stats import kstest, ks_2samp
+from scipy.stats import ks_2samp, kstest
 
 from diffalign.diffusion.inversion import ddim_inversion
 from diffalign.diffusion.path import FlowPath, mix, shifted, target
