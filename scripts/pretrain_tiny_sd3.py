@@ -117,7 +117,7 @@ def train(args: argparse.Namespace, latents: torch.Tensor, scenes: list[Scene], 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.05)
     ema = EMAModel(both.parameters(), decay=0.998)
     state = {"model": both, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-    for step in steps(args.work_dir / "denoiser.pt", state, args.steps, 250, "denoiser"):
+    for step in steps(args.work_dir / "denoiser.pt", state, args.last_step or args.steps, 250, "denoiser"):
         rng = np.random.default_rng([args.seed, 3, step])
         torch.manual_seed(args.seed * 1_000_003 + step)
         rows = rng.integers(len(latents), size=args.batch_size)
@@ -147,7 +147,8 @@ def main() -> None:
     parser.add_argument("--init_from", type=Path, help="a folder that an earlier round wrote: go on from its weights, with a new work_dir")
     parser.add_argument("--base", type=Path, default=Path("assets/tiny-sd"), help="whose autoencoder and tokenizer are taken")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=9000, help="length of the learning rate's schedule")
+    parser.add_argument("--last_step", type=int, help="stop here, before the schedule ends")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--images", type=int, default=40_000, help="drawings whose latents are cached")
