@@ -122,6 +122,15 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
         vae=config.pretrained_vae_model_name_or_path,
         quantization=speed.quantization_config(config),
     )
+    equip(config, model)
+    return model
+
+
+def equip(config: TrainConfig, model: Backbone, *, kernels: bool = True) -> None:
+    """Attach the adapter to a frozen model, or make every weight of its denoiser trainable, and switch on what saves memory and time.
+
+    Without `kernels`, nothing that this machine may lack.
+    """
     if config.train_method == "full":
         model.denoiser.requires_grad_(True)
     else:
@@ -134,8 +143,7 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
             dropout=config.lora_dropout,
             dora=config.train_method == "dora",
         )
-    speed.apply(config, model.denoiser)
-    return model
+    speed.apply(config, model.denoiser, kernels=kernels)
 
 
 def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Reference:

@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   diffalign data import --dataset_name votes.csv --output_dir votes
   diffalign data inspect --dataset_name votes
   diffalign data cache --config configs/inpo_sd15.yaml --dataset_name votes --trajectory
+  diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --dry_run
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
   diffalign export --output_dir outputs/mine --destination outputs/mine-lora
@@ -105,6 +106,12 @@ def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
     cache = _parser("Compute latents, prompt embeddings and points of a trajectory before training.", POINTS, TrainConfig)
     for configured in (train, cache):
         configured.add_argument("--config", help="YAML file with any of these keys; flags override it.")
+    train.add_argument(
+        "--dry_run",
+        action=ActionYesNo,
+        default=False,
+        help="Say what would be trained and how much memory it takes; load and write nothing.",
+    )
     data = _parser("Import, inspect and validate preference datasets.")
     commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | export | env")
     for name, sub, about in (
@@ -188,7 +195,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
     if parsed.command == "quickstart":
         return commands.quickstart(QuickstartConfig(**values), shlex.join(["diffalign", *argv]))
     if parsed.command == "train":
-        return commands.train(TrainConfig(**values))
+        dry_run = values.pop("dry_run")
+        return commands.train(TrainConfig(**values), dry_run=dry_run)
     if parsed.command == "eval":
         return commands.evaluate(EvalConfig(**values))
     if parsed.command == "export":

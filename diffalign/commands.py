@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import platform
 import shutil
 import sys
@@ -167,8 +168,14 @@ def quickstart(config: QuickstartConfig, command: str) -> int:
     return 0
 
 
-def train(config: TrainConfig) -> int:
-    """Train and say where the result lies."""
+def train(config: TrainConfig, *, dry_run: bool = False) -> int:
+    """Train and say where the result lies; or only say what would be trained."""
+    if dry_run:
+        from diffalign.dryrun import report
+
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(report(config))
+        return 0
     folder = run_training(config)
     print(f"done: {folder}; use it with diffalign.load({str(folder)!r})")
     return 0

@@ -195,12 +195,17 @@ class TrainConfig:
         """Return (height, width) of the aspect-ratio buckets; none where all images become squares."""
         return parse_buckets(self.aspect_ratio_buckets)
 
+    @property
+    def compares(self) -> bool:
+        """Return whether the policy is compared with a reference."""
+        return (self.reference or METHODS[self.method].reference) != "none"
+
     def check(self) -> TrainConfig:
         """Return the config, or raise ConfigError for the first value that cannot be meant."""
         known("method", self.method, METHODS)
         method = METHODS[self.method]
         check_ranges(self)
-        check_objective(self.part("objective"), compares=(self.reference or method.reference) != "none")
+        check_objective(self.part("objective"), compares=self.compares)
         if method.inference == "negative_guidance" and self.train_method == "dora":
             raise ConfigError(
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"

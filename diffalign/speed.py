@@ -37,10 +37,13 @@ def quantization_config(config: TrainConfig) -> BitsAndBytesConfig | TorchAoConf
     return TorchAoConfig(kinds[config.quantization]())
 
 
-def apply(config: TrainConfig, denoiser: Any) -> None:
-    """Switch on what `config` asks of a denoiser that has its adapter. Raises ConfigError for what this network cannot do."""
+def apply(config: TrainConfig, denoiser: Any, *, kernels: bool = True) -> None:
+    """Switch on what `config` asks of a denoiser that has its adapter. Raises ConfigError for what this network cannot do.
+
+    Without `kernels`, attention is only checked, and nothing is compiled.
+    """
     if config.attention_name is not None:
-        _attend(denoiser, config.attention_name)
+        _attend(denoiser, config.attention_name, kernels)
     if config.channels_last:
         if not isinstance(denoiser, UNet2DConditionModel):
             raise ConfigError(f"`channels_last` orders the memory of convolutions; a {type(denoiser).__name__} has none to speak of")
@@ -48,15 +51,22 @@ def apply(config: TrainConfig, denoiser: Any) -> None:
     if config.gradient_checkpointing:
         # Given here, for diffusers' own makes torch.compile warn of a cached function in it.
         denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False))
-    if config.torch_compile:
+    if config.torch_compile and kernels:
         # In place: names of weights, and the adapter's switch, stay. The compiler would round fused operations once instead of each
         # time, and otherwise in the policy than in the reference: in bfloat16 by more than beta allows.
         denoiser.compile(options={"emulate_precision_casts": True})
 
 
-def _attend(denoiser: Any, name: str) -> None:
+def _attend(denoiser: Any, name: str, kernels: bool) -> None:
     """Set an attention backend of diffusers. UNets, PixArt and SD3 do not ask its dispatcher: they call PyTorch's own, or xformers."""
     dispatched = any(isinstance(layer, AttentionModuleMixin) for layer in denoiser.modules())
+    if not dispatched and name not in ("native", "xformers"):
+        raise ConfigError(
+            f"`attention_backend` is {name!r}, and a {type(denoiser).__name__} calls PyTorch's scaled_dot_product_attention itself, "
+            "which takes flash kernels where they fit; expected sdpa or xformers"
+        )
+    if not kernels:
+        return
     try:
         if dispatched:
             with attention_backend():  # which puts back the process-wide default that the next line moves as well
@@ -65,8 +75,3 @@ def _attend(denoiser: Any, name: str) -> None:
             denoiser.enable_xformers_memory_efficient_attention()
     except (RuntimeError, ValueError, ModuleNotFoundError) as error:
         raise ConfigError(f"`attention_backend` {name}: {error}") from error
-    if not dispatched and name not in ("native", "xformers"):
-        raise ConfigError(
-            f"`attention_backend` is {name!r}, and a {type(denoiser).__name__} calls PyTorch's scaled_dot_product_attention itself, "
-            "which takes flash kernels where they fit; expected sdpa or xformers"
-        )

@@ -1,0 +1,162 @@
+"""`diffalign train --dry_run`: what a run would train and about how much memory it takes, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign import build
+from diffalign.adapters import trainable
+from diffalign.config import TrainConfig
+from diffalign.data.table import is_table
+from diffalign.dataset import open_dataset
+from diffalign.methods import METHODS
+from diffalign.outline import Outline, activations, outline
+
+# Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
+QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "fp8": 1.0}
+BLOCK, SMALL = 256, 4096  # 8-bit states have a scale of 32 bits a block, and smaller tensors keep 32-bit states
+NOTE = """An estimate of a training step: everything is added, though gradients come as activations go. Left out: working memory of kernels,
+what the allocator holds in reserve, and the device's own context (about 0.5 GiB with CUDA)."""
+
+
+def report(config: TrainConfig) -> str:
+    """Return a table of what training with `config` would do. Raises what `diffalign train` would raise before it loads weights."""
+    config.check()
+    build.check(config)
+    drawn = outline(config, torch.device("cuda"))
+    rows = [*_model(config, drawn), *_step(config, drawn)]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:{width}}  {value}" for name, value in rows]
+    encoders = readable(sum(_bytes(part.parameters()) for part in _encoders(drawn)))
+    before = [] if config.cache == "off" else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
+    return "\n".join([*lines, "", *_table(memory(config, drawn)), "", NOTE, *before])
+
+
+def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
+    """Return what is trained."""
+    denoiser = drawn.model.denoiser
+    trained, total = (sum(p.numel() for p in found) for found in (trainable(denoiser), denoiser.parameters()))
+    if config.train_method == "full":
+        base, how = total, "all weights"
+    else:
+        base, how = total - trained, f"{config.train_method} of rank {config.rank}"
+    side = config.resolution or drawn.model.resolution
+    sizes = config.buckets or ((side, side),)
+    shapes = [f"{'x'.join(map(str, drawn.model.latent_shape(h, w)))} for {h}x{w} pixels" for h, w in sizes]
+    return [
+        ("model", f"{config.pretrained_model_name_or_path} ({drawn.kind}, family {drawn.layout.family})"),
+        ("parameters", f"{base:,} in the {drawn.layout.component}"),
+        ("trained", f"{trained:,} ({100 * trained / base:.3g} %): {how}"),
+        ("latents", ", ".join(shapes)),
+    ]
+
+
+def _step(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
+    """Return how much a step sees, and what beta means."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+    paper = METHODS[config.method].paper_batch
+    counts = f"{config.train_batch_size} at once x {config.gradient_accumulation_steps} accumulated x {processes} processes"
+    rows = [("method", config.method), ("records a step", f"{batch}: {counts}" + (f"; the paper's: {paper}" if paper else ""))]
+    if is_table(config.dataset_name):
+        records = len(open_dataset(config))
+        rows.append(("records", f"{records}: {config.max_train_steps * batch / records:.3g} passes in {config.max_train_steps} steps"))
+    else:
+        rows.append(("records", f"{config.dataset_name} is not opened: it is no table yet"))
+    ((_, constants),) = config.part("objective").items()
+    if "beta" in constants and config.compares:
+        side = config.resolution or drawn.model.resolution
+        elements = math.prod(drawn.model.latent_shape(side, side))
+        total = constants["beta"] / (2 * elements)
+        rows.append(("beta", f"{constants['beta']:g} on half the mean over {elements} latent elements = {total:.4g} on their sum"))
+    return rows
+
+
+def memory(config: TrainConfig, drawn: Outline) -> list[tuple[str, float]]:
+    """Return (what, bytes) of everything that lies on the device in a training step."""
+    denoiser = drawn.model.denoiser
+    trained = trainable(denoiser)
+    images = config.train_batch_size * (1 if config.sequential_candidates or "self_rollout" in config.part("trajectory") else 2)
+    rows: list[tuple[str, float]] = [(f"base weights ({_dtypes(config, denoiser)})", _frozen(config, denoiser))]
+    rows.append(("trained weights (float32)", _bytes(trained)))
+    if config.train_method == "full" and config.compares:
+        rows.append(("the reference, a second network", _second(config, denoiser)))
+    rows.append(("gradients", _bytes(trained)))
+    rows.append((f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)))
+    if config.use_ema or build.driver(config) == "ema":
+        rows.append(("moving average", _bytes(trained)))
+    if config.cache == "off":
+        rows.append(("VAE and text encoders", sum(_bytes(part.parameters()) for part in _encoders(drawn))))
+    rows.append((f"activations of {images} images", activations(config, drawn, images)))
+    return rows
+
+
+def _table(rows: Sequence[tuple[str, float]]) -> list[str]:
+    total = ("together", sum(size for _, size in rows))
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {readable(size):>11}" for name, size in (*rows, total)]
+
+
+def readable(size: float) -> str:
+    """Return bytes in GiB, or MiB below one.
+
+    >>> readable(3 * 2**29), readable(2**20)
+    ('1.50 GiB', '1.00 MiB')
+    """
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
+
+
+def _encoders(drawn: Outline) -> list[nn.Module]:
+    return [part for name, part in drawn.parts.items() if isinstance(part, nn.Module) and name != drawn.layout.component]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+
+def _frozen(config: TrainConfig, denoiser: nn.Module) -> float:
+    """Return the bytes of what is not trained; quantised, the weights of linear layers are as small as their kind."""
+    total = _bytes(denoiser.buffers())
+    small = set() if config.quantization is None else {id(m.weight) for m in denoiser.modules() if isinstance(m, nn.Linear)}
+    for parameter in denoiser.parameters():
+        if not parameter.requires_grad:
+            total += parameter.numel() * (QUANTISED[str(config.quantization)] if id(parameter) in small else parameter.element_size())
+    return total
+
+
+def _dtypes(config: TrainConfig, denoiser: nn.Module) -> str:
+    """Return the dtypes that frozen weights lie in."""
+    found = Counter[str]()
+    for parameter in denoiser.parameters():
+        if not parameter.requires_grad:
+            found[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    names = [name for name, _ in found.most_common()]
+    return ", ".join([config.quantization, *names] if config.quantization else names) or "none"
+
+
+def _second(config: TrainConfig, denoiser: nn.Module) -> float:
+    """Return the bytes of a frozen copy, whose layers with large weights lie in the precision of the run."""
+    size = build.DTYPES[config.mixed_precision].itemsize
+    large = {id(p) for m in denoiser.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters()}
+    return float(sum(p.numel() * (size if id(p) in large else 4) for p in denoiser.parameters()))
+
+
+def state_bytes(optimizer: str, parameters: Iterable[Any]) -> float:
+    """Return the bytes of an optimiser's state for float32 `parameters`."""
+    total = 0.0
+    for parameter in parameters:
+        count, shape = parameter.numel(), parameter.shape
+        if optimizer == "adafactor":
+            total += 4 * (count / shape[-1] + count / shape[-2] if len(shape) > 1 else count)
+        elif optimizer == "adamw" or count < SMALL:
+            total += 8 * count
+        else:
+            total += 2 * (count + 4 * count / BLOCK)
+    return total

@@ -1,0 +1,207 @@
+"""A model as it would be trained, from its config files alone: its tensors have shapes and no numbers, and computing with them is free.
+
+PyTorch's fake tensors stand on any device, also where there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from diffalign.backbones.folders import Layout, check_folder, layout_of, resolve
+from diffalign.backbones.pretrained import Pretrained
+from diffalign.backbones.table import BACKBONES, EXTRAS
+from diffalign.build import DTYPES, equip, settings
+from diffalign.config import TrainConfig
+from diffalign.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A model without numbers, and the mode in which it computes."""
+
+    kind: str  # class of the stock pipeline
+    layout: Layout
+    parts: Mapping[str, Any]  # of the pipeline, by name
+    model: Pretrained
+    mode: FakeTensorMode
+
+
+def outline(config: TrainConfig, device: torch.device) -> Outline:
+    """Return what `diffalign train` would train. Raises CheckpointError for a folder or hub id that is no supported pipeline."""
+    name = resolve(config.pretrained_model_name_or_path)
+    check_folder(name, config.variant)
+    try:
+        index: Any = DiffusionPipeline.load_config(name, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: no diffusers pipeline ({error})") from error
+    kind = str(index.get("_class_name"))
+    layout = layout_of(kind, name)
+    dtypes, parts = _dtypes(config, layout), {}
+    for part, value in index.items():
+        if isinstance(value, list | tuple):
+            wanted = part in (layout.component, *layout.needed, *layout.optional) and value[1] is not None
+            where = {"subfolder": part, "revision": config.revision}
+            parts[part] = _part(value[0], value[1], name, where, dtypes.get(part, torch.float32)) if wanted else None
+    if (other := config.pretrained_vae_model_name_or_path) is not None:
+        parts["vae"] = _part("diffusers", AutoencoderKL.__name__, resolve(other), {}, dtypes["vae"])
+    flags = {key: value for key, value in index.items() if key not in parts and not key.startswith("_")}
+    pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **EXTRAS.get(layout.family, {})})
+    family: Any = _forced(BACKBONES[layout.family])
+    model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
+    equip(config, model, kernels=False)  # another attention kernel keeps no more than what is counted, and may be at home elsewhere
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # tokens have numbers
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            _place(part, mode, device)
+    return Outline(kind, layout, parts, model, mode)
+
+
+def _dtypes(config: TrainConfig, layout: Layout) -> dict[str, torch.dtype]:
+    """Return the dtypes of the parts that are not float32, as `load_backbone` loads them."""
+    precision = DTYPES[config.mixed_precision]
+    found = {"vae": torch.float32 if config.pretrained_vae_model_name_or_path is None else precision}
+    if config.train_method != "full":
+        found[layout.component] = precision
+    if layout.t5 is not None and precision == torch.bfloat16:
+        found[layout.t5] = precision
+    return found
+
+
+def _part(library: str, kind: str, name: str, where: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Return a part of a pipeline: a network on the meta device, or a tokenizer or scheduler as it is."""
+    own: Any = getattr(importlib.import_module(library), kind)
+    if not issubclass(own, nn.Module):
+        return own.from_pretrained(name, **where)
+    network: Any = own  # which the test above would narrow to a bare Module
+    make, read = (
+        (network, network.config_class.from_pretrained) if library == "transformers" else (network.from_config, network.load_config)
+    )
+    found = read(name, **where)
+    with torch.device("meta"):
+        return nn.Module.to(make(found), dtype)  # the classes' own methods warn of it
+
+
+def _place(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
+    """Put the tensors of a network on the meta device to `device`, still without numbers; on meta there is no mixed precision."""
+    placed: dict[int, nn.Parameter] = {}  # some weights are shared
+
+    def place(tensor: Tensor) -> Tensor:
+        return mode.fake_tensor_converter.from_meta_and_device(mode, torch.empty_like(tensor, device="meta"), device)
+
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) not in placed:
+                placed[id(parameter)] = nn.Parameter(place(parameter.detach()), parameter.requires_grad)
+            setattr(layer, name, placed[id(parameter)])
+        for name, buffer in layer.named_buffers(recurse=False):
+            setattr(layer, name, place(buffer))
+
+
+def _forced(kind: type[Pretrained]) -> type[Pretrained]:
+    """Return a family whose mixed precision is a GPU's also where there is none; `torch.autocast` would switch itself off."""
+
+    @contextlib.contextmanager
+    def autocast(self: Pretrained) -> Iterator[None]:
+        device, before = self.device.type, torch.is_autocast_enabled(self.device.type)
+        dtype = torch.get_autocast_dtype(device)
+        torch.set_autocast_enabled(device, self.precision != torch.float32)
+        torch.set_autocast_dtype(device, self.precision)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled(device, before)
+            torch.set_autocast_dtype(device, dtype)
+            torch.clear_autocast_cache()
+
+    return type(kind.__name__, (kind,), {"_autocast": autocast})
+
+
+@dataclass(slots=True)
+class Kept:
+    """Counts the bytes that autograd keeps for the backward pass, besides those of `known` tensors; each memory counts once."""
+
+    known: Iterable[Tensor]
+    bytes: int = 0
+    largest: int = 0  # of what a checkpointed block keeps while it is run again
+    _seen: dict[int, Any] = field(default_factory=dict)  # storages, held so that none takes the place of another
+
+    def __post_init__(self) -> None:
+        for tensor in self.known:
+            self._seen[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that is kept; a hook for `saved_tensors_hooks`."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = storage
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def block(self, module: Any, *inputs: Any) -> Any:
+        """Run a block as gradient checkpointing does: only its inputs are kept, and its own memory is needed once at a time."""
+        for value in inputs:
+            if isinstance(value, Tensor):
+                self.pack(value)
+        own = Kept([], _seen=dict(self._seen))
+        with torch.autograd.graph.saved_tensors_hooks(own.pack, lambda kept: kept):
+            output = module(*inputs)
+        self.largest = max(self.largest, own.bytes)
+        return output
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention that keeps what the fused kernels of a GPU keep: queries, keys, values, output and a number a row, not the matrix."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace `scaled_dot_product_attention`, which asks the device which kernel fits."""
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return _fused(*args, **(kwargs or {}))
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, **more: Any
+) -> Tensor:
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = (given.to(dtype) for given in (query, key, value))
+        attn_mask = attn_mask.to(dtype) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=more.get("scale"))[0]
+
+
+def _copies(model: Pretrained) -> int:
+    """Return the bytes of the half-precision copies of float32 weights that autocast holds until the forward pass ends."""
+    if model.precision == torch.float32:
+        return 0
+    large = (p for layer in model.denoiser.modules() if isinstance(layer, nn.Linear | nn.Conv2d) for p in layer.parameters(recurse=False))
+    return sum(p.numel() * model.precision.itemsize for p in large if p.requires_grad and p.dtype == torch.float32)
+
+
+def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool = True) -> int:
+    """Return the bytes that a forward pass of the policy on `images` keeps for its backward pass."""
+    model, denoiser = drawn.model, drawn.model.denoiser
+    kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
+    if config.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]
+        kept.largest = _copies(model)
+    denoiser.train()
+    side = config.resolution or model.resolution
+    with drawn.mode, model.device, FusedAttention() if fused else contextlib.nullcontext():
+        condition = model.encode_prompt(["a prompt"] * images)
+        x, t = torch.zeros(images, *model.latent_shape(side, side)), torch.full((images,), 0.5)
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
+            (model.predict(denoiser, x, t, condition).float() - x).square().mean()
+    return kept.bytes + kept.largest
