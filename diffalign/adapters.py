@@ -91,7 +91,8 @@ def _write(pipe: Any, folder: Path, component: str, state: dict[str, Tensor], co
         temporary = Path(name)
         if isinstance(pipe, LoraBaseMixin):
             layers = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts}
-            type(pipe).save_lora_weights(temporary, **layers)
+            kind: Any = type(pipe)
+            kind.save_lora_weights(temporary, **layers)
         else:
             packed, known = ({f"{component}.{k}": v for k, v in values.items()} for values in (state, facts))
             LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, known)  # pyright: ignore[reportArgumentType]
@@ -110,7 +111,8 @@ def load_lora(pipe: Any, folder: Path, component: str, name: str = "default") ->
     for file in (PEFT_CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: has no {file}; an adapter for a {type(pipe).__name__} needs it")
-    _inject(model, LoraConfig.from_pretrained(folder), name)
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    _inject(model, config, name)
     tensors = {key.removeprefix(f"{component}."): value for key, value in load_file(folder / WEIGHTS).items()}
     if unexpected := set_peft_model_state_dict(model, tensors, adapter_name=name).unexpected_keys:
         raise CheckpointError(f"{folder / WEIGHTS}: made for another network; it has {unexpected[0]}")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from scipy.stats import entropy
 
+from diffalign.backbones.table import load_pipeline
 from diffalign.infer.sample import draw, grid
 from diffalign.shapes.captions import full_caption
 from diffalign.shapes.judge import mean_adherence, read
@@ -27,8 +27,7 @@ def pixels(images: list[Image.Image]) -> torch.Tensor:
 
 def measure(folder: Path, seed: int, max_sequence_length: int | None) -> dict:
     """Return the numbers of the model card, measured on the model as saved, and write the sample grid beside it."""
-    pipe: Any = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(str(folder))
     rng = np.random.default_rng([seed, 4])
     told: dict[str, Any] = {"guidance_scale": 4.0, "max_sequence_length": max_sequence_length}
     withheld = sorted(withheld_scenes(), key=full_caption)
