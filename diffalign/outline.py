@@ -50,9 +50,10 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
     dtypes, parts = _dtypes(config, layout), {}
     for part, value in index.items():
         if isinstance(value, list | tuple):
-            wanted = part in (layout.component, *layout.needed, *layout.optional) and value[1] is not None
+            library, own = value
+            wanted = part in (layout.component, *layout.needed, *layout.optional) and own is not None
             where = {"subfolder": part, "revision": config.revision}
-            parts[part] = _part(value[0], value[1], name, where, dtypes.get(part, torch.float32)) if wanted else None
+            parts[part] = _part(library, str(own), name, where, dtypes.get(part, torch.float32)) if wanted else None
     if (other := config.pretrained_vae_model_name_or_path) is not None:
         parts["vae"] = _part("diffusers", AutoencoderKL.__name__, resolve(other), {}, dtypes["vae"])
     flags = {key: value for key, value in index.items() if key not in parts and not key.startswith("_")}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from diffalign.backbones.base import Backbone
@@ -115,6 +115,9 @@ def network_facts(model: Backbone) -> dict[str, str]:
     for name, value in model.denoiser.state_dict().items():
         if "lora_" not in name:
             weights.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.dtype}".encode())
-            weights.update(value.flatten()[:256].double().cpu().numpy().tobytes())
+            if type(value) in (Tensor, nn.Parameter):
+                weights.update(value.flatten()[:256].double().cpu().numpy().tobytes())
+            else:  # quantised, which torchao lets nobody slice; biases and norms tell the network by their numbers
+                weights.update(type(value).__name__.encode())
     levels = torch.stack(model.path.level(model.path.solver_times(100))).cpu().numpy().tobytes()
     return {"denoiser": weights.hexdigest(), "schedule": hashlib.sha256(model.path.prediction.encode() + levels).hexdigest()}

@@ -198,13 +198,14 @@ class Trainer:
         config = self.config
         same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
         same += ("lora_alpha", "resolution", "max_sequence_length", "guidance_scale", "weighting_scheme", "logit_mean", "logit_std")
-        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets")
+        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets", "quantization")
         return {
             "bucket_batch": config.train_batch_size if config.buckets else None,  # which the order of the records then depends on
             "model": lasting(config.pretrained_model_name_or_path),
             "table": self.view.table.fingerprint,
             "records": len(self.view),
             "batch": self.sampler.effective,
+            "optimizer": config.optimizer_name,
             **{name: getattr(config, name) for name in same},
             **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
         }

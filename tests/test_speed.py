@@ -15,9 +15,11 @@ from torch import nn
 
 from diffalign import speed
 from diffalign.adapters import add_lora
+from diffalign.backbones.table import load_backbone
 from diffalign.config import TrainConfig
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
+from diffalign.precompute import network_facts
 from diffalign.train import Trainer
 from tests.micro_models import write_micro
 
@@ -192,3 +194,24 @@ def test_the_quantised_base_is_loaded_as_the_config_says(micro_sd, pairs_file, t
     own = config(pretrained_model_name_or_path=str(micro_sd), dataset_name=str(pairs_file), quantization="nf4", output_dir=str(tmp_path))
     build.backbone(own, torch.device("cpu"))
     assert given["quantization"] == "as nf4"
+
+
+class Packed(torch.Tensor):
+    """A weight that lets nobody reshape it, as torchao's."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.flatten:
+            raise NotImplementedError(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_quantised_network_is_told_from_the_one_it_was_made_of(micro_sd):
+    model = load_backbone(str(micro_sd), torch.device("cpu"))
+    plain = network_facts(model)
+    assert network_facts(model) == plain
+    layer = model.denoiser.get_submodule("mid_block.attentions.0.proj_in")
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Packed), requires_grad=False)
+    quantised = network_facts(model)
+    assert quantised["denoiser"] != plain["denoiser"]
+    assert quantised["schedule"] == plain["schedule"]
