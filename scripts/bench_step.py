@@ -208,8 +208,7 @@ def measure(config: TrainConfig, names: list[str], args: argparse.Namespace) -> 
     for turn in tqdm(range(1 + args.rounds), desc="time (first round warms up)"):
         rates = {s: max(best, matmul_rate(s, build.DTYPES[config.mixed_precision], device)) for s, best in rates.items()}
         rounds += [{name: stepper.seconds(args.repeats if turn else 1) for name, stepper in steppers.items()}]
-    file = Path(config.output_dir).with_suffix(".yaml")
-    save_yaml(config, file)
+    save_yaml(config, file := Path(config.output_dir).with_suffix(".yaml"))
     for name in tqdm(["base", *names], desc="peak memory, a process each"):
         command = [sys.executable, __file__, "--peak_of", name, "--config", str(file), "--threads", str(args.threads)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this script itself
