@@ -9,8 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from diffalign.backbones.folders import check_folder, resolve
+from diffalign.backbones.folders import LAYOUTS, check_folder, resolve
 from diffalign.config import TrainConfig
+from diffalign.configcheck import check_memory_format
 from diffalign.configfile import from_mapping
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
@@ -66,7 +67,9 @@ def train(config: TrainConfig) -> Path:
 def check(config: TrainConfig) -> None:
     """Raise the error that a config, its model folder or its output folder deserves; remove an earlier run that may be overwritten."""
     config.check()
-    check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
+    kind = check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
+    if kind is not None:
+        check_memory_format(config, LAYOUTS[kind].component)
     if int(os.environ.get("RANK", "0")) == 0:
         _check_output(config)
 

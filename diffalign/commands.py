@@ -196,7 +196,8 @@ def prompts_of(values: list[str]) -> list[str]:
 
 def env() -> int:
     """Print what a bug report should say."""
-    names = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "xformers", "bitsandbytes")
+    names = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "xformers")
+    names += ("bitsandbytes", "torchao")
     print(f"python {sys.version.split()[0]} on {platform.platform()}")
     for name in names:
         try:

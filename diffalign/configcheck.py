@@ -110,6 +110,12 @@ def check_sides(buckets: Iterable[tuple[int, int]], component: str) -> None:
             raise ConfigError(f"`aspect_ratio_buckets`: {height},{width} of a {component}; expected multiples of {side}")
 
 
+def check_memory_format(config: Any, component: str) -> None:
+    """Check the memory format against what the pipeline calls its denoiser."""
+    if config.channels_last and component != "unet":
+        raise ConfigError("`channels_last` orders the memory of convolutions, and this model's denoiser is a transformer, which has none")
+
+
 def check_switches(config: Any) -> None:
     """Check what excludes what among memory and speed switches, and ask for optional packages."""
     if config.use_8bit_adam and config.optimizer not in ("adamw", "adamw_8bit"):

@@ -12,6 +12,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.checkpoint import checkpoint
 
 from diffalign.config import TrainConfig
+from diffalign.configcheck import check_memory_format
 from diffalign.errors import ConfigError
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -45,8 +46,7 @@ def apply(config: TrainConfig, denoiser: Any, *, kernels: bool = True) -> None:
     if config.attention_name is not None:
         _attend(denoiser, config.attention_name, kernels)
     if config.channels_last:
-        if not isinstance(denoiser, UNet2DConditionModel):
-            raise ConfigError(f"`channels_last` orders the memory of convolutions; a {type(denoiser).__name__} has none to speak of")
+        check_memory_format(config, "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer")
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # diffusers hides torch's keyword
     if config.gradient_checkpointing:
         # Given here, for diffusers' own makes torch.compile warn of a cached function in it.

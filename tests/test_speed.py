@@ -15,6 +15,7 @@ from torch import nn
 
 from diffalign import speed
 from diffalign.adapters import add_lora
+from diffalign.api import train
 from diffalign.backbones.table import load_backbone
 from diffalign.config import TrainConfig
 from diffalign.dataset import open_dataset
@@ -99,8 +100,15 @@ def test_the_compiler_rounds_as_the_reference_does(denoisers, monkeypatch):
 
 @pytest.mark.parametrize("name", ["pixart", "sd3", "flux"])
 def test_a_transformer_has_no_channels(name, denoisers):
-    with pytest.raises(ConfigError, match=r"`channels_last` orders the memory of convolutions; a .*Transformer2DModel has none"):
+    with pytest.raises(ConfigError, match="`channels_last` orders the memory of convolutions, and this model's denoiser is a transformer"):
         speed.apply(config(channels_last=True), denoisers[name])
+
+
+def test_a_transformer_is_refused_channels_before_it_is_loaded(tmp_path, monkeypatch):
+    folder = write_micro("flux", tmp_path / "flux")
+    monkeypatch.setattr("diffalign.api.open_dataset", lambda own: pytest.fail("went on"))
+    with pytest.raises(ConfigError, match="`channels_last` orders"):
+        train(config(pretrained_model_name_or_path=str(folder), output_dir=str(tmp_path / "run"), channels_last=True))
 
 
 def test_channels_last_reaches_the_convolutions(micro_sd):
