@@ -15,13 +15,23 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from diffalign.adapters import WEIGHTS
-from diffalign.backbones.folders import EMBEDDED, is_local
+from diffalign.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.data.table import MANIFEST, is_table
+from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
 
 SETTINGS = ("train_method", "rank", "lora_alpha", "lora_layers", "resolution", "learning_rate", "lr_scheduler", "mixed_precision", "seed")
 NOT_MEASURES = ("output_dir", "grid", "seed", "ci95")  # of a report
 PICTURE = "pictures.png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The model that a run started from, as its pipeline has to be called."""
+
+    kind: str  # the pipeline class
+    layout: Layout
+    absent: tuple[str, ...]  # parts that the pipeline is without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +74,8 @@ def public(name: str) -> str:
     return EMBEDDED.get(name) or (Path(name).name if is_local(name) else name)
 
 
-def model_card(source: Source, *, name: str, repo: str, kind: str, formats: Sequence[str]) -> ModelCard:
-    """Return the card of an export called `name`, found at `repo`, with the files of `formats`; `kind` is the base's pipeline class."""
+def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Sequence[str]) -> ModelCard:
+    """Return the card of an export called `name`, found at `repo` (a folder or a hub id), with the files of `formats`."""
     run, paper = source.run, METHODS[source.run["method"]].paper
     known = run["base"] not in EMBEDDED and not is_local(run["base"])
     adapter = ["dora" if run["train_method"] == "dora" else "lora"] if "diffusers" in formats or "comfyui" in formats else []
@@ -78,7 +88,7 @@ def model_card(source: Source, *, name: str, repo: str, kind: str, formats: Sequ
     )
     about = f"{public(run['base'])} aligned with human preferences by `{run['method']}` ([{paper}](https://arxiv.org/abs/{paper}))."
     files = "\n".join(f"- {line}" for line in _files(name, formats))
-    parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", _usage(run, repo, kind, formats)]
+    parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", _usage(run, repo, base, formats)]
     parts += [f"![pictures of this model]({PICTURE})"] if source.picture else []
     parts += ["## Training", _table(_training(source)), "## Data", _data(source), "## Results", _results(source.report)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
@@ -102,27 +112,42 @@ def _files(name: str, formats: Sequence[str]) -> list[str]:
     return [lines[form] for form in formats]
 
 
-def _usage(run: Mapping[str, Any], repo: str, kind: str, formats: Sequence[str]) -> str:
-    """Return a snippet for diffusers."""
-    lines = [
-        f"from diffusers import {kind}",
-        "",
-        f'pipe = {kind}.from_pretrained("{repo if "merged" in formats else public(run["base"])}")',
-    ]
-    draw = 'pipe("a red star").images[0].save("picture.png")'
-    if run.get("inference") == "negative_guidance":
-        lines.insert(0, "from diffalign.infer.negative import negative_guidance")
-        lines += [f'with negative_guidance(pipe, "{repo}"):  # a folder, or the file in it', f"    {draw}"]
-    elif "merged" in formats:
-        lines.append(draw)
-    elif kind.startswith("PixArt"):  # its pipelines read no LoRA files themselves
-        lines.insert(1, "from peft import PeftModel")
-        lines += [f'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "{repo}")', draw]
-    elif "diffusers" in formats:
-        lines += [f'pipe.load_lora_weights("{repo}", weight_name="{WEIGHTS}")', draw]
-    else:
-        return "Put the file into ComfyUI's `models/loras` and load it with a LoRA node, strength 1."
-    return "\n".join(["```python", *lines, "```"])
+def _usage(run: Mapping[str, Any], repo: str, base: Base, formats: Sequence[str]) -> str:
+    """Return a snippet for diffusers, or a sentence where there is only a file for ComfyUI."""
+    negative = run.get("inference") == "negative_guidance"
+    if not {"diffusers", "merged"} & set(formats):
+        where = "only the model of the negative (unconditional) branch" if negative else "the model"
+        return f"Put the file into ComfyUI's `models/loras` and apply it with a LoRA node to {where}, strength 1."
+    options = "".join(f", {part}=None" for part in base.absent)  # else diffusers takes it for missing
+    if "merged" not in formats:
+        options += "".join(f', {name}="{run[name]}"' for name in ("revision", "variant") if run.get(name))
+    source = repo if "merged" in formats else public(run["base"])
+    imports, lines = [f"from diffusers import {base.kind}"], [f'pipe = {base.kind}.from_pretrained("{source}"{options})']
+    # Flux computes both branches only when it is told to.
+    asked = ', negative_prompt="", true_cfg_scale=4.0' if negative and base.layout.family == "flux" else ""
+    draw = [f'pipe("a red star"{asked}).images[0].save("picture.png")']
+    if negative:
+        more, steps = _negative_steps(repo, base)
+        imports, lines, draw = sorted([*imports, *more]), [*lines, *steps], [f"    {line}" for line in draw]
+    elif "merged" not in formats and base.layout.family == "pixart":  # its pipelines read no LoRA files themselves
+        imports.append("from peft import PeftModel")
+        lines.append(f'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "{repo}")')
+    elif "merged" not in formats:
+        lines.append(f'pipe.load_lora_weights("{repo}", weight_name="{WEIGHTS}")')
+    return "\n".join(["```python", *imports, "", *lines, *draw, "```"])
+
+
+def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:
+    """Return the imports and lines that put a negative adapter on `pipe`, up to the `with` whose block draws."""
+    imports, folder = ["from diffalign.infer.negative import negative_guidance"], f'"{repo}"'
+    if "/" in repo:  # on the hub; an export on this machine is called by its folder's own name
+        imports, folder = [*imports, "from huggingface_hub import snapshot_download"], f'snapshot_download("{repo}")'
+    lines = [f"folder = {folder}"]
+    if base.layout.family != "pixart":
+        return imports, [*lines, "with negative_guidance(pipe, folder):"]
+    imports += ["from pathlib import Path", "from diffalign.adapters import load_lora"]  # its pipelines read no LoRA files
+    lines.append(f'load_lora(pipe, Path(folder), "{base.layout.component}", "{ADAPTER}")')
+    return imports, [*lines, f'with negative_guidance(pipe, "{ADAPTER}"):']
 
 
 def _training(source: Source) -> dict[str, Any]:

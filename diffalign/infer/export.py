@@ -22,10 +22,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from diffalign.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
-from diffalign.backbones.folders import Layout, layout_of, resolve
+from diffalign.backbones.folders import layout_of, resolve
 from diffalign.data.table import atomic_folder
 from diffalign.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.infer.card import PICTURE, Source, model_card, public
+from diffalign.infer.card import PICTURE, Base, Source, model_card, public
 from diffalign.infer.load import load, run_facts
 from diffalign.infer.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
 
@@ -41,8 +41,7 @@ class Job:
 
     folder: Path
     run: Mapping[str, Any]
-    kind: str  # the base's pipeline class
-    layout: Layout
+    base: Base
     config: Mapping[str, Any]  # the denoiser's
     scheduler: Mapping[str, Any]
     name: str
@@ -61,7 +60,7 @@ class Job:
             "base": public(self.run["base"]),
             "method": self.run["method"],
             "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": f"{architecture(self.layout.family, self.config, self.scheduler)[0]}/lora",
+            "modelspec.architecture": f"{architecture(self.base.layout.family, self.config, self.scheduler)[0]}/lora",
             "modelspec.title": self.name,
             "modelspec.description": f"{public(self.run['base'])} aligned with preferences by {self.run['method']}",
             **hint,
@@ -83,7 +82,7 @@ def export_run(
 
     `formats`: "diffusers" and "comfyui" (of an adapter; both if none are given) keep the precision it was trained in; "merged" (all
     there is of a full fine-tune) is a pipeline in `dtype`: fp32, fp16 or bf16. With `push_to_hub` the folder also goes to
-    `hub_model_id`, or to `name` under one's own account, with the token of the environment variable HF_TOKEN.
+    `hub_model_id` (without an owner, under one's own account), or to `name` there, with the token of the environment variable HF_TOKEN.
 
     Raises CheckpointError for a folder that holds no finished run, ConfigError for formats that the run does not allow, layers without
     a known place, a destination that is taken, and, before anything is written, a missing token.
@@ -100,7 +99,7 @@ def export_run(
             FORMATS[form](job, temporary)
         if source.picture is not None:
             shutil.copyfile(source.picture, temporary / PICTURE)
-        model_card(source, name=job.name, repo=repo, kind=job.kind, formats=chosen).save(temporary / "README.md")
+        model_card(source, name=job.name, repo=repo, base=job.base, formats=chosen).save(temporary / "README.md")
         facts = {"name": job.name, "formats": chosen, "base": public(run["base"]), "method": run["method"]}
         (temporary / MARK).write_text(json.dumps(facts, indent=2) + "\n")
     if api is not None:
@@ -143,7 +142,7 @@ def _job(folder: Path, run: Mapping[str, Any], name: str | None, dtype: str) -> 
             getattr(diffusers, index[part][1]).load_config(base, subfolder=part, revision=revision)
             for part in (layout.component, "scheduler")
         ]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{run['base']}: the base of this run cannot be read ({error})") from error
     if dtype not in DTYPES:
         raise ConfigError(f"`dtype`: there is no `{dtype}`.{did_you_mean(dtype, DTYPES)}")
@@ -151,11 +150,11 @@ def _job(folder: Path, run: Mapping[str, Any], name: str | None, dtype: str) -> 
     title = name or "-".join([public(run["base"]).split("/")[-1], run["method"], *tail])
     if not re.fullmatch(r"\w[\w.-]*", title):
         raise ConfigError(f"`name`: found {title!r}; expected letters, digits, dots, dashes and underscores, as in a file name")
+    absent = tuple(part for part in layout.optional if (index.get(part) or [None])[0] is None)
     return Job(
         folder=folder,
         run=run,
-        kind=index["_class_name"],
-        layout=layout,
+        base=Base(kind=index["_class_name"], layout=layout, absent=absent),
         config=parts[0],
         scheduler=parts[1],
         name=title,
@@ -179,7 +178,7 @@ def _write_diffusers(job: Job, folder: Path) -> None:
 
 
 def _write_comfyui(job: Job, folder: Path) -> None:
-    updates, family = _read(job).updates(job.layout.component), job.layout.family
+    updates, family = _read(job).updates(job.base.layout.component), job.base.layout.family
     tensors = comfyui_tensors(family, updates, job.config)
     facts = job.facts() | kohya_facts(family, updates, job.config, job.scheduler) | {"ss_output_name": job.name}
     save_file(tensors, folder / f"{job.name}_comfyui.safetensors", metadata=facts)
@@ -188,7 +187,7 @@ def _write_comfyui(job: Job, folder: Path) -> None:
 def _write_merged(job: Job, folder: Path) -> None:
     """Write the stock pipeline with the run's result in its weights."""
     pipe = load(job.folder, dtype=job.dtype)
-    merge(getattr(pipe, job.layout.component))
+    merge(getattr(pipe, job.base.layout.component))
     pipe.save_pretrained(folder, safe_serialization=True)
     for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
         facts = json.loads(file.read_text(encoding="utf-8"))
@@ -223,7 +222,7 @@ def _hub(name: str, wanted: str | None) -> tuple[HfApi, str]:
         raise ConfigError(f"`push_to_hub`: the environment variable {TOKEN} is not set; it must hold a token that may write")
     api = HfApi(token=token)
     try:
-        repo = wanted or f"{api.whoami()['name']}/{name}"
+        repo = wanted if wanted and "/" in wanted else f"{api.whoami()['name']}/{wanted or name}"
         validate_repo_id(repo)
     except (HFValidationError, httpx.HTTPError, OSError) as error:
         raise ConfigError(f"`push_to_hub`: the hub refuses this ({error})") from error

@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Trans
 from peft import get_peft_model_state_dict
 
 from diffalign.adapters import add_lora, trainable
-from diffalign.backbones.pretrained import ATTENTION
+from diffalign.backbones.table import BACKBONES
 from diffalign.infer.lora_file import Update, comfyui_tensors
 from tests.layouts import comfyui_paths, published, to_diffusers
 
@@ -86,13 +86,16 @@ def test_the_published_layout_has_the_keys_and_shapes_that_diffusers_converts(mo
 def attention_layers(name: str) -> dict[str, tuple[int, int]]:
     """Return {layer: (inputs, outputs)} that get an adapter, from how the models are built; a transformer block has two attentions."""
     ends = ("to_q", "to_k", "to_v", "to_out.0")
-    if name == "SD3-medium":  # the projections of the prompt's tokens, add_q_proj and so on, have other names
-        return {f"transformer_blocks.{i}.attn.{end}": (1536, 1536) for i in range(24) for end in ends}
+    joint = (*ends, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # with the projections of the prompt's tokens
+    if name == "SD3-medium":  # the last block reads the prompt's tokens, but gives none back
+        found = {f"transformer_blocks.{i}.attn.{end}": (1536, 1536) for i in range(24) for end in joint}
+        del found["transformer_blocks.23.attn.to_add_out"]
+        return found
     if name == "PixArt-XL-2":
         blocks = [f"transformer_blocks.{i}.attn{j}" for i in range(28) for j in (1, 2)]
         return {f"{block}.{end}": (1152, 1152) for block in blocks for end in ends}
-    if name == "Flux-dev":  # a single block has no output projection of its own
-        found = {f"transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(19) for end in ends}
+    if name == "Flux-dev":  # a single block has both streams in one, and no output projection of its own
+        found = {f"transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(19) for end in joint}
         return found | {f"single_transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(38) for end in ends[:3]}
     if name == "SD 1.5":  # levels of 320, 640, 1280 with one block in each transformer: two on the way down, three on the way up
         prompt, levels = 768, [(f"down_blocks.{i}", 320 * 2**i, 2, 1) for i in range(3)]
@@ -109,11 +112,14 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
 
 
 # By hand: SD 1.5 has 16 transformer blocks, SDXL 2*2 + 2*10 + 10 + 3*10 + 3*2 = 70, of two attentions with four projections each.
-LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 4, "Flux-dev": 19 * 4 + 38 * 3}
-# The same, but q, k and v are one module in SD3 and Flux (where a single block's is all there is) and PixArt, whose prompt has k and v.
-MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 2, "Flux-dev": 19 * 2 + 38}
+# SD3: q, k, v and out of the picture and of the prompt, 8 in each of 24 blocks but the prompt's out in the last: 191. Flux: those 8 in
+# each of 19 double blocks, q, k and v in each of 38 single ones: 152 + 114 = 266.
+LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3}
+# The same, but q, k and v of one stream are one module in SD3 and Flux (with out: 4 in a block, 1 in a single block, whose module also
+# has the MLP) and in PixArt (qkv and out; then q, out, and k with v, of the prompt).
+MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38}
 # rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
-ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 96 * 3072, "Flux-dev": RANK * 190 * 6144}
+ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 191 * 3072, "Flux-dev": RANK * 266 * 6144}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
 
@@ -121,7 +127,7 @@ ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for 
 def test_an_adapter_has_the_expected_keys_and_every_exported_key_a_module_of_the_published_layout(model):
     name, family, network = model
     with torch.device("meta"):
-        add_lora(network, targets=ATTENTION, rank=RANK, alpha=16)
+        add_lora(network, targets=BACKBONES[family].lora_targets, rank=RANK, alpha=16)
     layers = attention_layers(name)
     state = get_peft_model_state_dict(network)
     assert set(state) == {f"{layer}.lora_{side}.weight" for layer in layers for side in "AB"}

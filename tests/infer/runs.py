@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from diffalign import adapters
-from diffalign.backbones.pretrained import ATTENTION
+from diffalign.backbones.table import BACKBONES, family_of
 from tests.micro_models import stock
 
 ALPHA, RANK = 6.0, 4
@@ -23,7 +23,7 @@ def write_run(folder: Path, base: Path, *, method: str = "diffusion_dpo", train_
     pipe = stock(base)
     component = "unet" if "unet" in pipe.components else "transformer"
     network, generator = getattr(pipe, component), torch.Generator().manual_seed(1)
-    targets = options.pop("targets", ATTENTION)
+    targets = options.pop("targets", BACKBONES[family_of(pipe)].lora_targets)
     if train_method == "full":
         with torch.no_grad():
             for parameter in network.parameters():

@@ -76,6 +76,44 @@ def test_all_formats_change_the_weights_alike(family, tmp_path):
     assert max((expected[name] - before[name]).abs().max() for name in before) > 0.1
 
 
+PICTURE, PROMPT, SINGLE = "lora_unet_double_blocks_0_img", "lora_unet_double_blocks_0_txt", "lora_unet_single_blocks_0"
+DOUBLE_LAYERS, SINGLE_LAYERS = "transformer_blocks.0", "single_transformer_blocks.0"
+# Each fused module of the published Flux, and which layers its rows are, from the top.
+ROWS = {
+    f"{PICTURE}_attn_qkv": [f"{DOUBLE_LAYERS}.attn.to_{name}" for name in "qkv"],
+    f"{PROMPT}_attn_qkv": [f"{DOUBLE_LAYERS}.attn.add_{name}_proj" for name in "qkv"],
+    f"{SINGLE}_linear1": [*(f"{SINGLE_LAYERS}.attn.to_{name}" for name in "qkv"), f"{SINGLE_LAYERS}.proj_mlp"],
+    f"{PICTURE}_attn_proj": [f"{DOUBLE_LAYERS}.attn.to_out.0"],
+    f"{PROMPT}_attn_proj": [f"{DOUBLE_LAYERS}.attn.to_add_out"],
+    f"{PICTURE}_mlp_0": [f"{DOUBLE_LAYERS}.ff.net.0.proj"],
+    f"{PICTURE}_mlp_2": [f"{DOUBLE_LAYERS}.ff.net.2"],
+    f"{SINGLE}_linear2": [f"{SINGLE_LAYERS}.proj_out"],
+}
+
+
+def test_all_formats_change_a_flux_alike_also_in_the_fused_layers_of_its_single_blocks(tmp_path):
+    model = write_micro("flux", tmp_path / "model")
+    before = stock(model).transformer.state_dict()
+    targets = [layer for layers in ROWS.values() for layer in layers]
+    run = write_run(tmp_path / "run", model, targets=targets)
+    out = export_run(run, tmp_path / "out", formats=FORMATS)
+    file = load_file(comfyui_file(out))
+    assert {key.split(".")[0] for key in file} == set(ROWS)
+
+    expected, by_comfyui = weights(load(run).transformer), dict(before)
+    for key, layers in ROWS.items():
+        parts = [before[f"{layer}.weight"] for layer in layers]
+        down, up = (file[f"{key}.lora_{side}.weight"] for side in ("down", "up"))
+        changed = torch.cat(parts) + file[f"{key}.alpha"] / len(down) * up @ down
+        by_comfyui |= dict(zip((f"{layer}.weight" for layer in layers), changed.split([len(part) for part in parts]), strict=True))
+    by_hand = merged_by_hand(before, load_file(out / WEIGHTS), "transformer")
+    merged = stock(out).transformer.state_dict()
+    for name, weight in expected.items():
+        for found in (by_hand, by_comfyui, merged):
+            torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert min((expected[f"{layer}.weight"] - before[f"{layer}.weight"]).abs().max() for layer in targets) > 0.1
+
+
 @pytest.mark.parametrize("family", ["sd", "sd2", "sdxl", "flux"])
 def test_stock_diffusers_loads_both_lora_files_as_the_run(family, tmp_path):
     model = write_micro(family, tmp_path / "model")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+import huggingface_hub
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
@@ -17,8 +20,9 @@ from diffalign.data.table import write_table
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.infer import export
 from diffalign.infer.export import MARK, export_run
+from diffalign.infer.load import load
 from tests.infer.runs import write_run
-from tests.micro_models import write_micro
+from tests.micro_models import DRAWN, picture, write_micro
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,17 @@ def test_a_base_from_the_hub_is_linked(run, monkeypatch, tmp_path):
     assert 'from_pretrained("owner/model")' in card.text
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_a_base_that_diffusers_cannot_read_is_refused_by_name(run, tmp_path, monkeypatch, kind):
+    def load_config(*args, **options):
+        raise kind("no such thing")
+
+    monkeypatch.setattr(export.DiffusionPipeline, "load_config", load_config)
+    with pytest.raises(CheckpointError, match=r"micro-sd: the base of this run cannot be read \(no such thing\)"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_table_report_and_pictures_still_has_a_card(base, tmp_path):
     out = export_run(write_run(tmp_path / "run", base, table="abc"), tmp_path / "out")
     text = (out / "README.md").read_text()
@@ -96,16 +111,56 @@ def test_a_table_that_has_changed_since_is_not_described(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "formats"), [("diffusion_dpo", ["diffusers"]), ("diffusion_dpo", ["merged"]), ("self_npo", ["diffusers"])]
+    ("kind", "method", "formats"),
+    [
+        ("sd", "diffusion_dpo", ["diffusers"]),
+        ("sd", "diffusion_dpo", ["merged"]),
+        ("sd", "self_npo", ["diffusers"]),
+        ("sdxl", "diffusion_npo", ["diffusers"]),
+        ("pixart", "diffusion_dpo", ["diffusers"]),
+        ("pixart", "diffusion_dpo", ["merged"]),
+        ("pixart", "diffusion_npo", ["diffusers", "comfyui"]),
+        ("sd3 without T5", "diffusion_dpo", ["diffusers"]),
+        ("sd3 without T5", "diffusion_dpo", ["merged"]),
+        ("sd3", "self_npo", ["diffusers"]),
+        ("flux", "diffusion_npo", ["diffusers"]),
+    ],
 )
-def test_the_snippet_of_the_card_runs(base, tmp_path, monkeypatch, method, formats):
-    write_run(tmp_path / "run", base, method=method)
-    text = (export_run(tmp_path / "run", tmp_path / "out", formats=formats) / "README.md").read_text()
+@pytest.mark.parametrize("pushed", [False, True])
+def test_the_snippet_of_the_card_draws_what_the_run_does(tmp_path, monkeypatch, hub, kind, method, formats, pushed):
+    model = write_micro(kind.split()[0], tmp_path / "model", **({"absent": ["text_encoder_3"]} if "without" in kind else {}))
+    run = write_run(tmp_path / "run", model, method=method)
+    text = (export_run(run, tmp_path / "out", formats=formats, push_to_hub=pushed, hub_model_id="out") / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "micro-sd").symlink_to(base)
+    negative = method.endswith("npo")
+    assert ("snapshot_download(" in code) is (negative and pushed)
+    if pushed:  # what the hub's clients would fetch is here already
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo: {"me/out": "out"}[repo])
+        (tmp_path / "me").mkdir()
+        (tmp_path / "me" / "out").symlink_to(tmp_path / "out")
+    options = {**DRAWN.get(kind, {}), "num_inference_steps": 2}
+    drawn = code.replace('"a red star"', f'"a red star", generator=torch.Generator().manual_seed(3), **{options}')
+    assert drawn != code
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "card", "exec"), {})
-    assert (tmp_path / "picture.png").is_file()
+    exec(compile(drawn, "card", "exec"), {"torch": torch})
+    guided = {"negative_prompt": "", "true_cfg_scale": 4.0} if negative and kind == "flux" else {}
+    expected = picture(load(run), **guided)[0]
+    np.testing.assert_allclose(np.asarray(Image.open("picture.png")) / 255, expected, atol=1.5 / 255)
+
+
+@pytest.mark.parametrize("kind", ["sd", "pixart"])
+def test_a_file_for_comfyui_alone_has_no_snippet_that_would_look_for_another(tmp_path, kind):
+    model = write_micro(kind, tmp_path / "model")
+    for method, sentence in (("diffusion_dpo", "node to the model,"), ("self_npo", "node to only the model of the negative (uncond")):
+        run = write_run(tmp_path / method, model, method=method)
+        text = (export_run(run, tmp_path / f"{method}-out", formats=["comfyui"]) / "README.md").read_text()
+        assert "```python" not in text
+        assert sentence in text
+
+
+def test_a_base_of_the_hub_is_loaded_in_the_revision_and_variant_of_the_run(base, tmp_path):
+    run = write_run(tmp_path / "run", base, revision=None, variant="fp16")
+    assert 'from_pretrained("micro-sd", variant="fp16")' in (export_run(run, tmp_path / "out") / "README.md").read_text()
 
 
 def test_pixart_is_read_by_peft_as_its_card_says(tmp_path):
@@ -190,7 +245,9 @@ def test_a_missing_token_is_refused_before_anything_is_written(base, tmp_path, h
     assert not hub.calls
 
 
-@pytest.mark.parametrize(("wanted", "repo"), [(None, "me/micro-sd-diffusion_dpo-lora"), ("them/theirs", "them/theirs")])
+@pytest.mark.parametrize(
+    ("wanted", "repo"), [(None, "me/micro-sd-diffusion_dpo-lora"), ("mine", "me/mine"), ("them/theirs", "them/theirs")]
+)
 def test_an_export_is_pushed_with_the_token_of_the_environment(base, tmp_path, hub, wanted, repo):
     out = export_run(write_run(tmp_path / "run", base), tmp_path / "out", push_to_hub=True, hub_model_id=wanted)
     assert hub.token == "hf_secret"
