@@ -168,7 +168,7 @@ def save_difference(pipe: Any, base: nn.Module, tuned: nn.Module, folder: Path, 
     state, ranks, kept, total = {}, {}, 0.0, 0.0
     for name, layer in base.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            change = (after[name].weight.detach() - layer.weight.detach()).float()
+            change = (after[name].weight.detach().to(layer.weight) - layer.weight.detach()).float()
             u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
             ranks[name] = size = min(rank, len(s))
             tail = (1, 1) if change.dim() == 4 else ()

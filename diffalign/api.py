@@ -11,7 +11,7 @@ from typing import Any
 
 from diffalign.backbones.folders import LAYOUTS, check_folder, resolve
 from diffalign.config import TrainConfig
-from diffalign.configcheck import check_memory_format
+from diffalign.configcheck import check_family
 from diffalign.configfile import from_mapping
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
@@ -69,7 +69,7 @@ def check(config: TrainConfig) -> None:
     config.check()
     kind = check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
     if kind is not None:
-        check_memory_format(config, LAYOUTS[kind].component)
+        check_family(config, LAYOUTS[kind])
     if int(os.environ.get("RANK", "0")) == 0:
         _check_output(config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from diffalign import adapters, speed
 from diffalign.backbones.base import Backbone, Settings
-from diffalign.backbones.table import check_guided, load_backbone, load_denoiser
+from diffalign.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.config import TrainConfig
-from diffalign.configcheck import check_sides
+from diffalign.configcheck import check_family, check_sides
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Pairs
 from diffalign.data.pixels import Framing
 from diffalign.data.view import View
@@ -104,11 +104,14 @@ def settings(config: TrainConfig) -> Settings:
     }
     if config.shift is not None:
         flow["shift"] = config.shift
-    return Settings(config.resolution, config.max_sequence_length, config.guidance_scale, flow)
+    # A dynamic shift follows the size of the pictures.
+    side = config.resolution or (round(max(height * width for height, width in config.buckets) ** 0.5) if config.buckets else None)
+    return Settings(side, config.max_sequence_length, config.guidance_scale, flow)
 
 
 def backbone(config: TrainConfig, device: torch.device) -> Backbone:
     """Return the loaded model with its adapter attached, or with every weight of its denoiser trainable."""
+    check_family(config, model_index(config.pretrained_model_name_or_path, config.revision, config.variant)[1])
     if METHODS[config.method].inference == "negative_guidance":
         check_guided(config.pretrained_model_name_or_path, config.revision)
     model = load_backbone(
@@ -182,6 +185,6 @@ def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
     data = pairs(config, view, model)
     if config.trajectory_cache and isinstance(data, CachedPairs):
         constants = {name: p.default for name, p in inspect.signature(likelihood.trajectory).parameters.items() if p.kind is p.KEYWORD_ONLY}
-        facts = network_facts(model) | {"trajectory": constants, "precision": config.mixed_precision}
+        facts = network_facts(model) | {"settings": asdict(settings(config)), "trajectory": constants, "precision": config.mixed_precision}
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
     return Parts(model, likelihood, compared, objective(config), data, driver(config))

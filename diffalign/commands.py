@@ -128,6 +128,7 @@ def evaluate(config: EvalConfig) -> int:
         positive=config.positive,
         alpha=config.alpha,
         beta=config.beta,
+        dtype=config.mixed_precision,
     )
     print(json.dumps(facts, indent=2))
     return 0

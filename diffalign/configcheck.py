@@ -5,12 +5,13 @@ Nothing here imports torch, and nothing is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from diffalign.backbones.folders import LAYOUTS, check_folder, resolve
+from diffalign.backbones.folders import LAYOUTS, Layout, check_folder, resolve
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.objectives import OBJECTIVES, REFERENCE_FREE
 from diffalign.specs import Spec, bind, single
@@ -22,6 +23,7 @@ COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpo
 COUNTS += ("max_train_samples", "checkpoints_total_limit")
 NOT_NEGATIVE = ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "guidance_scale", "spike_factor", "adam_weight_decay")
 NOT_NEGATIVE += ("adam_epsilon",)
+FLOW, FLOWING = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "shift", "transport"), ("sd3", "flux")
 SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2")
 
 # Packages by their import name, and how to get them.
@@ -102,18 +104,34 @@ def check_buckets(config: Any, transforms: Sequence[Spec]) -> None:
     check_sides(buckets, LAYOUTS[kind].component if kind else "unet")  # of a hub id nothing is known yet
 
 
-def check_sides(buckets: Iterable[tuple[int, int]], component: str) -> None:
-    """Raise ConfigError for a bucket that latents cannot fill: 8 pixels to each number, which transformers take in patches of 2 by 2."""
+def check_sides(sizes: Iterable[tuple[int, int]], component: str, key: str = "aspect_ratio_buckets") -> None:
+    """Raise ConfigError for a size that latents cannot fill: 8 pixels to each number, which transformers take in patches of 2 by 2."""
     side = 16 if component == "transformer" else 8
-    for height, width in buckets:
+    for height, width in sizes:
         if min(height, width) == 0 or height % side or width % side:
-            raise ConfigError(f"`aspect_ratio_buckets`: {height},{width} of a {component}; expected multiples of {side}")
+            raise ConfigError(f"`{key}`: {height},{width} of a {component}; expected multiples of {side}")
 
 
 def check_memory_format(config: Any, component: str) -> None:
     """Check the memory format against what the pipeline calls its denoiser."""
     if config.channels_last and component != "unet":
         raise ConfigError("`channels_last` orders the memory of convolutions, and this model's denoiser is a transformer, which has none")
+
+
+def check_family(config: Any, layout: Layout) -> None:
+    """Raise ConfigError for what a TrainConfig sets and this family of models would pass over in silence, or could not do."""
+    family, defaults = layout.family, {f.name: f.default for f in dataclasses.fields(config)}
+    for names, holds, whom in (
+        (FLOW, family in FLOWING, "flow models (sd3, flux)"),
+        (("guidance_scale",), family == "flux", "guidance-distilled models (flux)"),
+        (("max_sequence_length",), layout.t5 is not None, "the prompts of T5 (pixart, sd3, flux)"),
+    ):
+        for name in names:
+            if not holds and getattr(config, name) != defaults[name]:
+                raise ConfigError(f"`{name}` is for {whom}, and {config.pretrained_model_name_or_path} is of the family {family}")
+    check_memory_format(config, layout.component)
+    if config.resolution is not None:
+        check_sides([(config.resolution, config.resolution)], layout.component, "resolution")
 
 
 def check_switches(config: Any) -> None:

@@ -16,14 +16,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffalign import adapters
-from diffalign.build import Parts, parts
+from diffalign.build import DTYPES, Parts, parts
 from diffalign.config import TrainConfig
+from diffalign.configcheck import known
 from diffalign.configfile import from_mapping, load_yaml
 from diffalign.data.batch import positions_alike, sample_generator
 from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
-from diffalign.errors import ConfigError, did_you_mean
+from diffalign.errors import ConfigError
 from diffalign.infer.load import base_of, load, run_facts
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
@@ -110,27 +111,27 @@ def compare_run(
     positive: str | None = None,
     alpha: float = 1.0,
     beta: float = 1.0,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Return what a finished run gains over its base, and write `eval/report.json` and `eval/grid.png` into its folder.
 
-    Every prompt is drawn by both models from the same noise. Without a `taste` there is no win rate, only the pictures. The base of
-    an NPO run is plain guidance at the same scale, with the run `positive` if there is one; `alpha` and `beta` as in `load`.
+    Both draw every prompt from the same noise; there is no win rate without a `taste`. The base of an NPO run is plain guidance at the
+    same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is that of the training if not given.
     """
-    folder = Path(output_dir)
-    facts: dict[str, Any] = {"output_dir": str(folder), "prompts": len(prompts), "seed": seed}
-    if taste is not None and taste not in TASTES:
-        raise ConfigError(f"there is no taste `{taste}`.{did_you_mean(taste, TASTES)}")
+    folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
+    known("taste", taste or next(iter(TASTES)), TASTES)
     (folder / "eval").mkdir(exist_ok=True)
     if prompts:
+        made: dict[str, Any] = {"dtype": DTYPES[dtype or run_facts(folder).get("mixed_precision", "no")], "device": device}
         pipes = {
-            "base": lambda: base_of(folder) if positive is None else load(positive),
-            "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta),
+            "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else load(positive, **made),
+            "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta, **made),
         }
         options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
-        seeds = range(seed, seed + len(prompts))
-        drawn = {name: draw(make().to(device), prompts, seeds, **options, label=f"draw {name}") for name, make in pipes.items()}
-        grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
-        facts |= {"grid": str(folder / "eval" / "grid.png")} | (_judged(taste, prompts, drawn, seed) if taste else {})
+        seeds, sheet = range(seed, seed + len(prompts)), folder / "eval" / "grid.png"
+        drawn = {name: draw(make(), prompts, seeds, **options, label=f"draw {name}") for name, make in pipes.items()}
+        grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(sheet)
+        facts |= {"grid": str(sheet), **(_judged(taste, prompts, drawn, seed) if taste else {})}
     if dataset_name is not None:
         facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
     (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -154,8 +155,11 @@ def _judged(taste: str, prompts: Sequence[str], drawn: Mapping[str, Sequence[Any
 
 def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
     """Return the held-out implicit accuracy of a finished run on a dataset."""
-    config = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     plain = {
+        "torch_compile": False,
+        "optimizer": "adamw",
+        "use_8bit_adam": False,
+        "report_to": None,
         "transforms": None,
         "max_train_samples": None,
         "proportion_empty_prompts": 0.0,
@@ -163,9 +167,10 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
         "random_flip": False,
         "trajectory_cache": 0,
     }
+    config = from_mapping(load_yaml(folder / "config.yaml") | plain, str(folder / "config.yaml"))
     if not learns_from_pairs(config.method):
         raise ConfigError(f"{folder}: `{config.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
-    config = replace(config, **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
+    config = replace(config, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
     with tempfile.TemporaryDirectory() as temporary:
         built = parts(replace(config, output_dir=temporary), open_dataset(replace(config, output_dir=temporary)), torch.device(device))
         return _accuracy_of(built, config, folder)

@@ -106,6 +106,8 @@ class EvalConfig:
     """Layout of that dataset; found by its columns if not given."""
     device: str | None = None
     """Where to run, for example cuda; a GPU if there is one."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of both models; the one of the training if not given."""
     num_inference_steps: int = 25
     """Denoising steps of every picture."""
     guidance_scale: float = 5.0

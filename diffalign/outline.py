@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from diffalign.backbones.folders import Layout, check_folder, layout_of, resolve
+from diffalign.backbones.folders import Layout, resolve
 from diffalign.backbones.pretrained import Pretrained
-from diffalign.backbones.table import BACKBONES, EXTRAS
+from diffalign.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
 from diffalign.build import DTYPES, equip, settings
 from diffalign.config import TrainConfig
-from diffalign.errors import CheckpointError
+from diffalign.configcheck import check_family
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,11 @@ class Outline:
 def outline(config: TrainConfig, device: torch.device) -> Outline:
     """Return what `diffalign train` would train. Raises CheckpointError for a folder or hub id that is no supported pipeline."""
     name = resolve(config.pretrained_model_name_or_path)
-    check_folder(name, config.variant)
-    try:
-        index: Any = DiffusionPipeline.load_config(name, revision=config.revision)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no diffusers pipeline ({error})") from error
-    kind = str(index.get("_class_name"))
-    layout = layout_of(kind, name)
-    dtypes, parts = _dtypes(config, layout), {}
+    index, layout = model_index(name, config.revision, config.variant)
+    check_family(config, layout)
+    kind, parts = str(index["_class_name"]), {}
+    own_vae = config.pretrained_vae_model_name_or_path is None
+    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=config.train_method == "full", own_vae=own_vae)
     for part, value in index.items():
         if isinstance(value, list | tuple):
             library, own = value
@@ -66,17 +63,6 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
         if isinstance(part, nn.Module):
             _place(part, mode, device)
     return Outline(kind, layout, parts, model, mode)
-
-
-def _dtypes(config: TrainConfig, layout: Layout) -> dict[str, torch.dtype]:
-    """Return the dtypes of the parts that are not float32, as `load_backbone` loads them."""
-    precision = DTYPES[config.mixed_precision]
-    found = {"vae": torch.float32 if config.pretrained_vae_model_name_or_path is None else precision}
-    if config.train_method != "full":
-        found[layout.component] = precision
-    if layout.t5 is not None and precision == torch.bfloat16:
-        found[layout.t5] = precision
-    return found
 
 
 def _part(library: str, kind: str, name: str, where: dict[str, Any], dtype: torch.dtype) -> Any:

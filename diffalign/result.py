@@ -32,6 +32,7 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
         "method": config.method,
         "inference": METHODS[config.method].inference,
         "train_method": config.train_method,
+        "mixed_precision": config.mixed_precision,
     }
     temporary = folder / f"{RUN}.tmp"
     temporary.write_text(json.dumps(known | facts, indent=2) + "\n")
@@ -39,13 +40,12 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
 
 
 def _save_weights(backbone: Backbone, config: TrainConfig, folder: Path) -> None:
-    pipe, component = backbone.pipeline(), backbone.component
+    pipe, component = backbone.pipeline(whole=False), backbone.component
     if config.train_method != "full":
         adapters.save_lora(pipe, folder, component)
         return
     adapters.save_full(backbone.denoiser, folder / component)
     if METHODS[config.method].inference == "negative_guidance":  # it takes an adapter: one network serves both branches
         base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
-        base.to(next(backbone.denoiser.parameters()).device)
         kept = adapters.save_difference(pipe, base, backbone.denoiser, folder, component=component)
         logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)

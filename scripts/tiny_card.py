@@ -88,14 +88,19 @@ Measured on the saved weights, 25 steps, guidance 4, seed {seed}{told}:
 
 def save(args: argparse.Namespace, pipe: Any, kind: str, parts: str, max_sequence_length: int | None = None) -> None:
     """Write half-precision safetensors, the grid and the card to `--output_dir`."""
-    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     pipe.to("cpu").to(torch.float16).save_pretrained(args.output_dir)
     for config in args.output_dir.glob("text_encoder*/config.json"):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     for tokenizer in args.output_dir.glob("tokenizer*"):
         pipe.tokenizer.backend_tokenizer.model.save(str(tokenizer))
+    write_card(args, pipe, kind, parts, max_sequence_length)
+
+
+def write_card(args: argparse.Namespace, pipe: Any, kind: str, parts: str, max_sequence_length: int | None) -> None:
+    """Measure the model in `--output_dir` and write its card."""
     numbers = measure(args.output_dir, args.seed, max_sequence_length)
     given = [f"--{name} {value}" for name, value in vars(args).items() if name not in ("output_dir", "work_dir") and value is not None]
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     text = CARD.format(
         name=args.output_dir.name,
         kind=kind,

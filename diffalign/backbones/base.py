@@ -42,8 +42,8 @@ class Backbone(Protocol):
         """
         ...
 
-    def pipeline(self) -> Any:
-        """Return the stock diffusers pipeline around the denoiser as it is now."""
+    def pipeline(self, *, whole: bool = True) -> Any:
+        """Return the stock diffusers pipeline around the denoiser as it is now; without `whole`, encoders stay where they are."""
         ...
 
     def park(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffalign.backbones.base import Settings
 from diffalign.diffusion.path import Path, VPPath
-from diffalign.errors import LatentError
+from diffalign.errors import CheckpointError, LatentError
 from diffalign.types import Condition
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -33,6 +33,8 @@ class Pretrained(ABC):
         self._factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         self.resolution = self.settings.resolution or self._sample_size() * self._factor
         self.path: Path = self._path()
+        if pipe.vae.config.get("latents_mean") is not None:
+            raise CheckpointError(f"{name}: its VAE normalises latents channel by channel, which no supported model does")
         for part in self._encoders().values():
             part.requires_grad_(False).eval()
         self.denoiser.requires_grad_(False).eval()
@@ -58,8 +60,12 @@ class Pretrained(ABC):
     def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Return scaled latents, float32. Raises LatentError where they are not finite (a half-precision VAE overflows)."""
         vae = self._pipe.vae
-        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-        latents = posterior.mean.float() + posterior.std.float() * noise.to(vae.device)
+        few = max(1, 2**20 // pixels[0, 0].numel())  # a float32 VAE needs more than half a gigabyte for 512 by 512 pixels
+        drawn = []
+        for some, own in zip(pixels.split(few), noise.split(few), strict=True):
+            posterior = vae.encode(some.to(vae.device, vae.dtype)).latent_dist
+            drawn.append(posterior.mean.float() + posterior.std.float() * own.to(vae.device))
+        latents = torch.cat(drawn)
         latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
         if not latents.isfinite().all():
             bad = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -68,10 +74,12 @@ class Pretrained(ABC):
             )
         return latents
 
-    def pipeline(self) -> Any:
-        """Return the stock pipeline around the denoiser as it is now, all of it where the denoiser lies."""
-        for part in self._encoders().values():
-            part.to(self.device)
+    def pipeline(self, *, whole: bool = True) -> Any:
+        """Return the stock pipeline around the denoiser as it is now; `whole` to draw with: all of it lies where the denoiser does."""
+        if whole:
+            for part in self._encoders().values():
+                part.to(self.device)
+            self._pipe.vae.float()  # what the denoiser hands over in training is float32
         return self._pipe
 
     def park(self) -> None:

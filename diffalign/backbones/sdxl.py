@@ -34,6 +34,6 @@ class StableDiffusionXL(Pretrained):
         height, width = (side * self._factor for side in x.shape[2:])
         whole = torch.tensor([height, width, 0, 0, height, width], device=x.device)
         frames = condition["frames"] if "frames" in condition else whole.expand(len(x), -1)
-        added = {"text_embeds": condition["pooled_prompt_embeds"].to(dtype), "time_ids": frames.to(x.device, dtype)}
+        added = {"text_embeds": condition["pooled_prompt_embeds"].to(dtype), "time_ids": frames.to(x.device, torch.float32)}
         with self._autocast():
             return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), added_cond_kwargs=added, return_dict=False)[0]

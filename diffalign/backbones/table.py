@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -52,20 +53,25 @@ def load_pipeline(
     vae: str | None = None,
     device_map: str | None = None,
     quantization: Any = None,
+    denoiser: Path | None = None,
 ) -> Any:
     """Return the stock pipeline of a model folder or hub id: safetensors only, no safety checker, no progress bars.
 
     `dtype` is for all parts, or by part with a "default"; `vae` is a folder or hub id whose autoencoder stands in (one that is sound
-    in half precision); `quantization` is a PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if it
-    is of no supported kind, or does not load.
+    in half precision); `denoiser` is a folder with a network that stands in for the model's own; `quantization` is a
+    PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if it is of no supported kind, or does not load.
     """
-    index, layout = _index(name, revision, variant)
+    index, layout = model_index(name, revision, variant)
     options = {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map, **EXTRAS.get(layout.family, {})}
     # A part that the index names as absent must be passed as absent, else diffusers takes it for missing.
     options |= dict.fromkeys(part for part in layout.optional if (index.get(part) or [None])[0] is None)
     if vae is not None:
         kind: Any = AutoencoderKL
         options["vae"] = _load(kind, vae, {"dtype": _of(dtype, "vae")})
+    if denoiser is not None:
+        options[layout.component] = _load(
+            getattr(diffusers, index[layout.component][1]), str(denoiser), {"dtype": _of(dtype, layout.component)}
+        )
     if quantization is not None:
         options["quantization_config"] = quantization
     pipe = _load(getattr(diffusers, index["_class_name"]), name, options)
@@ -88,31 +94,35 @@ def load_backbone(
     """Return a model on `device` that computes in `precision`.
 
     The denoiser lies in `precision` as well, unless all of it is to be trained (`full`): weights that an optimiser moves stay float32.
-    So does the VAE (a half-precision one overflows) unless another is given, and all text encoders but T5 in bfloat16: each runs once.
     """
-    layout = _index(name, revision, variant)[1]
-    if settings is not None and settings.max_sequence_length is not None and layout.t5 is None:
-        raise ConfigError(f"`max_sequence_length` is for the prompts of T5, which {name} does not have; leave it out")
-    dtypes = {"default": torch.float32, layout.component: torch.float32 if full else precision}
-    if vae is not None:
-        dtypes["vae"] = precision
-    if layout.t5 is not None and precision == torch.bfloat16:
-        dtypes[layout.t5] = precision
+    layout = model_index(name, revision, variant)[1]
+    dtypes = part_dtypes(layout, precision, full=full, own_vae=vae is None)
     mapped = PipelineQuantizationConfig(quant_mapping={layout.component: quantization}) if quantization is not None else None
     pipe = load_pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped)
     return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
 
 
+def part_dtypes(layout: Layout, precision: torch.dtype, *, full: bool, own_vae: bool) -> dict[str, torch.dtype]:
+    """Return the dtype of each part, and of the others as "default", where a denoiser computes in `precision`.
+
+    The model's own VAE overflows in half precision, so it stays float32. Encoders run once; T5 is too large for float32, and overflows
+    in float16.
+    """
+    large = {} if layout.t5 is None or precision == torch.float32 else {layout.t5: torch.bfloat16}
+    vae = torch.float32 if own_vae else precision
+    return {"default": torch.float32, layout.component: torch.float32 if full else precision, "vae": vae, **large}
+
+
 def load_denoiser(name: str, *, revision: str | None = None, variant: str | None = None) -> Any:
     """Return the denoiser alone, float32 and frozen. Raises CheckpointError that names the model if it does not load."""
-    index, layout = _index(name, revision, variant)
+    index, layout = model_index(name, revision, variant)
     options = {"subfolder": layout.component, "revision": revision, "variant": variant, "dtype": torch.float32}
     return _load(getattr(diffusers, index[layout.component][1]), name, options).requires_grad_(False).eval()
 
 
 def check_guided(name: str, revision: str | None = None) -> None:
     """Raise ConfigError for a model that cannot be drawn with guidance at all; only its config is fetched."""
-    index, layout = _index(name, revision, None)
+    index, layout = model_index(name, revision)
     if layout.family == "flux":
         kind = getattr(diffusers, index[layout.component][1])
         if not kind.load_config(resolve(name), subfolder=layout.component, revision=revision).get("guidance_embeds"):
@@ -126,8 +136,11 @@ def _of(dtype: torch.dtype | Mapping[str, torch.dtype], part: str) -> torch.dtyp
     return dtype if isinstance(dtype, torch.dtype) else dtype.get(part, dtype.get("default", torch.float32))
 
 
-def _index(name: str, revision: str | None, variant: str | None) -> tuple[dict[str, Any], Layout]:
-    """Return model_index.json and the layout of its class; of a hub id, only that file is fetched."""
+def model_index(name: str, revision: str | None = None, variant: str | None = None) -> tuple[dict[str, Any], Layout]:
+    """Return model_index.json and the layout of its class; of a hub id, only that file is fetched.
+
+    Raises CheckpointError for what is no pipeline, or of no supported kind.
+    """
     folder = resolve(name)
     check_folder(folder, variant)
     try:

@@ -67,6 +67,9 @@ class VPPath:
 
         Raises ConfigError for a schedule or a prediction type that this path does not know.
         """
+        kind = str(config.get("_class_name", ""))
+        if "sigma_data" in config or "EDM" in kind or kind.startswith("FlowMatch"):
+            raise ConfigError(f"scheduler config: a {kind or 'scheduler of EDM'}; expected one of a variance-preserving path, such as DDIM")
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction", "sample"):
             raise ConfigError(f"scheduler config: prediction_type is `{prediction}`; expected epsilon, v_prediction or sample")
@@ -139,6 +142,9 @@ class FlowPath:
 
         A dynamic shift is exponential or linear in a number that grows linearly with the tokens, as the stock pipelines compute it.
         """
+        kind = str(config.get("_class_name", "FlowMatch"))
+        if not kind.startswith("FlowMatch"):
+            raise ConfigError(f"scheduler config: a {kind}; expected one of flow matching, such as FlowMatchEulerDiscreteScheduler")
         if config.get("use_dynamic_shifting"):
             few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)

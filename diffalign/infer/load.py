@@ -30,8 +30,8 @@ def load(
 
     The result is an adapter or a fine-tuned denoiser; of Diffusion-NPO and Self-NPO it is what the unconditional branch runs with
     (see `attach`), on top of the run `positive`, if one is given: `alpha` is the share of it that the branch keeps, `beta` the
-    weight of the result. `device_map` is accelerate's, instead of `device`. Raises CheckpointError if a folder holds no finished
-    run, ConfigError for `positive` with other methods.
+    weight of the result. `device_map` is diffusers' (balanced, cuda), instead of `device`. Raises CheckpointError if a folder holds
+    no finished run, ConfigError for `positive` with other methods.
     """
     folder = Path(output_dir)
     run = run_facts(folder)
@@ -57,14 +57,13 @@ def _placed(pipe: Any, device: str | torch.device, device_map: str | None) -> An
 
 def _with_result(folder: Path, dtype: torch.dtype, device_map: str | None) -> Any:
     """Return the base of a run with its adapter or its denoiser."""
-    pipe = base_of(folder, dtype=dtype, device_map=device_map)
-    full, component = run_facts(folder)["train_method"] == "full", component_of(pipe)
+    run = run_facts(folder)
+    full, component = run["train_method"] == "full", run.get("component", "unet")
     weights = folder / (component if full else WEIGHTS)
     if not weights.exists():
         raise CheckpointError(f"{folder}: the run's weights are missing; expected {weights.name}")
-    if full:
-        setattr(pipe, component, type(getattr(pipe, component)).from_pretrained(weights, dtype=dtype))
-    else:
+    pipe = base_of(folder, dtype=dtype, device_map=device_map, denoiser=weights if full else None)
+    if not full:
         load_lora(pipe, folder, component)
     return pipe
 
@@ -77,11 +76,16 @@ def _negative_of(pipe: Any, folder: Path) -> Path | str:
     return ADAPTER
 
 
-def base_of(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device_map: str | None = None) -> Any:
-    """Return the stock pipeline of the model that a run started from, on the CPU unless `device_map` says otherwise."""
+def base_of(
+    output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device_map: str | None = None, denoiser: Path | None = None
+) -> Any:
+    """Return the stock pipeline of the model that a run started from, on the CPU unless `device_map` says otherwise.
+
+    `denoiser` is a folder whose network stands in for the model's own.
+    """
     run = run_facts(Path(output_dir))
     options = {"revision": run.get("revision"), "variant": run.get("variant"), "vae": run.get("vae")}
-    return load_pipeline(run["base"], **options, dtype=dtype, device_map=device_map)
+    return load_pipeline(run["base"], **options, dtype=dtype, device_map=device_map, denoiser=denoiser)
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
