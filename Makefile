@@ -18,7 +18,7 @@ demo: $(STAMP) ## align the embedded Stable Diffusion and write the report
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP) ## run the tests, offline
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check

@@ -160,6 +160,12 @@ def test_yaml_gives_keys_under_their_own_names(tmp_path):
     assert load_yaml(path) == {"beta": 2500, "rank": 4, "dataset_name": "pairs", "seed": 3}
 
 
+def test_off_and_no_are_words(tmp_path):
+    # YAML 1.1 takes them for false.
+    path = written(tmp_path, "cache: off\nmixed_precision: no\nuse_ema: true\nskip_bad: False\n")
+    assert load_yaml(path) == {"cache": "off", "mixed_precision": "no", "use_ema": True, "skip_bad": False}
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("5E3", 5000.0), ("1.5e-8", 1.5e-8), ("-2e2", -200.0), (".5e1", 5.0)])
 def test_a_number_with_an_exponent_is_a_number_at_any_depth(tmp_path, text, value):
     # YAML 1.1, which PyYAML speaks, takes 1e-5 for text: it wants 1.0e-5.
