@@ -69,21 +69,24 @@ def new_unet() -> Any:
     )
 
 
-def new_text_encoder(vocabulary: int) -> Any:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            projection_dim=WIDTH,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
+def text_config(vocabulary: int, width: int, inner: int, layers: int, activation: str = "quick_gelu") -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        hidden_act=activation,
+        max_position_embeddings=TOKENS,
+        projection_dim=width,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
     )
+
+
+def new_text_encoder(vocabulary: int) -> Any:
+    return CLIPTextModel(text_config(vocabulary, WIDTH, 2 * WIDTH, 2))
 
 
 def train_vae(args: argparse.Namespace, device: torch.device) -> Any:

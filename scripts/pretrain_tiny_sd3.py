@@ -21,11 +21,11 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffalign.shapes.captions import random_caption
 from diffalign.shapes.scenes import Scene
-from pretrain_tiny import LATENT, TOKENS, cache_latents
+from pretrain_tiny import LATENT, TOKENS, cache_latents, text_config
 from rounds import start_from, steps
 from tiny_card import save
 
@@ -33,21 +33,7 @@ WIDTH, SHIFT = 64, 2.0  # of one text encoder; of the timesteps, towards noise
 
 
 def new_text_encoder(vocabulary: int, activation: str) -> Any:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            hidden_act=activation,
-            max_position_embeddings=TOKENS,
-            projection_dim=WIDTH,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
+    return CLIPTextModelWithProjection(text_config(vocabulary, WIDTH, 4 * WIDTH, 3, activation))
 
 
 def new_transformer() -> Any:
