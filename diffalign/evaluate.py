@@ -119,7 +119,8 @@ def compare_run(
     same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is that of the training if not given.
     """
     folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
-    known("taste", taste or next(iter(TASTES)), TASTES)
+    if taste is not None:
+        known("taste", taste, TASTES)
     (folder / "eval").mkdir(exist_ok=True)
     if prompts:
         made: dict[str, Any] = {"dtype": DTYPES[dtype or run_facts(folder).get("mixed_precision", "no")], "device": device}
@@ -127,11 +128,10 @@ def compare_run(
             "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else load(positive, **made),
             "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta, **made),
         }
-        options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
-        seeds, sheet = range(seed, seed + len(prompts)), folder / "eval" / "grid.png"
-        drawn = {name: draw(make(), prompts, seeds, **options, label=f"draw {name}") for name, make in pipes.items()}
-        grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(sheet)
-        facts |= {"grid": str(sheet), **(_judged(taste, prompts, drawn, seed) if taste else {})}
+        told = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
+        drawn = {who: draw(make(), prompts, range(seed, seed + len(prompts)), **told, label=f"draw {who}") for who, make in pipes.items()}
+        grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
+        facts |= {"grid": str(folder / "eval" / "grid.png"), **(_judged(taste, prompts, drawn, seed) if taste else {})}
     if dataset_name is not None:
         facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
     (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
