@@ -1,0 +1,161 @@
+"""The user branch: decoupled attention beside the text's, in the form of a diffusers IP-Adapter (PPD, 2501.06655).
+
+`softmax(Q K^T) V + softmax(Q K'^T) V'` before the output projection; the query is shared, K' and V' come from the user's projected tokens.
+Only these and the projection are trained; V' starts at zero, so that attaching changes nothing, and no bias is trained, so that the
+zero user stays the base model wherever the projection has no tokens of its own (UNets and Flux; SD3's has).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffalign.conditioning.layout import State, branched, check, initial, kind_of, parameters
+from diffalign.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class Switch:
+    """An attached branch, found without a walk over the network."""
+
+    kind: str
+    width: int  # of a token
+    processors: tuple[Any, ...]
+    full: float  # the scale of strength 1
+    strength: float = 1.0
+
+    def turn(self, strength: float) -> None:
+        """Set the strength, a multiple of the scale that the stock loader sets."""
+        self.strength = strength
+        for processor in self.processors:
+            processor.scale = [strength * self.full] if isinstance(processor.scale, list) else strength * self.full
+
+
+def attach(denoiser: Any, width: int, state: State | None = None, *, seed: int = 0) -> None:
+    """Put a user branch for tokens of `width` numbers on a denoiser, from `state`, else a new one, drawn with `seed`, that changes nothing.
+
+    The branch lies in float32 on the denoiser's device. Afterwards its weights get gradients, and neither its biases nor anything else of
+    the denoiser does. Raises ConfigError for a denoiser that takes no branch, CheckpointError for a state of another width or model.
+    """
+    kind = kind_of(denoiser)
+    if state is None:
+        state = initial(denoiser, width, seed)
+    else:
+        check(denoiser, width, state)
+    device = denoiser.device
+    denoiser.requires_grad_(False)
+    _load(denoiser, kind, state)
+    for part, found in parameters(denoiser).items():
+        for key, parameter in found.items():
+            # Again, since the loader rounds to the denoiser's precision.
+            parameter.data = state[part][key].detach().to(device, torch.float32, copy=True)
+            parameter.requires_grad_(not key.endswith("bias"))
+    processors = tuple(denoiser.get_submodule(f"{name}.processor") for name in branched(denoiser, kind).values())
+    denoiser.user_branch = Switch(kind, width, processors, full=1.0)
+
+
+def _load(denoiser: Any, kind: str, state: State) -> None:
+    """Build the modules of the branch, as the stock loader does."""
+    plain = {part: dict(tensors) for part, tensors in state.items()}
+    if kind != "unet":
+        denoiser._load_ip_adapter_weights(plain, low_cpu_mem_usage=False)
+        return
+    # The UNet's own loader ends with a cast of all weights, which would round float32 adapters and which quantised weights refuse.
+    denoiser.encoder_hid_proj = None
+    denoiser.set_attn_processor(denoiser._convert_ip_adapter_attn_to_diffusers([plain], low_cpu_mem_usage=False))
+    projector = denoiser._convert_ip_adapter_image_proj_to_diffusers(plain["image_proj"], low_cpu_mem_usage=False)
+    denoiser.encoder_hid_proj = MultiIPAdapterImageProjection([projector])
+    denoiser.config.encoder_hid_dim_type = "ip_image_proj"
+
+
+def attached(denoiser: Any) -> bool:
+    """Return whether a denoiser has a user branch."""
+    return getattr(denoiser, "user_branch", None) is not None
+
+
+def set_strength(denoiser: Any, strength: float) -> None:
+    """Scale what the branch adds: 1 is the strength it is trained at, which the stock loader sets by itself; 0 is off."""
+    denoiser.user_branch.turn(strength)
+
+
+@contextlib.contextmanager
+def disabled(denoiser: Any) -> Iterator[None]:
+    """Run the block with the branch off, exactly as the base model; it is as strong as before afterwards, also on an error."""
+    switch: Switch = denoiser.user_branch
+    strength = switch.strength
+    switch.turn(0.0)
+    try:
+        yield
+    finally:
+        switch.turn(strength)
+
+
+def forward_arguments(denoiser: Any, tokens: Tensor) -> dict[str, Any]:
+    """Return what the denoiser's forward takes besides its own arguments, for tokens (N, U, D).
+
+    A UNet's "added_cond_kwargs" are to be merged with those it has. A half-precision denoiser is to be called under autocast, as the branch
+    is float32.
+    """
+    switch: Switch = denoiser.user_branch
+    tokens = tokens.to(denoiser.device, torch.float32)
+    if switch.kind == "unet":
+        return {"added_cond_kwargs": {"image_embeds": [tokens[:, None]]}}
+    if switch.strength == 0.0:
+        return {"joint_attention_kwargs": {"ip_hidden_states": []}}  # scale 0 alone would be computed, and added as zeros
+    return {"joint_attention_kwargs": {"ip_adapter_image_embeds": [tokens]}}
+
+
+def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool, *, prompts: int = 1) -> dict[str, Any]:
+    """Return what a stock pipeline's call takes to draw for a user's tokens (U, D), or for nobody, for a call with `prompts` prompts.
+
+    `guided` says whether the call runs classifier-free guidance; its other half is the zero user.
+    """
+    denoiser = pipe.unet if "unet" in pipe.components else pipe.transformer
+    switch: Switch = denoiser.user_branch
+    user = torch.zeros(1, switch.width) if tokens is None else tokens
+    user = user.detach().to(denoiser.device, torch.float32).expand(prompts, -1, -1)
+    nobody = torch.zeros_like(user)
+    if switch.kind == "unet":
+        return {"ip_adapter_image_embeds": [torch.cat([nobody, user] if guided else [user])[:, None]]}
+    return {"ip_adapter_image_embeds": [user], "negative_ip_adapter_image_embeds": [nobody]}
+
+
+def state_of(denoiser: Any) -> State:
+    """Return a copy of the branch on the CPU: what the stock loader would read back."""
+    return {
+        part: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in found.items()}
+        for part, found in parameters(denoiser).items()
+    }
+
+
+def save(denoiser: Any, file: Path, metadata: Mapping[str, str]) -> None:
+    """Write the branch as the safetensors file that a stock pipeline's `load_ip_adapter` reads, under a temporary name first."""
+    tensors = {f"{part}.{key}": value for part, found in state_of(denoiser).items() for key, value in found.items()}
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+    temporary.replace(file)
+
+
+def read(file: Path) -> tuple[State, dict[str, str]]:
+    """Return the branch in a file, and its metadata. Raises CheckpointError if there is none, or it is no branch."""
+    state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            for name in opened.keys():  # noqa: SIM118  # no mapping: it cannot be iterated over
+                part, _, key = name.partition(".")
+                if part not in state:
+                    raise CheckpointError(f"{file}: has {name}; keys of a user branch begin with image_proj or ip_adapter")
+                state[part][key] = opened.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: no user branch can be read from it: {error}") from error
+    return state, metadata
