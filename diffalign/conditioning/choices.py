@@ -1,0 +1,118 @@
+"""A user's evidence: for each prompt, the picture that the user preferred and the one it was preferred to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from diffalign.data.records import Record, decode_image, encode_image
+from diffalign.data.transforms import orient
+from diffalign.errors import ConfigError, RecordError
+
+Picture = Image.Image | bytes | str | Path  # drawn, encoded, or a file's name
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One preference of a user; the pictures are upright RGB."""
+
+    prompt: str
+    preferred: Image.Image
+    dispreferred: Image.Image
+
+
+def read_choices(pairs: Iterable[Choice | Record | tuple[str, Picture, Picture]]) -> list[Choice]:
+    """Return the choices in `pairs`, in their order: (prompt, preferred, dispreferred) each, a Choice, or a labelled pair of a dataset.
+
+    A record is read as its label says, whatever order its candidates are in. Pairs are numbered from 0 in messages. Raises RecordError
+    for an image that does not decode, and for a record that is no labelled pair of images or whose label is a tie; ConfigError for
+    anything else that is no pair, and where there are none.
+    """
+    choices = [_choice(pair, number) for number, pair in enumerate(pairs)]
+    if not choices:
+        raise ConfigError("no pairs of this user; expected at least one (prompt, preferred image, dispreferred image)")
+    return choices
+
+
+def _choice(pair: Any, number: int) -> Choice:
+    if isinstance(pair, Choice):
+        return pair
+    if isinstance(pair, Record):
+        return _labelled(pair)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 3 or not isinstance(pair[0], str):
+        found = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list)) else type(pair).__name__
+        raise ConfigError(f"pair {number}: found {found}; expected (prompt, preferred image, dispreferred image), a Choice or a Record")
+    prompt, preferred, dispreferred = pair
+    return Choice(prompt, _opened(preferred, f"pair {number}, preferred"), _opened(dispreferred, f"pair {number}, dispreferred"))
+
+
+def _labelled(record: Record) -> Choice:
+    if record.prob == 0.5:
+        raise RecordError(f"{record.source}: the label is a tie; expected a pair of which one image is preferred")
+    (pair,) = orient(record)
+    swapped = pair.candidates[0] is not record.candidates[0]
+    images = []
+    for place, candidate in enumerate(pair.candidates):
+        if candidate.image is None:
+            raise RecordError(f"{record.source}: the candidates are texts; expected two images")
+        images.append(decode_image(candidate.image, f"{record.source}, candidate {place ^ swapped}"))
+    return Choice(record.prompt, *images)
+
+
+def _opened(picture: Any, where: str) -> Image.Image:
+    """Return the upright RGB image that `picture` holds or names."""
+    if isinstance(picture, Image.Image):
+        return _upright(picture, where)
+    if isinstance(picture, bytes):
+        return decode_image(picture, where)
+    if not isinstance(picture, (str, Path)):
+        raise ConfigError(f"{where}: found {type(picture).__name__}; expected an image, an image file's path or its bytes")
+    try:
+        data = Path(picture).read_bytes()
+    except OSError as error:
+        raise RecordError(f"{where}: {picture} cannot be read ({error.strerror}); expected a JPEG, PNG or WebP file") from error
+    return decode_image(data, f"{where}: {picture}")
+
+
+def _upright(image: Image.Image, where: str) -> Image.Image:
+    """Return a copy of `image` as `decode_image` would give its file; an opened file is read here, which may fail."""
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"):  # what PNG has no room for
+        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+    return decode_image(encode_image(image), where)
+
+
+def contradictions(choices: Sequence[Choice]) -> list[tuple[int, int]]:
+    """Return the places (i, j), i < j, of choices that prefer the same two pictures for the same prompt both ways, ascending.
+
+    Pictures are the same where their pixels are.
+    """
+    seen: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    found = []
+    for place, choice in enumerate(choices):
+        preferred, dispreferred = _digest(choice.preferred), _digest(choice.dispreferred)
+        if preferred != dispreferred:  # or one picture twice would contradict itself
+            found += [(earlier, place) for earlier in seen[choice.prompt, dispreferred, preferred]]
+            seen[choice.prompt, preferred, dispreferred].append(place)
+    return sorted(found)
+
+
+def contents(choices: Sequence[Choice]) -> str:
+    """Return a hash of the prompts and pixels of `choices`, in their order."""
+    facts = [(choice.prompt, _digest(choice.preferred), _digest(choice.dispreferred)) for choice in choices]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
