@@ -51,6 +51,11 @@ def candidate_pixels(record: Record, framing: Framing, generator: torch.Generato
     return torch.stack(pixels), torch.tensor(frames, dtype=torch.float32)
 
 
+def centred(image: Image.Image, resolution: int) -> Tensor:
+    """Return pixels (3, R, R) in [-1, 1], float32, of the middle of an RGB image, framed as a record's without chance."""
+    return _framed(image, (resolution, resolution), (0.5, 0.5), flip=False)[0]
+
+
 def _framed(image: Image.Image, size: Size, place: tuple[float, float], flip: bool) -> tuple[Tensor, tuple[int, ...]]:
     original, (height, width) = (image.height, image.width), size
     scale = max(width / image.width, height / image.height)

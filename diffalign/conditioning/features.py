@@ -1,0 +1,223 @@
+"""What the set encoder sees of a picture: the denoiser's own latents, or a CLIP's image embedding. Computed once, never trained."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModelWithProjection, PretrainedConfig
+
+from diffalign.data.cache import fingerprint as hashed
+from diffalign.data.pixels import centred
+from diffalign.errors import CheckpointError, ConfigError, did_you_mean
+
+SIDE = 8  # of the latents, at most: enough to tell colours and places, and 256 numbers for four channels
+BATCH = 32  # images at once
+OPEN_CLIP = "open_clip:"
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what transformers raises for a model that it cannot load
+CLIPS: dict[str, Any] = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
+
+
+class Features(Protocol):
+    """Pictures to vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash that changes when the vectors would."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Return F, how long a vector is."""
+        ...
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (N, F) of N >= 1 RGB images, float32, on the CPU, without gradient; entries are of about unit scale."""
+        ...
+
+
+class Source(Protocol):
+    """The part of a backbone that latents are made with."""
+
+    resolution: int
+
+    def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return latents (N, C, H, W) of pixels (N, 3, h, w) in [-1, 1]."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latent of an image in pixels."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of the encoders."""
+        ...
+
+
+def features(spec: str, source: Source, *, revision: str | None = None, device: torch.device | str = "cpu") -> Features:
+    """Return the features that `spec` names: `latents` (those of `source`), or a CLIP as `ClipFeatures` takes it."""
+    if spec == "latents":
+        return LatentFeatures(source.encode_image, source.latent_shape, source.resolution, source.fingerprint())
+    return ClipFeatures(spec, revision, device)
+
+
+class LatentFeatures:
+    """The posterior's mean of the middle of a picture, averaged down to at most 8 by 8, flat."""
+
+    def __init__(
+        self,
+        encode_image: Callable[[Tensor, Tensor], Tensor],
+        latent_shape: Callable[[int, int], tuple[int, int, int]],
+        resolution: int,
+        fingerprint: str,
+    ) -> None:
+        self._encode, self._resolution = encode_image, resolution
+        self._shape = latent_shape(resolution, resolution)
+        self._side = (min(self._shape[1], SIDE), min(self._shape[2], SIDE))
+        self.width = self._shape[0] * math.prod(self._side)
+        self.fingerprint = hashed({"features": "latents", "encoders": fingerprint, "resolution": resolution, "side": self._side})
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (N, F), float32, on the CPU."""
+        found = []
+        for start in range(0, len(images), BATCH):
+            pixels = torch.stack([centred(image, self._resolution) for image in images[start : start + BATCH]])
+            latents = self._encode(pixels, torch.zeros(len(pixels), *self._shape))
+            found.append(F.adaptive_avg_pool2d(latents.float(), self._side).flatten(1).cpu())
+        return torch.cat(found)
+
+
+class ClipFeatures:
+    """A CLIP's image embeddings, of length sqrt(F), so that their entries are of about unit scale.
+
+    `name` is a folder or hub id of a CLIP of transformers, or `open_clip:ARCHITECTURE:PRETRAINED` with a tag of open_clip or a
+    safetensors file. Pickled weights are never read. Raises ConfigError for a name that cannot be one, CheckpointError for a model
+    that is missing, incomplete or none of these.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, device: torch.device | str = "cpu") -> None:
+        make = _open_clip if name.startswith(OPEN_CLIP) else _transformers
+        network, self._embed, self._prepare, facts = make(name, revision)
+        self._device = torch.device(device)
+        network.to(self._device).requires_grad_(False).eval()
+        self.fingerprint = hashed({"features": "clip", "weights": weights_hash(network), "preprocessing": facts})
+        self.width = self(2 * [Image.new("RGB", (64, 64))]).shape[1]
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return features (N, F), float32, on the CPU."""
+        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+        embeds = torch.cat([self._embed(self._prepare(part).to(self._device)).float().cpu() for part in parts])
+        return F.normalize(embeds, dim=1) * math.sqrt(embeds.shape[1])
+
+
+Loaded = tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequence[Image.Image]], Tensor], str]  # and what the preprocessing is
+
+
+def _transformers(name: str, revision: str | None) -> Loaded:
+    """Return a CLIP of transformers. The whole one is asked for its image features: its projection is as wide as its own config says."""
+    try:
+        kind = PretrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
+        if kind not in CLIPS:
+            raise CheckpointError(f"{name}: a model of type `{kind}`; features come from a CLIP ({', '.join(CLIPS)})")
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        network = whole(CLIPS[kind], name, revision)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
+
+    def embed(pixels: Tensor) -> Tensor:
+        if kind == "clip_vision_model":
+            return network(pixel_values=pixels).image_embeds
+        found = network.get_image_features(pixel_values=pixels)
+        return found if isinstance(found, Tensor) else found.pooler_output  # transformers 4 gave the embeddings themselves
+
+    def prepare(images: Sequence[Image.Image]) -> Tensor:
+        return processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    return network, embed, prepare, processor.to_json_string()
+
+
+def whole(kind: Any, name: str, revision: str | None, **settings: Any) -> Any:
+    """Return a model of transformers with every weight from safetensors; `kind` is its class or an auto class.
+
+    Raises CheckpointError if some are not there: transformers would draw them at random. Its own errors, UNREADABLE, pass.
+    """
+    settings |= {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
+    network, report = kind.from_pretrained(name, revision=revision, **settings)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(f"{name}: {len(missing)} weights of a {type(network).__name__} are not there, such as `{missing[0]}`")
+    return network
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return a hash over the names, shapes and first numbers of all weights."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten()[:256].cpu().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _open_clip(name: str, revision: str | None) -> Loaded:
+    import open_clip  # takes seconds, and is needed for these features alone
+
+    architecture, _, weights = name.removeprefix(OPEN_CLIP).partition(":")
+    if architecture not in open_clip.list_models():
+        known = did_you_mean(architecture, open_clip.list_models())
+        raise ConfigError(f"{name}: open_clip has no architecture `{architecture}`.{known}")
+    facts = open_clip.get_pretrained_cfg(architecture, weights)
+    file = _published(name, facts, revision) if facts else _local(name, weights, open_clip.list_pretrained_tags_by_model(architecture))
+    try:
+        network, prepare = open_clip.create_model_from_pretrained(
+            architecture,
+            pretrained=str(file),
+            force_quick_gelu=facts.get("quick_gelu", False),
+            image_mean=facts.get("mean"),
+            image_std=facts.get("std"),
+            image_interpolation=facts.get("interpolation"),
+            image_resize_mode=facts.get("resize_mode"),
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: no weights of open_clip's {architecture}: {error}") from error
+
+    def prepared(images: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([prepare(image) for image in images])
+
+    return network, network.encode_image, prepared, repr(sorted(network.visual.preprocess_cfg.items()))
+
+
+def _local(name: str, weights: str, tags: Sequence[str]) -> Path:
+    """Return the safetensors file that `weights` names."""
+    file = Path(weights)
+    if not weights or (file.suffix == "" and not file.exists()):
+        hint = did_you_mean(weights, tags)
+        raise ConfigError(f"{name}: expected open_clip:ARCHITECTURE:PRETRAINED, with a safetensors file or a tag of open_clip.{hint}")
+    if file.suffix != ".safetensors":
+        raise CheckpointError(f"{weights}: expected a safetensors file; pickled weights are not loaded, convert them first")
+    if not file.is_file():
+        raise CheckpointError(f"{weights}: there is no such file")
+    return file
+
+
+def _published(name: str, facts: dict[str, Any], revision: str | None) -> Path:
+    """Return the downloaded safetensors of a tag of open_clip, whose own loader would fall back to pickled weights."""
+    repository, file = os.path.split(facts.get("hf_hub") or "")
+    safe = str(Path(file).with_suffix(".safetensors")) if file else "open_clip_model.safetensors"
+    if not repository:
+        raise CheckpointError(f"{name}: published as pickled weights alone, which are not loaded; choose another tag or convert them")
+    try:
+        return Path(hf_hub_download(repository, safe, revision=revision))
+    except OSError as error:
+        raise CheckpointError(f"{name}: {repository} gives no {safe} ({error})") from error
