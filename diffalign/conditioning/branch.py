@@ -17,9 +17,9 @@ import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffalign.conditioning.layout import State, branched, check, initial, kind_of, parameters
+from diffalign.conditioning.layout import State, blank_projector, branched, check, initial, kind_of, parameters, trains
 from diffalign.errors import CheckpointError
 
 
@@ -53,28 +53,33 @@ def attach(denoiser: Any, width: int, state: State | None = None, *, seed: int =
         check(denoiser, width, state)
     device = denoiser.device
     denoiser.requires_grad_(False)
-    _load(denoiser, kind, state)
+    _load(denoiser, kind, width, state)
     for part, found in parameters(denoiser).items():
         for key, parameter in found.items():
             # Again, since the loader rounds to the denoiser's precision.
             parameter.data = state[part][key].detach().to(device, torch.float32, copy=True)
-            parameter.requires_grad_(not key.endswith("bias"))
-    processors = tuple(denoiser.get_submodule(f"{name}.processor") for name in branched(denoiser, kind).values())
-    denoiser.user_branch = Switch(kind, width, processors, full=1.0)
+            parameter.requires_grad_(trains(key))
+    processors = tuple(denoiser.get_submodule(f"{name}.processor") for name in branched(denoiser).values())
+    denoiser.user_branch = Switch(kind, width, processors, full=0.5 if kind == "sd3" else 1.0)
 
 
-def _load(denoiser: Any, kind: str, state: State) -> None:
+def _load(denoiser: Any, kind: str, width: int, state: State) -> None:
     """Build the modules of the branch, as the stock loader does."""
     plain = {part: dict(tensors) for part, tensors in state.items()}
-    if kind != "unet":
+    if kind == "pixart":
+        denoiser.user_projection = blank_projector(denoiser, width, "cpu")
+    elif kind == "sd3":
+        denoiser.image_proj = None  # whose attention the loader would count as the transformer's
         denoiser._load_ip_adapter_weights(plain, low_cpu_mem_usage=False)
-        return
-    # The UNet's own loader ends with a cast of all weights, which would round float32 adapters and which quantised weights refuse.
-    denoiser.encoder_hid_proj = None
-    denoiser.set_attn_processor(denoiser._convert_ip_adapter_attn_to_diffusers([plain], low_cpu_mem_usage=False))
-    projector = denoiser._convert_ip_adapter_image_proj_to_diffusers(plain["image_proj"], low_cpu_mem_usage=False)
-    denoiser.encoder_hid_proj = MultiIPAdapterImageProjection([projector])
-    denoiser.config.encoder_hid_dim_type = "ip_image_proj"
+    elif kind == "flux":
+        denoiser._load_ip_adapter_weights(plain, low_cpu_mem_usage=False)
+    else:
+        # The UNet's own loader ends with a cast of all weights, which would round float32 adapters and which quantised weights refuse.
+        denoiser.encoder_hid_proj = None
+        denoiser.set_attn_processor(denoiser._convert_ip_adapter_attn_to_diffusers([plain], low_cpu_mem_usage=False))
+        projector = denoiser._convert_ip_adapter_image_proj_to_diffusers(plain["image_proj"], low_cpu_mem_usage=False)
+        denoiser.encoder_hid_proj = MultiIPAdapterImageProjection([projector])
+        denoiser.config.encoder_hid_dim_type = "ip_image_proj"
 
 
 def attached(denoiser: Any) -> bool:
@@ -100,7 +105,7 @@ def disabled(denoiser: Any) -> Iterator[None]:
 
 
 def forward_arguments(denoiser: Any, tokens: Tensor) -> dict[str, Any]:
-    """Return what the denoiser's forward takes besides its own arguments, for tokens (N, U, D).
+    """Return what the denoiser's forward takes besides its own arguments, for tokens (N, U, D); nothing for PixArt (see `appended`).
 
     A UNet's "added_cond_kwargs" are to be merged with those it has. A half-precision denoiser is to be called under autocast, as the branch
     is float32.
@@ -109,24 +114,44 @@ def forward_arguments(denoiser: Any, tokens: Tensor) -> dict[str, Any]:
     tokens = tokens.to(denoiser.device, torch.float32)
     if switch.kind == "unet":
         return {"added_cond_kwargs": {"image_embeds": [tokens[:, None]]}}
-    if switch.strength == 0.0:
-        return {"joint_attention_kwargs": {"ip_hidden_states": []}}  # scale 0 alone would be computed, and added as zeros
+    if switch.kind == "pixart" or (switch.kind == "sd3" and not switch.strength):
+        return {}
+    if switch.kind == "sd3":
+        return {"joint_attention_kwargs": {"ip_adapter_image_embeds": tokens}}
+    if not switch.strength:
+        return {"joint_attention_kwargs": {"ip_hidden_states": []}}  # at scale 0 it would be computed all the same
     return {"joint_attention_kwargs": {"ip_adapter_image_embeds": [tokens]}}
+
+
+def appended(denoiser: Any, embeds: Tensor, mask: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return PixArt's prompt embeddings (N, L, C) and mask (N, L) with tokens (N, U, D) behind the words, scaled by the strength.
+
+    Nothing is appended for nobody (None) or with the branch off. A new branch appends zeros: empty words, which take some of the
+    attention, so that a user is not quite the base model at first.
+    """
+    switch: Switch = denoiser.user_branch
+    if tokens is None or not switch.strength:
+        return embeds, mask
+    words = switch.strength * denoiser.user_projection(tokens.to(denoiser.device, torch.float32))
+    return torch.cat([embeds, words.to(embeds)], dim=1), torch.cat([mask, mask.new_ones(words.shape[:2])], dim=1)
 
 
 def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool, *, prompts: int = 1) -> dict[str, Any]:
     """Return what a stock pipeline's call takes to draw for a user's tokens (U, D), or for nobody, for a call with `prompts` prompts.
 
-    `guided` says whether the call runs classifier-free guidance; its other half is the zero user.
+    `guided` says whether the call runs classifier-free guidance; its other half is the zero user. Nothing for PixArt (see `appended`).
     """
     denoiser = pipe.unet if "unet" in pipe.components else pipe.transformer
     switch: Switch = denoiser.user_branch
+    if switch.kind == "pixart" or (switch.kind == "sd3" and tokens is None):
+        return {}  # SD3's zero user is somebody
     user = torch.zeros(1, switch.width) if tokens is None else tokens
     user = user.detach().to(denoiser.device, torch.float32).expand(prompts, -1, -1)
     nobody = torch.zeros_like(user)
-    if switch.kind == "unet":
-        return {"ip_adapter_image_embeds": [torch.cat([nobody, user] if guided else [user])[:, None]]}
-    return {"ip_adapter_image_embeds": [user], "negative_ip_adapter_image_embeds": [nobody]}
+    if switch.kind == "flux":
+        return {"ip_adapter_image_embeds": [user], "negative_ip_adapter_image_embeds": [nobody]}
+    both = torch.cat([nobody, user]) if guided else user
+    return {"ip_adapter_image_embeds": both if switch.kind == "sd3" else [both[:, None]]}
 
 
 def state_of(denoiser: Any) -> State:

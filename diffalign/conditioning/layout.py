@@ -7,19 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
-from diffusers.models.embeddings import ImageProjection, IPAdapterFullImageProjection
+from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection, IPAdapterFullImageProjection, IPAdapterTimeImageProjection
 from torch import Tensor, nn
 
 from diffalign.errors import CheckpointError, ConfigError
 
 State = Mapping[str, Mapping[str, Tensor]]  # {"image_proj": {...}, "ip_adapter": {...}}, as `load_ip_adapter` reads it
-KINDS = {"unet": UNet2DConditionModel, "flux": FluxTransformer2DModel}
-# The loader's names of the projector's layers, and the module's own.
-RENAMED = {
-    "unet": {"proj.0": "ff.net.0.proj", "proj.2": "ff.net.2", "proj.3": "norm"},
-    "flux": {"proj": "image_embeds"},
-}
+KINDS = {"unet": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "pixart": PixArtTransformer2DModel}
+# The projector's own names of its layers, and the loader's.
+FULL = {"ff.net.0.proj": "proj.0", "ff.net.2": "proj.2", "norm": "proj.3"}
+RENAMED = {"unet": FULL, "sd3": {}, "flux": {"image_embeds": "proj"}, "pixart": FULL}
+IMAGES = 4  # tokens that Flux's projector makes of a row, as its loader takes for granted
+QUERIES = 16  # tokens of SD3's resampler
+SHARP = 50.0  # length of its user keys, against zero for the image's
+HEAD = 64  # and what its loader takes for granted about the resampler's heads
+READ = {"unet": "cross_attention_dim", "flux": "joint_attention_dim", "pixart": "caption_channels"}  # as wide as what attention reads
 
 
 def kind_of(denoiser: nn.Module) -> str:
@@ -31,66 +35,76 @@ def kind_of(denoiser: nn.Module) -> str:
     raise ConfigError(f"a user branch cannot be attached to a {type(denoiser).__name__}; supported are {known}")
 
 
-def branched(denoiser: Any, kind: str) -> dict[str, str]:
+def branched(denoiser: Any) -> dict[str, str]:
     """Return {number in the file: name of the attention layer} of the layers that get a branch."""
+    kind = kind_of(denoiser)
+    if kind == "pixart":
+        return {}
     names = [name.removesuffix(".processor") for name in denoiser.attn_processors]
     if kind == "unet":
         crossed = [name for name in names if not name.endswith("attn1")]
         return {str(2 * number + 1): name for number, name in enumerate(crossed)}  # the loader counts the self-attentions, too
-    if kind == "flux":
-        names = [name for name in names if not name.startswith("single_transformer_blocks")]
-    return {str(number): name for number, name in enumerate(names)}
+    # Neither Flux's single blocks, which have no branch, nor the attention inside SD3's own projector.
+    joint = [name for name in names if name.startswith("transformer_blocks")]
+    return {str(number): name for number, name in enumerate(joint)}
 
 
-def projector_of(denoiser: Any, kind: str) -> nn.Module:
+def projector_of(denoiser: Any) -> nn.Module:
     """Return the module that turns the tokens of an attached branch into what its attention reads."""
-    return denoiser.encoder_hid_proj.image_projection_layers[0]
+    kind = kind_of(denoiser)
+    if kind == "sd3":
+        return denoiser.image_proj
+    return denoiser.user_projection if kind == "pixart" else denoiser.encoder_hid_proj.image_projection_layers[0]
 
 
 def parameters(denoiser: Any) -> dict[str, dict[str, nn.Parameter]]:
     """Return the parameters of an attached branch under the keys of `State`."""
-    kind = kind_of(denoiser)
-    renamed = {own: key for key, own in RENAMED[kind].items()}
-    found: dict[str, dict[str, nn.Parameter]] = {"image_proj": {}, "ip_adapter": {}}
-    for name, parameter in projector_of(denoiser, kind).named_parameters():
-        layer, _, leaf = name.rpartition(".")
-        found["image_proj"][f"{renamed.get(layer, layer)}.{leaf}".lstrip(".")] = parameter
-    for number, name in branched(denoiser, kind).items():
+    attention = {}
+    for number, name in branched(denoiser).items():
         for own, parameter in denoiser.get_submodule(f"{name}.processor").named_parameters():
-            found["ip_adapter"][f"{number}.{own.replace('_ip.0.', '_ip.')}"] = parameter
-    return found
+            attention[f"{number}.{own.replace('_ip.0.', '_ip.')}"] = parameter
+    # An adapter that was added later may stand around the projector's layers.
+    plain = {name.replace(".base_layer", ""): p for name, p in projector_of(denoiser).named_parameters() if ".lora_" not in name}
+    return {"image_proj": _keyed(plain, kind_of(denoiser)), "ip_adapter": attention}
+
+
+def _keyed(tensors: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return a projector's tensors under the loader's keys."""
+    layers = {name: name.rpartition(".") for name in tensors}
+    return {f"{RENAMED[kind].get(layer, layer)}{dot}{leaf}": tensors[name] for name, (layer, dot, leaf) in layers.items()}
 
 
 def shapes(denoiser: Any, width: int) -> dict[str, dict[str, torch.Size]]:
     """Return the shapes of a branch on `denoiser` for tokens of `width` numbers, under the keys of `State`."""
-    kind = kind_of(denoiser)
-    projector, attention = _parts(denoiser, kind, width)
-    renamed = {own: key for key, own in RENAMED[kind].items()}
-    found: dict[str, dict[str, torch.Size]] = {"image_proj": {}, "ip_adapter": attention}
-    for name, value in projector.state_dict().items():
-        layer, _, leaf = name.rpartition(".")
-        found["image_proj"][f"{renamed.get(layer, layer)}.{leaf}".lstrip(".")] = value.shape
-    return found
-
-
-def _parts(denoiser: Any, kind: str, width: int) -> tuple[nn.Module, dict[str, torch.Size]]:
-    """Return the projector without weights, and the shapes of what stands in the attention layers."""
-    config = denoiser.config
-    layers = {number: denoiser.get_submodule(name) for number, name in branched(denoiser, kind).items()}
-    sizes = {number: (layer.to_q.out_features, layer.to_k.in_features) for number, layer in layers.items()}
-    with torch.device("meta"):
-        if kind == "unet":
-            projector: nn.Module = IPAdapterFullImageProjection(width, config.cross_attention_dim)
-        else:
-            projector = ImageProjection(width, config.joint_attention_dim, 4)
-            sizes = {number: (outer, config.joint_attention_dim) for number, (outer, _) in sizes.items()}
-    found = {}
-    for number, size in sizes.items():
-        for name in ("to_k_ip", "to_v_ip"):
-            found[f"{number}.{name}.weight"] = torch.Size(size)
+    kind, config = kind_of(denoiser), denoiser.config
+    projector = _keyed({name: value.shape for name, value in blank_projector(denoiser, width, "meta").state_dict().items()}, kind)
+    layers = branched(denoiser)
+    if kind == "sd3":
+        hidden, side = denoiser.inner_dim, config.attention_head_dim
+        with torch.device("meta"):
+            processor = SD3IPAdapterJointAttnProcessor2_0(hidden, hidden, side, projector["proj_in.weight"][0])
+        one = {name: value.shape for name, value in processor.state_dict().items()}
+        return {"image_proj": projector, "ip_adapter": {f"{number}.{name}": shape for number in layers for name, shape in one.items()}}
+    attention = {}
+    for number, name in layers.items():
+        outer, inner = denoiser.get_submodule(name).to_q.out_features, config[READ[kind]]
+        for leaf in ("to_k_ip", "to_v_ip"):
+            attention[f"{number}.{leaf}.weight"] = torch.Size((outer, inner))
             if kind == "flux":
-                found[f"{number}.{name}.bias"] = torch.Size(size[:1])
-    return projector, found
+                attention[f"{number}.{leaf}.bias"] = torch.Size((outer,))
+    return {"image_proj": projector, "ip_adapter": attention}
+
+
+def blank_projector(denoiser: Any, width: int, device: str) -> nn.Module:
+    """Return the projector of tokens of `width` numbers for `denoiser`, with whatever weights."""
+    kind, config = kind_of(denoiser), denoiser.config
+    with torch.device(device):
+        if kind == "sd3":
+            hidden = max(HEAD, min(1280, denoiser.inner_dim) // HEAD * HEAD)
+            return IPAdapterTimeImageProjection(width, denoiser.inner_dim, hidden, heads=hidden // HEAD, num_queries=QUERIES)
+        if kind == "flux":
+            return ImageProjection(width, config[READ[kind]], IMAGES)
+        return IPAdapterFullImageProjection(width, config[READ[kind]])
 
 
 def check(denoiser: Any, width: int, state: State) -> None:
@@ -114,10 +128,13 @@ def initial(denoiser: Any, width: int, seed: int) -> State:
     kind, generator = kind_of(denoiser), torch.Generator().manual_seed(seed)
     state = {part: {key: _fill(key, shape, generator) for key, shape in keys.items()} for part, keys in shapes(denoiser, width).items()}
     if kind == "unet":
-        for number, name in branched(denoiser, kind).items():
-            layer = denoiser.get_submodule(name).to_k
+        for number, name in branched(denoiser).items():
             # As IP-Adapters begin: the user's tokens are looked up as words are.
-            state["ip_adapter"][f"{number}.to_k_ip.weight"] = getattr(layer, "base_layer", layer).weight.detach().float().cpu().clone()
+            state["ip_adapter"][f"{number}.to_k_ip.weight"] = _weight(denoiser.get_submodule(name).to_k)
+    elif kind == "pixart":
+        state["image_proj"]["proj.3.weight"].zero_()
+    elif kind == "sd3":
+        _silence(state)
     return state
 
 
@@ -128,3 +145,38 @@ def _fill(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     if len(shape) == 1:
         return torch.ones(shape)
     return (2.0 * torch.rand(shape, generator=generator) - 1.0) / math.sqrt(shape[-1])
+
+
+def _weight(layer: Any) -> Tensor:
+    """Return a copy of the weight of a linear layer, beneath its adapter."""
+    layer = getattr(layer, "base_layer", layer)
+    if type(layer.weight.data) is Tensor and layer.weight.is_floating_point():
+        return layer.weight.detach().to("cpu", torch.float32, copy=True)
+    # Quantised in one of several ways; all of them compute.
+    with torch.no_grad():
+        return layer(torch.eye(layer.in_features, device=layer.weight.device)).T.to("cpu", torch.float32).contiguous()
+
+
+def _silence(state: dict[str, dict[str, Tensor]]) -> None:
+    """Make a new branch of SD3 add nothing.
+
+    Its attention looks at the image's keys and the user's at once, so V' = 0 alone would leave a second self-attention. Here the image's
+    keys are zeros, and the user's are long and come in opposite pairs: whatever the query, one of them points its way, and takes the
+    softmax for itself. Random tokens without their opposites miss some queries (several percent off the base instead of 1e-6).
+    """
+    projector = state["image_proj"]
+    half = projector["latents"][:, : QUERIES // 2] * math.sqrt(3.0 * projector["latents"].shape[-1])  # of unit variance
+    projector["latents"] = torch.cat([half, -half], dim=1)
+    for key, value in projector.items():
+        if key.endswith(("to_out.0.weight", "ff.net.2.weight")):
+            value.mul_(0.1)  # what the layers add is much the same for all tokens, and would spoil the pairs
+    for key, value in state["ip_adapter"].items():
+        if key.endswith(("norm_ip.linear.weight", ".norm_k.weight")):
+            value.zero_()
+        elif key.endswith("norm_ip_k.weight"):
+            value.fill_(SHARP)
+
+
+def trains(key: str) -> bool:
+    """Return whether the parameter at a key of `State` is trained: no bias is, nor what silences SD3's branch."""
+    return not key.endswith(("bias", ".norm_k.weight", ".norm_ip_k.weight"))
