@@ -21,6 +21,7 @@ from diffalign.errors import ConfigError
 
 # What diffalign.adapters, which imports torch, writes.
 RESULTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "unet", "transformer")
+RESULTS += ("ip_adapter.safetensors", "user_encoder.safetensors")
 
 
 def align(

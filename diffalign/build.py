@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import adapters, speed
+from diffalign import adapters, personalise, speed
 from diffalign.backbones.base import Backbone, Settings
 from diffalign.backbones.table import check_guided, load_backbone, load_denoiser, model_index
+from diffalign.conditioning import branch
+from diffalign.conditioning.users import Sizes
 from diffalign.config import TrainConfig
 from diffalign.configcheck import check_family, check_sides
-from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Pairs
+from diffalign.data.batch import CachedPairs, Encoders, Index, LivePairs, Pairs
 from diffalign.data.pixels import Framing
+from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.diffusion.likelihood import ERRORS, DiffusionLikelihood
 from diffalign.diffusion.path import VPPath
@@ -30,7 +33,7 @@ from diffalign.objectives import OBJECTIVES
 from diffalign.precompute import Precomputed, network_facts
 from diffalign.reference import AdapterOff, Frozen, NoReference
 from diffalign.specs import bind
-from diffalign.types import Likelihood, Reference, Scores
+from diffalign.types import Condition, Likelihood, Reference, Scores
 
 DTYPES = speed.DTYPES
 
@@ -45,6 +48,8 @@ class Parts:
     objective: Callable[[Scores], Tensor]
     pairs: Pairs
     driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
+    index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
+    penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
 
 
 def objective(config: TrainConfig) -> functools.partial[Tensor]:
@@ -110,32 +115,32 @@ def settings(config: TrainConfig) -> Settings:
 
 
 def backbone(config: TrainConfig, device: torch.device) -> Backbone:
-    """Return the loaded model with its adapter attached, or with every weight of its denoiser trainable."""
+    """Return the loaded model, frozen."""
     check_family(config, model_index(config.pretrained_model_name_or_path, config.revision, config.variant)[1])
     if METHODS[config.method].inference == "negative_guidance":
         check_guided(config.pretrained_model_name_or_path, config.revision)
-    model = load_backbone(
+    return load_backbone(
         config.pretrained_model_name_or_path,
         device,
         precision=DTYPES[config.mixed_precision],
-        full=config.train_method == "full",
+        full=config.tuning == "full",
         settings=settings(config),
         revision=config.revision,
         variant=config.variant,
         vae=config.pretrained_vae_model_name_or_path,
         quantization=speed.quantization_config(config),
     )
-    equip(config, model)
-    return model
 
 
-def equip(config: TrainConfig, model: Backbone, *, kernels: bool = True) -> None:
-    """Attach the adapter to a frozen model, or make every weight of its denoiser trainable, and switch on what saves memory and time.
+def equip(config: TrainConfig, model: Backbone, *, sizes: Sizes | None = None, kernels: bool = True) -> None:
+    """Attach what is trained to a frozen model, or make every weight of its denoiser trainable; switch on what saves memory and time.
 
-    Without `kernels`, nothing that this machine may lack.
+    `sizes` are those of the user encoder. Without `kernels`, nothing that this machine may lack.
     """
-    if config.train_method == "full":
+    if config.tuning == "full":
         model.denoiser.requires_grad_(True)
+    elif config.tuning == "user":
+        personalise.attach(config, model, sizes or Sizes())
     else:
         torch.manual_seed(config.seed)
         adapters.add_lora(
@@ -144,7 +149,7 @@ def equip(config: TrainConfig, model: Backbone, *, kernels: bool = True) -> None
             rank=config.rank,
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
-            dora=config.train_method == "dora",
+            dora=config.tuning == "dora",
         )
     speed.apply(config, model.denoiser, kernels=kernels)
 
@@ -154,8 +159,8 @@ def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Ref
     kind = config.reference or METHODS[config.method].reference
     if kind == "none":
         return NoReference()
-    if config.train_method != "full":
-        return AdapterOff(model.denoiser, adapters.disabled)
+    if config.tuning != "full":
+        return AdapterOff(model.denoiser, branch.disabled if config.tuning == "user" else adapters.disabled)
     frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant).to(device)
     # Autocast would make these half at every call; norms stay float32, as in the policy. So the two agree to the bit at step 0.
     for layer in frozen.modules():
@@ -165,6 +170,11 @@ def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Ref
     return Frozen(frozen)
 
 
+def cache_root(config: TrainConfig, view: View) -> Path:
+    """Return the folder that caches lie in."""
+    return Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
+
+
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
     """Return the training data, cached on disk (filled now) or live."""
     check_sides(config.buckets, model.component)
@@ -172,19 +182,37 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
     if config.cache == "off":
         return LivePairs(view, encoders, framing, config.cache_variants)
-    root = Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
-    return CachedPairs(view, encoders, framing, config.cache_variants, root)
+    return CachedPairs(view, encoders, framing, config.cache_variants, cache_root(config, view))
 
 
 def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
     """Return the parts of a run. Names and constants are bound before weights load."""
     check(config)
     model = backbone(config, device)
+    users = None if config.users is None else Users.of(view, config.seed)
+    known = users and personalise.evidence(config, model, view, users, cache_root(config, view))
+    equip(config, model, sizes=known and known.sizes)
     likelihood = DiffusionLikelihood(model.path, model.predict, trajectory(config), config.proportion_empty_prompts, error(config))
     compared = reference(config, model, device)
-    data = pairs(config, view, model)
-    if config.trajectory_cache and isinstance(data, CachedPairs):
-        constants = {name: p.default for name, p in inspect.signature(likelihood.trajectory).parameters.items() if p.kind is p.KEYWORD_ONLY}
-        facts = network_facts(model) | {"settings": asdict(settings(config)), "trajectory": constants, "precision": config.mixed_precision}
-        data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
-    return Parts(model, likelihood, compared, objective(config), data, driver(config))
+    data: Pairs = _with_points(config, pairs(config, view, model), model, likelihood, compared, device)
+    made = functools.partial(Parts, model, likelihood, compared, objective(config))
+    if users is None or known is None:
+        return made(data, driver(config))
+    data = personalise.user_pairs(config, data, users, known)
+    return made(data, driver(config), users.index, personalise.encoder_of(model).penalty)
+
+
+def _with_points(
+    config: TrainConfig,
+    data: LivePairs | CachedPairs,
+    model: Backbone,
+    likelihood: DiffusionLikelihood,
+    compared: Reference,
+    device: torch.device,
+) -> Pairs:
+    """Return the data with points of the trajectory computed before training, if the config asks for them."""
+    if not config.trajectory_cache or not isinstance(data, CachedPairs):
+        return data
+    constants = {name: p.default for name, p in inspect.signature(likelihood.trajectory).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    facts = network_facts(model) | {"settings": asdict(settings(config)), "trajectory": constants, "precision": config.mixed_precision}
+    return Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)

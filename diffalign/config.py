@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.configcheck import check_buckets, check_objective, check_ranges, check_switches, known, parse_buckets
+from diffalign.configcheck import check_buckets, check_objective, check_ranges, check_switches, check_users, known, parse_buckets
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.specs import Spec, single
@@ -88,8 +88,13 @@ class TrainConfig:
     proportion_empty_prompts: float = 0.0
     """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
 
-    train_method: Literal["lora", "dora", "full"] = "lora"
-    """Low-rank adapter, the same with learned magnitudes, or all weights of the denoiser."""
+    train_method: Literal["lora", "dora", "full", "user"] | None = None
+    """Low-rank adapter, the same with learned magnitudes, all weights of the denoiser, or a user branch beside the text's attention
+    alone; lora if not given, user for PPD."""
+    user_encoder: Spec | None = None
+    """Another encoder of users than the method's: pairs, vlm, mixture, one_hot or profile; constants as {pairs: {max_shots: 8}}."""
+    user_dropout: float = 0.1
+    """Share of users dropped in training; the negative half of guidance uses the zero user."""
     rank: int = 8
     """Rank of the adapter."""
     lora_alpha: float | None = None
@@ -191,6 +196,20 @@ class TrainConfig:
         return "native" if name == "sdpa" else name
 
     @property
+    def tuning(self) -> Literal["lora", "dora", "full", "user"]:
+        """Return what is trained."""
+        return self.train_method or ("lora" if self.users is None else "user")
+
+    @property
+    def users(self) -> dict[str, dict[str, Any]] | None:
+        """Return {name: constants} of the user encoder, None where users are not told apart."""
+        own = METHODS[self.method].users if self.user_encoder is None else self.user_encoder
+        if own is None:
+            return None
+        name, constants = single("user_encoder", own)
+        return {name: dict(constants)}
+
+    @property
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """Return (height, width) of the aspect-ratio buckets; none where all images become squares."""
         return parse_buckets(self.aspect_ratio_buckets)
@@ -206,7 +225,8 @@ class TrainConfig:
         method = METHODS[self.method]
         check_ranges(self)
         check_objective(self.part("objective"), compares=self.compares)
-        if method.inference == "negative_guidance" and self.train_method == "dora":
+        check_users(self)
+        if method.inference == "negative_guidance" and self.tuning == "dora":
             raise ConfigError(
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
             )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diffalign.backbones.folders import LAYOUTS, Layout, check_folder, resolve
+from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.objectives import OBJECTIVES, REFERENCE_FREE
 from diffalign.specs import Spec, bind, single
@@ -24,7 +25,7 @@ COUNTS += ("max_train_samples", "checkpoints_total_limit")
 NOT_NEGATIVE = ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "guidance_scale", "spike_factor", "adam_weight_decay")
 NOT_NEGATIVE += ("adam_epsilon",)
 FLOW, FLOWING = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "shift", "transport"), ("sd3", "flux")
-SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2")
+SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2", "user_dropout")
 
 # Packages by their import name, and how to get them.
 PIP = {name: f"pip install {name}" for name in ("bitsandbytes", "torchao", "xformers", "kernels")}
@@ -81,6 +82,17 @@ def check_objective(spec: Mapping[str, Mapping[str, Any]], *, compares: bool) ->
     require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
     if name not in REFERENCE_FREE and not compares:
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
+
+
+def check_users(config: Any) -> None:
+    """Check that users are told apart where, and only where, a user branch is trained, and bind the encoder's constants."""
+    if (config.users is None) != (config.tuning != "user"):
+        raise ConfigError(
+            f"`train_method` is {config.tuning} and `user_encoder` is {config.users}; expected method ppd, "
+            "or train_method user together with a user_encoder"
+        )
+    if config.users is not None:
+        bind("user_encoder", USER_ENCODERS, config.users)()
 
 
 def parse_buckets(text: str | None) -> tuple[tuple[int, int], ...]:
@@ -142,9 +154,9 @@ def check_switches(config: Any) -> None:
         raise ConfigError(
             f"`enable_xformers_memory_efficient_attention` and `attention_backend: {config.attention_backend}` are both set; choose one"
         )
-    if config.quantization is not None and config.train_method != "lora":
+    if config.quantization is not None and config.tuning != "lora":
         raise ConfigError(
-            f"`quantization` is of a frozen base under a LoRA; `train_method` is {config.train_method}, which needs the weights themselves"
+            f"`quantization` is of a frozen base under a LoRA; `train_method` is {config.tuning}, which needs the weights themselves"
         )
     _check_packages(config)
 

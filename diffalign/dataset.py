@@ -12,12 +12,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.config import TrainConfig
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.data.transforms import TRANSFORMS, Transform
-from diffalign.data.view import View
+from diffalign.data.view import View, with_users
 from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.methods import METHODS
 from diffalign.specs import Spec, bind
@@ -56,6 +57,8 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False) -> View:
         bind("transform", TRANSFORMS, spec, low=0.0, high=1.0)
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     view = View(table, [_transform(spec, table) for spec in specs], config.max_train_samples)
+    if config.users is not None:
+        view = with_users(view, bind("user_encoder", USER_ENCODERS, config.users)().least)
     if table.manifest["kind"] != "image" and any(entry.order for entry in view.entries):
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; method `{config.method}` trains on pairs of images")
     if not any(entry.prob != 0.5 for entry in view.entries):

@@ -43,10 +43,10 @@ def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
     """Return what is trained."""
     denoiser = drawn.model.denoiser
     trained, total = (sum(p.numel() for p in found) for found in (trainable(denoiser), denoiser.parameters()))
-    if config.train_method == "full":
+    if config.tuning == "full":
         base, how = total, "all weights"
     else:
-        base, how = total - trained, f"{config.train_method} of rank {config.rank}"
+        base, how = total - trained, f"{config.tuning} of rank {config.rank}"
     side = config.resolution or drawn.model.resolution
     sizes = config.buckets or ((side, side),)
     shapes = [f"{'x'.join(map(str, drawn.model.latent_shape(h, w)))} for {h}x{w} pixels" for h, w in sizes]
@@ -86,7 +86,7 @@ def memory(config: TrainConfig, drawn: Outline) -> list[tuple[str, float]]:
     images = config.train_batch_size * (1 if config.sequential_candidates or "self_rollout" in config.part("trajectory") else 2)
     rows: list[tuple[str, float]] = [(f"base weights ({_dtypes(config, denoiser)})", _frozen(config, denoiser))]
     rows.append(("trained weights (float32)", _bytes(trained)))
-    if config.train_method == "full" and config.compares:
+    if config.tuning == "full" and config.compares:
         rows.append(("the reference, a second network", _second(config, denoiser)))
     rows.append(("gradients", _bytes(trained)))
     rows.append((f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)))

@@ -177,5 +177,5 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
 
 
 def _accuracy_of(built: Parts, config: TrainConfig, folder: Path) -> float:
-    adapters.load_result(built.backbone.denoiser, folder, full=config.train_method == "full", component=built.backbone.component)
+    adapters.load_result(built.backbone.denoiser, folder, full=config.tuning == "full", component=built.backbone.component)
     return heldout_implicit_accuracy(built)

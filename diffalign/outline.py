@@ -44,7 +44,7 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
     check_family(config, layout)
     kind, parts = str(index["_class_name"]), {}
     own_vae = config.pretrained_vae_model_name_or_path is None
-    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=config.train_method == "full", own_vae=own_vae)
+    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=config.tuning == "full", own_vae=own_vae)
     for part, value in index.items():
         if isinstance(value, list | tuple):
             library, own = value

@@ -23,6 +23,9 @@ from diffalign.diffusion.likelihood import DiffusionLikelihood, with_dropped
 from diffalign.diffusion.path import landed
 from diffalign.types import Batch, Query, Reference
 
+# Of an adapter, and of a user branch with its encoder: the base's points do not depend on them.
+TRAINED = ("lora_", "_ip.", "encoder_hid_proj.", "image_proj.", "norm_ip.", "user_")
+
 
 class Precomputed(Dataset[dict[str, Any]]):
     """Cached pairs with the query already drawn; the constructor computes the points that are missing.
@@ -113,7 +116,7 @@ def network_facts(model: Backbone) -> dict[str, str]:
     """Return hashes over the denoiser's own weights (their first numbers), names and shapes, and over the schedule it was made for."""
     weights = hashlib.sha256()
     for name, value in model.denoiser.state_dict().items():
-        if "lora_" not in name:
+        if not any(part in name for part in TRAINED):
             weights.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.dtype}".encode())
             if type(value) in (Tensor, nn.Parameter):
                 weights.update(value.flatten()[:256].double().cpu().numpy().tobytes())

@@ -11,6 +11,8 @@ from diffalign import adapters
 from diffalign.backbones.base import Backbone
 from diffalign.backbones.folders import lasting
 from diffalign.backbones.table import load_denoiser
+from diffalign.conditioning import branch
+from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
 from diffalign.config import TrainConfig
 from diffalign.methods import METHODS
 
@@ -31,7 +33,7 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
         "max_sequence_length": config.max_sequence_length,
         "method": config.method,
         "inference": METHODS[config.method].inference,
-        "train_method": config.train_method,
+        "train_method": config.tuning,
         "mixed_precision": config.mixed_precision,
     }
     temporary = folder / f"{RUN}.tmp"
@@ -41,7 +43,12 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
 
 def _save_weights(backbone: Backbone, config: TrainConfig, folder: Path) -> None:
     pipe, component = backbone.pipeline(whole=False), backbone.component
-    if config.train_method != "full":
+    if config.tuning == "user":
+        denoiser: Any = backbone.denoiser
+        branch.save(denoiser, folder / BRANCH, {"encoder": denoiser.user_encoder.fingerprint()})
+        save_encoder(denoiser.user_encoder, folder / ENCODER)
+        return
+    if config.tuning != "full":
         adapters.save_lora(pipe, folder, component)
         return
     adapters.save_full(backbone.denoiser, folder / component)

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffalign import adapters, checkpoint
@@ -40,6 +40,7 @@ from diffalign.optimizer import make_optimizer
 from diffalign.reference import eval_mode, exchanged
 from diffalign.result import save_result
 from diffalign.step import preference_step
+from diffalign.types import Batch
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
@@ -75,7 +76,7 @@ class Trainer:
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         division = config.train_batch_size, config.gradient_accumulation_steps, processes, rank
-        self.sampler = Sampler(len(view), *division, config.seed, self.parts.pairs.buckets)
+        self.sampler = Sampler(len(view), *division, config.seed, self.parts.pairs.buckets, self.parts.index)
         self._negative = METHODS[config.method].inference == "negative_guidance"
         self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
         self.step = 0
@@ -121,9 +122,11 @@ class Trainer:
                 loss, scores = preference_step(
                     self.parts, self.policy, batch, generators, self._driving, sequential=config.sequential_candidates
                 )
-                self.accelerator.backward(loss / (records / len(samples)))
+                known = self._penalty(batch)
+                self.accelerator.backward((loss + known.pop("penalty", 0.0)) / (records / len(samples)))
             weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
-            gathered.append({name: weight * value for name, value in {"loss": loss.detach(), **describe(scores, self.beta)}.items()})
+            facts = {"loss": loss.detach(), **describe(scores, self.beta), **known}
+            gathered.append({name: weight * value for name, value in facts.items()})
         names = list(gathered[0])
         means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
         norm: Any = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -143,6 +146,12 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad()
         return facts | {"skipped": self.guard.skipped}
+
+    def _penalty(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what is added to a batch's loss beside the objective, under "penalty", and what is logged of it."""
+        if self.parts.penalty is None:
+            return {}
+        return self.parts.penalty(batch.condition, self.step / self.config.max_train_steps)
 
     def _begin(self) -> None:
         """Resume if asked to, write the config, and draw the validation grid of the model as it starts."""
@@ -208,6 +217,7 @@ class Trainer:
             "optimizer": config.optimizer_name,
             **{name: getattr(config, name) for name in same},
             **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
+            **({"user_encoder": config.users, "user_dropout": config.user_dropout} if config.users is not None else {}),
         }
 
     def _save_checkpoint(self) -> None:
@@ -244,7 +254,7 @@ class Trainer:
     def _validate(self) -> None:
         """Draw the validation prompts with seeds 0, 1, ... into validation/step-N.png."""
         prompts = self.config.validation_prompts
-        whole = self._negative and self.config.train_method == "full"  # two networks would be needed to show what it is for
+        whole = self._negative and self.config.tuning == "full"  # two networks would be needed to show what it is for
         if not prompts or not self.accelerator.is_main_process or whole:
             return
         pipe = self.parts.backbone.pipeline()

@@ -44,6 +44,7 @@ class Flux(Pretrained):
                 encoder_hidden_states=words,
                 txt_ids=torch.zeros(words.shape[1], 3, device=x.device, dtype=dtype),
                 img_ids=places,
+                **self._told(condition, count),
                 return_dict=False,
             )[0]
         return FluxPipeline._unpack_latents(out, height * self._factor, width * self._factor, self._factor)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.backbones.base import Settings
+from diffalign.conditioning import branch
 from diffalign.diffusion.path import Path, VPPath
 from diffalign.errors import CheckpointError, LatentError
 from diffalign.types import Condition
@@ -104,6 +105,13 @@ class Pretrained(ABC):
     def _encoders(self) -> dict[str, nn.Module]:
         found = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
         return {name: part for name, part in found.items() if part is not None}
+
+    def _told(self, condition: Condition, count: int) -> dict[str, Any]:
+        """Return what the denoiser's forward is told of the users of `count` rows: nothing without a user branch."""
+        denoiser: Any = self.denoiser
+        if not branch.attached(denoiser):
+            return {}
+        return branch.forward_arguments(denoiser, denoiser.user_encoder(condition, count))
 
     def _sample_size(self) -> int:
         """Return the latent side that the denoiser was made for."""

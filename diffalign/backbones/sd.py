@@ -25,4 +25,4 @@ class StableDiffusion(Pretrained):
         """Return the UNet's output like x (N, C, H, W)."""
         dtype: Any = self.denoiser.dtype
         with self._autocast():
-            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), return_dict=False)[0]
+            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **self._told(condition, len(x)), return_dict=False)[0]

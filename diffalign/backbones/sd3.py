@@ -43,7 +43,7 @@ class StableDiffusion3(Pretrained):
         dtype: Any = self.denoiser.dtype
         words, pooled = (condition[name].to(dtype) for name in ("prompt_embeds", "pooled_prompt_embeds"))
         with self._autocast():
-            return model(x.to(dtype), words, pooled, 1000.0 * t.float(), return_dict=False)[0]
+            return model(x.to(dtype), words, pooled, 1000.0 * t.float(), **self._told(condition, len(x)), return_dict=False)[0]
 
     def _clip(self, prompts: list[str], tokenizer: Any, encoder: Any) -> tuple[Tensor, Tensor] | None:
         """Return (N, L, D) hidden states before the last layer, and (N, P) projected ones, None without the encoder.

@@ -35,5 +35,6 @@ class StableDiffusionXL(Pretrained):
         whole = torch.tensor([height, width, 0, 0, height, width], device=x.device)
         frames = condition["frames"] if "frames" in condition else whole.expand(len(x), -1)
         added = {"text_embeds": condition["pooled_prompt_embeds"].to(dtype), "time_ids": frames.to(x.device, torch.float32)}
+        added |= self._told(condition, len(x)).get("added_cond_kwargs", {})
         with self._autocast():
             return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), added_cond_kwargs=added, return_dict=False)[0]

@@ -209,6 +209,7 @@ class Sampler:
     rank: int
     seed: int
     buckets: np.ndarray | None = None  # (records,)
+    index: Callable[[int], Index] | None = None  # of a sample number, instead of an order of all records: users sampled uniformly
 
     @property
     def effective(self) -> int:
@@ -229,6 +230,8 @@ class Sampler:
 
     def indices(self, samples: Sequence[int]) -> list[Index]:
         """Return (position, epoch) of sample numbers."""
+        if self.index is not None:
+            return [self.index(g) for g in samples]
         return [(int(_order(self, g // self.records)[g % self.records]), g // self.records) for g in samples]
 
     def generators(self, samples: Sequence[int]) -> list[torch.Generator]:

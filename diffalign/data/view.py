@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,18 +13,21 @@ import pyarrow as pa
 from diffalign.data.records import Record
 from diffalign.data.table import Table, from_row
 from diffalign.data.transforms import Transform, apply
-from diffalign.errors import RecordError
+from diffalign.errors import RecordError, TableError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a transformed record comes from: its row, which of the row's candidates in which order, its id and label."""
+    """Where a transformed record comes from: its row, which of the row's candidates in which order, its id, label and user."""
 
     row: int
     order: tuple[int, ...]
     id: str
     prompt: str
     prob: float
+    user: str | None = None
 
 
 class View(Sequence[Record]):
@@ -64,4 +68,30 @@ def _entry(row: int, record: Record) -> Entry:
     order = tuple(int(c.image or b"") for c in record.candidates)
     if record.prob is None and len(order) > 1:
         raise RecordError(f"{record.source}: {len(order)} candidates and no label; put `pairs` among the transforms")
-    return Entry(row, order, record.id, record.prompt, 1.0 if record.prob is None else record.prob)
+    return Entry(row, order, record.id, record.prompt, 1.0 if record.prob is None else record.prob, record.user)
+
+
+def with_users(view: View, least: int) -> View:
+    """Keep the records of users who have at least `least` rows, and say how many were left out; return the view.
+
+    Raises TableError where no user is left.
+    """
+    rows: dict[str, set[int]] = {}
+    for entry in view.entries:
+        if entry.user:
+            rows.setdefault(entry.user, set()).add(entry.row)
+    kept = [entry for entry in view.entries if entry.user and len(rows[entry.user]) >= least]
+    users = {entry.user for entry in kept}
+    if not users:
+        most = max(map(len, rows.values()), default=0)
+        raise TableError(
+            f"{view.table.path}: no user has {least} labelled pairs, which this user encoder needs of each (one to learn from, the others "
+            f"as evidence); found {len(rows)} named users, the most active with {most} pairs. Records name their user in the column user_id"
+        )
+    if len(kept) < len(view.entries):
+        logger.info(
+            "%d of %d records are left out: they name no user, or one with fewer than %d pairs; %d users are left",
+            *(len(view.entries) - len(kept), len(view.entries), least, len(users)),
+        )
+    view.entries = kept
+    return view

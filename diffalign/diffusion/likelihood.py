@@ -20,11 +20,16 @@ Denoise = Callable[[Any, Tensor, Tensor, Condition], Tensor]  # (model, x (N,C,H
 
 
 def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condition:
-    """Return the condition with the prompts where `drop` (B,) is set replaced by the empty one; all candidates share the draw."""
-    return {
+    """Return the condition with the prompts where `drop` (B,) is set replaced by the empty one; all candidates share the draw.
+
+    What the empty prompt has no word for, the evidence of users, stays.
+    """
+    dropped = {
         name: torch.where(drop.to(value.device).view(-1, *[1] * (value.dim() - 1)), empty[name].to(value), value)
         for name, value in condition.items()
+        if name in empty
     }
+    return {**condition, **dropped}
 
 
 def squared(path: Path, noised: Noised, output: Tensor) -> Tensor:  # noqa: ARG001  # every error is called alike

@@ -7,6 +7,7 @@ from diffalign.methods.diffusion_dpo import DIFFUSION_DPO
 from diffalign.methods.diffusion_npo import DIFFUSION_NPO
 from diffalign.methods.inpo import INPO
 from diffalign.methods.mapo import MAPO
+from diffalign.methods.ppd import PPD
 from diffalign.methods.self_npo import SELF_NPO
 from diffalign.methods.smpo import SMPO
 
@@ -17,4 +18,5 @@ METHODS: dict[str, Method] = {
     "inpo": INPO,
     "diffusion_npo": DIFFUSION_NPO,
     "self_npo": SELF_NPO,
+    "ppd": PPD,
 }

@@ -1,0 +1,128 @@
+"""What is known of a training user when one of their records is learned from: never that record itself, nor its table row.
+
+Image features and hidden states are computed once and kept on disk beside the table, keyed by the network that made them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffalign.conditioning.choices import Choice
+from diffalign.conditioning.features import Features
+from diffalign.conditioning.settings import PairsSettings, VlmSettings
+from diffalign.conditioning.users import Sizes
+from diffalign.conditioning.vlm import VlmStates, cached
+from diffalign.data.cache import Bank, open_folder, progress
+from diffalign.data.records import decode_image
+from diffalign.data.users import Users
+from diffalign.data.view import View
+from diffalign.errors import ConfigError
+
+
+class ChoicesEvidence:
+    """A random few of the user's other pairs in random order, as image features: "user" (S, 2, F) and "user_mask" (S,)."""
+
+    def __init__(self, view: View, users: Users, features: Features, settings: PairsSettings, root: Path) -> None:
+        self.view, self.users, self.shots = view, users, settings.max_shots
+        self.noise = settings.hidden if settings.variational else 0
+        counts = [batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()]
+        self.first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        folder = open_folder(root, "features", {"table": view.table.fingerprint, "features": features.fingerprint})
+        self.bank = Bank(folder, "features", int(self.first[-1]), (features.width,), "float32")
+        self.sizes = Sizes(users.names, features.width, source=features.fingerprint)
+        self._fill(features)
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the evidence of one record, drawn with `rng`: one to `max_shots` pairs, log-uniformly."""
+        others = self.users.others(position)
+        count = min(len(others), int(np.exp(rng.random() * np.log(self.shots + 1.0))))
+        known = torch.zeros(self.shots, 2, self.sizes.features), torch.zeros(self.shots)
+        for place, other in enumerate(rng.choice(others, count, replace=False)):
+            entry = self.view.entries[int(other)]
+            known[0][place] = torch.from_numpy(self.bank.read([int(self.first[entry.row]) + i for i in entry.order]))
+            known[1][place] = 1.0
+        noise = {"user_noise": torch.from_numpy(rng.standard_normal(self.noise, dtype=np.float32))} if self.noise else {}
+        return {"user": known[0], "user_mask": known[1], **noise}
+
+    def _fill(self, features: Features) -> None:
+        wanted = [(entry.row, int(self.first[entry.row]) + i, i) for entry in self.view.entries for i in entry.order]
+        missing = set(self.bank.missing([place for _, place, _ in wanted]))
+        jobs = sorted({job for job in wanted if job[1] in missing})
+        for part in progress(jobs, 32, "cache user features"):
+            records = {row: self.view.table[row] for row, _, _ in part}
+            images = [decode_image(records[row].candidates[i].image or b"", f"{records[row].source}, candidate {i}") for row, _, i in part]
+            self.bank.write([place for _, place, _ in part], features(images).numpy())
+
+
+class StatesEvidence:
+    """Hidden states of a vision-language model that has read one chunk of the user's other pairs: "user" (R, F)."""
+
+    def __init__(self, view: View, users: Users, states: VlmStates, settings: VlmSettings, root: Path) -> None:
+        self.users, self.sizes = users, Sizes(users.names, states.width, states.rows, states.fingerprint)
+        folder = open_folder(root, "users", {"table": view.table.fingerprint, "model": states.fingerprint})
+        self.chunks: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in users.names]
+        jobs = [(user, chunk) for user in range(len(users)) for chunk in _chunks(users, user, settings)]
+        for part in progress(jobs, 1, "read users' pairs"):
+            for user, chunk in part:
+                choices = [choice(view, int(position)) for position in chunk]
+                self.chunks[user].append((users.rows[chunk], cached(states, folder, users.names[user], choices)))
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the states of a random chunk that has nothing of the record's row."""
+        own = [states for rows, states in self.chunks[self.users.owner[position]] if self.users.rows[position] not in rows]
+        return {"user": own[int(rng.integers(len(own)))]}
+
+
+def _chunks(users: Users, user: int, settings: VlmSettings) -> list[np.ndarray]:
+    """Return a user's positions, one a row, shuffled and cut into whole chunks, at most `per_user` of them."""
+    positions = users.positions[user]
+    single = positions[np.unique(users.rows[positions], return_index=True)[1]]
+    shuffled = np.random.default_rng([users.seed, 2, user]).permutation(single)
+    whole = len(shuffled) // settings.shots
+    return list(shuffled[: whole * settings.shots].reshape(whole, settings.shots)[: settings.per_user])
+
+
+def choice(view: View, position: int) -> Choice:
+    """Return a record of a view, preferred image first, as a choice."""
+    record = view[position]
+    first, second = (decode_image(c.image or b"", f"{record.source}, candidate {i}") for i, c in enumerate(record.candidates))
+    return Choice(record.prompt, first, second)
+
+
+class IndexEvidence:
+    """Which of the training users it is: "user", an index."""
+
+    def __init__(self, users: Users) -> None:
+        self.users, self.sizes = users, Sizes(users.names)
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:  # noqa: ARG002  # nothing is drawn
+        """Return the index of the record's user."""
+        return {"user": torch.tensor(int(self.users.owner[position]))}
+
+
+class ProfileEvidence:
+    """What somebody wrote about the user, as the mean of its words' embeddings: "user" (F,)."""
+
+    def __init__(self, users: Users, texts: Tensor) -> None:
+        self.users, self.texts, self.sizes = users, texts, Sizes(users.names, texts.shape[1])
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:  # noqa: ARG002  # nothing is drawn
+        """Return the text of the record's user."""
+        return {"user": self.texts[self.users.owner[position]]}
+
+
+def read_profiles(path: str, names: tuple[str, ...]) -> list[str]:
+    """Return each user's text from a JSON file {user: text}. Raises ConfigError for a file or a user that is missing."""
+    try:
+        texts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"`user_encoder`: `profiles` {path} cannot be read ({error}); expected a JSON file {{user: text}}") from error
+    for name in names:
+        if not isinstance(texts, dict) or not isinstance(texts.get(name), str):
+            raise ConfigError(f"{path}: has no text for user {name!r}; expected {{user: text}} with every user of the training")
+    return [texts[name] for name in names]

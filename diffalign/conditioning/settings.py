@@ -1,0 +1,84 @@
+"""The user encoders of personalised training by name, with their constants. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from diffalign.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all encoders share: a user becomes `tokens` tokens of `width` numbers."""
+
+    tokens: int = 4
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ConfigError(f"`user_encoder`: `{item.name}` is {value}; expected at least 1")
+
+    @property
+    def least(self) -> int:
+        """Return how many pairs a user must have in training."""
+        return 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsSettings(Settings):
+    """A learned set encoder over image features of the pairs, trained with the objective; for new users from one pair on."""
+
+    features: str = "latents"  # "latents" of the model's own VAE, a CLIP's folder or hub id, or open_clip:ARCHITECTURE:WEIGHTS
+    hidden: int = 256
+    max_shots: int = 16  # a record's evidence has 1 to so many pairs, log-uniformly
+    variational: bool = False  # VPL (2408.10075): a normal distribution over what the pairs say, sampled in training
+    kl_weight: float = 3e-6
+    kl_cycles: int = 4  # the weight's cosine anneals from zero so many times in a run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VlmSettings(Settings):
+    """Hidden states of a vision-language model's last generated token, over all layers (PPD); `tokens` is their number."""
+
+    model: str
+    revision: str | None = None
+    shots: int = 4
+    per_user: int = 20  # chunks of `shots` pairs a user gives
+    max_new_tokens: int = 1024
+
+    @property
+    def least(self) -> int:
+        """Return the pairs of two chunks: one to learn from, one as evidence."""
+        return 2 * self.shots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureSettings(Settings):
+    """PAL's few prototypes: a user is their weights, fitted for a new one with everything else frozen."""
+
+    prototypes: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneHotSettings(Settings):
+    """A learned embedding of each training user, the paper's baseline: it cannot serve anybody else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings(Settings):
+    """A text about each user, read by the model's own text encoder, the paper's other baseline."""
+
+    profiles: str  # a JSON file {user: text}
+
+
+USER_ENCODERS: dict[str, Callable[..., Any]] = {
+    "pairs": PairsSettings,
+    "vlm": VlmSettings,
+    "mixture": MixtureSettings,
+    "one_hot": OneHotSettings,
+    "profile": ProfileSettings,
+}

@@ -1,0 +1,71 @@
+"""What a personalised run leaves besides its branch: the user encoder, and files of users' tokens; safetensors, written whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffalign.conditioning.settings import USER_ENCODERS
+from diffalign.conditioning.users import Sizes, UserEncoder, make
+from diffalign.errors import CheckpointError
+
+BRANCH, ENCODER = "ip_adapter.safetensors", "user_encoder.safetensors"
+
+
+def save_encoder(encoder: UserEncoder, file: Path) -> None:
+    """Write an encoder with the settings and sizes that it is built from."""
+    kind = next(name for name, settings in USER_ENCODERS.items() if settings is type(encoder.settings))
+    facts = {"encoder": kind, "settings": json.dumps(asdict(encoder.settings)), "sizes": json.dumps(asdict(encoder.sizes))}
+    _write(file, {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, facts)
+
+
+def load_encoder(file: Path) -> UserEncoder:
+    """Return the encoder in a file, in eval mode and without gradients. Raises CheckpointError if there is none."""
+    tensors, facts = _read(file)
+    if facts.get("encoder") not in USER_ENCODERS:
+        raise CheckpointError(f"{file}: holds no user encoder; expected the {ENCODER} of a run of `ppd`")
+    sizes: dict[str, Any] = json.loads(facts["sizes"])
+    encoder = make(USER_ENCODERS[facts["encoder"]](**json.loads(facts["settings"])), Sizes(**{**sizes, "users": tuple(sizes["users"])}))
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file}: its weights are not those of the encoder it names ({error})") from error
+    return encoder.requires_grad_(False).eval()
+
+
+def save_tokens(tokens: Tensor, file: Path, encoder: str, **facts: str) -> None:
+    """Write a user's tokens (U, D); `encoder` is the fingerprint of what made them."""
+    _write(file, {"tokens": tokens.detach().float().cpu().contiguous()}, {"encoder": encoder, **facts})
+
+
+def load_tokens(file: Path, encoder: str) -> Tensor:
+    """Return a user's tokens (U, D). Raises CheckpointError if the file holds none, or those of another encoder than `encoder`."""
+    tensors, facts = _read(file)
+    if set(tensors) != {"tokens"}:
+        raise CheckpointError(f"{file}: holds no user's tokens; expected a file of `diffalign user embed`, or of `save`")
+    if facts.get("encoder") != encoder:
+        raise CheckpointError(
+            f"{file}: made by the user encoder {facts.get('encoder')}, and this run has {encoder}: tokens mean nothing to another run; "
+            "embed the user's pairs again with this one"
+        )
+    return tensors["tokens"]
+
+
+def _write(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt", **facts})
+    temporary.replace(file)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); expected a safetensors file") from error

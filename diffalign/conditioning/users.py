@@ -1,0 +1,201 @@
+"""User encoders: what is known of a user -> tokens (N, U, D) for the user branch. Trained with the objective, as a part of the denoiser."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.conditioning.settings import MixtureSettings, OneHotSettings, PairsSettings, ProfileSettings, Settings, VlmSettings
+from diffalign.errors import ConfigError
+from diffalign.types import Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an encoder is built for besides its settings."""
+
+    users: tuple[str, ...] = ()  # of the training
+    features: int = 0  # numbers that describe an image, a row of hidden states or a word
+    rows: int = 0  # rows of hidden states
+    source: str = ""  # fingerprint of what made the evidence
+
+
+class UserEncoder(nn.Module, ABC):
+    """Reads a condition's evidence, whose keys begin with "user"; its first axis is N."""
+
+    def __init__(self, settings: Settings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings, self.sizes = settings, sizes
+        self.tokens, self.width = settings.tokens, settings.width
+
+    def forward(self, condition: Condition, count: int) -> Tensor:
+        """Return tokens (N, U, D) for `count` rows: zeros where nobody is known, or "user_kept" (N,) is zero.
+
+        Tokens that are known already stand under "user_tokens" (N, U, D).
+        """
+        if "user_tokens" in condition:
+            return condition["user_tokens"]
+        if not any(name.startswith("user") for name in condition):
+            weight = next(self.parameters())
+            return weight.new_zeros(count, self.tokens, self.width)
+        tokens = self.encode(condition)
+        return tokens * condition["user_kept"].to(tokens)[:, None, None] if "user_kept" in condition else tokens
+
+    @abstractmethod
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, U, D)."""
+
+    def penalty(self, condition: Condition, progress: float) -> dict[str, Tensor]:  # noqa: ARG002  # only some encoders have one
+        """Return {"penalty": what is added to the loss, ...: what is logged}, empty without one; `progress` of the run in [0, 1]."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights: tokens are only good with the encoder, and the branch, that they were made with."""
+        digest = hashlib.sha256(repr((type(self).__name__, self.sizes.source)).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def _head(self, width: int, hidden: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, self.tokens * self.width))
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (self.tokens, self.width))
+
+
+class PairsEncoder(UserEncoder):
+    """A permutation-invariant set encoder. "user" (N, S, 2, F) are features of preferred and dispreferred images, "user_mask" (N, S).
+
+    A pair says f(preferred, dispreferred) - f(dispreferred, preferred), so that a choice and its opposite cancel. The mean over the pairs
+    is shrunk by n / (n + lambda), as a posterior mean is: few or contradicting pairs say little. With `variational` (VPL, 2408.10075) that
+    sum gives mean and log-variance, both in [-1, 1], of a normal distribution, whose sample, "user_noise" (N, H) times its deviation
+    added to its mean, is scaled to the norm of a standard normal vector; without the noise it is the mean.
+    """
+
+    def __init__(self, settings: PairsSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        hidden = settings.hidden
+        self.variational, self.kl_weight, self.kl_cycles = settings.variational, settings.kl_weight, settings.kl_cycles
+        self.pair = nn.Sequential(
+            nn.Linear(2 * sizes.features, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
+        self.doubt = nn.Parameter(torch.tensor(1.0))  # lambda before its softplus
+        self.spread = nn.Linear(hidden, 2 * hidden) if settings.variational else None
+        self.head = self._head(hidden, hidden)
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, U, D)."""
+        said = self._said(condition)
+        if self.spread is not None:
+            mean, log_variance = self._posterior(said)
+            noise = condition.get("user_noise")
+            drawn = mean if noise is None else mean + (0.5 * log_variance).exp() * noise.to(mean)
+            said = nn.functional.normalize(drawn, dim=-1) * math.sqrt(drawn.shape[-1])
+        return self._shaped(self.head(said))
+
+    def penalty(self, condition: Condition, progress: float) -> dict[str, Tensor]:
+        """Return the weighted KL to the standard normal, KL itself, and the share of dimensions whose mean varies over the batch.
+
+        The weight anneals from zero along half a cosine, `kl_cycles` times a run, in the first half of each cycle (VPL's schedule).
+        """
+        if self.spread is None:
+            return {}
+        mean, log_variance = self._posterior(self._said(condition))
+        kl = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
+        phase = min(1.0, 2.0 * ((progress * self.kl_cycles) % 1.0)) if progress < 1.0 else 1.0
+        weight = self.kl_weight * 0.5 * (1.0 - math.cos(math.pi * phase))
+        # Active units as in importance-weighted autoencoders (1509.00519): the variance of the mean above 0.01.
+        active = (mean.detach().var(dim=0, correction=0) > 0.01).float().mean()
+        return {"penalty": weight * kl, "user/kl": kl.detach(), "user/active": active}
+
+    def _said(self, condition: Condition) -> Tensor:
+        """Return what the pairs say together, (N, H)."""
+        features, mask = condition["user"], condition["user_mask"]
+        weight = self.doubt
+        features = features.to(weight)
+        pairs = (self.pair(features.flatten(2)) - self.pair(features.flip(2).flatten(2))) * mask.to(weight)[..., None]
+        return pairs.sum(dim=1) / (mask.to(weight).sum(dim=1, keepdim=True) + nn.functional.softplus(weight))
+
+    def _posterior(self, said: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.spread is not None
+        mean, log_variance = self.spread(said).clamp(-1.0, 1.0).chunk(2, dim=-1)
+        return mean, log_variance
+
+
+class VlmEncoder(UserEncoder):
+    """A projection of a vision-language model's hidden states, "user" (N, R, F); rows of very different norms are standardised first."""
+
+    def __init__(self, settings: VlmSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.tokens = sizes.rows
+        self.project = nn.Linear(sizes.features, self.width, bias=False)
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, R, D)."""
+        states = condition["user"].to(self.project.weight)
+        return self.project(nn.functional.layer_norm(states, states.shape[-1:]))
+
+
+class MixtureEncoder(UserEncoder):
+    """PAL: a user is softmax weights over a few prototypes, "user" (N,) the index of a training user, or "user_weights" (N, P)."""
+
+    def __init__(self, settings: MixtureSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.logits = nn.Embedding(max(1, len(sizes.users)), settings.prototypes)
+        self.prototypes = nn.Parameter(torch.randn(settings.prototypes, self.tokens * self.width) / math.sqrt(self.width))
+        nn.init.normal_(self.logits.weight, std=0.5)
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, U, D)."""
+        weights = condition["user_weights"] if "user_weights" in condition else self.logits(condition["user"]).softmax(dim=-1)
+        return self._shaped(weights.to(self.prototypes) @ self.prototypes)
+
+    def usual(self) -> Tensor:
+        """Return the mean logits (P,) of the training users: where the fit of a new one begins."""
+        return self.logits.weight.detach().mean(dim=0)
+
+
+class OneHotEncoder(UserEncoder):
+    """A table of tokens; "user" (N,) is the index of a training user."""
+
+    def __init__(self, settings: OneHotSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.table = nn.Embedding(max(1, len(sizes.users)), self.tokens * self.width)
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, U, D)."""
+        return self._shaped(self.table(condition["user"]))
+
+
+class ProfileEncoder(UserEncoder):
+    """The mean word of a text about the user, "user" (N, F), through a small network."""
+
+    def __init__(self, settings: ProfileSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.head = self._head(sizes.features, 256)
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, U, D)."""
+        return self._shaped(self.head(condition["user"].to(self.head[0].weight)))
+
+
+_ENCODERS: dict[type[Settings], type] = {
+    PairsSettings: PairsEncoder,
+    VlmSettings: VlmEncoder,
+    MixtureSettings: MixtureEncoder,
+    OneHotSettings: OneHotEncoder,
+    ProfileSettings: ProfileEncoder,
+}
+
+
+def make(settings: Settings, sizes: Sizes) -> UserEncoder:
+    """Return a new encoder; its weights come from torch's own random state."""
+    if type(settings) not in _ENCODERS:
+        raise ConfigError(f"there is no user encoder for {type(settings).__name__}")
+    return _ENCODERS[type(settings)](settings, sizes)
