@@ -180,7 +180,7 @@ def _open_clip(name: str, revision: str | None) -> Loaded:
     facts = open_clip.get_pretrained_cfg(architecture, weights)
     file = _published(name, facts, revision) if facts else _local(name, weights, open_clip.list_pretrained_tags_by_model(architecture))
     try:
-        network, prepare = open_clip.create_model_from_pretrained(
+        loaded: Any = open_clip.create_model_from_pretrained(
             architecture,
             pretrained=str(file),
             force_quick_gelu=facts.get("quick_gelu", False),
@@ -191,6 +191,7 @@ def _open_clip(name: str, revision: str | None) -> Loaded:
         )
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{file}: no weights of open_clip's {architecture}: {error}") from error
+    network, prepare = loaded
 
     def prepared(images: Sequence[Image.Image]) -> Tensor:
         return torch.stack([prepare(image) for image in images])
