@@ -136,8 +136,8 @@ def appended(denoiser: Any, embeds: Tensor, mask: Tensor, tokens: Tensor | None)
     return torch.cat([embeds, words.to(embeds)], dim=1), torch.cat([mask, mask.new_ones(words.shape[:2])], dim=1)
 
 
-def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool, *, prompts: int = 1) -> dict[str, Any]:
-    """Return what a stock pipeline's call takes to draw for a user's tokens (U, D), or for nobody, for a call with `prompts` prompts.
+def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool) -> dict[str, Any]:
+    """Return what a stock pipeline's call takes to draw for a user's tokens (U, D), or for nobody, whatever the number of prompts.
 
     `guided` says whether the call runs classifier-free guidance; its other half is the zero user. Nothing for PixArt (see `appended`).
     """
@@ -146,7 +146,7 @@ def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool, *, prompt
     if switch.kind == "pixart" or (switch.kind == "sd3" and tokens is None):
         return {}  # SD3's zero user is somebody
     user = torch.zeros(1, switch.width) if tokens is None else tokens
-    user = user.detach().to(denoiser.device, torch.float32).expand(prompts, -1, -1)
+    user = user[None].detach().to(denoiser.device, torch.float32)
     nobody = torch.zeros_like(user)
     if switch.kind == "flux":
         return {"ip_adapter_image_embeds": [user], "negative_ip_adapter_image_embeds": [nobody]}

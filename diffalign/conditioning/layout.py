@@ -150,11 +150,13 @@ def _fill(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 def _weight(layer: Any) -> Tensor:
     """Return a copy of the weight of a linear layer, beneath its adapter."""
     layer = getattr(layer, "base_layer", layer)
-    if type(layer.weight.data) is Tensor and layer.weight.is_floating_point():
-        return layer.weight.detach().to("cpu", torch.float32, copy=True)
-    # Quantised in one of several ways; all of them compute.
+    weight = layer.weight.detach()
+    if type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point():
+        return weight.to("cpu", torch.float32, copy=True)
+    # Quantised, in one of several ways; all of them multiply.
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
     with torch.no_grad():
-        return layer(torch.eye(layer.in_features, device=layer.weight.device)).T.to("cpu", torch.float32).contiguous()
+        return layer(torch.eye(layer.in_features, device=weight.device, dtype=dtype)).T.to("cpu", torch.float32).contiguous()
 
 
 def _silence(state: dict[str, dict[str, Tensor]]) -> None:
