@@ -21,8 +21,8 @@ FULL = {"ff.net.0.proj": "proj.0", "ff.net.2": "proj.2", "norm": "proj.3"}
 RENAMED = {"unet": FULL, "sd3": {}, "flux": {"image_embeds": "proj"}, "pixart": FULL}
 IMAGES = 4  # tokens that Flux's projector makes of a row, as its loader takes for granted
 QUERIES = 16  # tokens of SD3's resampler
-SHARP = 50.0  # length of its user keys, against zero for the image's
-HEAD = 64  # and what its loader takes for granted about the resampler's heads
+HEAD = 64  # numbers of each of its heads, as its loader takes for granted
+SHARP = 50.0  # scale of SD3's user keys, where the image's have none
 READ = {"unet": "cross_attention_dim", "flux": "joint_attention_dim", "pixart": "caption_channels"}  # as wide as what attention reads
 
 
