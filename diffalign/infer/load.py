@@ -13,6 +13,7 @@ from diffalign.adapters import WEIGHTS, load_lora
 from diffalign.backbones.table import component_of, load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.infer.negative import ADAPTER, attach
+from diffalign.infer.personal import Personal
 from diffalign.result import RUN
 
 
@@ -26,38 +27,59 @@ def load(
     device: str | torch.device = "cpu",
     device_map: str | None = None,
 ) -> Any:
-    """Return the stock pipeline of a run's base model with the run's result applied.
+    """Return the stock pipeline of a run's base model with the run's result applied; of a personalised run, a `Personal` around it.
 
     The result is an adapter or a fine-tuned denoiser; of Diffusion-NPO and Self-NPO it is what the unconditional branch runs with
     (see `attach`), on top of the run `positive`, if one is given: `alpha` is the share of it that the branch keeps, `beta` the
-    weight of the result. `device_map` is diffusers' (balanced, cuda), instead of `device`. Raises CheckpointError if a folder holds
-    no finished run, ConfigError for `positive` with other methods.
+    weight of the result. A personalised run is put on top of `positive`, too. `device_map` is diffusers' (balanced, cuda), instead of
+    `device`. Raises CheckpointError if a folder holds no finished run, ConfigError for `positive` with other methods.
     """
     folder = Path(output_dir)
     run = run_facts(folder)
-    if run.get("inference") != "negative_guidance":
-        if positive is not None or (alpha, beta) != (1.0, 1.0):
-            raise ConfigError(
-                f"{folder}: `positive`, `alpha` and `beta` are for runs of diffusion_npo and self_npo; this is {run['method']}"
-            )
-        return _placed(_with_result(folder, dtype, device_map), device, device_map)
     over = None if positive is None else run_facts(Path(positive))
-    if over is not None and over.get("inference") == "negative_guidance":
-        raise ConfigError(f"{positive}: `positive` is a run of {over['method']} itself; expected one that aligns")
-    if alpha != 1.0 and (over is None or over["train_method"] == "full"):
-        raise ConfigError(f"`alpha` is {alpha}, and there is no positive adapter to keep a part of (`positive`: a LoRA run)")
-    pipe = base_of(folder, dtype=dtype, device_map=device_map) if positive is None else _with_result(Path(positive), dtype, device_map)
+    _check_layers(folder, run, positive, over, alpha, beta)
+    if run.get("inference") != "negative_guidance":
+        return _placed(_with_result(folder, dtype, device_map, positive), device, device_map)
+    under = None if positive is None else Path(positive)
+    if under is None or over is None or over.get("inference") == "user":
+        pipe = base_of(under or folder, dtype=dtype, device_map=device_map)
+    else:
+        pipe = _with_result(under, dtype, device_map)
     attach(pipe, _negative_of(pipe, folder), alpha=alpha, beta=beta)
+    if under is not None and over is not None and over.get("inference") == "user":
+        # The branch comes last: an adapter is injected wherever a layer has the right name, and some of SD3's projector do.
+        return _placed(Personal(pipe, under, over, guided_by=folder), device, device_map)
     return _placed(pipe, device, device_map)
 
 
-def _placed(pipe: Any, device: str | torch.device, device_map: str | None) -> Any:
-    return pipe.to(device) if device_map is None else pipe
+def _check_layers(folder: Path, run: dict[str, Any], positive: Any, over: dict[str, Any] | None, alpha: float, beta: float) -> None:
+    """Raise ConfigError for a run that does not go on top of the run `positive`, or weights that have nothing to weigh."""
+    kind = run.get("inference")
+    if kind != "negative_guidance" and ((alpha, beta) != (1.0, 1.0) or (over is not None and kind != "user")):
+        raise ConfigError(
+            f"{folder}: `alpha` and `beta` are for runs of diffusion_npo and self_npo, `positive` for these and personalised runs; "
+            f"this is {run['method']}"
+        )
+    if over is not None and (over.get("inference") == "negative_guidance" or over.get("inference") == kind):
+        raise ConfigError(f"{positive}: `positive` is a run of {over['method']} itself; expected one that aligns")
+    if over is not None and kind == "user" and Path(over["base"]).name != Path(run["base"]).name:
+        raise ConfigError(f"{positive}: `positive` is a run on {over['base']}, and {folder} one on {run['base']}; expected the same base")
+    if alpha != 1.0 and (over is None or over["train_method"] in ("full", "user")):
+        raise ConfigError(f"`alpha` is {alpha}, and there is no positive adapter to keep a part of (`positive`: a LoRA run)")
 
 
-def _with_result(folder: Path, dtype: torch.dtype, device_map: str | None) -> Any:
-    """Return the base of a run with its adapter or its denoiser."""
+def _placed(made: Any, device: str | torch.device, device_map: str | None) -> Any:
+    if device_map is None:
+        (made.pipe if isinstance(made, Personal) else made).to(device)
+    return made
+
+
+def _with_result(folder: Path, dtype: torch.dtype, device_map: str | None, positive: str | Path | None = None) -> Any:
+    """Return the base of a run with its adapter, its denoiser or its user branch; this one on top of the run `positive`, if given."""
     run = run_facts(folder)
+    if run.get("inference") == "user":
+        pipe = base_of(folder, dtype=dtype, device_map=device_map) if positive is None else _with_result(Path(positive), dtype, device_map)
+        return Personal(pipe, folder, run)
     full, component = run["train_method"] == "full", run.get("component", "unet")
     weights = folder / (component if full else WEIGHTS)
     if not weights.exists():

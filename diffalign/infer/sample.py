@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from diffalign.backbones.table import component_of
 from diffalign.errors import ConfigError
+from diffalign.infer.user import UserPipeline
 
 
 def draw(
@@ -28,16 +29,18 @@ def draw(
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
+    `pipe` is a stock pipeline, or a user's (`for_user` of a personalised run).
     `resolution` (pixels) and `max_sequence_length` (T5 tokens) are the pipeline's own where None. `true_cfg` draws a
     guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
     the embedded models and 4 for 64x64 latents, if not given. Raises ConfigError for an SD3 without one of its CLIPs.
     """
-    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, **_options(pipe, guidance_scale, true_cfg)}
+    stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
+    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, **_options(stock, guidance_scale, true_cfg)}
     if resolution is not None:
         options |= {"height": resolution, "width": resolution}
     if max_sequence_length is not None:
         options["max_sequence_length"] = max_sequence_length
-    batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(pipe, resolution) ** 2))
+    batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(stock, resolution) ** 2))
     images: list[Image.Image] = []
     with tqdm(total=len(prompts), desc=label, unit=" images", disable=None if len(prompts) > 16 else True) as bar:
         for start in range(0, len(prompts), batch_size):

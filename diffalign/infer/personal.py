@@ -1,0 +1,208 @@
+"""A personalised run in use: the stock pipeline with its user branch, and the encoder that turns a user's choices into tokens."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from diffalign import build
+from diffalign.backbones.folders import resolve
+from diffalign.backbones.pretrained import Pretrained
+from diffalign.backbones.table import BACKBONES, component_of, family_of
+from diffalign.conditioning import branch
+from diffalign.conditioning.choices import Choice, contradictions, read_choices
+from diffalign.conditioning.features import Features, features
+from diffalign.conditioning.layout import parameters
+from diffalign.conditioning.settings import PairsSettings, VlmSettings
+from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
+from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder, UserEncoder, VectorEncoder
+from diffalign.conditioning.vlm import VlmStates, cached
+from diffalign.config import TrainConfig
+from diffalign.data.records import Record
+from diffalign.diffusion.likelihood import DiffusionLikelihood
+from diffalign.diffusion.trajectory import forward
+from diffalign.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.infer.fit import fit_weights
+from diffalign.infer.user import UserPipeline, at_strength
+from diffalign.personalise import equip, read_texts
+
+logger = logging.getLogger(__name__)
+Who = str | Path | Tensor | Iterable[Choice | Record | tuple[str, Any, Any]] | None
+
+
+class Personal:
+    """What `diffalign.load` returns for a personalised run. `pipe` is the stock pipeline, its user branch attached, on the run's base.
+
+    Raises CheckpointError where the folder's branch and encoder are missing, or not of one run.
+    """
+
+    def __init__(self, pipe: Any, folder: Path, run: Mapping[str, Any], *, guided_by: Path | None = None) -> None:
+        self.pipe, self.folder, self.run = pipe, folder, run
+        self.guided_by = guided_by  # the run whose negative guidance is attached
+        for name in (BRANCH, ENCODER):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder}: the run's weights are missing; expected {name}")
+        state, facts = branch.read(folder / BRANCH)
+        self.encoder: UserEncoder = load_encoder(folder / ENCODER)
+        self.fingerprint = self.encoder.fingerprint()
+        if facts.get("encoder") not in (None, self.fingerprint):
+            raise CheckpointError(f"{folder / BRANCH}: trained with the user encoder {facts['encoder']}; {ENCODER} is {self.fingerprint}")
+        denoiser = getattr(pipe, component_of(pipe))
+        dtype = denoiser.dtype
+        equip(denoiser, self.encoder, state)
+        denoiser.requires_grad_(False)
+        if family_of(pipe) != "pixart":  # whose words are cast when they are appended
+            for part in parameters(denoiser).values():
+                for parameter in part.values():
+                    parameter.data = parameter.data.to(dtype)
+
+    def for_user(self, who: Who = None, *, profile: str | None = None) -> UserPipeline:
+        """Return the pipeline of a user, or of nobody (None), which draws as the base does.
+
+        `who` is the user's pairs (prompt, preferred image, dispreferred image; also records of a dataset), a file of tokens, tokens
+        (U, D), or the id of a training user where the run knows its users (one_hot, mixture); `profile` is a text about the user, where
+        the run reads such. Raises ConfigError for what this run's encoder cannot serve and where there are no pairs, RecordError for an
+        image that does not decode, CheckpointError for a file that holds no tokens of this run.
+        """
+        if profile is not None:
+            return self._drawing(self._profile(profile, who))
+        if who is None:
+            return self._drawing(None)
+        if isinstance(who, Tensor):
+            return self._drawing(self._checked(who))
+        if isinstance(who, str | Path):
+            return self._drawing(self._named(who))
+        if not isinstance(who, Iterable):
+            raise ConfigError(f"found {type(who).__name__}; expected a user's pairs, tokens, a file of tokens, a user's id, or None")
+        return self._drawing(self._tokens_of(who))
+
+    def _drawing(self, tokens: Tensor | None) -> UserPipeline:
+        return UserPipeline(self.pipe, self.fingerprint, tokens)
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        expected = (self.encoder.tokens, self.encoder.width)
+        if tuple(tokens.shape) != expected:
+            raise ConfigError(f"tokens of shape {tuple(tokens.shape)}; this run's users have {expected}")
+        return tokens.detach().float().cpu()
+
+    def _named(self, who: str | Path) -> Tensor:
+        """Return the tokens of a training user, or those in a file."""
+        known = self.encoder.sizes.users if isinstance(self.encoder, MixtureEncoder | OneHotEncoder) else ()
+        if isinstance(who, str) and who in known:
+            return self._encoded({"user": torch.tensor(known.index(who))})
+        if isinstance(who, Path) or Path(who).is_file() or who.endswith(".safetensors"):
+            return self._checked(load_tokens(Path(who), self.fingerprint))
+        if known:
+            raise ConfigError(
+                f"user {who!r} is none of the {len(known)} users of the training.{did_you_mean(who, known)} {self._instead()}"
+            )
+        raise ConfigError(f"{who!r} is no file of tokens, and this run keeps no list of its users; expected the user's pairs or tokens")
+
+    def _instead(self) -> str:
+        """Return what serves a user who was not trained on."""
+        if isinstance(self.encoder, MixtureEncoder):
+            return "Give the pairs of a new user."
+        return "A one_hot run serves nobody else; train with user_encoder pairs, vlm or mixture for new users."
+
+    def _profile(self, profile: str, who: Who) -> Tensor:
+        if who is not None:
+            raise ConfigError("`profile` is all that is said about a user; leave out the other argument")
+        if not isinstance(self.encoder, VectorEncoder):
+            raise ConfigError("`profile` is for runs with user_encoder profile; this run's encoder does not read texts")
+        return self._encoded({"user": read_texts(self.model, [profile])[0]})
+
+    def _tokens_of(self, pairs: Iterable[Any]) -> Tensor:
+        """Return the tokens of a user's pairs; few or contradicting ones are used, and said."""
+        if isinstance(self.encoder, OneHotEncoder):
+            raise ConfigError(
+                f"a run with user_encoder one_hot cannot serve users it was not trained on, and reads no pairs. {self._instead()}"
+            )
+        if isinstance(self.encoder, VectorEncoder):
+            raise ConfigError("a run with user_encoder profile reads no pairs; give `profile`, a text about the user")
+        choices = read_choices(pairs)
+        if len(choices) == 1:
+            logger.info("one pair of this user: it says little of a taste; four or more say much more")
+        if against := contradictions(choices):
+            said = ", ".join(f"{i} and {j}" for i, j in against)
+            logger.warning("pairs %s (counted from 0) prefer the same two images both ways, and say nothing together", said)
+        if isinstance(self.encoder, MixtureEncoder):
+            return self._fitted(self.encoder, choices)
+        return self._seen(choices)
+
+    def _seen(self, choices: Sequence[Choice]) -> Tensor:
+        known = self.encoder.settings
+        if isinstance(known, VlmSettings):
+            if len(choices) > known.shots:
+                logger.info("the first %d of %d pairs are read: the encoder has learnt from so many at once", known.shots, len(choices))
+            return self._encoded({"user": cached(self._states, self.folder / "users", "", choices[: known.shots])})
+        seen = self._features([image for choice in choices for image in (choice.preferred, choice.dispreferred)])
+        return self._encoded({"user": seen.unflatten(0, (len(choices), 2)), "user_mask": torch.ones(len(choices))})
+
+    def _fitted(self, encoder: MixtureEncoder, choices: Sequence[Choice]) -> Tensor:
+        if self.guided_by is not None:
+            raise ConfigError(
+                f"a new user of {self.folder} is fitted without guidance, and {self.guided_by} steers it here; fit the user with "
+                "diffalign.load of the personalised run alone, save the tokens, and give their file"
+            )
+        config, model = self.config, self.model
+        likelihood = DiffusionLikelihood(model.path, model.predict, forward, error=build.error(config))
+        with at_strength(model.denoiser, 1.0):
+            weights = fit_weights(model, encoder, choices, likelihood, build.objective(config), compares=config.compares)
+        logger.info("weights of the prototypes: %s", ", ".join(f"{weight:.2f}" for weight in weights.tolist()))
+        return self._encoded({"user_weights": weights})
+
+    @torch.no_grad()
+    def _encoded(self, evidence: Mapping[str, Tensor]) -> Tensor:
+        """Return the tokens (U, D) of one user's evidence."""
+        device = next(self.encoder.parameters()).device
+        return self.encoder({name: value[None].to(device) for name, value in evidence.items()}, 1)[0].float().cpu()
+
+    @functools.cached_property
+    def config(self) -> TrainConfig:
+        """Return what the run says of its training."""
+        names = {item.name for item in fields(TrainConfig)}
+        return TrainConfig(**{name: value for name, value in self.run.items() if name in names})
+
+    @functools.cached_property
+    def model(self) -> Pretrained:
+        """Return the backbone around the pipeline; what its VAE sees is computed in float32, as in training."""
+        pipe = self.pipe
+        if pipe.vae.dtype != torch.float32:
+            own, kind = self.run.get("vae"), cast("Any", AutoencoderKL)
+            place: dict[str, Any] = {} if own else {"subfolder": "vae", "revision": self.run.get("revision")}
+            vae = kind.from_pretrained(resolve(own or self.run["base"]), use_safetensors=True, **place).to(pipe.vae.device)
+            pipe = type(pipe)(**(pipe.components | {"vae": vae}))
+        denoiser = getattr(pipe, component_of(pipe))
+        return BACKBONES[family_of(pipe)](pipe, self.run["base"], denoiser.dtype, build.settings(self.config))
+
+    @functools.cached_property
+    def _features(self) -> Features:
+        """Return what the encoder `pairs` sees of an image. Raises CheckpointError if it is not what it was trained with."""
+        known = cast("PairsSettings", self.encoder.settings)
+        found = features(known.features, self.model, device=self.model.device)
+        if known.features != "latents":  # those are the base's own, whose hash is not the same in every precision
+            self._check_source(known.features, found.fingerprint)
+        return found
+
+    @functools.cached_property
+    def _states(self) -> VlmStates:
+        """Return the vision-language model. Raises CheckpointError if it is not the one of the training."""
+        known = cast("VlmSettings", self.encoder.settings)
+        found = VlmStates(known.model, known.revision, device=self.model.device, max_new_tokens=known.max_new_tokens)
+        self._check_source(known.model, found.fingerprint)
+        return found
+
+    def _check_source(self, name: str, fingerprint: str) -> None:
+        if fingerprint != self.encoder.sizes.source:
+            raise CheckpointError(
+                f"{name}: not the network that the user encoder of {self.folder} was trained with (found {fingerprint[:12]}, "
+                f"expected {self.encoder.sizes.source[:12]}); what it sees would mean something else"
+            )

@@ -1,0 +1,55 @@
+"""Personalised runs as training leaves them, with random weights instead of trained ones, and users' choices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffalign.conditioning import branch
+from diffalign.conditioning.settings import USER_ENCODERS
+from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
+from diffalign.conditioning.users import Sizes, make
+from diffalign.personalise import equip
+from diffalign.shapes.captions import random_caption
+from diffalign.shapes.scenes import random_scene, render
+from tests.micro_models import stock
+
+WIDTH, TOKENS = 12, 3
+SMALL = {"tokens": TOKENS, "width": WIDTH}
+
+
+def choices(count: int = 4, seed: int = 0) -> list[tuple[str, Image.Image, Image.Image]]:
+    """Return pairs of drawings as a user gives them."""
+    rng = np.random.default_rng(seed)
+    scenes = [(random_scene(rng), random_scene(rng)) for _ in range(count)]
+    return [(random_caption(first, rng), render(first, rng), render(second, rng)) for first, second in scenes]
+
+
+def write_user_run(folder: Path, base: Path, encoder: str = "pairs", *, sizes: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """Write a personalised run on the model in `base`; `settings` are more constants of the encoder."""
+    torch.manual_seed(5)
+    pipe = stock(base)
+    denoiser = pipe.components.get("unet") or pipe.transformer
+    features = 16 if encoder == "profile" else pipe.vae.config.latent_channels * 64
+    known = {"users": ("ann", "bob", "cy"), "features": features, **(sizes or {})}
+    reads = equip(denoiser, make(USER_ENCODERS[encoder](**SMALL | settings), Sizes(**known)))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad and parameter.dim() > 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        elif parameter.requires_grad:
+            parameter.data += 0.5  # PixArt's words begin as zeros
+    folder.mkdir(parents=True)
+    branch.save(denoiser, folder / BRANCH, {"encoder": reads.fingerprint()})
+    save_encoder(reads, folder / ENCODER)
+    component = "unet" if "unet" in pipe.components else "transformer"
+    facts = {"base": str(base), "component": component, "method": "ppd", "inference": "user", "train_method": "user"}
+    facts |= {"steps": 7, "batch": 16, "records": 24, "table": None, "objective": {"dpo": {"beta": 500.0}}, "resolution": None}
+    facts |= {"user_encoder": {encoder: SMALL | settings}, "mixed_precision": "no"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
