@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffalign.backbones.base import Backbone
 from diffalign.conditioning import branch
-from diffalign.conditioning.evidence import ChoicesEvidence, IndexEvidence, ProfileEvidence, StatesEvidence, read_profiles
-from diffalign.conditioning.features import Features, LatentFeatures, features
-from diffalign.conditioning.settings import USER_ENCODERS, PairsSettings, ProfileSettings, Settings, VlmSettings
+from diffalign.conditioning.evidence import ChoicesEvidence, IndexEvidence, StatesEvidence, VectorEvidence, read_profiles, read_vectors
+from diffalign.conditioning.features import features
+from diffalign.conditioning.settings import USER_ENCODERS, PairsSettings, ProfileSettings, Settings, VectorSettings, VlmSettings
 from diffalign.conditioning.users import Sizes, UserEncoder, make
 from diffalign.conditioning.vlm import VlmStates
 from diffalign.config import TrainConfig
@@ -22,7 +22,7 @@ from diffalign.data.view import View
 from diffalign.errors import ConfigError
 from diffalign.specs import bind
 
-UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | ProfileEvidence
+UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | VectorEvidence
 
 
 def encoder_settings(spec: Any) -> Settings:
@@ -48,20 +48,15 @@ def evidence(config: TrainConfig, model: Backbone, view: View, users: Users, roo
     """Return what is known of the training users, computed now or read from the caches under `root`."""
     known = encoder_settings(config.users or "")
     if isinstance(known, PairsSettings):
-        return ChoicesEvidence(view, users, image_features(known, model), known, root)
+        return ChoicesEvidence(view, users, features(known.features, model, device=_device(model)), known, root)
     if isinstance(known, VlmSettings):
         states = VlmStates(known.model, known.revision, device=_device(model), max_new_tokens=known.max_new_tokens)
         return StatesEvidence(view, users, states, known, root)
     if isinstance(known, ProfileSettings):
-        return ProfileEvidence(users, read_texts(model, read_profiles(known.profiles, users.names)))
+        return VectorEvidence(users, read_texts(model, read_profiles(known.profiles, users.names)))
+    if isinstance(known, VectorSettings):
+        return VectorEvidence(users, read_vectors(known.vectors, users.names))
     return IndexEvidence(users)
-
-
-def image_features(known: PairsSettings, model: Backbone) -> Features:
-    """Return what the encoder `pairs` sees of an image."""
-    if known.features == "latents":
-        return LatentFeatures(model.encode_image, model.latent_shape, model.resolution, model.fingerprint())
-    return features(known.features, device=_device(model))
 
 
 def read_texts(model: Backbone, texts: list[str]) -> Tensor:
@@ -76,7 +71,7 @@ def expected_sizes(config: TrainConfig, model: Backbone, users: tuple[str, ...])
     if isinstance(known, PairsSettings) and known.features == "latents":
         channels, height, width = model.latent_shape(model.resolution, model.resolution)
         return Sizes(users, channels * min(8, height) * min(8, width))
-    if isinstance(known, PairsSettings | VlmSettings | ProfileSettings):
+    if isinstance(known, PairsSettings | VlmSettings | ProfileSettings | VectorSettings):
         raise ConfigError(f"`user_encoder` {config.users}: its size is known only with its network loaded; train without --dry_run")
     return Sizes(users)
 

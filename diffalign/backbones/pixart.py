@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.backbones.pretrained import Pretrained
+from diffalign.conditioning import branch
 from diffalign.types import Condition
 
 
@@ -37,11 +38,14 @@ class PixArt(Pretrained):
         if denoiser.use_additional_conditions:
             size = torch.tensor([[height, width]], device=x.device, dtype=dtype).expand(len(x), -1)
             added = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
+        words, mask = (condition[name].to(dtype) for name in ("prompt_embeds", "prompt_attention_mask"))
+        if (tokens := self._tokens(condition, len(x))) is not None:
+            words, mask = branch.appended(denoiser, words, mask, tokens)
         with self._autocast():
             out = model(
                 x.to(dtype),
-                encoder_hidden_states=condition["prompt_embeds"].to(dtype),
-                encoder_attention_mask=condition["prompt_attention_mask"].to(dtype),
+                encoder_hidden_states=words,
+                encoder_attention_mask=mask,
                 timestep=t,
                 added_cond_kwargs=added,
                 return_dict=False,

@@ -106,12 +106,15 @@ class Pretrained(ABC):
         found = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
         return {name: part for name, part in found.items() if part is not None}
 
-    def _told(self, condition: Condition, count: int) -> dict[str, Any]:
-        """Return what the denoiser's forward is told of the users of `count` rows: nothing without a user branch."""
+    def _tokens(self, condition: Condition, count: int) -> Tensor | None:
+        """Return the users' tokens of `count` rows (N, U, D), None without a user branch."""
         denoiser: Any = self.denoiser
-        if not branch.attached(denoiser):
-            return {}
-        return branch.forward_arguments(denoiser, denoiser.user_encoder(condition, count))
+        return denoiser.user_encoder(condition, count) if branch.attached(denoiser) else None
+
+    def _told(self, condition: Condition, count: int) -> dict[str, Any]:
+        """Return what the denoiser's forward is told of the users, besides its own arguments."""
+        tokens = self._tokens(condition, count)
+        return {} if tokens is None else branch.forward_arguments(self.denoiser, tokens)
 
     def _sample_size(self) -> int:
         """Return the latent side that the denoiser was made for."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,24 +106,43 @@ class IndexEvidence:
         return {"user": torch.tensor(int(self.users.owner[position]))}
 
 
-class ProfileEvidence:
-    """What somebody wrote about the user, as the mean of its words' embeddings: "user" (F,)."""
+class VectorEvidence:
+    """Numbers that describe the user, from elsewhere: "user" (F,)."""
 
-    def __init__(self, users: Users, texts: Tensor) -> None:
-        self.users, self.texts, self.sizes = users, texts, Sizes(users.names, texts.shape[1])
+    def __init__(self, users: Users, vectors: Tensor) -> None:
+        self.users, self.vectors, self.sizes = users, vectors, Sizes(users.names, vectors.shape[1])
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:  # noqa: ARG002  # nothing is drawn
-        """Return the text of the record's user."""
-        return {"user": self.texts[self.users.owner[position]]}
+        """Return the numbers of the record's user."""
+        return {"user": self.vectors[self.users.owner[position]]}
 
 
 def read_profiles(path: str, names: tuple[str, ...]) -> list[str]:
     """Return each user's text from a JSON file {user: text}. Raises ConfigError for a file or a user that is missing."""
-    try:
-        texts = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"`user_encoder`: `profiles` {path} cannot be read ({error}); expected a JSON file {{user: text}}") from error
+    known = _read(path, "profiles", "{user: text}")
     for name in names:
-        if not isinstance(texts, dict) or not isinstance(texts.get(name), str):
+        if not isinstance(known.get(name), str):
             raise ConfigError(f"{path}: has no text for user {name!r}; expected {{user: text}} with every user of the training")
-    return [texts[name] for name in names]
+    return [known[name] for name in names]
+
+
+def read_vectors(path: str, names: tuple[str, ...]) -> Tensor:
+    """Return each user's numbers (users, F) from a JSON file {user: [number, ...]}. Raises ConfigError where they do not fit together."""
+    known = _read(path, "vectors", "{user: [number, ...]}")
+    lengths = {len(known[name]) if isinstance(known.get(name), list) else 0 for name in names}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ConfigError(f"{path}: expected equally many numbers for every user of the training; found {sorted(lengths)}")
+    try:
+        return torch.tensor([known[name] for name in names], dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: expected {{user: [number, ...]}} ({error})") from error
+
+
+def _read(path: str, key: str, expected: str) -> dict[str, Any]:
+    try:
+        known = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"`user_encoder`: `{key}` {path} cannot be read ({error}); expected a JSON file {expected}") from error
+    if not isinstance(known, dict):
+        raise ConfigError(f"`user_encoder`: `{key}` {path} holds a {type(known).__name__}; expected {expected}")
+    return known

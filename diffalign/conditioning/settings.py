@@ -75,10 +75,18 @@ class ProfileSettings(Settings):
     profiles: str  # a JSON file {user: text}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorSettings(Settings):
+    """Numbers that are known of each user, such as the weights of the rewards that stand for one (the paper's synthetic users)."""
+
+    vectors: str  # a JSON file {user: [number, ...]}
+
+
 USER_ENCODERS: dict[str, Callable[..., Any]] = {
     "pairs": PairsSettings,
     "vlm": VlmSettings,
     "mixture": MixtureSettings,
     "one_hot": OneHotSettings,
     "profile": ProfileSettings,
+    "vector": VectorSettings,
 }

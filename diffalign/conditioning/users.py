@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffalign.conditioning.settings import MixtureSettings, OneHotSettings, PairsSettings, ProfileSettings, Settings, VlmSettings
+from diffalign.conditioning.settings import (
+    MixtureSettings,
+    OneHotSettings,
+    PairsSettings,
+    ProfileSettings,
+    Settings,
+    VectorSettings,
+    VlmSettings,
+)
 from diffalign.errors import ConfigError
 from diffalign.types import Condition
 
@@ -63,7 +71,8 @@ class UserEncoder(nn.Module, ABC):
         return digest.hexdigest()[:32]
 
     def _head(self, width: int, hidden: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, self.tokens * self.width))
+        """Return a network without biases: nothing known gives zero tokens."""
+        return nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, self.tokens * self.width, bias=False))
 
     def _shaped(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.tokens, self.width))
@@ -72,10 +81,10 @@ class UserEncoder(nn.Module, ABC):
 class PairsEncoder(UserEncoder):
     """A permutation-invariant set encoder. "user" (N, S, 2, F) are features of preferred and dispreferred images, "user_mask" (N, S).
 
-    A pair says f(preferred, dispreferred) - f(dispreferred, preferred), so that a choice and its opposite cancel. The mean over the pairs
-    is shrunk by n / (n + lambda), as a posterior mean is: few or contradicting pairs say little. With `variational` (VPL, 2408.10075) that
-    sum gives mean and log-variance, both in [-1, 1], of a normal distribution, whose sample, "user_noise" (N, H) times its deviation
-    added to its mean, is scaled to the norm of a standard normal vector; without the noise it is the mean.
+    A pair says f(preferred, dispreferred) - f(dispreferred, preferred), so that a choice and its opposite cancel. What the pairs say is
+    averaged and brought to unit variance, and no bias follows: a user whose pairs cancel is the zero user. With `variational` (VPL,
+    2408.10075) it gives mean and log-variance, both in [-1, 1], of a normal distribution, whose sample, "user_noise" (N, H) times its
+    deviation added to its mean, is scaled to the norm of a standard normal vector; without the noise it is the mean.
     """
 
     def __init__(self, settings: PairsSettings, sizes: Sizes) -> None:
@@ -85,7 +94,6 @@ class PairsEncoder(UserEncoder):
         self.pair = nn.Sequential(
             nn.Linear(2 * sizes.features, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
-        self.doubt = nn.Parameter(torch.tensor(1.0))  # lambda before its softplus
         self.spread = nn.Linear(hidden, 2 * hidden) if settings.variational else None
         self.head = self._head(hidden, hidden)
 
@@ -116,11 +124,10 @@ class PairsEncoder(UserEncoder):
 
     def _said(self, condition: Condition) -> Tensor:
         """Return what the pairs say together, (N, H)."""
-        features, mask = condition["user"], condition["user_mask"]
-        weight = self.doubt
-        features = features.to(weight)
-        pairs = (self.pair(features.flatten(2)) - self.pair(features.flip(2).flatten(2))) * mask.to(weight)[..., None]
-        return pairs.sum(dim=1) / (mask.to(weight).sum(dim=1, keepdim=True) + nn.functional.softplus(weight))
+        weight = self.head[0].weight
+        features, mask = condition["user"].to(weight), condition["user_mask"].to(weight)[..., None]
+        pairs = (self.pair(features.flatten(2)) - self.pair(features.flip(2).flatten(2))) * mask
+        return nn.functional.layer_norm(pairs.sum(dim=1) / mask.sum(dim=1).clamp_min(1.0), pairs.shape[2:])
 
     def _posterior(self, said: Tensor) -> tuple[Tensor, Tensor]:
         assert self.spread is not None
@@ -173,16 +180,18 @@ class OneHotEncoder(UserEncoder):
         return self._shaped(self.table(condition["user"]))
 
 
-class ProfileEncoder(UserEncoder):
-    """The mean word of a text about the user, "user" (N, F), through a small network."""
+class VectorEncoder(UserEncoder):
+    """Numbers that describe the user, "user" (N, F), through a small network: a text's mean word, or the weights of rewards."""
 
-    def __init__(self, settings: ProfileSettings, sizes: Sizes) -> None:
+    def __init__(self, settings: ProfileSettings | VectorSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
-        self.head = self._head(sizes.features, 256)
+        self.read = nn.Linear(sizes.features, 256, bias=False)
+        self.head = self._head(256, 256)
 
     def encode(self, condition: Condition) -> Tensor:
         """Return tokens (N, U, D)."""
-        return self._shaped(self.head(condition["user"].to(self.head[0].weight)))
+        read = self.read(condition["user"].to(self.read.weight))
+        return self._shaped(self.head(nn.functional.layer_norm(read, read.shape[-1:])))
 
 
 _ENCODERS: dict[type[Settings], type] = {
@@ -190,7 +199,8 @@ _ENCODERS: dict[type[Settings], type] = {
     VlmSettings: VlmEncoder,
     MixtureSettings: MixtureEncoder,
     OneHotSettings: OneHotEncoder,
-    ProfileSettings: ProfileEncoder,
+    ProfileSettings: VectorEncoder,
+    VectorSettings: VectorEncoder,
 }
 
 
