@@ -26,6 +26,7 @@ from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
 from diffalign.errors import ConfigError
 from diffalign.infer.load import base_of, load, run_facts
+from diffalign.infer.personal import Personal, restore
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import implicit_accuracy
@@ -112,21 +113,25 @@ def compare_run(
     alpha: float = 1.0,
     beta: float = 1.0,
     dtype: str | None = None,
+    user: Any = None,
 ) -> dict[str, Any]:
     """Return what a finished run gains over its base, and write `eval/report.json` and `eval/grid.png` into its folder.
 
     Both draw every prompt from the same noise; there is no win rate without a `taste`. The base of an NPO run is plain guidance at the
-    same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is that of the training if not given.
+    same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is that of the training if not given. A personalised
+    run draws for `user`, whatever its `for_user` takes.
     """
     folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
     if taste is not None:
         known("taste", taste, TASTES)
+    if prompts:
+        _check_user(user, *(run_facts(run) for run in (folder, *([Path(positive)] if positive else []))))
     (folder / "eval").mkdir(exist_ok=True)
     if prompts:
         made: dict[str, Any] = {"dtype": DTYPES[dtype or run_facts(folder).get("mixed_precision", "no")], "device": device}
         pipes = {
-            "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else load(positive, **made),
-            "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta, **made),
+            "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else _for(user, load(positive, **made)),
+            "aligned": lambda: _for(user, load(folder, positive=positive, alpha=alpha, beta=beta, **made)),
         }
         told = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
         drawn = {who: draw(make(), prompts, range(seed, seed + len(prompts)), **told, label=f"draw {who}") for who, make in pipes.items()}
@@ -136,6 +141,23 @@ def compare_run(
         facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
     (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def _check_user(user: Any, *runs: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a personalised run has nobody to draw for, or a run that knows no users has somebody."""
+    personal = any(run.get("inference") == "user" for run in runs)
+    if personal and user is None:
+        raise ConfigError(
+            f"{runs[0]['method']}: a personalised run draws for a user; give a file of `diffalign user embed` with --user, pairs with "
+            "--pairs (and --user_id, if they are of several users), or a training user's id with --user_id"
+        )
+    if user is not None and not personal:
+        raise ConfigError(f"a run of {runs[0]['method']} knows no users; leave out --user, --user_id and --pairs")
+
+
+def _for(user: Any, loaded: Any) -> Any:
+    """Return the pipeline that draws for the user, where there are users."""
+    return loaded.for_user(user) if isinstance(loaded, Personal) else loaded
 
 
 def drawn_as(folder: Path) -> dict[str, Any]:
@@ -166,6 +188,7 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
         "random_crop": False,
         "random_flip": False,
         "trajectory_cache": 0,
+        "user_dropout": 0.0,
     }
     config = from_mapping(load_yaml(folder / "config.yaml") | plain, str(folder / "config.yaml"))
     if not learns_from_pairs(config.method):
@@ -177,5 +200,8 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
 
 
 def _accuracy_of(built: Parts, config: TrainConfig, folder: Path) -> float:
-    adapters.load_result(built.backbone.denoiser, folder, full=config.tuning == "full", component=built.backbone.component)
+    if config.tuning == "user":
+        restore(built.backbone.denoiser, folder)
+    else:
+        adapters.load_result(built.backbone.denoiser, folder, full=config.tuning == "full", component=built.backbone.component)
     return heldout_implicit_accuracy(built)

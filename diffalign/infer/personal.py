@@ -31,7 +31,7 @@ from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
 from diffalign.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.infer.fit import fit_weights
-from diffalign.infer.user import UserPipeline, at_strength
+from diffalign.infer.user import UserPipeline, at_strength, shortlist
 from diffalign.personalise import equip, read_texts
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,8 @@ class Personal:
         if isinstance(who, Path) or Path(who).is_file() or who.endswith(".safetensors"):
             return self._checked(load_tokens(Path(who), self.fingerprint))
         if known:
-            raise ConfigError(
-                f"user {who!r} is none of the {len(known)} users of the training.{did_you_mean(who, known)} {self._instead()}"
-            )
+            near = did_you_mean(who, shortlist(who, known))
+            raise ConfigError(f"user {who!r} is none of the {len(known)} users of the training.{near} {self._instead()}")
         raise ConfigError(f"{who!r} is no file of tokens, and this run keeps no list of its users; expected the user's pairs or tokens")
 
     def _instead(self) -> str:
@@ -206,3 +205,23 @@ class Personal:
                 f"{name}: not the network that the user encoder of {self.folder} was trained with (found {fingerprint[:12]}, "
                 f"expected {self.encoder.sizes.source[:12]}); what it sees would mean something else"
             )
+
+
+def restore(denoiser: Any, folder: Path) -> None:
+    """Put a run's branch and encoder into a denoiser that was built for pairs of other users, to judge them by.
+
+    Raises ConfigError for users whom the encoder, which knows each by its number, has not learnt, CheckpointError if what is known
+    of these users was made by another network.
+    """
+    known, built = load_encoder(folder / ENCODER), denoiser.user_encoder.sizes
+    if isinstance(known, MixtureEncoder | OneHotEncoder):
+        rows, names = (known.logits if isinstance(known, MixtureEncoder) else known.table), known.sizes.users
+        if strange := [name for name in built.users if name not in names]:
+            raise ConfigError(
+                f"user {strange[0]!r} ({len(strange)} of {len(built.users)} users) is not among the {len(names)} of the training, and a "
+                "mixture or one_hot knows each by its number; leave out their pairs, or train with user_encoder pairs or vlm"
+            )
+        rows.weight.data = rows.weight.data[[names.index(name) for name in built.users]]
+    elif known.sizes.source != built.source:
+        raise CheckpointError(f"{folder / ENCODER}: learnt from {known.sizes.source[:12]}, and these pairs are seen by {built.source[:12]}")
+    equip(denoiser, known, branch.read(folder / BRANCH)[0])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def at_strength(denoiser: Any, strength: float) -> Iterator[None]:
         yield
     finally:
         branch.set_strength(denoiser, before)
+
+
+def shortlist(name: str, known: Iterable[str]) -> list[str]:
+    """Return the user id nearest to `name` and the first ten: a dataset may have thousands."""
+    known = sorted(known)
+    return [*get_close_matches(name, known, n=1, cutoff=0.6), *known[:10]]
 
 
 def _guided(pipe: Any, arguments: Mapping[str, Any]) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -14,6 +16,7 @@ from diffalign.conditioning import branch
 from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
 from diffalign.conditioning.users import Sizes, make
+from diffalign.data.records import encode_image
 from diffalign.personalise import equip
 from diffalign.shapes.captions import random_caption
 from diffalign.shapes.scenes import random_scene, render
@@ -28,6 +31,19 @@ def choices(count: int = 4, seed: int = 0) -> list[tuple[str, Image.Image, Image
     rng = np.random.default_rng(seed)
     scenes = [(random_scene(rng), random_scene(rng)) for _ in range(count)]
     return [(random_caption(first, rng), render(first, rng), render(second, rng)) for first, second in scenes]
+
+
+def write_votes(path: Path, users: tuple[str, ...] = ("ann", "bob"), each: int = 4, *, label: float | None = None) -> Path:
+    """Write the pairs of some users in Pick-a-Pic's columns; the second image is the preferred one of every other pair."""
+    rows = []
+    for seed, user in enumerate(users):
+        for number, (prompt, first, second) in enumerate(choices(each, seed)):
+            said = float(number % 2 == 0) if label is None else label
+            images = (first, second) if said >= 0.5 else (second, first)
+            row = {"caption": prompt, "label_0": said, "label_1": 1.0 - said, "user_id": user}
+            rows.append(row | {f"jpg_{place}": encode_image(image) for place, image in enumerate(images)})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
 
 
 def write_user_run(folder: Path, base: Path, encoder: str = "pairs", *, sizes: dict[str, Any] | None = None, **settings: Any) -> Path:

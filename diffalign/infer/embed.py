@@ -1,0 +1,130 @@
+"""The users of a dataset, and their tokens as files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from diffalign.conditioning.choices import Choice, read_choices
+from diffalign.data.table import is_table, read_table
+from diffalign.data.transforms import pairs
+from diffalign.data.view import View
+from diffalign.dataset import import_dataset
+from diffalign.errors import ConfigError, TableError, did_you_mean
+from diffalign.infer.load import load, run_facts
+from diffalign.infer.user import shortlist
+
+SUFFIX = ".safetensors"
+
+
+def embed_users(
+    output_dir: str | Path,
+    dataset_name: str,
+    destination: str | Path,
+    *,
+    reader: str | None = None,
+    split: str | None = None,
+    user_id: str | None = None,
+    max_pairs: int | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[Path]:
+    """Write the tokens of the user `user_id`, or of a dataset's only one, to the file `destination`, and return the files.
+
+    Of several users, one file each in the folder `destination`; the first `max_pairs` of a user are read. Raises ConfigError, before any
+    weight loads, for a user without pairs, files that are there already (unless `overwrite`) and a run that is not personalised;
+    RecordError for an image that does not decode.
+    """
+    check_personal(output_dir)
+    with opened(dataset_name, reader, split) as view:
+        found = pairs_of(view, user_id)
+        files = _files(found, Path(destination), overwrite=overwrite)
+        personal = load(output_dir, device=device)
+        for user, file in tqdm(files.items(), desc="embed users", unit=" users", disable=None if len(files) > 1 else True):
+            made = personal.for_user([view[position] for position in found[user][:max_pairs]])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made.save(file)
+    return list(files.values())
+
+
+def embed_profile(output_dir: str | Path, profile: str, destination: str | Path, *, overwrite: bool = False, device: str = "cpu") -> Path:
+    """Write the tokens of a user whom a text describes to the file `destination`, and return it; for a run with user_encoder profile."""
+    check_personal(output_dir)
+    (file,) = _files({"": [0]}, Path(destination), overwrite=overwrite).values()
+    made = load(output_dir, device=device).for_user(profile=profile)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save(file)
+    return file
+
+
+def choices_of(dataset_name: str, user_id: str | None = None, *, reader: str | None = None, split: str | None = None) -> list[Choice]:
+    """Return the choices of one user of a dataset. Raises ConfigError for a dataset of several, without an id."""
+    with opened(dataset_name, reader, split) as view:
+        found = pairs_of(view, user_id)
+        if len(found) > 1:
+            raise ConfigError(f"{dataset_name}: has {len(found)} users; name one with --user_id.{did_you_mean('', shortlist('', found))}")
+        return read_choices(view[position] for positions in found.values() for position in positions)
+
+
+def check_personal(output_dir: str | Path) -> None:
+    """Raise ConfigError for a run that is not personalised, CheckpointError where there is none."""
+    run = run_facts(Path(output_dir))
+    if run.get("inference") != "user":
+        raise ConfigError(f"{output_dir}: a run of {run['method']}, which knows no users; expected one of ppd")
+
+
+@contextmanager
+def opened(dataset_name: str, reader: str | None, split: str | None) -> Iterator[View]:
+    """Give the labelled pairs of a table, or of another dataset, which is read anew. Raises RecordError for the first bad row."""
+    with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
+        if is_table(dataset_name):
+            table = read_table(dataset_name)
+        else:
+            table = import_dataset(dataset_name, Path(folder) / "table", reader=reader, split=split)
+        if table.manifest["kind"] != "image":
+            raise TableError(f"{dataset_name}: a table of {table.manifest['kind']}s; users are known by pairs of images")
+        yield View(table, [pairs])
+
+
+def pairs_of(view: View, user_id: str | None = None) -> dict[str, list[int]]:
+    """Return the positions of each user's strict pairs, or of one user's; records without a user are one user's, called "".
+
+    Raises ConfigError if a user, or everybody, has none.
+    """
+    found: dict[str, list[int]] = {}
+    for position, entry in enumerate(view.entries):
+        strict = found.setdefault(entry.user or "", [])
+        if entry.prob != 0.5:
+            strict.append(position)
+    if user_id is not None and user_id not in found:
+        raise ConfigError(f"{view.table.path}: no pairs of the user {user_id!r}.{did_you_mean(user_id, shortlist(user_id, found))}")
+    chosen = {user: own for user, own in found.items() if own and user_id in (None, user)}
+    if not chosen:
+        whose = "" if user_id is None else f" of the user {user_id!r}"
+        raise ConfigError(f"{view.table.path}: no pair{whose} with a preference among {len(view)} records; expected at least one")
+    return chosen
+
+
+def _files(found: Mapping[str, object], destination: Path, *, overwrite: bool) -> dict[str, Path]:
+    """Return each user's file. Raises ConfigError for a destination of the wrong kind, or one that is taken."""
+    if len(found) == 1 and destination.suffix != SUFFIX:
+        raise ConfigError(f"`destination`: {destination} is for one user; expected a file whose name ends in {SUFFIX}")
+    if len(found) > 1 and (destination.suffix == SUFFIX or destination.is_file()):
+        raise ConfigError(f"`destination`: {destination} is one file, for {len(found)} users; give a folder, or one user with --user_id")
+    files = {user: destination if len(found) == 1 else destination / _name(user) for user in found}
+    taken = [file for file in files.values() if file.exists()]
+    if taken and not overwrite:
+        raise ConfigError(f"`destination`: {taken[0]} is there already; choose another place, or replace it with --overwrite")
+    return files
+
+
+def _name(user: str) -> str:
+    """Return the name of a user's file; letters that a name cannot have are replaced, and a hash keeps such users apart."""
+    plain = re.sub(r"[^\w.-]|^\.", "_", user) or "_"
+    return f"{plain}{SUFFIX}" if plain == user else f"{plain}-{hashlib.sha256(user.encode()).hexdigest()[:8]}{SUFFIX}"

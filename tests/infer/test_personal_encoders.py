@@ -1,0 +1,187 @@
+"""The encoders besides the set encoder, in use: whom each can serve, and what it says of the others."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+import diffalign
+from diffalign import build
+from diffalign.conditioning.features import ClipFeatures
+from diffalign.conditioning.settings import USER_ENCODERS
+from diffalign.conditioning.users import Sizes, make
+from diffalign.conditioning.vlm import VlmStates
+from diffalign.diffusion.likelihood import DiffusionLikelihood
+from diffalign.diffusion.trajectory import forward
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.infer import personal as module
+from diffalign.infer.fit import fit_weights
+from diffalign.personalise import equip
+from diffalign.types import Noised, Query
+from tests.conditioning.vlm_models import write_llava
+from tests.infer.runs import write_run
+from tests.infer.users import SMALL, TOKENS, WIDTH, choices, write_user_run
+from tests.micro_models import stock, write_micro
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_micro("sd", tmp_path_factory.mktemp("base") / "micro-sd")
+
+
+@pytest.fixture(scope="module")
+def mixture(base, tmp_path_factory):
+    return write_user_run(tmp_path_factory.mktemp("mixture") / "run", base, "mixture", prototypes=3)
+
+
+def test_one_hot_serves_its_training_users_alone(base, tmp_path):
+    personal = diffalign.load(write_user_run(tmp_path / "run", base, "one_hot"))
+    rows = personal.encoder.table.weight.view(3, TOKENS, WIDTH)
+    assert torch.equal(personal.for_user("bob").tokens, rows[1])
+    with pytest.raises(ConfigError, match=r"user 'bobb' is none of the 3 .*Did you mean `bob`\? A one_hot run serves nobody else"):
+        personal.for_user("bobb")
+    with pytest.raises(ConfigError, match=r"cannot serve users it was not trained on.* pairs, vlm or mixture"):
+        personal.for_user(choices())
+
+
+def test_a_profile_is_a_text(base, tmp_path):
+    personal = diffalign.load(write_user_run(tmp_path / "run", base, "profile", profiles="users.json"))
+    red, blue = personal.for_user(profile="likes red"), personal.for_user(profile="a blue ring")
+    assert red.tokens.shape == (TOKENS, WIDTH)
+    assert (red.tokens - blue.tokens).abs().max() > 1e-3
+    with pytest.raises(ConfigError, match="reads no pairs; give `profile`"):
+        personal.for_user(choices())
+    with pytest.raises(ConfigError, match="leave out the other argument"):
+        personal.for_user(choices(), profile="likes red")
+
+
+def test_a_vision_language_model_reads_as_many_pairs_as_in_training_and_once(base, tmp_path, monkeypatch, caplog):
+    vlm = write_llava(tmp_path / "vlm")
+    states = VlmStates(str(vlm), max_new_tokens=4)
+    sizes = {"rows": states.rows, "features": states.width, "source": states.fingerprint}
+    run = write_user_run(tmp_path / "run", base, "vlm", sizes=sizes, model=str(vlm), shots=2, max_new_tokens=4)
+    personal, pairs = diffalign.load(run), choices(3)
+    with caplog.at_level(logging.INFO, "diffalign"):
+        ann = personal.for_user(pairs)
+    assert "the first 2 of 3 pairs are read" in caplog.text
+    assert ann.tokens.shape == (states.rows, WIDTH)
+    torch.testing.assert_close(ann.tokens, personal.encoder({"user": states(personal_choices(pairs))[0][None]}, 1)[0])
+    monkeypatch.setattr(VlmStates, "__call__", None)
+    assert torch.equal(personal.for_user(pairs[:2]).tokens, ann.tokens)
+    write_llava(vlm, seed=1)
+    with pytest.raises(CheckpointError, match=r"not the network that the user encoder of .* was trained with"):
+        diffalign.load(run).for_user(pairs)
+
+
+def personal_choices(pairs):
+    return module.read_choices(pairs)[:2]
+
+
+def test_the_features_of_another_clip_are_refused(base, tmp_path):
+    def write(folder, seed):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 12}
+        CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(folder)
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+        return str(folder)
+
+    clip = write(tmp_path / "clip", 0)
+    sizes = {"features": 12, "source": ClipFeatures(clip).fingerprint}
+    run = write_user_run(tmp_path / "run", base, sizes=sizes, features=clip)
+    assert diffalign.load(run).for_user(choices()).tokens.shape == (TOKENS, WIDTH)
+    write(tmp_path / "clip", 1)
+    with pytest.raises(CheckpointError, match=r"not the network that the user encoder of .* was trained with"):
+        diffalign.load(run).for_user(choices())
+
+
+def test_a_mixture_knows_its_users_and_fits_new_ones(mixture, monkeypatch):
+    monkeypatch.setattr(module, "fit_weights", functools.partial(fit_weights, steps=4, draws=2))
+    personal = diffalign.load(mixture)
+    encoder = personal.encoder
+    expected = encoder.logits.weight[1].softmax(dim=0) @ encoder.prototypes
+    torch.testing.assert_close(personal.for_user("bob").tokens.flatten(), expected)
+    before = {name: value.clone() for name, value in personal.pipe.unet.state_dict().items()}
+    new, again, other = personal.for_user(choices()), personal.for_user(choices()), personal.for_user(choices(seed=1))
+    assert torch.equal(new.tokens, again.tokens)
+    assert not torch.equal(new.tokens, other.tokens)
+    assert all(torch.equal(value, before[name]) for name, value in personal.pipe.unet.state_dict().items())
+    assert all(parameter.grad is None for parameter in personal.pipe.unet.parameters())
+    with pytest.raises(ConfigError, match=r"user 'dan' is none of the 3 users of the training.*Give the pairs of a new user"):
+        personal.for_user("dan")
+
+
+def test_fitted_weights_lower_the_loss_of_the_pairs(mixture):
+    personal = diffalign.load(mixture)
+    told = personal.model, personal.encoder, module.read_choices(choices(2))
+    likelihood = DiffusionLikelihood(personal.model.path, personal.model.predict, forward)
+    losses = []
+
+    def objective(scores):
+        loss = build.OBJECTIVES["dpo"](scores, beta=5.0)
+        losses.append(loss.mean().item())
+        return loss
+
+    weights = fit_weights(*told, likelihood, objective, steps=12, draws=4)
+    assert weights.sum().item() == pytest.approx(1.0)
+    assert np.mean(losses[-16:]) < np.mean(losses[:16])  # four steps each, which evens out the noise
+
+
+class Known:
+    """Stands in for a likelihood: the log-ratio of a pair is what the weights make of given numbers, without chance."""
+
+    def __init__(self, gains):
+        self.gains = gains
+
+    def prepare(self, driver, batch, generator):
+        zeros = torch.zeros(len(batch.x0), 2, 1, 1, 1)
+        return Query(Noised(zeros, torch.zeros(len(zeros)), zeros, torch.ones(len(zeros))), batch.condition)
+
+    def score(self, model, query):
+        if model.user_branch.strength == 0.0:
+            return torch.zeros(len(query.noised.t), 2)
+        gain = query.condition["user_weights"] @ self.gains
+        return torch.stack([gain, -gain], dim=1)
+
+
+def test_the_fit_finds_the_prototype_that_the_pairs_speak_for(mixture):
+    personal = diffalign.load(mixture)
+    told = personal.model, personal.encoder, module.read_choices(choices(2))
+    for best in range(3):
+        gains = -torch.ones(3)
+        gains[best] = 1.0
+        weights = fit_weights(*told, Known(gains), functools.partial(build.OBJECTIVES["dpo"], beta=5.0), steps=60, draws=1)
+        assert weights[best] > 0.8
+
+
+def test_a_new_user_is_not_fitted_under_negative_guidance(base, mixture, tmp_path):
+    over = write_run(tmp_path / "npo", base, method="diffusion_npo")
+    personal = diffalign.load(over, positive=mixture)
+    with pytest.raises(ConfigError, match=r"is fitted without guidance, and .*npo steers it here"):
+        personal.for_user(choices())
+    assert personal.for_user("bob").tokens.shape == (TOKENS, WIDTH)
+
+
+@pytest.mark.parametrize("encoder", ["one_hot", "mixture"])
+def test_users_keep_their_numbers_among_held_out_pairs(base, tmp_path, encoder):
+    run = write_user_run(tmp_path / "run", base, encoder)
+    unet, fresh = stock(base).unet, Sizes(("bob", "cy"))
+    equip(unet, make(USER_ENCODERS[encoder](**SMALL), fresh))
+    module.restore(unet, run)
+    for number, user in enumerate(fresh.users):
+        found = unet.user_encoder({"user": torch.tensor([number])}, 1)[0]
+        torch.testing.assert_close(found, diffalign.load(run).for_user(user).tokens)
+    equip(unet, make(USER_ENCODERS[encoder](**SMALL), Sizes(("bob", "zoe"))))
+    with pytest.raises(ConfigError, match=r"user 'zoe' \(1 of 2 users\) is not among the 3 of the training"):
+        module.restore(unet, run)
+
+
+def test_pairs_seen_by_another_network_are_not_judged(base, tmp_path):
+    run, unet = write_user_run(tmp_path / "run", base), stock(base).unet
+    equip(unet, make(USER_ENCODERS["pairs"](**SMALL), Sizes(features=256, source="another")))
+    with pytest.raises(CheckpointError, match="these pairs are seen by another"):
+        module.restore(unet, run)
