@@ -20,7 +20,7 @@ from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
 from diffalign.errors import DiffalignError, did_you_mean
-from diffalign.options import EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.options import EmbedConfig, EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
   diffalign export --output_dir outputs/mine --destination outputs/mine-lora
+  diffalign user embed --output_dir outputs/ppd --dataset_name ann.csv --destination ann.safetensors
 """
 BETA = """beta: the score of an image is -1/2 times the mean squared denoising error over its latent, and beta multiplies differences of
 scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to where it started. 2000 to 5000 is usual.
@@ -55,6 +56,23 @@ examples:
   diffalign export --output_dir outputs/mine --destination outputs/mine-fp16 --formats merged --dtype fp16
   diffalign export --output_dir outputs/mine --destination outputs/mine-lora --push_to_hub --hub_model_id me/mine-lora
 A result of diffusion_npo or self_npo is for the unconditional branch of guidance alone; it is not merged.
+A personalised run (ppd) is an IP-Adapter that stock pipelines load (ip_adapter.safetensors), its user encoder, and --users as
+examples; only diffusers takes it, and it cannot be merged: what it adds depends on the user.
+"""
+EMBEDS = """what is done about
+  no pairs                  refused: at least one pair with a preference; pictures without a user are drawn by the base
+  one pair                  used, and said: it says little of a taste; four say much more, and the order does not matter
+  contradicting pairs       the same two images preferred both ways: used, named in a warning; the set encoder lets them cancel
+  an image that is broken   refused, with its row
+  a user not trained on     served from their pairs by the encoders pairs, vlm and mixture; one_hot serves its training users alone
+  a file of another run     refused where it is used: tokens mean nothing to another encoder
+examples:
+  diffalign user embed --output_dir outputs/ppd --dataset_name ann.csv --destination ann.safetensors
+  diffalign user embed --output_dir outputs/ppd --dataset_name votes --user_id ann --max_pairs 4 --destination ann.safetensors
+  diffalign user embed --output_dir outputs/ppd --dataset_name votes --destination users        (a file for each user)
+  diffalign eval --output_dir outputs/ppd --prompts prompts.txt --user ann.safetensors
+in Python:
+  diffalign.load("outputs/ppd").for_user("ann.safetensors")("a red star").images[0]
 """
 
 
@@ -113,13 +131,15 @@ def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
         help="Say what would be trained and how much memory it takes; load and write nothing.",
     )
     data = _parser("Import, inspect and validate preference datasets.")
-    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | export | env")
+    user = _parser("Make a personalised run's users known to it.")
+    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | export | user | env")
     for name, sub, about in (
         ("quickstart", _parser(_about(QuickstartConfig), None, QuickstartConfig), "the whole loop on the embedded model"),
         ("train", train, "fine-tune a model on preferences"),
         ("data", data, "import, inspect and validate preference datasets"),
         ("eval", _parser(_about(EvalConfig), None, EvalConfig), "compare a trained run with its base model"),
         ("export", _parser(_about(ExportConfig), EXPORTS, ExportConfig), "write a run as files for other programs"),
+        ("user", user, "turn a user's choices into a file for a personalised run"),
         ("env", _parser("Print versions for a bug report."), "versions, for a bug report"),
     ):
         commands_of.add_subcommand(name, sub, help=about)
@@ -129,6 +149,8 @@ def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
     kinds.add_subcommand("cache", cache, help="compute what training would compute first")
     kinds.add_subcommand("inspect", _parser(_about(InspectConfig), None, InspectConfig), help="show what a dataset holds")
     kinds.add_subcommand("validate", _parser(_about(ValidateConfig), None, ValidateConfig), help="look for what would spoil training")
+    embed = user.add_subcommands(dest="kind", metavar="embed")
+    embed.add_subcommand("embed", _parser(_about(EmbedConfig), EMBEDS, EmbedConfig), help="write the file of a user, or of many")
     return parser, {("train",): train, ("data", "cache"): cache}
 
 
@@ -192,6 +214,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
             "validate": (ValidateConfig, commands.data_validate),
         }[kind]
         return run(config(**values[kind]))
+    if parsed.command == "user":
+        return commands.user_embed(EmbedConfig(**values["embed"]))
     if parsed.command == "quickstart":
         return commands.quickstart(QuickstartConfig(**values), shlex.join(["diffalign", *argv]))
     if parsed.command == "train":

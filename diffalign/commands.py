@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from diffalign.api import train as run_training
 from diffalign.backbones.folders import check_folder, resolve
@@ -20,7 +21,7 @@ from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import ConfigError, TableError
-from diffalign.options import EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.options import EmbedConfig, EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
 
 
 def open_any(dataset_name: str) -> Table:
@@ -110,6 +111,8 @@ def evaluate(config: EvalConfig) -> int:
     if not (Path(config.output_dir) / "run.json").is_file():
         raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
     prompts = prompts_of(config.prompts)
+    if config.user is not None and (config.user_id is not None or config.pairs is not None):
+        raise ConfigError("`user` is a file with all that is known of the user; leave out --user_id and --pairs")
     import torch
 
     from diffalign.evaluate import compare_run
@@ -129,9 +132,19 @@ def evaluate(config: EvalConfig) -> int:
         alpha=config.alpha,
         beta=config.beta,
         dtype=config.mixed_precision,
+        user=_whom(config),
     )
     print(json.dumps(facts, indent=2))
     return 0
+
+
+def _whom(config: EvalConfig) -> Any:
+    """Return whom a personalised run draws for, as its `for_user` takes it."""
+    if config.pairs is None:
+        return Path(config.user) if config.user is not None else config.user_id
+    from diffalign.infer.embed import choices_of
+
+    return choices_of(config.pairs, config.user_id)
 
 
 def export(config: ExportConfig) -> int:
@@ -148,12 +161,35 @@ def export(config: ExportConfig) -> int:
         formats=config.formats,
         name=config.name,
         dtype=config.dtype,
+        users=config.users,
         overwrite=config.overwrite,
         push_to_hub=config.push_to_hub,
         hub_model_id=config.hub_model_id,
     )
     for path in sorted(folder.iterdir()):
         print(path)
+    return 0
+
+
+def user_embed(config: EmbedConfig) -> int:
+    """Write the users' files and say where they lie."""
+    if (config.dataset_name is None) == (config.profile is None):
+        raise ConfigError("`diffalign user embed` needs --dataset_name with a user's pairs, or --profile with a text about the user")
+    if config.max_pairs is not None and config.max_pairs < 1:
+        raise ConfigError(f"`max_pairs` is {config.max_pairs}; expected at least one pair")
+    if not (Path(config.output_dir) / "run.json").is_file():
+        raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
+    import torch
+
+    from diffalign.infer.embed import embed_profile, embed_users
+
+    given = {"overwrite": config.overwrite, "device": config.device or ("cuda" if torch.cuda.is_available() else "cpu")}
+    if config.profile is not None:
+        print(embed_profile(config.output_dir, config.profile, config.destination, **given))
+        return 0
+    pairs = {"reader": config.reader, "split": config.dataset_split_name, "user_id": config.user_id, "max_pairs": config.max_pairs}
+    for file in embed_users(config.output_dir, config.dataset_name or "", config.destination, **pairs, **given):
+        print(file)
     return 0
 
 

@@ -118,6 +118,12 @@ class EvalConfig:
     """For such a run: how much of `positive` its branch keeps."""
     beta: float = 1.0
     """For such a run: its own weight."""
+    user: str | None = None
+    """For a personalised run: whom it draws for, a file of `diffalign user embed`."""
+    user_id: str | None = None
+    """For a personalised run, instead: a user of `pairs`, or one of the training (encoders one_hot and mixture)."""
+    pairs: str | None = None
+    """For a personalised run, instead: a dataset with the choices of a user, of `user_id` if there are several."""
     seed: int = 0
     """Seed of the pictures."""
 
@@ -136,9 +142,37 @@ class ExportConfig:
     """Name of the export and its files; if not given, made of the base, the method and what was trained."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of merged weights; adapters keep the one they were trained in."""
+    users: list[str] = field(default_factory=list)
+    """For a personalised run: files of `diffalign user embed` to put beside it, as examples."""
     overwrite: bool = False
     """Replace an earlier export; a folder that holds anything else is left alone."""
     push_to_hub: bool = False
     """Upload the folder too; the token is read from the environment variable HF_TOKEN and from nowhere else."""
     hub_model_id: str | None = None
     """Repository to upload to, as owner/name; if not given, the export's name under your own account."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """Turn the choices of a user into a file of a few kB, with which a personalised run draws for them."""
+
+    output_dir: str
+    """Folder of a finished `diffalign train` run of ppd."""
+    destination: str
+    """File to write, name.safetensors; for several users a folder, which gets a file for each."""
+    dataset_name: str | None = None
+    """Pairs that the user has chosen from: preference table, dataset file, folder, or hub id."""
+    dataset_split_name: str | None = None
+    """Split of the dataset, for example train."""
+    reader: str | None = None
+    """Layout of the dataset; found by its columns if not given."""
+    user_id: str | None = None
+    """Whose pairs of the dataset; all its users if not given."""
+    max_pairs: int | None = None
+    """Read only the first so many pairs of a user."""
+    profile: str | None = None
+    """Instead of pairs, for a run with user_encoder profile: a text about the user."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+    device: str | None = None
+    """Where to run, for example cuda; a GPU if there is one."""

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from diffalign.adapters import WEIGHTS
 from diffalign.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.data.table import MANIFEST, is_table
+from diffalign.infer.card_user import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
 
@@ -74,11 +75,12 @@ def public(name: str) -> str:
     return EMBEDDED.get(name) or (Path(name).name if is_local(name) else name)
 
 
-def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Sequence[str]) -> ModelCard:
-    """Return the card of an export called `name`, found at `repo` (a folder or a hub id), with the files of `formats`."""
+def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Sequence[str], users: Sequence[str] = ()) -> ModelCard:
+    """Return the card of an export called `name`, found at `repo` (a folder or a hub id), with the files of `formats` and of `users`."""
     run, paper = source.run, METHODS[source.run["method"]].paper
     known = run["base"] not in EMBEDDED and not is_local(run["base"])
-    adapter = ["dora" if run["train_method"] == "dora" else "lora"] if "diffusers" in formats or "comfyui" in formats else []
+    kind = {"dora": "dora", "user": "ip-adapter"}.get(run["train_method"], "lora")
+    adapter = [kind] if "diffusers" in formats or "comfyui" in formats else []
     tags = ["text-to-image", "diffusers", "diffusers-training", *adapter, run["method"].replace("_", "-")]
     data = ModelCardData(
         base_model=run["base"] if known else None,  # the hub takes its own ids alone
@@ -87,8 +89,9 @@ def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Seq
         tags=tags,
     )
     about = f"{public(run['base'])} aligned with human preferences by `{run['method']}` ([{paper}](https://arxiv.org/abs/{paper}))."
-    files = "\n".join(f"- {line}" for line in _files(name, formats))
-    parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", _usage(run, repo, base, formats)]
+    lines = personal_files(users) if run.get("inference") == "user" else _files(name, formats)
+    files, usage = "\n".join(f"- {line}" for line in lines), _usage(run, repo, base, formats, users)
+    parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", usage]
     parts += [f"![pictures of this model]({PICTURE})"] if source.picture else []
     parts += ["## Training", _table(_training(source)), "## Data", _data(source), "## Results", _results(source.report)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
@@ -112,7 +115,7 @@ def _files(name: str, formats: Sequence[str]) -> list[str]:
     return [lines[form] for form in formats]
 
 
-def _usage(run: Mapping[str, Any], repo: str, base: Base, formats: Sequence[str]) -> str:
+def _usage(run: Mapping[str, Any], repo: str, base: Base, formats: Sequence[str], users: Sequence[str]) -> str:
     """Return a snippet for diffusers, or a sentence where there is only a file for ComfyUI."""
     negative = run.get("inference") == "negative_guidance"
     if not {"diffusers", "merged"} & set(formats):
@@ -123,6 +126,8 @@ def _usage(run: Mapping[str, Any], repo: str, base: Base, formats: Sequence[str]
         options += "".join(f', {name}="{run[name]}"' for name in ("revision", "variant") if run.get(name))
     source = repo if "merged" in formats else public(run["base"])
     imports, lines = [f"from diffusers import {base.kind}"], [f'pipe = {base.kind}.from_pretrained("{source}"{options})']
+    if run.get("inference") == "user":
+        return personal_usage(imports, lines, base.layout.family, repo, users)
     # Flux computes both branches only when it is told to.
     asked = ', negative_prompt="", true_cfg_scale=4.0' if negative and base.layout.family == "flux" else ""
     draw = [f'pipe("a red star"{asked}).images[0].save("picture.png")']

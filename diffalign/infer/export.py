@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from diffalign.backbones.folders import layout_of, resolve
 from diffalign.data.table import atomic_folder
 from diffalign.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.infer.card import PICTURE, Base, Source, model_card, public
+from diffalign.infer.export_user import FOLDER, write_personal
 from diffalign.infer.load import load, run_facts
 from diffalign.infer.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
 
@@ -46,6 +47,7 @@ class Job:
     scheduler: Mapping[str, Any]
     name: str
     dtype: torch.dtype
+    users: tuple[Path, ...] = ()  # files of users that come with a personalised run
 
     @property
     def negative(self) -> bool:
@@ -74,6 +76,7 @@ def export_run(
     formats: Sequence[str] | None = None,
     name: str | None = None,
     dtype: str = "fp32",
+    users: Sequence[str | Path] = (),
     overwrite: bool = False,
     push_to_hub: bool = False,
     hub_model_id: str | None = None,
@@ -81,7 +84,8 @@ def export_run(
     """Write a finished run to the folder `destination`, whole or not at all, with a model card, and return the folder.
 
     `formats`: "diffusers" and "comfyui" (of an adapter; both if none are given) keep the precision it was trained in; "merged" (all
-    there is of a full fine-tune) is a pipeline in `dtype`: fp32, fp16 or bf16. With `push_to_hub` the folder also goes to
+    there is of a full fine-tune) is a pipeline in `dtype`: fp32, fp16 or bf16. A personalised run is for "diffusers" alone, and takes
+    files of `users` along. With `push_to_hub` the folder also goes to
     `hub_model_id` (without an owner, under one's own account), or to `name` there, with the token of the environment variable HF_TOKEN.
 
     Raises CheckpointError for a folder that holds no finished run, ConfigError for formats that the run does not allow, layers without
@@ -90,8 +94,10 @@ def export_run(
     folder, target = Path(output_dir), Path(destination)
     run = run_facts(folder)
     chosen = _formats(run, formats)
+    if users and run.get("inference") != "user":
+        raise ConfigError(f"`users`: a run of {run['method']} knows no users; leave them out")
     _check_target(target, overwrite)
-    job = _job(folder, run, name, dtype)
+    job = replace(_job(folder, run, name, dtype), users=tuple(map(Path, users)))
     api, repo = _hub(job.name, hub_model_id) if push_to_hub else (None, target.name)
     source = Source.read(folder, run)
     with atomic_folder(target) as temporary:
@@ -99,7 +105,8 @@ def export_run(
             FORMATS[form](job, temporary)
         if source.picture is not None:
             shutil.copyfile(source.picture, temporary / PICTURE)
-        model_card(source, name=job.name, repo=repo, base=job.base, formats=chosen).save(temporary / "README.md")
+        beside = [f"{FOLDER}/{file.name}" for file in job.users]
+        model_card(source, name=job.name, repo=repo, base=job.base, formats=chosen, users=beside).save(temporary / "README.md")
         facts = {"name": job.name, "formats": chosen, "base": public(run["base"]), "method": run["method"]}
         (temporary / MARK).write_text(json.dumps(facts, indent=2) + "\n")
     if api is not None:
@@ -111,9 +118,15 @@ def _formats(run: Mapping[str, Any], wanted: Sequence[str] | None) -> list[str]:
     """Return the formats to write, adapters first. Raises ConfigError for those that this run has not."""
     negative = run.get("inference") == "negative_guidance"
     adapter = negative or run["train_method"] != "full"
+    personal = run.get("inference") == "user"
     for form in wanted or ():
         if form not in FORMATS:
             raise ConfigError(f"`formats`: there is no `{form}`.{did_you_mean(form, FORMATS)}")
+        if form != "diffusers" and personal:
+            raise ConfigError(
+                f"`formats`: a run of {run['method']} cannot be written as `{form}`: what it adds depends on the user, so it has no "
+                "merged weights, and it is no LoRA; choose --formats diffusers, an IP-Adapter"
+            )
         if form == "merged" and negative:
             raise ConfigError(
                 f"`formats`: a run of {run['method']} is not merged: it is for the unconditional branch of guidance, and in the whole "
@@ -121,7 +134,8 @@ def _formats(run: Mapping[str, Any], wanted: Sequence[str] | None) -> list[str]:
             )
         if form != "merged" and not adapter:
             raise ConfigError(f"`formats`: this run trained all weights, and there is no LoRA for `{form}`; choose --formats merged")
-    return [form for form in FORMATS if form in (wanted or (("diffusers", "comfyui") if adapter else ("merged",)))]
+    own = ("diffusers",) if personal else ("diffusers", "comfyui") if adapter else ("merged",)
+    return [form for form in FORMATS if form in (wanted or own)]
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -169,7 +183,10 @@ def _read(job: Job) -> LoraFile:
 
 
 def _write_diffusers(job: Job, folder: Path) -> None:
-    """Copy the run's own file, with more metadata, and peft's files where it has them."""
+    """Copy the run's own file, with more metadata, and peft's files where it has them; or what a personalised run has."""
+    if job.run.get("inference") == "user":
+        write_personal(job.folder, job.run, job.users, folder)
+        return
     file = _read(job)
     save_file(file.tensors, folder / WEIGHTS, metadata=file.metadata | job.facts() | {"modelspec.implementation": "diffusers"})
     for name in (PEFT_CONFIG, PEFT_WEIGHTS):

@@ -1,0 +1,65 @@
+"""A personalised run as files for others: its branch, its encoder and some users, without a word on this machine or its users' names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
+from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.infer.card import public
+from diffalign.result import RUN
+
+PATHS = ("base", "model", "vae", "features", "profiles")  # keys whose values may say where files lie
+FOLDER = "users"
+
+
+def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], folder: Path) -> None:
+    """Write branch, encoder, run.json and copies of the files `users` to `folder`.
+
+    Raises CheckpointError for weights that are missing and for a user of another run, ConfigError for two files of one name.
+    """
+    for name in (BRANCH, ENCODER):
+        if not (run / name).is_file():
+            raise CheckpointError(f"{run}: the run's weights are missing; expected {name}")
+    encoder = load_encoder(run / ENCODER)
+    fingerprint = encoder.fingerprint()
+    for file in users:
+        load_tokens(file, fingerprint)
+    if len({file.name for file in users}) < len(users):
+        raise ConfigError(f"`users`: two files have the same name, in {', '.join(map(str, users))}; rename one")
+    shutil.copyfile(run / BRANCH, folder / BRANCH)
+    with safe_open(run / ENCODER, "pt") as opened:
+        tensors, known = {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata())  # noqa: SIM118  # no mapping
+    sizes = json.loads(known["sizes"])
+    if not isinstance(encoder, MixtureEncoder | OneHotEncoder):  # which alone need to know their training users
+        sizes["users"] = []
+    settings = _public(json.loads(known["settings"]))
+    save_file(tensors, folder / ENCODER, metadata=known | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
+    (folder / RUN).write_text(json.dumps(_public(dict(facts)), indent=2) + "\n")
+    for file in users:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / FOLDER / file.name)
+
+
+def _public(facts: Any) -> Any:
+    """Return `facts` with hub ids as they are, and the last part alone of local paths."""
+    if isinstance(facts, list):
+        return [_public(value) for value in facts]
+    if not isinstance(facts, dict):
+        return facts
+    return {name: _named(value) if name in PATHS and isinstance(value, str) else _public(value) for name, value in facts.items()}
+
+
+def _named(value: str) -> str:
+    if value.startswith("open_clip:"):  # ARCHITECTURE, and a tag or a file
+        head, _, weights = value.rpartition(":")
+        return f"{head}:{Path(weights).name}"
+    return public(value)
