@@ -118,23 +118,19 @@ def compare_run(
     """Return what a finished run gains over its base, and write `eval/report.json` and `eval/grid.png` into its folder.
 
     Both draw every prompt from the same noise; there is no win rate without a `taste`. The base of an NPO run is plain guidance at the
-    same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is that of the training if not given. A personalised
-    run draws for `user`, whatever its `for_user` takes.
+    same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is the training's. Personalised runs draw for `user`.
     """
     folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
-    if taste is not None:
-        known("taste", taste, TASTES)
-    if prompts:
-        _check_user(user, *(run_facts(run) for run in (folder, *([Path(positive)] if positive else []))))
+    _check_asked(taste, user, [run_facts(Path(run)) for run in (folder, positive) if run is not None], draws=bool(prompts))
     (folder / "eval").mkdir(exist_ok=True)
     if prompts:
         made: dict[str, Any] = {"dtype": DTYPES[dtype or run_facts(folder).get("mixed_precision", "no")], "device": device}
         pipes = {
-            "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else _for(user, load(positive, **made)),
-            "aligned": lambda: _for(user, load(folder, positive=positive, alpha=alpha, beta=beta, **made)),
+            "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else load(positive, **made),
+            "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta, **made),
         }
         told = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
-        drawn = {who: draw(make(), prompts, range(seed, seed + len(prompts)), **told, label=f"draw {who}") for who, make in pipes.items()}
+        drawn = {who: draw(_for(user, make()), prompts, range(seed, seed + len(prompts)), **told, label=who) for who, make in pipes.items()}
         grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
         facts |= {"grid": str(folder / "eval" / "grid.png"), **(_judged(taste, prompts, drawn, seed) if taste else {})}
     if dataset_name is not None:
@@ -143,16 +139,19 @@ def compare_run(
     return facts
 
 
-def _check_user(user: Any, *runs: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a personalised run has nobody to draw for, or a run that knows no users has somebody."""
-    personal = any(run.get("inference") == "user" for run in runs)
-    if personal and user is None:
+def _check_asked(taste: str | None, user: Any, runs: Sequence[Mapping[str, Any]], *, draws: bool) -> None:
+    """Raise ConfigError for an unknown taste, a personalised run without a user, and a user without such a run or pictures to draw."""
+    if taste is not None:
+        known("taste", taste, TASTES)
+    personal = [run for run in runs if run.get("inference") == "user"]
+    if personal and draws and user is None:
         raise ConfigError(
-            f"{runs[0]['method']}: a personalised run draws for a user; give a file of `diffalign user embed` with --user, pairs with "
-            "--pairs (and --user_id, if they are of several users), or a training user's id with --user_id"
+            f"a run of {personal[0]['method']} draws for a user; give a file of `diffalign user embed` with --user, pairs with --pairs "
+            "(and --user_id, if they are of several users), or a training user's id with --user_id"
         )
-    if user is not None and not personal:
-        raise ConfigError(f"a run of {runs[0]['method']} knows no users; leave out --user, --user_id and --pairs")
+    if user is not None and not (personal and draws):
+        why = "draws no pictures without --prompts" if personal else "knows no users"
+        raise ConfigError(f"a run of {runs[0]['method']} {why}; leave out --user, --user_id and --pairs")
 
 
 def _for(user: Any, loaded: Any) -> Any:

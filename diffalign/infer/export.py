@@ -85,8 +85,8 @@ def export_run(
 
     `formats`: "diffusers" and "comfyui" (of an adapter; both if none are given) keep the precision it was trained in; "merged" (all
     there is of a full fine-tune) is a pipeline in `dtype`: fp32, fp16 or bf16. A personalised run is for "diffusers" alone, and takes
-    files of `users` along. With `push_to_hub` the folder also goes to
-    `hub_model_id` (without an owner, under one's own account), or to `name` there, with the token of the environment variable HF_TOKEN.
+    files of `users` along. With `push_to_hub` the folder also goes to `hub_model_id` (without an owner, under one's own account), or to
+    `name` there, with the token of the environment variable HF_TOKEN.
 
     Raises CheckpointError for a folder that holds no finished run, ConfigError for formats that the run does not allow, layers without
     a known place, a destination that is taken, and, before anything is written, a missing token.
@@ -94,10 +94,8 @@ def export_run(
     folder, target = Path(output_dir), Path(destination)
     run = run_facts(folder)
     chosen = _formats(run, formats)
-    if users and run.get("inference") != "user":
-        raise ConfigError(f"`users`: a run of {run['method']} knows no users; leave them out")
     _check_target(target, overwrite)
-    job = replace(_job(folder, run, name, dtype), users=tuple(map(Path, users)))
+    job = replace(_job(folder, run, name, dtype), users=_users(run, users))
     api, repo = _hub(job.name, hub_model_id) if push_to_hub else (None, target.name)
     source = Source.read(folder, run)
     with atomic_folder(target) as temporary:
@@ -107,8 +105,7 @@ def export_run(
             shutil.copyfile(source.picture, temporary / PICTURE)
         beside = [f"{FOLDER}/{file.name}" for file in job.users]
         model_card(source, name=job.name, repo=repo, base=job.base, formats=chosen, users=beside).save(temporary / "README.md")
-        facts = {"name": job.name, "formats": chosen, "base": public(run["base"]), "method": run["method"]}
-        (temporary / MARK).write_text(json.dumps(facts, indent=2) + "\n")
+        _mark(job, chosen, temporary)
     if api is not None:
         _push(api, repo, target)
     return target
@@ -136,6 +133,21 @@ def _formats(run: Mapping[str, Any], wanted: Sequence[str] | None) -> list[str]:
             raise ConfigError(f"`formats`: this run trained all weights, and there is no LoRA for `{form}`; choose --formats merged")
     own = ("diffusers",) if personal else ("diffusers", "comfyui") if adapter else ("merged",)
     return [form for form in FORMATS if form in (wanted or own)]
+
+
+def _mark(job: Job, formats: Sequence[str], folder: Path) -> None:
+    facts = {"name": job.name, "formats": formats, "base": public(job.run["base"]), "method": job.run["method"]}
+    (folder / MARK).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _users(run: Mapping[str, Any], users: Sequence[str | Path]) -> tuple[Path, ...]:
+    """Return the files of users. Raises ConfigError where the run knows none, and for two of one name."""
+    files = tuple(map(Path, users))
+    if files and run.get("inference") != "user":
+        raise ConfigError(f"`users`: a run of {run['method']} knows no users; leave them out")
+    if len({file.name for file in files}) < len(files):
+        raise ConfigError(f"`users`: two files have the same name, in {', '.join(map(str, files))}; rename one")
+    return files
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

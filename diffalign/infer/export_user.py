@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
 from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.errors import CheckpointError
 from diffalign.infer.card import public
 from diffalign.result import RUN
 
@@ -24,7 +24,7 @@ FOLDER = "users"
 def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], folder: Path) -> None:
     """Write branch, encoder, run.json and copies of the files `users` to `folder`.
 
-    Raises CheckpointError for weights that are missing and for a user of another run, ConfigError for two files of one name.
+    Raises CheckpointError for weights that are missing and for a user of another run.
     """
     for name in (BRANCH, ENCODER):
         if not (run / name).is_file():
@@ -33,8 +33,6 @@ def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], f
     fingerprint = encoder.fingerprint()
     for file in users:
         load_tokens(file, fingerprint)
-    if len({file.name for file in users}) < len(users):
-        raise ConfigError(f"`users`: two files have the same name, in {', '.join(map(str, users))}; rename one")
     shutil.copyfile(run / BRANCH, folder / BRANCH)
     with safe_open(run / ENCODER, "pt") as opened:
         tensors, known = {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata())  # noqa: SIM118  # no mapping

@@ -56,6 +56,11 @@ def test_a_user_is_trained_for_embedded_drawn_for_and_judged(micro_sd, votes, tm
     ):
         assert main([*told, *whom]) == 2
         assert sentence in capsys.readouterr().err
+    assert main(["eval", "--output_dir", str(run), "--dataset_name", str(votes), "--user", str(ann)]) == 2
+    assert "draws no pictures without --prompts; leave out --user" in capsys.readouterr().err
+    plain = write_run(tmp_path / "dpo", micro_sd)
+    assert main(["eval", "--output_dir", str(plain), "--prompts", "a star", "--user", str(ann)]) == 2
+    assert "a run of diffusion_dpo knows no users; leave out --user" in capsys.readouterr().err
 
 
 def test_every_user_of_a_dataset_gets_a_file(run, tmp_path, capsys):
