@@ -17,7 +17,7 @@ from diffalign.errors import CheckpointError
 from diffalign.infer.card import public
 from diffalign.result import RUN
 
-PATHS = ("base", "model", "vae", "features", "profiles")  # keys whose values may say where files lie
+PATHS = ("base", "model", "vae", "features", "profiles", "vectors")  # keys whose values may say where files lie
 FOLDER = "users"
 
 

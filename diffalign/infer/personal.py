@@ -21,9 +21,9 @@ from diffalign.conditioning import branch
 from diffalign.conditioning.choices import Choice, contradictions, read_choices
 from diffalign.conditioning.features import Features, features
 from diffalign.conditioning.layout import parameters
-from diffalign.conditioning.settings import PairsSettings, VlmSettings
+from diffalign.conditioning.settings import PairsSettings, ProfileSettings, VectorSettings, VlmSettings
 from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
-from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder, UserEncoder, VectorEncoder
+from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder, UserEncoder
 from diffalign.conditioning.vlm import VlmStates, cached
 from diffalign.config import TrainConfig
 from diffalign.data.records import Record
@@ -68,16 +68,17 @@ class Personal:
         """Return the pipeline of a user, or of nobody (None), which draws as the base does.
 
         `who` is the user's pairs (prompt, preferred image, dispreferred image; also records of a dataset), a file of tokens, tokens
-        (U, D), or the id of a training user where the run knows its users (one_hot, mixture); `profile` is a text about the user, where
-        the run reads such. Raises ConfigError for what this run's encoder cannot serve and where there are no pairs, RecordError for an
-        image that does not decode, CheckpointError for a file that holds no tokens of this run.
+        (U, D), the id of a training user where the run knows its users (one_hot, mixture), or numbers (F,) where it is told such
+        (vector); `profile` is a text about the user, where the run reads one. Raises ConfigError for what this run's encoder cannot
+        serve and where there are no pairs, RecordError for an image that does not decode, CheckpointError for a file that holds no
+        tokens of this run.
         """
         if profile is not None:
             return self._drawing(self._profile(profile, who))
         if who is None:
             return self._drawing(None)
         if isinstance(who, Tensor):
-            return self._drawing(self._checked(who))
+            return self._drawing(self._described(who) if who.dim() == 1 else self._checked(who))
         if isinstance(who, str | Path):
             return self._drawing(self._named(who))
         if not isinstance(who, Iterable):
@@ -92,6 +93,15 @@ class Personal:
         if tuple(tokens.shape) != expected:
             raise ConfigError(f"tokens of shape {tuple(tokens.shape)}; this run's users have {expected}")
         return tokens.detach().float().cpu()
+
+    def _described(self, numbers: Tensor) -> Tensor:
+        """Return the tokens of a user of whom numbers are known."""
+        if not isinstance(self.encoder.settings, VectorSettings) or len(numbers) != self.encoder.sizes.features:
+            wanted = (
+                f" of {self.encoder.sizes.features} numbers" if isinstance(self.encoder.settings, VectorSettings) else " (U, D) of tokens"
+            )
+            raise ConfigError(f"a tensor of {len(numbers)} numbers; expected one{wanted}")
+        return self._encoded({"user": numbers.float()})
 
     def _named(self, who: str | Path) -> Tensor:
         """Return the tokens of a training user, or those in a file."""
@@ -114,7 +124,7 @@ class Personal:
     def _profile(self, profile: str, who: Who) -> Tensor:
         if who is not None:
             raise ConfigError("`profile` is all that is said about a user; leave out the other argument")
-        if not isinstance(self.encoder, VectorEncoder):
+        if not isinstance(self.encoder.settings, ProfileSettings):
             raise ConfigError("`profile` is for runs with user_encoder profile; this run's encoder does not read texts")
         return self._encoded({"user": read_texts(self.model, [profile])[0]})
 
@@ -124,8 +134,10 @@ class Personal:
             raise ConfigError(
                 f"a run with user_encoder one_hot cannot serve users it was not trained on, and reads no pairs. {self._instead()}"
             )
-        if isinstance(self.encoder, VectorEncoder):
+        if isinstance(self.encoder.settings, ProfileSettings):
             raise ConfigError("a run with user_encoder profile reads no pairs; give `profile`, a text about the user")
+        if isinstance(self.encoder.settings, VectorSettings):
+            raise ConfigError(f"a run with user_encoder vector reads no pairs; give a tensor of {self.encoder.sizes.features} numbers")
         choices = read_choices(pairs)
         if len(choices) == 1:
             logger.info("one pair of this user: it says little of a taste; four or more say much more")

@@ -60,6 +60,18 @@ def test_a_profile_is_a_text(base, tmp_path):
         personal.for_user(choices(), profile="likes red")
 
 
+def test_numbers_that_are_known_of_a_user_are_taken(base, tmp_path):
+    personal = diffalign.load(write_user_run(tmp_path / "run", base, "vector", sizes={"features": 3}, vectors="users.json"))
+    one, other = personal.for_user(torch.tensor([1.0, 0.0, 0.5])), personal.for_user(torch.tensor([0.0, 1.0, 0.5]))
+    assert one.tokens.shape == (TOKENS, WIDTH)
+    assert (one.tokens - other.tokens).abs().max() > 1e-3
+    assert torch.equal(personal.for_user(one.tokens).tokens, one.tokens)
+    with pytest.raises(ConfigError, match="a tensor of 2 numbers; expected one of 3 numbers"):
+        personal.for_user(torch.zeros(2))
+    with pytest.raises(ConfigError, match="user_encoder vector reads no pairs; give a tensor of 3 numbers"):
+        personal.for_user(choices())
+
+
 def test_a_vision_language_model_reads_as_many_pairs_as_in_training_and_once(base, tmp_path, monkeypatch, caplog):
     vlm = write_llava(tmp_path / "vlm")
     states = VlmStates(str(vlm), max_new_tokens=4)
@@ -113,6 +125,18 @@ def test_a_mixture_knows_its_users_and_fits_new_ones(mixture, monkeypatch):
     assert all(parameter.grad is None for parameter in personal.pipe.unet.parameters())
     with pytest.raises(ConfigError, match=r"user 'dan' is none of the 3 users of the training.*Give the pairs of a new user"):
         personal.for_user("dan")
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("sdxl", torch.float32), ("sd3", torch.float32), ("flux", torch.float32), ("pixart", torch.float32), ("sd", torch.bfloat16)],
+)
+def test_a_new_user_is_fitted_on_every_family(tmp_path, monkeypatch, family, dtype):
+    monkeypatch.setattr(module, "fit_weights", functools.partial(fit_weights, steps=2, draws=1))
+    personal = diffalign.load(write_user_run(tmp_path / "run", write_micro(family, tmp_path / "model"), "mixture"), dtype=dtype)
+    usual = personal.encoder({"user_weights": personal.encoder.usual().softmax(dim=0)[None]}, 1)[0]
+    fitted = personal.for_user(choices(2)).tokens
+    assert (fitted - usual).abs().max() > 1e-4  # the loss has a gradient with respect to the weights
 
 
 def test_fitted_weights_lower_the_loss_of_the_pairs(mixture):
