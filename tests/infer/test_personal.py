@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.infer.runs import write_run
 from tests.infer.users import TOKENS, WIDTH, choices, write_user_run
 from tests.micro_models import DRAWN, picture, stock, write_micro
 
+ASSETS = Path(__file__).parents[2] / "assets"
 FAMILIES = ["sd", "sdxl", "sd3", "flux", "pixart"]
 
 
@@ -22,6 +24,7 @@ FAMILIES = ["sd", "sdxl", "sd3", "flux", "pixart"]
 def models(tmp_path_factory):
     """The micro models by family, each written once."""
     root = tmp_path_factory.mktemp("models")
+    (root / "tiny-sd3").symlink_to(ASSETS / "tiny-sd3")
     return lambda family: root / family if (root / family).exists() else write_micro(family, root / family)
 
 
@@ -118,7 +121,7 @@ def test_a_run_in_half_precision_draws_nearly_the_same(models, tmp_path, family)
     np.testing.assert_allclose(drawn(half, family), drawn(whole, family), atol=0.15)
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3", "pixart"])
+@pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "tiny-sd3"])
 def test_a_lora_lies_underneath_and_negative_guidance_on_top(models, tmp_path, family):
     run, pairs = write_user_run(tmp_path / "run", models(family)), choices()
     under = write_run(tmp_path / "dpo", models(family))
