@@ -132,15 +132,15 @@ def backbone(config: TrainConfig, device: torch.device) -> Backbone:
     )
 
 
-def equip(config: TrainConfig, model: Backbone, *, sizes: Sizes | None = None, kernels: bool = True) -> None:
+def equip(config: TrainConfig, model: Backbone, *, known: personalise.UserEvidence | Sizes | None = None, kernels: bool = True) -> None:
     """Attach what is trained to a frozen model, or make every weight of its denoiser trainable; switch on what saves memory and time.
 
-    `sizes` are those of the user encoder. Without `kernels`, nothing that this machine may lack.
+    `known` is what the user encoder reads. Without `kernels`, nothing that this machine may lack.
     """
     if config.tuning == "full":
         model.denoiser.requires_grad_(True)
     elif config.tuning == "user":
-        personalise.attach(config, model, sizes or Sizes())
+        personalise.attach(config, model, known or Sizes())
     else:
         torch.manual_seed(config.seed)
         adapters.add_lora(
@@ -190,8 +190,8 @@ def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
     check(config)
     model = backbone(config, device)
     users = None if config.users is None else Users.of(view, config.seed)
-    known = users and personalise.evidence(config, model, view, users, cache_root(config, view))
-    equip(config, model, sizes=known and known.sizes)
+    known = None if users is None else personalise.evidence(config, model, view, users, cache_root(config, view))
+    equip(config, model, known=known)
     likelihood = DiffusionLikelihood(model.path, model.predict, trajectory(config), config.proportion_empty_prompts, error(config))
     compared = reference(config, model, device)
     data: Pairs = _with_points(config, pairs(config, view, model), model, likelihood, compared, device)

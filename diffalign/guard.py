@@ -13,6 +13,7 @@ from diffalign.errors import TrainingError
 logger = logging.getLogger(__name__)
 WINDOW, LEAST = 64, 16  # losses in the running median; how many before a spike can be told
 DISPLACED_STEPS = 50
+LEAST_ACTIVE = 0.05  # share of a posterior's dimensions
 MOST_OVERFLOWS = 30  # the scale of fp16 halves at each: from 65536 to nothing
 
 
@@ -28,6 +29,7 @@ class Guard:
     skipped: int = 0
     displaced: int = 0
     overflows: int = 0
+    collapsed: int = 0
 
     def allows(self, loss: float, grad_norm: float, step: int) -> bool:
         """Return whether the step may be taken. Raises TrainingError after `max_bad_steps` bad ones in a row."""
@@ -80,9 +82,23 @@ class Guard:
         )
         return True
 
+    def watch_posterior(self, active: float, step: int) -> bool:
+        """Return whether a variational user encoder has said the same of all users for 50 more steps (posterior collapse); warns then."""
+        self.collapsed = self.collapsed + 1 if active < LEAST_ACTIVE else 0
+        if self.collapsed == 0 or self.collapsed % DISPLACED_STEPS:
+            return False
+        logger.warning(
+            "step %d: for %d steps %.0f %% of the user encoder's dimensions have told users apart: the posterior has collapsed to the "
+            "prior, and pictures will not be personal. Lower kl_weight, or set variational to false.",
+            step,
+            self.collapsed,
+            100 * active,
+        )
+        return True
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {name: getattr(self, name) for name in ("recent", "initial", "bad_in_a_row", "skipped", "displaced")}
+        return {name: getattr(self, name) for name in ("recent", "initial", "bad_in_a_row", "skipped", "displaced", "collapsed")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""

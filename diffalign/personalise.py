@@ -12,8 +12,9 @@ from diffalign.backbones.base import Backbone
 from diffalign.conditioning import branch
 from diffalign.conditioning.evidence import ChoicesEvidence, IndexEvidence, StatesEvidence, VectorEvidence, read_profiles, read_vectors
 from diffalign.conditioning.features import features
+from diffalign.conditioning.fit import fit
 from diffalign.conditioning.settings import USER_ENCODERS, PairsSettings, ProfileSettings, Settings, VectorSettings, VlmSettings
-from diffalign.conditioning.users import Sizes, UserEncoder, make
+from diffalign.conditioning.users import PairsEncoder, Sizes, UserEncoder, make
 from diffalign.conditioning.vlm import VlmStates
 from diffalign.config import TrainConfig
 from diffalign.data.batch import Pairs
@@ -30,11 +31,16 @@ def encoder_settings(spec: Any) -> Settings:
     return bind("user_encoder", USER_ENCODERS, spec)()
 
 
-def attach(config: TrainConfig, model: Backbone, sizes: Sizes) -> UserEncoder:
-    """Put a new user branch and its encoder on a denoiser, and make these two all that is trained; return the encoder."""
+def attach(config: TrainConfig, model: Backbone, known: UserEvidence | Sizes) -> UserEncoder:
+    """Put a new user branch and its encoder on a denoiser, and make these two all that is trained; return the encoder.
+
+    With the evidence itself, not its sizes alone, an encoder of pairs is fitted to it.
+    """
     torch.manual_seed(config.seed)
-    assert config.users is not None
-    return equip(model.denoiser, make(encoder_settings(config.users), sizes), seed=config.seed)
+    encoder = make(encoder_settings(config.users or ""), known if isinstance(known, Sizes) else known.sizes)
+    if isinstance(known, ChoicesEvidence) and isinstance(encoder, PairsEncoder):
+        fit(encoder, known, encoder.known, config.seed)
+    return equip(model.denoiser, encoder, seed=config.seed)
 
 
 def equip(denoiser: Any, encoder: UserEncoder, state: branch.State | None = None, *, seed: int = 0) -> UserEncoder:

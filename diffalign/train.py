@@ -32,11 +32,10 @@ from diffalign.data.batch import Sampler, loader
 from diffalign.data.view import View
 from diffalign.errors import CheckpointError
 from diffalign.guard import Guard
-from diffalign.infer.negative import negative_guidance
-from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
 from diffalign.optimizer import make_optimizer
+from diffalign.preview import preview
 from diffalign.reference import eval_mode, exchanged
 from diffalign.result import save_result
 from diffalign.step import preference_step
@@ -77,7 +76,6 @@ class Trainer:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         division = config.train_batch_size, config.gradient_accumulation_steps, processes, rank
         self.sampler = Sampler(len(view), *division, config.seed, self.parts.pairs.buckets, self.parts.index)
-        self._negative = METHODS[config.method].inference == "negative_guidance"
         self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
         self.step = 0
         self.seconds: list[float] = []
@@ -98,6 +96,8 @@ class Trainer:
                 self.step += 1
                 if "log_ratio/chosen" in facts:
                     self.guard.watch_displacement(facts["log_ratio/chosen"], self.step)
+                if "user/active" in facts:
+                    self.guard.watch_posterior(facts["user/active"], self.step)
                 if self.step % config.log_every == 0:
                     self._log(log, facts)
                 bar.update()
@@ -253,23 +253,16 @@ class Trainer:
 
     def _validate(self) -> None:
         """Draw the validation prompts with seeds 0, 1, ... into validation/step-N.png."""
-        prompts = self.config.validation_prompts
-        whole = self._negative and self.config.tuning == "full"  # two networks would be needed to show what it is for
-        if not prompts or not self.accelerator.is_main_process or whole:
+        # Two networks would be needed to show what full fine-tuning for guidance is for.
+        whole = METHODS[self.config.method].inference == "negative_guidance" and self.config.tuning == "full"
+        if not self.config.validation_prompts or not self.accelerator.is_main_process or whole:
             return
-        pipe = self.parts.backbone.pipeline()
-        with eval_mode(self.denoiser), self._averaged(self.config.use_ema), self._guidance(pipe):
-            shape: dict[str, Any] = {"resolution": self.config.resolution, "max_sequence_length": self.config.max_sequence_length}
-            seeds, label = range(len(prompts)), f"validation at step {self.step}"
-            images = draw(pipe, prompts, seeds, **shape, true_cfg=self._negative, label=label)
+        with eval_mode(self.denoiser), self._averaged(self.config.use_ema):
+            sheet = preview(self.parts, self.config, f"validation at step {self.step}")
         self._park()
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
-        grid(images, min(len(images), 8)).save(folder / f"step-{self.step:06d}.png")
-
-    def _guidance(self, pipe: Any) -> contextlib.AbstractContextManager[None]:
-        """Return a block in which pictures are drawn as the method means its result to be used."""
-        return negative_guidance(pipe, "default") if self._negative else contextlib.nullcontext()
+        sheet.save(folder / f"step-{self.step:06d}.png")
 
     def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
         """Return a block in which the moving average stands in place of the raw weights, if it is wanted."""

@@ -6,6 +6,7 @@ Image features and hidden states are computed once and kept on disk beside the t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,20 @@ class ChoicesEvidence:
         self._fill(features)
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return the evidence of one record, drawn with `rng`: one to `max_shots` pairs, log-uniformly."""
+        """Return the evidence of one record: one to `max_shots` pairs, log-uniformly, and "user_query" (2, F), the record's own."""
         others = self.users.others(position)
         count = min(len(others), int(np.exp(rng.random() * np.log(self.shots + 1.0))))
-        known = torch.zeros(self.shots, 2, self.sizes.features), torch.zeros(self.shots)
-        for place, other in enumerate(rng.choice(others, count, replace=False)):
-            entry = self.view.entries[int(other)]
-            known[0][place] = torch.from_numpy(self.bank.read([int(self.first[entry.row]) + i for i in entry.order]))
-            known[1][place] = 1.0
+        seen = self.read([position, *rng.choice(others, count, replace=False).tolist()])
+        known, mask = torch.zeros(self.shots, *seen.shape[1:]), torch.zeros(self.shots)
+        known[:count], mask[:count] = seen[1:], 1.0
         noise = {"user_noise": torch.from_numpy(rng.standard_normal(self.noise, dtype=np.float32))} if self.noise else {}
-        return {"user": known[0], "user_mask": known[1], **noise}
+        return {"user": known, "user_mask": mask, "user_query": seen[0], **noise}
+
+    def read(self, positions: Sequence[int]) -> Tensor:
+        """Return features (N, 2, F) of the pairs at `positions`, the preferred image's first."""
+        entries = [self.view.entries[position] for position in positions]
+        places = [int(self.first[entry.row]) + i for entry in entries for i in entry.order]
+        return torch.from_numpy(self.bank.read(places)).unflatten(0, (len(entries), 2))
 
     def _fill(self, features: Features) -> None:
         wanted = [(entry.row, int(self.first[entry.row]) + i, i) for entry in self.view.entries for i in entry.order]

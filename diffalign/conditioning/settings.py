@@ -33,8 +33,11 @@ class PairsSettings(Settings):
     """A learned set encoder over image features of the pairs, trained with the objective; for new users from one pair on."""
 
     features: str = "latents"  # "latents" of the model's own VAE, a CLIP's folder or hub id, or open_clip:ARCHITECTURE:WEIGHTS
-    hidden: int = 256
+    hidden: int = 64
     max_shots: int = 16  # a record's evidence has 1 to so many pairs, log-uniformly
+    fit_steps: int = 1000  # before the training, of predicting users' choices from their other ones: the denoiser is not needed for it
+    fit_batch: int = 256
+    preference_weight: float = 1.0  # of that prediction beside the objective
     variational: bool = False  # VPL (2408.10075): a normal distribution over what the pairs say, sampled in training
     kl_weight: float = 3e-6
     kl_cycles: int = 4  # the weight's cosine anneals from zero so many times in a run

@@ -81,57 +81,76 @@ class UserEncoder(nn.Module, ABC):
 class PairsEncoder(UserEncoder):
     """A permutation-invariant set encoder. "user" (N, S, 2, F) are features of preferred and dispreferred images, "user_mask" (N, S).
 
-    A pair says f(preferred, dispreferred) - f(dispreferred, preferred), so that a choice and its opposite cancel. What the pairs say is
-    averaged and brought to unit variance, and no bias follows: a user whose pairs cancel is the zero user. With `variational` (VPL,
-    2408.10075) it gives mean and log-variance, both in [-1, 1], of a normal distribution, whose sample, "user_noise" (N, H) times its
-    deviation added to its mean, is scaled to the norm of a standard normal vector; without the noise it is the mean.
+    An image becomes H numbers. A pair says the preferred one's less the other's, so that a choice and its opposite cancel; the mean of
+    what the pairs say is brought to unit variance, and no bias follows: a user whose pairs cancel is the zero user. The inner product
+    with an image's numbers is how much the user likes it (PAL, 2406.08469); it is fitted to the query "user_query" (N, 2, F), whose first
+    image was preferred, by Bradley and Terry. With `variational` (VPL, 2408.10075) the pairs give mean and log-variance, both in [-1, 1],
+    of a normal distribution, whose sample ("user_noise" (N, H) times its deviation added to its mean) is scaled to the norm of a standard
+    normal vector; without the noise it is the mean.
     """
 
     def __init__(self, settings: PairsSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
-        hidden = settings.hidden
-        self.variational, self.kl_weight, self.kl_cycles = settings.variational, settings.kl_weight, settings.kl_cycles
-        self.pair = nn.Sequential(
-            nn.Linear(2 * sizes.features, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
-        )
-        self.spread = nn.Linear(hidden, 2 * hidden) if settings.variational else None
-        self.head = self._head(hidden, hidden)
+        self.known, hidden = settings, settings.hidden
+        self.register_buffer("mean", torch.zeros(sizes.features))
+        self.register_buffer("deviation", torch.ones(sizes.features))
+        self.image = nn.Sequential(nn.Linear(sizes.features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.refine = nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False))
+        self.sharpness = nn.Parameter(torch.tensor(0.0))  # log of how sure a choice is
+        self.posterior = nn.Linear(hidden, 2 * hidden) if settings.variational else None
+        self.head = self._head(hidden, 256)
+
+    def standardise(self, features: Tensor) -> None:
+        """Measure mean and deviation of every number of features (N, F)."""
+        self.mean.copy_(features.mean(dim=0))
+        self.deviation.copy_(features.std(dim=0).clamp_min(1e-6))
 
     def encode(self, condition: Condition) -> Tensor:
         """Return tokens (N, U, D)."""
-        said = self._said(condition)
-        if self.spread is not None:
-            mean, log_variance = self._posterior(said)
-            noise = condition.get("user_noise")
-            drawn = mean if noise is None else mean + (0.5 * log_variance).exp() * noise.to(mean)
-            said = nn.functional.normalize(drawn, dim=-1) * math.sqrt(drawn.shape[-1])
-        return self._shaped(self.head(said))
+        return self._shaped(self.head(self._taste(condition)))
 
     def penalty(self, condition: Condition, progress: float) -> dict[str, Tensor]:
-        """Return the weighted KL to the standard normal, KL itself, and the share of dimensions whose mean varies over the batch.
+        """Return the loss of predicting the queries' choices, and of the variational form its KL to the standard normal.
 
-        The weight anneals from zero along half a cosine, `kl_cycles` times a run, in the first half of each cycle (VPL's schedule).
+        The KL's weight anneals from zero along half a cosine, `kl_cycles` times a run, in the first half of each cycle (VPL's schedule).
+        "user/active" is the share of dimensions whose mean varies over the batch by more than 0.01 (active units, 1509.00519).
         """
-        if self.spread is None:
-            return {}
-        mean, log_variance = self._posterior(self._said(condition))
-        kl = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
-        phase = min(1.0, 2.0 * ((progress * self.kl_cycles) % 1.0)) if progress < 1.0 else 1.0
-        weight = self.kl_weight * 0.5 * (1.0 - math.cos(math.pi * phase))
-        # Active units as in importance-weighted autoencoders (1509.00519): the variance of the mean above 0.01.
-        active = (mean.detach().var(dim=0, correction=0) > 0.01).float().mean()
-        return {"penalty": weight * kl, "user/kl": kl.detach(), "user/active": active}
+        taste, query = self._taste(condition), self._images(condition["user_query"])
+        liked = (query * taste[:, None]).sum(dim=2) / math.sqrt(taste.shape[1]) * self.sharpness.exp()
+        gap = liked[:, 0] - liked[:, 1]
+        facts = {"user/accuracy": (gap.detach() > 0).float().mean()}
+        loss = self.known.preference_weight * nn.functional.softplus(-gap).mean()
+        if self.posterior is not None:
+            mean, log_variance = self._posterior(self._said(condition))
+            kl = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
+            phase = min(1.0, 2.0 * (progress * self.known.kl_cycles % 1.0))
+            loss = loss + self.known.kl_weight * 0.5 * (1.0 - math.cos(math.pi * phase)) * kl
+            active = (mean.detach().var(dim=0, correction=0) > 0.01).float().mean()
+            facts |= {"user/kl": kl.detach(), "user/active": active}
+        return {"penalty": loss, **facts}
+
+    def _images(self, features: Tensor) -> Tensor:
+        return self.image((features.to(self.mean) - self.mean) / self.deviation)
 
     def _said(self, condition: Condition) -> Tensor:
         """Return what the pairs say together, (N, H)."""
-        weight = self.head[0].weight
-        features, mask = condition["user"].to(weight), condition["user_mask"].to(weight)[..., None]
-        pairs = (self.pair(features.flatten(2)) - self.pair(features.flip(2).flatten(2))) * mask
-        return nn.functional.layer_norm(pairs.sum(dim=1) / mask.sum(dim=1).clamp_min(1.0), pairs.shape[2:])
+        images, mask = self._images(condition["user"]), condition["user_mask"].to(self.mean)[..., None]
+        mean = ((images[:, :, 0] - images[:, :, 1]) * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)
+        said = nn.functional.layer_norm(mean, mean.shape[1:])
+        return said + self.refine(said)
+
+    def _taste(self, condition: Condition) -> Tensor:
+        said = self._said(condition)
+        if self.posterior is None:
+            return said
+        mean, log_variance = self._posterior(said)
+        noise = condition.get("user_noise") if self.training else None
+        drawn = mean if noise is None else mean + (0.5 * log_variance).exp() * noise.to(mean)
+        return nn.functional.normalize(drawn, dim=1) * math.sqrt(drawn.shape[1])
 
     def _posterior(self, said: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.spread is not None
-        mean, log_variance = self.spread(said).clamp(-1.0, 1.0).chunk(2, dim=-1)
+        assert self.posterior is not None
+        mean, log_variance = self.posterior(said).clamp(-1.0, 1.0).chunk(2, dim=1)
         return mean, log_variance
 
 

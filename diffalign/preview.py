@@ -1,0 +1,45 @@
+"""Validation pictures of a run as it stands, drawn as its method means the result to be used."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+
+from diffalign.build import Parts
+from diffalign.config import TrainConfig
+from diffalign.data.users import UserPairs
+from diffalign.infer.negative import negative_guidance
+from diffalign.infer.sample import draw, grid
+from diffalign.infer.user import UserPipeline
+from diffalign.methods import METHODS
+from diffalign.personalise import encoder_of
+
+USERS = 3  # of the training whose pictures are shown, after those of nobody
+
+
+@torch.no_grad()
+def preview(parts: Parts, config: TrainConfig, label: str) -> Image.Image:
+    """Return a sheet of the validation prompts with seeds 0, 1, ...; of a personalised run a row for nobody and for each of a few users."""
+    negative, prompts = METHODS[config.method].inference == "negative_guidance", config.validation_prompts
+    pipe = parts.backbone.pipeline()
+    shape: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
+    with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
+        rows = [draw(own, prompts, range(len(prompts)), **shape, true_cfg=negative, label=label) for own in _pipelines(parts, pipe)]
+    images = [image for row in rows for image in row]
+    return grid(images, min(len(prompts), 8) if len(rows) == 1 else len(prompts))
+
+
+def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:
+    """Yield what draws: the pipeline itself or, where users are told apart, that of nobody and of the first few users."""
+    if not isinstance(parts.pairs, UserPairs):
+        yield pipe
+        return
+    yield UserPipeline(pipe, "")
+    for own in parts.pairs.users.positions[:USERS]:
+        known = parts.pairs[int(own[0]), 0]["evidence"]
+        condition = {name: value[None].to(pipe.device) for name, value in known.items() if name != "user_kept"}
+        yield UserPipeline(pipe, "", encoder_of(parts.backbone)(condition, 1)[0].float().cpu())

@@ -1,0 +1,165 @@
+"""Does a model draw what an unseen user likes, from a few of their choices? Trains and judges on the users of personal_world.py.
+
+python -m scripts.bench_personal --root outputs/personal                     the whole comparison: hours on two cores; goes on where it was
+python -m scripts.bench_personal --root outputs/personal --seeds 0 --runs pairs population
+python -m scripts.bench_personal --root outputs/personal --report            tables and pictures of what is there
+
+Every number is judged by each user's own taste, on prompts and noise that training did not see, against pictures of the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import wilcoxon
+
+from diffalign import adapters, api
+from diffalign.backbones.table import load_pipeline
+from diffalign.configfile import from_mapping
+from diffalign.errors import ConfigError
+from diffalign.evaluate import win_rate
+from diffalign.infer.load import load
+from diffalign.infer.sample import draw, grid
+from diffalign.result import RUN
+from diffalign.shapes.judge import mean_adherence
+from diffalign.shapes.tastes import User
+from scripts.personal_world import MODEL, SCALE, STEPS, UNSEEN, Person, World, taste_scores, vector
+
+EACH = 8  # pictures for each user
+SHOTS = (1, 2, 4, 8, 16)
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+COMMON: dict[str, Any] = {
+    "train_batch_size": 32,
+    "max_train_steps": 600,
+    "learning_rate": 1e-3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 50,
+    "beta": 250.0,
+    "trajectory": {"ddim_inversion": {"steps": 5, "eta": 0.1, "end": "exact", "driver": "reference"}},
+    "trajectory_cache": 3,
+    "checkpointing_steps": 10**6,
+}
+
+
+def runs(world: World) -> dict[str, dict[str, Any]]:
+    """Return what is trained, by name."""
+    return {
+        "pairs": {"method": "ppd"},
+        "population": {"method": "diffusion_dpo", "rank": 8},
+        "vector": {"method": "ppd", "user_encoder": {"vector": {"vectors": str(world.vectors())}}},
+        "pairs_vpl": {"method": "ppd", "user_encoder": {"pairs": {"variational": True}}},
+        "mixture": {"method": "ppd", "user_encoder": {"mixture": {"prototypes": 8}}},
+        "one_hot": {"method": "ppd", "user_encoder": "one_hot"},
+        "profile": {"method": "ppd", "user_encoder": {"profile": {"profiles": str(world.profiles())}}},
+    }
+
+
+class Bench:
+    """Trainings of one seed, and the pictures they are judged by; results are kept, and not made twice."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.seed, self.root = world, seed, world.root / f"seed-{seed}"
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def train(self, name: str) -> Path:
+        """Return the folder of a finished training."""
+        folder = self.root / name
+        if not (folder / RUN).exists():
+            own = {"pretrained_model_name_or_path": MODEL, "dataset_name": str(self.world.table()), "seed": self.seed}
+            values = {**COMMON, **runs(self.world)[name], **own, "output_dir": str(folder), "overwrite_output_dir": True}
+            api.train(from_mapping(values, "bench_personal"))
+        return folder
+
+    def scores(self, name: str, people: Sequence[Person], make: Callable[[Person], Any]) -> np.ndarray:
+        """Return (people, EACH, 7) scores of what `make`'s pipeline draws for everybody; kept under `name`."""
+        file = self.root / f"{name}.npy"
+        if not file.exists():
+            found, followed = [], []
+            for place, person in enumerate(people):
+                prompts = self.prompts(place)
+                images = self.draw(make(person), prompts, place * EACH)
+                found.append(taste_scores(images))
+                followed.append(mean_adherence(prompts, images))
+                if place % 10 == 9:
+                    print(f"seed {self.seed} {name}: {place + 1} of {len(people)} users", flush=True)
+            np.save(file, np.stack(found))
+            file.with_suffix(".json").write_text(json.dumps({"adherence": float(np.mean(followed))}))
+        return np.load(file)
+
+    def draw(self, pipe: Any, prompts: Sequence[str], first: int) -> list[Any]:
+        """Return one picture a prompt, from noises that count up."""
+        start = 1_000_000 * (self.seed + 1) + first
+        return draw(pipe, prompts, range(start, start + len(prompts)), num_inference_steps=STEPS, guidance_scale=SCALE)
+
+    def prompts(self, place: int) -> list[str]:
+        """Return the held-out prompts of the user at a place."""
+        chosen = np.random.default_rng([2, place]).choice(len(self.world.heldout), EACH, replace=False)
+        return [self.world.heldout[i] for i in chosen]
+
+    def base(self) -> np.ndarray:
+        """Return the base model's scores."""
+        pipe = load_pipeline(MODEL)
+        return self.scores("base", self.world.unseen, lambda _: pipe)
+
+    def judge(self, name: str) -> None:
+        """Draw what a run is judged by."""
+        folder, world = self.train(name), self.world
+        pipe = load(folder)
+        if name == "population":
+            self.scores(name, world.unseen, lambda _: pipe)
+        elif name == "one_hot":
+            self.scores("one_hot-seen", world.people[:UNSEEN], lambda person: pipe.for_user(person.name))
+            with contextlib.suppress(ConfigError):
+                pipe.for_user(world.choices(world.unseen[0], 4))
+                raise AssertionError("one_hot served a user whom it was not trained on")
+        elif name == "vector":
+            self.scores(name, world.unseen, lambda person: pipe.for_user(torch.from_numpy(vector(person.user)).float()))
+        elif name == "profile":
+            self.scores(name, world.unseen, lambda person: pipe.for_user(profile=world.profile(person, 4)))
+        else:
+            self._shots(name, pipe)
+
+    def _shots(self, name: str, pipe: Any) -> None:
+        world = self.world
+        for shots in SHOTS if name == "pairs" else (4,):
+            self.scores(f"{name}-{shots}", world.unseen, lambda person, shots=shots: pipe.for_user(world.choices(person, shots)))
+        if name == "pairs":
+            others = dict(zip([person.name for person in world.unseen], [*world.unseen[1:], world.unseen[0]], strict=True))
+            self.scores("pairs-other", world.unseen, lambda person: pipe.for_user(world.choices(others[person.name], 4)))
+            self.opposites(pipe)
+
+    def opposites(self, pipe: Any) -> None:
+        """Draw for a user, for one of the opposite taste, and on the way: the same prompts and noises."""
+        file = self.root / "opposites.json"
+        if file.exists():
+            return
+        user = User({"warm": 0.4, "large": 0.3, "bright_background": 0.3})
+        person = Person("", user, self.world.votes(user, 4, np.random.default_rng(5)))
+        there = pipe.for_user(self.world.choices(person, 4))
+        back = Person("", user, person.pairs[:, [0, 2, 1]])
+        here = pipe.for_user(self.world.choices(back, 4))
+        rows = {"nobody": pipe.for_user(None), **{f"{weight:g}": here.mixed(there, weight) for weight in WEIGHTS}}
+        drawn = {label: self.draw(own, self.world.heldout, 500_000) for label, own in rows.items()}
+        grid([image for images in drawn.values() for image in images[:12]], 12).save(self.root / "opposites.png")
+        means = {label: float((taste_scores(images) @ vector(user_of_all(user))).mean()) for label, images in drawn.items()}
+        file.write_text(json.dumps(means))
+
+
+def user_of_all(user: User) -> User:
+    """Return a user with a weight for every taste."""
+    from diffalign.shapes.tastes import TASTES
+
+    return User({name: user.weights.get(name, 0.0) for name in TASTES}, user.temperature)
+
+
+def utilities(scores: np.ndarray, people: Sequence[Person]) -> np.ndarray:
+    """Return (people, EACH) how much everybody likes the pictures that were drawn for them."""
+    return np.stack([found @ vector(person.user) for found, person in zip(scores, people, strict=True)])

@@ -1,0 +1,180 @@
+"""A town of users with tastes of their own, for bench_personal.py: what they voted on, and who of them training never sees.
+
+All vote on one pool of the embedded model's own pictures. A taste is a random direction over the seven tastes of the shapes world, the
+cube of a normal draw, so that a few things matter much to somebody; votes err by Bradley and Terry at a temperature of each user's own.
+Everything follows from the constants below.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from diffalign.backbones.table import load_pipeline
+from diffalign.conditioning.choices import Choice
+from diffalign.data.records import encode_image
+from diffalign.dataset import import_dataset
+from diffalign.infer.sample import draw
+from diffalign.shapes.captions import parse, random_caption
+from diffalign.shapes.judge import read
+from diffalign.shapes.scenes import random_scene
+from diffalign.shapes.tastes import TASTES, User, taste_score
+
+MODEL, SCALE, STEPS = "assets/tiny-sd", 4.0, 20
+TRAIN, UNSEEN = 300, 50  # users
+PAIRS, SUPPORT = 32, 16  # of a training user; of an unseen one
+PROMPTS, HELDOUT, IMAGES = 112, 40, 20  # prompts to vote on and to judge by; pictures of each of the former
+NAMED = 2  # at most so many attributes in a prompt, the shape among them: the others are a matter of taste
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A user, by name, with the pairs that they voted on: (prompt, preferred picture, the other), as indices."""
+
+    name: str
+    user: User
+    pairs: np.ndarray  # (P, 3)
+
+
+class World:
+    """Users and pictures under one folder, made when first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        rng = np.random.default_rng([0, 0])
+        found = (random_caption(random_scene(rng), rng, keep=0.25) for _ in range(20_000))
+        prompts = list(dict.fromkeys(prompt for prompt in found if len(parse(prompt)) <= NAMED))
+        order = rng.permutation(len(prompts))
+        self.heldout = [prompts[i] for i in order[:HELDOUT]]
+        self.prompts = [prompts[i] for i in order[HELDOUT : HELDOUT + PROMPTS]]
+
+    @functools.cached_property
+    def pictures(self) -> np.ndarray:
+        """Return (PROMPTS * IMAGES, 64, 64, 3) pictures of the model, those of a prompt one after another."""
+        file = self.root / "pictures.npy"
+        if not file.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            prompts = [prompt for prompt in self.prompts for _ in range(IMAGES)]
+            drawn = draw(load_pipeline(MODEL), prompts, range(len(prompts)), num_inference_steps=STEPS, guidance_scale=SCALE, label="draw")
+            temporary = file.with_suffix(".tmp.npy")
+            np.save(temporary, np.stack([np.asarray(image) for image in drawn]))
+            temporary.replace(file)
+        return np.load(file)
+
+    @functools.cached_property
+    def scores(self) -> np.ndarray:
+        """Return (pictures, 7) their scores under every taste."""
+        return taste_scores([self.picture(i) for i in range(len(self.pictures))])
+
+    def picture(self, index: int) -> Image.Image:
+        """Return one picture."""
+        return Image.fromarray(self.pictures[index])
+
+    @functools.cached_property
+    def people(self) -> list[Person]:
+        """Return all users: TRAIN to train on, and then UNSEEN others."""
+        return [self.person(number) for number in range(TRAIN + UNSEEN)]
+
+    @property
+    def unseen(self) -> list[Person]:
+        """Return those whom training does not see."""
+        return self.people[TRAIN:]
+
+    def person(self, number: int) -> Person:
+        """Return user `number` with their votes."""
+        rng = np.random.default_rng([1, number])
+        drawn = rng.normal(size=len(TASTES)) ** 3
+        user = User(dict(zip(TASTES, drawn / np.abs(drawn).sum(), strict=True)), temperature=float(rng.uniform(0.01, 0.03)))
+        return Person(f"user-{number:03d}", user, self.votes(user, PAIRS if number < TRAIN else SUPPORT, rng))
+
+    def votes(self, user: User, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return (count, 3) votes on pairs of pictures of one prompt each."""
+        weights, votes = vector(user), []
+        for _ in range(count):
+            prompt = int(rng.integers(PROMPTS))
+            first, second = (prompt * IMAGES + rng.choice(IMAGES, 2, replace=False)).tolist()
+            gap = (self.scores[first] - self.scores[second]) @ weights
+            won = rng.random() < 1.0 / (1.0 + np.exp(-np.clip(gap / user.temperature, -50, 50)))
+            votes.append((prompt, first, second) if won else (prompt, second, first))
+        return np.array(votes)
+
+    def choices(self, person: Person, shots: int) -> list[Choice]:
+        """Return a user's first pairs."""
+        return [Choice(self.prompts[p], self.picture(a), self.picture(b)) for p, a, b in person.pairs[:shots].tolist()]
+
+    def table(self) -> Path:
+        """Return the table of the training users' votes."""
+        path = self.root / "table"
+        if not path.exists():
+            encoded = [encode_image(self.picture(i)) for i in range(len(self.pictures))]
+            rows = [
+                _row(self.prompts[p], encoded[a], encoded[b], who, n)
+                for who in self.people[:TRAIN]
+                for n, (p, a, b) in enumerate(who.pairs.tolist())
+            ]
+            source = self.root / "votes.parquet"
+            pq.write_table(pa.Table.from_pylist(rows), source)
+            import_dataset(str(source), path)
+        return path
+
+    def vectors(self) -> Path:
+        """Return the file of the training users' taste vectors, which the oracle knows."""
+        path = self.root / "vectors.json"
+        path.write_text(json.dumps({person.name: vector(person.user).tolist() for person in self.people[:TRAIN]}))
+        return path
+
+    def profiles(self) -> Path:
+        """Return the file of texts about the training users, written from four of their votes."""
+        path = self.root / "profiles.json"
+        path.write_text(json.dumps({person.name: self.profile(person, 4) for person in self.people[:TRAIN]}))
+        return path
+
+    def profile(self, person: Person, shots: int) -> str:
+        """Return what a careful reader would say of a user: words for what is in preferred pictures rather than in the others."""
+        counts: dict[str, int] = {}
+        for _, won, lost in person.pairs[:shots].tolist():
+            shown, other = (set(read(self.picture(i)).attributes.values()) for i in (won, lost))
+            for word in shown - other:
+                counts[word] = counts.get(word, 0) + 1
+            for word in other - shown:
+                counts[word] = counts.get(word, 0) - 1
+        liked = sorted((word for word, count in counts.items() if count > 0), key=lambda word: -counts[word])
+        return " ".join(liked)
+
+
+def vector(user: User) -> np.ndarray:
+    """Return a user's weights (7,) in the order of the tastes."""
+    return np.array([user.weights[name] for name in TASTES])
+
+
+def taste_scores(images: Sequence[Image.Image]) -> np.ndarray:
+    """Return (images, 7) scores under every taste."""
+    return np.array([[taste_score(name, reading) for name in TASTES] for reading in map(read, images)])
+
+
+def _row(prompt: str, won: bytes, lost: bytes, person: Person, number: int) -> dict[str, Any]:
+    """Return a vote in Pick-a-Pic's columns; every other one has the preferred picture second."""
+    first = number % 2 == 0
+    return {
+        "caption": prompt,
+        "jpg_0": won if first else lost,
+        "jpg_1": lost if first else won,
+        "label_0": float(first),
+        "label_1": float(not first),
+        "image_0_uid": "0",
+        "image_1_uid": "1",
+        "best_image_uid": "0" if first else "1",
+        "are_different": True,
+        "has_label": True,
+        "user_id": person.name,
+        "ranking_id": f"{person.name}-{number}",
+    }
