@@ -130,14 +130,17 @@ def forward_arguments(denoiser: Any, tokens: Tensor) -> dict[str, Any]:
 def appended(denoiser: Any, embeds: Tensor, mask: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return PixArt's prompt embeddings (N, L, C) and mask (N, L) with tokens (N, U, D) behind the words, scaled by the strength.
 
-    Nothing is appended for nobody (None) or with the branch off. A new branch appends zeros: empty words, which take some of the
-    attention, so that a user is not quite the base model at first.
+    Nothing is appended for nobody (None) or with the branch off, and the words of a zero user are masked: nobody beside users in a batch
+    is the base model, too. A new branch appends zeros: empty words, which take some of the attention, so that a user is not quite the
+    base model at first.
     """
     switch: Switch = denoiser.user_branch
     if tokens is None or not switch.strength:
         return embeds, mask
-    words = switch.strength * denoiser.user_projection(tokens.to(denoiser.device, torch.float32))
-    return torch.cat([embeds, words.to(embeds)], dim=1), torch.cat([mask, mask.new_ones(words.shape[:2])], dim=1)
+    tokens = tokens.to(denoiser.device, torch.float32)
+    words = switch.strength * denoiser.user_projection(tokens)
+    known = tokens.flatten(1).any(dim=1)[:, None].expand(-1, words.shape[1])
+    return torch.cat([embeds, words.to(embeds)], dim=1), torch.cat([mask, known.to(mask)], dim=1)
 
 
 def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool) -> dict[str, Any]:

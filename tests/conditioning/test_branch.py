@@ -55,10 +55,10 @@ def test_a_new_branch_of_pixart_says_empty_words_to_a_user_and_nothing_to_nobody
     base = answer(denoiser)
     branch.attach(denoiser, WIDTH)
     embeds, mask = torch.randn(COUNT, 3, 16, dtype=torch.float64), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    words, seen = branch.appended(denoiser, embeds, mask, users())
+    words, seen = branch.appended(denoiser, embeds, mask, users() * torch.tensor([1.0, 0.0])[:, None, None])
     assert words.dtype == torch.float64
     assert torch.equal(words, torch.cat([embeds, torch.zeros(COUNT, TOKENS, 16)], dim=1))
-    assert seen.tolist() == [[1, 1, 0, *[1] * TOKENS], [1, 1, 1, *[1] * TOKENS]]
+    assert seen.tolist() == [[1, 1, 0, *[1] * TOKENS], [1, 1, 1, *[0] * TOKENS]]
     assert branch.appended(denoiser, embeds, mask, None) == (embeds, mask)
     assert torch.equal(answer(denoiser), base)
 
@@ -71,6 +71,17 @@ def test_the_zero_user_of_a_trained_branch_is_the_base_model(kind):
     branch.attach(denoiser, WIDTH)
     fill(denoiser)
     assert torch.equal(answer(denoiser, torch.zeros(COUNT, TOKENS, WIDTH)), base)
+
+
+@torch.no_grad()
+def test_the_zero_user_of_a_trained_pixart_is_the_base_model_beside_a_user():
+    denoiser = micro("pixart")
+    base = answer(denoiser)
+    branch.attach(denoiser, WIDTH)
+    fill(denoiser)
+    mixed = answer(denoiser, users() * torch.tensor([1.0, 0.0])[:, None, None])
+    torch.testing.assert_close(mixed[1], base[1], rtol=0.0, atol=1e-6)
+    assert relative(mixed[0], base[0]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "tiny-sd"])
