@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign.errors import TrainingError
-from diffalign.guard import DISPLACED_STEPS, LEAST, WINDOW, Guard
+from diffalign.guard import DISPLACED_STEPS, LEAST, LEAST_ACTIVE, WINDOW, Guard
 
 NAN, INF = math.nan, math.inf
 BAD = [(NAN, 1.0), (INF, 1.0), (-INF, 1.0), (0.5, NAN), (0.5, INF)]
@@ -122,6 +122,28 @@ def test_one_step_without_displacement_starts_the_count_again(relief, caplog):
     assert caplog.records == []
 
 
+def test_a_collapsed_posterior_is_told_once_in_every_so_many_steps_and_a_live_one_never(caplog):
+    own = guard()
+    told = [step for step in range(1, 3 * DISPLACED_STEPS) if own.watch_posterior(LEAST_ACTIVE / 2, step)]
+    assert told == [DISPLACED_STEPS, 2 * DISPLACED_STEPS]
+    assert "for 50 steps 2 % of the user encoder's dimensions have told users apart" in caplog.text
+    assert "Lower kl_weight" in caplog.text
+    caplog.clear()
+    assert not any(own.watch_posterior(LEAST_ACTIVE, step) for step in range(3 * DISPLACED_STEPS))
+    assert caplog.records == []
+
+
+def test_one_live_step_starts_the_count_of_a_collapse_again_and_a_checkpoint_carries_it():
+    own = guard()
+    for step in range(DISPLACED_STEPS - 1):
+        assert not own.watch_posterior(0.0, step)
+    later = guard()
+    later.restore(own.state())
+    assert later.watch_posterior(0.0, DISPLACED_STEPS)
+    assert not own.watch_posterior(0.5, DISPLACED_STEPS)
+    assert not own.watch_posterior(0.0, DISPLACED_STEPS + 1)
+
+
 def test_a_restored_guard_goes_on_where_it_was(caplog):
     caplog.set_level(logging.CRITICAL)
     losses = [0.5 + 0.01 * i for i in range(40)] + [NAN, 100.0, 0.6, NAN, 0.7]
@@ -140,7 +162,7 @@ def test_a_saved_state_does_not_change_with_the_run():
     state = own.state()
     own.allows(0.9, 1.0, 99)
     own.allows(NAN, 1.0, 100)
-    assert state == {"recent": [0.5] * LEAST, "initial": 0.5, "bad_in_a_row": 0, "skipped": 0, "displaced": 0}
+    assert state == {"recent": [0.5] * LEAST, "initial": 0.5, "bad_in_a_row": 0, "skipped": 0, "displaced": 0, "collapsed": 0}
 
 
 def test_an_ordinary_batch_late_in_a_won_run_is_no_spike():
