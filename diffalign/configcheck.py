@@ -88,8 +88,8 @@ def check_users(config: Any) -> None:
     """Check that users are told apart where, and only where, a user branch is trained, and bind the encoder's constants."""
     if (config.users is None) != (config.tuning != "user"):
         raise ConfigError(
-            f"`train_method` is {config.tuning} and `user_encoder` is {config.users}; expected method ppd, "
-            "or train_method user together with a user_encoder"
+            f"`train_method` is {config.tuning} and `user_encoder` is {config.users}; expected train_method user where users are told "
+            "apart (method ppd, or another one with a user_encoder), and nowhere else"
         )
     if config.users is not None:
         bind("user_encoder", USER_ENCODERS, config.users)()

@@ -45,6 +45,8 @@ def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
     trained, total = (sum(p.numel() for p in found) for found in (trainable(denoiser), denoiser.parameters()))
     if config.tuning == "full":
         base, how = total, "all weights"
+    elif config.users is not None:
+        base, how = total - trained, f"user branch with the encoder {', '.join(config.users)}"
     else:
         base, how = total - trained, f"{config.tuning} of rank {config.rank}"
     side = config.resolution or drawn.model.resolution

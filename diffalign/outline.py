@@ -24,6 +24,11 @@ from diffalign.backbones.table import BACKBONES, EXTRAS, model_index, part_dtype
 from diffalign.build import DTYPES, equip, settings
 from diffalign.config import TrainConfig
 from diffalign.configcheck import check_family
+from diffalign.data.table import is_table
+from diffalign.data.users import Users
+from diffalign.dataset import open_dataset
+from diffalign.errors import ConfigError
+from diffalign.personalise import expected_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,24 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
     pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **EXTRAS.get(layout.family, {})})
     family: Any = _forced(BACKBONES[layout.family])
     model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
-    equip(config, model, kernels=False)  # another attention kernel keeps no more than what is counted, and may be at home elsewhere
+    known = None if config.users is None else expected_sizes(config, model, _users(config))
+    equip(config, model, known=known, kernels=False)  # another kernel keeps no more than what is counted, and may be at home elsewhere
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # tokens have numbers
     for part in parts.values():
         if isinstance(part, nn.Module):
             _place(part, mode, device)
     return Outline(kind, layout, parts, model, mode)
+
+
+def _users(config: TrainConfig) -> tuple[str, ...]:
+    """Return the users of the training. Raises ConfigError where their number decides how much is trained, and there is no table yet."""
+    if is_table(config.dataset_name):
+        return Users.of(open_dataset(config)).names
+    if {"mixture", "one_hot"} & set(config.users or ()):
+        raise ConfigError(
+            f"`user_encoder` {config.users} has a row for each user, and {config.dataset_name} is no table yet; import it first"
+        )
+    return ()
 
 
 def _part(library: str, kind: str, name: str, where: dict[str, Any], dtype: torch.dtype) -> Any:

@@ -11,11 +11,11 @@ from torch import Tensor
 from diffalign.backbones.base import Backbone
 from diffalign.conditioning import branch
 from diffalign.conditioning.evidence import ChoicesEvidence, IndexEvidence, StatesEvidence, VectorEvidence, read_profiles, read_vectors
-from diffalign.conditioning.features import features
+from diffalign.conditioning.features import clip_width, features
 from diffalign.conditioning.fit import fit
 from diffalign.conditioning.settings import USER_ENCODERS, PairsSettings, ProfileSettings, Settings, VectorSettings, VlmSettings
 from diffalign.conditioning.users import PairsEncoder, Sizes, UserEncoder, make
-from diffalign.conditioning.vlm import VlmStates
+from diffalign.conditioning.vlm import VlmStates, vlm_sizes
 from diffalign.config import TrainConfig
 from diffalign.data.batch import Pairs
 from diffalign.data.users import UserPairs, Users
@@ -72,13 +72,18 @@ def read_texts(model: Backbone, texts: list[str]) -> Tensor:
 
 
 def expected_sizes(config: TrainConfig, model: Backbone, users: tuple[str, ...]) -> Sizes:
-    """Return the sizes of the encoder before anything is loaded. Raises ConfigError where only the evidence itself can tell."""
+    """Return the sizes of the encoder, from config files alone. Raises ConfigError where only the evidence itself can tell."""
     known = encoder_settings(config.users or "")
     if isinstance(known, PairsSettings) and known.features == "latents":
         channels, height, width = model.latent_shape(model.resolution, model.resolution)
         return Sizes(users, channels * min(8, height) * min(8, width))
-    if isinstance(known, PairsSettings | VlmSettings | ProfileSettings | VectorSettings):
-        raise ConfigError(f"`user_encoder` {config.users}: its size is known only with its network loaded; train without --dry_run")
+    if isinstance(known, PairsSettings):
+        return Sizes(users, clip_width(known.features))
+    if isinstance(known, VlmSettings):
+        rows, width = vlm_sizes(known.model, known.revision)
+        return Sizes(users, width, rows)
+    if isinstance(known, ProfileSettings | VectorSettings):
+        raise ConfigError(f"`user_encoder` {config.users}: its size is that of what is known of users, which --dry_run does not read")
     return Sizes(users)
 
 

@@ -107,9 +107,12 @@ class Pretrained(ABC):
         return {name: part for name, part in found.items() if part is not None}
 
     def _tokens(self, condition: Condition, count: int) -> Tensor | None:
-        """Return the users' tokens of `count` rows (N, U, D), None without a user branch."""
+        """Return the users' tokens of `count` rows (N, U, D), None without a user branch; not in half precision, as in use."""
         denoiser: Any = self.denoiser
-        return denoiser.user_encoder(condition, count) if branch.attached(denoiser) else None
+        if not branch.attached(denoiser):
+            return None
+        with torch.autocast(self.device.type, enabled=False):
+            return denoiser.user_encoder(condition, count)
 
     def _told(self, condition: Condition, count: int) -> dict[str, Any]:
         """Return what the denoiser's forward is told of the users, besides its own arguments."""

@@ -53,7 +53,8 @@ def attach(denoiser: Any, width: int, state: State | None = None, *, seed: int =
         check(denoiser, width, state)
     device = denoiser.device
     denoiser.requires_grad_(False)
-    _load(denoiser, kind, width, state)
+    with device:  # on the meta device, too, where nothing can be copied to later
+        _load(denoiser, kind, width, state)
     for part, found in parameters(denoiser).items():
         for key, parameter in found.items():
             # Again, since the loader rounds to the denoiser's precision.
@@ -65,9 +66,9 @@ def attach(denoiser: Any, width: int, state: State | None = None, *, seed: int =
 
 def _load(denoiser: Any, kind: str, width: int, state: State) -> None:
     """Build the modules of the branch, as the stock loader does."""
-    plain = {part: dict(tensors) for part, tensors in state.items()}
+    plain = {part: {key: value.to(denoiser.device) for key, value in tensors.items()} for part, tensors in state.items()}
     if kind == "pixart":
-        denoiser.user_projection = blank_projector(denoiser, width, "cpu")
+        denoiser.user_projection = blank_projector(denoiser, width, denoiser.device)
     elif kind == "sd3":
         denoiser.image_proj = None  # whose attention the loader would count as the transformer's
         denoiser._load_ip_adapter_weights(plain, low_cpu_mem_usage=False)

@@ -128,9 +128,7 @@ Loaded = tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequence[Image.I
 def _transformers(name: str, revision: str | None) -> Loaded:
     """Return a CLIP of transformers. The whole one is asked for its image features: its projection is as wide as its own config says."""
     try:
-        kind = PretrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
-        if kind not in CLIPS:
-            raise CheckpointError(f"{name}: a model of type `{kind}`; features come from a CLIP ({', '.join(CLIPS)})")
+        kind = _config(name, revision).model_type
         processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
         network = whole(CLIPS[kind], name, revision)
     except UNREADABLE as error:
@@ -146,6 +144,26 @@ def _transformers(name: str, revision: str | None) -> Loaded:
         return processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     return network, embed, prepare, processor.to_json_string()
+
+
+def _config(name: str, revision: str | None) -> Any:
+    """Return the config of a CLIP of transformers."""
+    facts, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    if (kind := facts.get("model_type")) not in CLIPS:
+        raise CheckpointError(f"{name}: a model of type `{kind}`; features come from a CLIP ({', '.join(CLIPS)})")
+    return CLIPS[kind].config_class.from_dict(facts)
+
+
+def clip_width(name: str, revision: str | None = None) -> int:
+    """Return F of a CLIP that `ClipFeatures` takes, from its config alone. Raises what that does for one that is missing, or none."""
+    if name.startswith(OPEN_CLIP):
+        import open_clip  # as below
+
+        return int(open_clip.get_model_config(_architecture(name)[0])["embed_dim"])
+    try:
+        return int(_config(name, revision).projection_dim)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
 
 
 def whole(kind: Any, name: str, revision: str | None, **settings: Any) -> Any:
@@ -173,10 +191,7 @@ def weights_hash(network: nn.Module) -> str:
 def _open_clip(name: str, revision: str | None) -> Loaded:
     import open_clip  # takes seconds, and is needed for these features alone
 
-    architecture, _, weights = name.removeprefix(OPEN_CLIP).partition(":")
-    if architecture not in open_clip.list_models():
-        known = did_you_mean(architecture, open_clip.list_models())
-        raise ConfigError(f"{name}: open_clip has no architecture `{architecture}`.{known}")
+    architecture, weights = _architecture(name)
     facts = open_clip.get_pretrained_cfg(architecture, weights)
     file = _published(name, facts, revision) if facts else _local(name, weights, open_clip.list_pretrained_tags_by_model(architecture))
     try:
@@ -197,6 +212,17 @@ def _open_clip(name: str, revision: str | None) -> Loaded:
         return torch.stack([prepare(image) for image in images])
 
     return network, network.encode_image, prepared, repr(sorted(network.visual.preprocess_cfg.items()))
+
+
+def _architecture(name: str) -> tuple[str, str]:
+    """Return the architecture of open_clip, and the weights, that a name means."""
+    import open_clip  # as above
+
+    architecture, _, weights = name.removeprefix(OPEN_CLIP).partition(":")
+    if architecture not in open_clip.list_models():
+        known = did_you_mean(architecture, open_clip.list_models())
+        raise ConfigError(f"{name}: open_clip has no architecture `{architecture}`.{known}")
+    return architecture, weights
 
 
 def _local(name: str, weights: str, tags: Sequence[str]) -> Path:

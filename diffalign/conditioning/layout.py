@@ -95,7 +95,7 @@ def shapes(denoiser: Any, width: int) -> dict[str, dict[str, torch.Size]]:
     return {"image_proj": projector, "ip_adapter": attention}
 
 
-def blank_projector(denoiser: Any, width: int, device: str) -> nn.Module:
+def blank_projector(denoiser: Any, width: int, device: torch.device | str) -> nn.Module:
     """Return the projector of tokens of `width` numbers for `denoiser`, with whatever weights."""
     kind, config = kind_of(denoiser), denoiser.config
     with torch.device(device):
@@ -151,6 +151,8 @@ def _weight(layer: Any) -> Tensor:
     """Return a copy of the weight of a linear layer, beneath its adapter."""
     layer = getattr(layer, "base_layer", layer)
     weight = layer.weight.detach()
+    if weight.is_meta:  # of an outline, which has no numbers
+        return torch.zeros(weight.shape)
     if type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point():
         return weight.to("cpu", torch.float32, copy=True)
     # Quantised, in one of several ways; all of them multiply.

@@ -19,8 +19,9 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ConfigError(f"`user_encoder`: `{item.name}` is {value}; expected at least 1")
+            least = 0 if item.type == "float" else 1
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
+                raise ConfigError(f"`user_encoder`: `{item.name}` is {value}; expected at least {least}")
 
     @property
     def least(self) -> int:
@@ -52,6 +53,11 @@ class VlmSettings(Settings):
     shots: int = 4
     per_user: int = 20  # chunks of `shots` pairs a user gives
     max_new_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        if self.per_user < 2:
+            raise ConfigError(f"`user_encoder`: `per_user` is {self.per_user}; expected at least 2, one to learn from and one as evidence")
 
     @property
     def least(self) -> int:

@@ -63,7 +63,7 @@ class VlmStates:
         except UNREADABLE as error:
             raise CheckpointError(f"{name}: no vision-language model can be loaded from here: {error}") from error
         self._model.to(device).requires_grad_(False).eval()
-        self.rows, self.width = int(text.num_hidden_layers) + 1, int(text.hidden_size)
+        self.rows, self.width = _sizes(text)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -125,6 +125,18 @@ def _checked(name: str, revision: str | None) -> tuple[Any, Any]:
     if processor.chat_template is None:
         raise CheckpointError(f"{name}: its processor has no chat template; expected a model that was tuned for chats")
     return config.get_text_config(), processor
+
+
+def vlm_sizes(name: str, revision: str | None = None) -> tuple[int, int]:
+    """Return (R, W) of a model's states, from its config and processor alone. Raises CheckpointError as `VlmStates` does."""
+    try:
+        return _sizes(_checked(name, revision)[0])
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no vision-language model can be loaded from here: {error}") from error
+
+
+def _sizes(text: Any) -> tuple[int, int]:
+    return int(text.num_hidden_layers) + 1, int(text.hidden_size)
 
 
 def _content(choices: Sequence[Choice], token: str | None) -> Content:

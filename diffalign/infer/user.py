@@ -99,7 +99,7 @@ def _cast(denoiser: Any, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _appended(pipe: Any, tokens: Tensor, prompt: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a PixArt pipeline with the prompt's embeddings, the user's words behind them, masked in guidance's other half."""
+    """Return the arguments of a PixArt pipeline with the prompt's embeddings and the user's words, masked in guidance's other half."""
     rest, defaults = dict(arguments), inspect.signature(type(pipe).__call__).parameters
     # The two methods of the pipeline have different defaults.
     told = {name: rest.pop(name, defaults[name].default) for name in ("negative_prompt", "clean_caption", "max_sequence_length")}
