@@ -113,7 +113,8 @@ class PairsEncoder(UserEncoder):
         """Return the loss of predicting the queries' choices, and of the variational form its KL to the standard normal.
 
         The KL's weight anneals from zero along half a cosine, `kl_cycles` times a run, in the first half of each cycle (VPL's schedule).
-        "user/active" is the share of dimensions whose mean varies over the batch by more than 0.01 (active units, 1509.00519).
+        "user/active" is the share of dimensions whose mean varies by more than 0.01 (active units, 1509.00519) over the batch's users and
+        those who would choose the opposite, so that a batch of one can tell.
         """
         taste, query = self._taste(condition), self._images(condition["user_query"])
         liked = (query * taste[:, None]).sum(dim=2) / math.sqrt(taste.shape[1]) * self.sharpness.exp()
@@ -125,7 +126,9 @@ class PairsEncoder(UserEncoder):
             kl = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
             phase = min(1.0, 2.0 * (progress * self.known.kl_cycles % 1.0))
             loss = loss + self.known.kl_weight * 0.5 * (1.0 - math.cos(math.pi * phase)) * kl
-            active = (mean.detach().var(dim=0, correction=0) > 0.01).float().mean()
+            with torch.no_grad():
+                opposite, _ = self._posterior(self._said({**condition, "user": condition["user"].flip(2)}))
+                active = (torch.cat([mean, opposite]).var(dim=0, correction=0) > 0.01).float().mean()
             facts |= {"user/kl": kl.detach(), "user/active": active}
         return {"penalty": loss, **facts}
 
