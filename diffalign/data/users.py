@@ -52,7 +52,7 @@ class Users:
     def index(self, sample: int) -> Index:
         """Return (position, round) of sample number `sample`: a round takes every user once, and one of its records, in random order."""
         turn, place = divmod(sample, len(self))
-        user = int(np.random.default_rng([self.seed, turn, 0]).permutation(len(self))[place])
+        user = int(_round(self.seed, turn, len(self))[place])
         own = self.positions[user]
         cycle, nth = divmod(turn, len(own))
         return int(own[np.random.default_rng([self.seed, cycle, 1 + user]).permutation(len(own))[nth]]), turn
@@ -61,6 +61,12 @@ class Users:
         """Return the positions of the same user's other records: those that share no table row with it."""
         own = self.positions[self.owner[position]]
         return own[self.rows[own] != self.rows[position]]
+
+
+@functools.lru_cache(maxsize=2)
+def _round(seed: int, turn: int, users: int) -> np.ndarray:
+    """Return the users (users,) of a round in their order."""
+    return np.random.default_rng([seed, turn, 0]).permutation(users)
 
 
 class UserPairs(Dataset[dict[str, Any]]):
