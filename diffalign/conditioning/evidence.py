@@ -138,9 +138,12 @@ def read_vectors(path: str, names: tuple[str, ...]) -> Tensor:
     if len(lengths) != 1 or 0 in lengths:
         raise ConfigError(f"{path}: expected equally many numbers for every user of the training; found {sorted(lengths)}")
     try:
-        return torch.tensor([known[name] for name in names], dtype=torch.float32)
+        vectors = torch.tensor([known[name] for name in names], dtype=torch.float32)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: expected {{user: [number, ...]}} ({error})") from error
+    if vectors.dim() != 2 or not vectors.isfinite().all():
+        raise ConfigError(f"{path}: expected {{user: [number, ...]}}; found lists in a list, or numbers that are not finite")
+    return vectors
 
 
 def _read(path: str, key: str, expected: str) -> dict[str, Any]:

@@ -30,8 +30,11 @@ def load_encoder(file: Path) -> UserEncoder:
     tensors, facts = _read(file)
     if facts.get("encoder") not in USER_ENCODERS:
         raise CheckpointError(f"{file}: holds no user encoder; expected the {ENCODER} of a run of `ppd`")
-    sizes: dict[str, Any] = json.loads(facts["sizes"])
-    encoder = make(USER_ENCODERS[facts["encoder"]](**json.loads(facts["settings"])), Sizes(**{**sizes, "users": tuple(sizes["users"])}))
+    try:
+        sizes: dict[str, Any] = json.loads(facts["sizes"])
+        encoder = make(USER_ENCODERS[facts["encoder"]](**json.loads(facts["settings"])), Sizes(**{**sizes, "users": tuple(sizes["users"])}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: does not say what encoder of `{facts['encoder']}` it holds ({error!r})") from error
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:
