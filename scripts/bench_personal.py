@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import wilcoxon
 
-from diffalign import adapters, api
+from diffalign import api
 from diffalign.backbones.table import load_pipeline
 from diffalign.configfile import from_mapping
 from diffalign.errors import ConfigError
-from diffalign.evaluate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
 from diffalign.result import RUN
 from diffalign.shapes.judge import mean_adherence
 from diffalign.shapes.tastes import User
+from scripts.personal_report import report
 from scripts.personal_world import MODEL, SCALE, STEPS, UNSEEN, Person, World, taste_scores, vector
 
 EACH = 8  # pictures for each user
@@ -44,7 +43,7 @@ COMMON: dict[str, Any] = {
     "lr_warmup_steps": 50,
     "beta": 250.0,
     "trajectory": {"ddim_inversion": {"steps": 5, "eta": 0.1, "end": "exact", "driver": "reference"}},
-    "trajectory_cache": 3,
+    "trajectory_cache": 1,
     "checkpointing_steps": 10**6,
 }
 
@@ -79,7 +78,7 @@ class Bench:
         return folder
 
     def scores(self, name: str, people: Sequence[Person], make: Callable[[Person], Any]) -> np.ndarray:
-        """Return (people, EACH, 7) scores of what `make`'s pipeline draws for everybody; kept under `name`."""
+        """Return (people, EACH, 4) scores of what `make`'s pipeline draws for everybody; kept under `name`."""
         file = self.root / f"{name}.npy"
         if not file.exists():
             found, followed = [], []
@@ -141,7 +140,7 @@ class Bench:
         file = self.root / "opposites.json"
         if file.exists():
             return
-        user = User({"warm": 0.4, "large": 0.3, "bright_background": 0.3})
+        user = User({"warm": 0.4, "large": 0.3, "bright_background": 0.3, "high": 0.0})
         person = Person("", user, self.world.votes(user, 4, np.random.default_rng(5)))
         there = pipe.for_user(self.world.choices(person, 4))
         back = Person("", user, person.pairs[:, [0, 2, 1]])
@@ -149,17 +148,28 @@ class Bench:
         rows = {"nobody": pipe.for_user(None), **{f"{weight:g}": here.mixed(there, weight) for weight in WEIGHTS}}
         drawn = {label: self.draw(own, self.world.heldout, 500_000) for label, own in rows.items()}
         grid([image for images in drawn.values() for image in images[:12]], 12).save(self.root / "opposites.png")
-        means = {label: float((taste_scores(images) @ vector(user_of_all(user))).mean()) for label, images in drawn.items()}
+        means = {label: float((taste_scores(images) @ vector(user)).mean()) for label, images in drawn.items()}
         file.write_text(json.dumps(means))
 
 
-def user_of_all(user: User) -> User:
-    """Return a user with a weight for every taste."""
-    from diffalign.shapes.tastes import TASTES
+def main() -> None:
+    """Train, draw and judge what is asked for, and print what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder for users, trainings and results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", default=None, help="which trainings; all if not given")
+    parser.add_argument("--report", action="store_true", help="make nothing, report what is there")
+    chosen = parser.parse_args()
+    torch.set_flush_denormal(True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    world = World(chosen.root)
+    for seed in () if chosen.report else chosen.seeds:
+        bench = Bench(world, seed)
+        bench.base()
+        for name in chosen.runs or runs(world):
+            bench.judge(name)
+    print(report(world, chosen.seeds))
 
-    return User({name: user.weights.get(name, 0.0) for name in TASTES}, user.temperature)
 
-
-def utilities(scores: np.ndarray, people: Sequence[Person]) -> np.ndarray:
-    """Return (people, EACH) how much everybody likes the pictures that were drawn for them."""
-    return np.stack([found @ vector(person.user) for found, person in zip(scores, people, strict=True)])
+if __name__ == "__main__":
+    main()

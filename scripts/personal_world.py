@@ -1,12 +1,13 @@
 """A town of users with tastes of their own, for bench_personal.py: what they voted on, and who of them training never sees.
 
-All vote on one pool of the embedded model's own pictures. A taste is a random direction over the seven tastes of the shapes world, the
-cube of a normal draw, so that a few things matter much to somebody; votes err by Bradley and Terry at a temperature of each user's own.
+All vote on one pool of the embedded model's own pictures. A user is a random direction over four tastes of the shapes world, one for each
+thing that prompts leave open (colour, size, background, place), and the temperature at which their votes err (Bradley and Terry).
 Everything follows from the constants below.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from diffalign.backbones.table import load_pipeline
@@ -27,12 +29,13 @@ from diffalign.infer.sample import draw
 from diffalign.shapes.captions import parse, random_caption
 from diffalign.shapes.judge import read
 from diffalign.shapes.scenes import random_scene
-from diffalign.shapes.tastes import TASTES, User, taste_score
+from diffalign.shapes.tastes import User, taste_score
 
 MODEL, SCALE, STEPS = "assets/tiny-sd", 4.0, 20
 TRAIN, UNSEEN = 300, 50  # users
 PAIRS, SUPPORT = 32, 16  # of a training user; of an unseen one
 PROMPTS, HELDOUT, IMAGES = 112, 40, 20  # prompts to vote on and to judge by; pictures of each of the former
+OPEN = ("warm", "large", "bright_background", "high")
 NAMED = 2  # at most so many attributes in a prompt, the shape among them: the others are a matter of taste
 
 
@@ -72,7 +75,7 @@ class World:
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
-        """Return (pictures, 7) their scores under every taste."""
+        """Return (pictures, 4) their scores under every taste."""
         return taste_scores([self.picture(i) for i in range(len(self.pictures))])
 
     def picture(self, index: int) -> Image.Image:
@@ -92,8 +95,8 @@ class World:
     def person(self, number: int) -> Person:
         """Return user `number` with their votes."""
         rng = np.random.default_rng([1, number])
-        drawn = rng.normal(size=len(TASTES)) ** 3
-        user = User(dict(zip(TASTES, drawn / np.abs(drawn).sum(), strict=True)), temperature=float(rng.uniform(0.01, 0.03)))
+        drawn = rng.normal(size=len(OPEN))
+        user = User(dict(zip(OPEN, drawn / np.abs(drawn).sum(), strict=True)), temperature=float(rng.uniform(0.01, 0.03)))
         return Person(f"user-{number:03d}", user, self.votes(user, PAIRS if number < TRAIN else SUPPORT, rng))
 
     def votes(self, user: User, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -115,16 +118,21 @@ class World:
         """Return the table of the training users' votes."""
         path = self.root / "table"
         if not path.exists():
+            import_dataset(str(self.votes_file("votes", self.people[:TRAIN])), path)
+        return path
+
+    def votes_file(self, name: str, people: Sequence[Person]) -> Path:
+        """Return the parquet file `name` with the votes of `people`, in Pick-a-Pic's columns."""
+        file = self.root / f"{name}.parquet"
+        if not file.exists():
             encoded = [encode_image(self.picture(i)) for i in range(len(self.pictures))]
             rows = [
-                _row(self.prompts[p], encoded[a], encoded[b], who, n)
-                for who in self.people[:TRAIN]
-                for n, (p, a, b) in enumerate(who.pairs.tolist())
+                _row(self.prompts[p], encoded[a], encoded[b], who, n) for who in people for n, (p, a, b) in enumerate(who.pairs.tolist())
             ]
-            source = self.root / "votes.parquet"
-            pq.write_table(pa.Table.from_pylist(rows), source)
-            import_dataset(str(source), path)
-        return path
+            temporary = file.with_suffix(".tmp")
+            pq.write_table(pa.Table.from_pylist(rows), temporary)
+            temporary.replace(file)
+        return file
 
     def vectors(self) -> Path:
         """Return the file of the training users' taste vectors, which the oracle knows."""
@@ -152,13 +160,13 @@ class World:
 
 
 def vector(user: User) -> np.ndarray:
-    """Return a user's weights (7,) in the order of the tastes."""
-    return np.array([user.weights[name] for name in TASTES])
+    """Return a user's weights (4,) in the order of the tastes."""
+    return np.array([user.weights[name] for name in OPEN])
 
 
 def taste_scores(images: Sequence[Image.Image]) -> np.ndarray:
-    """Return (images, 7) scores under every taste."""
-    return np.array([[taste_score(name, reading) for name in TASTES] for reading in map(read, images)])
+    """Return (images, 4) scores under every taste."""
+    return np.array([[taste_score(name, reading) for name in OPEN] for reading in map(read, images)])
 
 
 def _row(prompt: str, won: bytes, lost: bytes, person: Person, number: int) -> dict[str, Any]:
@@ -178,3 +186,17 @@ def _row(prompt: str, won: bytes, lost: bytes, person: Person, number: int) -> d
         "user_id": person.name,
         "ranking_id": f"{person.name}-{number}",
     }
+
+
+def main() -> None:
+    """Write the votes of both kinds of users."""
+    parser = argparse.ArgumentParser(description="Draw pictures and let simulated users vote on them: votes.parquet and unseen.parquet.")
+    parser.add_argument("--root", type=Path, required=True, help="folder to write to")
+    world = World(parser.parse_args().root)
+    torch.set_flush_denormal(True)
+    for name, people in (("votes", world.people[:TRAIN]), ("unseen", world.unseen)):
+        print(f"{len(people)} users, {sum(len(who.pairs) for who in people)} votes: {world.votes_file(name, people)}")
+
+
+if __name__ == "__main__":
+    main()

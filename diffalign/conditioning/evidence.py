@@ -26,6 +26,9 @@ from diffalign.data.view import View
 from diffalign.errors import ConfigError
 
 
+FEW = 16  # pairs
+
+
 class ChoicesEvidence:
     """A random few of the user's other pairs in random order, as image features: "user" (S, 2, F) and "user_mask" (S,)."""
 
@@ -40,9 +43,20 @@ class ChoicesEvidence:
         self._fill(features)
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return the evidence of one record: one to `max_shots` pairs, log-uniformly, and "user_query" (2, F), the record's own."""
+        """Return the evidence of one record, up to `max_shots` pairs, and "user_query" (2, F), the record's own.
+
+        As many as there are: what the denoiser learns to draw for a taste does not depend on how many pairs told of it, and many tell
+        it more clearly.
+        """
+        return self._drawn(position, self.shots, rng)
+
+    def few(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the same with one to sixteen pairs, log-uniformly: what the encoder itself is fitted to."""
+        return self._drawn(position, int(np.exp(rng.random() * np.log(min(self.shots, FEW) + 1.0))), rng)
+
+    def _drawn(self, position: int, most: int, rng: np.random.Generator) -> dict[str, Tensor]:
         others = self.users.others(position)
-        count = min(len(others), int(np.exp(rng.random() * np.log(self.shots + 1.0))))
+        count = min(len(others), most)
         seen = self.read([position, *rng.choice(others, count, replace=False).tolist()])
         known, mask = torch.zeros(self.shots, *seen.shape[1:]), torch.zeros(self.shots)
         known[:count], mask[:count] = seen[1:], 1.0

@@ -63,5 +63,7 @@ def _tell(encoder: PairsEncoder, evidence: ChoicesEvidence, left_out: np.ndarray
 def _batch(evidence: ChoicesEvidence, users: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, Tensor]:
     """Return the evidence of `size` random records, users uniform."""
     chosen = [evidence.users.positions[user] for user in rng.choice(users, size)]
-    rows = [evidence(int(rng.choice(positions)), rng) for positions in chosen]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    rows = [evidence.few(int(rng.choice(positions)), rng) for positions in chosen]
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    longest = int(batch["user_mask"].sum(dim=1).max())
+    return batch | {name: batch[name][:, :longest] for name in ("user", "user_mask")}

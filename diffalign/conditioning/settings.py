@@ -35,7 +35,7 @@ class PairsSettings(Settings):
 
     features: str = "latents"  # "latents" of the model's own VAE, a CLIP's folder or hub id, or open_clip:ARCHITECTURE:WEIGHTS
     hidden: int = 64
-    max_shots: int = 16  # a record's evidence has 1 to so many pairs, log-uniformly
+    max_shots: int = 32  # pairs of a user that are read at once
     fit_steps: int = 1000  # before the training, of predicting users' choices from their other ones: the denoiser is not needed for it
     fit_batch: int = 256
     preference_weight: float = 1.0  # of that prediction beside the objective

@@ -1,0 +1,76 @@
+"""What bench_personal.py found, as tables: win rates by each user's own taste, intervals bootstrapped over users."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from diffalign.evaluate import WinRate, win_rate
+from scripts.personal_world import UNSEEN, Person, World, vector
+
+NAMES = {
+    "pairs-4": "PPD, pairs, 4 shots",
+    "pairs_vpl-4": "PPD, pairs (VPL), 4 shots",
+    "mixture-4": "PPD, mixture, 4 shots",
+    "profile": "PPD, profile text from 4 votes",
+    "vector": "PPD, told the taste vector (oracle)",
+    "population": "population Diffusion-DPO",
+    "one_hot-seen": "PPD, one-hot, on users of the training",
+}
+
+
+def utilities(file: Path, people: Sequence[Person]) -> np.ndarray:
+    """Return (people, pictures) how much everybody likes the pictures that were drawn for them."""
+    return np.stack([found @ vector(person.user) for found, person in zip(np.load(file), people, strict=True)])
+
+
+def against(world: World, seed: int, name: str, other: str) -> WinRate | None:
+    """Return how often users like the pictures `name` better than `other`'s of the same noise; None where one is not there."""
+    files = [world.root / f"seed-{seed}" / f"{which}.npy" for which in (name, other)]
+    if not all(file.exists() for file in files):
+        return None
+    people = world.people[:UNSEEN] if name.endswith("-seen") else world.unseen
+    first, second = (utilities(file, people) for file in files)
+    names = [person.name for person in people for _ in range(first.shape[1])]
+    return win_rate(second.ravel().tolist(), first.ravel().tolist(), names)
+
+
+def cell(found: WinRate | None) -> str:
+    """Return a rate with its interval."""
+    return "" if found is None else f"{found.rate:.3f} ({found.low:.3f}-{found.high:.3f})"
+
+
+def table(world: World, seeds: Sequence[int], names: dict[str, str], others: Sequence[str]) -> list[str]:
+    """Return a row for each name: its win rate against each of `others`, seed by seed."""
+    heads = [f"against {other}, seed {seed}" for other in others for seed in seeds]
+    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
+    for name, label in names.items():
+        cells = [cell(against(world, seed, name, other)) for other in others for seed in seeds]
+        if any(cells):
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def paired(world: World, seed: int) -> str:
+    """Return how one's own tokens do against somebody else's: mean difference of utility, and Wilcoxon's one-sided p."""
+    files = [world.root / f"seed-{seed}" / f"pairs-{which}.npy" for which in ("4", "other")]
+    if not all(file.exists() for file in files):
+        return ""
+    own, other = (utilities(file, world.unseen).mean(axis=1) for file in files)
+    found = wilcoxon(own, other, alternative="greater")
+    return f"seed {seed}: own minus other {float((own - other).mean()):+.4f} in mean utility, p = {found.pvalue:.2g}"
+
+
+def report(world: World, seeds: Sequence[int]) -> str:
+    """Return all tables of what is there, in Markdown."""
+    lines = table(world, seeds, NAMES, ("base", "population"))
+    shots = {f"pairs-{count}": f"{count} pairs" for count in (1, 2, 4, 8, 16)} | {"pairs-other": "4 pairs of another user"}
+    lines += ["", *table(world, seeds, shots, ("base",)), "", *filter(None, (paired(world, seed) for seed in seeds))]
+    for seed in seeds:
+        for file in sorted((world.root / f"seed-{seed}").glob("*.json")):
+            lines.append(f"seed {seed} {file.stem}: {json.dumps(json.loads(file.read_text()))}")
+    return "\n".join(lines)
