@@ -45,6 +45,7 @@ def fit(encoder: PairsEncoder, evidence: ChoicesEvidence, known: PairsSettings, 
             schedule.step()
             bar.update()
             bar.set_postfix(accuracy=f"{float(facts['user/accuracy']):.2f}")
+    optimizer.zero_grad()  # else the first step of the training would take the last gradient, too
     _tell(encoder, evidence, users[: len(users) // 10], rng)
 
 

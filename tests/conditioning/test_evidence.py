@@ -98,22 +98,23 @@ def test_the_evidence_is_features_of_other_rows_preferred_first(view, tmp_path):
             assert len({tuple(pair) for pair in seen}) == count
 
 
-def test_the_number_of_shots_is_log_uniform_and_their_order_random(tmp_path):
+def test_training_reads_as_many_pairs_as_there_are_and_room_for(tmp_path):
+    view = view_of(tmp_path, votes([("ann", 5)]))
+    for shots, count in ((2, 2), (4, 4), (16, 4)):
+        evidence = ChoicesEvidence(view, Users.of(view), Numbers(), PairsSettings(max_shots=shots), tmp_path / "cache")
+        assert {int(row["user_mask"].sum()) for row in draws(evidence, 0)} == {count}
+        assert len({tuple(row["user"][:2, 0, 0].tolist()) for row in draws(evidence, 0, 200)}) == 12  # two of four, in either order
+
+
+def test_the_encoder_is_fitted_to_a_log_uniform_number_of_pairs(tmp_path):
     view = view_of(tmp_path, votes([("ann", 5)]))
     evidence = ChoicesEvidence(view, Users.of(view), Numbers(), PairsSettings(max_shots=SHOTS), tmp_path / "cache")
-    drawn = draws(evidence, 0, 1500)
+    drawn = [evidence.few(0, np.random.default_rng(seed)) for seed in range(1500)]
     counts = [int(row["user_mask"].sum()) for row in drawn]
     for count in (1, 2, 3):
         # of a uniform logarithm up to log 4, what lies between log count and log (count + 1); the standard error is 0.013
         assert counts.count(count) / 1500 == pytest.approx(math.log((count + 1) / count) / math.log(4), abs=0.05)
-    pairs = {tuple(row["user"][:2, 0, 0].tolist()) for row in drawn if row["user_mask"].sum() == 2}
-    assert len(pairs) == 12  # two of four others, in either order
-
-
-def test_a_user_with_few_pairs_has_fewer_shots_than_there_is_room_for(tmp_path):
-    view = view_of(tmp_path, votes([("ann", 3)]))
-    evidence = ChoicesEvidence(view, Users.of(view), Numbers(), PairsSettings(max_shots=16), tmp_path / "cache")
-    assert {int(row["user_mask"].sum()) for row in draws(evidence, 0)} == {1, 2}
+    assert all(row["user_query"].tolist() == drawn[0]["user_query"].tolist() for row in drawn)
 
 
 def test_features_are_computed_once_for_each_network_that_sees(view, tmp_path):

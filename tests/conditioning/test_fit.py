@@ -63,6 +63,7 @@ def test_a_taste_for_one_feature_is_told_of_users_left_out(tmp_path, values, var
     assert int(share) > 80
     assert "next to nothing" not in caplog.text
     assert encoder.training
+    assert all(parameter.grad is None for parameter in encoder.parameters())  # which the training would add to its first
     torch.testing.assert_close(encoder.mean, torch.from_numpy(values.mean(axis=0)).float())
     torch.testing.assert_close(encoder.deviation, torch.from_numpy(values.std(axis=0, ddof=1)).float())
 
