@@ -20,10 +20,12 @@ def write_micro_sd(folder: Path, **schedule: Any) -> Path:
     return write_micro("sd", folder, **schedule)
 
 
-def write_pairs(path: Path, count: int = 24, side: int = 40, label: float | None = None, seed: int = 0, *, scored: bool = False) -> Path:
+def write_pairs(
+    path: Path, count: int = 24, side: int = 40, label: float | None = None, seed: int = 0, *, scored: bool = False, users: int = 0
+) -> Path:
     """Write pairs of drawings in Pick-a-Pic's columns; labels alternate unless given. Drawings are larger than the model's 32 px.
 
-    With `scored` each has a PickScore, which agrees with the label.
+    With `scored` each has a PickScore, which agrees with the label, with `users` a user, one of so many.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -39,5 +41,7 @@ def write_pairs(path: Path, count: int = 24, side: int = 40, label: float | None
         rows.append({"caption": prompt, "jpg_0": images[0], "jpg_1": images[1], "label_0": first, "label_1": 1.0 - first})
         if scored:
             rows[-1] |= {"ps_score_0": 0.2 + 0.02 * first, "ps_score_1": 0.2 + 0.02 * (1.0 - first)}
+        if users:
+            rows[-1] |= {"user_id": f"user {i % users}"}
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import CLIPVisionConfig
 
 from diffalign import dryrun
-from diffalign.build import backbone
+from diffalign.adapters import trainable
+from diffalign.build import backbone, equip
 from diffalign.cli import main
 from diffalign.config import TrainConfig
 from diffalign.data.batch import loader
@@ -19,7 +22,10 @@ from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.optimizer import make_optimizer
 from diffalign.outline import Kept, activations, outline
+from diffalign.personalise import expected_sizes
 from diffalign.train import Trainer
+from tests.conditioning.vlm_models import write_llava
+from tests.infer.users import write_votes
 from tests.micro import write_pairs
 from tests.micro_models import write_micro
 
@@ -98,6 +104,7 @@ def peak(own):
 
 
 MEASURED = {
+    "user": {"method": "ppd", "user_encoder": {"pairs": {"fit_steps": 2, "fit_batch": 4}}},
     "lora": {},
     "checkpointed": {"gradient_checkpointing": True},
     "in-turn": {"sequential_candidates": True},
@@ -108,7 +115,7 @@ MEASURED = {
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_estimate_is_near_what_a_run_takes(name, tmp_path):
-    pairs = write_pairs(tmp_path / "pairs.parquet", count=32, side=72)
+    pairs = write_pairs(tmp_path / "pairs.parquet", count=32, side=72, users=4)
     options = {"train_batch_size": 16, "max_train_steps": 3, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
     own = config("assets/tiny-sd", dataset_name=str(pairs), **options | MEASURED[name])
     drawn = outline(own, CPU)
@@ -155,6 +162,46 @@ def test_quantised_linear_layers_are_as_small_as_their_kind(models):
     # 64 weights of half a byte, a scale of one byte, and a 256th of a scale of four.
     smaller = linear * (2 - (32 + 1 + 4 / 256) / 64)
     assert sizes(replace(own, quantization="nf4"))["base weights (nf4, bfloat16)"] == pytest.approx(plain - smaller)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_user_branch_is_counted_as_it_is_attached(models, family):
+    own = config(models[family], method="ppd")
+    drawn = outline(own, CPU)
+    model = backbone(own, CPU)
+    equip(own, model, known=expected_sizes(own, model, ()))
+    counts = [sum(p.numel() for p in trainable(denoiser)) for denoiser in (drawn.model.denoiser, model.denoiser)]
+    assert counts[0] == counts[1] > 0
+    assert sizes(own)["trained weights (float32)"] == 4 * counts[0]
+    assert "user branch with the encoder pairs" in dryrun.report(own)
+    half, lora = sizes(replace(own, mixed_precision="bf16")), sizes(config(models[family], mixed_precision="bf16"))
+    assert half["trained weights (float32)"] == 4 * counts[0]
+    assert half["base weights (bfloat16, float32)"] > lora["base weights (bfloat16)"]  # biases that stay zero, in single precision
+
+
+@pytest.mark.parametrize("clip", [True, False], ids=["clip", "vlm"])
+def test_networks_that_see_users_pairs_are_counted_by_their_configs(models, tmp_path, clip):
+    if clip:
+        CLIPVisionConfig(projection_dim=24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path / "clip")
+        spec, width = {"pairs": {"features": str(tmp_path / "clip"), "hidden": 8}}, 24 * 8
+    else:
+        write_llava(tmp_path / "llava")
+        (tmp_path / "llava" / "model.safetensors").unlink()
+        spec, width = {"vlm": {"model": str(tmp_path / "llava"), "width": 8}}, 16 * 8
+    encoder: Any = outline(config(models["sd"], method="ppd", user_encoder=spec), CPU).model.denoiser.user_encoder
+    read = encoder.image[0] if clip else encoder.project
+    assert read.weight.numel() == width
+    assert encoder.tokens == 4  # of the settings, or the states of three layers and of the embedding
+
+
+def test_where_users_are_rows_a_table_says_how_many(models, tmp_path):
+    table = import_dataset(str(write_votes(tmp_path / "votes.parquet")), tmp_path / "table")
+    spec = {"one_hot": {"tokens": 2, "width": 8}}
+    drawn = outline(config(models["sd"], method="ppd", user_encoder=spec, dataset_name=str(table.path)), CPU)
+    assert drawn.model.denoiser.user_encoder.table.weight.shape == (2, 16)  # pyright: ignore[reportAttributeAccessIssue]
+    for known, sentence in ((spec, "has a row for each user, and pairs is no table yet"), ({"vector": {"vectors": "x"}}, "does not read")):
+        with pytest.raises(ConfigError, match=sentence):
+            dryrun.report(config(models["sd"], method="ppd", user_encoder=known))
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])

@@ -25,11 +25,14 @@ from tests.micro import write_micro_sd
 
 INVERSION = {"ddim_inversion": {"steps": 3, "renoise": 1, "eta": 0.1, "driver": "reference"}}
 
+FITTED = {"pairs": {"fit_steps": 2, "fit_batch": 8}}  # hardly, to be quick
+
 
 @pytest.fixture(scope="module")
 def scored(pairs_file, tmp_path_factory):
-    """The pairs as a table, each image with a PickScore."""
+    """The pairs of four users as a table, each image with a PickScore."""
     table, rng = pq.read_table(pairs_file), np.random.default_rng(0)
+    table = table.append_column("user_id", [[f"user {number % 4}" for number in range(len(table))]])
     for side in (0, 1):
         table = table.append_column(f"ps_score_{side}", [rng.uniform(0.1, 0.3, len(table))])
     folder = tmp_path_factory.mktemp("scored")
@@ -74,7 +77,9 @@ def micro_sd2(tmp_path_factory):
 @pytest.mark.parametrize("model", ["micro_sd", "micro_sd2"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_moves_its_weights(config, method, model, request):
-    folder = train(replace(config, method=method, pretrained_model_name_or_path=str(request.getfixturevalue(model))))
+    users = None if METHODS[method].users is None else FITTED
+    model = str(request.getfixturevalue(model))
+    folder = train(replace(config, method=method, pretrained_model_name_or_path=model, user_encoder=users))
     log = log_of(folder)
     assert len(log) == 2
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in log)

@@ -25,7 +25,6 @@ from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.errors import ConfigError
 
-
 FEW = 16  # pairs
 
 

@@ -9,7 +9,10 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+from tests.micro import write_pairs
+
 INVERSION = ["--method", "inpo", "--trajectory", "{ddim_inversion: {steps: 3, eta: 0.1, driver: policy}}"]
+PERSONAL = ["--method", "ppd", "--user_encoder", "{pairs: {fit_steps: 2, fit_batch: 8}}"]
 
 
 def launch(processes, batch_size, micro_sd, pairs_file, output_dir, options):
@@ -22,14 +25,21 @@ def launch(processes, batch_size, micro_sd, pairs_file, output_dir, options):
     words = [str(word) for word in command + words]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(output_dir / "pytorch_lora_weights.safetensors")
+    files = ("pytorch_lora_weights.safetensors", "ip_adapter.safetensors", "user_encoder.safetensors")
+    return {name: value for file in files if (output_dir / file).exists() for name, value in load_file(output_dir / file).items()}
 
 
-@pytest.mark.parametrize("options", [[], INVERSION], ids=["diffusion_dpo", "inpo"])
-def test_two_processes_give_the_weights_of_one(micro_sd, pairs_file, tmp_path, options):
-    one = launch(1, 4, micro_sd, pairs_file, tmp_path / "one", options)
-    two = launch(2, 2, micro_sd, pairs_file, tmp_path / "two", options)
+@pytest.fixture(scope="module")
+def voted(tmp_path_factory):
+    """Pairs of four users."""
+    return write_pairs(tmp_path_factory.mktemp("voted") / "pairs.parquet", users=4)
+
+
+@pytest.mark.parametrize("options", [[], INVERSION, PERSONAL], ids=["diffusion_dpo", "inpo", "ppd"])
+def test_two_processes_give_the_weights_of_one(micro_sd, voted, tmp_path, options):
+    one = launch(1, 4, micro_sd, voted, tmp_path / "one", options)
+    two = launch(2, 2, micro_sd, voted, tmp_path / "two", options)
     assert one.keys() == two.keys()
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
-    assert max(value.abs().max().item() for name, value in one.items() if "lora_B" in name) > 1e-3
+    assert max(value.abs().max().item() for name, value in one.items() if "lora_B" in name or "to_v_ip" in name) > 1e-3
     assert (tmp_path / "two" / "checkpoint-2").is_dir()

@@ -36,6 +36,7 @@ def test_a_user_is_trained_for_embedded_drawn_for_and_judged(micro_sd, votes, tm
     run, ann = tmp_path / "run", tmp_path / "ann.safetensors"
     words = ["--pretrained_model_name_or_path", str(micro_sd), "--dataset_name", str(votes), "--output_dir", str(run)]
     words += ["--method", "ppd", "--max_train_steps", "3", "--train_batch_size", "4", "--learning_rate", "1e-2"]
+    words += ["--user_encoder", "{pairs: {fit_steps: 5}}"]
     assert main(["train", *words]) == 0
     assert embed(run, "--dataset_name", votes, "--user_id", "ann", "--destination", ann) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(ann)
