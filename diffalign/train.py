@@ -125,8 +125,8 @@ class Trainer:
                 known = self._penalty(batch)
                 self.accelerator.backward((loss + known.pop("penalty", 0.0)) / (records / len(samples)))
             weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
-            facts = {"loss": loss.detach(), **describe(scores, self.beta), **known}
-            gathered.append({name: weight * value for name, value in facts.items()})
+            said = {"loss": loss.detach(), **describe(scores, self.beta), **known}
+            gathered.append({name: weight * value for name, value in said.items()})
         names = list(gathered[0])
         means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
         norm: Any = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)

@@ -159,7 +159,8 @@ def clip_width(name: str, revision: str | None = None) -> int:
     if name.startswith(OPEN_CLIP):
         import open_clip  # as below
 
-        return int(open_clip.get_model_config(_architecture(name)[0])["embed_dim"])
+        config: Any = open_clip.get_model_config(_architecture(name)[0])
+        return int(config["embed_dim"])
     try:
         return int(_config(name, revision).projection_dim)
     except UNREADABLE as error:

@@ -89,6 +89,9 @@ class PairsEncoder(UserEncoder):
     normal vector; without the noise it is the mean.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, settings: PairsSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         self.known, hidden = settings, settings.hidden
