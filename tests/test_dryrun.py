@@ -49,9 +49,16 @@ def sizes(own, device=CPU):
     return dict(dryrun.memory(own, outline(own, device)))
 
 
+def loaded(own):
+    """Return the model as it is trained."""
+    model = backbone(own, CPU)
+    equip(own, model, known=expected_sizes(own, model, ()) if own.users else None)
+    return model
+
+
 def kept_in_truth(own, images):
     """Return the bytes that autograd keeps of a forward pass with numbers, in the kernels of this machine."""
-    model = backbone(own, CPU)
+    model = loaded(own)
     denoiser = model.denoiser.train()
     kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
     condition = model.encode_prompt(["a prompt"] * images)
@@ -61,7 +68,11 @@ def kept_in_truth(own, images):
     return kept.bytes
 
 
-@pytest.mark.parametrize("values", [{}, {"mixed_precision": "bf16"}, {"train_method": "full"}], ids=["lora", "bf16", "full"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"mixed_precision": "bf16"}, {"train_method": "full"}, {"method": "ppd"}],
+    ids=["lora", "bf16", "full", "user"],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # PyTorch, of the norms of queries in bfloat16
 def test_without_numbers_as_many_bytes_are_kept_as_with(models, family, values):
@@ -157,7 +168,7 @@ def test_full_fine_tuning_has_a_second_network_where_it_compares(models):
 def test_quantised_linear_layers_are_as_small_as_their_kind(models):
     own = config(models["flux"], mixed_precision="bf16")
     plain = sizes(own)["base weights (bfloat16)"]
-    linear = sum(m.weight.numel() for m in backbone(own, CPU).denoiser.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
+    linear = sum(m.weight.numel() for m in loaded(own).denoiser.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
     assert sizes(replace(own, quantization="int8"))["base weights (int8, bfloat16)"] == plain - linear
     # 64 weights of half a byte, a scale of one byte, and a 256th of a scale of four.
     smaller = linear * (2 - (32 + 1 + 4 / 256) / 64)
@@ -168,9 +179,7 @@ def test_quantised_linear_layers_are_as_small_as_their_kind(models):
 def test_a_user_branch_is_counted_as_it_is_attached(models, family):
     own = config(models[family], method="ppd")
     drawn = outline(own, CPU)
-    model = backbone(own, CPU)
-    equip(own, model, known=expected_sizes(own, model, ()))
-    counts = [sum(p.numel() for p in trainable(denoiser)) for denoiser in (drawn.model.denoiser, model.denoiser)]
+    counts = [sum(p.numel() for p in trainable(denoiser)) for denoiser in (drawn.model.denoiser, loaded(own).denoiser)]
     assert counts[0] == counts[1] > 0
     assert sizes(own)["trained weights (float32)"] == 4 * counts[0]
     assert "user branch with the encoder pairs" in dryrun.report(own)
@@ -223,7 +232,7 @@ def test_states_of_8_bits_keep_small_tensors_whole():
 
 def test_a_moving_average_is_as_large_as_what_it_follows(models):
     own = config(models["sd"], use_ema=True)
-    average = EMAModel([p for p in backbone(own, CPU).denoiser.parameters() if p.requires_grad])
+    average = EMAModel([p for p in loaded(own).denoiser.parameters() if p.requires_grad])
     assert sizes(own)["moving average"] == sum(p.numel() * 4 for p in average.shadow_params)
 
 
