@@ -225,13 +225,14 @@ class TrainConfig:
         method = METHODS[self.method]
         check_ranges(self)
         check_objective(self.part("objective"), compares=self.compares)
-        check_users(self)
+        transforms = method.transforms if self.transforms is None else self.transforms
+        check_users(self, transforms)
         if method.inference == "negative_guidance" and self.tuning == "dora":
             raise ConfigError(
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
             )
         check_switches(self)
-        check_buckets(self, method.transforms if self.transforms is None else self.transforms)
+        check_buckets(self, transforms)
         return self
 
     def part(self, kind: Literal["objective", "trajectory", "error"]) -> dict[str, dict[str, Any]]:

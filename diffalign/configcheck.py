@@ -84,15 +84,22 @@ def check_objective(spec: Mapping[str, Mapping[str, Any]], *, compares: bool) ->
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
 
 
-def check_users(config: Any) -> None:
+def check_users(config: Any, transforms: Sequence[Spec]) -> None:
     """Check that users are told apart where, and only where, a user branch is trained, and bind the encoder's constants."""
     if (config.users is None) != (config.tuning != "user"):
         raise ConfigError(
             f"`train_method` is {config.tuning} and `user_encoder` is {config.users}; expected train_method user where users are told "
             "apart (method ppd, or another one with a user_encoder), and nowhere else"
         )
-    if config.users is not None:
-        bind("user_encoder", USER_ENCODERS, config.users)()
+    if config.users is None:
+        return
+    bind("user_encoder", USER_ENCODERS, config.users)()
+    if odd := [name for name in map(_name, transforms) if name in ("prompt_only", "preferred", "invert")]:
+        raise ConfigError(f"users are told apart by their choices, which the transform `{odd[0]}` takes away or turns round; leave it out")
+
+
+def _name(spec: Spec) -> str:
+    return single("transform", spec)[0]
 
 
 def parse_buckets(text: str | None) -> tuple[tuple[int, int], ...]:
@@ -154,9 +161,9 @@ def check_switches(config: Any) -> None:
         raise ConfigError(
             f"`enable_xformers_memory_efficient_attention` and `attention_backend: {config.attention_backend}` are both set; choose one"
         )
-    if config.quantization is not None and config.tuning != "lora":
+    if config.quantization is not None and config.tuning not in ("lora", "user"):
         raise ConfigError(
-            f"`quantization` is of a frozen base under a LoRA; `train_method` is {config.tuning}, which needs the weights themselves"
+            f"`quantization` is of a frozen base; `train_method` is {config.tuning}, which needs the weights themselves: set it to lora"
         )
     _check_packages(config)
 

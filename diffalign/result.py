@@ -32,7 +32,7 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
         "component": backbone.component,
         "max_sequence_length": config.max_sequence_length,
         "method": config.method,
-        "inference": METHODS[config.method].inference,
+        "inference": "user" if config.tuning == "user" else METHODS[config.method].inference,
         "train_method": config.tuning,
         "mixed_precision": config.mixed_precision,
     }

@@ -41,7 +41,7 @@ COMMON: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 50,
-    "beta": 250.0,
+    "beta": 500.0,
     "trajectory": {"ddim_inversion": {"steps": 5, "eta": 0.1, "end": "exact", "driver": "reference"}},
     "trajectory_cache": 1,
     "checkpointing_steps": 10**6,

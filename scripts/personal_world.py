@@ -1,8 +1,8 @@
 """A town of users with tastes of their own, for bench_personal.py: what they voted on, and who of them training never sees.
 
 All vote on one pool of the embedded model's own pictures. A user is a random direction over four tastes of the shapes world, one for each
-thing that prompts leave open (colour, size, background, place), and the temperature at which their votes err (Bradley and Terry).
-Everything follows from the constants below.
+thing that prompts leave open (colour, size, background, place), and the temperature at which their votes err. Shown four pictures of a
+prompt, a user marks the best and the worst: that is one pair. Everything follows from the constants below.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from diffalign.shapes.scenes import random_scene
 from diffalign.shapes.tastes import User, taste_score
 
 MODEL, SCALE, STEPS = "assets/tiny-sd", 4.0, 20
-TRAIN, UNSEEN = 300, 50  # users
-PAIRS, SUPPORT = 32, 16  # of a training user; of an unseen one
+TRAIN, UNSEEN = 240, 50  # users
+PAIRS, SUPPORT = 24, 16  # of a training user; of an unseen one
 PROMPTS, HELDOUT, IMAGES = 112, 40, 20  # prompts to vote on and to judge by; pictures of each of the former
 OPEN = ("warm", "large", "bright_background", "high")
+AGREED = 0.4  # mean of a taste's weight, in deviations: what the population likes, and Diffusion-DPO without users can learn
+SHOWN = 4  # pictures a user chooses from
 NAMED = 2  # at most so many attributes in a prompt, the shape among them: the others are a matter of taste
 
 
@@ -95,19 +97,18 @@ class World:
     def person(self, number: int) -> Person:
         """Return user `number` with their votes."""
         rng = np.random.default_rng([1, number])
-        drawn = rng.normal(size=len(OPEN))
+        drawn = rng.normal(AGREED, 1.0, size=len(OPEN))
         user = User(dict(zip(OPEN, drawn / np.abs(drawn).sum(), strict=True)), temperature=float(rng.uniform(0.01, 0.03)))
         return Person(f"user-{number:03d}", user, self.votes(user, PAIRS if number < TRAIN else SUPPORT, rng))
 
     def votes(self, user: User, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Return (count, 3) votes on pairs of pictures of one prompt each."""
-        weights, votes = vector(user), []
+        """Return (count, 3) votes: prompt, best and worst of the pictures shown, as they look to the user at the time (Gumbel noise)."""
+        votes = []
         for _ in range(count):
             prompt = int(rng.integers(PROMPTS))
-            first, second = (prompt * IMAGES + rng.choice(IMAGES, 2, replace=False)).tolist()
-            gap = (self.scores[first] - self.scores[second]) @ weights
-            won = rng.random() < 1.0 / (1.0 + np.exp(-np.clip(gap / user.temperature, -50, 50)))
-            votes.append((prompt, first, second) if won else (prompt, second, first))
+            shown = prompt * IMAGES + rng.choice(IMAGES, SHOWN, replace=False)
+            felt = self.scores[shown] @ vector(user) + rng.gumbel(scale=max(user.temperature, 1e-9), size=SHOWN)
+            votes.append((prompt, int(shown[felt.argmax()]), int(shown[felt.argmin()])))
         return np.array(votes)
 
     def choices(self, person: Person, shots: int) -> list[Choice]:

@@ -85,8 +85,8 @@ class PairsEncoder(UserEncoder):
     what the pairs say is brought to unit variance, and no bias follows: a user whose pairs cancel is the zero user. The inner product
     with an image's numbers is how much the user likes it (PAL, 2406.08469); it is fitted to the query "user_query" (N, 2, F), whose first
     image was preferred, by Bradley and Terry. With `variational` (VPL, 2408.10075) the pairs give mean and log-variance, both in [-1, 1],
-    of a normal distribution, whose sample ("user_noise" (N, H) times its deviation added to its mean) is scaled to the norm of a standard
-    normal vector; without the noise it is the mean.
+    of a normal distribution, whose sample in training ("user_noise" (N, H) times its deviation added to its mean), else whose mean, is
+    scaled to the norm of a standard normal vector; pairs that cancel then give the prior's mean, and not the zero user.
     """
 
     mean: Tensor
@@ -97,7 +97,7 @@ class PairsEncoder(UserEncoder):
         self.known, hidden = settings, settings.hidden
         self.register_buffer("mean", torch.zeros(sizes.features))
         self.register_buffer("deviation", torch.ones(sizes.features))
-        self.image = nn.Sequential(nn.Linear(sizes.features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.image = nn.Sequential(nn.Linear(sizes.features, hidden), nn.GELU(), nn.Linear(hidden, hidden, bias=False))
         self.refine = nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False))
         self.sharpness = nn.Parameter(torch.tensor(0.0))  # log of how sure a choice is
         self.posterior = nn.Linear(hidden, 2 * hidden) if settings.variational else None
