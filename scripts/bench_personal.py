@@ -29,11 +29,10 @@ from diffalign.infer.sample import draw, grid
 from diffalign.result import RUN
 from diffalign.shapes.judge import mean_adherence
 from diffalign.shapes.tastes import User
-from scripts.personal_report import report
+from scripts.personal_report import SHOTS, report
 from scripts.personal_world import MODEL, SCALE, STEPS, UNSEEN, Person, World, taste_scores, vector
 
 EACH = 8  # pictures for each user
-SHOTS = (1, 2, 4, 8, 16)
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COMMON: dict[str, Any] = {
     "train_batch_size": 32,
@@ -74,6 +73,8 @@ class Bench:
         if not (folder / RUN).exists():
             own = {"pretrained_model_name_or_path": MODEL, "dataset_name": str(self.world.table()), "seed": self.seed}
             values = {**COMMON, **runs(self.world)[name], **own, "output_dir": str(folder), "overwrite_output_dir": True}
+            for stale in self.root.glob(f"{name}*.npy"):
+                stale.unlink()  # pictures of an earlier training
             api.train(from_mapping(values, "bench_personal"))
         return folder
 
@@ -89,7 +90,9 @@ class Bench:
                 followed.append(mean_adherence(prompts, images))
                 if place % 10 == 9:
                     print(f"seed {self.seed} {name}: {place + 1} of {len(people)} users", flush=True)
-            np.save(file, np.stack(found))
+            temporary = file.with_suffix(".tmp.npy")
+            np.save(temporary, np.stack(found))
+            temporary.replace(file)
             file.with_suffix(".json").write_text(json.dumps({"adherence": float(np.mean(followed))}))
         return np.load(file)
 

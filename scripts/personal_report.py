@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
+from scipy.stats import spearmanr, wilcoxon
 
 from diffalign.evaluate import WinRate, win_rate
 from scripts.personal_world import UNSEEN, Person, World, vector
 
+SHOTS = (1, 2, 4, 8, 16)
 NAMES = {
     "pairs-4": "PPD, pairs, 4 shots",
     "pairs_vpl-4": "PPD, pairs (VPL), 4 shots",
@@ -61,16 +63,39 @@ def paired(world: World, seed: int) -> str:
     if not all(file.exists() for file in files):
         return ""
     own, other = (utilities(file, world.unseen).mean(axis=1) for file in files)
-    found = wilcoxon(own, other, alternative="greater")
+    found: Any = wilcoxon(own, other, alternative="greater")
     return f"seed {seed}: own minus other {float((own - other).mean()):+.4f} in mean utility, p = {found.pvalue:.2g}"
+
+
+def rising(rates: Sequence[float]) -> bool:
+    """Return whether rates follow the number of pairs, by Spearman's rank correlation."""
+    found: Any = spearmanr(SHOTS, rates)
+    return float(found.statistic) > 0.8
+
+
+def claims(world: World, seed: int) -> list[str]:
+    """Return whether what is claimed of unseen users with four pairs holds for a seed."""
+    base, population = against(world, seed, "pairs-4", "base"), against(world, seed, "pairs-4", "population")
+    curve = [against(world, seed, f"pairs-{count}", "base") for count in SHOTS]
+    file = world.root / f"seed-{seed}" / "opposites.json"
+    way = [value for name, value in json.loads(file.read_text()).items() if name != "nobody"] if file.exists() else []
+    held = {
+        "against base, lower end above 0.70": base and base.low > 0.70,
+        "against population, lower end above 0.55": population and population.low > 0.55,
+        "more pairs do better, over all of 1 to 16 (rank correlation above 0.8)": all(curve)
+        and rising([found.rate for found in curve if found]),
+        "from one user to the opposite one the taste rises at each of the steps": way and sorted(way) == way,
+    }
+    return [f"seed {seed}: {'yes' if found else 'NO' if found is not None else 'not measured'}: {claim}" for claim, found in held.items()]
 
 
 def report(world: World, seeds: Sequence[int]) -> str:
     """Return all tables of what is there, in Markdown."""
     lines = table(world, seeds, NAMES, ("base", "population"))
-    shots = {f"pairs-{count}": f"{count} pairs" for count in (1, 2, 4, 8, 16)} | {"pairs-other": "4 pairs of another user"}
+    shots = {f"pairs-{count}": f"{count} pairs" for count in SHOTS} | {"pairs-other": "4 pairs of another user"}
     lines += ["", *table(world, seeds, shots, ("base",)), "", *filter(None, (paired(world, seed) for seed in seeds))]
     for seed in seeds:
+        lines += ["", *claims(world, seed)]
         for file in sorted((world.root / f"seed-{seed}").glob("*.json")):
             lines.append(f"seed {seed} {file.stem}: {json.dumps(json.loads(file.read_text()))}")
     return "\n".join(lines)
