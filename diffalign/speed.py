@@ -6,11 +6,12 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import BitsAndBytesConfig, TorchAoConfig, UNet2DConditionModel
+from diffusers import BitsAndBytesConfig, SD3Transformer2DModel, TorchAoConfig, UNet2DConditionModel
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.checkpoint import checkpoint
 
+from diffalign.conditioning import branch
 from diffalign.config import TrainConfig
 from diffalign.configcheck import check_memory_format
 from diffalign.errors import ConfigError
@@ -65,6 +66,9 @@ def _attend(denoiser: Any, name: str, kernels: bool) -> None:
             f"`attention_backend` is {name!r}, and a {type(denoiser).__name__} calls PyTorch's scaled_dot_product_attention itself, "
             "which takes flash kernels where they fit; expected sdpa or xformers"
         )
+    if name == "xformers" and isinstance(denoiser, SD3Transformer2DModel) and branch.attached(denoiser):
+        # diffusers knows no processor that is both, and would put one without the branch in its place.
+        raise ConfigError("`attention_backend` xformers leaves out the user branch of an SD3Transformer2DModel; expected sdpa")
     if not kernels:
         return
     try:

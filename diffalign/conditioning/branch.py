@@ -29,14 +29,15 @@ class Switch:
 
     kind: str
     width: int  # of a token
-    processors: tuple[Any, ...]
+    layers: tuple[Any, ...]  # whose processors hold the branch; others take their place where another kernel is chosen
     full: float  # the scale of strength 1
     strength: float = 1.0
 
     def turn(self, strength: float) -> None:
         """Set the strength, a multiple of the scale that the stock loader sets."""
         self.strength = strength
-        for processor in self.processors:
+        for layer in self.layers:
+            processor = layer.processor
             processor.scale = [strength * self.full] if isinstance(processor.scale, list) else strength * self.full
 
 
@@ -60,8 +61,8 @@ def attach(denoiser: Any, width: int, state: State | None = None, *, seed: int =
             # Again, since the loader rounds to the denoiser's precision.
             parameter.data = state[part][key].detach().to(device, torch.float32, copy=True)
             parameter.requires_grad_(trains(key))
-    processors = tuple(denoiser.get_submodule(f"{name}.processor") for name in branched(denoiser).values())
-    denoiser.user_branch = Switch(kind, width, processors, full=0.5 if kind == "sd3" else 1.0)
+    layers = tuple(denoiser.get_submodule(name) for name in branched(denoiser).values())
+    denoiser.user_branch = Switch(kind, width, layers, full=0.5 if kind == "sd3" else 1.0)
 
 
 def _load(denoiser: Any, kind: str, width: int, state: State) -> None:
