@@ -25,7 +25,7 @@ from diffalign.build import DTYPES, equip, settings
 from diffalign.config import TrainConfig
 from diffalign.configcheck import check_family
 from diffalign.data.table import is_table
-from diffalign.data.users import Users
+from diffalign.data.users import names_of
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
 from diffalign.personalise import expected_sizes
@@ -74,7 +74,7 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
 def _users(config: TrainConfig) -> tuple[str, ...]:
     """Return the users of the training. Raises ConfigError where their number decides how much is trained, and there is no table yet."""
     if is_table(config.dataset_name):
-        return Users.of(open_dataset(config)).names
+        return names_of(open_dataset(config))
     if {"mixture", "one_hot"} & set(config.users or ()):
         raise ConfigError(
             f"`user_encoder` {config.users} has a row for each user, and {config.dataset_name} is no table yet; import it first"

@@ -1,4 +1,4 @@
-"""What is known of a training user when one of their records is learned from: never that record itself, nor its table row.
+"""What is known of a training user when one of their records is learned from: never that record, its table row, or its pictures.
 
 Image features and hidden states are computed once and kept on disk beside the table, keyed by the network that made them.
 """
@@ -6,6 +6,7 @@ Image features and hidden states are computed once and kept on disk beside the t
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,15 @@ from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 FEW = 16  # pairs
 
 
 class ChoicesEvidence:
-    """A random few of the user's other pairs in random order, as image features: "user" (S, 2, F) and "user_mask" (S,)."""
+    """A random few of the user's other pairs in random order, as image features: "user" (S, 2, F) and "user_mask" (S,).
+
+    The mask is zero, and the user nobody, for a record that shares a picture with all other pairs of its user.
+    """
 
     def __init__(self, view: View, users: Users, features: Features, settings: PairsSettings, root: Path) -> None:
         self.view, self.users, self.shots = view, users, settings.max_shots
@@ -40,6 +45,7 @@ class ChoicesEvidence:
         self.bank = Bank(folder, "features", int(self.first[-1]), (features.width,), "float32")
         self.sizes = Sizes(users.names, features.width, source=features.fingerprint)
         self._fill(features)
+        _warn(users.alone(), len(view))
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the evidence of one record, up to `max_shots` pairs, and "user_query" (2, F), the record's own.
@@ -79,7 +85,10 @@ class ChoicesEvidence:
 
 
 class StatesEvidence:
-    """Hidden states of a vision-language model that has read one chunk of the user's other pairs: "user" (R, F)."""
+    """Hidden states of a vision-language model that has read one chunk of the user's other pairs: "user" (R, F).
+
+    They are zero, and the user nobody, for a record that shares a picture with every chunk of its user.
+    """
 
     def __init__(self, view: View, users: Users, states: VlmStates, settings: VlmSettings, root: Path) -> None:
         self.users, self.sizes = users, Sizes(users.names, states.width, states.rows, states.fingerprint)
@@ -89,12 +98,28 @@ class StatesEvidence:
         for part in progress(jobs, 1, "read users' pairs"):
             for user, chunk in part:
                 choices = [choice(view, int(position)) for position in chunk]
-                self.chunks[user].append((users.rows[chunk], cached(states, folder, users.names[user], choices)))
+                self.chunks[user].append((chunk, cached(states, folder, users.names[user], choices)))
+        self.nobody = torch.zeros(states.rows, states.width)
+        _warn(sum(not self._others(position) for position in range(len(view))), len(view))
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return the states of a random chunk that has nothing of the record's row."""
-        own = [states for rows, states in self.chunks[self.users.owner[position]] if self.users.rows[position] not in rows]
-        return {"user": own[int(rng.integers(len(own)))]}
+        """Return the states of a random chunk that has nothing of the record's row and none of its pictures."""
+        others = self._others(position)
+        return {"user": others[int(rng.integers(len(others)))] if others else self.nobody}
+
+    def _others(self, position: int) -> list[Tensor]:
+        own = self.chunks[self.users.owner[position]]
+        return [states for chunk, states in own if not self.users.tell_of(position, chunk).any()]
+
+
+def _warn(alone: int, records: int) -> None:
+    """Say how many records are learned from without knowing their user."""
+    if alone:
+        logger.warning(
+            "%d of %d records share a picture with all that their user has chosen otherwise, which would tell their label; they are "
+            "learned from as those of nobody",
+            *(alone, records),
+        )
 
 
 def _chunks(users: Users, user: int, settings: VlmSettings) -> list[np.ndarray]:

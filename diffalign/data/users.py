@@ -1,4 +1,4 @@
-"""Records by who chose: users sampled uniformly, each record with other choices of its user as evidence, none of them of the same row."""
+"""Records by who chose: users sampled uniformly, each with other choices of its user as evidence, of other rows and other pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +18,7 @@ from diffalign.data.batch import Index, Pairs
 from diffalign.data.view import View
 from diffalign.types import Batch, Condition
 
+EDGE = 4096  # bytes; images of large datasets are not read to their ends for it
 Evidence = Callable[[int, np.random.Generator], dict[str, Tensor]]  # of the user of a position, drawn for it: keys begin with "user"
 
 
@@ -27,16 +29,17 @@ class Users:
     names: tuple[str, ...]  # sorted
     positions: tuple[np.ndarray, ...]
     rows: np.ndarray  # (records,) the table row of each position
+    pictures: np.ndarray  # (records, K) int64, hashes of each position's images
     seed: int = 0
 
     @classmethod
     def of(cls, view: View, seed: int = 0) -> Users:
         """Return the users of a view, every record of which has one."""
-        found: dict[str, list[int]] = {}
+        names, found = names_of(view), {}
         for position, entry in enumerate(view.entries):
             found.setdefault(entry.user or "", []).append(position)
-        names = tuple(sorted(found))
-        return cls(names, tuple(np.array(found[name]) for name in names), np.array([entry.row for entry in view.entries]), seed)
+        rows = np.array([entry.row for entry in view.entries])
+        return cls(names, tuple(np.array(found[name]) for name in names), rows, _pictures(view), seed)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,9 +61,48 @@ class Users:
         return int(own[np.random.default_rng([self.seed, cycle, 1 + user]).permutation(len(own))[nth]]), turn
 
     def others(self, position: int) -> np.ndarray:
-        """Return the positions of the same user's other records: those that share no table row with it."""
+        """Return the positions of the same user's other records, which share neither table row nor picture with it; there may be none."""
         own = self.positions[self.owner[position]]
-        return own[self.rows[own] != self.rows[position]]
+        return own[~self.tell_of(position, own)]
+
+    def tell_of(self, position: int, others: np.ndarray) -> np.ndarray:
+        """Return which of the positions `others` tell of the record itself: they share its row, or a picture with it."""
+        shown = np.isin(self.pictures[others], self.pictures[position]).any(axis=1)
+        return shown | (self.rows[others] == self.rows[position])
+
+    def alone(self) -> int:
+        """Return how many records have no others."""
+        return sum(not len(self.others(position)) for position in range(len(self.rows)))
+
+
+def names_of(view: View) -> tuple[str, ...]:
+    """Return the users of a view, sorted; no image is read."""
+    return tuple(sorted({entry.user or "" for entry in view.entries}))
+
+
+def _pictures(view: View) -> np.ndarray:
+    """Return (records, K) hashes of the encoded images of each position."""
+    wanted: dict[int, list[int]] = {}
+    for position, entry in enumerate(view.entries):
+        wanted.setdefault(entry.row, []).append(position)
+    found, base = np.zeros((len(view), max((len(entry.order) for entry in view.entries), default=0)), np.int64), 0
+    for batch in view.table.batches():
+        lists = batch.column("candidates")
+        images, offsets = lists.values.field("image"), lists.offsets.to_numpy()
+        for row in range(batch.num_rows):
+            for position in wanted.get(base + row, ()):
+                found[position] = [_digest(images[int(offsets[row]) + place]) for place in view.entries[position].order]
+        base += batch.num_rows
+    return found
+
+
+def _digest(image: pa.Scalar) -> int:
+    """Return a hash of the length, the head and the tail of an encoded image: where these agree, so does the rest."""
+    data = memoryview(image.as_buffer() or b"")
+    digest = hashlib.blake2b(len(data).to_bytes(8, "little"), digest_size=8)
+    digest.update(data[:EDGE])
+    digest.update(data[-EDGE:])
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 @functools.lru_cache(maxsize=2)

@@ -202,6 +202,36 @@ def test_a_user_gives_so_many_chunks_at_most_and_is_read_once(long, tmp_path):
     assert states.asked == 5
 
 
+def repeated(count):
+    """Return records of one user, all of which show the first one's first picture."""
+    first, *rest = votes([("ann", count)])
+    return [first, *(replace(record, candidates=(first.candidates[0], record.candidates[1])) for record in rest)]
+
+
+def test_a_record_whose_pictures_all_others_show_is_nobodys(tmp_path, caplog):
+    view = view_of(tmp_path, repeated(2 * SHOTS))
+    evidence = ChoicesEvidence(view, Users.of(view), Numbers(), PairsSettings(max_shots=SHOTS), tmp_path / "choices")
+    for drawn in (evidence(2, np.random.default_rng(0)), evidence.few(2, np.random.default_rng(0))):
+        assert drawn["user"].shape == (SHOTS, 2, 2)
+        assert not drawn["user"].any()
+        assert not drawn["user_mask"].any()
+        assert drawn["user_query"][:, 0].tolist() == places(view, 2)
+    assert not reading(view, tmp_path / "states")(2, np.random.default_rng(0))["user"].any()
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.startswith("6 of 6 records share a picture with all that their user has chosen") for message in said] == [True, True]
+
+
+def test_the_states_never_come_from_a_chunk_that_shows_the_records_pictures(tmp_path):
+    records = votes([("ann", 3 * SHOTS)])
+    records[1] = replace(records[1], candidates=records[0].candidates)
+    view = view_of(tmp_path, records)
+    evidence = reading(view, tmp_path)
+    for position in (0, 1):
+        for drawn in draws(evidence, position):
+            assert drawn["user"].any()
+            assert not {0, 1} & set(drawn["user"][0].int().tolist())
+
+
 def test_an_index_and_numbers_are_those_of_the_records_user(view):
     users = Users.of(view)
     index, vectors = IndexEvidence(users), VectorEvidence(users, torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))

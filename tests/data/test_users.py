@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from diffalign.conditioning.evidence import IndexEvidence
 from diffalign.data.batch import Sampler
-from diffalign.data.users import UserPairs, Users
+from diffalign.data.records import Candidate
+from diffalign.data.users import EDGE, UserPairs, Users
 from diffalign.data.view import with_users
 from diffalign.errors import TableError
 from diffalign.types import Batch, Noised, Query
@@ -122,6 +124,42 @@ def test_the_order_of_the_evidence_is_shuffled(users):
     data = drawing(users)
     drawn = [tuple(data[0, turn]["evidence"]["user"].tolist()) for turn in range(40)]
     assert set(drawn) == {(1, 2), (2, 1)}
+
+
+def shared(records, *pairs):
+    """Return records, one of which shows the pictures of another: (whose place, who else's picture, of which place) each."""
+    records = list(records)
+    for place, number, other, theirs in pairs:
+        candidates = list(records[number].candidates)
+        candidates[place] = records[other].candidates[theirs]
+        records[number] = replace(records[number], candidates=tuple(candidates))
+    return records
+
+
+def test_evidence_never_shows_a_picture_of_the_record(tmp_path):
+    # 1 shows a picture of 0, in the other place; 2 is 3 once more; 4 shares with somebody else's alone
+    records = shared(votes([("ann", 4), ("bob", 2)]), (1, 1, 0, 0), (0, 2, 3, 0), (1, 2, 3, 1), (0, 4, 0, 0))
+    users = Users.of(view_of(tmp_path, records))
+    assert [users.others(position).tolist() for position in range(6)] == [[2, 3], [2, 3], [0, 1], [0, 1], [5], [4]]
+    assert users.alone() == 0
+
+
+def test_pictures_are_told_apart_by_their_ends_and_length(tmp_path):
+    first = b"a" * EDGE + b"b" * 10 * EDGE + b"c" * EDGE
+    contents = [first, first + b"c", b"d" + first[1:], first[:-1] + b"d", first]
+    records = votes([("ann", 5)])
+    for place, content in enumerate(contents):
+        candidates = (Candidate(image=content), records[place].candidates[1])
+        records[place] = replace(records[place], candidates=candidates, prob=1.0)
+    users = Users.of(view_of(tmp_path, records))
+    assert [users.others(position).tolist() for position in (0, 1)] == [[1, 2, 3], [0, 2, 3, 4]]
+
+
+def test_records_that_share_a_picture_with_all_others_of_their_user_are_counted(tmp_path):
+    records = shared(votes([("ann", 3), ("bob", 2)]), (0, 1, 0, 0), (0, 2, 0, 0), (0, 3, 0, 0))
+    users = Users.of(view_of(tmp_path, records))
+    assert users.alone() == 3
+    assert [len(users.others(position)) for position in range(5)] == [0, 0, 0, 1, 1]
 
 
 def test_the_share_of_dropped_users_is_the_one_asked_for(users):
