@@ -141,13 +141,19 @@ def load_result(model: Any, folder: Path, *, full: bool, component: str) -> None
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable parameters by name: what a checkpoint holds."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    """Return the trainable parameters by name, and what a user encoder has measured: what a checkpoint holds."""
+    return {name: value.detach().cpu().contiguous() for name, value in _kept(model).items()}
+
+
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trainable parameters and the buffers of the user encoder, which is fitted before the training, by name."""
+    measured = {name: buffer for name, buffer in model.named_buffers() if name.startswith("user_encoder.")}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad} | measured
 
 
 def load_trained_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy `tensors` into the trainable parameters of the same names. Raises CheckpointError if the names differ."""
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Copy `tensors` to where `trained_state` takes them from. Raises CheckpointError if the names differ."""
+    own = _kept(model)
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())[:3]
         raise CheckpointError(

@@ -185,13 +185,16 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     return CachedPairs(view, encoders, framing, config.cache_variants, cache_root(config, view))
 
 
-def parts(config: TrainConfig, view: View, device: torch.device) -> Parts:
-    """Return the parts of a run. Names and constants are bound before weights load."""
+def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = True) -> Parts:
+    """Return the parts of a run. Names and constants are bound before weights load.
+
+    Without `fit`, for weights that others will replace, an encoder of pairs is not fitted to its evidence.
+    """
     check(config)
     model = backbone(config, device)
     users = None if config.users is None else Users.of(view, config.seed)
     known = None if users is None else personalise.evidence(config, model, view, users, cache_root(config, view))
-    equip(config, model, known=known)
+    equip(config, model, known=known if fit or known is None else known.sizes)
     likelihood = DiffusionLikelihood(model.path, model.predict, trajectory(config), config.proportion_empty_prompts, error(config))
     compared = reference(config, model, device)
     data: Pairs = _with_points(config, pairs(config, view, model), model, likelihood, compared, device)

@@ -194,7 +194,8 @@ def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str
         raise ConfigError(f"{folder}: `{config.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
     config = replace(config, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
     with tempfile.TemporaryDirectory() as temporary:
-        built = parts(replace(config, output_dir=temporary), open_dataset(replace(config, output_dir=temporary)), torch.device(device))
+        elsewhere = replace(config, output_dir=temporary)
+        built = parts(elsewhere, open_dataset(elsewhere), torch.device(device), fit=False)
         return _accuracy_of(built, config, folder)
 
 

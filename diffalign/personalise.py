@@ -10,7 +10,15 @@ from torch import Tensor
 
 from diffalign.backbones.base import Backbone
 from diffalign.conditioning import branch
-from diffalign.conditioning.evidence import ChoicesEvidence, IndexEvidence, StatesEvidence, VectorEvidence, read_profiles, read_vectors
+from diffalign.conditioning.evidence import (
+    ChoicesEvidence,
+    IndexEvidence,
+    StatesEvidence,
+    VectorEvidence,
+    contents,
+    read_profiles,
+    read_vectors,
+)
 from diffalign.conditioning.features import clip_width, features
 from diffalign.conditioning.fit import fit
 from diffalign.conditioning.settings import USER_ENCODERS, PairsSettings, ProfileSettings, Settings, VectorSettings, VlmSettings
@@ -59,9 +67,9 @@ def evidence(config: TrainConfig, model: Backbone, view: View, users: Users, roo
         states = VlmStates(known.model, known.revision, device=_device(model), max_new_tokens=known.max_new_tokens)
         return StatesEvidence(view, users, states, known, root)
     if isinstance(known, ProfileSettings):
-        return VectorEvidence(users, read_texts(model, read_profiles(known.profiles, users.names)))
+        return VectorEvidence(users, read_texts(model, read_profiles(known.profiles, users.names)), contents(known.profiles))
     if isinstance(known, VectorSettings):
-        return VectorEvidence(users, read_vectors(known.vectors, users.names))
+        return VectorEvidence(users, read_vectors(known.vectors, users.names), contents(known.vectors))
     return IndexEvidence(users)
 
 

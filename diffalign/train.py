@@ -57,9 +57,11 @@ class Trainer:
             log_with=config.report_to,
             project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(self.output_dir / "logs")),
         )
+        wanted = config.resume_from_checkpoint
+        self.resumed = checkpoint.find(self.output_dir, wanted) if wanted else None
         # The first process fills the caches on disk, the others find them filled.
         with self.accelerator.main_process_first():
-            self.parts = parts(config, view, self.accelerator.device)
+            self.parts = parts(config, view, self.accelerator.device, fit=self.resumed is None)
         self.denoiser = self.parts.backbone.denoiser
         self.denoiser.train()
         self.parameters = adapters.trainable(self.denoiser)
@@ -160,9 +162,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             for stale in self.output_dir.glob(".checkpoint-*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
-        folder = checkpoint.find(self.output_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-        if folder is not None:
-            self._load_checkpoint(folder)
+        if self.resumed is not None:
+            self._load_checkpoint(self.resumed)
             checkpoint.refuse_newer(self.output_dir, self.step)
         elif config.resume_from_checkpoint:
             logger.info("%s: no checkpoint found, starting at step 0", self.output_dir)
@@ -217,8 +218,12 @@ class Trainer:
             "optimizer": config.optimizer_name,
             **{name: getattr(config, name) for name in same},
             **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
-            **({"user_encoder": config.users, "user_dropout": config.user_dropout} if config.users is not None else {}),
+            **({} if config.users is None else self._user_facts()),
         }
+
+    def _user_facts(self) -> dict[str, Any]:
+        encoder: Any = self.denoiser.user_encoder
+        return {"user_encoder": self.config.users, "user_dropout": self.config.user_dropout, "user_source": encoder.sizes.source}
 
     def _save_checkpoint(self) -> None:
         if self.accelerator.is_main_process:

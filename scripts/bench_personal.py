@@ -36,7 +36,7 @@ EACH = 8  # pictures for each user
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COMMON: dict[str, Any] = {
     "train_batch_size": 32,
-    "max_train_steps": 600,
+    "max_train_steps": 300,
     "learning_rate": 1e-3,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 50,
@@ -63,8 +63,8 @@ def runs(world: World) -> dict[str, dict[str, Any]]:
 class Bench:
     """Trainings of one seed, and the pictures they are judged by; results are kept, and not made twice."""
 
-    def __init__(self, world: World, seed: int) -> None:
-        self.world, self.seed, self.root = world, seed, world.root / f"seed-{seed}"
+    def __init__(self, world: World, seed: int, shots: Sequence[int] = SHOTS) -> None:
+        self.world, self.seed, self.shots, self.root = world, seed, shots, world.root / f"seed-{seed}"
         self.root.mkdir(parents=True, exist_ok=True)
 
     def train(self, name: str) -> Path:
@@ -131,9 +131,9 @@ class Bench:
 
     def _shots(self, name: str, pipe: Any) -> None:
         world = self.world
-        for shots in SHOTS if name == "pairs" else (4,):
+        for shots in self.shots if name == "pairs" else (4,):
             self.scores(f"{name}-{shots}", world.unseen, lambda person, shots=shots: pipe.for_user(world.choices(person, shots)))
-        if name == "pairs":
+        if name == "pairs" and len(self.shots) > 1:
             others = dict(zip([person.name for person in world.unseen], [*world.unseen[1:], world.unseen[0]], strict=True))
             self.scores("pairs-other", world.unseen, lambda person: pipe.for_user(world.choices(others[person.name], 4)))
             self.opposites(pipe)
@@ -161,13 +161,14 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder for users, trainings and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", default=None, help="which trainings; all if not given")
+    parser.add_argument("--shots", type=int, nargs="+", default=SHOTS, help="pairs of an unseen user; one number leaves out what is beside")
     parser.add_argument("--report", action="store_true", help="make nothing, report what is there")
     chosen = parser.parse_args()
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     world = World(chosen.root)
     for seed in () if chosen.report else chosen.seeds:
-        bench = Bench(world, seed)
+        bench = Bench(world, seed, chosen.shots)
         bench.base()
         for name in chosen.runs or runs(world):
             bench.judge(name)

@@ -18,6 +18,7 @@ from diffalign.conditioning import branch
 from diffalign.config import TrainConfig
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import CheckpointError, ConfigError, TableError
+from diffalign.evaluate import compare_run
 from diffalign.precompute import Precomputed
 from diffalign.train import Trainer
 from tests.conditioning.vlm_models import write_llava
@@ -94,18 +95,37 @@ def test_a_run_repeats_bit_for_bit_and_says_what_it_is(config, tmp_path):
 
 
 @pytest.mark.parametrize("encoder", [PAIRS, VARIATIONAL, "mixture"], ids=["pairs", "variational", "mixture"])
-def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, encoder):
+def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, encoder, monkeypatch):
     options = {"user_encoder": encoder, "user_dropout": 0.4, "proportion_empty_prompts": 0.3, "use_ema": True, "lr_warmup_steps": 2}
     whole, whole_log = run(config, **options, max_train_steps=5, checkpointing_steps=2)
     part = replace(config, **options, output_dir=str(tmp_path / "part"), checkpointing_steps=2, max_train_steps=5)
     run(part)
     shutil.rmtree(tmp_path / "part" / "checkpoint-4")  # as if it had been killed before
+    monkeypatch.setattr("diffalign.personalise.fit", lambda *_: pytest.fail("fitted once more, though the checkpoint replaces it"))
     rest, rest_log = run(part, resume_from_checkpoint="latest")
     assert_same(whole, rest)
     assert [row["loss"] for row in rest_log] == [row["loss"] for row in whole_log]
     for changes in ({"user_encoder": {"pairs": {**CONSTANTS, "max_shots": 3}}}, {"user_dropout": 0.2}):
         with pytest.raises(CheckpointError, match=f"made with {next(iter(changes))}"):
             run(part, max_train_steps=6, resume_from_checkpoint="latest", **changes)
+
+
+def test_users_who_are_described_otherwise_are_not_gone_on_with(config, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    numbers.write_text(json.dumps({"ann": [1, 0], "bob": [0, 1], "cy": [0.5, 0.5]}))
+    vector = replace(config, user_encoder={"vector": {"tokens": 2, "width": 8, "vectors": str(numbers)}}, checkpointing_steps=2)
+    run(vector)
+    numbers.write_text(json.dumps({"ann": [1, 0], "bob": [0, 1], "cy": [0.5, 0.6]}))
+    with pytest.raises(CheckpointError, match="made with user_source"):
+        run(vector, max_train_steps=6, resume_from_checkpoint="latest")
+    with pytest.raises(CheckpointError, match="what is known of these users"):
+        compare_run(vector.output_dir, [], dataset_name=config.dataset_name)
+
+
+def test_a_finished_encoder_is_judged_as_it_is(config, monkeypatch):
+    run(config)
+    monkeypatch.setattr("diffalign.personalise.fit", lambda *_: pytest.fail("fitted, though the run's encoder replaces it"))
+    assert 0.0 <= compare_run(config.output_dir, [], dataset_name=config.dataset_name)["implicit_accuracy_heldout"] <= 1.0
 
 
 def test_accumulation_equals_the_large_batch(config, tmp_path):

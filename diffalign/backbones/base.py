@@ -54,6 +54,10 @@ class Backbone(Protocol):
         """Return a hash of the encoders, which changes when cached latents or embeddings would."""
         ...
 
+    def vae_fingerprint(self) -> str:
+        """Return a hash of the part that encodes images, the same in every precision."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -102,6 +102,16 @@ class Pretrained(ABC):
                 digest.update(value.flatten()[:256].cpu().double().numpy().tobytes())
         return digest.hexdigest()
 
+    def vae_fingerprint(self) -> str:
+        """Return a hash of the VAE's encoder by the signs of its weights (the first of each), which rounding to another precision keeps."""
+        vae = self._pipe.vae
+        digest = hashlib.sha256(repr((vae.config.scaling_factor, vae.config.get("shift_factor"))).encode())
+        for key, value in vae.state_dict().items():
+            if key.startswith(("encoder.", "quant_conv.")):
+                digest.update(f"{key}{tuple(value.shape)}".encode())
+                digest.update(value.flatten()[:256].cpu().signbit().numpy().tobytes())
+        return digest.hexdigest()
+
     def _encoders(self) -> dict[str, nn.Module]:
         found = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
         return {name: part for name, part in found.items() if part is not None}

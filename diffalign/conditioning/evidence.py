@@ -5,6 +5,7 @@ Image features and hidden states are computed once and kept on disk beside the t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class ChoicesEvidence:
         self.first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         folder = open_folder(root, "features", {"table": view.table.fingerprint, "features": features.fingerprint})
         self.bank = Bank(folder, "features", int(self.first[-1]), (features.width,), "float32")
-        self.sizes = Sizes(users.names, features.width, source=features.fingerprint)
+        self.sizes = Sizes(users.names, features.width, source=features.source)
         self._fill(features)
         _warn(users.alone(), len(view))
 
@@ -152,8 +153,8 @@ class IndexEvidence:
 class VectorEvidence:
     """Numbers that describe the user, from elsewhere: "user" (F,)."""
 
-    def __init__(self, users: Users, vectors: Tensor) -> None:
-        self.users, self.vectors, self.sizes = users, vectors, Sizes(users.names, vectors.shape[1])
+    def __init__(self, users: Users, vectors: Tensor, source: str = "") -> None:
+        self.users, self.vectors, self.sizes = users, vectors, Sizes(users.names, vectors.shape[1], source=source)
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:  # noqa: ARG002  # nothing is drawn
         """Return the numbers of the record's user."""
@@ -182,6 +183,11 @@ def read_vectors(path: str, names: tuple[str, ...]) -> Tensor:
     if vectors.dim() != 2 or not vectors.isfinite().all():
         raise ConfigError(f"{path}: expected {{user: [number, ...]}}; found lists in a list, or numbers that are not finite")
     return vectors
+
+
+def contents(path: str) -> str:
+    """Return a hash of a file about users, which was read before."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]
 
 
 def _read(path: str, key: str, expected: str) -> dict[str, Any]:

@@ -33,7 +33,12 @@ class Features(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash that changes when the vectors would."""
+        """Return a hash that changes when the vectors would: caches are keyed by it."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Return a hash of the network and the preprocessing, the same in every precision: encoders are only good with one."""
         ...
 
     @property
@@ -63,11 +68,16 @@ class Source(Protocol):
         """Return a hash of the encoders."""
         ...
 
+    def vae_fingerprint(self) -> str:
+        """Return a hash of the part that encodes images, the same in every precision."""
+        ...
+
 
 def features(spec: str, source: Source, *, revision: str | None = None, device: torch.device | str = "cpu") -> Features:
     """Return the features that `spec` names: `latents` (those of `source`), or a CLIP as `ClipFeatures` takes it."""
     if spec == "latents":
-        return LatentFeatures(source.encode_image, source.latent_shape, source.resolution, source.fingerprint())
+        known = source.fingerprint(), source.vae_fingerprint()
+        return LatentFeatures(source.encode_image, source.latent_shape, source.resolution, *known)
     return ClipFeatures(spec, revision, device)
 
 
@@ -80,12 +90,14 @@ class LatentFeatures:
         latent_shape: Callable[[int, int], tuple[int, int, int]],
         resolution: int,
         fingerprint: str,
+        vae: str,
     ) -> None:
         self._encode, self._resolution = encode_image, resolution
         self._shape = latent_shape(resolution, resolution)
         self._side = (min(self._shape[1], SIDE), min(self._shape[2], SIDE))
         self.width = self._shape[0] * math.prod(self._side)
-        self.fingerprint = hashed({"features": "latents", "encoders": fingerprint, "resolution": resolution, "side": self._side})
+        facts = {"features": "latents", "resolution": resolution, "side": self._side}
+        self.fingerprint, self.source = hashed({**facts, "encoders": fingerprint}), hashed({**facts, "vae": vae})
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -111,7 +123,7 @@ class ClipFeatures:
         network, self._embed, self._prepare, facts = make(name, revision)
         self._device = torch.device(device)
         network.to(self._device).requires_grad_(False).eval()
-        self.fingerprint = hashed({"features": "clip", "weights": weights_hash(network), "preprocessing": facts})
+        self.fingerprint = self.source = hashed({"features": "clip", "weights": weights_hash(network), "preprocessing": facts})
         self.width = self(2 * [Image.new("RGB", (64, 64))]).shape[1]
 
     @torch.no_grad()

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.conditioning.users import Sizes, UserEncoder, make
-from diffalign.errors import CheckpointError
+from diffalign.errors import CheckpointError, ConfigError
 
 BRANCH, ENCODER = "ip_adapter.safetensors", "user_encoder.safetensors"
 
@@ -32,11 +33,15 @@ def load_encoder(file: Path) -> UserEncoder:
         raise CheckpointError(f"{file}: holds no user encoder; expected the {ENCODER} of a run of `ppd`")
     try:
         sizes: dict[str, Any] = json.loads(facts["sizes"])
-        encoder = make(USER_ENCODERS[facts["encoder"]](**json.loads(facts["settings"])), Sizes(**{**sizes, "users": tuple(sizes["users"])}))
-    except (KeyError, TypeError, ValueError) as error:
+        settings = USER_ENCODERS[facts["encoder"]](**json.loads(facts["settings"]))
+        with torch.device("meta"):  # whatever sizes the file claims, nothing is allocated for them
+            encoder = make(settings, Sizes(**{**sizes, "users": tuple(sizes["users"])}))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{file}: does not say what encoder of `{facts['encoder']}` it holds ({error!r})") from error
+    if odd := [name for name, value in tensors.items() if value.dtype != torch.float32 or not value.isfinite().all()]:
+        raise CheckpointError(f"{file}: {odd[0]} is not of finite float32 numbers")
     try:
-        encoder.load_state_dict(tensors)
+        encoder.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: its weights are not those of the encoder it names ({error})") from error
     return encoder.requires_grad_(False).eval()
@@ -48,7 +53,7 @@ def save_tokens(tokens: Tensor, file: Path, encoder: str, **facts: str) -> None:
 
 
 def load_tokens(file: Path, encoder: str) -> Tensor:
-    """Return a user's tokens (U, D). Raises CheckpointError if the file holds none, or those of another encoder than `encoder`."""
+    """Return a user's tokens (U, D), finite. Raises CheckpointError if the file holds none, or those of another encoder than `encoder`."""
     tensors, facts = _read(file)
     if set(tensors) != {"tokens"}:
         raise CheckpointError(f"{file}: holds no user's tokens; expected a file of `diffalign user embed`, or of `save`")
@@ -57,10 +62,13 @@ def load_tokens(file: Path, encoder: str) -> Tensor:
             f"{file}: made by the user encoder {facts.get('encoder')}, and this run has {encoder}: tokens mean nothing to another run; "
             "embed the user's pairs again with this one"
         )
+    if not tensors["tokens"].isfinite().all():
+        raise CheckpointError(f"{file}: the tokens are not finite; embed the user's pairs again")
     return tensors["tokens"]
 
 
 def _write(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     save_file(tensors, temporary, metadata={"format": "pt", **facts})
     temporary.replace(file)

@@ -47,14 +47,8 @@ class Personal:
     def __init__(self, pipe: Any, folder: Path, run: Mapping[str, Any], *, guided_by: Path | None = None) -> None:
         self.pipe, self.folder, self.run = pipe, folder, run
         self.guided_by = guided_by  # the run whose negative guidance is attached
-        for name in (BRANCH, ENCODER):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder}: the run's weights are missing; expected {name}")
-        state, facts = branch.read(folder / BRANCH)
-        self.encoder: UserEncoder = load_encoder(folder / ENCODER)
+        state, self.encoder = _weights(folder)
         self.fingerprint = self.encoder.fingerprint()
-        if facts.get("encoder") not in (None, self.fingerprint):
-            raise CheckpointError(f"{folder / BRANCH}: trained with the user encoder {facts['encoder']}; {ENCODER} is {self.fingerprint}")
         denoiser = getattr(pipe, component_of(pipe))
         dtype = denoiser.dtype
         equip(denoiser, self.encoder, state)
@@ -92,6 +86,8 @@ class Personal:
         expected = (self.encoder.tokens, self.encoder.width)
         if tuple(tokens.shape) != expected:
             raise ConfigError(f"tokens of shape {tuple(tokens.shape)}; this run's users have {expected}")
+        if not tokens.isfinite().all():
+            raise ConfigError("the tokens are not finite; expected those of `for_user`")
         return tokens.detach().float().cpu()
 
     def _described(self, numbers: Tensor) -> Tensor:
@@ -101,6 +97,8 @@ class Personal:
                 f" of {self.encoder.sizes.features} numbers" if isinstance(self.encoder.settings, VectorSettings) else " (U, D) of tokens"
             )
             raise ConfigError(f"a tensor of {len(numbers)} numbers; expected one{wanted}")
+        if not numbers.isfinite().all():
+            raise ConfigError("the numbers of this user are not finite")
         return self._encoded({"user": numbers.float()})
 
     def _named(self, who: str | Path) -> Tensor:
@@ -199,8 +197,7 @@ class Personal:
         """Return what the encoder `pairs` sees of an image. Raises CheckpointError if it is not what it was trained with."""
         known = cast("PairsSettings", self.encoder.settings)
         found = features(known.features, self.model, device=self.model.device)
-        if known.features != "latents":  # those are the base's own, whose hash is not the same in every precision
-            self._check_source(known.features, found.fingerprint)
+        self._check_source(f"the VAE of {self.run['base']}" if known.features == "latents" else known.features, found.source)
         return found
 
     @functools.cached_property
@@ -219,13 +216,25 @@ class Personal:
             )
 
 
+def _weights(folder: Path) -> tuple[branch.State, UserEncoder]:
+    """Return a run's branch and encoder. Raises CheckpointError where they are missing, or not of one run."""
+    for name in (BRANCH, ENCODER):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: the run's weights are missing; expected {name}")
+    state, facts = branch.read(folder / BRANCH)
+    encoder = load_encoder(folder / ENCODER)
+    if facts.get("encoder") not in (None, encoder.fingerprint()):
+        raise CheckpointError(f"{folder / BRANCH}: trained with the user encoder {facts['encoder']}; {ENCODER} is {encoder.fingerprint()}")
+    return state, encoder
+
+
 def restore(denoiser: Any, folder: Path) -> None:
     """Put a run's branch and encoder into a denoiser that was built for pairs of other users, to judge them by.
 
     Raises ConfigError for users whom the encoder, which knows each by its number, has not learnt, CheckpointError if what is known
-    of these users was made by another network.
+    of these users was made by another network, or stands in another file, and for weights that are not of one run.
     """
-    known, built = load_encoder(folder / ENCODER), denoiser.user_encoder.sizes
+    (state, known), built = _weights(folder), denoiser.user_encoder.sizes
     if isinstance(known, MixtureEncoder | OneHotEncoder):
         rows, names = (known.logits if isinstance(known, MixtureEncoder) else known.table), known.sizes.users
         if strange := [name for name in built.users if name not in names]:
@@ -235,5 +244,8 @@ def restore(denoiser: Any, folder: Path) -> None:
             )
         rows.weight.data = rows.weight.data[[names.index(name) for name in built.users]]
     elif known.sizes.source != built.source:
-        raise CheckpointError(f"{folder / ENCODER}: learnt from {known.sizes.source[:12]}, and these pairs are seen by {built.source[:12]}")
-    equip(denoiser, known, branch.read(folder / BRANCH)[0])
+        raise CheckpointError(
+            f"{folder / ENCODER}: what is known of these users comes from {built.source[:12]}, and it has learnt from "
+            f"{known.sizes.source[:12]}: another network, or a file `vectors` or `profiles` that has changed since"
+        )
+    equip(denoiser, known, state)

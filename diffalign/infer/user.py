@@ -46,8 +46,9 @@ class UserPipeline:
     def mixed(self, other: UserPipeline | None, weight: float) -> UserPipeline:
         """Return the pipeline at `weight` in [0, 1] on the way from this user to another, or to nobody (None).
 
-        Tokens mix linearly between two users; on the way to nobody the branch grows weaker. Raises ConfigError for a weight outside, and
-        for users of different encoders.
+        Tokens mix linearly between two users; on the way to nobody the branch grows weaker. Neither way do pictures change evenly: what
+        the branch adds passes through the whole network, and most of the change may lie in a part of the way. Raises ConfigError for a
+        weight outside [0, 1], and for users of different encoders.
         """
         if not 0.0 <= weight <= 1.0:
             raise ConfigError(f"`weight` is {weight}; expected a number from 0, this user, to 1, the other")
@@ -61,7 +62,10 @@ class UserPipeline:
         return UserPipeline(self.pipe, self.encoder, sum(tokens[1:], tokens[0]) if tokens else None, strength)
 
     def save(self, file: str | Path) -> None:
-        """Write the user's tokens, a few kB, for `for_user` of this run. Raises ConfigError for nobody, and for a mix with nobody."""
+        """Write the user's tokens for `for_user` of this run: a few kB (encoder vlm: some 100 kB); the folder is made if it is missing.
+
+        Raises ConfigError for nobody, and for a mix with nobody.
+        """
         if self.tokens is None or self.strength != 1.0:
             raise ConfigError(
                 f"{file}: a file holds a user's tokens, and nobody, or a mix with nobody, has none; save the user and mix again"

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffalign.conditioning.settings import USER_ENCODERS, OneHotSettings, PairsSettings, Settings
@@ -230,6 +231,20 @@ def test_a_file_that_holds_no_encoder_is_refused(tmp_path):
     ):
         load_tokens(tokens, "another")
     assert torch.equal(load_tokens(tokens, "some encoder"), noise(U, D))
+    save_tokens(noise(U, D) / 0.0, tmp_path / "not" / "there" / "yet.safetensors", "some encoder")
+    with pytest.raises(CheckpointError, match=r"yet\.safetensors: the tokens are not finite"):
+        load_tokens(tmp_path / "not" / "there" / "yet.safetensors", "some encoder")
+
+
+@pytest.mark.parametrize("change", [lambda value: value / 0.0, lambda value: value.half()], ids=["infinite", "half"])
+def test_weights_that_are_no_float32_numbers_are_refused(tmp_path, change):
+    file, encoder = tmp_path / "encoder.safetensors", built("vector")
+    save_encoder(encoder, file)
+    with safe_open(file, "pt") as opened:
+        facts = opened.metadata()
+    save_file({**load_file(file), "read.weight": change(encoder.read.weight.detach())}, file, metadata=facts)
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: read\.weight is not of finite float32 numbers"):
+        load_encoder(file)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +254,10 @@ def test_a_file_that_holds_no_encoder_is_refused(tmp_path):
         ({"settings": "{}", "sizes": "{"}, "does not say what encoder"),
         ({"settings": '{"depth": 3}', "sizes": '{"users": []}'}, "does not say what encoder.*depth"),
         ({"settings": '{"tokens": 9}', "sizes": '{"users": ["ann"]}'}, "its weights are not those of the encoder it names"),
+        ({"settings": '{"tokens": 0}', "sizes": '{"users": []}'}, r"does not say what encoder.*`tokens` is 0"),
+        ({"settings": '{"tokens": 4000000000, "width": 4000000000}', "sizes": '{"users": []}'}, r"encoder\.safetensors: "),
+        ({"settings": '{"tokens": 100000, "width": 100000}', "sizes": '{"users": ["ann", "bob"]}'}, "its weights are not those"),
+        ({"settings": "[]", "sizes": "[]"}, "does not say what encoder"),
     ],
 )
 def test_an_encoder_of_another_kind_than_its_file_says_is_refused(tmp_path, facts, sentence):

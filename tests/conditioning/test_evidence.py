@@ -37,7 +37,7 @@ class Numbers:
     width = 2
 
     def __init__(self, fingerprint="numbers"):
-        self.fingerprint, self.seen = fingerprint, 0
+        self.fingerprint, self.source, self.seen = fingerprint, f"the {fingerprint}", 0
 
     def __call__(self, images):
         self.seen += len(images)
@@ -81,7 +81,7 @@ def test_a_choice_is_the_record_preferred_picture_first(tmp_path):
 def test_the_evidence_is_features_of_other_rows_preferred_first(view, tmp_path):
     users = Users.of(view)
     evidence = ChoicesEvidence(view, users, Numbers(), PairsSettings(max_shots=SHOTS), tmp_path)
-    assert evidence.sizes == Sizes(("ann", "bob"), 2, source="numbers")
+    assert evidence.sizes == Sizes(("ann", "bob"), 2, source="the numbers")
     known = {position: places(view, position) for position in range(len(view))}
     for position in (0, len(view) - 1):
         others = [known[other] for other in users.others(position).tolist()]

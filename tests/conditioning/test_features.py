@@ -82,7 +82,7 @@ def test_latents_are_the_mean_of_each_block_of_the_posteriors_mean(images):
         seen.append((pixels, noise))
         return torch.cat([pixels, pixels[:, :1]], dim=1)
 
-    find = LatentFeatures(encode, lambda height, width: (4, height, width), SIDE, "f")
+    find = LatentFeatures(encode, lambda height, width: (4, height, width), SIDE, "f", "v")
     found = find(images)
     ((pixels, noise),) = seen
     record = Record("r", "", tuple(Candidate(image=encode_image(image)) for image in images))
@@ -96,7 +96,7 @@ def test_latents_are_the_mean_of_each_block_of_the_posteriors_mean(images):
 
 
 def test_small_latents_are_left_as_they_are(images):
-    find = LatentFeatures(lambda pixels, noise: pixels[:, :2, ::4, ::4], lambda height, width: (2, height // 4, width // 4), SIDE, "f")
+    find = LatentFeatures(lambda pixels, noise: pixels[:, :2, ::4, ::4], lambda height, width: (2, height // 4, width // 4), SIDE, "f", "v")
     assert find.width == 2 * 4 * 4
     assert find(images).shape == (3, 32)
 
@@ -108,17 +108,19 @@ def test_many_pictures_are_encoded_a_few_at_a_time(images):
         sizes.append(len(pixels))
         return pixels
 
-    find = LatentFeatures(encode, lambda height, width: (3, height, width), 4, "f")
+    find = LatentFeatures(encode, lambda height, width: (3, height, width), 4, "f", "v")
     torch.testing.assert_close(find(images * 20)[-3:], find(images))
     assert sizes == [32, 28, 3]
 
 
-def test_latents_fingerprint_names_the_encoders_and_the_resolution():
-    def find(fingerprint, side):
-        return LatentFeatures(lambda pixels, noise: pixels, lambda height, width: (3, height, width), side, fingerprint).fingerprint
+def test_latents_name_the_encoders_or_the_vae_alone_and_the_resolution():
+    def find(fingerprint, side, vae="v"):
+        return LatentFeatures(lambda pixels, noise: pixels, lambda height, width: (3, height, width), side, fingerprint, vae)
 
-    assert len({find("a", 8), find("b", 8), find("a", 16)}) == 3
-    assert find("a", 8) == find("a", 8)
+    assert len({find("a", 8).fingerprint, find("b", 8).fingerprint, find("a", 16).fingerprint}) == 3
+    assert find("a", 8).fingerprint == find("a", 8, "w").fingerprint
+    assert len({find("a", 8).source, find("a", 8, "w").source, find("a", 16).source}) == 3
+    assert find("a", 8).source == find("b", 8).source
 
 
 def test_latents_of_a_real_backbone_tell_pictures_apart_and_carry_no_gradient(micro_sd, images):

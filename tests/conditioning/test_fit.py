@@ -23,7 +23,7 @@ USERS, EACH, F = 60, 8, 4
 class Table:
     """Features of a picture, looked up by its number."""
 
-    width, fingerprint = F, "table"
+    width, fingerprint, source = F, "table", "table"
 
     def __init__(self, values):
         self.values = torch.from_numpy(values).float()

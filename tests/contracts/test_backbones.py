@@ -179,3 +179,17 @@ def test_the_fingerprint_changes_with_the_encoders_alone(backbone):
         assert backbone.fingerprint() != before, part
         with torch.no_grad():
             next(pipe.components[part].parameters()).sub_(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_vaes_fingerprint_is_of_its_encoder_in_whatever_precision(backbone, dtype):
+    before, vae = backbone.vae_fingerprint(), backbone.pipeline().vae
+    weights = {name: value.clone() for name, value in vae.state_dict().items()}
+    vae.to(dtype)
+    assert backbone.vae_fingerprint() == before
+    vae.float().load_state_dict(weights)
+    for part, same in ((vae.decoder, True), (vae.encoder, False)):
+        with torch.no_grad():
+            next(part.parameters()).neg_()
+        assert (backbone.vae_fingerprint() == before) is same
+        vae.load_state_dict(weights)

@@ -164,6 +164,7 @@ def test_what_a_user_cannot_be_made_of_is_refused(personal, tmp_path):
         ("ann", ConfigError, "'ann' is no file of tokens, and this run keeps no list"),
         (tmp_path / "no.safetensors", CheckpointError, r"no\.safetensors: cannot be read"),
         (torch.zeros(4), ConfigError, r"a tensor of 4 numbers; expected one \(U, D\) of tokens"),
+        (torch.full((TOKENS, WIDTH), torch.nan), ConfigError, "the tokens are not finite"),
         (torch.zeros(TOKENS, WIDTH + 1), ConfigError, rf"tokens of shape \({TOKENS}, {WIDTH + 1}\)"),
     ):
         with pytest.raises(error, match=sentence):

@@ -111,6 +111,19 @@ def test_the_features_of_another_clip_are_refused(base, tmp_path):
         diffalign.load(run).for_user(choices())
 
 
+def test_the_latents_of_another_vae_are_refused_and_those_of_its_own_in_half_precision_are_not(tmp_path):
+    base = write_micro("sd", tmp_path / "model")
+    run = write_user_run(tmp_path / "run", base)
+    tokens = diffalign.load(run).for_user(choices()).tokens
+    torch.testing.assert_close(diffalign.load(run, dtype=torch.float16).for_user(choices()).tokens, tokens, atol=1e-4, rtol=1e-4)
+    pipe = stock(base)
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.neg_()
+    pipe.vae.save_pretrained(base / "vae")
+    with pytest.raises(CheckpointError, match=r"the VAE of .*model: not the network that the user encoder of .*run was trained with"):
+        diffalign.load(run).for_user(choices())
+
+
 def test_a_mixture_knows_its_users_and_fits_new_ones(mixture, monkeypatch):
     monkeypatch.setattr(module, "fit_weights", functools.partial(fit_weights, steps=4, draws=2))
     personal = diffalign.load(mixture)
@@ -207,5 +220,14 @@ def test_users_keep_their_numbers_among_held_out_pairs(base, tmp_path, encoder):
 def test_pairs_seen_by_another_network_are_not_judged(base, tmp_path):
     run, unet = write_user_run(tmp_path / "run", base), stock(base).unet
     equip(unet, make(USER_ENCODERS["pairs"](**SMALL), Sizes(features=256, source="another")))
-    with pytest.raises(CheckpointError, match="these pairs are seen by another"):
+    with pytest.raises(CheckpointError, match=r"what is known of these users comes from another, and it has learnt from .*another network"):
+        module.restore(unet, run)
+
+
+def test_a_run_with_a_part_of_another_is_not_judged(base, tmp_path):
+    run, other = write_user_run(tmp_path / "run", base, "one_hot"), write_user_run(tmp_path / "other", base)
+    (run / "ip_adapter.safetensors").write_bytes((other / "ip_adapter.safetensors").read_bytes())
+    unet = stock(base).unet
+    equip(unet, make(USER_ENCODERS["one_hot"](**SMALL), Sizes(("bob", "cy"))))
+    with pytest.raises(CheckpointError, match=r"ip_adapter\.safetensors: trained with the user encoder"):
         module.restore(unet, run)

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from diffalign.backbones.table import BACKBONES, family_of
 from diffalign.conditioning import branch
+from diffalign.conditioning.features import LatentFeatures
 from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
 from diffalign.conditioning.users import Sizes, make
@@ -52,7 +54,9 @@ def write_user_run(folder: Path, base: Path, encoder: str = "pairs", *, sizes: d
     pipe = stock(base)
     denoiser = pipe.components.get("unet") or pipe.transformer
     features = 16 if encoder == "profile" else pipe.vae.config.latent_channels * 64
-    known = {"users": ("ann", "bob", "cy"), "features": features, **(sizes or {})}
+    model = BACKBONES[family_of(pipe)](pipe, str(base))
+    seen = LatentFeatures(model.encode_image, model.latent_shape, model.resolution, "", model.vae_fingerprint())
+    known = {"users": ("ann", "bob", "cy"), "features": features, "source": seen.source, **(sizes or {})}
     reads = equip(denoiser, make(USER_ENCODERS[encoder](**SMALL | settings), Sizes(**known)))
     generator = torch.Generator().manual_seed(3)
     for parameter in denoiser.parameters():
