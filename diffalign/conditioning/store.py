@@ -41,7 +41,8 @@ def load_encoder(file: Path) -> UserEncoder:
     if odd := [name for name, value in tensors.items() if value.dtype != torch.float32 or not value.isfinite().all()]:
         raise CheckpointError(f"{file}: {odd[0]} is not of finite float32 numbers")
     try:
-        encoder.load_state_dict(tensors, assign=True)
+        # Clones, since a file's tensors begin anywhere in memory, and the kernels round otherwise there.
+        encoder.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: its weights are not those of the encoder it names ({error})") from error
     return encoder.requires_grad_(False).eval()

@@ -6,6 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,15 @@ class Sizes:
 class UserEncoder(nn.Module, ABC):
     """Reads a condition's evidence, whose keys begin with "user"; its first axis is N."""
 
+    OWN: ClassVar[tuple[str, ...]] = ()  # weights that are of single users, which no tokens of another depend on
+
     def __init__(self, settings: Settings, sizes: Sizes) -> None:
         super().__init__()
         self.settings, self.sizes = settings, sizes
         self.tokens, self.width = settings.tokens, settings.width
 
     def forward(self, condition: Condition, count: int) -> Tensor:
-        """Return tokens (N, U, D) for `count` rows: zeros where nobody is known, or "user_kept" (N,) is zero.
-
-        Tokens that are known already stand under "user_tokens" (N, U, D).
-        """
-        if "user_tokens" in condition:
-            return condition["user_tokens"]
+        """Return tokens (N, U, D) for `count` rows: zeros where nobody is known, or "user_kept" (N,) is zero."""
         if not any(name.startswith("user") for name in condition):
             weight = next(self.parameters())
             return weight.new_zeros(count, self.tokens, self.width)
@@ -63,9 +61,9 @@ class UserEncoder(nn.Module, ABC):
         return {}
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights: tokens are only good with the encoder, and the branch, that they were made with."""
+        """Return a hash of all weights but those of single users: tokens are only good with the encoder and branch they were made with."""
         digest = hashlib.sha256(repr((type(self).__name__, self.sizes.source)).encode())
-        for name, value in sorted(self.state_dict().items()):
+        for name, value in sorted((name, value) for name, value in self.state_dict().items() if name not in self.OWN):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:32]
@@ -176,6 +174,8 @@ class VlmEncoder(UserEncoder):
 
 class MixtureEncoder(UserEncoder):
     """PAL: a user is softmax weights over a few prototypes, "user" (N,) the index of a training user, or "user_weights" (N, P)."""
+
+    OWN = ("logits.weight",)
 
     def __init__(self, settings: MixtureSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,35 +176,21 @@ def _in_turn(text: str, token: str, pairs: int) -> bool:
 
 
 def cached(states: VlmStates, folder: Path, key: str, choices: Sequence[Choice]) -> Tensor:
-    """Return states (R, W), float32, of the user `key` from `folder`; they are computed if they are not there."""
-    return described(states, folder, key, choices)[0]
+    """Return states (R, W), float32, of the user `key` from `folder`; they are computed if they are not there.
 
-
-def described(states: VlmStates, folder: Path, key: str, choices: Sequence[Choice]) -> tuple[Tensor, str]:
-    """Return states (R, W) of the user `key` and the text about them, from `folder`; both are computed if they are not there.
-
-    A file is found by the hash of the model, the user and the choices (prompts, pixels and order). Raises TableError for a damaged one.
+    A file is found by the hash of the model, the user and the choices (prompts, pixels and order); what the model has written about the
+    user is not kept. Raises TableError for a damaged file.
     """
     facts = {"states": states.fingerprint, "user": key, "choices": contents(choices)}
     file = folder / f"{hashed(facts)[:32]}.safetensors"
     if not file.exists():
-        values, text = states(choices)
+        values, _ = states(choices)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"states": values}, temporary, metadata={**facts, "text": text})
+        save_file({"states": values}, temporary, metadata=facts)
         temporary.replace(file)
     try:
         with safe_open(file, "pt") as stored:
-            return stored.get_tensor("states"), stored.metadata()["text"]
-    except (SafetensorError, KeyError, TypeError) as error:
+            return stored.get_tensor("states")
+    except SafetensorError as error:
         raise TableError(f"{file}: damaged, or no user's states ({error!r}); remove it and start again") from error
-
-
-def profile(text: str) -> str:
-    """Return what stands behind the last heading `User Profile`; all of `text` where there is none, or nothing behind it.
-
-    >>> profile("Pair 1 ...\\n**User Profile:** Likes warm colours.")
-    'Likes warm colours.'
-    """
-    *_, behind = re.split(r"user profile[*_`\s]*(?::|$)", text, flags=re.IGNORECASE | re.MULTILINE)
-    return behind.strip(" \t\r\n*_`:") or text.strip()

@@ -89,7 +89,7 @@ def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Seq
         tags=tags,
     )
     about = f"{public(run['base'])} aligned with human preferences by `{run['method']}` ([{paper}](https://arxiv.org/abs/{paper}))."
-    lines = personal_files(users) if run.get("inference") == "user" else _files(name, formats)
+    lines = personal_files(users, *run["user_encoder"]) if run.get("inference") == "user" else _files(name, formats)
     files, usage = "\n".join(f"- {line}" for line in lines), _usage(run, repo, base, formats, users)
     parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", usage]
     parts += [f"![pictures of this model]({PICTURE})"] if source.picture else []
@@ -127,7 +127,7 @@ def _usage(run: Mapping[str, Any], repo: str, base: Base, formats: Sequence[str]
     source = repo if "merged" in formats else public(run["base"])
     imports, lines = [f"from diffusers import {base.kind}"], [f'pipe = {base.kind}.from_pretrained("{source}"{options})']
     if run.get("inference") == "user":
-        return personal_usage(imports, lines, base.layout.family, repo, users)
+        return personal_usage(imports, lines, base.layout.family, repo, users, *run["user_encoder"])
     # Flux computes both branches only when it is told to.
     asked = ', negative_prompt="", true_cfg_scale=4.0' if negative and base.layout.family == "flux" else ""
     draw = [f'pipe("a red star"{asked}).images[0].save("picture.png")']

@@ -9,16 +9,37 @@ from diffalign.conditioning.store import BRANCH, ENCODER
 EXAMPLE = "user.safetensors"  # where no user came with the export
 
 
-def personal_files(users: Sequence[str]) -> list[str]:
+# How somebody who was not trained on comes in, by the run's encoder.
+NEW = {
+    "profile": "A new user is known by a text: `diffalign user embed --output_dir <this folder> --profile <text> "
+    f"--destination {EXAMPLE}` writes their tokens.",
+    "vector": f"A new user is known by numbers: `diffalign.load(<this folder>).for_user(<tensor>).save('{EXAMPLE}')` writes their tokens.",
+    "one_hot": f"Only the users of the training can be drawn for, whose ids are in `{ENCODER}`: "
+    f"`diffalign.load(<this folder>).for_user(<id>).save('{EXAMPLE}')` writes the tokens of one.",
+}
+CHOICES = (
+    "A new user is known by a few choices, four or more: `diffalign user embed --output_dir <this folder> --dataset_name <pairs> "
+    f"--destination {EXAMPLE}` writes their tokens."
+)
+
+
+def personal_files(users: Sequence[str], encoder: str = "pairs") -> list[str]:
     """Return a line for each kind of file; `users` are the files of users that came with the export."""
+    held = (
+        "what turns what is known of a new user into tokens"
+        if encoder != "one_hot"
+        else "the tokens of the training's users, with their ids"
+    )
     return [
         f"`{BRANCH}`: the user branch, an IP-Adapter that stock pipelines load (PixArt's: the projection of a user's tokens)",
-        f"`{ENCODER}`, `run.json`: what turns a new user's choices into tokens, with `diffalign user embed`",
+        f"`{ENCODER}`, `run.json`: {held}, for `diffalign`",
         *(f"`{user}`: the tokens of a user" for user in users),
     ]
 
 
-def personal_usage(imports: Sequence[str], lines: Sequence[str], family: str, repo: str, users: Sequence[str]) -> str:
+def personal_usage(
+    imports: Sequence[str], lines: Sequence[str], family: str, repo: str, users: Sequence[str], encoder: str = "pairs"
+) -> str:
     """Return a snippet for stock diffusers, which begins with `imports` and `lines` that make `pipe`, and how new users come in."""
     tokens = f"load_file({_found(repo, users[0])})" if users else f'load_file("{EXAMPLE}")'
     comment = "# (U, D); torch.zeros_like(user) is nobody, and the negative half of guidance"
@@ -26,10 +47,7 @@ def personal_usage(imports: Sequence[str], lines: Sequence[str], family: str, re
     hub = ["from huggingface_hub import hf_hub_download"] if "/" in repo and (users or family == "pixart") else []
     known = sorted([*imports, "from safetensors.torch import load_file", *more, *hub])
     code = ["import torch", *known, "", *lines, f'user = {tokens}["tokens"]  {comment}', *steps, *draw]
-    new = (
-        "A new user is known by a few choices, four or more: `diffalign user embed --output_dir <this folder> --dataset_name <pairs> "
-        f"--destination {EXAMPLE}` writes their tokens. Tokens of two users may be mixed linearly."
-    )
+    new = f"{NEW.get(encoder, CHOICES)} Tokens of two users may be mixed linearly."
     return "\n".join(["```python", *code, "```", "", new])
 
 

@@ -1,4 +1,7 @@
-"""A personalised run as files for others: its branch, its encoder and some users, without a word on this machine or its users' names."""
+"""A personalised run as files for others: its branch, its encoder and some users, without a word on this machine or its users' names.
+
+But for encoder one_hot, which is a table of its training users, by name: their ids are in the export.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,10 @@ def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], f
     with safe_open(run / ENCODER, "pt") as opened:
         tensors, known = {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata())  # noqa: SIM118  # no mapping
     sizes = json.loads(known["sizes"])
-    if not isinstance(encoder, MixtureEncoder | OneHotEncoder):  # which alone need to know their training users
+    if not isinstance(encoder, OneHotEncoder):  # which serves nobody but its training users, by their names
         sizes["users"] = []
+    if isinstance(encoder, MixtureEncoder):  # new users are fitted from the mean; what each one likes is not for others
+        tensors["logits.weight"] = encoder.usual()[None]
     settings = _public(json.loads(known["settings"]))
     save_file(tensors, folder / ENCODER, metadata=known | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
     (folder / RUN).write_text(json.dumps(_public(dict(facts)), indent=2) + "\n")

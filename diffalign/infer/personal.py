@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -151,7 +152,7 @@ class Personal:
         if isinstance(known, VlmSettings):
             if len(choices) > known.shots:
                 logger.info("the first %d of %d pairs are read: the encoder has learnt from so many at once", known.shots, len(choices))
-            return self._encoded({"user": cached(self._states, self.folder / "users", "", choices[: known.shots])})
+            return self._encoded({"user": cached(self._states, _cache(), "", choices[: known.shots])})
         seen = self._features([image for choice in choices for image in (choice.preferred, choice.dispreferred)])
         return self._encoded({"user": seen.unflatten(0, (len(choices), 2)), "user_mask": torch.ones(len(choices))})
 
@@ -214,6 +215,11 @@ class Personal:
                 f"{name}: not the network that the user encoder of {self.folder} was trained with (found {fingerprint[:12]}, "
                 f"expected {self.encoder.sizes.source[:12]}); what it sees would mean something else"
             )
+
+
+def _cache() -> Path:
+    """Return the folder of this machine's user that states of a vision-language model are kept in; a run folder may be given away."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffalign" / "users"
 
 
 def _weights(folder: Path) -> tuple[branch.State, UserEncoder]:

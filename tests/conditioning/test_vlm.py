@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config
 from vlm_models import LAYERS, TEMPLATES, WIDTH, tokenizer, write_llava, write_qwen
 
 from diffalign.conditioning.choices import Choice
-from diffalign.conditioning.vlm import VlmStates, cached, described, profile
+from diffalign.conditioning.vlm import VlmStates, cached
 from diffalign.errors import CheckpointError, TableError
 
 WRITERS = {"llava": write_llava, "qwen": write_qwen}
@@ -231,9 +232,12 @@ def test_a_users_states_are_computed_once(counted, choices, tmp_path):
     expected, text = states(choices)
     assert torch.equal(cached(states, tmp_path / "new", "a/../b", choices), expected)
     assert torch.equal(cached(states, tmp_path / "new", "a/../b", choices), expected)
-    assert described(states, tmp_path / "new", "a/../b", choices)[1] == text
     assert asked == [2, 2]
-    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".safetensors"]
+    (file,) = (tmp_path / "new").iterdir()
+    assert file.suffix == ".safetensors"
+    with safe_open(file, "pt") as stored:
+        assert text.strip()
+        assert text not in stored.metadata().values()  # what was said of somebody is nobody else's to read
 
 
 def test_another_user_choice_order_or_model_is_computed_anew(counted, choices, tmp_path, folders):
@@ -253,19 +257,3 @@ def test_a_damaged_file_is_named(counted, choices, tmp_path):
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(TableError, match=rf"{file.name}: damaged"):
         cached(states, tmp_path, "a", choices)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Picture 1 is red.\n\nUser Profile: likes red.\nAvoids blue.", "likes red.\nAvoids blue."),
-        ("I will end with a User Profile:\n...\n### **User Profile**\nlikes red", "likes red"),
-        ("**User profile:** likes red", "likes red"),
-        ("USER PROFILE\n\nThis user profile shows a liking of red.", "This user profile shows a liking of red."),
-        (" likes red \n", "likes red"),
-        ("A user profile of someone who likes red", "A user profile of someone who likes red"),
-        ("likes red\nUser Profile:", "likes red\nUser Profile:"),
-    ],
-)
-def test_a_profile_is_what_stands_behind_its_heading(text, expected):
-    assert profile(text) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import diffalign
 from diffalign.errors import CheckpointError, ConfigError
+from diffalign.infer import personal
 from diffalign.infer.card_user import personal_usage
 from diffalign.infer.export import MARK, export_run
+from diffalign.infer.fit import fit_weights
 from tests.infer.runs import write_run
 from tests.infer.users import choices, write_user_run
 from tests.micro_models import DRAWN, picture, stock, write_micro
@@ -59,10 +63,10 @@ def pictures(tmp_path_factory):
     jobs, ours = [], {}
     for family in FAMILIES:
         model = root / family if family == "tiny-sd" else write_micro(family, root / family)
-        personal = diffalign.load(write_user_run(root / f"{family}-run", model))
-        ann = personal.for_user(choices())
+        loaded = diffalign.load(write_user_run(root / f"{family}-run", model))
+        ann = loaded.for_user(choices())
         ann.save(root / "ann.safetensors")
-        out = export_run(personal.folder, root / f"{family}-out", users=[root / "ann.safetensors"])
+        out = export_run(loaded.folder, root / f"{family}-out", users=[root / "ann.safetensors"])
         jobs.append([runnable((out / "README.md").read_text(), family), f"{family}.npy"])
         ours[family] = picture(ann, **DRAWN.get(family, {})), picture(stock(model))
     (root / "jobs.json").write_text(json.dumps(jobs))
@@ -80,8 +84,8 @@ def test_stock_diffusers_draws_for_a_user_as_this_package_does(pictures, family)
 
 def test_an_export_holds_the_branch_its_encoder_and_the_users_and_no_path(base, tmp_path):
     run = write_user_run(tmp_path / "run", base)
-    personal = diffalign.load(run)
-    personal.for_user(choices()).save(tmp_path / "ann.safetensors")
+    known = diffalign.load(run)
+    known.for_user(choices()).save(tmp_path / "ann.safetensors")
     facts = json.loads((run / "run.json").read_text()) | {"user_encoder": {"pairs": {"features": str(tmp_path / "clip")}}}
     (run / "run.json").write_text(json.dumps(facts))
     out = export_run(run, tmp_path / "out", users=[tmp_path / "ann.safetensors"])
@@ -94,12 +98,29 @@ def test_an_export_holds_the_branch_its_encoder_and_the_users_and_no_path(base, 
     assert told["user_encoder"] == {"pairs": {"features": "clip"}}
     (out / "run.json").write_text(json.dumps(told | {"base": str(base)}))
     again = diffalign.load(out)
-    np.testing.assert_array_equal(again.for_user(out / "users" / "ann.safetensors").tokens, personal.for_user(choices()).tokens)
-    np.testing.assert_allclose(again.for_user(choices()).tokens, personal.for_user(choices()).tokens, atol=1e-6)
+    np.testing.assert_array_equal(again.for_user(out / "users" / "ann.safetensors").tokens, known.for_user(choices()).tokens)
+    np.testing.assert_allclose(again.for_user(choices()).tokens, known.for_user(choices()).tokens, atol=1e-6)
 
 
-def test_an_index_keeps_its_users_in_the_export(base, tmp_path):
+def test_a_mixture_keeps_its_prototypes_and_forgets_its_users_in_the_export(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(personal, "fit_weights", functools.partial(fit_weights, steps=2, draws=1))
+    run = write_user_run(tmp_path / "run", base, "mixture", prototypes=3)
+    known = diffalign.load(run)
+    known.for_user("bob").save(tmp_path / "one.safetensors")
+    out = export_run(run, tmp_path / "out", users=[tmp_path / "one.safetensors"])
+    assert not any(b"bob" in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    (out / "run.json").write_text(json.dumps(json.loads((out / "run.json").read_text()) | {"base": str(base)}))
+    again = diffalign.load(out)
+    torch.testing.assert_close(again.encoder.logits.weight, known.encoder.logits.weight.mean(dim=0, keepdim=True))
+    assert torch.equal(again.for_user(out / "users" / "one.safetensors").tokens, known.for_user("bob").tokens)
+    torch.testing.assert_close(again.for_user(choices(1)).tokens, known.for_user(choices(1)).tokens)
+    with pytest.raises(ConfigError, match="'bob' is no file of tokens, and this run keeps no list of its users"):
+        again.for_user("bob")
+
+
+def test_an_index_keeps_its_users_in_the_export_and_the_card_says_so(base, tmp_path):
     out = export_run(write_user_run(tmp_path / "run", base, "one_hot"), tmp_path / "out")
+    assert "Only the users of the training can be drawn for, whose ids are in `user_encoder.safetensors`" in (out / "README.md").read_text()
     (out / "run.json").write_text(json.dumps(json.loads((out / "run.json").read_text()) | {"base": str(base)}))
     assert diffalign.load(out).for_user("bob").tokens.any()
 

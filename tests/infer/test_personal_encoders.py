@@ -78,11 +78,15 @@ def test_a_vision_language_model_reads_as_many_pairs_as_in_training_and_once(bas
     sizes = {"rows": states.rows, "features": states.width, "source": states.fingerprint}
     run = write_user_run(tmp_path / "run", base, "vlm", sizes=sizes, model=str(vlm), shots=2, max_new_tokens=4)
     personal, pairs = diffalign.load(run), choices(3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = sorted(run.rglob("*"))
     with caplog.at_level(logging.INFO, "diffalign"):
         ann = personal.for_user(pairs)
     assert "the first 2 of 3 pairs are read" in caplog.text
     assert ann.tokens.shape == (states.rows, WIDTH)
     torch.testing.assert_close(ann.tokens, personal.encoder({"user": states(personal_choices(pairs))[0][None]}, 1)[0])
+    assert sorted(run.rglob("*")) == before  # a run may be given away
+    assert [file.suffix for file in (tmp_path / "cache" / "diffalign" / "users").iterdir()] == [".safetensors"]
     monkeypatch.setattr(VlmStates, "__call__", None)
     assert torch.equal(personal.for_user(pairs[:2]).tokens, ann.tokens)
     write_llava(vlm, seed=1)
