@@ -81,6 +81,12 @@ def test_switches_that_exclude_each_other_are_refused(present, values, message):
         config(**values).check()
 
 
+@pytest.mark.parametrize("name", ["nf4", "int8", "fp8"])
+def test_a_user_branch_may_lie_beside_a_quantised_base(present, name):
+    present |= {"bitsandbytes", "torchao"}
+    assert config(quantization=name, method="ppd").check().tuning == "user"
+
+
 @pytest.mark.parametrize("text", ["672,1568;688,1504", " 64 , 32;32,64 ", "512,512"])
 def test_buckets_are_read_as_diffusers_reads_them(text):
     assert list(config(aspect_ratio_buckets=text).check().buckets) == parse_buckets_string(text)

@@ -193,6 +193,9 @@ def test_any_objective_may_be_told_who_chose(config, options):
     assert all(math.isfinite(value) for row in log for value in row.values())
     assert all(row["grad_norm"] > 0 and row["skipped"] == 0 for row in log)
     assert all(distance > 0.0 for distance in moved(replace(config, **options), trained).values())
+    facts = json.loads((Path(config.output_dir) / "run.json").read_text())
+    assert (facts["method"], facts["inference"]) == (options.get("method", "ppd"), "user")
+    assert diffalign.load(config.output_dir).for_user(choices()).tokens.any()
 
 
 def encoders(folder):
@@ -260,6 +263,10 @@ def test_data_that_name_no_users_are_refused_before_weights_are_loaded(config, t
         ({"train_method": "full"}, "`train_method` is full and `user_encoder` is"),
         ({"method": "diffusion_dpo", "user_encoder": None, "train_method": "user"}, "is user and `user_encoder` is None"),
         ({"method": "diffusion_dpo", "user_encoder": "one_hot", "train_method": "dora"}, "`train_method` is dora"),
+        ({"method": "diffusion_npo"}, "users are told apart by their choices, which the transform `invert` takes away or turns round"),
+        ({"method": "self_npo"}, "the transform `prompt_only` takes away"),
+        ({"transforms": ["pairs", "preferred"]}, "the transform `preferred` takes away"),
+        ({"transforms": ["pairs", "orient", "invert"]}, "the transform `invert` takes away"),
         ({"user_encoder": "pears"}, r"there is no user_encoder `pears`\. Did you mean `pairs`\?"),
         ({"user_encoder": {"pairs": {"tokens": 0}}}, "`tokens` is 0; expected at least 1"),
         ({"user_dropout": 1.0}, r"`user_dropout` is 1\.0; expected a share"),

@@ -1,4 +1,4 @@
-"""PPD's decoupled attention, through a branch on a diffusers UNet, and its loss, in float64 to 1e-8."""
+"""PPD's decoupled attention, through a branch on a diffusers UNet, its loss and its mix of users, in float64 to 1e-8."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffalign.conditioning import branch
+from diffalign.infer.user import UserPipeline
 from diffalign.objectives import dpo
 from diffalign.types import Scores
 from tests.micro_models import unet
@@ -65,3 +66,11 @@ def test_ppds_loss_is_dpo_against_the_model_without_the_user_at_twice_its_beta()
     # The golden beta multiplies errors, ours their halves.
     loss = dpo(Scores(policy, reference), beta=2.0 * golden["beta_eff"]).mean()
     assert loss.item() == pytest.approx(golden["loss"], abs=1e-8)
+
+
+def test_two_users_mix_as_the_golden_ones():
+    golden = GOLDEN["ppd_interp"]
+    first, second, mixed = (numbers(golden[name])[None] for name in ("u1", "u2", "u"))
+    found = UserPipeline(None, "an encoder", first).mixed(UserPipeline(None, "an encoder", second), golden["lam"])
+    assert found.strength == 1.0
+    torch.testing.assert_close(found.tokens, mixed, rtol=0.0, atol=1e-8)
