@@ -175,6 +175,8 @@ def user_embed(config: EmbedConfig) -> int:
     """Write the users' files and say where they lie."""
     if (config.dataset_name is None) == (config.profile is None):
         raise ConfigError("`diffalign user embed` needs --dataset_name with a user's pairs, or --profile with a text about the user")
+    if config.profile is not None and (config.user_id is not None or config.max_pairs is not None):
+        raise ConfigError("`profile` is all that is said about a user; leave out --user_id and --max_pairs")
     if config.max_pairs is not None and config.max_pairs < 1:
         raise ConfigError(f"`max_pairs` is {config.max_pairs}; expected at least one pair")
     if not (Path(config.output_dir) / "run.json").is_file():

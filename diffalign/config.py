@@ -92,7 +92,9 @@ class TrainConfig:
     """Low-rank adapter, the same with learned magnitudes, all weights of the denoiser, or a user branch beside the text's attention
     alone; lora if not given, user for PPD."""
     user_encoder: Spec | None = None
-    """Another encoder of users than the method's: pairs, vlm, mixture, one_hot or profile; constants as {pairs: {max_shots: 8}}."""
+    """Another encoder of users than the method's; constants as {pairs: {max_shots: 8}}. Every one takes tokens and width (of a token).
+    pairs: features (latents, a CLIP's folder or hub id, open_clip:ARCHITECTURE:WEIGHTS), max_shots, fit_steps, variational; vlm: model,
+    shots; mixture: prototypes; one_hot; profile: profiles (JSON file {user: text}); vector: vectors (JSON file {user: [number, ...]})."""
     user_dropout: float = 0.1
     """Share of users dropped in training; the negative half of guidance uses the zero user."""
     rank: int = 8

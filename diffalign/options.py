@@ -154,14 +154,15 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedConfig:
-    """Turn the choices of a user into a file of a few kB, with which a personalised run draws for them."""
+    """Turn the choices of a user into a file of a few kB (encoder vlm: some 100 kB), with which a personalised run draws for them."""
 
     output_dir: str
     """Folder of a finished `diffalign train` run of ppd."""
     destination: str
     """File to write, name.safetensors; for several users a folder, which gets a file for each."""
     dataset_name: str | None = None
-    """Pairs that the user has chosen from: preference table, dataset file, folder, or hub id."""
+    """Pairs that the user has chosen from: preference table, dataset file, folder, or hub id. Columns: prompt, chosen and rejected
+    (images), or image_0, image_1 and label_0 (1 where the first is preferred); user_id, where there are several users."""
     dataset_split_name: str | None = None
     """Split of the dataset, for example train."""
     reader: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from diffalign.data.view import View
 from diffalign.errors import ConfigError
 from diffalign.specs import bind
 
+logger = logging.getLogger(__name__)
 UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | VectorEvidence
 
 
@@ -74,9 +76,35 @@ def evidence(config: TrainConfig, model: Backbone, view: View, users: Users, roo
 
 
 def read_texts(model: Backbone, texts: list[str]) -> Tensor:
-    """Return the mean word of each text, (N, F), by the model's own text encoder."""
+    """Return the mean over the tokens of each text, without padding, (N, F), by the model's own text encoders; log texts that are cut."""
     condition = model.encode_prompt(texts)
-    return condition["prompt_embeds"].float().mean(dim=1).cpu()
+    words = condition["prompt_embeds"].float().cpu()
+    own = _words(model.pipeline(whole=False), texts, words.shape[1])
+    mask = condition.get("prompt_attention_mask", own).to(words)[..., None]
+    return (words * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)
+
+
+def _words(pipe: Any, texts: list[str], length: int) -> Tensor:
+    """Return which of the positions of prompt embeddings (N, length) hold tokens of the texts."""
+    own = [part for name, part in sorted(pipe.components.items()) if name.startswith("tokenizer") and part is not None]
+    if "tokenizer_3" not in pipe.components:  # the last one is whose tokens are attended to, of one or two
+        return _mask(own[-1], texts, length)
+    t5, clips = pipe.tokenizer_3, [part for part in (pipe.tokenizer, pipe.tokenizer_2) if part is not None]
+    head = min(clips[0].model_max_length if clips else 77, length)  # CLIPs side by side, T5 behind them
+    masks = [
+        _mask(part, texts, size) if part else torch.zeros(len(texts), size)
+        for part, size in ((clips and clips[0], head), (t5, length - head))
+    ]
+    return torch.cat(masks, dim=1)
+
+
+def _mask(tokenizer: Any, texts: list[str], length: int) -> Tensor:
+    """Return the attention mask (N, length) of texts, cut to their first tokens, which is logged."""
+    if cut := sum(len(tokens) > length for tokens in tokenizer(texts, truncation=False, verbose=False).input_ids):
+        logger.warning(
+            "%d of %d texts about users are longer than the %d tokens that the text encoder reads of each", cut, len(texts), length
+        )
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").attention_mask
 
 
 def expected_sizes(config: TrainConfig, model: Backbone, users: tuple[str, ...]) -> Sizes:

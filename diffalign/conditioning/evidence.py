@@ -165,7 +165,7 @@ def read_profiles(path: str, names: tuple[str, ...]) -> list[str]:
     """Return each user's text from a JSON file {user: text}. Raises ConfigError for a file or a user that is missing."""
     known = _read(path, "profiles", "{user: text}")
     for name in names:
-        if not isinstance(known.get(name), str):
+        if not isinstance(known.get(name), str) or not known[name].strip():
             raise ConfigError(f"{path}: has no text for user {name!r}; expected {{user: text}} with every user of the training")
     return [known[name] for name in names]
 

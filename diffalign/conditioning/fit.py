@@ -26,7 +26,8 @@ MOST = 10_000  # pairs that mean and deviation are measured on
 def fit(encoder: PairsEncoder, evidence: ChoicesEvidence, known: PairsSettings, seed: int) -> None:
     """Standardise the encoder's features and fit it, on the CPU; log how well it tells the choices of users it was not fitted to."""
     rng = np.random.default_rng([seed, 3])
-    encoder.standardise(evidence.read(range(min(MOST, len(evidence.view)))).flatten(0, 1))
+    some = np.random.default_rng([seed, 4]).permutation(len(evidence.view))[:MOST]
+    encoder.standardise(evidence.read(np.sort(some).tolist()).flatten(0, 1))
     users = rng.permutation(len(evidence.users))
     kept = users[len(users) // 10 :]
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,9 @@ from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.infer.load import load, run_facts
 from diffalign.infer.user import shortlist
 
-SUFFIX = ".safetensors"
+logger = logging.getLogger(__name__)
+SUFFIX, LONGEST = ".safetensors", 100  # bytes of a user's id in a file's name
+READS = {"one_hot": "the id that it had in training", "profile": "a text", "vector": "a tensor of numbers (for_user)"}
 
 
 def embed_users(
@@ -41,25 +45,23 @@ def embed_users(
     weight loads, for a user without pairs, files that are there already (unless `overwrite`) and a run that is not personalised;
     RecordError for an image that does not decode.
     """
-    check_personal(output_dir)
+    check_personal(output_dir, reads="pairs")
     with opened(dataset_name, reader, split) as view:
         found = pairs_of(view, user_id)
         files = _files(found, Path(destination), overwrite=overwrite)
         personal = load(output_dir, device=device)
-        for user, file in tqdm(files.items(), desc="embed users", unit=" users", disable=None if len(files) > 1 else True):
-            made = personal.for_user([view[position] for position in found[user][:max_pairs]])
-            file.parent.mkdir(parents=True, exist_ok=True)
-            made.save(file)
+        bar = tqdm(files.items(), desc="embed users", unit=" users", disable=None if len(files) > 1 else True)
+        made = {file: personal.for_user([view[position] for position in found[user][:max_pairs]]) for user, file in bar}
+        for file, one in made.items():  # only once all could be made
+            one.save(file)
     return list(files.values())
 
 
 def embed_profile(output_dir: str | Path, profile: str, destination: str | Path, *, overwrite: bool = False, device: str = "cpu") -> Path:
     """Write the tokens of a user whom a text describes to the file `destination`, and return it; for a run with user_encoder profile."""
-    check_personal(output_dir)
+    check_personal(output_dir, reads="a text")
     (file,) = _files({"": [0]}, Path(destination), overwrite=overwrite).values()
-    made = load(output_dir, device=device).for_user(profile=profile)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made.save(file)
+    load(output_dir, device=device).for_user(profile=profile).save(file)
     return file
 
 
@@ -72,11 +74,14 @@ def choices_of(dataset_name: str, user_id: str | None = None, *, reader: str | N
         return read_choices(view[position] for positions in found.values() for position in positions)
 
 
-def check_personal(output_dir: str | Path) -> None:
-    """Raise ConfigError for a run that is not personalised, CheckpointError where there is none."""
+def check_personal(output_dir: str | Path, *, reads: str) -> None:
+    """Raise ConfigError for a run that is not personalised or reads something else of users, CheckpointError where there is none."""
     run = run_facts(Path(output_dir))
     if run.get("inference") != "user":
         raise ConfigError(f"{output_dir}: a run of {run['method']}, which knows no users; expected one of ppd")
+    (encoder,) = run["user_encoder"]
+    if (known := READS.get(encoder, "pairs")) != reads:
+        raise ConfigError(f"{output_dir}: its user_encoder {encoder} knows a user by {known}, and not by {reads}")
 
 
 @contextmanager
@@ -93,8 +98,9 @@ def opened(dataset_name: str, reader: str | None, split: str | None) -> Iterator
 
 
 def pairs_of(view: View, user_id: str | None = None) -> dict[str, list[int]]:
-    """Return the positions of each user's strict pairs, or of one user's; records without a user are one user's, called "".
+    """Return the positions of each user's strict pairs, or of one user's.
 
+    Records without a user are one user's, called "", where no record names one; else they are left out, and counted in the log.
     Raises ConfigError if a user, or everybody, has none.
     """
     found: dict[str, list[int]] = {}
@@ -102,6 +108,8 @@ def pairs_of(view: View, user_id: str | None = None) -> dict[str, list[int]]:
         strict = found.setdefault(entry.user or "", [])
         if entry.prob != 0.5:
             strict.append(position)
+    if len(found) > 1 and (nameless := found.pop("", None)) and user_id is None:
+        logger.warning("%d pairs name no user, and are left out", len(nameless))
     if user_id is not None and user_id not in found:
         raise ConfigError(f"{view.table.path}: no pairs of the user {user_id!r}.{did_you_mean(user_id, shortlist(user_id, found))}")
     chosen = {user: own for user, own in found.items() if own and user_id in (None, user)}
@@ -117,14 +125,17 @@ def _files(found: Mapping[str, object], destination: Path, *, overwrite: bool) -
         raise ConfigError(f"`destination`: {destination} is for one user; expected a file whose name ends in {SUFFIX}")
     if len(found) > 1 and (destination.suffix == SUFFIX or destination.is_file()):
         raise ConfigError(f"`destination`: {destination} is one file, for {len(found)} users; give a folder, or one user with --user_id")
-    files = {user: destination if len(found) == 1 else destination / _name(user) for user in found}
-    taken = [file for file in files.values() if file.exists()]
-    if taken and not overwrite:
-        raise ConfigError(f"`destination`: {taken[0]} is there already; choose another place, or replace it with --overwrite")
+    # Of files whose names differ in case alone, some systems keep one.
+    taken = Counter(_name(user).casefold() for user in found)
+    names = {user: _name(user, apart=taken[_name(user).casefold()] > 1) for user in found}
+    files = {user: destination if len(found) == 1 else destination / names[user] for user in found}
+    there = [file for file in files.values() if file.exists()]
+    if there and not overwrite:
+        raise ConfigError(f"`destination`: {there[0]} is there already; choose another place, or replace it with --overwrite")
     return files
 
 
-def _name(user: str) -> str:
-    """Return the name of a user's file; letters that a name cannot have are replaced, and a hash keeps such users apart."""
-    plain = re.sub(r"[^\w.-]|^\.", "_", user) or "_"
-    return f"{plain}{SUFFIX}" if plain == user else f"{plain}-{hashlib.sha256(user.encode()).hexdigest()[:8]}{SUFFIX}"
+def _name(user: str, *, apart: bool = False) -> str:
+    """Return the name of a user's file; letters that a name cannot have are replaced, long ids cut, and a hash keeps such users apart."""
+    plain = re.sub(r"[^\w.-]|^\.", "_", user).encode()[:LONGEST].decode(errors="ignore") or "_"
+    return f"{plain}{SUFFIX}" if plain == user and not apart else f"{plain}-{hashlib.sha256(user.encode()).hexdigest()[:8]}{SUFFIX}"

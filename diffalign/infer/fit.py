@@ -1,4 +1,4 @@
-"""Fits a new user of the encoder `mixture`: the weights of its prototypes, by the run's own loss on the user's pairs, all else frozen."""
+"""Fits a new user of the encoder `mixture`: the weights of its prototypes, by the run's objective on the user's pairs, all else frozen."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from diffalign.reference import AdapterOff
 from diffalign.types import Batch, Scores
 
 
+@torch.enable_grad()
 def fit_weights(
     model: Backbone,
     encoder: MixtureEncoder,
@@ -33,7 +34,8 @@ def fit_weights(
 ) -> Tensor:
     """Return the weights (P,) of a user, which sum to one: by Adam from those of the usual training user (PAL's fit of a new user).
 
-    A step takes every pair at `draws` times; without `compares` there is no reference. `seed` is of times and noise.
+    A step takes every pair at `draws` times, under what noise `likelihood` gives (`Personal`: plain noise, whatever the run's trajectory);
+    without `compares` there is no reference. `seed` is of times and noise. Gradients are computed also where the caller has none.
     """
     logits = encoder.usual().clone().requires_grad_()
     optimizer, reference = torch.optim.Adam([logits], lr=learning_rate), AdapterOff(model.denoiser, branch.disabled)

@@ -42,6 +42,7 @@ Who = str | Path | Tensor | Iterable[Choice | Record | tuple[str, Any, Any]] | N
 class Personal:
     """What `diffalign.load` returns for a personalised run. `pipe` is the stock pipeline, its user branch attached, on the run's base.
 
+    Called by itself `pipe` asks for `ip_adapter_image_embeds`, as with any IP-Adapter; what `for_user` returns tells it.
     Raises CheckpointError where the folder's branch and encoder are missing, or not of one run.
     """
 
@@ -107,12 +108,14 @@ class Personal:
         known = self.encoder.sizes.users if isinstance(self.encoder, MixtureEncoder | OneHotEncoder) else ()
         if isinstance(who, str) and who in known:
             return self._encoded({"user": torch.tensor(known.index(who))})
-        if isinstance(who, Path) or Path(who).is_file() or who.endswith(".safetensors"):
+        if isinstance(who, Path) or os.path.isfile(who) or who.endswith(".safetensors"):  # noqa: PTH113  # Path's raises for long names
             return self._checked(load_tokens(Path(who), self.fingerprint))
         if known:
             near = did_you_mean(who, shortlist(who, known))
-            raise ConfigError(f"user {who!r} is none of the {len(known)} users of the training.{near} {self._instead()}")
-        raise ConfigError(f"{who!r} is no file of tokens, and this run keeps no list of its users; expected the user's pairs or tokens")
+            raise ConfigError(f"user {_short(who)!r} is none of the {len(known)} users of the training.{near} {self._instead()}")
+        raise ConfigError(
+            f"{_short(who)!r} is no file of tokens, and this run keeps no list of its users; expected the user's pairs or tokens"
+        )
 
     def _instead(self) -> str:
         """Return what serves a user who was not trained on."""
@@ -125,6 +128,8 @@ class Personal:
             raise ConfigError("`profile` is all that is said about a user; leave out the other argument")
         if not isinstance(self.encoder.settings, ProfileSettings):
             raise ConfigError("`profile` is for runs with user_encoder profile; this run's encoder does not read texts")
+        if not profile.strip():
+            raise ConfigError("`profile` is empty; expected a text about the user, or no `profile` for nobody")
         return self._encoded({"user": read_texts(self.model, [profile])[0]})
 
     def _tokens_of(self, pairs: Iterable[Any]) -> Tensor:
@@ -143,6 +148,8 @@ class Personal:
         if against := contradictions(choices):
             said = ", ".join(f"{i} and {j}" for i, j in against)
             logger.warning("pairs %s (counted from 0) prefer the same two images both ways, and say nothing together", said)
+        if alike := [str(number) for number, choice in enumerate(choices) if choice.preferred.tobytes() == choice.dispreferred.tobytes()]:
+            logger.warning("the two images of pair %s (counted from 0) are the same, which says nothing of a taste", ", ".join(alike))
         if isinstance(self.encoder, MixtureEncoder):
             return self._fitted(self.encoder, choices)
         return self._seen(choices)
@@ -215,6 +222,10 @@ class Personal:
                 f"{name}: not the network that the user encoder of {self.folder} was trained with (found {fingerprint[:12]}, "
                 f"expected {self.encoder.sizes.source[:12]}); what it sees would mean something else"
             )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _cache() -> Path:

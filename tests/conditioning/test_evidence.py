@@ -261,6 +261,7 @@ def test_files_about_users_are_read_in_the_order_of_the_users(tmp_path):
     [
         (read_profiles, {"ann": "likes red"}, r"users\.json: has no text for user 'bob'; expected \{user: text\}"),
         (read_profiles, {"ann": "likes red", "bob": 3}, "has no text for user 'bob'"),
+        (read_profiles, {"ann": "likes red", "bob": " "}, "has no text for user 'bob'"),
         (read_profiles, ["likes red"], r"`profiles` .*users\.json holds a list; expected \{user: text\}"),
         (read_profiles, "{", r"`profiles` .*users\.json cannot be read"),
         (read_vectors, {"ann": [1, 2]}, r"expected equally many numbers for every user of the training; found \[0, 2\]"),

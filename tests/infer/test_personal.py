@@ -161,6 +161,8 @@ def test_what_a_user_cannot_be_made_of_is_refused(personal, tmp_path):
         ([(prompt, good, broken)], RecordError, r"pair 0, dispreferred: .*broken\.png: the image does not decode"),
         ([(prompt, good)], ConfigError, "pair 0: found tuple of 2"),
         (7, ConfigError, "found int; expected a user's pairs"),
+        (300 * "ann", ConfigError, r"\.\.\.' is no file of tokens"),
+        ("an\0n", ConfigError, "is no file of tokens"),
         ("ann", ConfigError, "'ann' is no file of tokens, and this run keeps no list"),
         (tmp_path / "no.safetensors", CheckpointError, r"no\.safetensors: cannot be read"),
         (torch.zeros(4), ConfigError, r"a tensor of 4 numbers; expected one \(U, D\) of tokens"),
@@ -180,6 +182,8 @@ def test_one_pair_and_contradicting_pairs_work_and_are_said(personal, caplog):
     assert "one pair of this user: it says little" in caplog.text
     assert one.tokens.abs().max() > 0
     caplog.clear()
+    personal.for_user([*choices(2, seed=4), (prompt, first, first)])
+    assert "the two images of pair 2 (counted from 0) are the same" in caplog.text
     both = personal.for_user([*choices(2, seed=4), (prompt, first, second), (prompt, second, first)])
     assert "pairs 2 and 3 (counted from 0) prefer the same two images both ways" in caplog.text
     assert both.tokens.isfinite().all()

@@ -56,6 +56,8 @@ def test_a_profile_is_a_text(base, tmp_path):
     assert (red.tokens - blue.tokens).abs().max() > 1e-3
     with pytest.raises(ConfigError, match="reads no pairs; give `profile`"):
         personal.for_user(choices())
+    with pytest.raises(ConfigError, match="`profile` is empty; expected a text about the user"):
+        personal.for_user(profile=" ")
     with pytest.raises(ConfigError, match="leave out the other argument"):
         personal.for_user(choices(), profile="likes red")
 
@@ -135,7 +137,9 @@ def test_a_mixture_knows_its_users_and_fits_new_ones(mixture, monkeypatch):
     expected = encoder.logits.weight[1].softmax(dim=0) @ encoder.prototypes
     torch.testing.assert_close(personal.for_user("bob").tokens.flatten(), expected)
     before = {name: value.clone() for name, value in personal.pipe.unet.state_dict().items()}
-    new, again, other = personal.for_user(choices()), personal.for_user(choices()), personal.for_user(choices(seed=1))
+    new, other = personal.for_user(choices()), personal.for_user(choices(seed=1))
+    with torch.no_grad():  # as callers have it who only draw
+        again = personal.for_user(choices())
     assert torch.equal(new.tokens, again.tokens)
     assert not torch.equal(new.tokens, other.tokens)
     assert all(torch.equal(value, before[name]) for name, value in personal.pipe.unet.state_dict().items())

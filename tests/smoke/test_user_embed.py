@@ -12,6 +12,9 @@ import pytest
 
 import diffalign
 from diffalign.cli import main
+from diffalign.errors import ConfigError
+from diffalign.infer.embed import _files
+from diffalign.infer.personal import Personal
 from tests.infer.runs import write_run
 from tests.infer.users import choices, write_user_run, write_votes
 from tests.micro_models import picture, stock
@@ -95,6 +98,39 @@ def test_a_dataset_without_users_is_one_users(run, votes, tmp_path):
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["me.safetensors"]
 
 
+def test_records_that_name_no_user_are_left_out_where_others_do(run, votes, tmp_path, caplog):
+    rows = pq.read_table(votes).to_pylist()
+    for row in rows[1:3]:
+        row["user_id"] = None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "some.parquet")
+    assert embed(run, "--dataset_name", tmp_path / "some.parquet", "--destination", tmp_path / "users") == 0
+    assert sorted(path.name for path in (tmp_path / "users").iterdir()) == ["ann.safetensors", "bob.safetensors"]
+    assert "2 pairs name no user, and are left out" in caplog.text
+
+
+def test_no_file_is_written_where_a_user_cannot_be_made(run, votes, tmp_path, monkeypatch):
+    made, real = [], Personal.for_user
+
+    def once(self, who):
+        made.append(who)
+        if len(made) > 1:
+            raise ConfigError("no more")
+        return real(self, who)
+
+    monkeypatch.setattr(Personal, "for_user", once)
+    assert embed(run, "--dataset_name", votes, "--destination", tmp_path / "users") == 2
+    assert len(made) == 2
+    assert not (tmp_path / "users").exists()
+
+
+def test_users_keep_apart_whatever_their_ids(tmp_path):
+    users = ["ann", "Ann", "bob", 300 * "x", 300 * "x" + "y", 100 * "\u732b", "\u732b"]
+    names = [path.name for path in _files(dict.fromkeys(users), tmp_path, overwrite=False).values()]
+    assert len({name.casefold() for name in names}) == len(users)
+    assert all(len(name.encode()) < 140 for name in names)
+    assert (names[2], names[-1]) == ("bob.safetensors", "\u732b.safetensors")
+
+
 def test_what_makes_no_user_is_refused_before_a_weight_loads(run, micro_sd, votes, tmp_path, capsys, monkeypatch):
     broken = pq.read_table(votes).to_pylist()
     broken[1]["jpg_0"] = b"no picture"
@@ -102,10 +138,18 @@ def test_what_makes_no_user_is_refused_before_a_weight_loads(run, micro_sd, vote
     ties = write_votes(tmp_path / "ties.parquet", ("ann",), label=0.5)
     plain = write_run(tmp_path / "dpo", micro_sd)
     file, folder = tmp_path / "ann.safetensors", tmp_path / "users"
+    index = write_user_run(tmp_path / "index", micro_sd, "one_hot")
     monkeypatch.setattr("diffalign.infer.embed.load", None)
     for words, sentence in (
         ((run, "--destination", file), "needs --dataset_name with a user's pairs, or --profile"),
         ((run, "--destination", file, "--dataset_name", votes, "--max_pairs", 0), "`max_pairs` is 0"),
+        ((run, "--destination", file, "--profile", "likes red", "--user_id", "ann"), "leave out --user_id and --max_pairs"),
+        ((run, "--destination", file, "--profile", "likes red", "--max_pairs", 2), "leave out --user_id and --max_pairs"),
+        ((run, "--destination", file, "--profile", "likes red"), "its user_encoder pairs knows a user by pairs, and not by a text"),
+        (
+            (index, "--destination", file, "--dataset_name", votes),
+            "one_hot knows a user by the id that it had in training, and not by pairs",
+        ),
         ((tmp_path, "--destination", file, "--dataset_name", votes), "no finished run"),
         ((plain, "--destination", file, "--dataset_name", votes), "a run of diffusion_dpo, which knows no users"),
         ((run, "--destination", file, "--dataset_name", votes, "--user_id", "anne"), "user 'anne'. Did you mean `ann`?"),
