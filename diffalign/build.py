@@ -21,7 +21,7 @@ from diffalign.config import TrainConfig
 from diffalign.configcheck import check_family, check_sides
 from diffalign.data.batch import CachedPairs, Encoders, Index, LivePairs, Pairs
 from diffalign.data.pixels import Framing
-from diffalign.data.users import Users
+from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
 from diffalign.diffusion.likelihood import ERRORS, DiffusionLikelihood
 from diffalign.diffusion.path import VPPath
@@ -201,7 +201,7 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     made = functools.partial(Parts, model, likelihood, compared, objective(config))
     if users is None or known is None:
         return made(data, driver(config))
-    data = personalise.user_pairs(config, data, users, known)
+    data = UserPairs(data, users, known, config.user_dropout)
     return made(data, driver(config), users.index, personalise.encoder_of(model).penalty)
 
 

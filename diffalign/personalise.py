@@ -26,8 +26,7 @@ from diffalign.conditioning.settings import USER_ENCODERS, PairsSettings, Profil
 from diffalign.conditioning.users import PairsEncoder, Sizes, UserEncoder, make
 from diffalign.conditioning.vlm import VlmStates, vlm_sizes
 from diffalign.config import TrainConfig
-from diffalign.data.batch import Pairs
-from diffalign.data.users import UserPairs, Users
+from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.errors import ConfigError
 from diffalign.specs import bind
@@ -131,8 +130,3 @@ def encoder_of(model: Backbone) -> UserEncoder:
 
 def _device(model: Backbone) -> torch.device:
     return next(model.denoiser.parameters()).device
-
-
-def user_pairs(config: TrainConfig, pairs: Pairs, users: Users, known: UserEvidence) -> UserPairs:
-    """Return the training data with its users' evidence."""
-    return UserPairs(pairs, users, known, config.user_dropout)

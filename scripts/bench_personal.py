@@ -40,7 +40,7 @@ COMMON: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 50,
-    "beta": 500.0,
+    "beta": 700.0,
     "trajectory": {"ddim_inversion": {"steps": 5, "eta": 0.1, "end": "exact", "driver": "reference"}},
     "trajectory_cache": 1,
     "checkpointing_steps": 10**6,

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diffalign.conditioning import files
 from diffalign.conditioning.layout import State, blank_projector, branched, check, initial, kind_of, parameters, trains
 from diffalign.errors import CheckpointError
 
@@ -174,22 +173,16 @@ def state_of(denoiser: Any) -> State:
 def save(denoiser: Any, file: Path, metadata: Mapping[str, str]) -> None:
     """Write the branch as the safetensors file that a stock pipeline's `load_ip_adapter` reads, under a temporary name first."""
     tensors = {f"{part}.{key}": value for part, found in state_of(denoiser).items() for key, value in found.items()}
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
-    temporary.replace(file)
+    files.write(file, tensors, metadata)
 
 
 def read(file: Path) -> tuple[State, dict[str, str]]:
     """Return the branch in a file, and its metadata. Raises CheckpointError if there is none, or it is no branch."""
     state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            for name in opened.keys():  # noqa: SIM118  # no mapping: it cannot be iterated over
-                part, _, key = name.partition(".")
-                if part not in state:
-                    raise CheckpointError(f"{file}: has {name}; keys of a user branch begin with image_proj or ip_adapter")
-                state[part][key] = opened.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: no user branch can be read from it: {error}") from error
+    tensors, metadata = files.read(file)
+    for name, value in tensors.items():
+        part, _, key = name.partition(".")
+        if part not in state:
+            raise CheckpointError(f"{file}: has {name}; keys of a user branch begin with image_proj or ip_adapter")
+        state[part][key] = value
     return state, metadata

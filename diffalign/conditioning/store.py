@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diffalign.conditioning import files
 from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.conditioning.users import Sizes, UserEncoder, make
 from diffalign.errors import CheckpointError, ConfigError
@@ -23,12 +22,12 @@ def save_encoder(encoder: UserEncoder, file: Path) -> None:
     """Write an encoder with the settings and sizes that it is built from."""
     kind = next(name for name, settings in USER_ENCODERS.items() if settings is type(encoder.settings))
     facts = {"encoder": kind, "settings": json.dumps(asdict(encoder.settings)), "sizes": json.dumps(asdict(encoder.sizes))}
-    _write(file, {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, facts)
+    files.write(file, {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, facts)
 
 
 def load_encoder(file: Path) -> UserEncoder:
     """Return the encoder in a file, in eval mode and without gradients. Raises CheckpointError if there is none."""
-    tensors, facts = _read(file)
+    tensors, facts = files.read(file)
     if facts.get("encoder") not in USER_ENCODERS:
         raise CheckpointError(f"{file}: holds no user encoder; expected the {ENCODER} of a run of `ppd`")
     try:
@@ -50,12 +49,12 @@ def load_encoder(file: Path) -> UserEncoder:
 
 def save_tokens(tokens: Tensor, file: Path, encoder: str, **facts: str) -> None:
     """Write a user's tokens (U, D); `encoder` is the fingerprint of what made them."""
-    _write(file, {"tokens": tokens.detach().float().cpu().contiguous()}, {"encoder": encoder, **facts})
+    files.write(file, {"tokens": tokens.detach().float().cpu().contiguous()}, {"encoder": encoder, **facts})
 
 
 def load_tokens(file: Path, encoder: str) -> Tensor:
     """Return a user's tokens (U, D), finite. Raises CheckpointError if the file holds none, or those of another encoder than `encoder`."""
-    tensors, facts = _read(file)
+    tensors, facts = files.read(file)
     if set(tensors) != {"tokens"}:
         raise CheckpointError(f"{file}: holds no user's tokens; expected a file of `diffalign user embed`, or of `save`")
     if facts.get("encoder") != encoder:
@@ -66,18 +65,3 @@ def load_tokens(file: Path, encoder: str) -> Tensor:
     if not tensors["tokens"].isfinite().all():
         raise CheckpointError(f"{file}: the tokens are not finite; embed the user's pairs again")
     return tensors["tokens"]
-
-
-def _write(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt", **facts})
-    temporary.replace(file)
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118  # no mapping
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); expected a safetensors file") from error

@@ -20,7 +20,6 @@ from diffalign.conditioning.settings import (
     VectorSettings,
     VlmSettings,
 )
-from diffalign.errors import ConfigError
 from diffalign.types import Condition
 
 
@@ -139,7 +138,9 @@ class PairsEncoder(UserEncoder):
     def _said(self, condition: Condition) -> Tensor:
         """Return what the pairs say together, (N, H)."""
         images, mask = self._images(condition["user"]), condition["user_mask"].to(self.mean)[..., None]
-        mean = ((images[:, :, 0] - images[:, :, 1]) * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)
+        # In float64, so that the order of the pairs does not show in the sum.
+        said = ((images[:, :, 0] - images[:, :, 1]) * mask).double().sum(dim=1).to(images)
+        mean = said / mask.sum(dim=1).clamp_min(1.0)
         said = nn.functional.layer_norm(mean, mean.shape[1:])
         return said + self.refine(said)
 
@@ -231,6 +232,4 @@ _ENCODERS: dict[type[Settings], type] = {
 
 def make(settings: Settings, sizes: Sizes) -> UserEncoder:
     """Return a new encoder; its weights come from torch's own random state."""
-    if type(settings) not in _ENCODERS:
-        raise ConfigError(f"there is no user encoder for {type(settings).__name__}")
     return _ENCODERS[type(settings)](settings, sizes)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from diffalign.conditioning import files
 from diffalign.conditioning.choices import Choice, contents
 from diffalign.conditioning.features import UNREADABLE, weights_hash, whole
 from diffalign.data.cache import fingerprint as hashed
@@ -184,13 +182,8 @@ def cached(states: VlmStates, folder: Path, key: str, choices: Sequence[Choice])
     facts = {"states": states.fingerprint, "user": key, "choices": contents(choices)}
     file = folder / f"{hashed(facts)[:32]}.safetensors"
     if not file.exists():
-        values, _ = states(choices)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"states": values}, temporary, metadata=facts)
-        temporary.replace(file)
+        files.write(file, {"states": states(choices)[0]}, facts)
     try:
-        with safe_open(file, "pt") as stored:
-            return stored.get_tensor("states")
-    except SafetensorError as error:
+        return files.read(file)[0]["states"]
+    except (CheckpointError, KeyError) as error:
         raise TableError(f"{file}: damaged, or no user's states ({error!r}); remove it and start again") from error

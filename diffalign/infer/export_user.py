@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
+from diffalign.conditioning import files
 from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
 from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder
 from diffalign.errors import CheckpointError
@@ -37,15 +35,14 @@ def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], f
     for file in users:
         load_tokens(file, fingerprint)
     shutil.copyfile(run / BRANCH, folder / BRANCH)
-    with safe_open(run / ENCODER, "pt") as opened:
-        tensors, known = {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata())  # noqa: SIM118  # no mapping
+    tensors, known = files.read(run / ENCODER)
     sizes = json.loads(known["sizes"])
     if not isinstance(encoder, OneHotEncoder):  # which serves nobody but its training users, by their names
         sizes["users"] = []
     if isinstance(encoder, MixtureEncoder):  # new users are fitted from the mean; what each one likes is not for others
         tensors["logits.weight"] = encoder.usual()[None]
     settings = _public(json.loads(known["settings"]))
-    save_file(tensors, folder / ENCODER, metadata=known | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
+    files.write(folder / ENCODER, tensors, known | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
     (folder / RUN).write_text(json.dumps(_public(dict(facts)), indent=2) + "\n")
     for file in users:
         (folder / FOLDER).mkdir(exist_ok=True)

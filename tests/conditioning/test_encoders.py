@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffalign.conditioning.settings import USER_ENCODERS, OneHotSettings, PairsSettings, Settings
+from diffalign.conditioning.settings import USER_ENCODERS, OneHotSettings, PairsSettings
 from diffalign.conditioning.store import load_encoder, load_tokens, save_encoder, save_tokens
 from diffalign.conditioning.users import Sizes, make
 from diffalign.errors import CheckpointError, ConfigError
@@ -288,5 +288,3 @@ def test_what_users_must_bring_depends_on_the_encoder():
     assert encoder_settings({"pairs": {"max_shots": 8}}) == PairsSettings(max_shots=8)
     assert encoder_settings("one_hot").least == OneHotSettings().least == 2
     assert encoder_settings({"vlm": {"model": "m", "shots": 3}}).least == 6
-    with pytest.raises(ConfigError, match="there is no user encoder for Settings"):
-        make(Settings(), SIZES)

@@ -73,7 +73,7 @@ def test_the_order_of_the_pairs_changes_nothing(personal):
     pairs = choices(5)
     expected = personal.for_user(pairs).tokens
     for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
-        torch.testing.assert_close(personal.for_user([pairs[i] for i in order]).tokens, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(personal.for_user([pairs[i] for i in order]).tokens, expected, atol=1e-5, rtol=0.0)
     other = [(prompt, dispreferred, preferred) for prompt, preferred, dispreferred in pairs]
     assert (personal.for_user(other).tokens - expected).abs().max() > 1e-2
 
@@ -118,10 +118,8 @@ def test_a_run_in_half_precision_draws_nearly_the_same(models, tmp_path, family)
     run = write_user_run(tmp_path / "run", models(family))
     whole, half = (diffalign.load(run, dtype=dtype).for_user(choices()) for dtype in (torch.float32, torch.bfloat16))
     torch.testing.assert_close(half.tokens, whole.tokens, atol=1e-4, rtol=1e-4)
-    apart = np.abs(drawn(half, family) - drawn(whole, family))
-    # SD3's user attention takes the nearest of opposite tokens: where two are nearly as near, rounding chooses for a few pixels.
-    assert apart.mean() < 0.02
-    assert np.quantile(apart, 0.99) < 0.15
+    # SD3's user keys are long (`layout.SHARP`), so that logits round coarsely: with keys of 2 instead of 50 it is 0.07 apart, not 0.19.
+    np.testing.assert_allclose(drawn(half, family), drawn(whole, family), atol=0.25 if family == "sd3" else 0.05)
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "tiny-sd3"])
