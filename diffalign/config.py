@@ -63,6 +63,13 @@ class TrainConfig:
     """Mirror at random; both candidates alike."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and list them in the manifest, instead of stopping at the first."""
+    max_length: int = 1024
+    """Of texts: most tokens of prompt and completion together."""
+    truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
+    """Of texts that are longer: keep_start cuts completions and leaves out records whose prompt alone fills max_length (as TRL);
+    keep_end cuts the beginning of the prompt first."""
+    chat_template: str | None = None
+    """Of texts: a Jinja file for conversations, where the tokenizer brings no template of its own."""
 
     method: str = "diffusion_dpo"
     """Published method; names its objective, trajectory, reference and transforms."""
@@ -83,10 +90,24 @@ class TrainConfig:
     runs share them. 0: computed in every step."""
     error: Spec | None = None
     """Another error than the method's: squared, or pseudo_huber of the estimates of x0."""
+    scores: dict[str, str] = field(default_factory=dict)
+    """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
     reference: Literal["policy_start", "none"] | None = None
     """What the policy is compared with: the model it starts from, or nothing."""
     proportion_empty_prompts: float = 0.0
     """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
+
+    likelihood: Spec | None = None
+    """Of texts, how token log-probabilities make a score: sum; mean (with it `dpo` is LN-DPO, `ipo` TRL's, `simpo` SimPO);
+    {ld_dpo: {alpha: 0.5}}; joint (prompt and completion: DOVE)."""
+    share_prompt: bool = True
+    """Of texts: read the prompt once for all candidates; switched off by itself for models that cannot."""
+    padding_free: bool = True
+    """Of texts: pack records without padding; switched off by itself for models that cannot."""
+    logits_chunk: int = 1024
+    """Of texts: completion tokens that the output head takes at once; 0 for all logits at once, of prompts too."""
+    precompute_ref_log_probs: bool = True
+    """Of texts: the reference's log-probabilities are computed once, for each token, before training."""
 
     train_method: Literal["lora", "dora", "full", "user"] | None = None
     """Low-rank adapter, the same with learned magnitudes, all weights of the denoiser, or a user branch beside the text's attention

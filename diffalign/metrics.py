@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffalign.objectives import margin
+from diffalign.objectives.base import margin
 from diffalign.types import Scores
 
 

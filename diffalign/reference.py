@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.errors import ConfigError
-from diffalign.types import Likelihood, Query
+from diffalign.types import Likelihood
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def exchanged(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> I
 class NoReference:
     """For methods that compare with nothing; no network is built or run."""
 
-    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:  # noqa: ARG002  # the protocol's
+    def score(self, likelihood: Likelihood, query: Any) -> Any:  # noqa: ARG002  # the protocol's
         """Return None."""
         return None
 
@@ -62,7 +63,7 @@ class Frozen:
 
     model: nn.Module
 
-    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
+    def score(self, likelihood: Likelihood, query: Any) -> Any:
         """Return the frozen network's scores (B, K), without gradient."""
         with torch.no_grad(), self.driving() as model:
             return likelihood.score(model, query)
@@ -81,7 +82,7 @@ class AdapterOff:
     model: nn.Module
     disabled: Callable[[nn.Module], AbstractContextManager[None]]
 
-    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
+    def score(self, likelihood: Likelihood, query: Any) -> Any:
         """Return the base network's scores (B, K), without gradient; the adapter is on again afterwards, also on an error."""
         with torch.no_grad(), self.driving() as model:
             return likelihood.score(model, query)

@@ -28,7 +28,7 @@ def preference_step(
         query = parts.likelihood.prepare(network, batch, generator)
     reference = parts.reference.score(parts.likelihood, query)
     own = one_by_one(parts.likelihood, policy, query) if sequential else parts.likelihood.score(policy, query)
-    scores = Scores(own, reference, batch.prob)
+    scores = parts.likelihood.scores(own, reference, batch)
     return parts.objective(scores).mean(), scores
 
 

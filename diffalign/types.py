@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,19 +23,39 @@ class Predict(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a language model says of every scored token, in nats; zero where a completion has ended. L is the longest completion's."""
+
+    policy: Tensor  # (B, K, L) log-probabilities, with gradient
+    mask: Tensor  # (B, K, L) bool: which positions are tokens of the completion, end of text included
+    reference: Tensor | None = None  # (B, K, L), without gradient
+    kl: Tensor | None = None  # (B, K, L): KL(reference || policy) of the next-token distributions
+    collision: Tensor | None = None  # (B, K, L): log sum_v p_v^2 of the policy, without gradient
+    prompt: Tensor | None = None  # (B, K, P): the policy's log-probabilities of the prompt's tokens but the first
+    prompt_mask: Tensor | None = None  # (B, K, P) bool
+    activation: Tensor | None = None  # (B, K, L) in [0, 1]: size of the reference's last hidden state, over the largest of the completion
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Log-likelihoods up to constants, higher is better; candidate 0 is the preferred one.
 
     `prob` is the chance that it is: 1 where None. `reference` is None for objectives that need none.
     """
 
-    policy: Tensor  # (B, K), float32 or wider, with gradient
+    policy: Tensor  # (B, K), float32 or wider, with gradient; of texts the sum over tokens
     reference: Tensor | None = None  # (B, K), without gradient
     prob: Tensor | None = None  # (B,) in [0, 1]
+    weight: Tensor | None = None  # (B,) on the loss; 1 where None
+    offset: Tensor | None = None  # (B,) subtracted inside the sigmoid; 0 where None
+    lengths: Tensor | None = None  # (B, K) scored tokens; None where candidates have no length (images)
+    normalized: bool = False  # a length-normalised likelihood: scores are divided by `lengths` wherever they are compared
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (B, K) by name: what an objective reads of the table's scores
+    tokens: Tokens | None = None  # only for objectives of tokens
 
     @property
     def log_ratio(self) -> Tensor:
-        """Return log policy - log reference, (B, K). Raises ValueError without a reference."""
+        """Return log policy - log reference, (B, K), never length-normalised. Raises ValueError without a reference."""
         if self.reference is None:
             raise ValueError("this objective compares with a reference, and the method has none: set `reference`")
         return self.policy - self.reference
@@ -71,6 +91,20 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Labels:
+    """What records say for the objective besides the preference."""
+
+    weight: Tensor | None = None  # (B,)
+    offset: Tensor | None = None  # (B,)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (B, K) each
+
+    def to(self, device: torch.device) -> Labels:
+        """Return the labels on `device`."""
+        weight, offset = (None if x is None else x.to(device) for x in (self.weight, self.offset))
+        return Labels(weight, offset, _moved(self.columns, device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """B records ready for the network."""
 
@@ -81,13 +115,35 @@ class Batch:
     ids: tuple[str, ...] = ()
     query: Query | None = None  # drawn before training and kept on disk; None: drawn in the step
     frames: Tensor | None = None  # (B, K, 6) float32: each image's original height, width, crop top, left, target height, width
+    labels: Labels = Labels()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         frames = None if self.frames is None else self.frames.to(device)
         query = self.query and self.query.to(device)
         prob, condition, empty = self.prob.to(device), _moved(self.condition, device), _moved(self.empty, device)
-        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames)
+        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames, self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """B records of texts as token ids, ragged: nothing is padded before a layout says how. It is its own query: nothing is random."""
+
+    prompts: tuple[tuple[Tensor, ...], ...]  # B of K of (P,) int64; a record's are equal unless its candidates have prompts of their own
+    completions: tuple[tuple[Tensor, ...], ...]  # B of K of (n,) int64, at least one token, end of text included
+    prob: Tensor  # (B,) in [0, 1]
+    ids: tuple[str, ...] = ()
+    reference: Tensor | None = None  # (B, K, L) log-probabilities of the reference, computed before training
+    labels: Labels = Labels()
+
+    def to(self, device: torch.device) -> TextBatch:
+        """Return the batch on `device`."""
+
+        def moved(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
+            return tuple(tuple(ids.to(device) for ids in own) for own in parts)
+
+        reference = None if self.reference is None else self.reference.to(device)
+        return TextBatch(moved(self.prompts), moved(self.completions), self.prob.to(device), self.ids, reference, self.labels.to(device))
 
 
 def _moved(condition: Condition, device: torch.device) -> Condition:
@@ -97,20 +153,24 @@ def _moved(condition: Condition, device: torch.device) -> Condition:
 class Likelihood(Protocol):
     """Turns (model, query) into scores. All randomness is in `prepare`."""
 
-    def prepare(self, driver: Any, batch: Batch, generator: Generator) -> Query:
+    def prepare(self, driver: Any, batch: Any, generator: Generator) -> Any:
         """Return the query of a batch, without gradient; `driver` is the model that inversions run."""
         ...
 
-    def score(self, model: Any, query: Query) -> Tensor:
-        """Return scores (B, K) in float32 or wider."""
+    def score(self, model: Any, query: Any) -> Any:
+        """Return what a model says of a query, in float32 or wider: scores (B, K), or what `scores` makes them of."""
+        ...
+
+    def scores(self, policy: Any, reference: Any, batch: Any) -> Scores:
+        """Return what the objective sees, of what policy and reference (or None) say of a batch."""
         ...
 
 
 class Reference(Protocol):
     """What the policy is compared with."""
 
-    def score(self, likelihood: Likelihood, query: Query) -> Tensor | None:
-        """Return scores (B, K) without gradient, or None for methods that need no reference."""
+    def score(self, likelihood: Likelihood, query: Any) -> Any:
+        """Return what the reference says of a query, without gradient, or None for methods that need no reference."""
         ...
 
     def driving(self) -> AbstractContextManager[Any]:

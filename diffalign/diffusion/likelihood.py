@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffalign.diffusion.path import Path, split
 from diffalign.diffusion.random import uniform
-from diffalign.types import Batch, Condition, Generator, Noised, Query
+from diffalign.types import Batch, Condition, Generator, Noised, Query, Scores
 
 Denoise = Callable[[Any, Tensor, Tensor, Condition], Tensor]  # (model, x (N,C,H,W), t (N,), condition (N,...)) -> output like x
 
@@ -84,6 +84,11 @@ class DiffusionLikelihood:
         wide = torch.promote_types(output.dtype, torch.float32)
         exact = Noised(n.x_t.to(wide), n.t, n.target.to(wide), n.weight.to(wide))
         return -0.5 * exact.weight[:, None] * self.error(self.path, exact, output.to(wide))
+
+    def scores(self, policy: Tensor, reference: Tensor | None, batch: Batch) -> Scores:
+        """Return what the objective sees."""
+        own = batch.labels
+        return Scores(policy, reference, batch.prob, own.weight, own.offset, columns=own.columns)
 
     def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
         """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""

@@ -9,7 +9,8 @@ import torch
 
 from diffalign.diffusion.path import VPPath, mix, target
 from diffalign.metrics import implicit_accuracy
-from diffalign.objectives import mapo, margin, odds_below_one
+from diffalign.objectives import mapo, margin
+from diffalign.objectives.diffusion import odds_below_one
 from diffalign.types import Scores
 from tests.golden.cases import EXACT, SD, Case, load, pairs
 
