@@ -14,7 +14,7 @@ from typing import Any
 from diffalign.backbones.folders import LAYOUTS, Layout, check_folder, resolve
 from diffalign.conditioning.settings import USER_ENCODERS
 from diffalign.errors import ConfigError, did_you_mean
-from diffalign.objectives import FACTS, OBJECTIVES
+from diffalign.objectives import OBJECTIVES, facts
 from diffalign.specs import Spec, bind, single
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
@@ -80,7 +80,7 @@ def check_objective(spec: Mapping[str, Mapping[str, Any]], *, compares: bool) ->
     if name == "mapo":
         require("objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO")
     require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
-    if FACTS[name].reference and not compares:
+    if facts(name).reference and not compares:
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
 
 

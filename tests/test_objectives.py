@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffalign.objectives import FACTS, OBJECTIVES, denoise, dpo, hinge, ipo, mapo, margin
+from diffalign.objectives import OBJECTIVES, denoise, dpo, facts, hinge, ipo, mapo, margin
 from diffalign.types import Scores
 
+REFERENCE_FREE = {name for name in OBJECTIVES if not facts(name).reference}
 BETA = 0.5  # every constant without a default takes this in the contracts
 SILENT_TIES = {"smpo"}  # a tie has no gradient at all
 WITHOUT_LABEL = {"denoise"}  # looks at candidate 0 alone; all others compare two candidates under a soft label
@@ -46,7 +47,7 @@ def sigmoid(z):
 
 every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 soft = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - WITHOUT_LABEL))
-compared = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - {name for name, facts in FACTS.items() if not facts.reference}))
+compared = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - REFERENCE_FREE))
 number = st.floats(-20.0, 20.0, allow_subnormal=False)  # a trainer in the same process flushes them
 share = st.floats(0.0, 1.0, allow_subnormal=False)
 columns = st.lists(st.tuples(number, number, number, number, share), min_size=1, max_size=5)
@@ -102,7 +103,7 @@ def test_a_loss_does_not_depend_on_the_other_records(name, values):
 @every
 def test_a_missing_reference_is_named_where_one_is_needed(name):
     s = Scores(rows((1.0, 2.0)))
-    if name in {name for name, facts in FACTS.items() if not facts.reference}:
+    if name in REFERENCE_FREE:
         assert bound(name)(s).isfinite().all()
     else:
         with pytest.raises(ValueError, match=r"compares with a reference.*set `reference`"):

@@ -20,11 +20,12 @@ OBJECTIVES: dict[str, Objective] = {
     "mapo": mapo,
     "denoise": denoise,
 }
-FACTS: dict[str, Facts] = {
-    "dpo": Facts("V"),
-    "ipo": Facts("V"),
-    "hinge": Facts("V"),
-    "smpo": Facts("V"),
+FACTS: dict[str, Facts] = {  # of those that need more, or less, than two scores and a reference
     "mapo": Facts("R", reference=False),
     "denoise": Facts("V", reference=False, candidates=1),
 }
+
+
+def facts(name: str) -> Facts:
+    """Return what the objective `name` needs."""
+    return FACTS.get(name, Facts())

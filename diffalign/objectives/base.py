@@ -25,7 +25,7 @@ Diffusion = Literal["V", "V+", "R", "L", "N"]
 class Facts:
     """What an objective needs besides the policy's scores of two candidates."""
 
-    diffusion: Diffusion
+    diffusion: Diffusion = "V"
     reference: bool = True
     candidates: int = 2  # at least so many
     columns: tuple[str, ...] = ()  # of `Scores.columns`, filled from the table's named scores
