@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffalign.data.buckets import Sizes, alike, block_order
-from diffalign.data.cache import Bank, open_folder, packed, progress, row_shape, unpacked
+from diffalign.data.cache import Bank, fingerprint, open_folder, packed, progress, row_shape, unpacked
+from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
 from diffalign.data.records import Record
-from diffalign.data.view import View
+from diffalign.data.view import Entry, View
 from diffalign.errors import CheckpointError, LatentError
 from diffalign.types import Batch, Condition
 
@@ -78,18 +79,23 @@ class LivePairs(Dataset[dict[str, Any]]):
         else:
             noise = torch.zeros(0, *self.encoders.latent_shape(*size))
             images = {"pixels": torch.zeros(0, 3, *size), "frames": torch.zeros(0, 6), "noise": noise}
-        return {name: value[order] for name, value in images.items()} | {"prompt": entry.prompt, "prob": entry.prob, "id": entry.id}
+        return {name: value[order] for name, value in images.items()} | {"entry": entry}
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket; runs the encoders."""
         pixels, noise = (torch.cat([row[name] for row in rows]) for name in ("pixels", "noise"))
-        names = [f"record {row['id']}, candidate {i}" for row in rows for i in range(len(row["pixels"]))]
+        names = [f"record {row['entry'].id}, candidate {i}" for row in rows for i in range(len(row["pixels"]))]
         latents = encoded(self.encoders, pixels, noise, names) if len(pixels) else noise
-        condition = self.encoders.prompt([row["prompt"] for row in rows])
-        prob = torch.tensor([row["prob"] for row in rows])
+        entries = [row["entry"] for row in rows]
+        condition = self.encoders.prompt([entry.prompt for entry in entries])
         x0 = latents.unflatten(0, (len(rows), len(latents) // len(rows)))
         frames = torch.stack([row["frames"] for row in rows])
-        return Batch(x0, condition, self.empty, prob, tuple(row["id"] for row in rows), frames=frames)
+        return _batch(self.view, entries, x0, condition, self.empty, frames)
+
+
+def _batch(view: View, entries: Sequence[Entry], x0: Tensor, condition: Condition, empty: Condition, frames: Tensor) -> Batch:
+    prob, ids = torch.tensor([entry.prob for entry in entries]), tuple(entry.id for entry in entries)
+    return Batch(x0, condition, empty, prob, ids, frames=frames, labels=labels_of(view, entries))
 
 
 def framed(record: Record, variant: int, framing: Framing, size: Size, encoders: Encoders) -> dict[str, Tensor]:
@@ -129,7 +135,10 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
             self._prompts.setdefault(prompt, len(self._prompts))
-        self._conditions = self._fill_prompts(encoders, open_folder(root, "prompts", facts), batch_size)
+        made = sorted({entry.prompt for entry in view.entries} - self._prompts.keys())  # by transforms
+        self._prompts |= {prompt: len(self._prompts) + i for i, prompt in enumerate(made)}
+        told = {"made": fingerprint({"prompts": made})} if made else {}
+        self._conditions = self._fill_prompts(encoders, open_folder(root, "prompts", facts | told), batch_size)
         self.empty = {name: torch.from_numpy(bank.read([0])) for name, bank in self._conditions.items()}
 
     def __len__(self) -> int:
@@ -139,7 +148,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         position, epoch = index
         entry = self.view.entries[position]
         condition = {name: torch.from_numpy(bank.read([self._prompts[entry.prompt]])[0]) for name, bank in self._conditions.items()}
-        return {**self.images(entry.row, entry.order, epoch), "condition": condition, "prob": entry.prob, "id": entry.id}
+        return {**self.images(entry.row, entry.order, epoch), "condition": condition, "entry": entry}
 
     def images(self, row: int, order: Sequence[int], epoch: int) -> dict[str, Tensor]:
         """Return "latents" (K, C, H, W) and "frames" (K, 6) of a table row's candidates in `order`; K = 0 for a prompt alone."""
@@ -155,9 +164,8 @@ class CachedPairs(Dataset[dict[str, Any]]):
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket."""
         condition = {name: torch.stack([row["condition"][name] for row in rows]) for name in rows[0]["condition"]}
-        prob = torch.tensor([row["prob"] for row in rows])
         latents, frames = (torch.stack([row[name] for row in rows]) for name in ("latents", "frames"))
-        return Batch(latents, condition, self.empty, prob, tuple(row["id"] for row in rows), frames=frames)
+        return _batch(self.view, [row["entry"] for row in rows], latents, condition, self.empty, frames)
 
     def bank_rows(self, row: int, variant: int, variants: int) -> list[int]:
         """Return the positions, in a bank of `variants` for each candidate, of all candidates of a table row."""

@@ -45,6 +45,8 @@ class Record:
     source: str = ""  # file or hub id, and row
     messages: tuple[Message, ...] = ()  # the conversation that ends in `prompt`, for chat templates; empty for a plain prompt
     meta: Mapping[str, str] = field(default_factory=dict)
+    weight: float | None = None  # on the record's loss; only transforms set it, tables do not keep it
+    offset: float | None = None  # subtracted inside the sigmoid; likewise
 
     @property
     def kind(self) -> str:

@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
 
 def to_row(record: Record) -> dict[str, Any]:
     """Return `record` as a plain row of `SCHEMA`."""
-    row = {field.name: getattr(record, field.name) for field in fields(record)}
+    row = {name: getattr(record, name) for name in SCHEMA.names}
     row["candidates"] = [_candidate_row(candidate) for candidate in record.candidates]
     row["messages"] = [{"role": message.role, "content": message.content} for message in record.messages]
     row["meta"] = list(record.meta.items())

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 
-from diffalign.data.records import Record
+from diffalign.data.records import Message, Record
 from diffalign.data.table import Table, from_row
 from diffalign.data.transforms import Transform, apply
-from diffalign.errors import RecordError, TableError
+from diffalign.errors import RecordError, TableError, did_you_mean
 
 logger = logging.getLogger(__name__)
+
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a transformed record comes from: its row, which of the row's candidates in which order, its id, label and user."""
+    """Where a transformed record comes from (its row, which of the row's candidates in which order) and all of it but the content."""
 
     row: int
     order: tuple[int, ...]
@@ -28,16 +31,25 @@ class Entry:
     prompt: str
     prob: float
     user: str | None = None
+    messages: tuple[Message, ...] = ()
+    weight: float | None = None
+    offset: float | None = None
+    columns: tuple[tuple[float, ...], ...] = ()  # of each column of the view, the candidates' numbers in `order`
 
 
 class View(Sequence[Record]):
-    """The first `limit` rows of `table` (all if None) after `transforms`; entries are light, images are read when a record is asked for."""
+    """The first `limit` rows of `table` (all if None) after `transforms`; entries are light, images are read when a record is asked for.
 
-    def __init__(self, table: Table, transforms: Sequence[Transform], limit: int | None = None) -> None:
-        self.table = table
+    `columns` says which score of the candidates an objective reads as which column. Raises TableError if a candidate lacks one.
+    """
+
+    def __init__(
+        self, table: Table, transforms: Sequence[Transform], limit: int | None = None, columns: Mapping[str, str] = NO_COLUMNS
+    ) -> None:
+        self.table, self.columns = table, tuple(columns)
         self.entries: list[Entry] = []
         for row, light in enumerate(itertools.islice(without_content(table), limit)):
-            self.entries += (_entry(row, record) for record in apply([light], transforms))
+            self.entries += (_entry(table, row, record, columns) for record in apply([light], transforms))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -47,7 +59,8 @@ class View(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         entry = self.entries[index]
         whole = self.table[entry.row]
-        return replace(whole, id=entry.id, candidates=tuple(whole.candidates[i] for i in entry.order), prob=entry.prob)
+        own = {name: getattr(entry, name) for name in ("id", "prompt", "prob", "messages", "weight", "offset")}
+        return replace(whole, candidates=tuple(whole.candidates[i] for i in entry.order), **own)
 
 
 def without_content(table: Table) -> Iterator[Record]:
@@ -64,11 +77,24 @@ def without_content(table: Table) -> Iterator[Record]:
             yield replace(record, candidates=tuple(replace(c, image=b"%d" % i) for i, c in enumerate(record.candidates)))
 
 
-def _entry(row: int, record: Record) -> Entry:
+def _entry(table: Table, row: int, record: Record, columns: Mapping[str, str]) -> Entry:
     order = tuple(int(c.image or b"") for c in record.candidates)
     if record.prob is None and len(order) > 1:
         raise RecordError(f"{record.source}: {len(order)} candidates and no label; put `pairs` among the transforms")
-    return Entry(row, order, record.id, record.prompt, 1.0 if record.prob is None else record.prob, record.user)
+    prob = 1.0 if record.prob is None else record.prob
+    numbers = tuple(_column(table, record, *pair) for pair in columns.items())
+    return Entry(row, order, record.id, record.prompt, prob, record.user, record.messages, record.weight, record.offset, numbers)
+
+
+def _column(table: Table, record: Record, column: str, score: str) -> tuple[float, ...]:
+    for candidate in record.candidates:
+        if score not in candidate.scores:
+            known = sorted({*table.manifest["scores"], *candidate.scores})
+            raise TableError(
+                f"{table.path}: the objective reads `{column}` of every candidate, and the score `{score}` is missing in {record.source}."
+                f"{did_you_mean(score, known)} Say which score it is as `scores: {{{column}: NAME}}`"
+            )
+    return tuple(candidate.scores[score] for candidate in record.candidates)
 
 
 def with_users(view: View, least: int) -> View:

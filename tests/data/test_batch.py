@@ -108,7 +108,7 @@ def test_the_preferred_candidate_comes_first(view):
     plain, turned = (LivePairs(v, Fake().encoders, FRAMING, 1) for v in (View(view.table, [pairs]), view))
     assert torch.equal(turned[1, 0]["pixels"], plain[1, 0]["pixels"].flip(0))
     assert torch.equal(turned[1, 0]["noise"], plain[1, 0]["noise"].flip(0))
-    assert turned[1, 0]["prob"] == pytest.approx(0.9)
+    assert turned[1, 0]["entry"].prob == pytest.approx(0.9)
 
 
 def test_an_epoch_takes_the_next_variant(view):

@@ -1,0 +1,23 @@
+"""What the records of a batch say for the objective besides the preference, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffalign.data.view import Entry, View
+from diffalign.types import Labels
+
+
+def labels_of(view: View, entries: Sequence[Entry]) -> Labels:
+    """Return weights and offsets (B,), None where no entry has one, and the view's columns (B, K); float32."""
+    columns = {name: torch.tensor([entry.columns[i] for entry in entries]) for i, name in enumerate(view.columns)}
+    return Labels(_numbers([e.weight for e in entries], 1.0), _numbers([e.offset for e in entries], 0.0), columns)
+
+
+def _numbers(values: Sequence[float | None], otherwise: float) -> Tensor | None:
+    if all(value is None for value in values):
+        return None
+    return torch.tensor([otherwise if value is None else value for value in values])
