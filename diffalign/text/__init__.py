@@ -1,0 +1,1 @@
+"""Texts: tokens, layouts, and the likelihood of a language model."""
