@@ -1,0 +1,152 @@
+"""What a language model says of tokens, from its last hidden states, in chunks: logits of all tokens never exist at once.
+
+The head multiplies in the precision of its weights (or autocast's); what is computed of logits is in float32 at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output embedding: logits = hidden @ weight.T + bias."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Hidden states (N, D) of N tokens with the head that reads them; or, without a head, their logits (N, V)."""
+
+    values: Tensor
+    head: Head | None
+
+    def logits(self) -> Tensor:
+        """Return (N, V), in float32 at least."""
+        return _logits(self.values, self.head and self.head.weight, self.head and self.head.bias)
+
+
+def label_log_probs(states: States, labels: Tensor, chunk: int) -> Tensor:
+    """Return the log-probabilities (N,) of `labels` (N,) in nats, `chunk` tokens at a time.
+
+    Of a frozen head the derivative, weight[label] - softmax @ weight, is taken on the way forward: no logits are kept, none computed twice.
+    """
+    if states.head is None:
+        return torch.log_softmax(states.logits(), dim=1).gather(1, labels[:, None])[:, 0]
+    return _LabelLogProbs.apply(states.values, states.head.weight, states.head.bias, labels, chunk)  # pyright: ignore[reportReturnType]
+
+
+def divergence(policy: States, reference: States, chunk: int) -> Tensor:
+    """Return KL(reference || policy) (N,) of the next-token distributions, with gradient to the policy; chunks are computed again."""
+
+    def one(values: Tensor, weight: Tensor | None, bias: Tensor | None, other: Tensor) -> Tensor:
+        said = torch.log_softmax(_logits(values, weight, bias), dim=1)
+        with torch.no_grad():
+            meant = torch.log_softmax(States(other, reference.head).logits(), dim=1)
+        return (meant.exp() * (meant - said)).sum(dim=1)
+
+    own = policy.head or Head(policy.values.new_empty(0))
+    weight, bias = (None, None) if policy.head is None else (own.weight, own.bias)
+    parts = zip(policy.values.split(chunk or len(policy.values)), reference.values.split(chunk or len(policy.values)), strict=True)
+    return torch.cat([_again(one, values, weight, bias, other) for values, other in parts])
+
+
+@torch.no_grad()
+def collision(states: States, chunk: int) -> Tensor:
+    """Return log sum_v p_v^2 (N,), without gradient."""
+    parts = [States(values, states.head) for values in states.values.split(chunk or len(states.values))]
+    return torch.cat([torch.logsumexp(2.0 * torch.log_softmax(part.logits(), dim=1), dim=1) for part in parts])
+
+
+def _again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return checkpoint(function, *inputs, use_reentrant=False) if torch.is_grad_enabled() else function(*inputs)
+
+
+def _logits(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    logits = values if weight is None else F.linear(values.to(weight.dtype), weight, bias)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class _LabelLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias)[labels], (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int) -> Tensor:
+        dtype, (sloped, *trained) = _dtype(weight), ctx.needs_input_grad[:3]
+        ctx.trained = any(trained)
+        matrix, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
+        found, slopes, kept = [], [], None
+        for own, aim in _chunks(hidden, labels, chunk):
+            log_probs, odds = _said(own.to(dtype), matrix, bias, aim, wide)
+            found.append(log_probs)
+            if ctx.trained and len(own) == len(hidden):
+                kept = odds  # one chunk: to keep it takes less than to compute it again
+            elif sloped and not ctx.trained:
+                slopes.append((matrix[aim].to(wide) - odds.to(dtype) @ matrix).to(hidden.dtype))
+            del odds
+        ctx.chunk, ctx.dtype = chunk, dtype
+        own = (hidden, weight, bias, labels, kept) if ctx.trained else (torch.cat(slopes) if slopes else None,)
+        ctx.save_for_backward(*own)
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # one output
+        if not ctx.trained:
+            (slope,) = ctx.saved_tensors
+            return (grad[:, None].to(slope.dtype) * slope, None, None, None, None)
+        return (*_trained_gradients(ctx, grad), None, None)
+
+
+def _said(hidden: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the labels' log-probabilities (n,) and all probabilities (n, V), in place of the logits."""
+    logits = F.linear(hidden, matrix, None if bias is None else bias.to(hidden.dtype)).to(wide)
+    top = logits.amax(dim=1, keepdim=True)
+    chosen = logits.gather(1, labels[:, None])
+    total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    return (chosen - top - total.log())[:, 0], logits.div_(total)
+
+
+def _trained_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of hidden states, weight and bias, one chunk at a time."""
+    hidden, weight, bias, labels, kept = ctx.saved_tensors
+    matrix, wide = weight.to(ctx.dtype), torch.promote_types(ctx.dtype, torch.float32)
+    own, of_weight, of_bias = [], torch.zeros_like(weight, dtype=wide), None if bias is None else torch.zeros_like(bias, dtype=wide)
+    for part, aim, slope in zip(*(x.split(ctx.chunk or len(x)) for x in (hidden, labels, grad)), strict=True):
+        odds = _said(part.to(ctx.dtype), matrix, bias, aim, wide)[1] if kept is None else kept
+        error = (odds * -slope[:, None]).scatter_add_(1, aim[:, None], slope[:, None].to(wide))  # slope * (one-hot - probabilities)
+        del odds
+        narrow = error.to(ctx.dtype)
+        own.append((narrow @ matrix).to(hidden.dtype))
+        _add_product(of_weight, narrow, part.to(ctx.dtype))
+        if of_bias is not None:
+            of_bias += error.sum(dim=0)
+    return torch.cat(own), of_weight.to(weight.dtype), of_bias  # autograd casts what it is given to the inputs' own precision
+
+
+def _add_product(total: Tensor, error: Tensor, hidden: Tensor) -> None:
+    """Add error.T @ hidden to `total` (V, D), in place."""
+    if total.dtype == error.dtype:
+        total.addmm_(error.t(), hidden)
+    else:
+        total += error.t() @ hidden
+
+
+def _chunks(hidden: Tensor, labels: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    size = chunk or len(hidden)
+    yield from zip(hidden.split(size), labels.split(size), strict=True)
