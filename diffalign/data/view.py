@@ -90,9 +90,10 @@ def _column(table: Table, record: Record, column: str, score: str) -> tuple[floa
     for candidate in record.candidates:
         if score not in candidate.scores:
             known = sorted({*table.manifest["scores"], *candidate.scores})
+            cure = f".{did_you_mean(score, known)} Say which score it is as `scores: {{{column}: NAME}}`"
             raise TableError(
-                f"{table.path}: the objective reads `{column}` of every candidate, and the score `{score}` is missing in {record.source}."
-                f"{did_you_mean(score, known)} Say which score it is as `scores: {{{column}: NAME}}`"
+                f"{table.path}: the objective reads `{column}` of every candidate, and the score `{score}` is missing in "
+                f"{record.source}{cure if known else '; the table has no scores'}"
             )
     return tuple(candidate.scores[score] for candidate in record.candidates)
 

@@ -245,17 +245,29 @@ CONSTANTS = {
     "soft_label": {"score": "clip", "low": 0.0, "high": 1.0},
     "min_margin": {"margin": 0.3},
     "flip_labels": {"share": 0.5},
+    "by_factuality": {"score": "flag"},
+    "list_of": {"candidates": 2, "score": "hps"},
+    "lowest": {"score": "hps", "most": 20.5},
+    "relabel": {"score": "hps"},
+    "semantic_weight": {"score": "clip"},
+    "offset_by": {"score": "hps"},
+    "weighted": {"scores": {"hps": 0.5}, "into": "margin"},
+    "reward_conditioned": {"score": "hps"},
 }
+CHANGED = {"semantic_weight": ["weight"], "offset_by": ["offset"], "reward_conditioned": ["id", "prompt"]}  # besides order and label
+SCORED = ("weighted", "share_beaten")  # these give candidates new scores
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 @given(prob=probs, user=st.none() | st.just("ann"), key=st.text(min_size=1, max_size=5))
 def test_every_transform_keeps_the_candidates_and_everything_else(name, prob, user, key):
-    record = pair(prob, user=user, id=key, meta={"k": "v"})
+    shown = tuple(replace(c, scores={**c.scores, "flag": float(i == 0)}) for i, c in enumerate((A, B)))
+    record = pair(prob, user=user, id=key, meta={"k": "v"}, candidates=shown)
     for new in TRANSFORMS[name](record, **CONSTANTS.get(name, {})):
         assert Counter(candidate.text for candidate in new.candidates) == Counter(KEPT.get(name, "ab"))
-        assert all(candidate in record.candidates for candidate in new.candidates)
-        assert replace(new, candidates=record.candidates, prob=record.prob) == record
+        assert name in SCORED or all(candidate in record.candidates for candidate in new.candidates)
+        own = {field: getattr(record, field) for field in ("candidates", "prob", *CHANGED.get(name, ()))}
+        assert replace(new, **own) == record
         assert new.check() is new
 
 

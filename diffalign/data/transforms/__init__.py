@@ -1,0 +1,48 @@
+"""Record -> records: orient, filter, invert, soften, expand. Pure; the only place where candidates change order.
+
+A transform returns a tuple: empty drops the record, several expand it (a ranking into its pairs). None may look at what an image or a
+text holds: a view gives them records without content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from diffalign.data.records import Record
+from diffalign.data.transforms.base import Transform as Transform
+from diffalign.data.transforms.candidates import by_factuality, invert, list_of, orient, pairs, preferred, prompt_only
+from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_margin
+from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label
+from diffalign.data.transforms.prompts import reward_conditioned
+from diffalign.data.transforms.scores import share_beaten, weighted
+
+TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
+    "orient": orient,
+    "invert": invert,
+    "by_factuality": by_factuality,
+    "pairs": pairs,
+    "list_of": list_of,
+    "preferred": preferred,
+    "prompt_only": prompt_only,
+    "drop_ties": drop_ties,
+    "by_user": by_user,
+    "min_margin": min_margin,
+    "lowest": lowest,
+    "soft_label": soft_label,
+    "flip_labels": flip_labels,
+    "relabel": relabel,
+    "semantic_weight": semantic_weight,
+    "offset_by": offset_by,
+    "weighted": weighted,
+    "share_beaten": share_beaten,
+    "reward_conditioned": reward_conditioned,
+}
+
+
+def apply(records: Iterable[Record], transforms: Sequence[Transform]) -> Iterator[Record]:
+    """Yield every record after all `transforms`, in order."""
+    for record in records:
+        kept: tuple[Record, ...] = (record,)
+        for transform in transforms:
+            kept = tuple(new for old in kept for new in transform(old))
+        yield from kept

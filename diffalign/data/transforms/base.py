@@ -1,0 +1,46 @@
+"""What transforms share: a pair turned round, a record known to be a labelled pair, a candidate's named score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from diffalign.data.records import Candidate, Record
+from diffalign.errors import RecordError
+
+Transform = Callable[[Record], tuple[Record, ...]]
+
+
+def swapped(record: Record) -> Record:
+    """Return the pair with its candidates exchanged, and the label with them."""
+    first, second = record.candidates
+    return replace(record, candidates=(second, first), prob=None if record.prob is None else 1.0 - record.prob)
+
+
+def labelled(record: Record) -> tuple[Record, float]:
+    """Return `record` and its label. Raises RecordError if it is not a labelled pair."""
+    if len(record.candidates) != 2 or record.prob is None:
+        found = f"{len(record.candidates)} candidates and {'no label' if record.prob is None else 'a label'}"
+        raise RecordError(f"{record.source}: expected a labelled pair, found {found}; put `pairs` before this transform")
+    return record, record.prob
+
+
+def two(record: Record) -> tuple[Candidate, Candidate]:
+    """Return the candidates of a pair. Raises RecordError for any other number."""
+    if len(record.candidates) != 2:
+        raise RecordError(f"{record.source}: expected two candidates, found {len(record.candidates)}; put `pairs` before this transform")
+    first, second = record.candidates
+    return first, second
+
+
+def score_of(record: Record, candidate: Candidate, name: str) -> float:
+    """Return a candidate's score. Raises RecordError where it has none of that name."""
+    if name not in candidate.scores:
+        raise RecordError(f"{record.source}: no score `{name}`; this record has {sorted(candidate.scores) or 'none'}")
+    return candidate.scores[name]
+
+
+def gap(record: Record, score: str) -> float:
+    """Return by how much candidate 0 of a pair scores above candidate 1."""
+    first, second = (score_of(record, candidate, score) for candidate in two(record))
+    return first - second

@@ -1,0 +1,91 @@
+"""Transforms that say which candidates a record has, and in which order."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Literal
+
+from diffalign.data.records import Candidate, Record
+from diffalign.data.transforms.base import labelled, score_of, swapped
+from diffalign.errors import ConfigError, RecordError
+
+
+def orient(record: Record) -> tuple[Record, ...]:
+    """Return the pair with the preferred candidate first (`prob` at least one half); exact ties keep their order."""
+    return (swapped(record) if labelled(record)[1] < 0.5 else record,)
+
+
+def invert(record: Record) -> tuple[Record, ...]:
+    """Return the pair with its candidates exchanged and the label kept: trains the opposite taste (Diffusion-NPO, npo.md A1)."""
+    known, prob = labelled(record)
+    return (replace(swapped(known), prob=prob),)
+
+
+def by_factuality(record: Record, *, score: str = "hallucinated") -> tuple[Record, ...]:
+    """Return the pair with its candidates exchanged and the label kept where only the preferred one hallucinates.
+
+    F-DPO's flip (2601.03027, data preparation of the released code): a pair whose flags are (1, 0) becomes one with (0, 1). The flag is
+    a score, 0 or 1. Put `orient` before it. Raises RecordError for a flag that is neither.
+    """
+    known, _ = labelled(record)
+    flags = tuple(score_of(known, candidate, score) for candidate in known.candidates)
+    if not {0.0, 1.0}.issuperset(flags):
+        raise RecordError(f"{record.source}: `{score}` is {flags[0]:g} and {flags[1]:g}; expected 0 (factual) or 1 (hallucinated)")
+    return invert(known) if flags == (1.0, 0.0) else (known,)
+
+
+def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "all", score: str | None = None) -> tuple[Record, ...]:
+    """Return the labelled pairs of a ranking of K candidates, better first; equal ranks give `prob` one half.
+
+    Ordered by `rank`, or by the named `score` if given. `all`: K(K-1)/2; `best_worst`: 1; `adjacent`: K-1. A record that is a
+    labelled pair already is returned as it is. Candidates without a rank are passed over.
+    """
+    if score is None and record.prob is not None and len(record.candidates) == 2:
+        return (record,)
+    ranked = _ranked(record, score)
+    spans = {
+        "all": itertools.combinations(range(len(ranked)), 2),
+        "best_worst": [(0, len(ranked) - 1)] if len(ranked) > 1 else [],
+        "adjacent": zip(range(len(ranked) - 1), range(1, len(ranked)), strict=True),
+    }
+    if how not in spans:
+        raise ConfigError(f"pairs: `how` is `{how}`; expected all, best_worst or adjacent")
+    return tuple(
+        replace(
+            record,
+            id=f"{record.id}/{i}-{j}",
+            candidates=(ranked[i][1], ranked[j][1]),
+            prob=0.5 if ranked[i][0] == ranked[j][0] else 1.0,
+        )
+        for i, j in spans[how]
+    )
+
+
+def list_of(record: Record, *, candidates: int, score: str | None = None) -> tuple[Record, ...]:
+    """Return the best so many candidates of a ranking, best first, as one record for objectives of lists; none if there are fewer.
+
+    Ordered by `rank`, or by the named `score` if given; candidates without a rank are passed over. `prob` is that of the first two.
+    """
+    if candidates < 2:
+        raise ConfigError(f"list_of: candidates is {candidates}; expected at least 2")
+    best = _ranked(record, score)[:candidates]
+    if len(best) < candidates:
+        return ()
+    return (replace(record, candidates=tuple(c for _, c in best), prob=0.5 if best[0][0] == best[1][0] else 1.0),)
+
+
+def _ranked(record: Record, score: str | None) -> list[tuple[float, Candidate]]:
+    """Return (key, candidate), best first: the smallest key."""
+    keyed = [(c.rank if score is None else -score_of(record, c, score), c) for c in record.candidates]
+    return sorted(((key, c) for key, c in keyed if key is not None), key=lambda item: item[0])
+
+
+def preferred(record: Record) -> tuple[Record, ...]:
+    """Return the record with its first candidate alone: supervised training; put `orient` before it."""
+    return (replace(record, candidates=record.candidates[:1], prob=None),)
+
+
+def prompt_only(record: Record) -> tuple[Record, ...]:
+    """Return the record without its candidates, for methods that make their own pictures; no image is read."""
+    return (replace(record, candidates=(), prob=None),)

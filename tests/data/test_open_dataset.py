@@ -1,0 +1,128 @@
+"""What a config needs of its table is found, or refused by name, before any weight loads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from diffalign import dataset
+from diffalign.config import TrainConfig
+from diffalign.data.records import Candidate, Record
+from diffalign.data.table import write_table
+from diffalign.dataset import open_dataset
+from diffalign.errors import ConfigError, TableError
+from diffalign.objectives.base import Facts
+
+
+@pytest.fixture
+def needs(monkeypatch):
+    """Say what the config's objective needs."""
+
+    def told(**needed):
+        monkeypatch.setattr(dataset, "facts", lambda name: Facts(**needed))
+
+    return told
+
+
+def config(path, **fields):
+    return TrainConfig(dataset_name=str(path), **fields)
+
+
+def ranking(number, *scores, ranks=None):
+    ranks = ranks or [float(i + 1) for i in range(len(scores))]
+    shown = tuple(Candidate(text=f"t{i}", scores=own, rank=rank) for i, (own, rank) in enumerate(zip(scores, ranks, strict=True)))
+    return Record(f"r{number}", "p", shown, source=f"row {number}")
+
+
+def columns(view):
+    return dict(zip(view.columns, zip(*(entry.columns for entry in view.entries), strict=True), strict=True))
+
+
+def test_a_table_of_texts_trains_a_language_model_alone(tmp_path):
+    write_table(tmp_path / "t", [ranking(0, {}, {})])
+    assert len(open_dataset(config(tmp_path / "t"), kind="text")) == 1
+    assert len(open_dataset(config(tmp_path / "t"), kind=None)) == 1
+    with pytest.raises(TableError, match="t: a table of texts; the model of this run trains on pairs of images"):
+        open_dataset(config(tmp_path / "t"))
+
+
+def test_a_column_is_read_from_the_score_that_the_config_names(tmp_path, needs):
+    needs(columns=("gains",))
+    write_table(tmp_path / "t", [ranking(0, {"a": 0.1, "b": 0.2}, {"a": 0.3, "b": 0.4})])
+    assert columns(open_dataset(config(tmp_path / "t", scores={"gains": "b"}), kind="text")) == {"gains": ((0.2, 0.4),)}
+    with pytest.raises(TableError, match=r"the objective reads `gains`.*Known: a, b\. Say which score it is as `scores: \{gains: NAME\}`"):
+        open_dataset(config(tmp_path / "t"), kind="text")
+
+
+def test_the_only_score_of_a_table_is_its_gains(tmp_path, needs):
+    needs(columns=("gains",))
+    write_table(tmp_path / "t", [ranking(0, {"likes": 5.0}, {"likes": 4.0})])
+    assert columns(open_dataset(config(tmp_path / "t"), kind="text")) == {"gains": ((5.0, 4.0),)}
+
+
+def test_ranks_give_gains_over_the_whole_ranking(tmp_path, needs):
+    needs(columns=("gains",))
+    write_table(tmp_path / "t", [ranking(0, {}, {}, {}, ranks=[2.0, 1.0, 3.0])])
+    view = open_dataset(config(tmp_path / "t"), kind="text")  # pairs of ranks 1-2, 1-3, 2-3
+    assert columns(view) == {"gains": ((1.0, 0.5), (1.0, 0.0), (0.5, 0.0))}
+
+
+def test_gains_that_a_transform_makes_are_those_that_are_read(tmp_path, needs):
+    needs(columns=("gains",))
+    write_table(tmp_path / "t", [ranking(0, {"likes": 5.0}, {"likes": 4.0})])
+    chain = ["pairs", {"weighted": {"scores": {"likes": 0.1}, "into": "gains"}}]
+    assert columns(open_dataset(config(tmp_path / "t", transforms=chain), kind="text")) == {"gains": ((0.5, 0.4),)}
+    assert columns(open_dataset(config(tmp_path / "t", transforms=["share_beaten", "pairs"]), kind="text")) == {"gains": ((1.0, 0.0),)}
+
+
+def test_an_objective_of_more_candidates_than_the_records_have_is_refused(tmp_path, needs):
+    needs(candidates=3)
+    write_table(tmp_path / "t", [ranking(0, {}, {}, {})])
+    with pytest.raises(
+        TableError, match=r"objective `dpo` compares 3 candidates a record; found 2 after the transforms: choose transforms"
+    ):
+        open_dataset(config(tmp_path / "t"), kind="text")
+    assert len(open_dataset(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]), kind="text")) == 1
+
+
+def test_a_single_candidate_is_no_pair(tmp_path):
+    write_table(tmp_path / "t", [ranking(0, {}, {})])
+    with pytest.raises(TableError, match="objective `dpo` compares 2 candidates a record; found 1 after the transforms: put `pairs`"):
+        open_dataset(config(tmp_path / "t", transforms=["pairs", "preferred"]), kind="text")
+
+
+def test_records_of_different_numbers_of_candidates_are_refused(tmp_path):
+    labelled = [replace(ranking(number, *[{}] * count), prob=1.0) for number, count in enumerate((2, 3))]
+    write_table(tmp_path / "t", labelled)
+    with pytest.raises(TableError, match=r"records of 2 and 3 candidates; those of a batch have equally many: put `pairs`, or {list_of"):
+        open_dataset(config(tmp_path / "t", transforms=[]), kind="text")
+
+
+def test_lists_whose_best_two_tie_have_something_to_say(tmp_path):
+    write_table(tmp_path / "t", [ranking(0, {}, {}, {}, ranks=[1.0, 1.0, 2.0])])
+    assert open_dataset(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]), kind="text").entries[0].prob == 0.5
+
+
+def test_the_threshold_of_lowest_is_that_of_the_share_after_earlier_transforms(tmp_path):
+    rows = [ranking(n, {"ches": value}, {"ches": -9.0}) for n, value in enumerate((4.0, 1.0, 3.0, 2.0))]
+    write_table(tmp_path / "t", rows)
+    chain = ["pairs", {"lowest": {"score": "ches", "share": 0.5}}]
+    assert [entry.id for entry in open_dataset(config(tmp_path / "t", transforms=chain), kind="text").entries] == ["r1/0-1", "r3/0-1"]
+    first = open_dataset(config(tmp_path / "t", transforms=chain, max_train_samples=2), kind="text")  # of 4 and 1
+    assert [entry.id for entry in first.entries] == ["r1/0-1"]
+    given = ["pairs", {"lowest": {"score": "ches", "most": 3.0}}]
+    assert len(open_dataset(config(tmp_path / "t", transforms=given), kind="text")) == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"lowest": {}}, "transform `lowest` needs `score`"),
+        ({"weighted": {"scores": {"a": 1.0}}}, "transform `weighted` needs `into`"),
+        ({"relabel": {"scor": "a"}}, "takes no `scor`. Did you mean `score`"),
+    ],
+)
+def test_transforms_with_wrong_constants_are_refused_before_the_import(tmp_path, spec, message):
+    with pytest.raises(ConfigError, match=message):
+        open_dataset(config(tmp_path / "nothing there", transforms=[spec]), kind="text")
