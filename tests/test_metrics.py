@@ -44,6 +44,12 @@ def test_description_is_the_mean_of_scores_and_log_ratios():
         "rewards/chosen": 5.0,
         "rewards/rejected": -15.0,
         "rewards/margins": 20.0,
+        "rewards/accuracies": 1.0,
+        "rewards/saturated": 1.0,  # both margins of rewards are 20
+        "rewards/margins_p10": 20.0,
+        "rewards/margins_p50": 20.0,
+        "rewards/margins_p90": 20.0,
+        "displaced": 0.0,  # the preferred ones rose by 1 and 0
     }
 
 
@@ -52,6 +58,7 @@ def test_displacement_is_seen_although_accuracy_and_margin_are_perfect():
     assert seen["implicit_acc"].item() == 1.0
     assert seen["rewards/margins"].item() == 7.0
     assert seen["log_ratio/chosen"].item() == -1.0
+    assert seen["displaced"].item() == 1.0
 
 
 def test_without_a_reference_only_scores_are_described():
