@@ -1,24 +1,28 @@
-"""What objectives share: the margin, the soft label, the log-sigmoid, and what each needs besides two scores.
+"""What objectives share: the pairwise kernel, both orders of a soft label, divergences, lengths, and what each needs besides two scores.
 
 Nothing here imports torch before it computes, so that names and constants of a config are checked in milliseconds.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores
+    from diffalign.types import Scores, Tokens
 
 Objective = Callable[..., "Tensor"]
+Constants = ParamSpec("Constants")
 # How an objective carries over to images, where the log-ratio is half a difference of denoising errors. V: as it is. V+: with the
 # denoising error as negative log-likelihood. R: without a reference, so its constants are of another scale. L: a list, under one noise.
 # N: not at all; it needs token distributions, lengths or probabilities.
 Diffusion = Literal["V", "V+", "R", "L", "N"]
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,17 @@ class Facts:
     coupled: bool = False  # a record's loss depends on the other records of the batch
 
 
+def weighted(objective: Callable[Concatenate[Scores, Constants], Tensor]) -> Callable[Concatenate[Scores, Constants], Tensor]:
+    """Return the objective with each record's loss multiplied by `Scores.weight`: the one place where weights are honoured."""
+
+    @functools.wraps(objective)
+    def losses(s: Scores, *args: Constants.args, **constants: Constants.kwargs) -> Tensor:
+        found = objective(s, *args, **constants)
+        return found if s.weight is None else s.weight.to(found) * found
+
+    return losses
+
+
 def margin(x: Tensor) -> Tensor:
     """Return candidate 0 minus candidate 1 of (B, K): (B,)."""
     return x[:, 0] - x[:, 1]
@@ -45,7 +60,113 @@ def log_sigmoid(z: Tensor) -> Tensor:
     return logsigmoid(z)
 
 
+def surprise(z: Tensor) -> Tensor:
+    """Return -log sigmoid(z)."""
+    return -log_sigmoid(z)
+
+
+def hinged(z: Tensor) -> Tensor:
+    """Return max(0, 1 - z)."""
+    return (1.0 - z).relu()
+
+
 def prob_of(s: Scores, label_smoothing: float = 0.0) -> Tensor:
     """Return the chance (B,) that candidate 0 is preferred, mixed with its opposite by `label_smoothing`."""
     prob = s.policy[:, 0].new_ones(len(s.policy)) if s.prob is None else s.prob.to(s.policy)
     return prob * (1.0 - 2.0 * label_smoothing) + label_smoothing
+
+
+def ahead(s: Scores, z: Tensor, preferred: int = 0) -> Tensor:
+    """Return the lead z (B,) of the preferred candidate less the record's offset, which is the lead that candidate 0 is asked for."""
+    if s.offset is None:
+        return z
+    return z + s.offset.to(z) if preferred else z - s.offset.to(z)
+
+
+def pairwise(s: Scores, z: Tensor, loss: Callable[[Tensor], Tensor] = surprise, prob: Tensor | None = None) -> Tensor:
+    """Return p f(z - offset) + (1-p) f(-(z - offset)): the kernel of losses of one margin z (B,), beta already in it."""
+    prob = prob_of(s) if prob is None else prob
+    z = ahead(s, z)
+    return prob * loss(z) + (1.0 - prob) * loss(-z)
+
+
+def both_orders(s: Scores, loss: Callable[[int, int], Tensor], label_smoothing: float = 0.0) -> Tensor:
+    """Return p f(0, 1) + (1-p) f(1, 0), f being told the places of the preferred and of the dispreferred candidate."""
+    prob = prob_of(s, label_smoothing)
+    return prob * loss(0, 1) + (1.0 - prob) * loss(1, 0)
+
+
+def per_token(s: Scores, x: Tensor) -> Tensor:
+    """Return x (B, K) over the candidates' lengths; x itself where they have none."""
+    return x if s.lengths is None else x / s.lengths.to(x)
+
+
+def comparable(s: Scores, x: Tensor) -> Tensor:
+    """Return x (B, K) as scores are compared: per token under a length-normalised likelihood."""
+    return per_token(s, x) if s.normalized else x
+
+
+def own(s: Scores) -> Tensor:
+    """Return the policy's scores (B, K) as they are compared."""
+    return comparable(s, s.policy)
+
+
+def reference_of(s: Scores) -> Tensor:
+    """Return the reference's scores (B, K) as they are compared. Raises ValueError where the method has none."""
+    return comparable(s, s.log_ratio if s.reference is None else s.reference)  # the former says what is missing
+
+
+def compared(s: Scores, divergence: Divergence = "reverse_kl", coefficient: float = 0.5, *, centred: bool = True) -> Tensor:
+    """Return g(log-ratio) (B, K) as it is compared, g being the map of a divergence."""
+    return comparable(s, diverged(s.log_ratio, divergence, coefficient, centred=centred))
+
+
+def diverged(u: Tensor, divergence: Divergence, coefficient: float = 0.5, *, centred: bool = True) -> Tensor:
+    """Return g(u) = f'(e^u) of an f-divergence (2309.16240 table 1), for log-ratios u.
+
+    reverse_kl: u; forward_kl: 1 - e^-u; js: log 2 + log sigmoid(u); alpha: (e^((a-1)u) - 1) / (a-1), a the `coefficient` (1 gives u).
+    g(0) = 0, as in TRL 1.16; without `centred` the constants 1, log 2 and -1/(a-1) are left out, as TRL did before. They matter only
+    where g is not compared with another g of the same length. The authors' repository has a' = 1 - a. Exponents are clamped at 80
+    (11 in float16) as in TRL, which clamps those of `alpha` alone; far below that, squares of g may overflow float32.
+    """
+    if divergence == "reverse_kl" or (divergence == "alpha" and abs(coefficient - 1.0) < 1e-6):
+        return u
+    if divergence == "js":
+        return log_sigmoid(u) + (math.log(2.0) if centred else 0.0)
+    rate = -1.0 if divergence == "forward_kl" else coefficient - 1.0
+    import torch
+
+    power = (rate * u).clamp(max=11.0 if u.dtype == torch.float16 else 80.0)
+    return (power.expm1() if centred else power.exp()) / rate
+
+
+def nll(s: Scores, candidate: int = 0) -> Tensor:
+    """Return a candidate's negative log-likelihood (B,): the mean over its tokens, or half the denoising error of an image."""
+    return -per_token(s, s.policy)[:, candidate]
+
+
+def column(s: Scores, name: str) -> Tensor:
+    """Return the named numbers (B, K), in the policy's dtype. Raises ValueError where the table's scores do not give them."""
+    if name not in s.columns:
+        raise ValueError(f"this objective reads `{name}` of every candidate, and there is none: set `scores` to {{{name}: NAME}}")
+    return s.columns[name].to(s.policy)
+
+
+def need(s: Scores, candidates: int, what: str) -> None:
+    """Raise ValueError for records of fewer candidates, naming what the further ones would be."""
+    if s.policy.shape[1] < candidates:
+        raise ValueError(f"this objective needs {what}, {candidates} candidates in all; found {s.policy.shape[1]}")
+
+
+def tokens_of(s: Scores) -> Tokens:
+    """Return what is said of every token. Raises ValueError for scores of images, or of a likelihood that keeps sums alone."""
+    if s.tokens is None:
+        raise ValueError("this objective reads the log-probability of every token, and these scores have none: it is for texts")
+    return s.tokens
+
+
+def of_tokens(x: Tensor | None, name: str) -> Tensor:
+    """Return a field of `Tokens`. Raises ValueError where the likelihood was not asked for it."""
+    if x is None:
+        raise ValueError(f"this objective reads `{name}` of every token, and the likelihood does not give it")
+    return x

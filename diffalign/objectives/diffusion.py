@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffalign.objectives.base import log_sigmoid, margin, prob_of
+from diffalign.objectives.base import log_sigmoid, margin, prob_of, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffalign.types import Scores
 
 
+@weighted
 def smpo(s: Scores, *, beta: float, scale: float = 10.0) -> Tensor:
     """Return -log sigmoid(beta * scale * (2p - 1) * margin of the log-ratios): a soft label weighs beta instead of the two sides.
 
@@ -35,6 +36,7 @@ def odds_below_one(error: Tensor, snr: float) -> Tensor:
     return series.where(small, far / far.expm1() - 1.0)
 
 
+@weighted
 def mapo(s: Scores, *, beta: float = 0.1, snr: float = 0.5, steps: float = 1000.0) -> Tensor:
     """Return the preferred candidate's error - beta log sigmoid(steps * margin of the bounded odds); no reference is needed.
 
@@ -49,6 +51,10 @@ def mapo(s: Scores, *, beta: float = 0.1, snr: float = 0.5, steps: float = 1000.
     return winner - beta * (prob * log_sigmoid(z) + (1.0 - prob) * log_sigmoid(-z))
 
 
+@weighted
 def denoise(s: Scores) -> Tensor:
-    """Return the negative log-likelihood of candidate 0: half the weighted squared error; supervised fine-tuning on the preferred."""
+    """Return the negative log-likelihood of candidate 0: half the weighted squared error; supervised fine-tuning on the preferred.
+
+    DDPM (2006.11239 eq. 14) for images; for texts the summed NLL of the completion.
+    """
     return -s.policy[:, 0]

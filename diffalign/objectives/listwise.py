@@ -1,0 +1,156 @@
+"""Objectives of whole lists, K of 2 to 16 candidates: by the column `gains` (rewards, or chances of winning), or by their order.
+
+Ranks and gains have no gradient. Candidates of equal gain keep the order given, best first, wherever an order is needed; where pairs
+of a list are compared they form none. `prob` counts only where two candidates have no gains; `offset` only where stated.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from diffalign.objectives.base import Divergence, ahead, column, compared, log_sigmoid, need, per_token, prob_of, surprise, weighted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffalign.types import Scores
+
+
+def log_target(s: Scores, temperature: float, label_smoothing: float = 0.0) -> Tensor:
+    """Return the log of softmax(gains / temperature) (B, K); of two candidates without gains that of (p, 1-p)."""
+    import torch
+
+    if "gains" in s.columns or s.policy.shape[1] != 2:
+        return (column(s, "gains") / temperature).log_softmax(dim=1)
+    prob = prob_of(s)
+    # Smoothed one by one: 1 - (1 - e) would lose the digits of e.
+    sides = (x * (1.0 - 2.0 * label_smoothing) + label_smoothing for x in (prob, 1.0 - prob))
+    return torch.stack(list(sides), dim=1).log()
+
+
+def led(s: Scores, x: Tensor) -> Tensor:
+    """Return x (B, K) with the record's offset taken from candidate 0."""
+    import torch
+
+    return x if s.offset is None else torch.cat([ahead(s, x[:, 0])[:, None], x[:, 1:]], dim=1)
+
+
+def cross_entropy(s: Scores, logits: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy (B,) of the target and softmax(logits)."""
+    return -(log_target(s, temperature).exp() * led(s, logits).log_softmax(dim=1)).sum(dim=1)
+
+
+@weighted
+def exo(
+    s: Scores,
+    *,
+    beta: float,
+    label_smoothing: float = 1e-3,
+    temperature: float = 1.0,
+    divergence: Divergence = "reverse_kl",
+    coefficient: float = 0.5,
+) -> Tensor:
+    """Return KL(softmax(beta * log-ratios) || target): the reverse of what `dpo` and `infonca` minimise.
+
+    EXO (2402.00856). The target is softmax(gains / temperature) (EXO-rw) where there are gains, else (p, 1-p) mixed with its opposite by
+    `label_smoothing` (EXO-pref eq. 16 as TRL's `exo_pair`), which must lie in (0, 1/2) because the KL is infinite at 0. The authors'
+    released pair has log-targets 0 and -10 instead. `offset` is taken from candidate 0.
+    """
+    logs = led(s, beta * compared(s, divergence, coefficient)).log_softmax(dim=1)
+    return (logs.exp() * (logs - log_target(s, temperature, label_smoothing))).sum(dim=1)
+
+
+@weighted
+def infonca(s: Scores, *, beta: float, temperature: float = 1.0) -> Tensor:
+    """Return the cross-entropy of softmax(gains / temperature) and softmax(beta * log-ratios).
+
+    InfoNCA (2402.05369, reconstructed from memory; two candidates without gains give `dpo` with its soft label, which was verified).
+    `offset` is taken from candidate 0. Temperature is its alpha.
+    """
+    return cross_entropy(s, beta * compared(s), temperature)
+
+
+@weighted
+def adpo_list(s: Scores, *, tau: float, temperature: float = 1.0) -> Tensor:
+    """Return `infonca` with beta = 1 / tau: the target softmax(gains / temperature) against log-ratios to an anchor.
+
+    ADPO over lists (2510.18913: KL(q || softmax((l - l_anchor) / tau)), of which the entropy of q is left out; the target from gains
+    and all defaults are reconstructed).
+    """
+    return cross_entropy(s, compared(s) / tau, temperature)
+
+
+@weighted
+def nca(
+    s: Scores,
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    divergence: Divergence = "reverse_kl",
+    coefficient: float = 0.5,
+    centred: bool = True,
+) -> Tensor:
+    """Return -sum_k [q_k log sigmoid(r_k) + 1/K log sigmoid(-r_k)], r = beta * log-ratios, q = softmax(gains / temperature).
+
+    NCA (2402.05369; the list form reconstructed from memory). Two candidates without gains have q = (p, 1-p): TRL's `nca_pair`, S(r_w) +
+    S(-r_w)/2 + S(-r_l)/2 (beta 0.01 there). Temperature is its alpha. `offset` is not used: every reward is placed by itself. `centred` as
+    in `bco`.
+    """
+    r = beta * compared(s, divergence, coefficient, centred=centred)
+    return -(log_target(s, temperature).exp() * log_sigmoid(r) + log_sigmoid(-r) / r.shape[1]).sum(dim=1)
+
+
+def best_first(s: Scores, x: Tensor) -> Tensor:
+    """Return x (B, K) in falling order of gains; as given where there are none."""
+    if "gains" not in s.columns:
+        return x
+    return x.gather(1, column(s, "gains").argsort(dim=1, descending=True, stable=True))
+
+
+@weighted
+def plackett_luce(s: Scores, *, beta: float) -> Tensor:
+    """Return sum_k [logsumexp_{j >= k} r_j - r_k] over candidates in order of gains, else as given; r = beta * log-ratios.
+
+    DPO under the Plackett-Luce model (2305.18290 appendix A.3). Neither `prob` nor `offset` is used; two candidates are `dpo` at p = 1.
+    """
+    need(s, 2, "a list")
+    r = best_first(s, beta * compared(s))
+    return (r.flip(1).logcumsumexp(dim=1).flip(1) - r).sum(dim=1)
+
+
+@weighted
+def lipo(s: Scores, *, beta: float) -> Tensor:
+    """Return the sum over pairs of unlike gain of |G_i - G_j| |1/D_i - 1/D_j| S(beta * margin of the log-ratios), better first.
+
+    LiPO-lambda (2402.01878; beta 0.05 at K = 8) and, on images, RankDPO (2410.18013): both reconstructed from memory. S = -log sigmoid,
+    G = 2^gain - 1 with gains in [0, 1] (chances of winning), D = log(1 + rank), rank 1 for the highest log-ratio under the policy; equal
+    ones rank in the order given, so that a policy that still equals its reference learns. As everywhere beta multiplies log-ratios, for
+    images half the difference of errors: RankDPO's beta on whole errors is half of this one. Neither `prob` nor `offset` is used.
+    """
+    r, gains = beta * compared(s), column(s, "gains")
+    rank = r.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+    discount = 1.0 / rank.to(r).log1p()
+    value = (gains * math.log(2.0)).expm1()
+    delta = (value[:, :, None] - value[:, None]).abs() * (discount[:, :, None] - discount[:, None]).abs()
+    better = gains[:, :, None] > gains[:, None]
+    return (delta * better * surprise(r[:, :, None] - r[:, None])).sum(dim=(1, 2))
+
+
+@weighted
+def pro_rank(s: Scores, *, sft_weight: float = 0.05) -> Tensor:
+    """Return sum_k -log softmax over candidates k, k+1, ... of c * T, at k, + sft_weight * (K-1)^2 * NLL (summed) of the best.
+
+    PRO (2306.17492 as released). Candidates in falling order of gains r; c is the mean log-probability per token; T_i = r_k - r_i, and
+    the largest of these for k itself. A likelihood below 1e-10 is one, as released. No reference; neither `prob` nor `offset` is used.
+    """
+    import torch
+
+    gains, c = best_first(s, column(s, "gains")), best_first(s, per_token(s, s.policy))
+    count, losses = gains.shape[1], []
+    for k in range(count - 1):
+        gap = gains[:, k : k + 1] - gains[:, k + 1 :]
+        scaled = c[:, k:] * torch.cat([gap[:, -1:], gap], dim=1)
+        chosen = scaled.log_softmax(dim=1)[:, 0]
+        losses.append(-torch.logaddexp(chosen, chosen.new_tensor(math.log(1e-10))))
+    return torch.stack(losses).sum(dim=0) - sft_weight * (count - 1) ** 2 * best_first(s, s.policy)[:, 0]
