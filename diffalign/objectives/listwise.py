@@ -119,6 +119,11 @@ def plackett_luce(s: Scores, *, beta: float) -> Tensor:
     return (r.flip(1).logcumsumexp(dim=1).flip(1) - r).sum(dim=1)
 
 
+def ranks(r: Tensor) -> Tensor:
+    """Return the rank (B, K) of every candidate, 1 the highest; equal ones rank in the order given."""
+    return r.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+
+
 @weighted
 def lipo(s: Scores, *, beta: float) -> Tensor:
     """Return the sum over pairs of unlike gain of |G_i - G_j| |1/D_i - 1/D_j| S(beta * margin of the log-ratios), better first.
@@ -129,8 +134,7 @@ def lipo(s: Scores, *, beta: float) -> Tensor:
     images half the difference of errors: RankDPO's beta on whole errors is half of this one. Neither `prob` nor `offset` is used.
     """
     r, gains = beta * compared(s), column(s, "gains")
-    rank = r.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
-    discount = 1.0 / rank.to(r).log1p()
+    discount = 1.0 / ranks(r).to(r).log1p()
     value = (gains * math.log(2.0)).expm1()
     delta = (value[:, :, None] - value[:, None]).abs() * (discount[:, :, None] - discount[:, None]).abs()
     better = gains[:, :, None] > gains[:, None]

@@ -1,4 +1,7 @@
-"""Every objective of the table against its golden entry: losses and gradients, to 1e-9 in float64."""
+"""Every objective of the table against its golden entry: losses and gradients, to 1e-9 in float64.
+
+Those of the text family are in text_losses.json instead, or, where that has none, computed by hand in tests/objectives.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ import torch
 from diffalign.objectives import OBJECTIVES
 from diffalign.types import Scores
 from tests.golden import make_objectives
+from tests.golden.test_text_losses import COVERED
 
 ENTRIES = json.loads(make_objectives.FILE.read_text())
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
+BY_HAND = {"adpo", "dno", "bvpo", "mapl", "srpo", "tab_po"}  # tests/objectives/test_by_hand.py
 
 
 def entry(name):
@@ -26,7 +31,7 @@ def tensor(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - (COVERED - ENTRIES.keys()) - BY_HAND))
 def test_losses_and_gradients_are_the_golden_ones(name):
     golden = entry(name)
     policy = tensor(golden["policy"]).requires_grad_()
