@@ -104,6 +104,11 @@ class TextPairs(Dataset[dict[str, Any]]):
         """Return the tokens of each candidate's completion."""
         return tuple(len(self._completions[i]) for i in self._rows(position))
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest prompt with its completion."""
+        return int((np.diff(self._prompts.first)[self._prompt_of] + np.diff(self._completions.first)).max())
+
     @cached_property
     def fingerprint(self) -> str:
         """The hash of all token ids and of what belongs together."""

@@ -16,7 +16,7 @@ prompt of no tokens becomes the beginning-of-text token (end-of-text where there
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Template:
                 f"{record.source} is a conversation, and the tokenizer of {self._name} has no chat template; give one as a Jinja file "
                 "(--chat_template)"
             )
-        turns = [asdict(message) for message in history]
+        turns = [{"role": message.role, "content": message.content} for message in history]
         options = {"tokenize": False, "add_generation_prompt": generation, "chat_template": self.chat_template}
         try:
             return self.tokenizer.apply_chat_template(turns, **options)

@@ -157,6 +157,11 @@ def test_a_batch_carries_the_views_weights_and_columns(tmp_path):
     assert labels.columns["gains"].tolist() == [[0.5, -1.0], [0.5, -1.0]]
 
 
+def test_the_longest_is_a_prompt_with_its_own_completion(tmp_path):
+    own = (Candidate(text="b" * 9, prompt="p"), Candidate(text="c", prompt="d e f"))
+    assert made(tmp_path, [text_record("", candidates=own), text_record("p", "", "", number=1)]).longest == 2 + 9 + 1
+
+
 def test_reference_values_are_stacked_and_padded_with_zeros(tmp_path):
     pairs = made(tmp_path)
     pairs.reference = lambda position: np.full((2, max(pairs.lengths(position))), -1.0 - position, np.float32)

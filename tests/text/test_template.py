@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from diffalign.data.records import Candidate
 from diffalign.errors import ConfigError, RecordError
 from diffalign.text.template import Template, read_chat_template
+from diffalign.text.truncation import Limit
 from tests.text.models import rows, tokenizer
 from tests.text.tables import chat_record, lists, real_records, text_record
 
@@ -189,14 +190,18 @@ def test_a_prompt_to_answer_has_the_ids_it_has_in_training():
         assert template.prompt_ids(replace(record, candidates=())).tolist() == made.prompts[0].tolist()
 
 
-def trl_ids(made: PreTrainedTokenizerFast, values: list[dict]) -> list[tuple[list[list[int]], list[list[int]]]]:
+def trl_rows(made: PreTrainedTokenizerFast, values: list[dict], max_length: int | None = None) -> list[dict[str, list[int]]]:
     """Return what TRL's DPOTrainer makes of rows of one kind, by its own preparation."""
     pytest.importorskip("trl")
     from datasets import Dataset
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    options = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
-    prepared = DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=made), Dataset.from_list(values), made, options, "train")
+    options = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start")
+    return list(DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=made), Dataset.from_list(values), made, options, "train"))
+
+
+def trl_ids(made: PreTrainedTokenizerFast, values: list[dict]) -> list[tuple[list[list[int]], list[list[int]]]]:
+    prepared = trl_rows(made, values)
     return [([row["prompt_ids"]] * 2, [row["chosen_ids"], row["rejected_ids"]]) for row in prepared]
 
 
@@ -213,3 +218,18 @@ def test_awkward_pairs_get_the_ids_that_trl_gives_them():
     ours = Template(made).encode([text_record(*row) for row in texts])
     assert any(record.lost for record in ours)
     assert [lists(record) for record in ours] == trl_ids(made, [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in texts])
+
+
+def test_truncation_keeps_and_cuts_what_trl_keeps_and_cuts():
+    made, limit = tokenizer(), Limit(48)
+    ours = [record for record in Template(made).encode(real_records()[:16]) if limit.admits(record)]
+    theirs = trl_rows(made, rows("plain"), limit.max_length)
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    batch = DataCollatorForPreference(pad_token_id=0, max_length=limit.max_length)(theirs)
+    answers = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    cut = [lists(limit.cut(record, made.bos_token_id)) for record in ours]
+    assert 1 < len(ours) < 16
+    assert any(len(ids) > 48 for record in theirs for ids in [record["prompt_ids"] + record["chosen_ids"]])
+    assert [prompts[0] for prompts, _ in cut] == [row["prompt_ids"] for row in theirs]
+    assert [completions[i] for i in (0, 1) for _, completions in cut] == answers
