@@ -58,6 +58,19 @@ class NoReference:
 
 
 @dataclass(frozen=True, slots=True)
+class Cached:
+    """What the reference said before training; it is in the batch, and no network is run."""
+
+    def score(self, likelihood: Likelihood, query: Any) -> Any:  # noqa: ARG002  # the protocol's
+        """Return the batch's `reference`."""
+        return query.reference
+
+    def driving(self) -> AbstractContextManager[nn.Module]:
+        """Raise ConfigError: there is no network."""
+        raise ConfigError("the reference's scores were computed before training, and no reference network is there to drive with")
+
+
+@dataclass(frozen=True, slots=True)
 class Frozen:
     """A second network that never changes: full fine-tuning, or a reference that is not the starting point."""
 

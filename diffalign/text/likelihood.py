@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -114,6 +114,11 @@ class SequenceLikelihood:
     def distributions(self) -> bool:
         """Return whether the objective needs more of the reference than log-probabilities, which a cache cannot keep."""
         return bool(self.needs & {"kl", "activation"})
+
+    def lengths(self, prompts: Sequence[Tensor], completions: Sequence[Tensor]) -> list[int]:
+        """Return how many tokens of each candidate of a record are scored."""
+        extra = [len(ids) - 1 if self.aggregation.joint else 0 for ids in prompts]
+        return [len(ids) + more for ids, more in zip(completions, extra, strict=True)]
 
     def prepare(self, driver: Any, batch: TextBatch, generator: Generator) -> TextBatch:  # noqa: ARG002  # the protocol's
         """Return the batch: nothing is drawn."""
