@@ -21,45 +21,22 @@ from PIL import Image
 
 SHOWN = 24  # comparisons in the grid
 SMALL, LARGEST = 128, 384  # pixels: up to the first, images are enlarged without smoothing; beyond the second, they are scaled down
+STYLE = Path(__file__).with_name("report.css")
 BUCKETS = 300  # a longer curve keeps the lowest and the highest value of so many buckets: no spike is lost
 HUGE = 1e100  # counts as not finite: it could not be drawn
 WIDTH, HEIGHT, ACROSS, DOWN = 288, 180, (34, 282), (148, 20)  # pixels of a chart and of its axes, from low to high
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --panel: #f5f6f7; --ink: #1b1f24; --soft: #5b6470; --rule: #dcdfe3;
---aligned: #0068a6; --base: #b34a00; --tint: #9cc8e4; } @media screen and (prefers-color-scheme: dark) { :root { --paper: #15181c;
---panel: #1f242a; --ink: #e6e8eb; --soft: #9aa4b0; --rule: #363c45; --aligned: #62b8ea; --base: #eda13c; --tint: #24587a; } }
-* { box-sizing: border-box; } main { max-width: 948px; margin: 0 auto; padding: 40px 24px 64px; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; print-color-adjust: exact; }
-h1 { font-size: clamp(22px, 4vw, 28px); line-height: 1.3; font-weight: 650; margin: 0 0 12px; text-wrap: balance; }
-h2 { font-size: 20px; font-weight: 650; margin: 56px 0 4px; break-after: avoid; } p { margin: 0 0 16px; max-width: 70ch; }
-h3 { font-size: 15px; line-height: 1.35; font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere; } figure { margin: 0; min-width: 0; }
-small, figcaption, thead { color: var(--soft); font-size: 13px; line-height: 1.4; margin-top: 6px; } .soft { color: var(--soft); }
-code, pre { font-family: ui-monospace, monospace; font-size: 0.92em; overflow-wrap: anywhere; }
-pre { background: var(--panel); border-radius: 6px; padding: 12px 16px; white-space: pre-wrap; margin: 8px 0 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 288px), 1fr)); gap: 18px; } .curves { gap: 32px 18px; }
-.card { background: var(--panel); border-radius: 8px; padding: 12px; display: flex; flex-direction: column; }
-.card h3 { font-weight: 500; flex: 1; } .pair { display: flex; gap: 8px; white-space: nowrap; }
-img { display: block; width: 128px; border-radius: 3px; outline: 1px solid var(--rule); image-rendering: pixelated; }
-img.large { width: 100%; image-rendering: auto; } .aligned { color: var(--aligned); } .base { color: var(--base); }
-span { font-weight: 600; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 9px 0 9px 18px; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; font-weight: 400; }
-.narrow { max-width: 420px; } td { white-space: nowrap; } .facts td { white-space: normal; overflow-wrap: anywhere; }
-th:first-child { text-align: left; padding-left: 0; } th small { display: block; max-width: 62ch; margin: 0; } details { margin-top: 28px; }
-summary { cursor: pointer; font-weight: 600; } svg { display: block; width: 100%; overflow: visible; font: 11px system-ui, sans-serif; }
-svg text { fill: var(--soft); } .rule { stroke: var(--rule); } .level { stroke: var(--soft); stroke-dasharray: 3 3; }
-.track { fill: var(--panel); } .bar { fill: var(--tint); } .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
-svg .rate { font-size: 15px; font-weight: 600; fill: var(--ink); } path { fill: none; stroke: var(--aligned); stroke-linecap: round; }
-.raw { opacity: 0.3; } .mean { stroke-width: 2; } .second { stroke: var(--base); } .mean.second { stroke-dasharray: 7 4; }
-.interval { stroke: var(--ink); stroke-width: 2; }
-@media print { main { max-width: none; padding: 0; } h2 { margin-top: 28px; } .pair img { width: 96px; }
-.card, figure, tr { break-inside: avoid; } .card figcaption { font-size: 10px; } .grid { grid-template-columns: repeat(3, 1fr); gap: 9px; }}
-"""
 LOGISTIC = (math.log(2), "ln 2: equal to its reference")  # -log sigmoid(0)
 CHARTS = (  # title, what it says, log columns, reference level with its label, values that the y axis always holds
     ("Loss", "The objective; training starts from a model equal to its reference.", ("loss",), LOGISTIC, ()),
-    ("Implicit accuracy", "Share of pairs whose preferred image gains more on the reference.", ("implicit_acc",), (0.5, "chance"), (0, 1)),
-    ("Log-ratio", "Above zero, the model explains these images better than the reference; rejected is dashed.",
+    ("Implicit accuracy", "Share of pairs whose preferred one gains more on the reference.", ("implicit_acc",), (0.5, "chance"), (0, 1)),
+    ("Log-ratio", "Above zero, the model explains these candidates better than the reference; rejected is dashed.",
      ("log_ratio/chosen", "log_ratio/rejected"), (0, ""), ()),
+    ("Margins of rewards", "A tenth of the pairs lie above the first curve, a tenth below the dashed one.",
+     ("rewards/margins_p90", "rewards/margins_p10"), (0, ""), ()),
+    ("Saturation", "Share of pairs whose margin of rewards is beyond 5: they teach little more.", ("rewards/saturated",), None, (0, 1)),
+    ("Displacement", "Share of pairs whose preferred one lost on the reference though their margin grew.", ("displaced",), None, (0, 1)),
+    ("Ranking accuracy", "Share of pairs of texts whose preferred one is the likelier.", ("ranking_acc",), None, (0, 1)),
+    ("Alignment gap", "Ranking accuracy of the ideal policy minus that of this one.", ("alignment_gap",), (0, ""), ()),
     ("Gradient norm", "Before clipping; lasting growth is a sign of instability.", ("grad_norm",), None, (0,)),
     ("Learning rate", "As the schedule set it.", ("lr",), None, (0,)),
 )  # fmt: skip
@@ -74,6 +51,8 @@ class Comparison:
     aligned: Image.Image
     base_score: float
     aligned_score: float
+    base_text: str = ""  # what a model of texts made of the prompt, and the image was drawn from
+    aligned_text: str = ""
 
 
 def write_report(folder: Path, facts: Mapping[str, Any], log: Sequence[Mapping[str, float]], comparisons: Sequence[Comparison]) -> Path:
@@ -166,7 +145,9 @@ def _grid(facts: Mapping[str, Any], comparisons: Sequence[Comparison]) -> str:
         base, aligned = _number(c.base_score), _number(c.aligned_score)
         wins, losses = wins + (aligned > base), losses + (aligned < base)
         pair = _picture(c.prompt, "base", c.base, base, aligned) + _picture(c.prompt, "aligned", c.aligned, aligned, base)
-        cards.append(f'<div class="card"><h3>{escape(c.prompt)}</h3><div class="pair">{pair}</div></div>')
+        texts = (("base", c.base_text), ("aligned", c.aligned_text))
+        words = "".join(f'<small><span class="{model}">{model}</span> {escape(text)}</small>' for model, text in texts if text)
+        cards.append(f'<div class="card"><h3>{escape(c.prompt)}</h3><div class="pair">{pair}</div>{words}</div>')
     return f"""<h2>Before and after</h2>
 <p>The first {len(cards)} of {escape(str(facts.get("prompts_heldout") or len(comparisons)))} held-out prompts in their own order, not picked
 by result: here the aligned model wins {wins}, the base model {losses}. Both start from the same noise; the number is the taste's score.</p>
@@ -199,12 +180,15 @@ def _numbers(facts: Mapping[str, Any]) -> str:
         ("Mean taste score", "taste_base", "taste_aligned", "What was trained for: the taste's score of the held-out images, 0 to 1."),
         ("Adherence", "adherence_base", "adherence_aligned", "Share of what the prompt names that the image shows; it should not fall."),
         ("Adherence, named", "adherence_named_base", "adherence_named_aligned", "The same on prompts that name what the taste judges."),
+        ("Meaning kept", "kept_base", "kept_aligned", "Share of what the short prompt names that the rewrite names, too."),
+        ("Mean taste score, plain", "taste_base", "taste_plain", "Trained on the same pairs without the weight of their meaning."),
+        ("Meaning kept, plain", "kept_base", "kept_plain", "The same without that weight."),
         ("Implicit accuracy, held-out", "", "implicit_accuracy_heldout", "Share of unseen pairs ranked as the taste does; chance is 0.5."),
     )
     rows = []
     for name, before, after, meaning in lines:
         base, aligned = _number(facts.get(before)), _number(facts.get(after))
-        if math.isfinite(base) or math.isfinite(aligned):
+        if math.isfinite(aligned):
             rows.append((f"{name}<small>{meaning}</small>", _show(base, ".3f"), _show(aligned, ".3f"), _show(aligned - base, "+.3f")))
     return f"<h2>Numbers</h2>{_table(rows, ('', 'base', 'aligned', 'change'))}" if rows else ""
 
@@ -265,7 +249,8 @@ def _chart(log: Sequence[Mapping[str, float]], window: int, chart: tuple, level:
         y = np.interp(level[0], down, DOWN)
         drawn += f'<line class="level" x1="{ACROSS[0]}" x2="{ACROSS[1]}" y1="{y:.1f}" y2="{y:.1f}"/>'
         drawn += f'<text class="halo" x="{ACROSS[1]}" y="{y - 5:.1f}" text-anchor="end">{level[1]}</text>'
-    names = ': <span class="aligned">chosen</span>, <span class="base">rejected</span>' if len(keys) > 1 else ""
+    both = zip(("aligned", "base"), (key.replace("/", "_").rpartition("_")[2] for key in keys), strict=False)
+    names = ": " + ", ".join(f'<span class="{kind}">{word}</span>' for kind, word in both) if len(keys) > 1 else ""
     return f"""<figure><h3>{title}{names}</h3>
 <svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over the steps">{drawn}</svg><figcaption>{note}</figcaption></figure>"""
 
@@ -294,6 +279,7 @@ def _page(facts: Mapping[str, Any], log: Sequence[Mapping[str, float]], comparis
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>diffalign report</title><style>{STYLE}</style></head>
+<title>diffalign report</title><style>
+{STYLE.read_text(encoding="utf-8")}</style></head>
 <body><main><h1>{_headline(facts)}</h1>{body}</main></body></html>
 """
