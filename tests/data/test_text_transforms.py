@@ -134,6 +134,13 @@ def test_the_gains_of_a_labelled_pair_are_its_chances():
     assert share_beaten(record({}, {})) == (record({}, {}),)
 
 
+def test_the_gains_of_several_scores_are_their_mean():
+    # by s: 1, 1/2, 0; by t: 0, then twice (1 + 0.5) / 2 of a win and a tie
+    (known,) = share_beaten(record({"s": 9.0, "t": 1.0}, {"s": 8.0, "t": 5.0}, {"s": 7.0, "t": 5.0}), scores=["s", "t"], into="wins")
+    assert [c.scores["wins"] for c in known.candidates] == [0.5, 0.625, 0.375]
+    assert texts(list_of(known, candidates=2, score="wins")) == [("10", 1.0)]
+
+
 def test_shares_of_a_whole_ranking_stay_when_it_becomes_pairs():
     made = apply([record({}, {}, {}, ranks=[1.0, 2.0, 3.0])], [share_beaten, partial(pairs, how="adjacent")])
     assert [[c.scores["gains"] for c in own.candidates] for own in made] == [[1.0, 0.5], [0.5, 0.0]]

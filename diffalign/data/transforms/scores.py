@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from diffalign.data.records import Candidate, Record
@@ -25,23 +25,26 @@ def weighted(record: Record, *, scores: Mapping[str, float], into: str) -> tuple
     return (replace(record, candidates=tuple(map(known, record.candidates))),)
 
 
-def share_beaten(record: Record, *, into: str = "gains") -> tuple[Record, ...]:
+def share_beaten(record: Record, *, scores: Sequence[str] = (), into: str = "gains") -> tuple[Record, ...]:
     """Return the record with the share of the other candidates that each beats, in [0, 1], as the score `into`; ties count one half.
 
-    Of ranks without ties that is 1 - (rank - 1) / (K - 1); of a labelled pair `prob` and 1 - `prob`. It belongs before transforms
-    that leave candidates out. Candidates without a rank are passed over and get no score.
+    By rank; of ranks without ties that is 1 - (rank - 1) / (K - 1), and of a labelled pair without ranks `prob` and 1 - `prob`. With
+    `scores` it is the mean over them: the chance of winning that RankDPO (2410.18013, reconstructed) takes from several reward models.
+    It belongs before transforms that leave candidates out. Candidates without a rank are passed over and get no score.
     """
-    ranks = [c.rank for c in record.candidates if c.rank is not None]
-    if len(ranks) > 1:
-        shares = [None if c.rank is None else _share(c.rank, ranks) for c in record.candidates]
+    ranked = [i for i, c in enumerate(record.candidates) if scores or c.rank is not None]
+    own = [record.candidates[i] for i in ranked]
+    keys = [[-score_of(record, c, name) for c in own] for name in scores] or [[c.rank or 0.0 for c in own]]
+    if len(ranked) > 1:
+        shares = {i: sum(_share(key[place], key) for key in keys) / len(keys) for place, i in enumerate(ranked)}
     elif record.prob is not None and len(record.candidates) == 2:
-        shares = [record.prob, 1.0 - record.prob]
+        shares = {0: record.prob, 1: 1.0 - record.prob}
     else:
         return (record,)
-    own = zip(record.candidates, shares, strict=True)
-    return (replace(record, candidates=tuple(c if s is None else replace(c, scores={**c.scores, into: s}) for c, s in own)),)
+    known = (replace(c, scores={**c.scores, into: shares[i]}) if i in shares else c for i, c in enumerate(record.candidates))
+    return (replace(record, candidates=tuple(known)),)
 
 
-def _share(rank: float, ranks: list[float]) -> float:
-    ties = ranks.count(rank) - 1
-    return (sum(other > rank for other in ranks) + 0.5 * ties) / (len(ranks) - 1)
+def _share(key: float, keys: Sequence[float]) -> float:
+    """Return the share of the other keys that `key` lies below."""
+    return (sum(other > key for other in keys) + 0.5 * (keys.count(key) - 1)) / (len(keys) - 1)
