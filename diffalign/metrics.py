@@ -77,15 +77,19 @@ def suppression(change: Tensor) -> Tensor:
     return change[:, 1].mean() / change[:, 0].mean()
 
 
-def ches(preferred: Tensor, dispreferred: Tensor, prompts: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the centred hidden embedding similarity of a pair, and its length-normalised form; large: displacement is likely.
+def ches(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centred hidden embedding similarity of each pair, (B,), and its length-normalised form; large: displacement is likely.
 
-    The last hidden states (L, D) are those that enter the output head, of prompt and answer without padding; `prompts` are the prompts'
-    tokens. Summed are the positions that predict the answer: from the prompt's last token to the answer's last but one.
+    `sums` (B, K, D) add up the last hidden states, those that enter the output head, at the `counts` (B, K) places that predict the
+    answer's tokens: from the prompt's last token to the answer's last but one. Candidates 0 and 1 are compared.
     """
-    first, second = (h[count - 1 : -1] for h, count in zip((preferred, dispreferred), prompts, strict=True))
-    a, b = first.sum(0), second.sum(0)
-    return a @ b - a @ a, (a @ b) / (len(first) * len(second)) - (a @ a) / len(first) ** 2
+    a, b = sums[:, 0], sums[:, 1]
+    means = sums / counts.unsqueeze(-1)
+    return _centred(a, b), _centred(means[:, 0], means[:, 1])
+
+
+def _centred(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1) - (a * a).sum(-1)
 
 
 def top_k(logits: Tensor, k: int = 10) -> dict[str, Tensor]:

@@ -71,18 +71,16 @@ def test_suppression_compares_how_far_the_two_have_moved():
     assert suppression(rows((-1.0, -4.0))).item() == 4.0
 
 
-def test_ches_sums_what_predicts_the_answer_alone():
-    # a prompt of two tokens: position 1 predicts the first token of the answer, the last position predicts nothing
-    preferred = rows((9.0, 9.0), (1.0, 0.0), (1.0, 2.0), (7.0, 7.0))  # a = (2, 2), two positions
-    dispreferred = rows((9.0, 9.0), (0.0, 3.0), (7.0, 7.0))  # b = (0, 3), one position
-    plain, normalised = ches(preferred, dispreferred, (2, 2))
-    assert plain.item() == 6.0 - 8.0
-    assert normalised.item() == 6.0 / 2 - 8.0 / 4
+def test_ches_by_hand():
+    sums = torch.stack([rows((2.0, 2.0), (0.0, 3.0)), rows((1.0, 0.0), (4.0, 1.0))])  # (a, b) of two pairs
+    plain, normalised = ches(sums, torch.tensor([[2, 1], [1, 2]]))
+    assert plain.tolist() == [6.0 - 8.0, 4.0 - 1.0]
+    assert normalised.tolist() == [6.0 / 2 - 8.0 / 4, 4.0 / 2 - 1.0]
 
 
 def test_identical_answers_have_the_ches_of_nothing_to_tell_apart():
-    hidden = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert [value.item() for value in ches(hidden, hidden, (2, 2))] == [0.0, 0.0]
+    sums = torch.randn(3, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(3, 2, 4)
+    assert [value.tolist() for value in ches(sums, torch.full((3, 2), 5))] == [[0.0] * 3] * 2
 
 
 def test_top_k_of_four_equal_tokens_and_two_impossible_ones():

@@ -49,8 +49,10 @@ def test_flip_thresholds_are_the_golden_ones():
 
 def test_ches_is_the_golden_one():
     known = KNOWN["ches"]
-    prompts = tuple(index + 1 for index in known["last_prompt_index"])
-    plain, normalised = ches(tensor(known["h_plus"]), tensor(known["h_minus"]), prompts)
+    own = zip((known["h_plus"], known["h_minus"]), known["last_prompt_index"], strict=True)
+    predicting = [tensor(states)[last:-1] for states, last in own]
+    counts = torch.tensor([[len(states) for states in predicting]])
+    plain, normalised = ches(torch.stack([states.sum(0) for states in predicting])[None], counts)
     assert plain.item() == pytest.approx(known["ches"], **EXACT)
     assert normalised.item() == pytest.approx(known["ln_ches"], **EXACT)
 
