@@ -20,10 +20,20 @@ from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
 from diffalign.errors import DiffalignError, did_you_mean
-from diffalign.options import EmbedConfig, EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.options import (
+    EmbedConfig,
+    EvalConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    QuickstartConfig,
+    TextQuickstartConfig,
+    ValidateConfig,
+)
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
+  diffalign quickstart --text                                 the same for the language model that writes its prompts
   diffalign data import --dataset_name votes.csv --output_dir votes
   diffalign data inspect --dataset_name votes
   diffalign data cache --config configs/inpo_sd15.yaml --dataset_name votes --trajectory
@@ -41,6 +51,7 @@ scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to
 """
 
 
+TEXT = "The loop for a language model that writes prompts, instead; with --help, the flags of that loop."
 POINTS = """--trajectory alone keeps points of the method's own trajectory, computed with the reference as driver: as many for each record
 as --trajectory_cache says, four if it says nothing; with a spec it names another trajectory, as in `diffalign train`.
 """
@@ -117,8 +128,11 @@ def _parser(about: str, epilog: str | None = None, config: type | None = None) -
     return parser
 
 
-def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
-    """Return the parser of all subcommands, and those of `train` and `data cache`, whose defaults a YAML file may set."""
+def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str, ...], Parser]]:
+    """Return the parser of all subcommands, and those of `train` and `data cache`, whose defaults a YAML file may set.
+
+    `loop` has the flags of `quickstart`.
+    """
     parser = _parser("Align image generators, and the language models that prompt them, with human preferences.", EXAMPLES)
     train = _parser("Fine-tune a model on preferences.", BETA, TrainConfig)
     cache = _parser("Compute latents, prompt embeddings and points of a trajectory before training.", POINTS, TrainConfig)
@@ -130,11 +144,13 @@ def build_parser() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
         default=False,
         help="Say what would be trained and how much memory it takes; load and write nothing.",
     )
+    quickstart = _parser(_about(loop), None, loop)
+    quickstart.add_argument("--text", action="store_true", help=TEXT)
     data = _parser("Import, inspect and validate preference datasets.")
     user = _parser("Make a personalised run's users known to it.")
     commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | export | user | env")
     for name, sub, about in (
-        ("quickstart", _parser(_about(QuickstartConfig), None, QuickstartConfig), "the whole loop on the embedded model"),
+        ("quickstart", quickstart, "the whole loop on the embedded model"),
         ("train", train, "fine-tune a model on preferences"),
         ("data", data, "import, inspect and validate preference datasets"),
         ("eval", _parser(_about(EvalConfig), None, EvalConfig), "compare a trained run with its base model"),
@@ -167,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
-        parser, configured = build_parser()
+        parser, configured = build_parser(TextQuickstartConfig if argv[:1] == ["quickstart"] and "--text" in argv else QuickstartConfig)
         path = _config_path(argv)
         for words, sub in configured.items():
             if path is not None and tuple(argv[: len(words)]) == words:
@@ -217,7 +233,10 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
     if parsed.command == "user":
         return commands.user_embed(EmbedConfig(**values["embed"]))
     if parsed.command == "quickstart":
-        return commands.quickstart(QuickstartConfig(**values), shlex.join(["diffalign", *argv]))
+        command = shlex.join(["diffalign", *argv])
+        if values.pop("text"):
+            return commands.quickstart_text(TextQuickstartConfig(**values), command)
+        return commands.quickstart(QuickstartConfig(**values), command)
     if parsed.command == "train":
         dry_run = values.pop("dry_run")
         return commands.train(TrainConfig(**values), dry_run=dry_run)

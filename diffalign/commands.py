@@ -21,7 +21,16 @@ from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import ConfigError, TableError
-from diffalign.options import EmbedConfig, EvalConfig, ExportConfig, ImportConfig, InspectConfig, QuickstartConfig, ValidateConfig
+from diffalign.options import (
+    EmbedConfig,
+    EvalConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    QuickstartConfig,
+    TextQuickstartConfig,
+    ValidateConfig,
+)
 
 
 def open_any(dataset_name: str) -> Table:
@@ -203,6 +212,22 @@ def quickstart(config: QuickstartConfig, command: str) -> int:
     facts = json.loads(report.with_suffix(".json").read_text())
     low, high = facts["ci95"]
     print(f"win rate {facts['win_rate']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {facts['prompts_heldout']} prompts not trained on")
+    print(f"report: {report}")
+    return 0
+
+
+def quickstart_text(config: TextQuickstartConfig, command: str) -> int:
+    """Run the loop of the model that writes prompts and say where the report lies."""
+    from diffalign.quickstart_text import TextQuickstart
+
+    report = TextQuickstart(config, command).run()
+    facts = json.loads(report.with_suffix(".json").read_text())
+    (low, high), (least, most) = facts["taste_gain_ci95"], facts["kept_over_plain_ci95"]
+    print(f"taste of the pictures {facts['taste_base']:.3f} -> {facts['taste_aligned']:.3f} (gain {low:+.3f} to {high:+.3f}, 95 %)")
+    print(
+        f"meaning kept {facts['kept_base']:.3f} -> {facts['kept_aligned']:.3f}; without the weight of meaning {facts['kept_plain']:.3f} "
+        f"(difference {least:+.3f} to {most:+.3f})"
+    )
     print(f"report: {report}")
     return 0
 

@@ -130,7 +130,7 @@ class Quickstart:
         torch.set_flush_denormal(True)
         for library in (diffusers.utils.logging, transformers.utils.logging):
             library.disable_progress_bar()  # the embedded model loads in a moment
-        _fresh(self.folder)
+        fresh(self.folder)
         start = time.perf_counter()
         with self.clock.phase("sample pairs"):
             heldout, base = self._sample_pairs()
@@ -250,7 +250,7 @@ def _write_pairs(path: Path, rows: list[dict[str, Any]]) -> None:
     temporary.replace(path)
 
 
-def _fresh(folder: Path) -> None:
+def fresh(folder: Path) -> None:
     """Empty a folder that an earlier quickstart made. Raises ConfigError for a folder of anything else."""
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARK).is_file():

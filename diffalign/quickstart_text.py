@@ -1,0 +1,159 @@
+"""The loop for the model that writes prompts: rewrites -> pictures -> a taste's pairs -> Sem-DPO, and DPO beside it -> report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+
+import diffalign
+from diffalign.api import train
+from diffalign.backbones.lm import load_language_model
+from diffalign.backbones.table import load_pipeline
+from diffalign.config import TrainConfig
+from diffalign.configcheck import known
+from diffalign.data.table import write_table
+from diffalign.errors import ConfigError
+from diffalign.evaluate import win_rate
+from diffalign.infer.load import load
+from diffalign.infer.meaning import SentenceDistance
+from diffalign.infer.rewrite import Rewriter
+from diffalign.options import TextQuickstartConfig
+from diffalign.quickstart import Clock, fresh
+from diffalign.report import Comparison, write_report
+from diffalign.rewriter import Rewrite, Studio, attribute_distance, gain, preferences
+from diffalign.shapes.captions import parse
+from diffalign.shapes.rewrites import short_prompts
+from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES
+from diffalign.train import LOG
+
+JUDGED = ("taste", "kept", "adherence")  # of the rewrites of held-out prompts
+RUNS = {"aligned": "train", "plain": "plain"}  # who, and its folder: with the weight of meaning, and without
+
+
+class TextQuickstart:
+    """One run of the loop; every phase is a method, and none knows more than a user's script would."""
+
+    def __init__(self, config: TextQuickstartConfig, command: str) -> None:
+        known("taste", config.taste, TASTES)
+        if min(config.train_prompts, config.eval_prompts, config.rewrites_per_prompt - 1, config.seed + 1) < 1:
+            raise ConfigError("quickstart needs at least one train and one eval prompt, two rewrites a prompt, and a seed of zero or more")
+        prompts = short_prompts()
+        if config.train_prompts + config.eval_prompts > len(prompts):
+            raise ConfigError(f"there are {len(prompts)} short prompts; asked for {config.train_prompts + config.eval_prompts}")
+        self.config, self.command = config, command
+        self.folder, self.clock = Path(config.output_dir), Clock()
+        order = np.random.default_rng([config.seed, 0]).permutation(len(prompts))[: config.train_prompts + config.eval_prompts]
+        shuffled = [prompts[i] for i in order]
+        self.train_prompts, self.eval_prompts = shuffled[: config.train_prompts], shuffled[config.train_prompts :]
+        self.training = {who: self._training(folder, weighted=who == "aligned") for who, folder in RUNS.items()}
+
+    def run(self) -> Path:
+        """Return the path of report.html."""
+        torch.set_flush_denormal(True)
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            library.disable_progress_bar()
+        fresh(self.folder)
+        start = time.perf_counter()
+        base = Rewriter(*self._base())
+        studio = self._studio()
+        pairs = self._write_pairs(base, studio)
+        for who, config in self.training.items():
+            with self.clock.phase(f"train {who}"):
+                train(config)
+        writers = {"base": base, **{who: load(self.folder / name) for who, name in RUNS.items()}}
+        with self.clock.phase("rewrite and draw held-out prompts"):
+            shown = {who: self._judged(studio, writer, self.eval_prompts, 1, 1, f"draw {who}") for who, writer in writers.items()}
+        facts = self._facts(shown) | {"pairs_train": pairs}
+        log = [json.loads(line) for line in (self.folder / RUNS["aligned"] / LOG).read_text().splitlines()]
+        facts |= {"steps": self.config.max_train_steps}
+        self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
+        compared = [
+            Comparison(old.prompt, old.image, new.image, old.taste, new.taste, old.text, new.text)
+            for old, new in zip(shown["base"], shown["aligned"], strict=True)
+        ]
+        return write_report(self.folder, facts | {"seconds": self.clock.seconds}, log, compared)
+
+    def _base(self) -> tuple[Any, Any]:
+        model = load_language_model(self.config.model, torch.device("cpu"))
+        return model.network, model.tokenizer
+
+    def _studio(self) -> Studio:
+        config = self.config
+        meaning = attribute_distance if config.distance == "attributes" else SentenceDistance.from_pretrained(config.distance)
+        return Studio(load_pipeline(config.image_model), config.taste, meaning, config.num_inference_steps, config.guidance_scale)
+
+    def _judged(self, studio: Studio, writer: Rewriter, prompts: Sequence[str], each: int, stream: int, label: str) -> list[Rewrite]:
+        """Return `each` rewrites of every prompt, drawn from the same noise: what differs is the words alone."""
+        first = self.config.seed * 1_000_003 + stream * 100_003
+        texts = writer(prompts, seed=first, num_return_sequences=each)
+        asked = [(prompt, first + i) for i, prompt in enumerate(prompts) for _ in range(each)]
+        return studio.judged([prompt for prompt, _ in asked], texts, [seed for _, seed in asked], label)
+
+    def _write_pairs(self, base: Rewriter, studio: Studio) -> int:
+        """Write the table `pairs` and return how many prompts it holds."""
+        with self.clock.phase("rewrite and draw"):
+            made = self._judged(studio, base, self.train_prompts, self.config.rewrites_per_prompt, 0, "draw pairs")
+        records = preferences(made)
+        write_table(self.folder / "pairs", records)
+        return len(records)
+
+    def _training(self, folder: str, *, weighted: bool) -> TrainConfig:
+        """Return a training config, checked before the first picture is drawn: pairs of best and worst by taste."""
+        config = self.config
+        weight = [{"semantic_weight": {"score": "distance", "alpha": config.alpha}}] if weighted else []
+        clear = {"min_margin": {"margin": config.min_gap, "score": "taste"}}
+        return TrainConfig(
+            pretrained_model_name_or_path=config.model,
+            dataset_name=str(self.folder / "pairs"),
+            method="dpo",
+            transforms=[{"pairs": {"how": "best_worst", "score": "taste"}}, "drop_ties", clear, "orient", *weight],
+            beta=config.beta,
+            output_dir=str(self.folder / folder),
+            learning_rate=config.learning_rate,
+            rank=config.rank,
+            max_train_steps=config.max_train_steps,
+            train_batch_size=config.train_batch_size,
+            seed=config.seed,
+        ).check()
+
+    def _facts(self, shown: Mapping[str, Sequence[Rewrite]]) -> dict[str, Any]:
+        """Return what the held-out prompts say: of the taste against the base, of the meaning against training without its weight."""
+        prompts, seed = self.eval_prompts, self.config.seed
+        by = {name: {who: [getattr(one, name) for one in made] for who, made in shown.items()} for name in JUDGED}
+        closed = set(OPEN_ATTRIBUTES[self.config.taste])
+        left = [i for i, prompt in enumerate(prompts) if not closed & parse(prompt).keys()]
+        won, open_won = (
+            win_rate([by["taste"]["base"][i] for i in rows], [by["taste"]["aligned"][i] for i in rows], [prompts[i] for i in rows], seed)
+            for rows in (range(len(prompts)), left)
+        )
+        gains = {
+            "taste_gain": gain(by["taste"]["base"], by["taste"]["aligned"], seed),
+            "kept_gain": gain(by["kept"]["base"], by["kept"]["aligned"], seed),
+            "kept_over_plain": gain(by["kept"]["plain"], by["kept"]["aligned"], seed),
+            "taste_over_plain": gain(by["taste"]["plain"], by["taste"]["aligned"], seed),
+        }
+        means = {f"{name}_{who}": round(float(np.mean(scores)), 4) for name, of in by.items() for who, scores in of.items()}
+        return {
+            "command": self.command,
+            "version": diffalign.__version__,
+            "win_rate": round(won.rate, 4),
+            "ci95": [round(won.low, 4), round(won.high, 4)],
+            "prompts_heldout": won.prompts,
+            "win_rate_open": round(open_won.rate, 4),
+            "ci95_open": [round(open_won.low, 4), round(open_won.high, 4)],
+            "prompts_open": open_won.prompts,
+            **{name: round(found.mean, 4) for name, found in gains.items()},
+            **{f"{name}_ci95": [round(found.low, 4), round(found.high, 4)] for name, found in gains.items()},
+            **means,
+            **asdict(self.config),
+            "method": "dpo",
+        }
