@@ -1,8 +1,9 @@
-"""Low-rank adapters on a denoiser, through peft: add, switch off, save and load in diffusers' own format; and full fine-tuning."""
+"""Low-rank adapters on a network, through peft: add, switch off, save and load in the format of its library; and full fine-tuning."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -96,9 +97,24 @@ def _write(pipe: Any, folder: Path, component: str, state: dict[str, Tensor], co
         else:
             packed, known = ({f"{component}.{k}": v for k, v in values.items()} for values in (state, facts))
             LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, known)  # pyright: ignore[reportArgumentType]
-            config.save_pretrained(name)
-            save_file({f"base_model.model.{k}": v.contiguous() for k, v in state.items()}, temporary / PEFT_WEIGHTS)
+            _peft_files(temporary, state, config)
         for file in temporary.iterdir():
+            file.replace(folder / file.name)
+
+
+def _peft_files(folder: Path, state: dict[str, Tensor], config: LoraConfig) -> None:
+    config.save_pretrained(str(folder))
+    save_file({f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()}, folder / PEFT_WEIGHTS)
+
+
+def save_peft(model: Any, folder: Path, base: str) -> None:
+    """Write a language model's adapter as peft's two files, for `PeftModel.from_pretrained` and `AutoPeftModelForCausalLM`."""
+    config = copy.copy(model.peft_config["default"])
+    config.base_model_name_or_path, config.task_type = base, "CAUSAL_LM"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as name:
+        _peft_files(Path(name), get_peft_model_state_dict(model), config)
+        for file in Path(name).iterdir():
             file.replace(folder / file.name)
 
 
@@ -129,15 +145,17 @@ def save_full(model: Any, folder: Path) -> None:
 
 
 def load_result(model: Any, folder: Path, *, full: bool, component: str) -> None:
-    """Put a finished run's weights from `folder` into a denoiser that was built like the run's. Raises CheckpointError if they differ."""
+    """Put a finished run's weights from `folder` into a network that was built like the run's. Raises CheckpointError if they differ."""
     if full:
         model.load_state_dict(type(model).from_pretrained(folder / component).state_dict())
         return
-    prefix = f"{component}."
-    tensors = {name.removeprefix(prefix): value for name, value in load_file(folder / WEIGHTS).items()}
+    file, prefix = (folder / WEIGHTS, f"{component}.")
+    if not file.exists():  # of a language model
+        file, prefix = folder / PEFT_WEIGHTS, "base_model.model."
+    tensors = {name.removeprefix(prefix): value for name, value in load_file(file).items()}
     unexpected = set_peft_model_state_dict(model, tensors).unexpected_keys
     if unexpected:
-        raise CheckpointError(f"{folder / WEIGHTS}: made for another adapter; it has {unexpected[0]}")
+        raise CheckpointError(f"{file}: made for another adapter; it has {unexpected[0]}")
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from diffalign.backbones.folders import LAYOUTS, check_folder, resolve
+from diffalign.backbones.folders import LAYOUTS, check_folder, check_language_model, is_language_model, is_local, resolve
 from diffalign.config import TrainConfig
-from diffalign.configcheck import check_family
+from diffalign.configcheck import check_family, check_text
 from diffalign.configfile import from_mapping
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
@@ -21,7 +21,7 @@ from diffalign.errors import ConfigError
 
 # What diffalign.adapters, which imports torch, writes.
 RESULTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "unet", "transformer")
-RESULTS += ("ip_adapter.safetensors", "user_encoder.safetensors")
+RESULTS += ("ip_adapter.safetensors", "user_encoder.safetensors", "model")
 
 
 def align(
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> Path:
 
         build.check(config)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    view = _open_together(config) if launched else open_dataset(config)
+    view = _open_together(config) if launched else open_dataset(config, kind=kind_of(config))
     import torch  # torch and diffusers take seconds to import; what is above needs neither
 
     from diffalign.train import Trainer
@@ -68,11 +68,19 @@ def train(config: TrainConfig) -> Path:
 def check(config: TrainConfig) -> None:
     """Raise the error that a config, its model folder or its output folder deserves; remove an earlier run that may be overwritten."""
     config.check()
-    kind = check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
-    if kind is not None:
-        check_family(config, LAYOUTS[kind])
+    check_model(config)
     if int(os.environ.get("RANK", "0")) == 0:
         _check_output(config)
+
+
+def check_model(config: TrainConfig) -> None:
+    """Raise the error that a local model folder deserves, by itself and with what the config asks of it."""
+    name = config.pretrained_model_name_or_path
+    if is_language_model(name):
+        check_language_model(name)
+        check_text(config)
+    elif (kind := check_folder(resolve(name), config.variant)) is not None:
+        check_family(config, LAYOUTS[kind])
 
 
 def _open_together(config: TrainConfig) -> View:
@@ -84,7 +92,15 @@ def _open_together(config: TrainConfig) -> View:
     # The others wait while the first process imports and fills caches: for longer than ten minutes, where there is much.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
     with state.main_process_first():
-        return open_dataset(config, reuse=not state.is_main_process)
+        return open_dataset(config, reuse=not state.is_main_process, kind=kind_of(config))
+
+
+def kind_of(config: TrainConfig) -> str | None:
+    """Return what the model trains on, image or text; None for a hub id, of which nothing is known yet."""
+    name = config.pretrained_model_name_or_path
+    if not is_local(resolve(name)):
+        return None
+    return "text" if is_language_model(name) else "image"
 
 
 def _check_output(config: TrainConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import adapters, personalise, speed
+from diffalign import adapters, personalise, speed, textbuild
 from diffalign.backbones.base import Backbone, Settings
 from diffalign.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.conditioning import branch
@@ -42,7 +42,7 @@ DTYPES = speed.DTYPES
 class Parts:
     """Everything a training step uses. The trainer knows no method; it knows these."""
 
-    backbone: Backbone
+    backbone: Any  # a Trained; of image models a Backbone
     likelihood: Likelihood
     reference: Reference
     objective: Callable[[Scores], Tensor]
@@ -76,7 +76,7 @@ def driver(config: TrainConfig) -> str:
 def check(config: TrainConfig) -> None:
     """Raise ConfigError for parts that cannot be meant, by one step on one number; nothing is loaded."""
     loss, way, distance, runs = objective(config), trajectory(config), error(config), driver(config)
-    compares = (config.reference or METHODS[config.method].reference) != "none"
+    compares = config.compares
     if runs == "reference" and not compares:
         raise ConfigError(f"the trajectory's driver is reference, and `{config.method}` has none; use driver policy or ema")
     if config.trajectory_cache:
@@ -156,8 +156,7 @@ def equip(config: TrainConfig, model: Backbone, *, known: personalise.UserEviden
 
 def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Reference:
     """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point."""
-    kind = config.reference or METHODS[config.method].reference
-    if kind == "none":
+    if not config.compares:
         return NoReference()
     if config.tuning != "full":
         return AdapterOff(model.denoiser, branch.disabled if config.tuning == "user" else adapters.disabled)
@@ -191,6 +190,9 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     Without `fit`, for weights that others will replace, an encoder of pairs is not fitted to its evidence.
     """
     check(config)
+    if view.table.manifest["kind"] == "text":
+        language_model, said, compared, texts = textbuild.parts(config, view, device)
+        return Parts(language_model, said, compared, objective(config), texts)
     model = backbone(config, device)
     users = None if config.users is None else Users.of(view, config.seed)
     known = None if users is None else personalise.evidence(config, model, view, users, cache_root(config, view))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from diffalign.configcheck import check_buckets, check_objective, check_ranges, check_switches, check_users, known, parse_buckets
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
+from diffalign.objectives import facts
 from diffalign.specs import Spec, single
 
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
@@ -90,6 +91,9 @@ class TrainConfig:
     runs share them. 0: computed in every step."""
     error: Spec | None = None
     """Another error than the method's: squared, or pseudo_huber of the estimates of x0."""
+    curriculum: Spec | None = None
+    """Order of the training, instead of a random one: {gap: {score: NAME, stages: 3}} shows pairs with a clear difference in that score
+    first and close ones last (Curry-DPO)."""
     scores: dict[str, str] = field(default_factory=dict)
     """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
     reference: Literal["policy_start", "none"] | None = None
@@ -238,9 +242,15 @@ class TrainConfig:
         return parse_buckets(self.aspect_ratio_buckets)
 
     @property
+    def reference_kind(self) -> str:
+        """Return what the policy is compared with: policy_start or none; none where the objective needs none and nothing else is asked."""
+        needed = self.objective is None or facts(single("objective", self.objective)[0]).reference
+        return self.reference or (METHODS[self.method].reference if needed else "none")
+
+    @property
     def compares(self) -> bool:
         """Return whether the policy is compared with a reference."""
-        return (self.reference or METHODS[self.method].reference) != "none"
+        return self.reference_kind != "none"
 
     def check(self) -> TrainConfig:
         """Return the config, or raise ConfigError for the first value that cannot be meant."""

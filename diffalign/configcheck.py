@@ -21,10 +21,16 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
 POSITIVE += ("max_sequence_length", "logit_std", "shift")
 COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpointing_steps", "validation_steps", "max_bad_steps")
-COUNTS += ("max_train_samples", "checkpoints_total_limit")
+COUNTS += ("max_length", "max_train_samples", "checkpoints_total_limit")
 NOT_NEGATIVE = ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "guidance_scale", "spike_factor", "adam_weight_decay")
-NOT_NEGATIVE += ("adam_epsilon",)
+NOT_NEGATIVE += ("adam_epsilon", "logits_chunk")
 FLOW, FLOWING = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "shift", "transport"), ("sd3", "flux")
+TEXTS = ("max_length", "truncation_mode", "chat_template", "likelihood", "share_prompt", "padding_free", "logits_chunk")
+TEXTS += ("precompute_ref_log_probs",)
+IMAGES = (*FLOW, "pretrained_vae_model_name_or_path", "max_sequence_length", "guidance_scale", "resolution", "aspect_ratio_buckets")
+IMAGES += ("random_crop", "random_flip", "trajectory", "trajectory_cache", "error", "proportion_empty_prompts", "channels_last")
+IMAGES += ("sequential_candidates", "cache_variants")
+LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2", "user_dropout")
 
 # Packages by their import name, and how to get them.
@@ -141,6 +147,7 @@ def check_family(config: Any, layout: Layout) -> None:
     """Raise ConfigError for what a TrainConfig sets and this family of models would pass over in silence, or could not do."""
     family, defaults = layout.family, {f.name: f.default for f in dataclasses.fields(config)}
     for names, holds, whom in (
+        (TEXTS, False, "language models"),
         (FLOW, family in FLOWING, "flow models (sd3, flux)"),
         (("guidance_scale",), family == "flux", "guidance-distilled models (flux)"),
         (("max_sequence_length",), layout.t5 is not None, "the prompts of T5 (pixart, sd3, flux)"),
@@ -151,6 +158,22 @@ def check_family(config: Any, layout: Layout) -> None:
     check_memory_format(config, layout.component)
     if config.resolution is not None:
         check_sides([(config.resolution, config.resolution)], layout.component, "resolution")
+
+
+def check_text(config: Any) -> None:
+    """Raise ConfigError for what a TrainConfig sets and a language model would pass over in silence, or could not do."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in IMAGES:
+        if getattr(config, name) != defaults[name]:
+            raise ConfigError(f"`{name}` is for image models, and {config.pretrained_model_name_or_path} is a language model")
+    ((objective, _),) = config.part("objective").items()
+    if objective in ("smpo", "mapo", "denoise", "d3po"):
+        raise ConfigError(f"objective `{objective}` is made for denoising errors; choose another for a language model, for example dpo")
+    if config.users is not None or config.tuning == "user":
+        raise ConfigError("users are told apart in image models alone; choose another method than ppd for a language model")
+    if config.attention_name not in (None, "native"):
+        raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
+    known("likelihood", single("likelihood", config.likelihood or "sum")[0], LIKELIHOODS)
 
 
 def check_switches(config: Any) -> None:

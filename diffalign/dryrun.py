@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -74,10 +73,7 @@ def _step(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
         rows.append(("records", f"{config.dataset_name} is not opened: it is no table yet"))
     ((_, constants),) = config.part("objective").items()
     if "beta" in constants and config.compares:
-        side = config.resolution or drawn.model.resolution
-        elements = math.prod(drawn.model.latent_shape(side, side))
-        total = constants["beta"] / (2 * elements)
-        rows.append(("beta", f"{constants['beta']:g} on half the mean over {elements} latent elements = {total:.4g} on their sum"))
+        rows.append(("beta", drawn.model.beta_in_words(constants["beta"]).removeprefix("beta ")))
     return rows
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from diffalign.backbones.lm import LanguageModel
 from diffalign.build import Parts
 from diffalign.config import TrainConfig
 from diffalign.data.users import UserPairs
 from diffalign.infer.negative import negative_guidance
+from diffalign.infer.rewrite import Rewriter
 from diffalign.infer.sample import draw, grid
 from diffalign.infer.user import UserPipeline
 from diffalign.methods import METHODS
@@ -22,8 +25,22 @@ USERS = 3  # of the training whose pictures are shown, after those of nobody
 
 
 @torch.no_grad()
-def preview(parts: Parts, config: TrainConfig, label: str) -> Image.Image:
-    """Return a sheet of the validation prompts with seeds 0, 1, ...; of a personalised run a row for nobody and for each of a few users."""
+def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
+    """Write answers to the validation prompts with seeds 0, 1, ...: a sheet as `file`.png, or texts as `file`.txt.
+
+    The sheet of a personalised run has a row for nobody and for each of a few users.
+    """
+    if isinstance(parts.backbone, LanguageModel):
+        texts = Rewriter(parts.backbone.network, parts.backbone.tokenizer)(config.validation_prompts, seed=0)
+        shown = "".join(f"{prompt}\n  -> {text}\n" for prompt, text in zip(config.validation_prompts, texts, strict=True))
+        file.with_suffix(".txt").write_text(shown, encoding="utf-8")
+        return
+    sheet(parts, config, label).save(file.with_suffix(".png"))
+
+
+@torch.no_grad()
+def sheet(parts: Parts, config: TrainConfig, label: str) -> Image.Image:
+    """Return the validation pictures in a grid."""
     negative, prompts = METHODS[config.method].inference == "negative_guidance", config.validation_prompts
     pipe = parts.backbone.pipeline()
     shape: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from diffalign import adapters
-from diffalign.backbones.base import Backbone
+from diffalign.backbones.base import Trained
 from diffalign.backbones.folders import lasting
+from diffalign.backbones.lm import LanguageModel
 from diffalign.backbones.table import load_denoiser
 from diffalign.conditioning import branch
 from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 RUN = "run.json"
 
 
-def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) -> None:
+def save_result(backbone: Trained, config: TrainConfig, facts: dict[str, Any]) -> None:
     """Write the trained weights to the run's folder and then run.json, whose presence says that the run is finished."""
     folder = Path(config.output_dir)
     _save_weights(backbone, config, folder)
@@ -29,6 +30,7 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
         "revision": config.revision,
         "variant": config.variant,
         "vae": config.pretrained_vae_model_name_or_path and lasting(config.pretrained_vae_model_name_or_path),
+        "kind": "text" if isinstance(backbone, LanguageModel) else "image",
         "component": backbone.component,
         "max_sequence_length": config.max_sequence_length,
         "method": config.method,
@@ -41,7 +43,10 @@ def save_result(backbone: Backbone, config: TrainConfig, facts: dict[str, Any]) 
     temporary.replace(folder / RUN)
 
 
-def _save_weights(backbone: Backbone, config: TrainConfig, folder: Path) -> None:
+def _save_weights(backbone: Any, config: TrainConfig, folder: Path) -> None:
+    if isinstance(backbone, LanguageModel):
+        _save_language_model(backbone, config, folder)
+        return
     pipe, component = backbone.pipeline(whole=False), backbone.component
     if config.tuning == "user":
         denoiser: Any = backbone.denoiser
@@ -56,3 +61,12 @@ def _save_weights(backbone: Backbone, config: TrainConfig, folder: Path) -> None
         base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
         kept = adapters.save_difference(pipe, base, backbone.denoiser, folder, component=component)
         logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)
+
+
+def _save_language_model(model: LanguageModel, config: TrainConfig, folder: Path) -> None:
+    """Write the adapter as peft's files, or the whole model with its tokenizer."""
+    if config.tuning != "full":
+        adapters.save_peft(model.network, folder, lasting(model.name))
+        return
+    adapters.save_full(model.network, folder / model.component)
+    model.tokenizer.save_pretrained(folder / model.component)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import shutil
 import statistics
 import time
@@ -62,10 +61,10 @@ class Trainer:
         # The first process fills the caches on disk, the others find them filled.
         with self.accelerator.main_process_first():
             self.parts = parts(config, view, self.accelerator.device, fit=self.resumed is None)
-        self.denoiser = self.parts.backbone.denoiser
-        self.denoiser.train()
-        self.parameters = adapters.trainable(self.denoiser)
-        self.policy, self.optimizer = self.accelerator.prepare(self.denoiser, make_optimizer(config, self.parameters))
+        self.network = self.parts.backbone.network
+        self.network.train()
+        self.parameters = adapters.trainable(self.network)
+        self.policy, self.optimizer = self.accelerator.prepare(self.network, make_optimizer(config, self.parameters))
         # Not prepared: accelerate would step it once for each process.
         self.schedule = get_scheduler(
             config.lr_scheduler, self.optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
@@ -77,7 +76,7 @@ class Trainer:
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         division = config.train_batch_size, config.gradient_accumulation_steps, processes, rank
-        self.sampler = Sampler(len(view), *division, config.seed, self.parts.pairs.buckets, self.parts.index)
+        self.sampler = Sampler(len(self.parts.pairs), *division, config.seed, self.parts.pairs.buckets, self.parts.index)
         self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
         self.step = 0
         self.seconds: list[float] = []
@@ -187,14 +186,11 @@ class Trainer:
     def _announce(self) -> None:
         """Say what users of other scripts ask first: the scale of beta, the effective batch, and how much is trained."""
         config, backbone = self.config, self.parts.backbone
-        side = config.resolution or backbone.resolution
-        elements = math.prod(backbone.latent_shape(side, side))
         paper = METHODS[config.method].paper_batch
-        logger.info("%d records, %d trainable parameters", len(self.view), sum(p.numel() for p in self.parameters))
+        logger.info("%d records, %d trainable parameters", len(self.parts.pairs), sum(p.numel() for p in self.parameters))
         logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
-        if "beta" in getattr(self.parts.objective, "keywords", {}) and (config.reference or METHODS[config.method].reference) != "none":
-            total = self.beta / (2 * elements)
-            logger.info("beta %g on half the mean over %d latent elements = %.4g on their sum", self.beta, elements, total)
+        if "beta" in getattr(self.parts.objective, "keywords", {}) and config.compares:
+            logger.info("%s", backbone.beta_in_words(self.beta))
 
     def _log(self, log: Any, facts: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -208,12 +204,13 @@ class Trainer:
         config = self.config
         same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
         same += ("lora_alpha", "resolution", "max_sequence_length", "guidance_scale", "weighting_scheme", "logit_mean", "logit_std")
-        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets", "quantization")
+        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets", "quantization", "likelihood", "max_length")
+        same += ("truncation_mode", "scores", "curriculum")
         return {
             "bucket_batch": config.train_batch_size if config.buckets else None,  # which the order of the records then depends on
             "model": lasting(config.pretrained_model_name_or_path),
             "table": self.view.table.fingerprint,
-            "records": len(self.view),
+            "records": len(self.parts.pairs),
             "batch": self.sampler.effective,
             "optimizer": config.optimizer_name,
             **{name: getattr(config, name) for name in same},
@@ -222,7 +219,7 @@ class Trainer:
         }
 
     def _user_facts(self) -> dict[str, Any]:
-        encoder: Any = self.denoiser.user_encoder
+        encoder: Any = self.network.user_encoder
         return {"user_encoder": self.config.users, "user_dropout": self.config.user_dropout, "user_source": encoder.sizes.source}
 
     def _save_checkpoint(self) -> None:
@@ -236,7 +233,7 @@ class Trainer:
                 "guard": self.guard.state(),
             }
             limit = self.config.checkpoints_total_limit
-            checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.denoiser), state, self._facts(), limit)
+            checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._facts(), limit)
         self.accelerator.wait_for_everyone()
 
     def _load_checkpoint(self, folder: Path) -> None:
@@ -245,7 +242,7 @@ class Trainer:
             if found.get(name) != value:
                 raise CheckpointError(f"{folder}: made with {name} {found.get(name)}, this run has {value}; choose another output_dir")
         weights, state = checkpoint.load(folder)
-        adapters.load_trained_state(self.denoiser, weights)
+        adapters.load_trained_state(self.network, weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.ema is not None and state["ema"]:
@@ -257,17 +254,16 @@ class Trainer:
         self.step = found["step"]
 
     def _validate(self) -> None:
-        """Draw the validation prompts with seeds 0, 1, ... into validation/step-N.png."""
+        """Answer the validation prompts with seeds 0, 1, ... into validation/step-N.png, or of texts step-N.txt."""
         # Two networks would be needed to show what full fine-tuning for guidance is for.
         whole = METHODS[self.config.method].inference == "negative_guidance" and self.config.tuning == "full"
         if not self.config.validation_prompts or not self.accelerator.is_main_process or whole:
             return
-        with eval_mode(self.denoiser), self._averaged(self.config.use_ema):
-            sheet = preview(self.parts, self.config, f"validation at step {self.step}")
-        self._park()
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
-        sheet.save(folder / f"step-{self.step:06d}.png")
+        with eval_mode(self.network), self._averaged(self.config.use_ema):
+            preview(self.parts, self.config, f"validation at step {self.step}", folder / f"step-{self.step:06d}")
+        self._park()
 
     def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
         """Return a block in which the moving average stands in place of the raw weights, if it is wanted."""
@@ -280,8 +276,8 @@ class Trainer:
             with self.parts.reference.driving() as network:
                 yield network
         else:
-            with self._averaged(self.parts.driver == "ema"), eval_mode(self.denoiser):
-                yield self.denoiser  # not its wrapper: processes may ask it a different number of times
+            with self._averaged(self.parts.driver == "ema"), eval_mode(self.network):
+                yield self.network  # not its wrapper: processes may ask it a different number of times
 
     def _finish(self) -> None:
         """Write the trained weights (the moving average, if there is one) and the facts of the run."""

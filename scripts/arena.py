@@ -138,7 +138,7 @@ class Arena:
     def _play(self, run: Run) -> dict[str, Any]:
         config = self._config(run)
         trainer = Trainer(config, open_dataset(config))
-        denoiser = trainer.denoiser
+        denoiser = trainer.network
         with _counted(denoiser) as seen:
             trainer.fit()
         per_record = seen["rows"] / (run.steps * config.train_batch_size)

@@ -133,7 +133,7 @@ class Stepper:
         config = replace(config, **variant.changes)
         self.trainer = trainer = Trainer(config, open_dataset(config))
         self.device = trainer.accelerator.device
-        self.unet: Any = trainer.denoiser
+        self.unet: Any = trainer.network
         if variant.second_reference:
             # Only full fine-tuning is given a second network by itself.
             second = build.reference(replace(config, train_method="full"), trainer.parts.backbone, self.device)

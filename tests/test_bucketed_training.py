@@ -90,7 +90,7 @@ def test_a_mixed_step_has_the_gradient_and_the_scalars_of_its_records_one_by_one
     trainer.step = mixed_step(trainer.sampler)
     passes = trainer.sampler.passes(trainer.step)
     samples = [sample for part in passes for sample in part]
-    trainer.denoiser.zero_grad()
+    trainer.network.zero_grad()
     losses = []
     for sample in samples:
         batch = trainer.parts.pairs.to_batch([trainer.parts.pairs[index] for index in trainer.sampler.indices([sample])])
@@ -98,7 +98,7 @@ def test_a_mixed_step_has_the_gradient_and_the_scalars_of_its_records_one_by_one
         (loss / len(samples)).backward()
         losses.append(loss.item())
     expected = gradient(trainer)
-    trainer.denoiser.zero_grad()
+    trainer.network.zero_grad()
     seen = []
     monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda *_: seen.append(gradient(trainer)) or torch.tensor(1.0))
     parts = iter([trainer.parts.pairs.to_batch([trainer.parts.pairs[index] for index in trainer.sampler.indices(part)]) for part in passes])
@@ -113,7 +113,7 @@ def test_a_mixed_step_has_the_gradient_and_the_scalars_of_its_records_one_by_one
 def test_a_run_in_buckets_shows_the_denoiser_both_shapes_and_no_other(config):
     trainer = Trainer(config, open_dataset(config))
     shapes = []
-    trainer.denoiser.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    trainer.network.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     trainer.fit()
     assert {shape[1:] for shape in shapes} == {WIDE, TALL}
     assert max(shape[0] for shape in shapes) == 2 * config.train_batch_size
@@ -177,7 +177,7 @@ def test_sdxl_is_told_the_frame_of_every_image(config, tmp_path):
     config = replace(config, pretrained_model_name_or_path=str(write_micro("sdxl", tmp_path / "sdxl")), random_flip=True, max_train_steps=2)
     trainer = Trainer(config, open_dataset(config))
     told = []
-    trainer.denoiser.register_forward_pre_hook(
+    trainer.network.register_forward_pre_hook(
         lambda _, __, named: told.append(named["added_cond_kwargs"]["time_ids"].clone()), with_kwargs=True
     )
     trainer.fit()

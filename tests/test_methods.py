@@ -62,8 +62,8 @@ def log_of(folder):
 def calls_of(trainer):
     """Count what the denoiser is asked: a list of (rows, adapter on) a call."""
     seen = []
-    layer = next(m for m in trainer.denoiser.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A"))
-    trainer.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), not layer.disable_adapters)))
+    layer = next(m for m in trainer.network.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A"))
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), not layer.disable_adapters)))
     return seen
 
 
@@ -117,7 +117,7 @@ def test_the_moving_average_follows_at_its_decay_and_drives(config):
         torch.testing.assert_close(average, 0.75 * start + 0.25 * now.detach())
     average, now = ([v.detach().clone() for v in values] for values in (trainer.ema.shadow_params, trainer.parameters))
     with trainer._driving() as network:
-        assert network is trainer.denoiser
+        assert network is trainer.network
         assert all(torch.equal(p, a) for p, a in zip(trainer.parameters, average, strict=True))
     assert all(torch.equal(p, a) for p, a in zip(trainer.parameters, now, strict=True))
 

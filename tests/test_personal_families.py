@@ -15,7 +15,8 @@ from diffalign.config import TrainConfig
 from diffalign.data.batch import loader, sample_generator
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
-from diffalign.preview import USERS, preview
+from diffalign.preview import USERS
+from diffalign.preview import sheet as drawn_sheet
 from diffalign.step import preference_step
 from diffalign.train import Trainer
 from tests.infer.users import write_votes
@@ -92,11 +93,11 @@ def batch_of(trainer):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_branch_and_the_encoder_alone_move(config, family):
     trainer = trainer_of(config(family))
-    before = {name: value.clone() for name, value in trainer.denoiser.state_dict().items()}
-    trained = {name for name, parameter in trainer.denoiser.named_parameters() if parameter.requires_grad}
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trained = {name for name, parameter in trainer.network.named_parameters() if parameter.requires_grad}
     facts = steps(trainer, 3)
     assert all(math.isfinite(value) for row in facts for value in row.values())
-    moved = {name for name, value in trainer.denoiser.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved | {CANCELS} == trained | {CANCELS}
     assert any(name.startswith("user_encoder.head") for name in moved)
     own = ("user_encoder.", "user_projection.", "encoder_hid_proj.", "image_proj.")
@@ -131,8 +132,8 @@ def test_the_reference_is_the_base_model_whoever_asks(config, family):
     steps(trainer, 2)
     batch, generators = batch_of(trainer)
     with torch.no_grad():
-        query = trainer.parts.likelihood.prepare(trainer.denoiser, batch, generators)
-        policy = trainer.parts.likelihood.score(trainer.denoiser.eval(), query)
+        query = trainer.parts.likelihood.prepare(trainer.network, batch, generators)
+        policy = trainer.parts.likelihood.score(trainer.network.eval(), query)
         base = build.backbone(own, torch.device("cpu"))
         plain = DiffusionLikelihood(base.path, base.predict, build.trajectory(own))
         expected = plain.score(base.denoiser, query)
@@ -153,7 +154,7 @@ def test_what_saves_memory_keeps_the_gradient(config, family, switch):
         sequential = trainer.config.sequential_candidates
         loss, _ = preference_step(trainer.parts, trainer.policy, batch, generators, trainer._driving, sequential=sequential)
         loss.backward()
-        gradients.append({name: p.grad for name, p in trainer.denoiser.named_parameters() if p.grad is not None})
+        gradients.append({name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None})
     plain, saved = gradients
     assert plain.keys() == saved.keys()
     assert any(name.startswith("user_encoder.") and gradient.abs().max() > 1e-5 for name, gradient in plain.items())
@@ -173,9 +174,9 @@ def test_in_half_precision_users_are_read_in_single_and_drawn(config, family):
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             asked = model._tokens(batch.condition, len(NAMES))
-        assert torch.equal(asked, trainer.denoiser.user_encoder(batch.condition, len(NAMES)))
-    trainer.denoiser.eval()
-    assert preview(trainer.parts, own, "draw").size == (SIDE + 2, (1 + USERS) * (SIDE + 2))
+        assert torch.equal(asked, trainer.network.user_encoder(batch.condition, len(NAMES)))
+    trainer.network.eval()
+    assert drawn_sheet(trainer.parts, own, "draw").size == (SIDE + 2, (1 + USERS) * (SIDE + 2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -183,12 +184,12 @@ def test_a_sheet_shows_the_base_to_nobody_and_each_user_a_row_of_their_own(confi
     own = config(family, validation_prompts=["a star", "a red heart"])
     trainer = trainer_of(own)
     steps(trainer, 3)
-    trainer.denoiser.eval()
-    sheet = np.asarray(preview(trainer.parts, own, "draw"))
+    trainer.network.eval()
+    sheet = np.asarray(drawn_sheet(trainer.parts, own, "draw"))
     side = SIDE + 2
     assert sheet.shape == ((1 + USERS) * side, 2 * side, 3)
     rows = [sheet[place * side : (place + 1) * side] for place in range(1 + USERS)]
     plain = replace(own, method="diffusion_dpo", user_encoder=None)
-    base = np.asarray(preview(trainer_of(plain).parts, plain, "draw"))
+    base = np.asarray(drawn_sheet(trainer_of(plain).parts, plain, "draw"))
     np.testing.assert_array_equal(rows[0], base[:side])
     assert all(np.abs(one.astype(int) - other).max() > 0 for one, other in itertools.pairwise(rows))

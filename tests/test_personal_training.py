@@ -58,9 +58,9 @@ def config(micro_sd, table, tmp_path):
 def begun(config):
     """Return what a run would train, by name, before its first step."""
     trainer = Trainer(config, open_dataset(config))
-    state = branch.state_of(trainer.denoiser)
+    state = branch.state_of(trainer.network)
     own = {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()}
-    return {**own, **{name: value.clone() for name, value in trainer.denoiser.user_encoder.state_dict().items()}}
+    return {**own, **{name: value.clone() for name, value in trainer.network.user_encoder.state_dict().items()}}
 
 
 def moved(config, trained):

@@ -1,4 +1,4 @@
-"""What every model family offers: a path, adapters' targets, encoders, and one call of the denoiser."""
+"""What every model family offers: the network that is trained, and of denoisers a path, encoders, and one call of the network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,35 @@ from diffalign.diffusion.path import Path
 from diffalign.types import Condition
 
 
-class Backbone(Protocol):
-    """A loaded model. `denoiser` is what gets trained; everything else is frozen."""
+class Trained(Protocol):
+    """A loaded model of any kind, as the trainer sees it."""
 
     name: str
-    component: str  # what the pipeline calls the denoiser: unet | transformer
-    denoiser: nn.Module
+    component: str  # what the folder of a full result is called: unet | transformer | model
     lora_targets: tuple[str, ...]
+
+    @property
+    def network(self) -> nn.Module:
+        """Return what gets trained; everything else is frozen."""
+        ...
+
+    def beta_in_words(self, beta: float) -> str:
+        """Return what a beta is multiplied with."""
+        ...
+
+    def park(self) -> None:
+        """Move what a training step does not use off the accelerator, until it is asked for."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes when what is cached before training would."""
+        ...
+
+
+class Backbone(Trained, Protocol):
+    """A loaded image generator. `denoiser` is what gets trained; everything else is frozen."""
+
+    denoiser: nn.Module
     resolution: int  # pixels
     path: Path  # the noise schedule, and what the network's output means
 
@@ -44,14 +66,6 @@ class Backbone(Protocol):
 
     def pipeline(self, *, whole: bool = True) -> Any:
         """Return the stock diffusers pipeline around the denoiser as it is now; without `whole`, encoders stay where they are."""
-        ...
-
-    def park(self) -> None:
-        """Move the encoders off the accelerator until the pipeline is asked for."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Return a hash of the encoders, which changes when cached latents or embeddings would."""
         ...
 
     def vae_fingerprint(self) -> str:

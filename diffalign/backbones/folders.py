@@ -10,7 +10,7 @@ from typing import Any
 
 from diffalign.errors import CheckpointError
 
-EMBEDDED = {name: name.split("/")[-1] for name in ("assets/tiny-sd", "tiny-sd", "assets/tiny-sd3", "tiny-sd3")}
+EMBEDDED = {f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm") for root in ("assets/", "")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,29 @@ def without_t5(name: str) -> bool:
     index = Path(resolve(name)) / "model_index.json"
     parts = json.loads(index.read_text()) if index.is_file() else {}
     return parts.get("_class_name") == "StableDiffusion3Pipeline" and (parts.get("text_encoder_3") or [None])[0] is None
+
+
+def is_language_model(name: str) -> bool:
+    """Return whether a local folder looks like a language model's: a config.json, and no pipeline's index."""
+    path = Path(resolve(name))
+    return (path / "config.json").is_file() and not (path / "model_index.json").is_file()
+
+
+def check_language_model(name: str) -> None:
+    """Raise CheckpointError for a local folder that is no causal language model with safetensors weights and a tokenizer."""
+    path = Path(resolve(name))
+    try:
+        kinds = json.loads((path / "config.json").read_text()).get("architectures") or []
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path / 'config.json'}: damaged ({error})") from error
+    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        found = " and ".join(kinds) or "names no architecture"
+        raise CheckpointError(
+            f"{name}: {found}; expected a causal language model of transformers (...ForCausalLM), or a diffusers pipeline"
+        )
+    _check_weights(path, None, needed=True)
+    if not (path / "tokenizer_config.json").is_file() and not (path / "tokenizer.json").is_file():
+        raise CheckpointError(f"{name}: the folder has no tokenizer; expected tokenizer.json, as `tokenizer.save_pretrained` writes it")
 
 
 def check_folder(name: str, variant: str | None = None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,16 @@ class Pretrained(ABC):
     def device(self) -> torch.device:
         """Return where the denoiser lies."""
         return next(self.denoiser.parameters()).device
+
+    @property
+    def network(self) -> nn.Module:
+        """Return what gets trained: the denoiser."""
+        return self.denoiser
+
+    def beta_in_words(self, beta: float) -> str:
+        """Return `beta` and what it is on the sum over the latent, as other scripts count it."""
+        elements = math.prod(self.latent_shape(self.resolution, self.resolution))
+        return f"beta {beta:g} on half the mean over {elements} latent elements = {beta / (2 * elements):.4g} on their sum"
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, H, W) of the latent of an image in pixels."""

@@ -1,4 +1,4 @@
-"""A trained result as a stock diffusers pipeline."""
+"""A trained result as a stock diffusers pipeline, or of a language model as a function from prompts to texts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
+from peft import PeftModel
 
-from diffalign.adapters import WEIGHTS, load_lora
+from diffalign.adapters import PEFT_WEIGHTS, WEIGHTS, load_lora
+from diffalign.backbones.lm import MODEL, load_language_model
 from diffalign.backbones.table import component_of, load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
 from diffalign.infer.negative import ADAPTER, attach
 from diffalign.infer.personal import Personal
+from diffalign.infer.rewrite import Rewriter
 from diffalign.result import RUN
 
 
@@ -29,6 +32,8 @@ def load(
 ) -> Any:
     """Return the stock pipeline of a run's base model with the run's result applied; of a personalised run, a `Personal` around it.
 
+    Of a language model's run, a `Rewriter`: prompts in, texts out, for example before a pipeline.
+
     The result is an adapter or a fine-tuned denoiser; of Diffusion-NPO and Self-NPO it is what the unconditional branch runs with
     (see `attach`), on top of the run `positive`, if one is given: `alpha` is the share of it that the branch keeps, `beta` the
     weight of the result. A personalised run is put on top of `positive`, too. `device_map` is diffusers' (balanced, cuda), instead of
@@ -38,6 +43,8 @@ def load(
     run = run_facts(folder)
     over = None if positive is None else run_facts(Path(positive))
     _check_layers(folder, run, positive, over, alpha, beta)
+    if run.get("kind") == "text":
+        return _rewriter(folder, run, dtype, torch.device(device))
     if run.get("inference") != "negative_guidance":
         return _placed(_with_result(folder, dtype, device_map, positive), device, device_map)
     under = None if positive is None else Path(positive)
@@ -88,6 +95,17 @@ def _with_result(folder: Path, dtype: torch.dtype, device_map: str | None, posit
     if not full:
         load_lora(pipe, folder, component)
     return pipe
+
+
+def _rewriter(folder: Path, run: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Rewriter:
+    full = run["train_method"] == "full"
+    missing = folder / (MODEL if full else PEFT_WEIGHTS)
+    if not missing.exists():
+        raise CheckpointError(f"{folder}: the run's weights are missing; expected {missing.name}")
+    own = {"precision": dtype, "revision": None if full else run.get("revision")}
+    model = load_language_model(str(missing) if full else run["base"], device, **own)
+    network = model.network if full else PeftModel.from_pretrained(model.network, str(folder)).eval()
+    return Rewriter(network, model.tokenizer)
 
 
 def _negative_of(pipe: Any, folder: Path) -> Path | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffalign.methods.base import Method
 from diffalign.methods.diffusion_dpo import DIFFUSION_DPO
 from diffalign.methods.diffusion_npo import DIFFUSION_NPO
+from diffalign.methods.dpo import DPO
 from diffalign.methods.inpo import INPO
 from diffalign.methods.mapo import MAPO
 from diffalign.methods.ppd import PPD
@@ -19,4 +20,5 @@ METHODS: dict[str, Method] = {
     "diffusion_npo": DIFFUSION_NPO,
     "self_npo": SELF_NPO,
     "ppd": PPD,
+    "dpo": DPO,
 }

@@ -1,0 +1,99 @@
+"""From a config to the parts that train a language model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from diffalign import adapters, speed
+from diffalign.backbones import lm_forward
+from diffalign.backbones.lm import LanguageModel, load_language_model, load_tokenizer
+from diffalign.config import TrainConfig
+from diffalign.data.view import View
+from diffalign.objectives import facts
+from diffalign.reference import AdapterOff, Frozen, NoReference
+from diffalign.specs import bind
+from diffalign.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
+from diffalign.text.pairs import TextPairs
+from diffalign.text.template import Template, read_chat_template
+from diffalign.text.truncation import Limit
+from diffalign.types import Reference
+
+logger = logging.getLogger(__name__)
+
+
+def aggregation(config: TrainConfig) -> Aggregation:
+    """Return how token log-probabilities make a score."""
+    return bind("likelihood", LIKELIHOODS, config.likelihood or "sum")()
+
+
+def pairs(config: TrainConfig, view: View) -> TextPairs:
+    """Return the training data as token ids; only the tokenizer is loaded."""
+    tokenizer = load_tokenizer(config.pretrained_model_name_or_path, config.revision)
+    written = None if config.chat_template is None else read_chat_template(config.chat_template)
+    ((objective, _),) = config.part("objective").items()
+    return TextPairs(
+        view, Template(tokenizer, written), Limit(config.max_length, config.truncation_mode), mismatched=facts(objective).mismatched
+    )
+
+
+def backbone(config: TrainConfig, device: torch.device) -> LanguageModel:
+    """Return the loaded model, frozen."""
+    return load_language_model(
+        config.pretrained_model_name_or_path,
+        device,
+        precision=speed.DTYPES[config.mixed_precision],
+        full=config.tuning == "full",
+        revision=config.revision,
+        variant=config.variant,
+        quantization=config.quantization,
+    )
+
+
+def equip(config: TrainConfig, model: LanguageModel) -> None:
+    """Attach an adapter to a frozen model, or make every weight trainable; switch on what saves memory and time."""
+    network: Any = model.network
+    if config.tuning == "full":
+        network.requires_grad_(True)
+    else:
+        torch.manual_seed(config.seed)
+        adapters.add_lora(
+            network,
+            targets=config.lora_layers or model.lora_targets,
+            rank=config.rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            dora=config.tuning == "dora",
+        )
+    if config.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.torch_compile:
+        network.compile(options={"emulate_precision_casts": True})
+
+
+def likelihood(config: TrainConfig, model: LanguageModel, longest: int) -> SequenceLikelihood:
+    """Return the likelihood with those switches that the model can do, for texts of up to `longest` tokens."""
+    wanted = Switches(config.share_prompt, config.padding_free, config.logits_chunk)
+    ((objective, _),) = config.part("objective").items()
+    needs = frozenset(facts(objective).tokens)
+    return SequenceLikelihood(model.read, aggregation(config), lm_forward.able(model.network, wanted, longest), needs)
+
+
+def reference(config: TrainConfig, model: LanguageModel, device: torch.device) -> Reference:
+    """Return what the policy is compared with."""
+    if not config.compares:
+        return NoReference()
+    if config.tuning != "full":
+        return AdapterOff(model.network, adapters.disabled)
+    return Frozen(backbone(config, device).network)
+
+
+def parts(config: TrainConfig, view: View, device: torch.device) -> tuple[LanguageModel, SequenceLikelihood, Reference, TextPairs]:
+    """Return the model, its likelihood, what it is compared with, and the data. Texts are tokenised before weights load."""
+    aggregation(config)
+    data = pairs(config, view)
+    model = backbone(config, device)
+    equip(config, model)
+    return model, likelihood(config, model, data.longest), reference(config, model, device), data
