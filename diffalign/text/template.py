@@ -124,7 +124,7 @@ class Template:
         """Yield the ids (n,) int32 of texts; with `special` what the tokenizer puts before them, but not what it puts after."""
         if not texts:
             return
-        closed = special and self.tokenizer("a")["input_ids"][-1] == self.tokenizer.eos_token_id
+        closed = special and self.tokenizer("a")["input_ids"][-1:] == [self.tokenizer.eos_token_id]
         for ids in self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]:
             yield np.asarray(ids[:-1] if closed else ids, np.int32)
 

@@ -186,6 +186,21 @@ def test_the_fingerprint_follows_the_tokens_alone(tmp_path):
     assert len({pairs.fingerprint for pairs in (first, *others)}) == 5
 
 
+def test_the_fingerprint_knows_which_prompt_a_candidate_answers(tmp_path):
+    found = set()
+    for last in ("p", "q"):
+        own = tuple(Candidate(text="a", prompt=prompt) for prompt in ("p", "q", last))
+        found.add(made(tmp_path / last, [text_record("", candidates=own, prob=1.0)]).fingerprint)
+    assert len(found) == 2
+
+
+def test_one_text_for_two_prompts_is_no_pair_of_equals(tmp_path, caplog):
+    own = (Candidate(text="a", prompt="p"), Candidate(text="a", prompt="q"))
+    with caplog.at_level(logging.INFO):
+        made(tmp_path, [text_record("", candidates=own)])
+    assert "equal candidates" not in caplog.text
+
+
 def test_the_pairs_travel_to_another_process(tmp_path):
     pairs = made(tmp_path)
     copy = pickle.loads(pickle.dumps(pairs))
