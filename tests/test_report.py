@@ -97,6 +97,12 @@ def log(count: int, first: int = 1) -> list[dict[str, float]]:
             "implicit_acc": rng.uniform(0.4, 0.9),
             "log_ratio/chosen": 1e-5 * i,
             "log_ratio/rejected": -2e-5 * i,
+            "rewards/margins_p90": 2e-2 * i,
+            "rewards/margins_p10": -1e-3 * i,
+            "rewards/saturated": rng.uniform(0.0, 0.2),
+            "displaced": rng.uniform(0.0, 0.5),
+            "ranking_acc": rng.uniform(0.4, 0.6),
+            "alignment_gap": rng.uniform(0.1, 0.2),
             "grad_norm": rng.uniform(0.5, 1.0),
             "lr": 3e-4,
         }
@@ -226,7 +232,7 @@ def test_one_chart_per_quantity_with_reference_levels(tmp_path):
     assert words.count("step") == len(CHARTS)
     assert "ln 2: equal to its reference" in words
     assert "chance" in words
-    assert len(parsed.all("path")) == 2 * (len(CHARTS) + 1)
+    assert len(parsed.all("path")) == 2 * (len(CHARTS) + 2)  # two charts have two curves
 
 
 def test_the_level_at_ln_2_is_for_logistic_losses_only(tmp_path):
