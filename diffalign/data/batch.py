@@ -43,8 +43,8 @@ class Pairs(Protocol):
         """Return one loaded record."""
         ...
 
-    def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch of loaded rows of one bucket."""
+    def to_batch(self, rows: list[dict[str, Any]]) -> Any:
+        """Return the batch of loaded rows of one bucket: a Batch of images, or a TextBatch."""
         ...
 
 
@@ -267,7 +267,7 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, workers: int = 0) -> Iterator[Batch]:
+def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, workers: int = 0) -> Iterator[Any]:
     """Yield the batches of all forward passes from one step to another; decoding runs in `workers` processes."""
     # A list, not the generator itself: the loader asks for its length, and workers may be started afresh.
     passes = list(sampler.batches(first_step, last_step))
