@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from diffalign.api import train
 from diffalign.configfile import from_mapping, load_yaml
 from diffalign.objectives import OBJECTIVES, margin
-from tests import test_objectives as contract
+from diffalign.objectives.base import compared, pairwise, weighted
 from tests.golden import make_objectives
 from tests.golden import test_objectives as golden
+from tests.objectives import test_contract as contract
 
 CONTRACTS = [name for name, test in vars(contract).items() if name.startswith("test_") and "name" in inspect.signature(test).parameters]
 FURTHER = {"dtype": torch.float32, "ahead": 3.0}  # what some contracts are told besides the name
 
 
+@weighted
 def made_up(s, *, beta):
     """Return p relu(1 - z)^2 + (1-p) relu(1 + z)^2 with z = beta * margin of the log-ratios."""
-    z = beta * margin(s.log_ratio)
-    prob = 1.0 if s.prob is None else s.prob.to(z)
-    return prob * (1.0 - z).relu() ** 2 + (1.0 - prob) * (1.0 + z).relu() ** 2
+    return pairwise(s, beta * margin(compared(s)), lambda z: (1.0 - z).relu() ** 2)
 
 
 def restated(policy, reference, prob, *, beta):

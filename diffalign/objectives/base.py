@@ -111,9 +111,14 @@ def own(s: Scores) -> Tensor:
     return comparable(s, s.policy)
 
 
+def given_reference(s: Scores) -> Tensor:
+    """Return the reference's scores (B, K). Raises ValueError where the method has none."""
+    return s.log_ratio if s.reference is None else s.reference  # the former says what is missing
+
+
 def reference_of(s: Scores) -> Tensor:
-    """Return the reference's scores (B, K) as they are compared. Raises ValueError where the method has none."""
-    return comparable(s, s.log_ratio if s.reference is None else s.reference)  # the former says what is missing
+    """Return the reference's scores (B, K) as they are compared."""
+    return comparable(s, given_reference(s))
 
 
 def compared(s: Scores, divergence: Divergence = "reverse_kl", coefficient: float = 0.5, *, centred: bool = True) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffalign.objectives.base import log_sigmoid, margin, prob_of, weighted
+from diffalign.objectives.base import ahead, both_orders, margin, pairwise, prob_of, surprise, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ def smpo(s: Scores, *, beta: float, scale: float = 10.0) -> Tensor:
     SmPO (2506.02698 eq. 9 as released; `scale` is its gamma, there the literal 10). A tie has the constant loss log 2 and no
     gradient; a hard label (p = 1, or no `prob`) is DPO at `scale` times beta. Soft labels of a score rarely exceed p = 0.7.
     """
-    return -log_sigmoid(beta * scale * (2.0 * prob_of(s) - 1.0) * margin(s.log_ratio))
+    return surprise((2.0 * prob_of(s) - 1.0) * ahead(s, beta * scale * margin(s.log_ratio)))
 
 
 def odds_below_one(error: Tensor, snr: float) -> Tensor:
@@ -45,16 +45,15 @@ def mapo(s: Scores, *, beta: float = 0.1, snr: float = 0.5, steps: float = 1000.
     `prob` below 1 shares both terms out between the candidates.
     """
     error = -2.0 * s.policy  # a score is -1/2 mean squared error
-    z = steps * margin(odds_below_one(error, snr))
-    prob = prob_of(s)
-    winner = prob * error[:, 0] + (1.0 - prob) * error[:, 1]
-    return winner - beta * (prob * log_sigmoid(z) + (1.0 - prob) * log_sigmoid(-z))
+    winner = both_orders(s, lambda first, _: error[:, first])
+    return winner + beta * pairwise(s, steps * margin(odds_below_one(error, snr)))
 
 
 @weighted
 def denoise(s: Scores) -> Tensor:
     """Return the negative log-likelihood of candidate 0: half the weighted squared error; supervised fine-tuning on the preferred.
 
-    DDPM (2006.11239 eq. 14) for images; for texts the summed NLL of the completion.
+    DDPM (2006.11239 eq. 14) for images; for texts the summed NLL of the completion. Neither `prob` nor
+    `offset` is used.
     """
     return -s.policy[:, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from diffalign.errors import ConfigError
 from diffalign.objectives.base import Divergence, ahead, column, compared, log_sigmoid, need, per_token, prob_of, surprise, weighted
 
 if TYPE_CHECKING:
@@ -55,8 +56,12 @@ def exo(
 
     EXO (2402.00856). The target is softmax(gains / temperature) (EXO-rw) where there are gains, else (p, 1-p) mixed with its opposite by
     `label_smoothing` (EXO-pref eq. 16 as TRL's `exo_pair`), which must lie in (0, 1/2) because the KL is infinite at 0. The authors'
-    released pair has log-targets 0 and -10 instead. `offset` is taken from candidate 0.
+    released pair has log-targets 0 and -10 instead. `offset` is taken from candidate 0. For lists name the gains in `scores`.
     """
+    if not 0.0 < label_smoothing < 0.5:
+        raise ConfigError(
+            f"exo: `label_smoothing` is {label_smoothing}; expected a share in (0, 0.5), the KL from a certain label is infinite"
+        )
     logs = led(s, beta * compared(s, divergence, coefficient)).log_softmax(dim=1)
     return (logs.exp() * (logs - log_target(s, temperature, label_smoothing))).sum(dim=1)
 
@@ -95,7 +100,7 @@ def nca(
 
     NCA (2402.05369; the list form reconstructed from memory). Two candidates without gains have q = (p, 1-p): TRL's `nca_pair`, S(r_w) +
     S(-r_w)/2 + S(-r_l)/2 (beta 0.01 there). Temperature is its alpha. `offset` is not used: every reward is placed by itself. `centred` as
-    in `bco`.
+    in `bco`. For lists name the gains in `scores`.
     """
     r = beta * compared(s, divergence, coefficient, centred=centred)
     return -(log_target(s, temperature).exp() * log_sigmoid(r) + log_sigmoid(-r) / r.shape[1]).sum(dim=1)

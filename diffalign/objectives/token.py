@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffalign.objectives.base import ahead, both_orders, compared, margin, of_tokens, pairwise, surprise, tokens_of, weighted
+from diffalign.objectives.base import (
+    ahead,
+    both_orders,
+    compared,
+    given_reference,
+    margin,
+    of_tokens,
+    pairwise,
+    surprise,
+    tokens_of,
+    weighted,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +70,8 @@ def token_weights(s: Scores, mask: Mask) -> Tensor:
 
 
 def token_ratios(s: Scores) -> Tensor:
-    """Return log policy - log reference (B, K, L) of every token."""
+    """Return log policy - log reference (B, K, L) of every token. Raises ValueError where the method has no reference."""
+    given_reference(s)
     tokens = tokens_of(s)
     return tokens.policy - of_tokens(tokens.reference, "reference")
 

@@ -17,7 +17,7 @@ from tests.golden.test_text_losses import COVERED
 
 ENTRIES = json.loads(make_objectives.FILE.read_text())
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
-BY_HAND = {"adpo", "dno", "bvpo", "mapl", "srpo", "tab_po"}  # tests/objectives/test_by_hand.py
+BY_HAND = {"adpo", "dno", "bvpo", "mapl", "srpo", "tab_po"}  # tests/objectives/test_texts_by_hand.py
 
 
 def entry(name):
