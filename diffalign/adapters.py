@@ -127,11 +127,20 @@ def load_lora(pipe: Any, folder: Path, component: str, name: str = "default") ->
     for file in (PEFT_CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: has no {file}; an adapter for a {type(pipe).__name__} needs it")
-    config: Any = LoraConfig.from_pretrained(str(folder))
+    _load_peft(model, folder / WEIGHTS, f"{component}.", name)
+
+
+def load_peft(model: Any, folder: Path) -> None:
+    """Add the adapter that `save_peft` wrote to a language model."""
+    _load_peft(model, folder / PEFT_WEIGHTS, "base_model.model.", "default")
+
+
+def _load_peft(model: Any, file: Path, prefix: str, name: str) -> None:
+    config: Any = LoraConfig.from_pretrained(str(file.parent))
     _inject(model, config, name)
-    tensors = {key.removeprefix(f"{component}."): value for key, value in load_file(folder / WEIGHTS).items()}
+    tensors = {key.removeprefix(prefix): value for key, value in load_file(file).items()}
     if unexpected := set_peft_model_state_dict(model, tensors, adapter_name=name).unexpected_keys:
-        raise CheckpointError(f"{folder / WEIGHTS}: made for another network; it has {unexpected[0]}")
+        raise CheckpointError(f"{file}: made for another network; it has {unexpected[0]}")
     model.requires_grad_(False)
 
 

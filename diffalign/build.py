@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from diffalign.conditioning.users import Sizes
 from diffalign.config import TrainConfig
 from diffalign.configcheck import check_family, check_sides
 from diffalign.data.batch import CachedPairs, Encoders, Index, LivePairs, Pairs
+from diffalign.data.curriculum import CURRICULA, Stages
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
@@ -29,7 +30,7 @@ from diffalign.diffusion.rollout import self_rollout
 from diffalign.diffusion.trajectory import TRAJECTORIES
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
-from diffalign.objectives import OBJECTIVES
+from diffalign.objectives import OBJECTIVES, facts
 from diffalign.precompute import Precomputed, network_facts
 from diffalign.reference import AdapterOff, Frozen, NoReference
 from diffalign.specs import bind
@@ -50,6 +51,7 @@ class Parts:
     driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
     index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
     penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json says besides, for using the result
 
 
 def objective(config: TrainConfig) -> functools.partial[Tensor]:
@@ -85,9 +87,14 @@ def check(config: TrainConfig) -> None:
     kept = 0 if way.keywords.get("start", "noise") == "noise" and way.func is self_rollout else 2
     noised = way(torch.zeros(1, kept, 1, 1, 1), lambda x, _, /, *, empty=False: x, path, torch.Generator())  # noqa: ARG005  # answers with its input
     scores = distance(path, noised, noised.x_t)
-    if scores.shape[1] == 1 and loss.func is not OBJECTIVES["denoise"]:  # pyright: ignore[reportFunctionMemberAccess]
+    ((name, _),) = config.part("objective").items()
+    needed = facts(name)
+    if scores.shape[1] == 1 and needed.candidates > 1:
         raise ConfigError("self_rollout gives one picture a record, and the objective compares two; set objective to denoise")
-    loss(Scores(scores, scores if compares else None))
+    if not needed.tokens:
+        scores = scores[:, :1].expand(1, max(scores.shape[1], needed.candidates))
+        columns = dict.fromkeys(needed.columns, torch.zeros_like(scores))
+        loss(Scores(scores, scores if compares else None, lengths=torch.ones_like(scores), columns=columns))
 
 
 def _check_kept(config: TrainConfig, runs: str) -> None:
@@ -169,11 +176,6 @@ def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Ref
     return Frozen(frozen)
 
 
-def cache_root(config: TrainConfig, view: View) -> Path:
-    """Return the folder that caches lie in."""
-    return Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
-
-
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
     """Return the training data, cached on disk (filled now) or live."""
     check_sides(config.buckets, model.component)
@@ -181,7 +183,17 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
     if config.cache == "off":
         return LivePairs(view, encoders, framing, config.cache_variants)
-    return CachedPairs(view, encoders, framing, config.cache_variants, cache_root(config, view))
+    return CachedPairs(view, encoders, framing, config.cache_variants, textbuild.cache_root(config, view))
+
+
+def order(config: TrainConfig, view: View) -> Callable[[int], Index] | None:
+    """Return which record a sample is, where the config gives the training an order. Raises as the curriculum does."""
+    if config.curriculum is None:
+        return None
+    stages = bind("curriculum", CURRICULA, config.curriculum)(view)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    samples = config.max_train_steps * config.train_batch_size * config.gradient_accumulation_steps * processes
+    return Stages(stages, samples, config.seed).index
 
 
 def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = True) -> Parts:
@@ -192,17 +204,18 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     check(config)
     if view.table.manifest["kind"] == "text":
         language_model, said, compared, texts = textbuild.parts(config, view, device)
-        return Parts(language_model, said, compared, objective(config), texts)
+        told = {"conversational": texts.conversational}
+        return Parts(language_model, said, compared, objective(config), texts, index=order(config, view), facts=told)
     model = backbone(config, device)
     users = None if config.users is None else Users.of(view, config.seed)
-    known = None if users is None else personalise.evidence(config, model, view, users, cache_root(config, view))
+    known = None if users is None else personalise.evidence(config, model, view, users, textbuild.cache_root(config, view))
     equip(config, model, known=known if fit or known is None else known.sizes)
     likelihood = DiffusionLikelihood(model.path, model.predict, trajectory(config), config.proportion_empty_prompts, error(config))
     compared = reference(config, model, device)
     data: Pairs = _with_points(config, pairs(config, view, model), model, likelihood, compared, device)
     made = functools.partial(Parts, model, likelihood, compared, objective(config))
     if users is None or known is None:
-        return made(data, driver(config))
+        return made(data, driver(config), order(config, view))
     data = UserPairs(data, users, known, config.user_dropout)
     return made(data, driver(config), users.index, personalise.encoder_of(model).penalty)
 

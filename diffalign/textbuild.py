@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,21 @@ from diffalign.backbones.lm import LanguageModel, load_language_model, load_toke
 from diffalign.config import TrainConfig
 from diffalign.data.view import View
 from diffalign.objectives import facts
-from diffalign.reference import AdapterOff, Frozen, NoReference
+from diffalign.reference import AdapterOff, Cached, Frozen, NoReference
 from diffalign.specs import bind
 from diffalign.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
 from diffalign.text.pairs import TextPairs
+from diffalign.text.reference import precomputed
 from diffalign.text.template import Template, read_chat_template
 from diffalign.text.truncation import Limit
 from diffalign.types import Reference
 
-logger = logging.getLogger(__name__)
+BATCH = 8  # records whose reference is computed at once
+
+
+def cache_root(config: TrainConfig, view: View) -> Path:
+    """Return the folder that caches lie in."""
+    return Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
 
 
 def aggregation(config: TrainConfig) -> Aggregation:
@@ -95,5 +102,17 @@ def parts(config: TrainConfig, view: View, device: torch.device) -> tuple[Langua
     aggregation(config)
     data = pairs(config, view)
     model = backbone(config, device)
+    said = likelihood(config, model, data.longest)
+    if not config.compares or not config.precompute_ref_log_probs or said.distributions:
+        equip(config, model)
+        return model, said, reference(config, model, device), data
+    # Before anything is attached or trained, the network is its own reference: no second one is ever loaded.
+    start = AdapterOff(model.network, lambda _: contextlib.nullcontext())
+    data.reference = precomputed(data, said, start, cache_root(config, view), reference_facts(config, model), device, BATCH)
     equip(config, model)
-    return model, likelihood(config, model, data.longest), reference(config, model, device), data
+    return model, said, Cached(), data
+
+
+def reference_facts(config: TrainConfig, model: LanguageModel) -> dict[str, Any]:
+    """Return what the reference's log-probabilities hang on besides the tokens."""
+    return {"model": model.fingerprint(), "precision": config.mixed_precision, "quantization": config.quantization}

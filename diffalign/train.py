@@ -33,12 +33,13 @@ from diffalign.errors import CheckpointError
 from diffalign.guard import Guard
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
+from diffalign.objectives.rewards import implicit_reward
 from diffalign.optimizer import make_optimizer
 from diffalign.preview import preview
 from diffalign.reference import eval_mode, exchanged
 from diffalign.result import save_result
 from diffalign.step import preference_step
-from diffalign.types import Batch
+from diffalign.types import Batch, Scores
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
@@ -126,7 +127,7 @@ class Trainer:
                 known = self._penalty(batch)
                 self.accelerator.backward((loss + known.pop("penalty", 0.0)) / (records / len(samples)))
             weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
-            said = {"loss": loss.detach(), **describe(scores, self.beta), **known}
+            said = {"loss": loss.detach(), **describe(scores, self.beta, self._rewards(scores)), **known}
             gathered.append({name: weight * value for name, value in said.items()})
         names = list(gathered[0])
         means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
@@ -147,6 +148,11 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad()
         return facts | {"skipped": self.guard.skipped}
+
+    def _rewards(self, scores: Scores) -> Tensor:
+        """Return the implicit rewards (B, K) that the objective trains."""
+        ((name, constants),) = self.config.part("objective").items()
+        return implicit_reward(name, scores, constants)
 
     def _penalty(self, batch: Batch) -> dict[str, Tensor]:
         """Return what is added to a batch's loss beside the objective, under "penalty", and what is logged of it."""
@@ -214,6 +220,7 @@ class Trainer:
             "batch": self.sampler.effective,
             "optimizer": config.optimizer_name,
             **{name: getattr(config, name) for name in same},
+            "chat_template": config.chat_template and Path(config.chat_template).read_text(encoding="utf-8"),
             **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
             **({} if config.users is None else self._user_facts()),
         }
@@ -289,5 +296,5 @@ class Trainer:
                 "skipped": self.guard.skipped,
                 "step_seconds_median": round(statistics.median(self.seconds), 4) if self.seconds else None,
             }
-            save_result(self.parts.backbone, self.config, facts | self._facts())
+            save_result(self.parts.backbone, self.config, {**facts, **self.parts.facts, **self._facts()})
         self.accelerator.end_training()

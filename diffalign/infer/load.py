@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
-from peft import PeftModel
 
-from diffalign.adapters import PEFT_WEIGHTS, WEIGHTS, load_lora
+from diffalign.adapters import PEFT_WEIGHTS, WEIGHTS, load_lora, load_peft
 from diffalign.backbones.lm import MODEL, load_language_model
 from diffalign.backbones.table import component_of, load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
@@ -104,8 +103,9 @@ def _rewriter(folder: Path, run: dict[str, Any], dtype: torch.dtype, device: tor
         raise CheckpointError(f"{folder}: the run's weights are missing; expected {missing.name}")
     own = {"precision": dtype, "revision": None if full else run.get("revision")}
     model = load_language_model(str(missing) if full else run["base"], device, **own)
-    network = model.network if full else PeftModel.from_pretrained(model.network, str(folder)).eval()
-    return Rewriter(network, model.tokenizer)
+    if not full:
+        load_peft(model.network, folder)
+    return Rewriter(model.network.eval(), model.tokenizer, conversational=run.get("conversational"))
 
 
 def _negative_of(pipe: Any, folder: Path) -> Path | str:

@@ -100,6 +100,11 @@ class TextPairs(Dataset[dict[str, Any]]):
             labels_of(self.view, entries),
         )
 
+    @property
+    def conversational(self) -> bool:
+        """Whether records are conversations, which a chat template writes."""
+        return any(entry.messages for entry in self.view.entries)
+
     def lengths(self, position: int) -> tuple[int, ...]:
         """Return the tokens of each candidate's completion."""
         return tuple(len(self._completions[i]) for i in self._rows(position))
