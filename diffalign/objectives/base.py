@@ -132,15 +132,15 @@ def diverged(u: Tensor, divergence: Divergence, coefficient: float = 0.5, *, cen
     reverse_kl: u; forward_kl: 1 - e^-u; js: log 2 + log sigmoid(u); alpha: (e^((a-1)u) - 1) / (a-1), a the `coefficient` (1 gives u).
     g(0) = 0, as in TRL 1.16; without `centred` the constants 1, log 2 and -1/(a-1) are left out, as TRL did before. They matter only
     where g is not compared with another g of the same length. The authors' repository has a' = 1 - a. Exponents are clamped at 80
-    (11 in float16) as in TRL, which clamps those of `alpha` alone; far below that, squares of g may overflow float32.
+    (11 in float16) as in TRL, which clamps those of `alpha` alone. Squares of g, as in `ipo`, overflow float32 from an exponent of 44 on.
     """
+    import torch
+
     if divergence == "reverse_kl" or (divergence == "alpha" and abs(coefficient - 1.0) < 1e-6):
         return u
     if divergence == "js":
         return log_sigmoid(u) + (math.log(2.0) if centred else 0.0)
     rate = -1.0 if divergence == "forward_kl" else coefficient - 1.0
-    import torch
-
     power = (rate * u).clamp(max=11.0 if u.dtype == torch.float16 else 80.0)
     return (power.expm1() if centred else power.exp()) / rate
 

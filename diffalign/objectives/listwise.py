@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from diffalign.errors import ConfigError
-from diffalign.objectives.base import Divergence, ahead, column, compared, log_sigmoid, need, per_token, prob_of, surprise, weighted
+from diffalign.objectives.base import Divergence, ahead, column, compared, log_sigmoid, per_token, prob_of, surprise, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,6 @@ def plackett_luce(s: Scores, *, beta: float) -> Tensor:
 
     DPO under the Plackett-Luce model (2305.18290 appendix A.3). Neither `prob` nor `offset` is used; two candidates are `dpo` at p = 1.
     """
-    need(s, 2, "a list")
     r = best_first(s, beta * compared(s))
     return (r.flip(1).logcumsumexp(dim=1).flip(1) - r).sum(dim=1)
 
