@@ -21,6 +21,7 @@ from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
 from diffalign.errors import DiffalignError, did_you_mean
 from diffalign.options import (
+    ChesConfig,
     EmbedConfig,
     EvalConfig,
     ExportConfig,
@@ -160,11 +161,12 @@ def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str,
     ):
         commands_of.add_subcommand(name, sub, help=about)
     layouts = "layouts:\n" + "".join(f"  {name:24} {reader.about}\n" for name, reader in READERS.items())
-    kinds = data.add_subcommands(dest="kind", metavar="import | cache | inspect | validate")
+    kinds = data.add_subcommands(dest="kind", metavar="import | cache | inspect | validate | ches")
     kinds.add_subcommand("import", _parser(_about(ImportConfig), layouts, ImportConfig), help="read a dataset into a table")
     kinds.add_subcommand("cache", cache, help="compute what training would compute first")
     kinds.add_subcommand("inspect", _parser(_about(InspectConfig), None, InspectConfig), help="show what a dataset holds")
     kinds.add_subcommand("validate", _parser(_about(ValidateConfig), None, ValidateConfig), help="look for what would spoil training")
+    kinds.add_subcommand("ches", _parser(_about(ChesConfig), None, ChesConfig), help="score pairs of texts by how alike a model sees them")
     embed = user.add_subcommands(dest="kind", metavar="embed")
     embed.add_subcommand("embed", _parser(_about(EmbedConfig), EMBEDS, EmbedConfig), help="write the file of a user, or of many")
     return parser, {("train",): train, ("data", "cache"): cache}
@@ -225,6 +227,7 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
             options = {name: value for name, value in values["cache"].items() if name != "config"}
             return commands.data_cache(TrainConfig(**options), points="--trajectory" in argv)
         config, run = {
+            "ches": (ChesConfig, commands.data_ches),
             "import": (ImportConfig, commands.data_import),
             "inspect": (InspectConfig, commands.data_inspect),
             "validate": (ValidateConfig, commands.data_validate),

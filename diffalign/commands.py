@@ -22,6 +22,7 @@ from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import ConfigError, TableError
 from diffalign.options import (
+    ChesConfig,
     EmbedConfig,
     EvalConfig,
     ExportConfig,
@@ -85,6 +86,13 @@ def data_cache(config: TrainConfig, *, points: bool = False) -> int:
     return 0
 
 
+def data_ches(config: ChesConfig) -> int:
+    """Write the table with scores and say where it lies."""
+    from diffalign import commands_text
+
+    return commands_text.data_ches(config)
+
+
 def data_inspect(config: InspectConfig) -> int:
     """Print a summary and write the contact sheet."""
     from diffalign.data.inspect import contact_sheet, preview, render_summary, summary
@@ -124,6 +132,11 @@ def evaluate(config: EvalConfig) -> int:
         raise ConfigError("`user` is a file with all that is known of the user; leave out --user_id and --pairs")
     import torch
 
+    if json.loads((Path(config.output_dir) / "run.json").read_text()).get("kind") == "text":
+        from diffalign.commands_text import compared
+
+        print(json.dumps(compared(config, prompts), indent=2))
+        return 0
     from diffalign.evaluate import compare_run
 
     facts = compare_run(

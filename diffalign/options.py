@@ -133,6 +133,25 @@ class ValidateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChesConfig:
+    """Score pairs of texts by how alike a language model sees their answers (CHES, 2410.08847): of those with large scores training would
+    make the preferred answer less likely. Train on the rest with the transform {lowest: {score: ln_ches, share: 0.5}}."""
+
+    dataset_name: str
+    """Preference table with pairs or rankings of texts."""
+    output_dir: str
+    """Folder of the new table, whose preferred candidates have the scores ches and ln_ches."""
+    pretrained_model_name_or_path: str = "assets/tiny-lm"
+    """The model to be trained: a folder or hub id."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    max_length: int = 1024
+    """Most tokens of prompt and completion together; what is longer is cut or left out as in training."""
+    chat_template: str | None = None
+    """A Jinja file for conversations, where the tokenizer brings no template of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     """Compare a trained run with its base model: same prompts, same seeds, win rate with interval; and unseen pairs."""
 

@@ -1,0 +1,115 @@
+"""Judging a trained language model: what it writes beside its base, and what preference training did to pairs it has not seen."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffalign import adapters
+from diffalign.backbones.lm import load_language_model
+from diffalign.build import Parts, parts
+from diffalign.configfile import from_mapping, load_yaml
+from diffalign.dataset import open_dataset
+from diffalign.infer.load import load, run_facts
+from diffalign.infer.rewrite import Rewriter
+from diffalign.metrics import describe, top_k
+from diffalign.objectives.rewards import implicit_reward
+from diffalign.text.head import States
+from diffalign.types import Scores
+
+
+def compare_texts(
+    output_dir: str | Path,
+    prompts: Sequence[str],
+    *,
+    dataset_name: str | None = None,
+    dataset_split_name: str | None = None,
+    reader: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what a finished run of a language model does beside its base, and write `eval/report.json` and `eval/texts.jsonl`.
+
+    Both answer every prompt with the same seed. On a dataset of pairs not trained on: implicit accuracy and all that `describe` says.
+    """
+    folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
+    (folder / "eval").mkdir(exist_ok=True)
+    if prompts:
+        run = run_facts(folder)
+        base = load_language_model(run["base"], torch.device(device), revision=run.get("revision"))
+        writers = {
+            "base": Rewriter(base.network, base.tokenizer, conversational=run.get("conversational")),
+            "aligned": load(folder, device=device),
+        }
+        texts = {who: writer(list(prompts), seed=seed) for who, writer in writers.items()}
+        rows = [dict(zip(("prompt", *texts), row, strict=True)) for row in zip(prompts, *texts.values(), strict=True)]
+        (folder / "eval" / "texts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        facts |= {"texts": str(folder / "eval" / "texts.jsonl")}
+    if dataset_name is not None:
+        facts |= {"heldout": heldout(folder, dataset_name, dataset_split_name, reader, device)}
+    (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def heldout(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> dict[str, float]:
+    """Return what a finished run says of the pairs of a dataset, under its own objective and likelihood."""
+    plain = {"torch_compile": False, "optimizer": "adamw", "use_8bit_adam": False, "report_to": None, "max_train_samples": None}
+    config = from_mapping(load_yaml(folder / "config.yaml") | plain, str(folder / "config.yaml"))
+    config = replace(config, dataset_name=dataset_name, dataset_split_name=split, reader=reader, curriculum=None)
+    with tempfile.TemporaryDirectory() as temporary:
+        elsewhere = replace(config, output_dir=temporary, cache_dir=temporary)
+        built = parts(elsewhere, open_dataset(elsewhere, kind="text"), torch.device(device))
+        network, peaks = built.backbone.network, {"base": peakedness(built)}  # of what is about to be put in, nothing shows yet
+        adapters.load_result(network, folder, full=config.tuning == "full", component=built.backbone.component)
+        network.eval()
+        peaks["aligned"] = peakedness(built)
+        ((name, constants),) = config.part("objective").items()
+        scores, rewards = scored(built, lambda s: implicit_reward(name, s, constants))
+    said = describe(scores, float(constants.get("beta", 1.0)), rewards)
+    said |= {f"{key}/{who}": value for who, found in peaks.items() for key, value in found.items()}
+    return {"pairs": len(scores.policy), **{key: round(float(value), 6) for key, value in said.items()}}
+
+
+@torch.no_grad()
+def peakedness(built: Parts, batch_size: int = 8) -> dict[str, Tensor]:
+    """Return mass and entropy of the ten likeliest next tokens, means over the tokens of the preferred answers (2410.11677)."""
+    own: Any = built.likelihood
+    likelihood = replace(own, needs=frozenset({"collision"}))  # which keeps the states that logits are read from
+    found: list[dict[str, Tensor]] = []
+    for start in range(0, len(built.pairs), batch_size):
+        rows = [built.pairs[position, 0] for position in range(start, min(start + batch_size, len(built.pairs)))]
+        batch = built.pairs.to_batch(rows).to(built.backbone.device)
+        chosen = replace(batch, prompts=tuple(own[:1] for own in batch.prompts), completions=tuple(own[:1] for own in batch.completions))
+        states = likelihood.score(built.backbone.network, chosen).states
+        found += [top_k(States(part, states.head).logits()) for part in states.values.split(512)]
+    return {f"top_k/{key}": torch.cat([one[key] for one in found]).mean().cpu() for key in ("mass", "entropy")}
+
+
+@torch.no_grad()
+def scored(built: Parts, reward: Callable[[Scores], Tensor], batch_size: int = 8) -> tuple[Scores, Tensor]:
+    """Return the scores of all pairs in `built`, without what objectives of tokens read, and their rewards (B, K), on the CPU."""
+    found: list[Scores] = []
+    rewards: list[Tensor] = []
+    for start in tqdm(range(0, len(built.pairs), batch_size), desc="held-out pairs", disable=None):
+        part = range(start, min(start + batch_size, len(built.pairs)))
+        batch = built.pairs.to_batch([built.pairs[position, 0] for position in part]).to(built.backbone.device)
+        reference = built.reference.score(built.likelihood, batch)
+        scores = built.likelihood.scores(built.likelihood.score(built.backbone.network, batch), reference, batch)
+        found.append(replace(scores, tokens=None))
+        rewards.append(reward(scores))
+
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(scores, name) for scores in found]
+        return None if values[0] is None else torch.cat(values).cpu()
+
+    columns = {name: torch.cat([scores.columns[name] for scores in found]).cpu() for name in found[0].columns}
+    values: dict[str, Any] = {name: joined(name) for name in ("policy", "reference", "prob", "weight", "offset", "lengths")}
+    return Scores(**values, normalized=found[0].normalized, columns=columns), torch.cat(rewards).cpu()
