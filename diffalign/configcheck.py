@@ -81,7 +81,7 @@ def check_objective(spec: Mapping[str, Mapping[str, Any]], *, compares: bool) ->
     ((name, constants),) = spec.items()
     known("objective", name, OBJECTIVES)
     bind("objective", OBJECTIVES, spec)
-    for constant in ("beta", "tau", "scale", "snr", "steps"):
+    for constant in ("beta", "tau", "scale", "snr", "steps", "beta_plus", "beta_minus", "eta", "own_weight"):
         require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
     if name == "mapo":
         require("objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO")
@@ -155,6 +155,9 @@ def check_family(config: Any, layout: Layout) -> None:
         for name in names:
             if not holds and getattr(config, name) != defaults[name]:
                 raise ConfigError(f"`{name}` is for {whom}, and {config.pretrained_model_name_or_path} is of the family {family}")
+    ((objective, _),) = config.part("objective").items()
+    if facts(objective).diffusion == "N":
+        raise ConfigError(f"objective `{objective}` reads tokens, lengths or probabilities, which images have not; it is for language models")
     check_memory_format(config, layout.component)
     if config.resolution is not None:
         check_sides([(config.resolution, config.resolution)], layout.component, "resolution")
@@ -167,7 +170,7 @@ def check_text(config: Any) -> None:
         if getattr(config, name) != defaults[name]:
             raise ConfigError(f"`{name}` is for image models, and {config.pretrained_model_name_or_path} is a language model")
     ((objective, _),) = config.part("objective").items()
-    if objective in ("smpo", "mapo", "denoise", "d3po"):
+    if objective == "mapo":
         raise ConfigError(f"objective `{objective}` is made for denoising errors; choose another for a language model, for example dpo")
     if config.users is not None or config.tuning == "user":
         raise ConfigError("users are told apart in image models alone; choose another method than ppd for a language model")

@@ -75,7 +75,9 @@ def equip(config: TrainConfig, model: LanguageModel) -> None:
             dora=config.tuning == "dora",
         )
     if config.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 has renamed it; the last version for Python 3.10 knows the old name alone.
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if config.torch_compile:
         network.compile(options={"emulate_precision_casts": True})
 

@@ -98,7 +98,7 @@ def test_a_wholly_trained_denoiser_loads_in_the_stock_pipeline(folder, trainer):
 @pytest.mark.parametrize("cache", ["disk", "off"])
 def test_sdxl_is_trained_with_each_images_own_size_and_crop(folder_of, table, tmp_path, cache):
     run = trainer_of(folder_of("sdxl"), table, tmp_path / "run", cache=cache, proportion_empty_prompts=0.5)
-    with recorded(run.denoiser) as calls:
+    with recorded(run.network) as calls:
         run.fit()
     told = {tuple(frame) for call in calls for frame in call.inputs["added_cond_kwargs.time_ids"].tolist()}
     # The drawings are 40 wide and 40 or 48 high. The latter become 38 high at 32 wide (48 * 0.8), of which the middle 32 are taken.
