@@ -157,7 +157,7 @@ def check_family(config: Any, layout: Layout) -> None:
                 raise ConfigError(f"`{name}` is for {whom}, and {config.pretrained_model_name_or_path} is of the family {family}")
     ((objective, _),) = config.part("objective").items()
     if facts(objective).diffusion == "N":
-        raise ConfigError(f"objective `{objective}` reads tokens, lengths or probabilities, which images have not; it is for language models")
+        raise ConfigError(f"objective `{objective}` reads tokens, lengths or probabilities, which images lack; it is for language models")
     check_memory_format(config, layout.component)
     if config.resolution is not None:
         check_sides([(config.resolution, config.resolution)], layout.component, "resolution")
