@@ -240,7 +240,7 @@ def least_flops(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> None:
     """Measure one length of prompts and print its table."""
-    names = [name for name in VARIANTS if not args.only or any(part in name for part in args.only)]
+    names = [name for name in VARIANTS if not args.only or name in args.only]
     steppers = {name: Stepper(name, args) for name in names}
     rate, rounds = 0.0, []
     dtype, width = torch.bfloat16, SIZES[args.size][1]
@@ -264,7 +264,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of all variants that count")
     parser.add_argument("--repeats", type=int, default=1, help="steps of a variant in a turn, of which the median counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", nargs="+", help="variants whose names hold one of these")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"these alone, of: {'; '.join(VARIANTS)}")
     parser.add_argument("--no_memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak_of", help=argparse.SUPPRESS)
     return parser.parse_args()
