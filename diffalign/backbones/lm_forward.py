@@ -35,7 +35,8 @@ def head_of(model: nn.Module) -> Head | None:
     layer = causal_model(model).get_output_embeddings()
     if type(layer) is not nn.Linear or not layer.weight.is_floating_point():
         return None
-    return Head(layer.weight, layer.bias)
+    kind = layer.weight.device.type
+    return Head(layer.weight, layer.bias, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
 
 
 def read(model: Any, rows: Rows, *, whole: bool, hidden: bool) -> Answer:

@@ -1,13 +1,12 @@
 """What a language model says of tokens, from its last hidden states, in chunks: logits of all tokens never exist at once.
 
-The head multiplies in the precision of its weights (or autocast's); what is computed of logits is in float32 at least.
+The head multiplies in one precision, its weights' or that of autocast; what is computed of logits is in float32 at least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +21,12 @@ class Head:
 
     weight: Tensor  # (V, D)
     bias: Tensor | None = None  # (V,)
+    dtype: torch.dtype | None = None  # what it multiplies in; that of `weight` if None
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Return (N, V) of hidden states (N, D), in float32 at least."""
+        dtype = self.dtype or self.weight.dtype
+        return _wide(F.linear(values.to(dtype), self.weight.to(dtype), self.bias if self.bias is None else self.bias.to(dtype)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class States:
 
     def logits(self) -> Tensor:
         """Return (N, V), in float32 at least."""
-        return _logits(self.values, self.head and self.head.weight, self.head and self.head.bias)
+        return _wide(self.values) if self.head is None else self.head.logits(self.values)
 
 
 def label_log_probs(states: States, labels: Tensor, chunk: int) -> Tensor:
@@ -43,22 +48,24 @@ def label_log_probs(states: States, labels: Tensor, chunk: int) -> Tensor:
     """
     if states.head is None:
         return torch.log_softmax(states.logits(), dim=1).gather(1, labels[:, None])[:, 0]
-    return _LabelLogProbs.apply(states.values, states.head.weight, states.head.bias, labels, chunk)  # pyright: ignore[reportReturnType]
+    head, size = states.head, chunk or len(labels)
+    return _LabelLogProbs.apply(states.values, head.weight, head.bias, labels, size, head.dtype)  # pyright: ignore[reportReturnType]
 
 
 def divergence(policy: States, reference: States, chunk: int) -> Tensor:
     """Return KL(reference || policy) (N,) of the next-token distributions, with gradient to the policy; chunks are computed again."""
 
-    def one(values: Tensor, weight: Tensor | None, bias: Tensor | None, other: Tensor) -> Tensor:
-        said = torch.log_softmax(_logits(values, weight, bias), dim=1)
+    def one(values: Tensor, other: Tensor) -> Tensor:
+        said = torch.log_softmax(States(values, policy.head).logits(), dim=1)
         with torch.no_grad():
             meant = torch.log_softmax(States(other, reference.head).logits(), dim=1)
         return (meant.exp() * (meant - said)).sum(dim=1)
 
-    own = policy.head or Head(policy.values.new_empty(0))
-    weight, bias = (None, None) if policy.head is None else (own.weight, own.bias)
-    parts = zip(policy.values.split(chunk or len(policy.values)), reference.values.split(chunk or len(policy.values)), strict=True)
-    return torch.cat([_again(one, values, weight, bias, other) for values, other in parts])
+    size = chunk or len(policy.values)
+    parts = zip(policy.values.split(size), reference.values.split(size), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([one(values, other) for values, other in parts])
+    return torch.cat([cast(Tensor, checkpoint(one, values, other, use_reentrant=False)) for values, other in parts])
 
 
 @torch.no_grad()
@@ -68,30 +75,22 @@ def collision(states: States, chunk: int) -> Tensor:
     return torch.cat([torch.logsumexp(2.0 * torch.log_softmax(part.logits(), dim=1), dim=1) for part in parts])
 
 
-def _again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    return checkpoint(function, *inputs, use_reentrant=False) if torch.is_grad_enabled() else function(*inputs)
-
-
-def _logits(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    logits = values if weight is None else F.linear(values.to(weight.dtype), weight, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _dtype(weight: Tensor) -> torch.dtype:
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _LabelLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight.T + bias)[labels], (N,)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int) -> Tensor:
-        dtype, (sloped, *trained) = _dtype(weight), ctx.needs_input_grad[:3]
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int, dtype: torch.dtype | None
+    ) -> Tensor:
+        dtype, (sloped, *trained) = dtype or weight.dtype, ctx.needs_input_grad[:3]
         ctx.trained = any(trained)
         matrix, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
         found, slopes, kept = [], [], None
-        for own, aim in _chunks(hidden, labels, chunk):
+        for own, aim in zip(hidden.split(chunk), labels.split(chunk), strict=True):
             log_probs, odds = _said(own.to(dtype), matrix, bias, aim, wide)
             found.append(log_probs)
             if ctx.trained and len(own) == len(hidden):
@@ -109,8 +108,8 @@ class _LabelLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # one output
         if not ctx.trained:
             (slope,) = ctx.saved_tensors
-            return (grad[:, None].to(slope.dtype) * slope, None, None, None, None)
-        return (*_trained_gradients(ctx, grad), None, None)
+            return (grad[:, None].to(slope.dtype) * slope, None, None, None, None, None)
+        return (*_trained_gradients(ctx, grad), None, None, None)
 
 
 def _said(hidden: Tensor, matrix: Tensor, bias: Tensor | None, labels: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -127,7 +126,7 @@ def _trained_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | 
     hidden, weight, bias, labels, kept = ctx.saved_tensors
     matrix, wide = weight.to(ctx.dtype), torch.promote_types(ctx.dtype, torch.float32)
     own, of_weight, of_bias = [], torch.zeros_like(weight, dtype=wide), None if bias is None else torch.zeros_like(bias, dtype=wide)
-    for part, aim, slope in zip(*(x.split(ctx.chunk or len(x)) for x in (hidden, labels, grad)), strict=True):
+    for part, aim, slope in zip(*(x.split(ctx.chunk) for x in (hidden, labels, grad)), strict=True):
         odds = _said(part.to(ctx.dtype), matrix, bias, aim, wide)[1] if kept is None else kept
         error = (odds * -slope[:, None]).scatter_add_(1, aim[:, None], slope[:, None].to(wide))  # slope * (one-hot - probabilities)
         del odds
@@ -145,8 +144,3 @@ def _add_product(total: Tensor, error: Tensor, hidden: Tensor) -> None:
         total.addmm_(error.t(), hidden)
     else:
         total += error.t() @ hidden
-
-
-def _chunks(hidden: Tensor, labels: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    size = chunk or len(hidden)
-    yield from zip(hidden.split(size), labels.split(size), strict=True)

@@ -64,6 +64,18 @@ def test_half_precision_states_are_summed_in_float32():
     torch.testing.assert_close(found, torch.log_softmax(logits, dim=1)[torch.arange(N), LABELS])
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_float32_head_multiplies_in_the_precision_that_it_is_given(trained: bool):
+    hidden, weight = drawn(N, D).float().requires_grad_(), drawn(V, D, seed=1).float().requires_grad_(trained)
+    found = label_log_probs(States(hidden, Head(weight, dtype=torch.bfloat16)), LABELS, 3)
+    logits = (hidden.bfloat16() @ weight.bfloat16().t()).float()
+    torch.testing.assert_close(found, torch.log_softmax(logits, dim=1)[torch.arange(N), LABELS])
+    found.sum().backward()
+    assert hidden.grad is not None
+    assert (found.dtype, hidden.grad.dtype) == (torch.float32, torch.float32)
+    assert weight.grad is None if not trained else weight.grad.dtype == torch.float32
+
+
 def test_logits_themselves_are_read_without_a_head():
     logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)
     found = label_log_probs(States(logits, None), torch.tensor([1]), 1)
