@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import build
+from diffalign import build, dryrun_text
 from diffalign.adapters import trainable
+from diffalign.backbones.base import Trained
+from diffalign.backbones.folders import is_language_model
 from diffalign.config import TrainConfig
 from diffalign.data.table import is_table
 from diffalign.dataset import open_dataset
@@ -29,13 +31,20 @@ def report(config: TrainConfig) -> str:
     """Return a table of what training with `config` would do. Raises what `diffalign train` would raise before it loads weights."""
     config.check()
     build.check(config)
+    if is_language_model(config.pretrained_model_name_or_path):
+        model, found = dryrun_text.described(config)
+        lines = _aligned([*found, *_step(config, model, "text")])
+        return "\n".join([*lines, "", *_table(_weights(config, model.network)), "", dryrun_text.NOTE])
     drawn = outline(config, torch.device("cuda"))
-    rows = [*_model(config, drawn), *_step(config, drawn)]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:{width}}  {value}" for name, value in rows]
+    lines = _aligned([*_model(config, drawn), *_step(config, drawn.model, "image")])
     encoders = readable(sum(_bytes(part.parameters()) for part in _encoders(drawn)))
     before = [] if config.cache == "off" else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
     return "\n".join([*lines, "", *_table(memory(config, drawn)), "", NOTE, *before])
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {value}" for name, value in rows]
 
 
 def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
@@ -59,7 +68,7 @@ def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
     ]
 
 
-def _step(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
+def _step(config: TrainConfig, model: Trained, kind: str) -> list[tuple[str, str]]:
     """Return how much a step sees, and what beta means."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch = config.train_batch_size * config.gradient_accumulation_steps * processes
@@ -67,32 +76,40 @@ def _step(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
     counts = f"{config.train_batch_size} at once x {config.gradient_accumulation_steps} accumulated x {processes} processes"
     rows = [("method", config.method), ("records a step", f"{batch}: {counts}" + (f"; the paper's: {paper}" if paper else ""))]
     if is_table(config.dataset_name):
-        records = len(open_dataset(config))
+        records = len(open_dataset(config, kind=kind))
         rows.append(("records", f"{records}: {config.max_train_steps * batch / records:.3g} passes in {config.max_train_steps} steps"))
     else:
         rows.append(("records", f"{config.dataset_name} is not opened: it is no table yet"))
     ((_, constants),) = config.part("objective").items()
     if "beta" in constants and config.compares:
-        rows.append(("beta", drawn.model.beta_in_words(constants["beta"]).removeprefix("beta ")))
+        rows.append(("beta", model.beta_in_words(constants["beta"]).removeprefix("beta ")))
     return rows
 
 
 def memory(config: TrainConfig, drawn: Outline) -> list[tuple[str, float]]:
     """Return (what, bytes) of everything that lies on the device in a training step."""
     denoiser = drawn.model.denoiser
-    trained = trainable(denoiser)
     images = config.train_batch_size * (1 if config.sequential_candidates or "self_rollout" in config.part("trajectory") else 2)
-    rows: list[tuple[str, float]] = [(f"base weights ({_dtypes(config, denoiser)})", _frozen(config, denoiser))]
-    rows.append(("trained weights (float32)", _bytes(trained)))
+    rows = _weights(config, denoiser)
     if config.tuning == "full" and config.compares:
-        rows.append(("the reference, a second network", _second(config, denoiser)))
-    rows.append(("gradients", _bytes(trained)))
-    rows.append((f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)))
-    if config.use_ema or build.driver(config) == "ema":
-        rows.append(("moving average", _bytes(trained)))
+        rows.insert(2, ("the reference, a second network", _second(config, denoiser)))
     if config.cache == "off":
         rows.append(("VAE and text encoders", sum(_bytes(part.parameters()) for part in _encoders(drawn))))
     rows.append((f"activations of {images} images", activations(config, drawn, images)))
+    return rows
+
+
+def _weights(config: TrainConfig, network: nn.Module) -> list[tuple[str, float]]:
+    """Return (what, bytes) of weights and what the optimiser keeps of them."""
+    trained = trainable(network)
+    rows: list[tuple[str, float]] = [
+        (f"base weights ({_dtypes(config, network)})", _frozen(config, network)),
+        ("trained weights (float32)", _bytes(trained)),
+        ("gradients", _bytes(trained)),
+        (f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)),
+    ]
+    if config.use_ema or build.driver(config) == "ema":
+        rows.append(("moving average", _bytes(trained)))
     return rows
 
 

@@ -15,9 +15,20 @@ from diffalign.types import Condition
 class Trained(Protocol):
     """A loaded model of any kind, as the trainer sees it."""
 
-    name: str
-    component: str  # what the folder of a full result is called: unet | transformer | model
-    lora_targets: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """Return the folder or hub id that it was loaded from."""
+        ...
+
+    @property
+    def component(self) -> str:
+        """Return what the folder of a full result is called: unet, transformer or model."""
+        ...
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Return the names of the layers that get an adapter."""
+        ...
 
     @property
     def network(self) -> nn.Module:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from diffalign.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 from diffalign.backbones.folders import layout_of, resolve
+from diffalign.backbones.lm import MODEL
 from diffalign.data.table import atomic_folder
 from diffalign.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.infer.card import PICTURE, Base, Source, model_card, public
@@ -93,6 +94,11 @@ def export_run(
     """
     folder, target = Path(output_dir), Path(destination)
     run = run_facts(folder)
+    if run.get("kind") == "text":
+        raise ConfigError(
+            f"{folder}: the run of a language model is in the format of its library already: {PEFT_WEIGHTS} for peft's "
+            f"PeftModel.from_pretrained, or after full fine-tuning the folder `{MODEL}` for AutoModelForCausalLM"
+        )
     chosen = _formats(run, formats)
     _check_target(target, overwrite)
     job = replace(_job(folder, run, name, dtype), users=_users(run, users))
