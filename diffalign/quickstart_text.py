@@ -23,6 +23,7 @@ from diffalign.configcheck import known
 from diffalign.data.table import write_table
 from diffalign.errors import ConfigError
 from diffalign.evaluate import win_rate
+from diffalign.evaluate_text import heldout
 from diffalign.infer.load import load
 from diffalign.infer.meaning import SentenceDistance
 from diffalign.infer.rewrite import Rewriter
@@ -35,7 +36,8 @@ from diffalign.shapes.rewrites import short_prompts
 from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES
 from diffalign.train import LOG
 
-JUDGED = ("taste", "kept", "adherence")  # of the rewrites of held-out prompts
+HELDOUT = 100  # prompts whose pairs the run is asked to rank
+WRITTEN = 8  # rewrites of each held-out prompt whose meaning is looked at; one of them is drawn
 RUNS = {"aligned": "train", "plain": "plain"}  # who, and its folder: with the weight of meaning, and without
 
 
@@ -65,16 +67,22 @@ class TextQuickstart:
         start = time.perf_counter()
         base = Rewriter(*self._base())
         studio = self._studio()
-        pairs = self._write_pairs(base, studio)
+        with self.clock.phase("rewrite and draw pairs"):
+            pairs = self._write_pairs("pairs", base, studio, self.train_prompts, 0)
+            unseen = self._write_pairs("heldout", base, studio, self.eval_prompts[:HELDOUT], 1)
         for who, config in self.training.items():
             with self.clock.phase(f"train {who}"):
                 train(config)
         writers = {"base": base, **{who: load(self.folder / name) for who, name in RUNS.items()}}
         with self.clock.phase("rewrite and draw held-out prompts"):
-            shown = {who: self._judged(studio, writer, self.eval_prompts, 1, 1, f"draw {who}") for who, writer in writers.items()}
-        facts = self._facts(shown) | {"pairs_train": pairs}
+            shown = {who: self._judged(studio, writer, self.eval_prompts, 1, 2, f"draw {who}") for who, writer in writers.items()}
+            kept = {who: self._kept(writer) for who, writer in writers.items()}
+        facts = self._facts(shown, kept) | {"pairs_train": pairs, "steps": self.config.max_train_steps}
+        if unseen:
+            with self.clock.phase("held-out accuracy"):
+                ranked = heldout(self.folder / RUNS["aligned"], str(self.folder / "heldout"), None, None, "cpu")
+            facts |= {"implicit_accuracy_heldout": round(ranked["implicit_acc"], 4), "pairs_heldout": unseen}
         log = [json.loads(line) for line in (self.folder / RUNS["aligned"] / LOG).read_text().splitlines()]
-        facts |= {"steps": self.config.max_train_steps}
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
         compared = [
             Comparison(old.prompt, old.image, new.image, old.taste, new.taste, old.text, new.text)
@@ -93,18 +101,26 @@ class TextQuickstart:
 
     def _judged(self, studio: Studio, writer: Rewriter, prompts: Sequence[str], each: int, stream: int, label: str) -> list[Rewrite]:
         """Return `each` rewrites of every prompt, drawn from the same noise: what differs is the words alone."""
-        first = self.config.seed * 1_000_003 + stream * 100_003
+        first = self._seed(stream)
         texts = writer(prompts, seed=first, num_return_sequences=each)
         asked = [(prompt, first + i) for i, prompt in enumerate(prompts) for _ in range(each)]
         return studio.judged([prompt for prompt, _ in asked], texts, [seed for _, seed in asked], label)
 
-    def _write_pairs(self, base: Rewriter, studio: Studio) -> int:
-        """Write the table `pairs` and return how many prompts it holds."""
-        with self.clock.phase("rewrite and draw"):
-            made = self._judged(studio, base, self.train_prompts, self.config.rewrites_per_prompt, 0, "draw pairs")
-        records = preferences(made)
-        write_table(self.folder / "pairs", records)
-        return len(records)
+    def _write_pairs(self, name: str, base: Rewriter, studio: Studio, prompts: Sequence[str], stream: int) -> int:
+        """Write the table `name` of judged rewrites and return how many pairs it holds that are clear enough."""
+        records = preferences(self._judged(studio, base, prompts, self.config.rewrites_per_prompt, stream, f"draw {name}"), name)
+        write_table(self.folder / name, records)
+        tastes = [[candidate.scores["taste"] for candidate in record.candidates] for record in records]
+        return sum(max(own) - min(own) >= self.config.min_gap for own in tastes)
+
+    def _kept(self, writer: Rewriter) -> list[float]:
+        """Return for each held-out prompt the share of its attributes that rewrites keep, the mean of several."""
+        prompts = [prompt for prompt in self.eval_prompts for _ in range(WRITTEN)]
+        texts = writer(self.eval_prompts, seed=self._seed(3), num_return_sequences=WRITTEN)
+        return list(1.0 - np.reshape(attribute_distance(prompts, texts), (-1, WRITTEN)).mean(axis=1))
+
+    def _seed(self, stream: int) -> int:
+        return self.config.seed * 1_000_003 + stream * 100_003
 
     def _training(self, folder: str, *, weighted: bool) -> TrainConfig:
         """Return a training config, checked before the first picture is drawn: pairs of best and worst by taste."""
@@ -125,10 +141,14 @@ class TextQuickstart:
             seed=config.seed,
         ).check()
 
-    def _facts(self, shown: Mapping[str, Sequence[Rewrite]]) -> dict[str, Any]:
+    def _facts(self, shown: Mapping[str, Sequence[Rewrite]], kept: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         """Return what the held-out prompts say: of the taste against the base, of the meaning against training without its weight."""
         prompts, seed = self.eval_prompts, self.config.seed
-        by = {name: {who: [getattr(one, name) for one in made] for who, made in shown.items()} for name in JUDGED}
+        by: dict[str, Mapping[str, Sequence[float]]] = {
+            "taste": {who: [one.taste for one in made] for who, made in shown.items()},
+            "adherence": {who: [one.adherence for one in made] for who, made in shown.items()},
+            "kept": kept,
+        }
         closed = set(OPEN_ATTRIBUTES[self.config.taste])
         left = [i for i, prompt in enumerate(prompts) if not closed & parse(prompt).keys()]
         won, open_won = (

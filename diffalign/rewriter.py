@@ -29,7 +29,6 @@ class Rewrite:
     image: Image.Image
     taste: float  # in [0, 1]
     adherence: float  # share in [0, 1] of what the short prompt names that the picture shows
-    kept: float  # share in [0, 1] of what the short prompt names that the rewrite names
     distance: float  # of meaning, in [0, 1]: what Sem-DPO weighs with
 
 
@@ -52,11 +51,10 @@ class Studio:
         """Return the rewrite `texts` of `prompts` with their pictures, one for each of `seeds`, and scores."""
         told = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
         images = draw(self.pipe, texts, seeds, **told, label=label)
-        lost = attribute_distance(prompts, texts)
         made = []
-        for prompt, text, image, share, far in zip(prompts, texts, images, lost, self.meaning(prompts, texts), strict=True):
+        for prompt, text, image, far in zip(prompts, texts, images, self.meaning(prompts, texts), strict=True):
             reading = read(image)
-            made.append(Rewrite(prompt, text, image, taste_score(self.taste, reading), adherence(prompt, reading), 1.0 - share, far))
+            made.append(Rewrite(prompt, text, image, taste_score(self.taste, reading), adherence(prompt, reading), far))
         return made
 
 

@@ -31,23 +31,23 @@ def studio(monkeypatch):
 
 
 def rewrite(prompt: str, text: str, taste: float) -> Rewrite:
-    return Rewrite(prompt, text, Image.new("RGB", (64, 64)), taste, 0.5, 0.75, 0.25)
+    return Rewrite(prompt, text, Image.new("RGB", (64, 64)), taste, 0.5, 0.25)
 
 
 def test_a_picture_is_judged_by_the_short_prompt_and_not_by_its_rewrite(studio):
     prompts = ["a red star at the bottom", "a red star"]
     texts = ["a small red star at the top on a white background", "a small red star at the top on a white background"]
     drifted, true = studio.judged(prompts, texts, [0, 1])
-    assert (drifted.adherence, drifted.kept, drifted.distance) == pytest.approx((2 / 3, 2 / 3, 1 / 3))
-    assert (true.adherence, true.kept, true.distance) == (1.0, 1.0, 0.0)
+    assert (drifted.adherence, drifted.distance) == pytest.approx((2 / 3, 1 / 3))
+    assert (true.adherence, true.distance) == (1.0, 0.0)
     assert min(drifted.taste, true.taste) > 0.8
     assert (drifted.prompt, drifted.text) == (prompts[0], texts[0])
 
 
-def test_another_distance_of_meaning_stands_in_without_touching_what_is_kept(studio):
+def test_another_distance_of_meaning_stands_in_and_the_picture_is_judged_as_before(studio):
     other = Studio(studio.pipe, "high", meaning=lambda prompts, texts: [0.125] * len(prompts))
     (made,) = other.judged(["a red star"], ["a blue star at the top on a white background"], [0])
-    assert (made.distance, made.kept) == (0.125, 0.5)
+    assert (made.distance, made.adherence) == (0.125, 0.5)
 
 
 def test_rewrites_of_a_prompt_become_one_conversation_with_scores(tmp_path):
