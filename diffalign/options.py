@@ -70,9 +70,9 @@ class TextQuickstartConfig:
     """Least difference in taste, in [0, 1], of a pair that is trained on."""
     eval_prompts: int = 200
     """Short prompts not trained on, to judge with."""
-    beta: float = 0.1
+    beta: float = 1.0
     """Beta of DPO; multiplies nats."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     """Learning rate."""
     rank: int = 8
     """Rank of the LoRA adapter."""
