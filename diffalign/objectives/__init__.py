@@ -7,7 +7,7 @@ beta keeps the policy closer to the reference. LD-DPO, LN-DPO and DOVE are likel
 
 from __future__ import annotations
 
-from diffalign.objectives.anchored import aot, aot_unpaired, apo_down, apo_zero, bco, d3po, kto, sppo
+from diffalign.objectives.anchored import aot, aot_unpaired, apo_down, apo_zero, bco, d3po, gpo, kto, sppo
 from diffalign.objectives.base import Facts, Objective
 from diffalign.objectives.base import margin as margin
 from diffalign.objectives.diffusion import denoise, mapo, smpo
@@ -47,6 +47,7 @@ OBJECTIVES: dict[str, Objective] = {
     "inpo_nash": inpo_nash,
     "bco": bco,
     "sppo": sppo,
+    "gpo": gpo,
     "apo_zero": apo_zero,
     "apo_down": apo_down,
     "d3po": d3po,
@@ -89,8 +90,10 @@ FACTS: dict[str, Facts] = {  # of those that need more, or less, than two scores
     "fdpo": Facts(columns=("hallucinated",)),
     "mmdpo": Facts(columns=("gains",)),
     "inpo_nash": Facts(columns=("previous",)),
-    "aot": Facts(coupled=True),
-    "aot_unpaired": Facts(coupled=True),
+    "sppo": Facts(optional=("gains",), chances=True),
+    "gpo": Facts(columns=("gains",)),
+    "aot": Facts(coupled=True, of_ranks=True),
+    "aot_unpaired": Facts(coupled=True, of_ranks=True),
     "kto": Facts(mismatched=True, coupled=True),
     "rpo": Facts("V+"),
     "selm": Facts(candidates=3),
@@ -106,18 +109,18 @@ FACTS: dict[str, Facts] = {  # of those that need more, or less, than two scores
     "orpo": Facts("N", reference=False, tokens=("prompt",)),
     "asft": Facts("N", reference=False),
     "poft": Facts("R", reference=False, candidates=1, columns=("teacher",)),
-    "exo": Facts("L"),
-    "nca": Facts("L"),
+    "exo": Facts("L", optional=("gains",), lists=True),
+    "nca": Facts("L", optional=("gains",), lists=True),
     "infonca": Facts("L", columns=("gains",)),
     "adpo_list": Facts("L", columns=("gains",)),
-    "plackett_luce": Facts("L"),
-    "lipo": Facts("L", columns=("gains",)),
-    "rank_dpo": Facts("L", columns=("gains",)),
+    "plackett_luce": Facts("L", optional=("gains",)),
+    "lipo": Facts("L", columns=("gains",), chances=True),
+    "rank_dpo": Facts("L", columns=("gains",), chances=True),
     "pro_rank": Facts("R", reference=False, columns=("gains",)),
-    "tdpo": Facts("N", tokens=("kl",)),
+    "tdpo": Facts("N", tokens=("kl",), sums=True),
     "wpo": Facts("N", tokens=("collision",)),
-    "sparse_po": Facts("N", tokens=("reference", "kl", "activation")),
-    "tab_po": Facts("N", tokens=("reference", "activation")),
+    "sparse_po": Facts("N", tokens=("reference", "kl", "activation"), sums=True),
+    "tab_po": Facts("N", tokens=("reference", "activation"), sums=True),
     "mapo": Facts("R", reference=False),
     "denoise": Facts("V", reference=False, candidates=1),
 }

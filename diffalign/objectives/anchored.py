@@ -33,7 +33,8 @@ def bco(s: Scores, *, beta: float, divergence: Divergence = "reverse_kl", coeffi
     """Return S(r_w - offset) + S(-(r_l - offset)), S = -log sigmoid, r = beta * log-ratio: a classifier of good and bad.
 
     BCO (2404.04656 as TRL's `bco_pair`), also the biased NCA of 2402.05369. `offset` is the shift delta of the rewards, which the paper
-    takes as their running mean and TRL's pairs leave at zero. `centred` as in `ipo`: without it a `divergence` shifts the rewards.
+    takes as their running mean and TRL's pairs leave at zero. `centred` as in `ipo`: without it a `divergence` shifts the rewards (TRL 1.16
+    allows none here).
     """
     r = beta * compared(s, divergence, coefficient, centred=centred)
     r = r if s.offset is None else r - s.offset.to(r)[:, None]
@@ -46,14 +47,28 @@ def sppo(s: Scores, *, beta: float) -> Tensor:
 
     SPPO (2405.00675). With the column `gains`, chances of winning in [0, 1]: half the sum, targets (gain - 1/2) / beta, over any number
     of candidates (as released; beta 1e-3, K = 5, best and worst are trained). Without: targets +-1/(2 beta) (TRL's `sppo_hard`), the label
-    deciding the sign; there `prob` below 1 mixes both orders. GPO's squared loss (2410.02197, reconstructed) has gains of score + 1/2.
-    `offset` is not used: targets are absolute.
+    deciding the sign; there `prob` below 1 mixes both orders. `offset` is not used: targets are absolute.
     """
     u = compared(s)
     if "gains" in s.columns:
-        return 0.5 * ((u - (column(s, "gains") - 0.5) / beta) ** 2).sum(dim=1)
+        return _regressed(u, column(s, "gains") - 0.5, beta)
     aim = 0.5 / beta
     return both_orders(s, lambda first, second: (u[:, first] - aim) ** 2 + (u[:, second] + aim) ** 2)
+
+
+def _regressed(u: Tensor, aim: Tensor, beta: float) -> Tensor:
+    """Return half the squared distance (B,) of log-ratios u (B, K) from aim / beta, summed over the candidates."""
+    return 0.5 * ((u - aim / beta) ** 2).sum(dim=1)
+
+
+@weighted
+def gpo(s: Scores, *, beta: float) -> Tensor:
+    """Return 1/2 sum_k (u_k - gain_k / beta)^2 over the log-ratios u: `sppo` whose targets are preference scores of any scale.
+
+    GPO (2410.02197; beta 1e-3, the target from the released scripts; reconstructed: that no 1/2 is taken from the score). The column
+    `gains` is the mean preference score over other answers, above 0 for better than they. Neither `prob` nor `offset` is used.
+    """
+    return _regressed(compared(s), column(s, "gains"), beta)
 
 
 @weighted
@@ -124,12 +139,14 @@ def aot_unpaired(s: Scores, *, beta: float, label_smoothing: float = 0.0) -> Ten
 def kto(s: Scores, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
     """Return half of w_d (1 - sigmoid(beta (u_w - z0))) + w_u (1 - sigmoid(beta (z0 - u_l))); its mean is that over all answers.
 
-    KTO (2402.01306 as in TRL; beta 0.1 for texts). z0 = max(0, mean log-ratio) of the last, mismatched candidates where there are more
-    than two, without gradient, over the batch of one process. With two: of all the batch's own log-ratios (reconstructed from the
-    description of Diffusion-KTO, 2404.04465). `offset` is not used: the anchor is z0.
+    KTO (2402.01306 as in TRL; beta 0.1 for texts). z0 = max(0, mean log-ratio), over the batch of one process, of texts that have more than
+    two candidates from the last, mismatched ones, whose gradient is thrown away. Of two, and of images: from the first two of every record
+    (reconstructed from the description of Diffusion-KTO, 2404.04465), of which one record alone says nothing. `offset` is not used: the
+    anchor is z0.
     """
     u = compared(s)
-    z0 = (u[:, -1] if u.shape[1] > 2 else u).detach().mean().clamp(min=0.0)
+    mismatched = s.lengths is not None and u.shape[1] > 2
+    z0 = (u[:, -1] if mismatched else u[:, :2]).detach().mean().clamp(min=0.0)
 
     def loss(first: int, second: int) -> Tensor:
         good, bad = beta * (u[:, first] - z0), beta * (z0 - u[:, second])

@@ -33,9 +33,14 @@ class Facts:
     reference: bool = True
     candidates: int = 2  # at least so many
     columns: tuple[str, ...] = ()  # of `Scores.columns`, filled from the table's named scores
+    optional: tuple[str, ...] = ()  # columns that it reads where they are asked for
+    chances: bool = False  # `gains` are chances of winning, in [0, 1]
+    lists: bool = False  # more than two candidates need `gains`
     tokens: tuple[str, ...] = ()  # fields of `Tokens`
-    mismatched: bool = False  # the last candidate is another record's answer (KTO)
+    sums: bool = False  # sums over tokens of its own: for the likelihoods `sum` and `joint` alone
+    mismatched: bool = False  # of texts, the last candidate is another record's answer (KTO); of images the batch serves instead
     coupled: bool = False  # a record's loss depends on the other records of the batch
+    of_ranks: bool = False  # losses belong to ranks within the batch: records can have no weight or offset
 
 
 def weighted(objective: Callable[Concatenate[Scores, Constants], Tensor]) -> Callable[Concatenate[Scores, Constants], Tensor]:
@@ -168,6 +173,13 @@ def tokens_of(s: Scores) -> Tokens:
     if s.tokens is None:
         raise ValueError("this objective reads the log-probability of every token, and these scores have none: it is for texts")
     return s.tokens
+
+
+def summed(s: Scores) -> Scores:
+    """Return the scores. Raises ValueError under a length-normalised likelihood, whose means sums over tokens do not go with."""
+    if s.normalized:
+        raise ValueError("this objective adds sums over tokens to log-ratios, which `likelihood: mean` divides by lengths: leave it at sum")
+    return s
 
 
 def of_tokens(x: Tensor | None, name: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffalign.objectives.base import ahead, both_orders, margin, pairwise, prob_of, surprise, weighted
+from diffalign.objectives.base import ahead, both_orders, margin, own, pairwise, prob_of, surprise, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def mapo(s: Scores, *, beta: float = 0.1, snr: float = 0.5, steps: float = 1000.
 def denoise(s: Scores) -> Tensor:
     """Return the negative log-likelihood of candidate 0: half the weighted squared error; supervised fine-tuning on the preferred.
 
-    DDPM (2006.11239 eq. 14) for images; for texts the summed NLL of the completion. Neither `prob` nor
-    `offset` is used.
+    DDPM (2006.11239 eq. 14) for images; for texts the NLL of the completion, summed, or with a length-normalised likelihood the mean over
+    the record's tokens (TRL's `sft` is that over the batch's). Neither `prob` nor `offset` is used.
     """
-    return -s.policy[:, 0]
+    return -own(s)[:, 0]

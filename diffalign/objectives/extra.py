@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffalign.objectives.base import both_orders, compared, margin, need, nll, pairwise, prob_of, weighted
+from diffalign.objectives.base import both_orders, compared, margin, need, nll, pairwise, prob_of, surprise, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,11 +82,13 @@ def mapl(s: Scores, *, beta: float, inter: float = 1.0) -> Tensor:
     """Return `dpo` of candidates 0 and 1 + inter * `dpo` of how far the margin of 2 and 3, of several instructions, lies above theirs.
 
     MAPL (2505.12845; in part from its description, the term between samples and its weight are reconstructed). The loss within a
-    sample compares prompts for one answer: it is `dpo` on candidates with prompts of their own.
+    sample compares prompts for one answer: it is `dpo` on candidates with prompts of their own. `offset` is a lead of candidate 0 over 1,
+    so the term between samples has none.
     """
     need(s, 4, "the pair of several instructions as candidates 2 and 3")
     u = compared(s)
-    return pairwise(s, beta * margin(u)) + inter * pairwise(s, beta * (margin(u[:, 2:]) - margin(u)))
+    further = beta * (margin(u[:, 2:]) - margin(u))
+    return pairwise(s, beta * margin(u)) + inter * both_orders(s, lambda first, _: surprise(-further if first else further))
 
 
 @weighted

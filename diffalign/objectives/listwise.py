@@ -99,8 +99,8 @@ def nca(
     """Return -sum_k [q_k log sigmoid(r_k) + 1/K log sigmoid(-r_k)], r = beta * log-ratios, q = softmax(gains / temperature).
 
     NCA (2402.05369; the list form reconstructed from memory). Two candidates without gains have q = (p, 1-p): TRL's `nca_pair`, S(r_w) +
-    S(-r_w)/2 + S(-r_l)/2 (beta 0.01 there). Temperature is its alpha. `offset` is not used: every reward is placed by itself. `centred` as
-    in `bco`. For lists name the gains in `scores`.
+    S(-r_w)/2 + S(-r_l)/2 (beta 0.01 there). Temperature is its alpha. `offset` is not used: every reward is placed by itself. `centred` and
+    a `divergence` as in `bco`. For lists name the gains in `scores`.
     """
     r = beta * compared(s, divergence, coefficient, centred=centred)
     return -(log_target(s, temperature).exp() * log_sigmoid(r) + log_sigmoid(-r) / r.shape[1]).sum(dim=1)

@@ -59,4 +59,4 @@ def implicit_reward(name: str, s: Scores, constants: Mapping[str, Any]) -> Tenso
         return REWARDS[name](s, known).detach()
     if not facts(name).reference:
         return s.policy.detach()  # of MaPO and the like beta is no scale of the score
-    return (known["beta"] * s.log_ratio).detach()
+    return (known.get("beta", 1.0) * s.log_ratio).detach()

@@ -1,6 +1,7 @@
 """Objectives that read every token of a completion: for texts alone. An image has no tokens; weights over its area would be another thing.
 
-Sums run over the completion's tokens. All honour `prob` and `offset`.
+Sums run over the completion's tokens; all but `wpo`, whose weight has no unit, refuse a length-normalised likelihood, as their papers
+have sums. All honour `prob` and `offset`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from diffalign.objectives.base import (
     margin,
     of_tokens,
     pairwise,
+    summed,
     surprise,
     tokens_of,
     weighted,
@@ -40,7 +42,7 @@ def tdpo(s: Scores, *, beta: float = 0.1, alpha: float | None = 0.5) -> Tensor:
 
     TDPO2 (2404.11999 as in AlignDistil's repository: beta 0.1, alpha 0.5). alpha None is TDPO1: no factor, and both K have a gradient.
     """
-    u, kl = compared(s), divergence_of(s)
+    u, kl = summed(s).log_ratio, divergence_of(s)
 
     def loss(first: int, second: int) -> Tensor:
         extra = kl[:, second] - kl[:, first] if alpha is None else alpha * (kl[:, second] - kl[:, first].detach())
@@ -54,7 +56,7 @@ def wpo(s: Scores, *, beta: float = 0.01, clamp: bool = True) -> Tensor:
     """Return `dpo` times the weights of both candidates, w = exp(mean over tokens of [log p_t - log sum_v p_v^2]), without gradient.
 
     WPO (2406.11827 as released: beta 0.01, the product at most 1); `clamp` false is TRL's `use_weighting`. A completion that the policy
-    would hardly write counts little.
+    would hardly write counts little. With a length-normalised likelihood the margin alone is of means, as in TRL's `sigmoid_norm`.
     """
     tokens = tokens_of(s)
     surplus = (tokens.policy.detach() - of_tokens(tokens.collision, "collision")) * tokens.mask
@@ -71,7 +73,7 @@ def token_weights(s: Scores, mask: Mask) -> Tensor:
 
 def token_ratios(s: Scores) -> Tensor:
     """Return log policy - log reference (B, K, L) of every token. Raises ValueError where the method has no reference."""
-    given_reference(s)
+    given_reference(summed(s))
     tokens = tokens_of(s)
     return tokens.policy - of_tokens(tokens.reference, "reference")
 
@@ -82,7 +84,7 @@ def sparse_po(s: Scores, *, beta: float = 0.1, mask: Mask = "activation") -> Ten
 
     SparsePO (2410.05102; reconstructed from memory, the idea from its abstract) with one mask for both terms. mask none is TDPO1;
     activation is the size of the reference's last hidden state over the largest of the completion (the paper's is of several layers, and
-    it learns masks as well). Sums are not length-normalised.
+    it learns masks as well).
     """
     kl = of_tokens(tokens_of(s).kl, "kl")
     return pairwise(s, beta * margin((token_weights(s, mask) * (token_ratios(s) + kl)).sum(dim=2)))
@@ -92,8 +94,7 @@ def sparse_po(s: Scores, *, beta: float = 0.1, mask: Mask = "activation") -> Ten
 def tab_po(s: Scores, *, beta: float = 0.1, mask: Mask = "none", barrier: float = 0.1, threshold: float = 0.5) -> Tensor:
     """Return -log sigmoid(beta * margin of sum_t m_t u_t) + barrier * mean over the preferred's tokens of m_t [p_t < threshold] (-log p_t).
 
-    TAB-PO (2603.00025): one reading of its abstract; weights, barrier and threshold are unknown, and all tokens count as critical. Sums
-    are not length-normalised.
+    TAB-PO (2603.00025): one reading of its abstract; weights, barrier and threshold are unknown, and all tokens count as critical.
     """
     tokens, weights = tokens_of(s), token_weights(s, mask)
     unsure = tokens.policy.detach().exp() < threshold

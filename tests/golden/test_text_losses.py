@@ -191,7 +191,7 @@ case("mm_dpo_code_factor", "mmdpo", lambda p: with_gains(p, p["score_w"], 0.0 * 
 case("mm_dpo_paper", "mmdpo", lambda p: with_gains(p, p["score_w"], p["score_l"]), beta=0.1)
 case("spa_refine", "spa", beta=0.1, threshold=0.05)
 case("sppo_soft", "sppo", lambda p: with_gains(p, p["score_w"], p["score_l"]), beta=1e-3)
-case("gpo_sppo_score", "sppo", lambda p: with_gains(p, p["margin_w"] + 0.5, p["margin_l"] + 0.5), beta=1e-3)
+case("gpo_sppo_score", "gpo", lambda p: with_gains(p, p["margin_w"], p["margin_l"]), beta=1e-3)
 case("biased_nca", "bco", beta=0.1)
 
 

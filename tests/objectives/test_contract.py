@@ -21,16 +21,17 @@ REFERENCE_FREE = {name for name in OBJECTIVES if not facts(name).reference}
 BETA = 0.5  # every constant without a default takes this in the contracts
 SILENT_TIES = {"smpo", "d3po", "apo_zero", "kto"}  # a tie has no gradient at all
 # Those that look at candidate 0 alone, at gains or the order given, or at ranks in the batch; all others compare under a soft label.
-WITHOUT_LABEL = {"denoise", "poft", "infonca", "adpo_list", "plackett_luce", "lipo", "rank_dpo", "pro_rank", "aot", "aot_unpaired"}
+WITHOUT_LABEL = {"gpo", "denoise", "poft", "infonca", "adpo_list", "plackett_luce", "lipo", "rank_dpo", "pro_rank", "aot", "aot_unpaired"}
 ANCHORED = {"bco", "nca", "sppo"}  # a tie pulls each log-ratio to zero by itself
 # A tie pulls further answers or the likelihood of the preferred as well, or lowers both (apo_down).
 PULLING = {"rpo", "selm", "xpo", "vpo", "srpo", "tab_po", "apo_down"}
 STOPPED = {"wpo", "kto"}  # the weight, the anchor follow the policy without gradient
 IGNORING_OFFSET = {"ipo", "inpo_nash", "srpo", "sppo", "apo_zero", "kto", "asft", "nca", "plackett_luce", "lipo", "rank_dpo", "pro_rank"}
-IGNORING_OFFSET |= {"denoise"}
+IGNORING_OFFSET |= {"denoise", "gpo"}
 LABELLED_PAIRS = {"infonca", "adpo_list"}  # of two candidates without gains
 OF_RANKS = {"aot", "aot_unpaired"}
-OF_SUMS = {"rpo", "xpo", "pro_rank", "denoise", "smpo", "mapo", "sparse_po", "tab_po", "orpo"}  # some term is not length-normalised
+OF_SUMS = {"rpo", "xpo", "pro_rank", "smpo", "mapo", "orpo"}  # some term is not length-normalised
+REFUSING = {"tdpo", "sparse_po", "tab_po"}  # a length-normalised likelihood
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -50,7 +51,7 @@ soft = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - WITHOUT_LABEL)
 tied = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - REFERENCE_FREE - WITHOUT_LABEL - ANCHORED - PULLING))
 alone = pytest.mark.parametrize("name", sorted(name for name in OBJECTIVES if not facts(name).coupled))
 differentiable = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - STOPPED))
-normalised = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - OF_SUMS))
+normalised = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - OF_SUMS - REFUSING))
 together = pytest.mark.parametrize("coupled", sorted(name for name in OBJECTIVES if facts(name).coupled))
 quick = settings(deadline=None, max_examples=15)
 number = st.floats(-20.0, 20.0, allow_subnormal=False)  # a trainer in the same process flushes them
@@ -194,6 +195,26 @@ def test_a_length_normalised_likelihood_compares_scores_per_token(name):
     columns = {key: x * lengths if key == "previous" else x for key, x in s.columns.items()}
     sums = dataclasses.replace(s, policy=s.policy * lengths, reference=reference, columns=columns, lengths=lengths, normalized=True)
     torch.testing.assert_close(bound(name)(sums), bound(name)(s), rtol=1e-12, atol=1e-12)
+
+
+@every
+def test_objectives_of_token_sums_refuse_a_length_normalised_likelihood(name):
+    s = fitted(name, rows((-1.0, -1.2)), rows((-1.1, -1.2)))
+    normalised = dataclasses.replace(s, lengths=torch.ones_like(s.policy), normalized=True)
+    assert facts(name).sums == (name in REFUSING)
+    if name in REFUSING:
+        with pytest.raises(ValueError, match="adds sums over tokens to log-ratios, which `likelihood: mean` divides by lengths"):
+            bound(name)(normalised)
+    else:
+        assert bound(name)(normalised).isfinite().all()
+
+
+@every
+def test_what_an_objective_reads_is_in_its_facts(name):
+    needs = facts(name)
+    assert needs.of_ranks == (name in OF_RANKS)
+    assert not {*needs.optional} & {*needs.columns}
+    assert not needs.chances or "gains" in (*needs.columns, *needs.optional)
 
 
 @every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from diffalign.objectives import (
     adpo,
     aot,
     bvpo,
+    denoise,
     dpo,
     exo,
+    gpo,
     infonca,
     kto,
     lipo,
@@ -73,6 +76,25 @@ def test_mapl_asks_the_pair_of_many_instructions_for_a_larger_margin():
     assert mapl(ratios(2.0, 0.0, 6.0, 0.0), beta=0.5, inter=0.5).item() == about(0.376726)
 
 
+def test_the_offset_of_mapl_is_of_its_first_pair_alone():
+    # margins 2 and 6, beta 1/2: z = 1 - 2 = -1 with log(1 + e), then (6 - 2) / 2 = 2 as before: 1.313262 + 0.5 * 0.126928
+    assert mapl(ratios(2.0, 0.0, 6.0, 0.0, offset=rows(2.0)), beta=0.5, inter=0.5).item() == about(1.376726)
+    # p = 1/4 turns both terms round: 0.313262 + 3/4 * 1 and 0.126928 + 3/4 * 2
+    soft = mapl(ratios(2.0, 0.0, 6.0, 0.0, prob=rows(0.25)), beta=0.5, inter=0.5)
+    assert soft.item() == about(0.313262 + 0.75 + 0.5 * (0.126928 + 1.5))
+
+
+def test_gpo_regresses_log_ratios_to_scores_over_beta():
+    # targets 2 / (1/2) = 4 and -4: ((1 - 4)^2 + (0 + 4)^2) / 2 = 12.5
+    assert gpo(ratios(1.0, 0.0, columns={"gains": rows((2.0, -2.0))}), beta=0.5).item() == 12.5
+
+
+def test_denoise_is_the_sum_over_tokens_or_their_mean():
+    s = Scores(rows((-6.0, -4.0)), lengths=rows((3.0, 2.0)))
+    assert denoise(s).item() == 6.0
+    assert denoise(replace(s, normalized=True)).item() == 2.0
+
+
 def test_srpo_is_the_squared_distance_from_the_optimum_of_self_improvement():
     # beta 1/2, u of w, l, w|l, l|w, w|w, l|l. Both sides: 1/2 - 1/4 (2 - 0 + 1 + 1) = -1/2, squared 1/4.
     # After the loser: 1/2 - 1/2 (2 - 1) = 0. After the winner: 1/2 + 1/2 (0 - 3) = -1, squared 1. 3/4 * 1/4 + 1/8 * 1 = 0.3125
@@ -129,7 +151,14 @@ def test_rpo_weighs_the_mean_or_the_sum():
 def test_kto_takes_its_anchor_from_mismatched_answers_else_from_the_batch():
     # u = 2 and 0. No mismatched one: z0 = 1, both sides sigmoid(-1) = 0.268941. Mismatched -5: z0 = 0, sigmoid(-2) = 0.119203 and 1/2.
     assert kto(ratios(2.0, 0.0), beta=1.0).item() == about(0.268941)
-    assert kto(ratios(2.0, 0.0, -5.0), beta=1.0).item() == about((0.119203 + 0.5) / 2.0)
+    texts = {"lengths": rows((1.0, 1.0, 1.0))}
+    assert kto(ratios(2.0, 0.0, -5.0, **texts), beta=1.0).item() == about((0.119203 + 0.5) / 2.0)
+
+
+def test_the_last_of_several_images_is_not_a_mismatched_one():
+    # images have no lengths: z0 = (2 + 0) / 2 = 1 of the pair that is trained, whatever comes after it
+    assert kto(ratios(2.0, 0.0, -5.0), beta=1.0).item() == about(0.268941)
+    assert kto(ratios(2.0, 0.0, 9.0), beta=1.0).item() == about(0.268941)
 
 
 def test_aot_compares_sorted_margins_of_the_batch():
