@@ -12,11 +12,14 @@ from diffalign.data.records import Candidate, Message, Record
 from diffalign.data.transforms import (
     apply,
     by_factuality,
+    flip_labels,
+    invert,
     list_of,
     lowest,
     offset_by,
     orient,
     pairs,
+    preferred,
     relabel,
     reward_conditioned,
     semantic_weight,
@@ -66,6 +69,50 @@ def test_only_a_pair_whose_preferred_answer_alone_hallucinates_is_flipped():
     assert [c.scores["hallucinated"] for c in flipped.candidates] == [0.0, 1.0]
     with pytest.raises(RecordError, match=r"table row 0: `hallucinated` is 0\.3 and 1; expected 0"):
         by_factuality(flags(0.3, 1.0))
+
+
+def test_a_pair_is_oriented_before_the_flip_of_hallucinations():
+    # The second is preferred: of the flags (1, 0) it is the factual one, of (0, 1) it alone hallucinates.
+    kept, flipped = (by_factuality(replace(flags(*own), prob=0.2)) for own in ((1.0, 0.0), (0.0, 1.0)))
+    assert [texts(own) for own in (kept, flipped)] == [[("10", 0.8)], [("01", 0.8)]]
+
+
+def test_offsets_turn_round_with_the_preference():
+    pair = record({"s": 5.0}, {"s": 2.0}, prob=0.25, offset=1.5)  # a lead of 1.5 is asked of c0
+    noisy = flip_labels(pair, share=1.0)
+    assert [(*texts([own])[0], own.offset) for made in (orient(pair), invert(pair), noisy) for own in made] == [
+        ("10", 0.75, -1.5),
+        ("10", 0.25, 1.5),  # the taste is opposite, and so is the lead asked for: of c1
+        ("01", 0.75, -1.5),
+    ]
+    plain = {"score": "s", "log": False}
+    (before,) = orient(*offset_by(replace(pair, offset=None), **plain))
+    (after,) = offset_by(*orient(replace(pair, offset=None)), **plain)
+    assert before == after
+
+
+def test_a_new_label_asks_for_new_offsets():
+    with pytest.raises(RecordError, match="table row 0: the offset belongs to the label that `relabel` replaces; put `offset_by` after"):
+        relabel(record({"s": 1.0}, {"s": 3.0}, prob=1.0, offset=0.5), score="s")
+
+
+@pytest.mark.parametrize(
+    "taking_the_first",
+    [
+        partial(semantic_weight, score="s"),
+        partial(lowest, score="s", most=9.0),
+        partial(reward_conditioned, score="s"),
+        partial(offset_by, score="s"),
+        preferred,
+    ],
+)
+def test_what_takes_the_first_candidate_for_the_preferred_one_says_where_it_is_not(taking_the_first):
+    against, tie = record({"s": 5.0}, {"s": 2.0}, prob=0.25), record({"s": 5.0}, {"s": 2.0}, prob=0.5)
+    name = getattr(taking_the_first, "func", taking_the_first).__name__
+    with pytest.raises(RecordError, match=rf"table row 0: `{name}` takes the first .* prob is 0\.25; put `orient` before it"):
+        taking_the_first(against)
+    assert len(taking_the_first(tie)) > 0
+    assert len(taking_the_first(*orient(against))) > 0 or name in ("offset_by", "reward_conditioned")  # whose score now disagrees
 
 
 def test_relabelling_takes_the_score_alone_and_puts_the_better_candidate_first():

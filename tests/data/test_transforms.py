@@ -255,6 +255,7 @@ CONSTANTS = {
     "reward_conditioned": {"score": "hps"},
 }
 CHANGED = {"semantic_weight": ["weight"], "offset_by": ["offset"], "reward_conditioned": ["id", "prompt"]}  # besides order and label
+ORIENTED = ("lowest", "offset_by", "preferred", "reward_conditioned", "semantic_weight")  # these refuse a pair that is not
 SCORED = ("weighted", "share_beaten")  # these give candidates new scores
 
 
@@ -262,7 +263,8 @@ SCORED = ("weighted", "share_beaten")  # these give candidates new scores
 @given(prob=probs, user=st.none() | st.just("ann"), key=st.text(min_size=1, max_size=5))
 def test_every_transform_keeps_the_candidates_and_everything_else(name, prob, user, key):
     shown = tuple(replace(c, scores={**c.scores, "flag": float(i == 0)}) for i, c in enumerate((A, B)))
-    record = pair(prob, user=user, id=key, meta={"k": "v"}, candidates=shown)
+    label = max(prob, 1.0 - prob) if name in ORIENTED else prob
+    record = pair(label, user=user, id=key, meta={"k": "v"}, candidates=shown)
     for new in TRANSFORMS[name](record, **CONSTANTS.get(name, {})):
         assert Counter(candidate.text for candidate in new.candidates) == Counter(KEPT.get(name, "ab"))
         assert name in SCORED or all(candidate in record.candidates for candidate in new.candidates)

@@ -12,9 +12,25 @@ Transform = Callable[[Record], tuple[Record, ...]]
 
 
 def swapped(record: Record) -> Record:
-    """Return the pair with its candidates exchanged, and the label with them."""
+    """Return the pair with its candidates exchanged, and what is said of the first with them: the label, and the lead asked of it."""
     first, second = record.candidates
-    return replace(record, candidates=(second, first), prob=None if record.prob is None else 1.0 - record.prob)
+    return replace(turned(record), candidates=(second, first))
+
+
+def turned(record: Record) -> Record:
+    """Return the record with the opposite preference: the label and the offset turned round, the candidates as they are."""
+    prob, offset = (None if record.prob is None else 1.0 - record.prob), (None if record.offset is None else -record.offset)
+    return replace(record, prob=prob, offset=offset)
+
+
+def oriented(record: Record, name: str) -> Record:
+    """Return `record`. Raises RecordError if its first candidate is not the preferred one, which the transform `name` takes it for."""
+    if record.prob is not None and record.prob < 0.5:
+        raise RecordError(
+            f"{record.source}: `{name}` takes the first candidate for the preferred one, and prob is {record.prob:g}; "
+            "put `orient` before it"
+        )
+    return record
 
 
 def labelled(record: Record) -> tuple[Record, float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from diffalign.data.records import Candidate, Record
-from diffalign.data.transforms.base import labelled, score_of, swapped
+from diffalign.data.transforms.base import labelled, oriented, score_of, swapped
 from diffalign.errors import ConfigError, RecordError
 
 
@@ -17,18 +17,18 @@ def orient(record: Record) -> tuple[Record, ...]:
 
 
 def invert(record: Record) -> tuple[Record, ...]:
-    """Return the pair with its candidates exchanged and the label kept: trains the opposite taste (Diffusion-NPO, npo.md A1)."""
+    """Return the pair with its candidates exchanged, label and offset kept: trains the opposite taste (Diffusion-NPO, npo.md A1)."""
     known, prob = labelled(record)
-    return (replace(swapped(known), prob=prob),)
+    return (replace(swapped(known), prob=prob, offset=known.offset),)  # not turned back: 1 - (1 - p) is not p
 
 
 def by_factuality(record: Record, *, score: str = "hallucinated") -> tuple[Record, ...]:
     """Return the pair with its candidates exchanged and the label kept where only the preferred one hallucinates.
 
     F-DPO's flip (2601.03027, data preparation of the released code): a pair whose flags are (1, 0) becomes one with (0, 1). The flag is
-    a score, 0 or 1. Put `orient` before it. Raises RecordError for a flag that is neither.
+    a score, 0 or 1. A pair whose second candidate is preferred is oriented first. Raises RecordError for a flag that is neither.
     """
-    known, _ = labelled(record)
+    (known,) = orient(record)
     flags = tuple(score_of(known, candidate, score) for candidate in known.candidates)
     if not {0.0, 1.0}.issuperset(flags):
         raise RecordError(f"{record.source}: `{score}` is {flags[0]:g} and {flags[1]:g}; expected 0 (factual) or 1 (hallucinated)")
@@ -82,8 +82,8 @@ def _ranked(record: Record, score: str | None) -> list[tuple[float, Candidate]]:
 
 
 def preferred(record: Record) -> tuple[Record, ...]:
-    """Return the record with its first candidate alone: supervised training; put `orient` before it."""
-    return (replace(record, candidates=record.candidates[:1], prob=None),)
+    """Return the record with its first candidate alone: supervised training. Raises RecordError if that is not the preferred one."""
+    return (replace(oriented(record, "preferred"), candidates=record.candidates[:1], prob=None),)
 
 
 def prompt_only(record: Record) -> tuple[Record, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from diffalign.data.records import Record
-from diffalign.data.transforms.base import gap, labelled, score_of
+from diffalign.data.transforms.base import gap, labelled, oriented, score_of
 from diffalign.errors import ConfigError
 
 SHARE = 0.05  # of the records that `lowest` keeps
@@ -35,8 +35,10 @@ def lowest(record: Record, *, score: str, share: float = SHARE, most: float) -> 
     CHES filtering (2410.08847 keeps the 5 % with the lowest length-normalised CHES, those least likely to make the preferred answer
     less likely): {lowest: {score: ln_ches}} after `orient`, with the score of the pair written to its preferred candidate.
     Where `most` is not given it is the smallest threshold that keeps the share of what earlier transforms leave; equals stay together.
+    Raises RecordError where the first candidate is not the preferred one.
     """
     _check_share(share)
+    oriented(record, "lowest")
     return (record,) if record.candidates and score_of(record, record.candidates[0], score) <= most else ()
 
 

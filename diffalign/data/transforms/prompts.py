@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffalign.data.records import Message, Record
-from diffalign.data.transforms.base import labelled, score_of
+from diffalign.data.transforms.base import labelled, oriented, score_of
 from diffalign.data.transforms.candidates import invert
 from diffalign.errors import ConfigError, RecordError
 
@@ -17,11 +17,12 @@ def reward_conditioned(record: Record, *, score: str, template: str = GOAL) -> t
 
     Reward-augmented data (2410.08067, released code): the goal is a system message of a conversation, and stands before a plain prompt.
     The template is ours; after training, ask for the highest score. Pairs whose score does not agree with the preference are dropped.
-    Put `orient` before it. Raises ConfigError for a template without {goal}, RecordError where candidates have prompts of their own.
+    Raises ConfigError for a template without {goal}, RecordError where the first candidate is not the preferred one, or candidates have
+    prompts of their own.
     """
     if "{goal}" not in template:
         raise ConfigError(f"reward_conditioned: template is {template!r}; expected a text with {{goal}} in it")
-    known, _ = labelled(record)
+    known = oriented(labelled(record)[0], "reward_conditioned")
     if any(c.prompt is not None for c in known.candidates):
         raise RecordError(f"{record.source}: the candidates have prompts of their own; `reward_conditioned` changes the record's")
     high, low = (score_of(known, c, score) for c in known.candidates)
