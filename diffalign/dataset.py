@@ -5,8 +5,9 @@ Nothing here imports torch, so a bad dataset is refused before any weight loads.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.view import View, with_users, without_content
 from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.methods import METHODS
-from diffalign.objectives import facts
+from diffalign.objectives import Facts, facts
 from diffalign.specs import Spec, bind, single
 
 
@@ -53,13 +54,17 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None =
     """Return the training records of `config`; with `reuse`, those that another process has just imported.
 
     `kind` is what the model trains on, image or text; None where that is not known yet. Raises TableError if the table is of another
-    kind, lacks a score or the candidates that the objective needs, or if no preference is left after the transforms.
+    kind, lacks a score or the candidates that the objective needs, if the objective cannot use what the transforms say of records, or if
+    no preference is left after them.
     """
+    ((objective, _),) = config.part("objective").items()
+    needs = facts(objective)
+    _check_scores(config.scores, objective, needs)
     specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
     for spec in specs:  # before an import that may take hours; constants that come from the data are known only after it
         bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0)
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
-    columns, transforms = _columns(config, table, specs)
+    columns, transforms = _columns(config.scores, needs, table, specs)
     for spec in specs:
         transforms.append(_transform(spec, table, transforms, config.max_train_samples))
     view = View(table, transforms, config.max_train_samples, columns)
@@ -72,40 +77,73 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None =
         raise TableError(
             f"{config.dataset_name}: no pair with a preference is left of {len(table)} records ({left}); nothing to learn from"
         )
-    _check_candidates(config, view)
+    _check_candidates(objective, needs, view)
+    _check_labels(objective, needs, view, columns)
     return view
 
 
-def _columns(config: TrainConfig, table: Table, specs: Sequence[Spec]) -> tuple[dict[str, str], list[Transform]]:
+def _check_scores(scores: Mapping[str, str], objective: str, needs: Facts) -> None:
+    """Raise ConfigError for a key of `scores` that is no column which the objective reads."""
+    read = (*needs.columns, *needs.optional)
+    for column in scores:
+        if column not in read:
+            cure = did_you_mean(column, read) if read else " It reads none"
+            raise ConfigError(f"`scores`: objective `{objective}` reads no `{column}`.{cure}")
+
+
+def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Sequence[Spec]) -> tuple[dict[str, str], list[Transform]]:
     """Return the score that each column of the objective is read from, and the transforms that must come first for it.
 
-    `scores` of the config says it, then the column's own name. `gains` that nothing gives are the table's score, if it has exactly one;
-    of ranks and labels alone they are the share of the other candidates that each beats.
+    `scores` of the config says it, then the column's own name; what an objective reads only if asked is read where a transform makes it.
+    `gains` that nothing gives are the table's score, if it has exactly one, or the share of the other candidates that each beats by it,
+    where they are chances of winning; of ranks and labels alone they are that share.
     """
-    ((objective, _),) = config.part("objective").items()
-    columns = dict(zip(own := facts(objective).columns, own, strict=True)) | config.scores
     parts, known = [single("transform", spec) for spec in specs], table.manifest["scores"]
-    made = any(name == "share_beaten" or constants.get("into") == "gains" for name, constants in parts)
-    if columns.get("gains") != "gains" or made or "gains" in known:
+    made = {constants.get("into", "gains" if name == "share_beaten" else None) for name, constants in parts}
+    columns = {column: column for column in (*needs.columns, *(c for c in needs.optional if c in made))} | dict(scores)
+    if columns.get("gains") != "gains" or "gains" in made or "gains" in known or len(known) > 1:
         return columns, []
-    if len(known) == 1:
+    if known and not needs.chances:
         return columns | {"gains": next(iter(known))}, []
-    return columns, [] if known else [share_beaten]
+    return columns, [functools.partial(share_beaten, scores=tuple(known))]
 
 
-def _check_candidates(config: TrainConfig, view: View) -> None:
+def _check_candidates(objective: str, needs: Facts, view: View) -> None:
     """Raise TableError where the records have too few candidates for the objective, or cannot share a batch."""
-    ((objective, _),) = config.part("objective").items()
-    needed, counts = facts(objective).candidates, sorted({len(entry.order) for entry in view.entries})
+    needed, counts = needs.candidates, sorted({len(entry.order) for entry in view.entries})
     cure = "put `pairs`, or {list_of: {candidates: K}}, among the transforms"
     if len(counts) > 1:
         found = " and ".join(map(str, counts))
-        raise TableError(f"{config.dataset_name}: records of {found} candidates; those of a batch have equally many: {cure}")
+        raise TableError(f"{view.table.path}: records of {found} candidates; those of a batch have equally many: {cure}")
     if counts[0] < needed and needed > 1:  # a method that makes its own pictures needs none
         raise TableError(
-            f"{config.dataset_name}: objective `{objective}` compares {needed} candidates a record; found {counts[0]} after the "
+            f"{view.table.path}: objective `{objective}` compares {needed} candidates a record; found {counts[0]} after the "
             f"transforms: {cure if needed == 2 else 'choose transforms that keep them all'}"
         )
+    if needs.lists and counts[0] > 2 and "gains" not in view.columns:
+        raise TableError(
+            f"{view.table.path}: objective `{objective}` reads `gains` of lists, here of {counts[0]} candidates: name a score as "
+            "`scores: {gains: NAME}`, or put `share_beaten` first among the transforms"
+        )
+
+
+def _check_labels(objective: str, needs: Facts, view: View, columns: Mapping[str, str]) -> None:
+    """Raise TableError for weights or offsets that the objective has no place for, and for gains that are no chances."""
+    if needs.of_ranks and any(entry.weight is not None or entry.offset is not None for entry in view.entries):
+        raise TableError(
+            f"{view.table.path}: the losses of `{objective}` belong to ranks within the batch, and records cannot have a weight or an "
+            "offset: leave out the transforms that give them (`semantic_weight`, `offset_by`), or choose another objective"
+        )
+    if not needs.chances or "gains" not in view.columns:
+        return
+    place, score = view.columns.index("gains"), columns["gains"]
+    for entry in view.entries:
+        if odd := [gain for gain in entry.columns[place] if not 0.0 <= gain <= 1.0]:
+            raise TableError(
+                f"{view.table.path}: objective `{objective}` reads `gains` as chances of winning, in [0, 1], and `{score}` is {odd[0]:g} "
+                f"in {entry.id}: put {{share_beaten: {{scores: [{score}]}}}} before the transforms that leave candidates out, and take "
+                "`gains` out of `scores`"
+            )
 
 
 def _imported(config: TrainConfig, reuse: bool) -> Table:

@@ -49,9 +49,10 @@ class TextPairs(Dataset[dict[str, Any]]):
     """A view's records as token ids, tokenised once, by the constructor.
 
     It takes those records out of the view's entries that the limit leaves out, so that positions are the view's own. With `mismatched`
-    each record gets one candidate more, the last: its prompt with candidate 0 of the nearest record before it (the view is taken as a
-    ring) that has another prompt; KTO estimates its divergence from them (2402.01306). Raises TableError if no record is left, or if
-    all have the same prompt where mismatched ones are needed; else as `Template.encode`.
+    each record gets one candidate more, the last: its prompt with an answer of the nearest record before it (the view is taken as a
+    ring) that has another prompt, candidate 0 for records at even positions and 1 at odd ones; KTO estimates its divergence from them
+    (2402.01306), good and bad ones alike, as TRL does. They are scored with the rest, so their gradient is computed and thrown away.
+    Raises TableError if no record is left, or if all have the same prompt where mismatched ones are needed; else as `Template.encode`.
     """
 
     buckets: np.ndarray | None = None  # records of any length share a batch
@@ -164,7 +165,7 @@ def _admitted(view: View, template: Template, limit: Limit) -> list[Encoded]:
 
 
 def _with_mismatched(view: View, records: Sequence[Encoded]) -> list[Encoded]:
-    """Return each record with candidate 0 of the nearest one before it that has another prompt as one candidate more."""
+    """Return each record with an answer of the nearest one before it that has another prompt as one candidate more."""
     count, other = len(records), None
     others: dict[int, int] = {}
     for i in (*range(count), *range(count)):  # the first time round finds what is before the first record
@@ -176,15 +177,16 @@ def _with_mismatched(view: View, records: Sequence[Encoded]) -> list[Encoded]:
         raise TableError(
             f"{view.table.path}: all {count} records have the same prompt; this objective scores prompts with the answers to others, too"
         )
-    return [_joined(record, records[others[i]]) for i, record in enumerate(records)]
+    return [_joined(record, records[others[i]], i % 2) for i, record in enumerate(records)]
 
 
 def _prompt(record: Encoded) -> np.ndarray:
     return record.prompts[record.answers[0]]
 
 
-def _joined(record: Encoded, other: Encoded) -> Encoded:
-    return replace(record, answers=(*record.answers, record.answers[0]), completions=(*record.completions, other.completions[0]))
+def _joined(record: Encoded, other: Encoded, which: int) -> Encoded:
+    given = other.completions[min(which, len(other.completions) - 1)]
+    return replace(record, answers=(*record.answers, record.answers[0]), completions=(*record.completions, given))
 
 
 def _report_cut(records: Sequence[Encoded], cut: Sequence[Encoded], limit: Limit) -> None:

@@ -126,3 +126,59 @@ def test_the_threshold_of_lowest_is_that_of_the_share_after_earlier_transforms(t
 def test_transforms_with_wrong_constants_are_refused_before_the_import(tmp_path, spec, message):
     with pytest.raises(ConfigError, match=message):
         open_dataset(config(tmp_path / "nothing there", transforms=[spec]), kind="text")
+
+
+def test_a_single_score_ranks_candidates_where_gains_are_chances(tmp_path):
+    rows = [ranking(0, {"pickscore": 22.0}, {"pickscore": 21.0}, {"pickscore": 21.5}, ranks=[1.0, 3.0, 2.0])]
+    write_table(tmp_path / "t", rows)
+    for name in ("lipo", "rank_dpo"):
+        chosen = config(tmp_path / "t", objective={name: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
+        assert columns(open_dataset(chosen, kind="text")) == {"gains": ((1.0, 0.5, 0.0),)}
+    chosen = config(tmp_path / "t", objective={"infonca": {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
+    assert columns(open_dataset(chosen, kind="text")) == {"gains": ((22.0, 21.5, 21.0),)}  # rewards of any scale
+
+
+@pytest.mark.parametrize("objective", ["lipo", "rank_dpo", "sppo"])
+def test_gains_that_are_no_chances_are_refused_with_their_cure(tmp_path, objective):
+    write_table(tmp_path / "t", [ranking(0, {"pickscore": 22.0, "share": 0.0}, {"pickscore": 21.0, "share": 1.0})])
+    named = {name: config(tmp_path / "t", objective={objective: {"beta": 0.1}}, scores={"gains": name}) for name in ("pickscore", "share")}
+    with pytest.raises(TableError, match=r"chances of winning, in \[0, 1\], and `pickscore` is 22 in r0/0-1: put {share_beaten: {scores"):
+        open_dataset(named["pickscore"], kind="text")
+    assert columns(open_dataset(named["share"], kind="text")) == {"gains": ((0.0, 1.0),)}
+    cured = replace(named["pickscore"], scores={}, transforms=[{"share_beaten": {"scores": ["pickscore"]}}, "pairs"])
+    assert columns(open_dataset(cured, kind="text")) == {"gains": ((1.0, 0.0),)}
+
+
+@pytest.mark.parametrize("objective", ["exo", "nca"])
+def test_lists_without_gains_are_refused_where_only_pairs_have_labels(tmp_path, objective):
+    write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0}, {"s": 1.0})])
+    listed = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
+    with pytest.raises(TableError, match=rf"`{objective}` reads `gains` of lists, here of 3 candidates: name a score as `scores: {{gains"):
+        open_dataset(listed, kind="text")
+    assert columns(open_dataset(replace(listed, scores={"gains": "s"}), kind="text")) == {"gains": ((3.0, 2.0, 1.0),)}
+    shared = replace(listed, transforms=["share_beaten", *listed.transforms])
+    assert columns(open_dataset(shared, kind="text")) == {"gains": ((1.0, 0.5, 0.0),)}
+    assert open_dataset(replace(listed, transforms=["pairs"]), kind="text").columns == ()
+
+
+@pytest.mark.parametrize("objective", ["aot", "aot_unpaired"])
+@pytest.mark.parametrize("transform", ["semantic_weight", "offset_by"])
+def test_losses_of_ranks_refuse_weights_and_offsets_of_records(tmp_path, objective, transform):
+    write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0})])
+    chosen = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=["pairs"])
+    assert len(open_dataset(chosen, kind="text")) == 1
+    with pytest.raises(TableError, match=f"the losses of `{objective}` belong to ranks .* leave out the transforms that give them"):
+        open_dataset(replace(chosen, transforms=["pairs", {transform: {"score": "s"}}]), kind="text")
+
+
+@pytest.mark.parametrize(
+    ("objective", "column", "message"),
+    [
+        ("lipo", "gain", r"objective `lipo` reads no `gain`\. Did you mean `gains`\?"),
+        ("exo", "gians", r"objective `exo` reads no `gians`\. Did you mean `gains`\?"),
+        ("dpo", "gains", r"objective `dpo` reads no `gains`\. It reads none"),
+    ],
+)
+def test_a_score_for_a_column_that_nothing_reads_is_refused_before_the_import(tmp_path, objective, column, message):
+    with pytest.raises(ConfigError, match=message):
+        open_dataset(config(tmp_path / "nothing there", objective={objective: {"beta": 0.1}}, scores={column: "s"}), kind="text")

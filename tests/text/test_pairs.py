@@ -118,28 +118,28 @@ def test_prompts_that_tokens_merge_across_are_counted(tmp_path, caplog):
     assert "1 of 2 records: the tokenised prompt does not begin the tokenised whole" in caplog.text
 
 
-def test_a_mismatched_candidate_is_the_preferred_answer_to_another_prompt_before(tmp_path):
-    texts = [("p", " a", " x"), ("q", " b", " x"), ("q", " c", " x"), ("r", " d", " x")]
+def test_a_mismatched_candidate_is_in_turn_the_preferred_and_the_other_answer_to_another_prompt_before(tmp_path):
+    texts = [("p", " a", " x"), ("q", " b", " y"), ("q", " c", " z"), ("r", " d", " w")]
     records = [text_record(*row, number=i) for i, row in enumerate(texts)]
     batch = batch_of(made(tmp_path, records, mismatched=True))
     decode = TEMPLATE.tokenizer.decode
     assert [[decode(ids[:-1]) for ids in own] for own in batch.completions] == [
         [" a", " x", " d"],
-        [" b", " x", " a"],
-        [" c", " x", " a"],
-        [" d", " x", " c"],
+        [" b", " y", " x"],
+        [" c", " z", " a"],
+        [" d", " w", " z"],
     ]
     assert [decode(own[2]) for own in batch.prompts] == [f"<|bos|>{prompt}" for prompt in "pqqr"]
 
 
 def test_mismatched_candidates_fit_their_new_prompt_and_come_from_records_that_were_kept(tmp_path):
     records = [
-        text_record("a", "b" * 9, "c", number=0),
+        text_record("a", "c", "b" * 9, number=0),
         text_record("d" * 30, "e", "f", number=1),
         text_record("g" * 9, "h", "i", number=2),
     ]
     pairs = made(tmp_path, records, limit=Limit(14), mismatched=True)
-    assert [pairs.lengths(i) for i in range(2)] == [(10, 2, 2), (2, 2, 4)]
+    assert [pairs.lengths(i) for i in range(2)] == [(2, 10, 2), (2, 2, 4)]
 
 
 def test_mismatched_candidates_need_two_prompts(tmp_path):
