@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -155,12 +155,19 @@ def test_a_loss_of_the_dpo_trainer_has_the_same_value_and_gradient(bench: Bench,
 
 
 @pytest.mark.parametrize(("divergence", "own"), [("forward_kl", "forward_kl"), ("js_divergence", "js"), ("alpha_divergence", "alpha")])
-@pytest.mark.parametrize(("loss_type", "name"), [("sigmoid", "dpo"), ("hinge", "hinge"), ("discopop", "discopop")])
-def test_a_divergence_of_the_dpo_trainer_has_the_same_value_and_gradient(
-    bench: Bench, loss_type: str, name: str, divergence: str, own: str
-):
-    settings = {"loss_types": [loss_type], "f_divergence_type": divergence, "f_alpha_divergence_coef": 0.7}
-    same_as_trl(bench, settings, name, BETA | {"divergence": own, "coefficient": 0.7})
+@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop"])
+def test_a_divergence_of_the_dpo_trainer_has_the_same_value_and_gradient(bench: Bench, loss_type: str, divergence: str, own: str):
+    # All of TRL 1.16 that take one. A mean over tokens keeps the constants of g, so `ipo` and `sigmoid_norm` tell whether g is centred.
+    settings, name, constants, aggregation = CASES[loss_type]
+    settings = {"loss_types": [loss_type], "f_divergence_type": divergence, "f_alpha_divergence_coef": 0.7, **settings}
+    same_as_trl(bench, settings, name, constants | {"divergence": own, "coefficient": 0.7}, aggregation)
+
+
+@pytest.mark.parametrize(("loss_type", "name"), [("nca_pair", "nca"), ("bco_pair", "bco")])
+def test_losses_that_place_each_reward_take_a_divergence_here_and_none_in_trl(bench: Bench, loss_type: str, name: str):
+    scores = scored(bench, "sum", frozenset())
+    with_one = OBJECTIVES[name](scores, divergence="js", **BETA).mean().detach()
+    assert (with_one - theirs(bench, {"loss_types": [loss_type], "f_divergence_type": "js_divergence"})[0]).abs() > 1e-4
 
 
 def test_length_desensitised_sums_are_those_of_ld_alpha(bench: Bench):
@@ -171,10 +178,12 @@ def test_wpo_without_its_clamp_is_use_weighting(bench: Bench):
     same_as_trl(bench, {"use_weighting": True}, "wpo", BETA | {"clamp": False})
 
 
-def test_the_likelihood_alone_gives_the_loss_of_sft(bench: Bench):
-    tokens = scored(bench, "sum", frozenset({"collision"})).tokens
-    assert tokens is not None
-    loss = -(tokens.policy * tokens.mask)[:, 0].sum() / tokens.mask[:, 0].sum()
+def test_denoise_is_sft_but_for_whose_mean_it_is(bench: Bench):
+    # TRL's mean is over the batch's tokens, ours over the record's: they agree once each record weighs as much as it is long.
+    scores = scored(bench, "mean", frozenset())
+    assert scores.lengths is not None
+    lengths = scores.lengths[:, 0].float()
+    loss = OBJECTIVES["denoise"](replace(scores, weight=lengths / lengths.mean())).mean()
     own = loss.detach(), flat_gradient(loss, bench.policy, keep=True)
     agree(own, theirs(bench, {"loss_types": ["sft"]}))
 
