@@ -77,7 +77,7 @@ def check_model(config: TrainConfig) -> None:
     """Raise the error that a local model folder deserves, by itself and with what the config asks of it."""
     name = config.pretrained_model_name_or_path
     if is_language_model(name):
-        check_language_model(name)
+        check_language_model(name, config.variant)
         check_text(config)
     elif (kind := check_folder(resolve(name), config.variant)) is not None:
         check_family(config, LAYOUTS[kind])

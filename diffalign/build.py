@@ -51,12 +51,18 @@ class Parts:
     driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
     index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
     penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json says besides, for using the result
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json and checkpoints say besides
 
 
 def objective(config: TrainConfig) -> functools.partial[Tensor]:
     """Return the objective of `config` with its constants."""
     return bind("objective", OBJECTIVES, config.part("objective"))
+
+
+def beta_of(bound: Callable[..., Any]) -> float | None:
+    """Return the beta of an objective with its constants, by its default where none is given; None where it has none."""
+    beta = inspect.signature(bound).parameters.get("beta")
+    return None if beta is None or beta.default is beta.empty else float(beta.default)
 
 
 def trajectory(config: TrainConfig) -> functools.partial[Any]:
@@ -204,8 +210,8 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     check(config)
     if view.table.manifest["kind"] == "text":
         language_model, said, compared, texts = textbuild.parts(config, view, device)
-        told = {"conversational": texts.conversational}
-        return Parts(language_model, said, compared, objective(config), texts, index=order(config, view), facts=told)
+        own = textbuild.told(config, texts)
+        return Parts(language_model, said, compared, objective(config), texts, index=order(config, view), facts=own)
     model = backbone(config, device)
     users = None if config.users is None else Users.of(view, config.seed)
     known = None if users is None else personalise.evidence(config, model, view, users, textbuild.cache_root(config, view))

@@ -160,6 +160,14 @@ def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str,
         ("env", _parser("Print versions for a bug report."), "versions, for a bug report"),
     ):
         commands_of.add_subcommand(name, sub, help=about)
+    _add_kinds(data, cache)
+    embed = user.add_subcommands(dest="kind", metavar="embed")
+    embed.add_subcommand("embed", _parser(_about(EmbedConfig), EMBEDS, EmbedConfig), help="write the file of a user, or of many")
+    return parser, {("train",): train, ("data", "cache"): cache}
+
+
+def _add_kinds(data: Parser, cache: Parser) -> None:
+    """Add what `diffalign data` does."""
     layouts = "layouts:\n" + "".join(f"  {name:24} {reader.about}\n" for name, reader in READERS.items())
     kinds = data.add_subcommands(dest="kind", metavar="import | cache | inspect | validate | ches")
     kinds.add_subcommand("import", _parser(_about(ImportConfig), layouts, ImportConfig), help="read a dataset into a table")
@@ -167,9 +175,6 @@ def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str,
     kinds.add_subcommand("inspect", _parser(_about(InspectConfig), None, InspectConfig), help="show what a dataset holds")
     kinds.add_subcommand("validate", _parser(_about(ValidateConfig), None, ValidateConfig), help="look for what would spoil training")
     kinds.add_subcommand("ches", _parser(_about(ChesConfig), None, ChesConfig), help="score pairs of texts by how alike a model sees them")
-    embed = user.add_subcommands(dest="kind", metavar="embed")
-    embed.add_subcommand("embed", _parser(_about(EmbedConfig), EMBEDS, EmbedConfig), help="write the file of a user, or of many")
-    return parser, {("train",): train, ("data", "cache"): cache}
 
 
 def _about(config: type) -> str:

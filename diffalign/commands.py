@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from diffalign.api import check_model, kind_of
 from diffalign.api import train as run_training
-from diffalign.backbones.folders import check_folder, resolve
 from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset, open_dataset
@@ -70,8 +70,8 @@ def data_cache(config: TrainConfig, *, points: bool = False) -> int:
     if points and not config.trajectory_cache:
         config = replace(config, trajectory_cache=4)
     config.check()
-    check_folder(resolve(config.pretrained_model_name_or_path), config.variant)
-    view = open_dataset(config)
+    check_model(config)
+    view = open_dataset(config, kind=kind_of(config))
     import torch
 
     from diffalign.build import parts
@@ -81,7 +81,8 @@ def data_cache(config: TrainConfig, *, points: bool = False) -> int:
     start = time.perf_counter()
     parts(config, view, device)
     kept = f", {config.trajectory_cache} points of the trajectory for each" if config.trajectory_cache else ""
-    print(f"latents and prompts of {len(view)} records{kept}: {time.perf_counter() - start:.1f} s")
+    what = "the reference's log-probabilities" if view.table.manifest["kind"] == "text" else "latents and prompts"
+    print(f"{what} of {len(view)} records{kept}: {time.perf_counter() - start:.1f} s")
     print("train with the same settings" + (f" and --trajectory_cache {config.trajectory_cache}" if config.trajectory_cache else ""))
     return 0
 

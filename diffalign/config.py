@@ -8,7 +8,6 @@ from typing import Any, Literal
 from diffalign.configcheck import check_buckets, check_objective, check_ranges, check_switches, check_users, known, parse_buckets
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
-from diffalign.objectives import facts
 from diffalign.specs import Spec, single
 
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
@@ -19,7 +18,7 @@ class TrainConfig:
     """Fine-tune a model on preferences."""
 
     pretrained_model_name_or_path: str = "assets/tiny-sd"
-    """Folder in diffusers layout, or hub id."""
+    """Folder in diffusers layout, or of a causal language model with its tokenizer, or hub id."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
     variant: str | None = None
@@ -77,12 +76,13 @@ class TrainConfig:
     objective: Spec | None = None
     """Another objective than the method's, for example ipo or hinge; constants as {hinge: {beta: 1000}}."""
     beta: float | None = None
-    """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. It multiplies half the mean squared
-    error over the latent, as in the Diffusion-DPO release: 2000 to 5000 is usual. From the diffusers SD1.5 script: double it.
-    From a sum over the latent (SimpleTuner): multiply by twice its size, 2 C H W (32768 for SD1.5 at 512 px).
-    MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and larger moves further from the start."""
+    """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. Of texts it multiplies nats: 0.1 is usual
+    (5 with likelihood mean). Of images it multiplies half the mean squared error over the latent, as in the Diffusion-DPO release: 2000
+    to 5000 is usual. From the diffusers SD1.5 script: double it. From a sum over the latent (SimpleTuner): multiply by twice its size,
+    2 C H W (32768 for SD1.5 at 512 px). MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and larger
+    moves further from the start."""
     label_smoothing: float | None = None
-    """Share in [0, 0.5) of labels taken to be wrong (objective dpo)."""
+    """Share in [0, 0.5) of labels taken to be wrong (objectives dpo, robust, exo and others)."""
     trajectory: Spec | None = None
     """Another trajectory than the method's: forward, ddim_inversion or self_rollout; {ddim_inversion: {steps: 5, driver: reference}}."""
     trajectory_cache: int = 0
@@ -114,7 +114,7 @@ class TrainConfig:
     """Of texts: the reference's log-probabilities are computed once, for each token, before training."""
 
     train_method: Literal["lora", "dora", "full", "user"] | None = None
-    """Low-rank adapter, the same with learned magnitudes, all weights of the denoiser, or a user branch beside the text's attention
+    """Low-rank adapter, the same with learned magnitudes, all weights of the network, or a user branch beside the text's attention
     alone; lora if not given, user for PPD."""
     user_encoder: Spec | None = None
     """Another encoder of users than the method's; constants as {pairs: {max_shots: 8}}. Every one takes tokens and width (of a token).
@@ -129,7 +129,7 @@ class TrainConfig:
     lora_dropout: float = 0.0
     """Dropout in the adapter; adds noise to the policy alone, so zero is best with a reference."""
     lora_layers: list[str] | None = None
-    """Names of the layers that get an adapter; attention projections if not given."""
+    """Names of the layers that get an adapter; if not given attention projections, of language models all linear layers but the head."""
 
     output_dir: str = "outputs/train"
     """Folder for weights, checkpoints, logs and pictures."""
@@ -184,7 +184,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay of the moving average."""
     cache: Literal["disk", "off"] = "disk"
-    """Latents and prompt embeddings on disk before training, or made live in every step."""
+    """Latents and prompt embeddings on disk before training, or made live in every step. (Of texts: see precompute_ref_log_probs.)"""
     cache_dir: str | None = None
     """Where the cache lies; beside the table if not given."""
     cache_variants: int = 1
@@ -203,9 +203,9 @@ class TrainConfig:
     log_every: int = 1
     """Optimiser steps between log lines."""
     validation_prompts: list[str] = field(default_factory=list)
-    """Prompts drawn at step 0, every validation_steps and at the end, with the same seeds."""
+    """Prompts drawn (or answered) at step 0, every validation_steps and at the end, with the same seeds."""
     validation_steps: int = 500
-    """Optimiser steps between validation grids."""
+    """Optimiser steps between validation grids (or texts)."""
     max_bad_steps: int = 10
     """Stop after so many skipped steps (not finite, or a spike) in a row."""
     spike_factor: float = 10.0
@@ -242,15 +242,9 @@ class TrainConfig:
         return parse_buckets(self.aspect_ratio_buckets)
 
     @property
-    def reference_kind(self) -> str:
-        """Return what the policy is compared with: policy_start or none; none where the objective needs none and nothing else is asked."""
-        needed = self.objective is None or facts(single("objective", self.objective)[0]).reference
-        return self.reference or (METHODS[self.method].reference if needed else "none")
-
-    @property
     def compares(self) -> bool:
         """Return whether the policy is compared with a reference."""
-        return self.reference_kind != "none"
+        return (self.reference or METHODS[self.method].reference) != "none"
 
     def check(self) -> TrainConfig:
         """Return the config, or raise ConfigError for the first value that cannot be meant."""

@@ -100,6 +100,8 @@ def check_users(config: Any, transforms: Sequence[Spec]) -> None:
     if config.users is None:
         return
     bind("user_encoder", USER_ENCODERS, config.users)()
+    if config.curriculum is not None:
+        raise ConfigError("`curriculum` gives the training an order, and users are sampled uniformly; leave one of them out")
     if odd := [name for name in map(_name, transforms) if name in ("prompt_only", "preferred", "invert")]:
         raise ConfigError(f"users are told apart by their choices, which the transform `{odd[0]}` takes away or turns round; leave it out")
 
@@ -169,11 +171,15 @@ def check_text(config: Any) -> None:
     for name in IMAGES:
         if getattr(config, name) != defaults[name]:
             raise ConfigError(f"`{name}` is for image models, and {config.pretrained_model_name_or_path} is a language model")
-    ((objective, _),) = config.part("objective").items()
-    if objective == "mapo":
-        raise ConfigError(f"objective `{objective}` is made for denoising errors; choose another for a language model, for example dpo")
     if config.users is not None or config.tuning == "user":
         raise ConfigError("users are told apart in image models alone; choose another method than ppd for a language model")
+    if any(single(kind, config.part(kind))[0] != plain for kind, plain in (("trajectory", "forward"), ("error", "squared"))):
+        raise ConfigError(f"method `{config.method}` is made for image models; choose dpo, with the objective, for a language model")
+    ((objective, constants),) = config.part("objective").items()
+    name = f"objective.{objective}.beta"
+    require(name, constants.get("beta"), lambda v: v <= 100, "about 0.1, for it multiplies nats; this looks like one of an image model")
+    if objective == "mapo":
+        raise ConfigError(f"objective `{objective}` is made for denoising errors; choose another for a language model, for example dpo")
     if config.attention_name not in (None, "native"):
         raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
     known("likelihood", single("likelihood", config.likelihood or "sum")[0], LIKELIHOODS)

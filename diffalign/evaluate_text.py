@@ -14,13 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffalign import adapters
-from diffalign.backbones.lm import load_language_model
-from diffalign.build import Parts, parts
+from diffalign.build import Parts, beta_of, parts
 from diffalign.configfile import from_mapping, load_yaml
 from diffalign.dataset import open_dataset
-from diffalign.infer.load import load, run_facts
-from diffalign.infer.rewrite import Rewriter
-from diffalign.metrics import describe, top_k
+from diffalign.infer.load import base_writer, load
+from diffalign.metrics import describe, suppression, top_k
 from diffalign.objectives.rewards import implicit_reward
 from diffalign.text.head import States
 from diffalign.types import Scores
@@ -43,12 +41,7 @@ def compare_texts(
     folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
     (folder / "eval").mkdir(exist_ok=True)
     if prompts:
-        run = run_facts(folder)
-        base = load_language_model(run["base"], torch.device(device), revision=run.get("revision"))
-        writers = {
-            "base": Rewriter(base.network, base.tokenizer, conversational=run.get("conversational")),
-            "aligned": load(folder, device=device),
-        }
+        writers = {"base": base_writer(folder, device=device), "aligned": load(folder, device=device)}
         texts = {who: writer(list(prompts), seed=seed) for who, writer in writers.items()}
         rows = [dict(zip(("prompt", *texts), row, strict=True)) for row in zip(prompts, *texts.values(), strict=True)]
         (folder / "eval" / "texts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -73,7 +66,9 @@ def heldout(folder: Path, dataset_name: str, split: str | None, reader: str | No
         peaks["aligned"] = peakedness(built)
         ((name, constants),) = config.part("objective").items()
         scores, rewards = scored(built, lambda s: implicit_reward(name, s, constants))
-    said = describe(scores, float(constants.get("beta", 1.0)), rewards)
+    said = describe(scores, beta_of(built.objective), rewards)
+    if scores.reference is not None:
+        said["suppression"] = suppression(scores.log_ratio)
     said |= {f"{key}/{who}": value for who, found in peaks.items() for key, value in found.items()}
     return {"pairs": len(scores.policy), **{key: round(float(value), 6) for key, value in said.items()}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,15 +68,22 @@ class Guard:
         if self.overflows >= MOST_OVERFLOWS:
             raise TrainingError(f"step {step}: {self.overflows} steps in a row overflowed in fp16; use mixed_precision bf16 or no")
 
+    def watch(self, facts: Mapping[str, float], step: int) -> None:
+        """Look at the scalars of a step for what its loss does not show."""
+        if "log_ratio/chosen" in facts:
+            self.watch_displacement(facts["log_ratio/chosen"], step)
+        if "user/active" in facts:
+            self.watch_posterior(facts["user/active"], step)
+
     def watch_displacement(self, chosen_log_ratio: float, step: int) -> bool:
         """Return whether the preferred candidates have been explained worse than by the reference for 50 more steps; warns then."""
         self.displaced = self.displaced + 1 if chosen_log_ratio < 0 else 0
         if self.displaced == 0 or self.displaced % DISPLACED_STEPS:
             return False
         logger.warning(
-            "step %d: for %d steps the model has denoised the PREFERRED images worse than the reference does (log_ratio/chosen %.3g). "
-            "The loss may fall and the accuracy rise all the same. Look at the validation pictures; a lower learning_rate, a larger beta "
-            "or fewer steps helps.",
+            "step %d: for %d steps the PREFERRED candidates have been less likely than under the reference (log_ratio/chosen %.3g). "
+            "The loss may fall and the accuracy rise all the same. Look at what the validation prompts give; a lower learning_rate, a "
+            "larger beta or fewer steps helps.",
             step,
             self.displaced,
             chosen_log_ratio,

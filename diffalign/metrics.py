@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.special import entr
 
-from diffalign.objectives.base import margin
+from diffalign.objectives.base import margin, own, reference_of
 from diffalign.types import Scores
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}  # of the margins of rewards
@@ -49,10 +49,13 @@ def idealised_ranking_accuracy(reference: Tensor, beta: float, prob: Tensor | No
 
 
 def alignment_gap(s: Scores, beta: float) -> Tensor:
-    """Return the idealised minus the observed ranking accuracy (2405.19534). Raises ValueError without a reference."""
+    """Return the idealised minus the observed ranking accuracy (2405.19534), of token means under a length-normalised likelihood.
+
+    Raises ValueError without a reference.
+    """
     if s.reference is None:
         raise ValueError("the idealised ranking accuracy is that of a reference, and the scores have none")
-    return idealised_ranking_accuracy(s.reference, beta, s.prob) - ranking_accuracy(s.policy)
+    return idealised_ranking_accuracy(reference_of(s), beta, s.prob) - ranking_accuracy(own(s))
 
 
 def flip_threshold(reference: Tensor, beta: float) -> Tensor:
@@ -107,7 +110,7 @@ def top_k(logits: Tensor, k: int = 10) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def describe(s: Scores, beta: float = 1.0, rewards: Tensor | None = None) -> dict[str, Tensor]:
+def describe(s: Scores, beta: float | None = None, rewards: Tensor | None = None) -> dict[str, Tensor]:
     """Return scalars by name. Log-ratios are in units of the score (for diffusion: half a mean squared error; for texts: nats).
 
     `rewards/*` are as TRL names them, of the implicit rewards (B, K): beta * log-ratio where `rewards` is None; strict accuracies,
@@ -123,7 +126,7 @@ def describe(s: Scores, beta: float = 1.0, rewards: Tensor | None = None) -> dic
     named["implicit_acc"] = implicit_accuracy(s.policy if s.reference is None else s.log_ratio)  # MaPO: the margin is one of scores
     if s.reference is not None:
         ratio = s.log_ratio
-        rewards = beta * ratio if rewards is None else rewards
+        rewards = (1.0 if beta is None else beta) * ratio if rewards is None else rewards
         named |= {"log_ratio/chosen": ratio[:, 0].mean(), "log_ratio/rejected": ratio[:, 1].mean(), "displaced": displaced(ratio)}
     return named | _of_rewards(rewards) | _of_texts(s, beta)
 
@@ -142,8 +145,8 @@ def _of_rewards(rewards: Tensor | None) -> dict[str, Tensor]:
     }
 
 
-def _of_texts(s: Scores, beta: float) -> dict[str, Tensor]:
+def _of_texts(s: Scores, beta: float | None) -> dict[str, Tensor]:
     if s.lengths is None:
         return {}
     named = {"ranking_acc": ranking_accuracy(s.policy), "ranking_acc_normalized": ranking_accuracy(s.policy / s.lengths)}
-    return named if s.reference is None else named | {"alignment_gap": alignment_gap(s, beta)}
+    return named if s.reference is None or beta is None else named | {"alignment_gap": alignment_gap(s, beta)}

@@ -31,7 +31,9 @@ def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
     The sheet of a personalised run has a row for nobody and for each of a few users.
     """
     if isinstance(parts.backbone, LanguageModel):
-        texts = Rewriter(parts.backbone.network, parts.backbone.tokenizer)(config.validation_prompts, seed=0)
+        model = parts.backbone
+        writer = Rewriter(model.network, model.tokenizer, conversational=parts.facts["conversational"])
+        texts = writer(config.validation_prompts, seed=0)
         shown = "".join(f"{prompt}\n  -> {text}\n" for prompt, text in zip(config.validation_prompts, texts, strict=True))
         file.with_suffix(".txt").write_text(shown, encoding="utf-8")
         return

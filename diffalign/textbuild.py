@@ -12,6 +12,7 @@ from diffalign import adapters, speed
 from diffalign.backbones import lm_forward
 from diffalign.backbones.lm import LanguageModel, load_language_model, load_tokenizer
 from diffalign.config import TrainConfig
+from diffalign.configcheck import check_text
 from diffalign.data.view import View
 from diffalign.objectives import facts
 from diffalign.reference import AdapterOff, Cached, Frozen, NoReference
@@ -38,12 +39,21 @@ def aggregation(config: TrainConfig) -> Aggregation:
 
 def pairs(config: TrainConfig, view: View) -> TextPairs:
     """Return the training data as token ids; only the tokenizer is loaded."""
-    tokenizer = load_tokenizer(config.pretrained_model_name_or_path, config.revision)
-    written = None if config.chat_template is None else read_chat_template(config.chat_template)
+    tokenizer = load_tokenizer(config.pretrained_model_name_or_path, config.revision, chat_template(config))
     ((objective, _),) = config.part("objective").items()
-    return TextPairs(
-        view, Template(tokenizer, written), Limit(config.max_length, config.truncation_mode), mismatched=facts(objective).mismatched
-    )
+    limit = Limit(config.max_length, config.truncation_mode)
+    return TextPairs(view, Template(tokenizer), limit, mismatched=facts(objective).mismatched)
+
+
+def chat_template(config: TrainConfig) -> str | None:
+    """Return the Jinja template that stands in for the tokenizer's own."""
+    return None if config.chat_template is None else read_chat_template(config.chat_template)
+
+
+def told(config: TrainConfig, data: TextPairs) -> dict[str, Any]:
+    """Return what the use of a result depends on, and what a checkpoint must agree in."""
+    same = {name: getattr(config, name) for name in ("likelihood", "max_length", "truncation_mode")}
+    return {"conversational": data.conversational, "chat_template": chat_template(config), **same}
 
 
 def backbone(config: TrainConfig, device: torch.device) -> LanguageModel:
@@ -56,6 +66,7 @@ def backbone(config: TrainConfig, device: torch.device) -> LanguageModel:
         revision=config.revision,
         variant=config.variant,
         quantization=config.quantization,
+        chat_template=chat_template(config),
     )
 
 
@@ -101,6 +112,7 @@ def reference(config: TrainConfig, model: LanguageModel, device: torch.device) -
 
 def parts(config: TrainConfig, view: View, device: torch.device) -> tuple[LanguageModel, SequenceLikelihood, Reference, TextPairs]:
     """Return the model, its likelihood, what it is compared with, and the data. Texts are tokenised before weights load."""
+    check_text(config)
     aggregation(config)
     data = pairs(config, view)
     model = backbone(config, device)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from diffalign import adapters, checkpoint
 from diffalign.backbones.folders import lasting
-from diffalign.build import parts
+from diffalign.build import beta_of, parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import save_yaml
 from diffalign.data.batch import Sampler, loader
@@ -78,7 +78,7 @@ class Trainer:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         division = config.train_batch_size, config.gradient_accumulation_steps, processes, rank
         self.sampler = Sampler(len(self.parts.pairs), *division, config.seed, self.parts.pairs.buckets, self.parts.index)
-        self.beta = float(getattr(self.parts.objective, "keywords", {}).get("beta", 1.0))
+        self.beta = beta_of(self.parts.objective)
         self.step = 0
         self.seconds: list[float] = []
 
@@ -96,10 +96,7 @@ class Trainer:
                 facts = self.optimizer_step(batches)
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
-                if "log_ratio/chosen" in facts:
-                    self.guard.watch_displacement(facts["log_ratio/chosen"], self.step)
-                if "user/active" in facts:
-                    self.guard.watch_posterior(facts["user/active"], self.step)
+                self.guard.watch(facts, self.step)
                 if self.step % config.log_every == 0:
                     self._log(log, facts)
                 bar.update()
@@ -195,7 +192,7 @@ class Trainer:
         paper = METHODS[config.method].paper_batch
         logger.info("%d records, %d trainable parameters", len(self.parts.pairs), sum(p.numel() for p in self.parameters))
         logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
-        if "beta" in getattr(self.parts.objective, "keywords", {}) and config.compares:
+        if self.beta is not None and config.compares:
             logger.info("%s", backbone.beta_in_words(self.beta))
 
     def _log(self, log: Any, facts: dict[str, float]) -> None:
@@ -210,8 +207,8 @@ class Trainer:
         config = self.config
         same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
         same += ("lora_alpha", "resolution", "max_sequence_length", "guidance_scale", "weighting_scheme", "logit_mean", "logit_std")
-        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets", "quantization", "likelihood", "max_length")
-        same += ("truncation_mode", "scores", "curriculum")
+        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets", "quantization")
+        ordered = {"curriculum": config.curriculum, "samples": config.max_train_steps * self.sampler.effective} if config.curriculum else {}
         return {
             "bucket_batch": config.train_batch_size if config.buckets else None,  # which the order of the records then depends on
             "model": lasting(config.pretrained_model_name_or_path),
@@ -220,7 +217,9 @@ class Trainer:
             "batch": self.sampler.effective,
             "optimizer": config.optimizer_name,
             **{name: getattr(config, name) for name in same},
-            "chat_template": config.chat_template and Path(config.chat_template).read_text(encoding="utf-8"),
+            **({"scores": config.scores} if config.scores else {}),
+            **ordered,
+            **self.parts.facts,
             **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
             **({} if config.users is None else self._user_facts()),
         }
@@ -296,5 +295,5 @@ class Trainer:
                 "skipped": self.guard.skipped,
                 "step_seconds_median": round(statistics.median(self.seconds), 4) if self.seconds else None,
             }
-            save_result(self.parts.backbone, self.config, {**facts, **self.parts.facts, **self._facts()})
+            save_result(self.parts.backbone, self.config, facts | self._facts())
         self.accelerator.end_training()

@@ -77,7 +77,7 @@ def is_language_model(name: str) -> bool:
     return (path / "config.json").is_file() and not (path / "model_index.json").is_file()
 
 
-def check_language_model(name: str) -> None:
+def check_language_model(name: str, variant: str | None = None) -> None:
     """Raise CheckpointError for a local folder that is no causal language model with safetensors weights and a tokenizer."""
     path = Path(resolve(name))
     try:
@@ -89,7 +89,7 @@ def check_language_model(name: str) -> None:
         raise CheckpointError(
             f"{name}: {found}; expected a causal language model of transformers (...ForCausalLM), or a diffusers pipeline"
         )
-    _check_weights(path, None, needed=True)
+    _check_weights(path, variant, needed=True)
     if not (path / "tokenizer_config.json").is_file() and not (path / "tokenizer.json").is_file():
         raise CheckpointError(f"{name}: the folder has no tokenizer; expected tokenizer.json, as `tokenizer.save_pretrained` writes it")
 

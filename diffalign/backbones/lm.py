@@ -18,6 +18,7 @@ from diffalign.text.layout import Rows
 from diffalign.text.likelihood import Answer
 
 MODEL = "model"
+ELSEWHERE = ("_name_or_path", "transformers_version", "architectures")  # of a config: what says nothing of the numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,13 @@ class LanguageModel:
         """Do nothing: there is no part that a training step does not use."""
 
     def fingerprint(self) -> str:
-        """Return a hash of precision and frozen weights (names, shapes, first numbers), which changes when reference scores would."""
-        digest = hashlib.sha256(repr((type(self.network).__name__, str(self.precision))).encode())
-        for key, value in self.network.state_dict().items():
-            if ".lora_" not in key:
-                digest.update(f"{key.replace('.base_layer', '')}{tuple(value.shape)}".encode())
-                digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
+        """Return a hash of config, precision and every weight, which changes when reference scores would; before an adapter is added."""
+        network: Any = self.network
+        own = {key: value for key, value in network.config.to_dict().items() if key not in ELSEWHERE}
+        digest = hashlib.sha256(repr((type(network).__name__, str(self.precision), sorted(own.items(), key=str))).encode())
+        for key, value in network.state_dict().items():
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -74,30 +76,37 @@ def load_language_model(
     revision: str | None = None,
     variant: str | None = None,
     quantization: str | None = None,
+    chat_template: str | None = None,
 ) -> LanguageModel:
     """Return a frozen model on `device` from a folder or hub id: safetensors only, no code of its own.
 
     Its weights lie in `precision` unless all of them are trained (`full`): what an optimiser moves stays float32. `quantization` is
-    nf4, int8 or fp8. Raises CheckpointError that names the model if it does not load.
+    nf4, int8 or fp8; `chat_template` is Jinja in place of the tokenizer's own. Raises CheckpointError that names the model.
     """
     options = {"revision": revision, "variant": variant, "use_safetensors": True, "dtype": torch.float32 if full else precision}
     if quantization is not None:
         options |= {"quantization_config": quantized(quantization, precision), "device_map": {"": device}}
     try:
         network: Any = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name}: does not load as a causal language model of transformers ({error})") from error
+    tokenizer = load_tokenizer(name, revision, chat_template)
     network = network if quantization is not None else network.to(device)
     return LanguageModel(network.requires_grad_(False).eval(), tokenizer, name, precision)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """Return the tokenizer of a model folder or hub id, before any weight loads. Raises CheckpointError if there is none."""
+def load_tokenizer(name: str, revision: str | None = None, chat_template: str | None = None) -> Any:
+    """Return the tokenizer of a model folder or hub id, before any weight loads, with another chat template if one is given.
+
+    Raises CheckpointError if there is none.
+    """
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name}: no tokenizer of transformers can be loaded from it ({error})") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def quantized(kind: str, precision: torch.dtype) -> Any:

@@ -54,7 +54,8 @@ class Pretrained(ABC):
     def beta_in_words(self, beta: float) -> str:
         """Return `beta` and what it is on the sum over the latent, as other scripts count it."""
         elements = math.prod(self.latent_shape(self.resolution, self.resolution))
-        return f"beta {beta:g} on half the mean over {elements} latent elements = {beta / (2 * elements):.4g} on their sum"
+        small = " (far below the usual 500 to 5000: hardly anything is learned)" if beta < 10.0 else ""
+        return f"beta {beta:g} on half the mean over {elements} latent elements = {beta / (2 * elements):.4g} on their sum{small}"
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, H, W) of the latent of an image in pixels."""

@@ -94,11 +94,6 @@ def export_run(
     """
     folder, target = Path(output_dir), Path(destination)
     run = run_facts(folder)
-    if run.get("kind") == "text":
-        raise ConfigError(
-            f"{folder}: the run of a language model is in the format of its library already: {PEFT_WEIGHTS} for peft's "
-            f"PeftModel.from_pretrained, or after full fine-tuning the folder `{MODEL}` for AutoModelForCausalLM"
-        )
     chosen = _formats(run, formats)
     _check_target(target, overwrite)
     job = replace(_job(folder, run, name, dtype), users=_users(run, users))
@@ -119,6 +114,11 @@ def export_run(
 
 def _formats(run: Mapping[str, Any], wanted: Sequence[str] | None) -> list[str]:
     """Return the formats to write, adapters first. Raises ConfigError for those that this run has not."""
+    if run.get("kind") == "text":
+        raise ConfigError(
+            f"the run of a language model is in the format of its library already: {PEFT_WEIGHTS} for peft's PeftModel.from_pretrained, "
+            f"or after full fine-tuning the folder `{MODEL}` for AutoModelForCausalLM"
+        )
     negative = run.get("inference") == "negative_guidance"
     adapter = negative or run["train_method"] != "full"
     personal = run.get("inference") == "user"

@@ -98,14 +98,27 @@ def _with_result(folder: Path, dtype: torch.dtype, device_map: str | None, posit
 
 def _rewriter(folder: Path, run: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Rewriter:
     full = run["train_method"] == "full"
-    missing = folder / (MODEL if full else PEFT_WEIGHTS)
-    if not missing.exists():
-        raise CheckpointError(f"{folder}: the run's weights are missing; expected {missing.name}")
-    own = {"precision": dtype, "revision": None if full else run.get("revision")}
-    model = load_language_model(str(missing) if full else run["base"], device, **own)
+    needed = folder / (MODEL if full else PEFT_WEIGHTS)
+    if not needed.exists():
+        raise CheckpointError(f"{folder}: the run's weights are missing; expected {needed.name}")
+    made = _writer(run, str(needed), None, None, dtype, device) if full else base_writer(folder, dtype=dtype, device=device)
     if not full:
-        load_peft(model.network, folder)
-    return Rewriter(model.network.eval(), model.tokenizer, conversational=run.get("conversational"))
+        load_peft(made.model, folder)
+    return made
+
+
+def base_writer(output_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Rewriter:
+    """Return the language model that a run started from, asked as the run's result is."""
+    run = run_facts(Path(output_dir))
+    return _writer(run, run["base"], run.get("revision"), run.get("variant"), dtype, torch.device(device))
+
+
+def _writer(
+    run: dict[str, Any], name: str, revision: str | None, variant: str | None, dtype: torch.dtype, device: torch.device
+) -> Rewriter:
+    template = run.get("chat_template")
+    model = load_language_model(name, device, precision=dtype, revision=revision, variant=variant, chat_template=template)
+    return Rewriter(model.network, model.tokenizer, conversational=run.get("conversational"))
 
 
 def _negative_of(pipe: Any, folder: Path) -> Path | str:

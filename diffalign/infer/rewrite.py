@@ -11,7 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from diffalign.data.records import Message, Record
 from diffalign.errors import ConfigError
+from diffalign.text.template import Template
 
 BATCH = 64  # texts that grow together
 
@@ -84,10 +86,9 @@ class Rewriter:
         return texts[0] if isinstance(prompts, str) and num_return_sequences == 1 else texts
 
     def _ids(self, prompt: str) -> list[int]:
-        if not self.conversational:
-            return self.tokenizer(prompt)["input_ids"]
-        turn = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False)
+        """Return what the model goes on from, written as in training."""
+        turn = (Message("user", prompt),) if self.conversational else ()
+        return Template(self.tokenizer).prompt_ids(Record("prompt", prompt, (), messages=turn, source="prompt")).tolist()
 
     @torch.no_grad()
     def _answers(self, asked: Sequence[Sequence[int]], seeds: Sequence[int], temperature: float, max_new_tokens: int) -> list[str]:

@@ -78,7 +78,7 @@ def test_a_missing_dataset_is_refused(micro_sd, tmp_path):
 
 def test_an_unknown_command_method_and_reader_are_refused(tmp_path):
     assert "trian" in refused("trian")
-    assert "`method` is 'dpo'" in refused("train", "--dataset_name", "x", "--method", "dpo")
+    assert "`method` is 'ddpo'" in refused("train", "--dataset_name", "x", "--method", "ddpo")
     write_pairs(tmp_path / "p.parquet", count=2)
     arguments = ("--dataset_name", tmp_path / "p.parquet", "--output_dir", tmp_path / "t", "--reader", "pikapic")
     assert "Did you mean `pickapic`?" in refused("data", "import", *arguments)
@@ -185,12 +185,14 @@ def test_every_recipe_binds(path, monkeypatch):
     assert path.read_text().startswith("# ")
     assert callable(objective(config))
     assert callable(trajectory(config))
-    assert path.name.startswith(config.method) or path.parent.name in ("tiny", "base")
+    assert path.name.removeprefix("text_").startswith(config.method) or path.parent.name in ("tiny", "base")
 
 
 def test_every_method_has_its_recipes():
-    assert {f"{method}_{model}" for method in METHODS for model in ("sd15", "sdxl")} <= {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert set(METHODS) == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")}
+    images = METHODS.keys() - {"dpo"}
+    recipes = {f"{method}_{model}" for method in images for model in ("sd15", "sdxl")} | {"text_dpo_lora"}
+    assert recipes <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert images | {"text_dpo"} == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")}
 
 
 def test_data_cache_computes_what_training_then_finds(micro_sd, pairs_file, tmp_path, capsys):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import diffalign
 from diffalign.api import train
@@ -128,9 +128,8 @@ def test_objectives_that_need_more_than_sums_train(world, tmp_path, objective, l
     assert len(set(values)) == 3
 
 
-def test_reference_free_objectives_run_no_reference(world, tmp_path):
-    made = config(world, tmp_path / "run", objective="simpo", likelihood="mean")
-    assert not made.compares
+def test_reference_free_objectives_need_no_reference(world, tmp_path):
+    made = config(world, tmp_path / "run", objective="simpo", likelihood="mean", reference="none")
     assert Trainer(made, open_dataset(made, kind="text")).parts.reference.score(None, None) is None
 
 
@@ -162,6 +161,8 @@ BAD = [
     ({"objective": "mapo"}, "objective `mapo` is made for denoising errors"),
     ({"likelihood": "men"}, "`likelihood` is 'men'"),
     ({"likelihood": {"ld_dpo": {"alpha": 2.0}}}, "it lies between 0 and 1"),
+    ({"method": "inpo", "beta": 0.1}, "method `inpo` is made for image models; choose dpo"),
+    ({"method": "diffusion_dpo"}, "`objective.dpo.beta` is 5000.0; expected about 0.1, for it multiplies nats"),
     ({"method": "ppd"}, "users are told apart in image models alone"),
     ({"attention_backend": "_native_math"}, "PyTorch's own is used"),
     ({"curriculum": {"gap": {"steges": 3}}}, "takes no `steges`"),
@@ -197,3 +198,55 @@ def test_folders_that_hold_no_causal_model_are_named(world, tmp_path):
 
 def _replace(file, old, new):
     file.write_text(file.read_text().replace(old, new))
+
+
+def test_a_model_of_other_numbers_does_not_find_the_reference_of_the_first(world, tmp_path):
+    train(config(world, tmp_path / "first", cache_dir=str(tmp_path / "cache")))
+    spoilt = tmp_path / "lm"
+    shutil.copytree(world / "lm", spoilt)
+    tensors = load_file(spoilt / "model.safetensors")
+    tensors["model.embed_tokens.weight"][40:] += 0.5  # far behind the first numbers
+    save_file(tensors, spoilt / "model.safetensors", metadata={"format": "pt"})
+    _replace(spoilt / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-02')
+    second = train(config(world, tmp_path / "second", cache_dir=str(tmp_path / "cache"), pretrained_model_name_or_path=str(spoilt)))
+    assert losses(second)[0] == pytest.approx(math.log(2.0), abs=1e-6)
+    assert len(list((tmp_path / "cache").glob("reference-*"))) == 2
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_chat_template_given_in_training_is_that_of_the_result(world, tmp_path):
+    words = tokenizer(template=False)
+    folder(tmp_path / "lm", llama(len(words)), words)
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    rows = [
+        {
+            key: [{"role": role, "content": text}]
+            for key, role, text in (("prompt", "user", "hi"), ("chosen", "assistant", "yes"), ("rejected", "assistant", "no"))
+        }
+    ] * 4
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"pretrained_model_name_or_path": str(tmp_path / "lm"), "dataset_name": str(tmp_path / "chats.jsonl")}
+    with pytest.raises(ConfigError, match="chat_template"):
+        train(config(world, tmp_path / "none", **own))
+    told = own | {"chat_template": str(tmp_path / "chat.jinja"), "validation_prompts": ["hi"]}
+    for method in ("lora", "full"):
+        run = train(config(world, tmp_path / method, **told, train_method=method))
+        loaded = diffalign.load(run)
+        assert loaded.conversational
+        assert loaded.tokenizer.chat_template == TEMPLATE
+        assert isinstance(loaded("hi", seed=0, max_new_tokens=4), str)
+
+
+def test_caches_of_a_language_model_are_filled_before_training(world, tmp_path, capsys):
+    from diffalign.cli import main
+
+    model = ["--pretrained_model_name_or_path", str(world / "lm"), "--method", "dpo", "--output_dir", str(tmp_path / "run")]
+    assert main(["data", "import", "--dataset_name", str(world / "pairs.jsonl"), "--output_dir", str(tmp_path / "table")]) == 0
+    assert main(["data", "cache", *model, "--dataset_name", str(tmp_path / "table")]) == 0
+    assert "the reference's log-probabilities of 8 records" in capsys.readouterr().out
+    assert len(list((tmp_path / "table" / "cache").glob("reference-*"))) == 1
