@@ -118,9 +118,8 @@ def page(folder: Path, facts: dict | None = None, rows: list | None = None, comp
 
 def test_the_page_fetches_nothing_and_runs_nothing(tmp_path):
     parsed = page(tmp_path, compared=comparisons(2))
-    links = [
-        value for _, attributes in parsed.tags for name, value in attributes.items() if name in {"src", "href", "srcset", "data", "action"}
-    ]
+    fetching = {"src", "href", "srcset", "data", "action"}
+    links = [value for _, attributes in parsed.tags for name, value in attributes.items() if name in fetching]
     assert len(links) == 4
     assert all(value is not None and value.startswith("data:") for value in links)
     assert not parsed.all("script")
@@ -167,9 +166,8 @@ def test_a_lone_surrogate_in_a_prompt_does_not_stop_the_page(tmp_path):
 
 
 def test_the_headline_says_what_was_won(tmp_path):
-    assert (
-        page(tmp_path).headline() == "The aligned model wins 95.5 % of 200 held-out prompts (95 % interval 92 to 98 %) under the taste warm"
-    )
+    won = "The aligned model wins 95.5 % of 200 held-out prompts (95 % interval 92 to 98 %) under the taste warm"
+    assert page(tmp_path).headline() == won
 
 
 @pytest.mark.parametrize(
@@ -263,14 +261,8 @@ def test_a_log_of_one_row_or_of_one_value_is_drawn(tmp_path, value):
 
 
 def test_the_json_is_strict_and_holds_every_fact(tmp_path):
-    facts = {
-        **FACTS,
-        "win_rate": np.float32(0.5),
-        "ci95": (np.float64(0.25), math.inf),
-        "beta": math.nan,
-        "model": Path("a/b"),
-        "counts": np.arange(2),
-    }
+    changed = {"win_rate": np.float32(0.5), "ci95": (np.float64(0.25), math.inf), "beta": math.nan, "model": Path("a/b")}
+    facts = {**FACTS, **changed, "counts": np.arange(2)}
     page(tmp_path, facts)
     text = (tmp_path / "report.json").read_text()
     read = json.loads(text, parse_constant=pytest.fail)
@@ -298,6 +290,7 @@ def test_a_failed_write_leaves_the_former_report_and_nothing_half_written(tmp_pa
 
 
 def test_the_folder_is_made_and_the_page_path_returned(tmp_path):
-    written = write_report(tmp_path / "runs" / "one", FACTS, [], [])
-    assert written == tmp_path / "runs" / "one" / "report.html"
+    folder = tmp_path / "runs" / "one"
+    written = write_report(folder, FACTS, [], [])
+    assert written == folder / "report.html"
     assert written.is_file()
