@@ -1,0 +1,19 @@
+"""The scorers by name, and loading them: `bind` reads a spec such as `adherence` or {taste: {name: high}}."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffalign.rewards.base import Scorer
+from diffalign.rewards.shapes import adherence, taste
+from diffalign.specs import Spec, bind
+
+SCORERS: dict[str, Callable[..., Scorer]] = {
+    "adherence": adherence,
+    "taste": taste,
+}
+
+
+def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:
+    """Return the scorer that `spec` names, its weights on `device` if it has any. Raises ConfigError for a spec that is none."""
+    return bind("scorer", SCORERS, spec, device=device)()
