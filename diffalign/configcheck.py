@@ -160,6 +160,8 @@ def check_family(config: Any, layout: Layout) -> None:
     ((objective, _),) = config.part("objective").items()
     if facts(objective).diffusion == "N":
         raise ConfigError(f"objective `{objective}` reads tokens, lengths or probabilities, which images lack; it is for language models")
+    if facts(objective).mismatched and config.train_batch_size == 1:
+        raise ConfigError(f"objective `{objective}` estimates its baseline from the other records of a batch; set train_batch_size above 1")
     check_memory_format(config, layout.component)
     if config.resolution is not None:
         check_sides([(config.resolution, config.resolution)], layout.component, "resolution")
@@ -182,7 +184,10 @@ def check_text(config: Any) -> None:
         raise ConfigError(f"objective `{objective}` is made for denoising errors; choose another for a language model, for example dpo")
     if config.attention_name not in (None, "native"):
         raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
-    known("likelihood", single("likelihood", config.likelihood or "sum")[0], LIKELIHOODS)
+    likelihood = single("likelihood", config.likelihood or "sum")[0]
+    known("likelihood", likelihood, LIKELIHOODS)
+    if facts(objective).sums and likelihood in ("mean", "ld_dpo"):
+        raise ConfigError(f"objective `{objective}` adds up tokens itself, and `likelihood` is {likelihood}; leave it out")
 
 
 def check_switches(config: Any) -> None:

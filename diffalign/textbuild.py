@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffalign.text.template import Template, read_chat_template
 from diffalign.text.truncation import Limit
 from diffalign.types import Reference
 
+logger = logging.getLogger(__name__)
 BATCH = 8  # records whose reference is computed at once
 
 
@@ -117,6 +119,8 @@ def parts(config: TrainConfig, view: View, device: torch.device) -> tuple[Langua
     data = pairs(config, view)
     model = backbone(config, device)
     said = likelihood(config, model, data.longest)
+    if config.compares and config.precompute_ref_log_probs and said.distributions:
+        logger.info("the objective reads the reference's whole distributions, which are not kept: it is run in every step")
     if not config.compares or not config.precompute_ref_log_probs or said.distributions:
         equip(config, model)
         return model, said, reference(config, model, device), data

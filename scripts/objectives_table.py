@@ -38,6 +38,7 @@ def row(name: str) -> str:
     constants = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given]
     asked = [f"{needed.candidates} candidates"] if needed.candidates != 2 else []
     asked += [f"score `{column}`" for column in needed.columns] + [f"token {field}" for field in needed.tokens]
+    asked += [f"score `{column}` if named" for column in needed.optional]
     asked += ["mismatched answers"] if needed.mismatched else []
     compared = "yes" if needed.reference else "no"
     cells = [f"`{name}`", about, ", ".join(papers), ", ".join(constants), needed.diffusion, compared, ", ".join(asked)]
