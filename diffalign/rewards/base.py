@@ -16,11 +16,30 @@ class Scorer(Protocol):
     An image has the same score whatever is scored beside it.
     """
 
-    name: str  # of the score in tables
-    scale: str  # what the number means and its usual range, in words
-    licence: str  # of the weights, or of the code where there are none
-    max_tokens: int | None  # of a prompt; what is longer is cut; None where a prompt is read whole, or not at all
-    revision: str | None  # hub commit, branch or tag the weights were asked for by; None for local files and no weights
+    @property
+    def name(self) -> str:
+        """Return what its score is called in tables."""
+        ...
+
+    @property
+    def scale(self) -> str:
+        """Return what the number means and its usual range, in words."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """Return the licence of the weights, or of the code where there are none."""
+        ...
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Return how much of a prompt is read, the rest being cut; None where a prompt is read whole, or not at all."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Return the hub's commit, branch or tag that the weights were asked for by, if any."""
+        ...
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,) as float64; NaN where an image cannot be judged under its prompt. Images are RGB, of any size."""

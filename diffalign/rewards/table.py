@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffalign.rewards.base import Scorer
+from diffalign.rewards.clip import aesthetic, clipscore, pickscore
+from diffalign.rewards.hps import hps
 from diffalign.rewards.shapes import adherence, taste
 from diffalign.specs import Spec, bind
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
+    "pickscore": pickscore,
+    "clipscore": clipscore,
+    "hps": hps,
+    "aesthetic": aesthetic,
     "adherence": adherence,
     "taste": taste,
 }

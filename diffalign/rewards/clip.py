@@ -1,0 +1,141 @@
+"""Scorers by a CLIP of transformers: PickScore, CLIPScore, and the aesthetic predictor of LAION."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
+
+from diffalign.conditioning.features import UNREADABLE, whole
+from diffalign.errors import CheckpointError
+from diffalign.rewards.frame import Frame
+from diffalign.rewards.network import Network, fill, frozen, read_weights
+
+PICKSCORE, CLIP_H = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+CLIP_L = "openai/clip-vit-large-patch14"
+
+
+def pickscore(*, model: str = PICKSCORE, processor: str | None = None, revision: str | None = None, device: str = "cpu") -> Network:
+    """Return PickScore (2305.01569): exp(logit_scale) times the cosine of image and prompt.
+
+    `model` is a folder or hub id of a CLIP; `processor` that of its tokenizer and image processor: the model's own, or CLIP ViT-H/14's
+    where it has none, as the published one.
+    """
+    own = (Path(model) / "preprocessor_config.json").is_file()
+    network, frame, tokens, longest = _clip(model, processor or (model if own else CLIP_H), revision, device)
+
+    def formula(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return network.logit_scale.exp() * _cosine(network, pixels, tokens(prompts))
+
+    scale = "100 times the cosine of image and prompt, usually 17 to 24; compares images of one prompt: chances are the softmax over them"
+    return Network("pickscore", scale, "MIT (code; the weights name none)", longest, revision, frame, formula, device)
+
+
+def clipscore(
+    *,
+    model: str = CLIP_L,
+    weight: float = 2.5,
+    prefix: str = "",
+    revision: str | None = None,
+    device: str = "cpu",
+) -> Network:
+    """Return CLIPScore (2104.08718): `weight` times the cosine of image and prompt, not below zero.
+
+    The paper has weight 2.5, ViT-B/32 and captions that begin with the prefix "A photo depicts "; torchmetrics has weight 100.
+    """
+    network, frame, tokens, longest = _clip(model, model, revision, device)
+
+    def formula(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return weight * _cosine(network, pixels, tokens([prefix + prompt for prompt in prompts])).clamp(min=0.0)
+
+    scale = f"{weight:g} times the cosine of image and prompt of {model}, not below zero; usually {0.2 * weight:g} to {0.38 * weight:g}"
+    return Network("clipscore", scale, "MIT (OpenAI's and LAION's weights)", longest, revision, frame, formula, device)
+
+
+def aesthetic(
+    *,
+    model: str = CLIP_L,
+    head: str = "trl-lib/ddpo-aesthetic-predictor",
+    revision: str | None = None,
+    device: str = "cpu",
+) -> Network:
+    """Return LAION's aesthetic predictor v2: a linear head in five layers on the unit embedding of CLIP ViT-L/14; prompts are not read.
+
+    `head` is a file, or a folder or hub id with the file aesthetic-model.pth: `sac+logos+ava1-l14-linearMSE.pth` by another name.
+    `revision` is of `model`.
+    """
+    weights = read_weights(head, "aesthetic-model.pth")
+    network, frame = _vision(model, revision, device)
+    predictor = linear_head(weights["layers.0.weight"].shape[1] if "layers.0.weight" in weights else 1)
+    fill(predictor, {key.removeprefix("layers."): value.float() for key, value in weights.items()}, head)
+    frozen(predictor, device)
+
+    def formula(pixels: Tensor, _: Sequence[str]) -> Tensor:
+        return predictor(F.normalize(network(pixel_values=pixels).image_embeds, dim=-1)).squeeze(-1)
+
+    scale = "mean rating of people on 1 to 10, usually 4 to 7; prompts are not read"
+    return Network("aesthetic", scale, "Apache-2.0 (head), MIT (CLIP)", None, revision, frame, formula, device)
+
+
+def linear_head(width: int) -> nn.Sequential:
+    """Return the head of the aesthetic predictor and of ImageReward: five linear layers, nothing between but dropout in training."""
+    layers = [(width, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)]
+    parts: list[nn.Module] = []
+    for index, (fan_in, fan_out) in enumerate(layers):
+        parts += [nn.Linear(fan_in, fan_out), *([nn.Dropout(0.0)] if index < 3 else [])]
+    return nn.Sequential(*parts)
+
+
+Tokens = Callable[[Sequence[str]], Any]
+
+
+def _clip(name: str, processor: str, revision: str | None, device: str) -> tuple[Any, Frame, Tokens, int]:
+    """Return a CLIP, its frame, its tokenizer and how many tokens it reads. Raises CheckpointError if any of them does not load."""
+    known = revision if processor == name else None
+    try:
+        network = whole(CLIPModel, name, revision, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(processor, revision=known, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no CLIP with a tokenizer can be loaded from here: {error}") from error
+    frozen(network, device)
+    longest = network.config.text_config.max_position_embeddings
+
+    def tokens(prompts: Sequence[str]) -> Any:
+        given = tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return {name: given[name].to(device) for name in ("input_ids", "attention_mask")}
+
+    return network, _frame(processor, known), tokens, longest
+
+
+def _vision(name: str, revision: str | None, device: str) -> tuple[Any, Frame]:
+    """Return the image half of a CLIP and its frame. Raises CheckpointError if it does not load."""
+    try:
+        network = whole(CLIPVisionModelWithProjection, name, revision, dtype=torch.float32)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
+    frozen(network, device)
+    return network, _frame(name, revision)
+
+
+def _frame(name: str, revision: str | None) -> Frame:
+    """Return what the image processor in a folder or on the hub does. Raises CheckpointError if it is none of a CLIP's."""
+    try:
+        facts = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False).to_dict()
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no image processor can be loaded from here: {error}") from error
+    side, crop = (facts.get("size") or {}).get("shortest_edge"), (facts.get("crop_size") or {}).get("height")
+    if side is None or side != crop or int(facts.get("resample", 3)) != 3:
+        raise CheckpointError(f"{name}: an image processor that does not resize bicubically and crop, as a CLIP's does")
+    return Frame(side, "floor", tuple(facts["image_mean"]), tuple(facts["image_std"]))
+
+
+def _cosine(network: Any, pixels: Tensor, tokens: Any) -> Tensor:
+    """Return (N,) cosines of images and texts."""
+    image, text = network.get_image_features(pixel_values=pixels), network.get_text_features(**tokens)
+    first, second = (v if isinstance(v, Tensor) else v.pooler_output for v in (image, text))  # transformers 4 gave tensors
+    return (F.normalize(first, dim=-1) * F.normalize(second, dim=-1)).sum(dim=-1)
