@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None =
     _check_scores(config.scores, objective, needs)
     specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
     for spec in specs:  # before an import that may take hours; constants that come from the data are known only after it
-        bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0)
+        bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0, candidates=2)
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     columns, transforms = _columns(config.scores, needs, table, specs)
     for spec in specs:
@@ -164,7 +165,8 @@ def _imported(config: TrainConfig, reuse: bool) -> Table:
 def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int | None) -> Transform:
     """Return a transform with its constants, those that come from the data where they are not given.
 
-    The score range of `soft_label` stands in the manifest; the threshold of `lowest` is that of what the transforms `before` leave.
+    The score range of `soft_label` stands in the manifest; the threshold of `lowest` is that of what the transforms `before` leave, and
+    `list_of` takes as many candidates as most of these have (the more, where as many have fewer).
     """
     name, constants = single("transform", spec)
     defaults: dict[str, Any] = {}
@@ -174,7 +176,10 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
         if score not in known:
             raise ConfigError(f"transform `soft_label`: the table has no score `{score}`.{did_you_mean(score, known)}")
         defaults = {"low": known[score]["min"], "high": known[score]["max"]}
+    records = apply(itertools.islice(without_content(table), limit), before)
+    if name == "list_of" and "candidates" not in constants:
+        counts = Counter(len(record.candidates) for record in records)
+        defaults = {"candidates": max(counts, key=lambda count: (counts[count], count), default=2)}
     if name == "lowest" and "most" not in constants:
-        records = apply(itertools.islice(without_content(table), limit), before)
         defaults = {"most": threshold(records, constants["score"], constants.get("share", SHARE))}
     return bind("transform", TRANSFORMS, spec, **defaults)

@@ -9,6 +9,7 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.inpo import INPO
 from diffalign.methods.mapo import MAPO
 from diffalign.methods.ppd import PPD
+from diffalign.methods.rank_dpo import RANK_DPO
 from diffalign.methods.self_npo import SELF_NPO
 from diffalign.methods.smpo import SMPO
 
@@ -19,6 +20,7 @@ METHODS: dict[str, Method] = {
     "inpo": INPO,
     "diffusion_npo": DIFFUSION_NPO,
     "self_npo": SELF_NPO,
+    "rank_dpo": RANK_DPO,
     "ppd": PPD,
     "dpo": DPO,
 }

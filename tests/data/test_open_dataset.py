@@ -104,6 +104,12 @@ def test_lists_whose_best_two_tie_have_something_to_say(tmp_path):
     assert open_dataset(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]), kind="text").entries[0].prob == 0.5
 
 
+def test_a_list_without_a_number_takes_as_many_candidates_as_most_records_have(tmp_path):
+    write_table(tmp_path / "t", [ranking(n, *[{}] * count, ranks=[3.0, 1.0, 2.0, 4.0][:count]) for n, count in enumerate((4, 3, 2, 3))])
+    view = open_dataset(config(tmp_path / "t", transforms=["list_of"]), kind="text")
+    assert [(entry.id[-1], entry.order) for entry in view.entries] == [("0", (1, 2, 0)), ("1", (1, 2, 0)), ("3", (1, 2, 0))]
+
+
 def test_the_threshold_of_lowest_is_that_of_the_share_after_earlier_transforms(tmp_path):
     rows = [ranking(n, {"ches": value}, {"ches": -9.0}) for n, value in enumerate((4.0, 1.0, 3.0, 2.0))]
     write_table(tmp_path / "t", rows)
