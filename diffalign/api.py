@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffalign.backbones.folders import LAYOUTS, check_folder, check_language_model, is_language_model, is_local, resolve
 from diffalign.config import TrainConfig
@@ -18,6 +18,9 @@ from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 # What diffalign.adapters, which imports torch, writes.
 RESULTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "unet", "transformer")
@@ -85,14 +88,18 @@ def check_model(config: TrainConfig) -> None:
 
 def _open_together(config: TrainConfig) -> View:
     """Open the dataset in every process of a launch; the first one imports it, the others read what it wrote."""
+    state = process_state()
+    with state.main_process_first():
+        return open_dataset(config, reuse=not state.is_main_process, kind=kind_of(config))
+
+
+def process_state() -> PartialState:
+    """Return which process of a launch this is, and its device. The others wait for one that works long: for up to seven days."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     # Accelerator passes the flag on by itself; a bare PartialState on a machine without a GPU would run every process alone.
-    # The others wait while the first process imports and fills caches: for longer than ten minutes, where there is much.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
-    with state.main_process_first():
-        return open_dataset(config, reuse=not state.is_main_process, kind=kind_of(config))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
 
 
 def kind_of(config: TrainConfig) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from diffalign import commands
+from diffalign import commands, commands_pairs
 from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
@@ -31,12 +31,14 @@ from diffalign.options import (
     TextQuickstartConfig,
     ValidateConfig,
 )
+from diffalign.options_pairs import GenerateConfig
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
   diffalign quickstart --text                                 the same for the language model that writes its prompts
   diffalign data import --dataset_name votes.csv --output_dir votes
   diffalign data inspect --dataset_name votes
+  diffalign pairs generate --prompts prompts.txt --scorers '[{taste: {name: high}}]' --output_dir ranked
   diffalign data cache --config configs/inpo_sd15.yaml --dataset_name votes --trajectory
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --dry_run
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
@@ -85,6 +87,15 @@ examples:
   diffalign eval --output_dir outputs/ppd --prompts prompts.txt --user ann.safetensors
 in Python:
   diffalign.load("outputs/ppd").for_user("ann.safetensors")("a red star").images[0]
+"""
+
+
+GENERATES = """The table has every image with its scores and its rank: `diffalign train --method rank_dpo` learns from the whole rankings,
+other methods from their pairs.
+examples:
+  diffalign pairs generate --prompts prompts.txt --scorers '[{taste: {name: high}}]' --output_dir ranked
+  diffalign pairs generate --pretrained_model_name_or_path outputs/mine --dataset_name votes --scorers '[adherence]' --output_dir ranked
+  accelerate launch -m diffalign.cli pairs generate ...            (every process draws and scores its share)
 """
 
 
@@ -148,12 +159,14 @@ def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str,
     quickstart = _parser(_about(loop), None, loop)
     quickstart.add_argument("--text", action="store_true", help=TEXT)
     data = _parser("Import, inspect and validate preference datasets.")
+    pairs = _parser("Make preferences without voters: images of a model itself, ranked by scorers.")
     user = _parser("Make a personalised run's users known to it.")
-    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | eval | export | user | env")
+    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | pairs | eval | export | user | env")
     for name, sub, about in (
         ("quickstart", quickstart, "the whole loop on the embedded model"),
         ("train", train, "fine-tune a model on preferences"),
         ("data", data, "import, inspect and validate preference datasets"),
+        ("pairs", pairs, "make preferences of a model's own images, ranked by scorers"),
         ("eval", _parser(_about(EvalConfig), None, EvalConfig), "compare a trained run with its base model"),
         ("export", _parser(_about(ExportConfig), EXPORTS, ExportConfig), "write a run as files for other programs"),
         ("user", user, "turn a user's choices into a file for a personalised run"),
@@ -161,6 +174,8 @@ def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str,
     ):
         commands_of.add_subcommand(name, sub, help=about)
     _add_kinds(data, cache)
+    generate = pairs.add_subcommands(dest="kind", metavar="generate")
+    generate.add_subcommand("generate", _parser(_about(GenerateConfig), GENERATES, GenerateConfig), help="draw, score and rank images")
     embed = user.add_subcommands(dest="kind", metavar="embed")
     embed.add_subcommand("embed", _parser(_about(EmbedConfig), EMBEDS, EmbedConfig), help="write the file of a user, or of many")
     return parser, {("train",): train, ("data", "cache"): cache}
@@ -238,6 +253,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
             "validate": (ValidateConfig, commands.data_validate),
         }[kind]
         return run(config(**values[kind]))
+    if parsed.command == "pairs":
+        return commands_pairs.generate(GenerateConfig(**values["generate"]))
     if parsed.command == "user":
         return commands.user_embed(EmbedConfig(**values["embed"]))
     if parsed.command == "quickstart":

@@ -1,0 +1,56 @@
+"""What `diffalign pairs` can be told: its flags, as a dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diffalign.specs import Spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateConfig:
+    """Draw several images to each prompt with a model or a finished run, score and rank them, and write them as a preference table."""
+
+    output_dir: str
+    """Folder of the new table. What is drawn and scored lies in NAME.parts beside it until the table is whole: the same command goes on
+    after a kill."""
+    pretrained_model_name_or_path: str = "assets/tiny-sd"
+    """What draws: a folder in diffusers layout, a hub id, or the output_dir of a finished `diffalign train` run of images."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    variant: str | None = None
+    """Weight-file variant, for example fp16."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """Another autoencoder, one that is sound in half precision."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the model; the one of the training for a run, else no."""
+    prompts: list[str] = field(default_factory=list)
+    """Prompts, or one path of a text file with a prompt a line; each counts once."""
+    dataset_name: str | None = None
+    """Instead of prompts: a table, or a dataset with a column prompt or caption, whose prompts are taken."""
+    dataset_split_name: str | None = None
+    """Split of that dataset, for example train."""
+    max_prompts: int | None = None
+    """Take only the first so many prompts."""
+    images_per_prompt: int = 4
+    """Images of each prompt; 2 to 16."""
+    scorers: list[Spec] = field(default_factory=list)
+    """Scorers by name, constants as {taste: {name: high}}. Their scores all go into the table."""
+    rank_by: str | None = None
+    """Name of the score that ranks the images of a prompt; if not given, the only one, or of several the mean chance of winning: the
+    share of the other images that an image beats, as RankDPO takes it from several reward models."""
+    min_margin: float = 0.0
+    """Leave out prompts whose best image is ahead of the worst by less than this, in what ranks them."""
+    num_inference_steps: int = 25
+    """Solver steps of every image."""
+    guidance_scale: float = 5.0
+    """Guidance of every image: the one that the model will be used with."""
+    resolution: int | None = None
+    """Side of the images in pixels; that of the training for a run, else the model's own."""
+    max_sequence_length: int | None = None
+    """Tokens of the T5 prompt (SD3, Flux, PixArt); that of the training for a run, else the pipeline's default."""
+    seed: int = 0
+    """Seed of the images. Every image has its own, made of this one, its prompt and its number; the table names them."""
+    overwrite: bool = False
+    """Replace a table that lies in output_dir, and parts that were drawn with other settings."""
