@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.clip import aesthetic, clipscore, pickscore
+from diffalign.rewards.function import function, http
 from diffalign.rewards.hps import hps
 from diffalign.rewards.shapes import adherence, taste
 from diffalign.specs import Spec, bind
@@ -17,6 +18,8 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "aesthetic": aesthetic,
     "adherence": adherence,
     "taste": taste,
+    "function": function,
+    "http": http,
 }
 
 

@@ -1,0 +1,168 @@
+"""Scores all images of a preference table, one model in memory at a time; what is done survives a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm.auto import tqdm
+
+from diffalign.data.cache import fingerprint
+from diffalign.data.records import Record, decode_image
+from diffalign.data.table import Table, write_table
+from diffalign.errors import ConfigError, TableError
+from diffalign.rewards.table import SCORERS, load_scorer
+from diffalign.specs import Spec, bind, single
+
+BATCH = 32  # images decoded at once
+PART = 256  # images between two files of finished scores
+KEPT = ("reader", "dataset_name", "split")  # of the manifest of the table that is scored
+
+Key = tuple[str, int]  # record id and candidate
+
+
+def score_table(
+    table: Table, path: str | Path, specs: Sequence[Spec], *, device: str = "cpu", overwrite: bool = False, part: int = PART
+) -> Table:
+    """Write `table` to the folder `path` with a score of every image by every scorer, and return it, opened.
+
+    Scores that the table has of the same name are replaced; where a scorer cannot judge an image, it has none of that name. The manifest
+    lists the scorers under `scorers`. Finished scores lie in `.NAME.scores` beside `path` until the table is whole, as Parquet (id,
+    candidate, score): the same call after a kill goes on from there, also with other scorers. Raises ConfigError for scorers that are
+    none, or two of one name; TableError for a table of texts, or where `path` exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    if not specs:
+        raise ConfigError(f"`scorers` is empty. Known: {', '.join(sorted(SCORERS))}")
+    for spec in specs:
+        bind("scorer", SCORERS, spec, device=device)
+    if table.manifest["kind"] != "image":
+        raise TableError(f"{table.path}: a table of {table.manifest['kind']}s; scorers judge images")
+    if path.exists() and not overwrite:
+        raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
+    progress = path.with_name(f".{path.name}.scores")
+    progress.mkdir(parents=True, exist_ok=True)
+    facts, scores = [], {}
+    for spec in specs:
+        about, found = _scored(table, progress, spec, device, part)
+        if about["name"] in scores:
+            raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
+        facts.append(about | {"unjudged": sum(math.isnan(value) for value in found.values())})
+        scores[about["name"]] = found
+    known = [about for about in table.manifest.get("scorers", []) if about["name"] not in scores]
+    manifest = {key: table.manifest[key] for key in KEPT if key in table.manifest} | {"scorers": known + facts}
+    records = (_with_scores(record, scores) for record in table)
+    made = write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
+    shutil.rmtree(progress)
+    return made
+
+
+def _scored(table: Table, progress: Path, spec: Spec, device: str, part: int) -> tuple[dict[str, Any], dict[Key, float]]:
+    """Return what is known of a scorer and the scores of all images, computed where `progress` lacks them."""
+    constants = single("scorer", spec)[1]
+    mark = fingerprint({"table": table.fingerprint, "spec": single("scorer", spec), "files": _stamps(constants)})[:24]
+    done, about = _read(progress, mark)
+    todo = [key for key in _keys(table) if key not in done]
+    if about is None or todo:
+        about = _compute(table, progress / mark, spec, device, part, todo, done)
+        gc.collect()  # so that one model has left the memory before the next is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return about, done
+
+
+def _compute(table: Table, stem: Path, spec: Spec, device: str, part: int, todo: Sequence[Key], done: dict[Key, float]) -> dict[str, Any]:
+    """Add the scores of `todo` to `done` and, part by part, to files that begin with `stem`; return what is known of the scorer."""
+    scorer = load_scorer(spec, device=device)
+    about = {name: getattr(scorer, name) for name in ("name", "scale", "licence", "max_tokens", "revision")} | {"spec": spec}
+    _place(stem.with_suffix(".json"), lambda file: file.write_text(json.dumps(about), encoding="utf-8"))
+    images = _images(table, set(todo))
+    with tqdm(total=len(todo) + len(done), initial=len(done), desc=f"score {scorer.name}", unit=" images", disable=None) as bar:
+        for start in range(0, len(todo), part):
+            found: dict[Key, float] = {}
+            for count in _batches(min(part, len(todo) - start)):
+                batch = list(itertools.islice(images, count))
+                values = scorer([image for _, image, _ in batch], [prompt for *_, prompt in batch])
+                found |= dict(zip([key for key, *_ in batch], map(float, values), strict=True))
+                bar.update(count)
+            _write(stem.with_name(f"{stem.name}-{len(done):09d}.parquet"), found)
+            done |= found
+    return about
+
+
+def _batches(count: int) -> Iterator[int]:
+    """Yield batch sizes that sum to `count`."""
+    yield from (min(BATCH, count - start) for start in range(0, count, BATCH))
+
+
+def _keys(table: Table) -> Iterator[Key]:
+    for name, count in zip(table.column("id"), _counts(table), strict=True):
+        yield from ((name, index) for index in range(count))
+
+
+def _counts(table: Table) -> Iterator[int]:
+    for batch in table.batches():
+        yield from np.diff(batch.column("candidates").offsets.to_numpy()).tolist()
+
+
+def _images(table: Table, wanted: set[Key]) -> Iterator[tuple[Key, Any, str]]:
+    """Yield key, image and prompt of the wanted images, in the table's order."""
+    for record in table:
+        for index, candidate in enumerate(record.candidates):
+            if (record.id, index) in wanted:
+                image = decode_image(candidate.image or b"", f"{record.source}, candidate {index}")
+                yield (record.id, index), image, record.prompt if candidate.prompt is None else candidate.prompt
+
+
+def _with_scores(record: Record, scores: dict[str, dict[Key, float]]) -> Record:
+    """Return the record with the new scores; one that is NaN is left out."""
+    candidates = []
+    for index, candidate in enumerate(record.candidates):
+        new = {name: found[record.id, index] for name, found in scores.items()}
+        old = {name: value for name, value in candidate.scores.items() if name not in new}
+        candidates.append(dataclasses.replace(candidate, scores=old | {n: v for n, v in new.items() if not math.isnan(v)}))
+    return dataclasses.replace(record, candidates=tuple(candidates))
+
+
+def _stamps(constants: Any) -> list[tuple[str, int, int]]:
+    """Return size and time of the files that a spec's constants name, so that scores by other weights are not taken for theirs."""
+    found = []
+    for value in constants.values():
+        path = Path(value.rpartition(".py:")[0] + ".py" if ".py:" in value else value) if isinstance(value, str) and value else None
+        if path is not None and path.exists():
+            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            found += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return found
+
+
+def _read(progress: Path, mark: str) -> tuple[dict[Key, float], dict[str, Any] | None]:
+    about = progress / f"{mark}.json"
+    done: dict[Key, float] = {}
+    for file in sorted(progress.glob(f"{mark}-*.parquet")):
+        columns = pq.read_table(file).to_pydict()
+        done |= dict(zip(zip(columns["id"], columns["candidate"], strict=True), columns["score"], strict=True))
+    return done, json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None
+
+
+def _write(file: Path, found: dict[Key, float]) -> None:
+    columns = {"id": [key[0] for key in found], "candidate": [key[1] for key in found], "score": list(found.values())}
+    _place(file, lambda temporary: pq.write_table(pa.table(columns), temporary))
+
+
+def _place(file: Path, write: Any) -> None:
+    """Write a file under another name first, so that it is there whole or not at all."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    write(temporary)
+    temporary.replace(file)
