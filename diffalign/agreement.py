@@ -39,6 +39,11 @@ class Items:
     metric: Floats
     comparable: bool = True
 
+    def scored(self, metric: Floats) -> Items:
+        """Return the things that have a score, with it: those whose `metric` (N,) is finite."""
+        there = np.isfinite(metric)
+        return Items(self.group[there], self.human[there], metric[there], self.comparable)
+
     def comparisons(self) -> Comparisons:
         """Return every pair of things under the same prompt, once."""
         members = [np.flatnonzero(self.group == g) for g in np.unique(self.group)]
@@ -55,6 +60,11 @@ class Comparisons:
     group: NDArray[np.int64]
     human: Floats
     gap: Floats
+
+    def scored(self, gap: Floats) -> Comparisons:
+        """Return the pairs whose `gap` (P,) is finite, with it."""
+        there = np.isfinite(gap)
+        return Comparisons(self.group[there], self.human[there], gap[there])
 
 
 def tie_threshold(pairs: Comparisons) -> float:
@@ -214,3 +224,21 @@ def raters(columns: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
         }
         for one, other in combinations(columns, 2)
     }
+
+
+def describe(judged: Items | Comparisons, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate | float | None]:
+    """Return the counts of things, pairs and ties, the accuracies, and of single things the correlations too.
+
+    There must be a pair.
+    """
+    pairs = judged.comparisons() if isinstance(judged, Items) else judged
+    found = {**counted(judged), **accuracies(pairs, resamples=resamples, seed=seed)}
+    return found | (correlations(judged, resamples=resamples, seed=seed) if isinstance(judged, Items) else {})
+
+
+def counted(judged: Items | Comparisons) -> dict[str, int]:
+    """Return how many things, prompts and pairs there are, and how many of the pairs people call tied."""
+    pairs = judged.comparisons() if isinstance(judged, Items) else judged
+    things = {"things": len(judged.human)} if isinstance(judged, Items) else {}
+    prompts = {"prompts": len(np.unique(judged.group)), "pairs": len(pairs.human)}
+    return things | prompts | {"strict": int((pairs.human != 0).sum()), "ties": int((pairs.human == 0).sum())}

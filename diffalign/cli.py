@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from diffalign import commands, commands_pairs
+from diffalign import commands, commands_judging, commands_pairs, commands_score
 from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
@@ -31,7 +31,9 @@ from diffalign.options import (
     TextQuickstartConfig,
     ValidateConfig,
 )
-from diffalign.options_pairs import GenerateConfig
+from diffalign.options_judging import JUDGING
+from diffalign.options_pairs import GENERATES, GenerateConfig
+from diffalign.options_score import SCORES, ScoreConfig
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
@@ -39,10 +41,12 @@ EXAMPLES = """examples:
   diffalign data import --dataset_name votes.csv --output_dir votes
   diffalign data inspect --dataset_name votes
   diffalign pairs generate --prompts prompts.txt --scorers '[{taste: {name: high}}]' --output_dir ranked
+  diffalign score --dataset_name votes --scorers '[pickscore]' --output_dir votes-scored
   diffalign data cache --config configs/inpo_sd15.yaml --dataset_name votes --trajectory
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --dry_run
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
+  diffalign eval agreement --dataset_name scored
   diffalign export --output_dir outputs/mine --destination outputs/mine-lora
   diffalign user embed --output_dir outputs/ppd --dataset_name ann.csv --destination ann.safetensors
 """
@@ -60,6 +64,7 @@ as --trajectory_cache says, four if it says nothing; with a spec it names anothe
 """
 
 
+EVALS = "also: diffalign eval agreement (how well scorers agree with people), diffalign eval ratings (models by votes); see their --help"
 EXPORTS = """files:
   pytorch_lora_weights.safetensors   diffusers: pipe.load_lora_weights(folder), with the adapter's config
   <name>_comfyui.safetensors         ComfyUI (models/loras) and kohya's scripts: their keys, and the alpha of the training
@@ -87,15 +92,6 @@ examples:
   diffalign eval --output_dir outputs/ppd --prompts prompts.txt --user ann.safetensors
 in Python:
   diffalign.load("outputs/ppd").for_user("ann.safetensors")("a red star").images[0]
-"""
-
-
-GENERATES = """The table has every image with its scores and its rank: `diffalign train --method rank_dpo` learns from the whole rankings,
-other methods from their pairs.
-examples:
-  diffalign pairs generate --prompts prompts.txt --scorers '[{taste: {name: high}}]' --output_dir ranked
-  diffalign pairs generate --pretrained_model_name_or_path outputs/mine --dataset_name votes --scorers '[adherence]' --output_dir ranked
-  accelerate launch -m diffalign.cli pairs generate ...            (every process draws and scores its share)
 """
 
 
@@ -140,12 +136,42 @@ def _parser(about: str, epilog: str | None = None, config: type | None = None) -
     return parser
 
 
-def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str, ...], Parser]]:
+def build_parser(loop: type = QuickstartConfig, *, judging: bool = False) -> tuple[Parser, dict[tuple[str, ...], Parser]]:
     """Return the parser of all subcommands, and those of `train` and `data cache`, whose defaults a YAML file may set.
 
-    `loop` has the flags of `quickstart`.
+    `loop` has the flags of `quickstart`; `judging` puts the kinds of `eval` in the place of its flags.
     """
     parser = _parser("Align image generators, and the language models that prompt them, with human preferences.", EXAMPLES)
+    train, cache = _configured()
+    quickstart = _parser(_about(loop), None, loop)
+    quickstart.add_argument("--text", action="store_true", help=TEXT)
+    data = _parser("Import, inspect and validate preference datasets.")
+    pairs = _parser("Make preferences without voters: images of a model itself, ranked by scorers.")
+    evaluation = _parser("Judge the judges.") if judging else _parser(_about(EvalConfig), EVALS, EvalConfig)
+    user = _parser("Make a personalised run's users known to it.")
+    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | pairs | score | eval | export | user | env")
+    for name, sub, about in (
+        ("quickstart", quickstart, "the whole loop on the embedded model"),
+        ("train", train, "fine-tune a model on preferences"),
+        ("data", data, "import, inspect and validate preference datasets"),
+        ("pairs", pairs, "make preferences of a model's own images, ranked by scorers"),
+        ("score", _parser(_about(ScoreConfig), SCORES, ScoreConfig), "score images by reward models"),
+        ("eval", evaluation, "compare a trained run with its base model"),
+        ("export", _parser(_about(ExportConfig), EXPORTS, ExportConfig), "write a run as files for other programs"),
+        ("user", user, "turn a user's choices into a file for a personalised run"),
+        ("env", _parser("Print versions for a bug report."), "versions, for a bug report"),
+    ):
+        commands_of.add_subcommand(name, sub, help=about)
+    _add_kinds(data, cache)
+    if judging:
+        _add_judging(evaluation)
+    _add_kind(pairs, "generate", GenerateConfig, GENERATES, "draw, score and rank images")
+    _add_kind(user, "embed", EmbedConfig, EMBEDS, "write the file of a user, or of many")
+    return parser, {("train",): train, ("data", "cache"): cache}
+
+
+def _configured() -> tuple[Parser, Parser]:
+    """Return the parsers of `train` and `data cache`."""
     train = _parser("Fine-tune a model on preferences.", BETA, TrainConfig)
     cache = _parser("Compute latents, prompt embeddings and points of a trajectory before training.", POINTS, TrainConfig)
     for configured in (train, cache):
@@ -156,29 +182,12 @@ def build_parser(loop: type = QuickstartConfig) -> tuple[Parser, dict[tuple[str,
         default=False,
         help="Say what would be trained and how much memory it takes; load and write nothing.",
     )
-    quickstart = _parser(_about(loop), None, loop)
-    quickstart.add_argument("--text", action="store_true", help=TEXT)
-    data = _parser("Import, inspect and validate preference datasets.")
-    pairs = _parser("Make preferences without voters: images of a model itself, ranked by scorers.")
-    user = _parser("Make a personalised run's users known to it.")
-    commands_of = parser.add_subcommands(dest="command", metavar="quickstart | train | data | pairs | eval | export | user | env")
-    for name, sub, about in (
-        ("quickstart", quickstart, "the whole loop on the embedded model"),
-        ("train", train, "fine-tune a model on preferences"),
-        ("data", data, "import, inspect and validate preference datasets"),
-        ("pairs", pairs, "make preferences of a model's own images, ranked by scorers"),
-        ("eval", _parser(_about(EvalConfig), None, EvalConfig), "compare a trained run with its base model"),
-        ("export", _parser(_about(ExportConfig), EXPORTS, ExportConfig), "write a run as files for other programs"),
-        ("user", user, "turn a user's choices into a file for a personalised run"),
-        ("env", _parser("Print versions for a bug report."), "versions, for a bug report"),
-    ):
-        commands_of.add_subcommand(name, sub, help=about)
-    _add_kinds(data, cache)
-    generate = pairs.add_subcommands(dest="kind", metavar="generate")
-    generate.add_subcommand("generate", _parser(_about(GenerateConfig), GENERATES, GenerateConfig), help="draw, score and rank images")
-    embed = user.add_subcommands(dest="kind", metavar="embed")
-    embed.add_subcommand("embed", _parser(_about(EmbedConfig), EMBEDS, EmbedConfig), help="write the file of a user, or of many")
-    return parser, {("train",): train, ("data", "cache"): cache}
+    return train, cache
+
+
+def _add_kind(parent: Parser, name: str, config: type, epilog: str, about: str) -> None:
+    """Add the one thing that a subcommand does."""
+    parent.add_subcommands(dest="kind", metavar=name).add_subcommand(name, _parser(_about(config), epilog, config), help=about)
 
 
 def _add_kinds(data: Parser, cache: Parser) -> None:
@@ -190,6 +199,13 @@ def _add_kinds(data: Parser, cache: Parser) -> None:
     kinds.add_subcommand("inspect", _parser(_about(InspectConfig), None, InspectConfig), help="show what a dataset holds")
     kinds.add_subcommand("validate", _parser(_about(ValidateConfig), None, ValidateConfig), help="look for what would spoil training")
     kinds.add_subcommand("ches", _parser(_about(ChesConfig), None, ChesConfig), help="score pairs of texts by how alike a model sees them")
+
+
+def _add_judging(evaluation: Parser) -> None:
+    """Add what `diffalign eval` does besides comparing a run with its base."""
+    kinds = evaluation.add_subcommands(dest="kind", metavar=" | ".join(JUDGING))
+    for name, (config, epilog, about) in JUDGING.items():
+        kinds.add_subcommand(name, _parser(_about(config), epilog, config), help=about)
 
 
 def _about(config: type) -> str:
@@ -205,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
-        parser, configured = build_parser(TextQuickstartConfig if argv[:1] == ["quickstart"] and "--text" in argv else QuickstartConfig)
+        loop = TextQuickstartConfig if argv[:1] == ["quickstart"] and "--text" in argv else QuickstartConfig
+        parser, configured = build_parser(loop, judging=argv[:1] == ["eval"] and argv[1:2] != [] and not argv[1].startswith("-"))
         path = _config_path(argv)
         for words, sub in configured.items():
             if path is not None and tuple(argv[: len(words)]) == words:
@@ -255,6 +272,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         return run(config(**values[kind]))
     if parsed.command == "pairs":
         return commands_pairs.generate(GenerateConfig(**values["generate"]))
+    if parsed.command == "score":
+        return commands_score.score(ScoreConfig(**values))
     if parsed.command == "user":
         return commands.user_embed(EmbedConfig(**values["embed"]))
     if parsed.command == "quickstart":
@@ -265,6 +284,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
     if parsed.command == "train":
         dry_run = values.pop("dry_run")
         return commands.train(TrainConfig(**values), dry_run=dry_run)
+    if parsed.command == "eval" and "kind" in values:
+        return commands_judging.RUN[values["kind"]](JUDGING[values["kind"]][0](**values[values["kind"]]))
     if parsed.command == "eval":
         return commands.evaluate(EvalConfig(**values))
     if parsed.command == "export":
