@@ -151,9 +151,9 @@ class TextQuickstart:
         }
         closed = set(OPEN_ATTRIBUTES[self.config.taste])
         left = [i for i, prompt in enumerate(prompts) if not closed & parse(prompt).keys()]
-        won, open_won = (
-            win_rate([by["taste"]["base"][i] for i in rows], [by["taste"]["aligned"][i] for i in rows], [prompts[i] for i in rows], seed)
-            for rows in (range(len(prompts)), left)
+        won, open_won, plain_won = (
+            win_rate([by["taste"]["base"][i] for i in rows], [by["taste"][who][i] for i in rows], [prompts[i] for i in rows], seed)
+            for who, rows in (("aligned", range(len(prompts))), ("aligned", left), ("plain", range(len(prompts))))
         )
         gains = {
             "taste_gain": gain(by["taste"]["base"], by["taste"]["aligned"], seed),
@@ -171,6 +171,8 @@ class TextQuickstart:
             "win_rate_open": round(open_won.rate, 4),
             "ci95_open": [round(open_won.low, 4), round(open_won.high, 4)],
             "prompts_open": open_won.prompts,
+            "win_rate_plain": round(plain_won.rate, 4),
+            "ci95_plain": [round(plain_won.low, 4), round(plain_won.high, 4)],
             **{name: round(found.mean, 4) for name, found in gains.items()},
             **{f"{name}_ci95": [round(found.low, 4), round(found.high, 4)] for name, found in gains.items()},
             **means,
