@@ -8,6 +8,7 @@ from diffalign.rewards.base import Scorer
 from diffalign.rewards.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.function import function, http
 from diffalign.rewards.hps import hps
+from diffalign.rewards.imagereward import imagereward
 from diffalign.rewards.shapes import adherence, taste
 from diffalign.specs import Spec, bind
 
@@ -15,6 +16,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "pickscore": pickscore,
     "clipscore": clipscore,
     "hps": hps,
+    "imagereward": imagereward,
     "aesthetic": aesthetic,
     "adherence": adherence,
     "taste": taste,
