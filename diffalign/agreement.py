@@ -46,7 +46,7 @@ class Items:
 
     def comparisons(self) -> Comparisons:
         """Return every pair of things under the same prompt, once."""
-        members = [np.flatnonzero(self.group == g) for g in np.unique(self.group)]
+        members = members_of(self.group)
         pairs = [np.stack(np.triu_indices(len(m), 1)) for m in members]
         first, second = np.concatenate([m[p] for m, p in zip(members, pairs, strict=True)], axis=1)
         human = np.sign(self.human[first] - self.human[second])
@@ -65,6 +65,16 @@ class Comparisons:
         """Return the pairs whose `gap` (P,) is finite, with it."""
         there = np.isfinite(gap)
         return Comparisons(self.group[there], self.human[there], gap[there])
+
+
+def members_of(group: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the positions of each group's members, in order, by group.
+
+    >>> members_of(np.array([4, 0, 4]))
+    [array([1]), array([0, 2])]
+    """
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(group) else []
 
 
 def tie_threshold(pairs: Comparisons) -> float:
@@ -163,7 +173,7 @@ def correlations(items: Items, *, resamples: int = 1000, seed: int = 0) -> dict[
 
     The mean leaves out prompts where people or the scorer tell no two things apart; `prompts` counts those that are left.
     """
-    members = [np.flatnonzero(items.group == g) for g in np.unique(items.group)]
+    members = members_of(items.group)
     found: dict[str, Estimate | None] = {}
     for name, of in CORRELATIONS.items():
         if items.comparable:

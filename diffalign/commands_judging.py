@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffalign.agreement import CONVENTIONS, Estimate, counted, describe, raters
+from diffalign.data.readers.base import Row
 from diffalign.errors import ConfigError
 from diffalign.options_judging import AgreementConfig, RatingsConfig
 from diffalign.votes import SIGNS, Judgements, prompts_in, read_judgements, require, rows_of, verdict_of
+
+if TYPE_CHECKING:
+    from diffalign.ratings import Vote
 
 
 def agreement(config: AgreementConfig) -> int:
@@ -42,22 +46,37 @@ def agreement(config: AgreementConfig) -> int:
 def ratings(config: RatingsConfig) -> int:
     """Print, and write if asked, the ratings of models."""
     _check_resamples(config.resamples)
-    if len(config.models) != 2:
-        raise ConfigError(f"`models` names {len(config.models)} columns; expected two, of the left and the right model")
-    rows = rows_of(config.dataset_name)
-    require(rows, [*config.models, *config.votes])
-    from diffalign.ratings import Vote, bradley_terry, table  # pandas takes a second to import
+    if bool(config.scores) == bool(config.models or config.votes):
+        raise ConfigError("`diffalign eval ratings` needs --models and --votes, or --scores with a column for each model")
+    if config.scores and len(set(config.scores)) < 2:
+        raise ConfigError("`scores` names one model's column; expected two or more")
+    if not config.scores and (len(config.models) != 2 or not config.votes):
+        given = f"`models` names {len(config.models)} columns and `votes` {len(config.votes)}"
+        raise ConfigError(f"{given}; expected two, of the left and the right model, and at least one")
+    from diffalign.ratings import bradley_terry, table  # pandas takes a second to import
 
-    votes = []
-    for row, prompt in zip(rows, prompts_in(rows, config.prompt), strict=True):
-        left, right = (str(row.get(name)) for name in config.models)
-        for verdict in (verdict_of(row, name) for name in config.votes):
-            if verdict != "both_bad" or config.both_bad == "tie":
-                votes.append(Vote(left, right, (1.0 + SIGNS.get(verdict, 0.0)) / 2.0, prompt))
+    votes = _votes(config, rows_of(config.dataset_name))
     rated = bradley_terry(votes, virtual_ties=config.virtual_ties, resamples=config.resamples, seed=config.seed)
     print(table(rated))
     _write(config.destination, [asdict(rating) for rating in rated])
     return 0
+
+
+def _votes(config: RatingsConfig, rows: Sequence[Row]) -> list[Vote]:
+    """Return the votes as cast, or those of a scorer."""
+    from diffalign.ratings import Vote, votes_of_scores
+
+    require(rows, [*config.models, *config.votes, *config.scores])
+    prompts = prompts_in(rows, config.prompt)
+    if config.scores:
+        return votes_of_scores({model: [row.number(model) for row in rows] for model in dict.fromkeys(config.scores)}, prompts)
+    votes: list[Vote] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        left, right = (str(row.get(name)) for name in config.models)
+        for verdict in (verdict_of(row, name) for name in config.votes):
+            if verdict != "both_bad" or config.both_bad == "tie":
+                votes.append(Vote(left, right, (1.0 + SIGNS.get(verdict, 0.0)) / 2.0, prompt))
+    return votes
 
 
 RUN: dict[str, Callable[[Any], int]] = {"agreement": agreement, "ratings": ratings}

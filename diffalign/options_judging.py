@@ -34,14 +34,16 @@ class AgreementConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatingsConfig:
-    """Rate models by votes between them: Bradley-Terry strengths in Elo points around 1000, with 95 % intervals."""
+    """Rate models by votes between them, or by a scorer: Bradley-Terry strengths in Elo points around 1000, with 95 % intervals."""
 
     dataset_name: str
-    """Dataset file with a vote a row."""
-    models: list[str]
+    """Dataset file with a vote a row, or a prompt a row."""
+    models: list[str] = field(default_factory=list)
     """The two columns that name the left and the right model."""
-    votes: list[str]
+    votes: list[str] = field(default_factory=list)
     """Columns of votes, one for each rater."""
+    scores: list[str] = field(default_factory=list)
+    """Instead of models and votes: a column for each model, with the scores of its pictures; on each row the higher score wins."""
     prompt: str | None = None
     """Column that tells prompts apart, whose votes are redrawn together; `prompt`, if there is one."""
     both_bad: Literal["tie", "drop"] = "tie"
@@ -79,6 +81,7 @@ RATES = (
     VOTES
     + """examples:
   diffalign eval ratings --dataset_name votes.csv --models model_0 model_1 --votes vote
+  diffalign eval ratings --dataset_name pickscore.csv --scores base dpo rank_dpo
 """
 )
 JUDGING = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import evalica
 import numpy as np
@@ -70,6 +71,15 @@ def bradley_terry(votes: Sequence[Vote], *, virtual_ties: float = 1.0, resamples
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     rated = [Rating(m, float(rating[i]), float(low[i]), float(high[i]), *_record(votes, m)) for i, m in enumerate(models)]
     return sorted(rated, key=lambda r: -r.rating)
+
+
+def votes_of_scores(scores: Mapping[str, Sequence[float]], prompts: Sequence[str]) -> list[Vote]:
+    """Return a scorer's votes between every two models: `scores` of each model are of the same prompts, in the order of `prompts`."""
+    return [
+        Vote(left, right, float(np.sign(a - b) + 1.0) / 2.0, prompt)
+        for left, right in combinations(scores, 2)
+        for a, b, prompt in zip(scores[left], scores[right], prompts, strict=True)
+    ]
 
 
 def win_chance(first: Rating, second: Rating) -> float:

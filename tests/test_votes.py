@@ -146,6 +146,16 @@ def test_the_command_rates_models_by_their_votes(tmp_path: Path, capsys: pytest.
     assert "mine" in capsys.readouterr().out
 
 
+def test_the_command_rates_models_by_a_scorer(tmp_path: Path) -> None:
+    rows = "prompt,base,dpo,npo\n" + "".join(f"p{i},{0.1 * i},{0.1 * i + 0.05 * (-1) ** (i % 3 == 0)},{0.1 * i}\n" for i in range(30))
+    source, target = written(tmp_path / "s.csv", rows), tmp_path / "r.json"
+    command = ["eval", "ratings", "--dataset_name", source, "--scores", "base", "dpo", "npo", "--resamples", "100"]
+    assert main([*command, "--destination", str(target)]) == 0
+    best, *others = json.loads(target.read_text())
+    assert (best["model"], best["wins"], best["losses"], best["ties"]) == ("dpo", 40.0, 20.0, 0)
+    assert [(r["wins"], r["losses"], r["ties"]) for r in others] == [(10.0, 20.0, 30)] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -157,8 +167,10 @@ def test_the_command_rates_models_by_their_votes(tmp_path: Path, capsys: pytest.
         (["agreement", "--dataset_name", "tifa.csv", "--human", "human_avg"], "no two things under one prompt"),
         (
             ["ratings", "--dataset_name", "pandalm.csv", "--votes", "annotator1", "--models", "idx"],
-            "`models` names 1 columns; expected two",
+            "`models` names 1 columns and `votes` 1",
         ),
+        (["ratings", "--dataset_name", "pandalm.csv"], "needs --models and --votes, or --scores"),
+        (["ratings", "--dataset_name", "tifa.csv", "--scores", "spice"], "expected two or more"),
         (["--prompts", "x"], "output_dir"),
     ],
 )
