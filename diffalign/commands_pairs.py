@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def generate(config: GenerateConfig) -> int:
     if table is not None:
         facts = table.manifest
         print(f"{facts['rows']} prompts with {config.images_per_prompt} images each, {facts['rejected_rows']} left out -> {table.path}")
-        for score, span in facts["scores"].items():
-            print(f"  {score}: {span['min']:g} to {span['max']:g} ({facts['scales'][score]})")
+        for scorer in facts["scorers"]:
+            span = facts["scores"].get(scorer["name"], {"min": math.nan, "max": math.nan})
+            print(f"  {scorer['name']}: {span['min']:g} to {span['max']:g} ({scorer['scale']})")
     return 0
 
 

@@ -5,7 +5,7 @@ Parts are drawn, and scored, in the same batches whoever does it: one process or
 
 from __future__ import annotations
 
-import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -37,6 +37,7 @@ from diffalign.specs import Spec, bind, single
 
 PART = 8  # prompts in a part
 HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution", "max_sequence_length", "seed", "mixed_precision")
+ABOUT = ("name", "scale", "licence", "max_tokens", "revision")  # what a manifest says of a scorer
 WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path")
 
 
@@ -194,45 +195,53 @@ def _record(config: GenerateConfig, index: int, prompt: str, seeds: Sequence[int
 def _score(parts: Parts, own: Sequence[int], device: str) -> None:
     """Score those parts of `own` that are not scored yet, with one scorer after another: one is in memory at a time."""
     for spec in parts.config.scorers:
+        gc.collect()  # so that what was in memory before has left it
         missing = [part for part in own if not parts.scores(part, spec).is_file()]
-        if not missing:
-            continue
-        scorer = load_scorer(spec, device=device)
-        for part in tqdm(missing, desc=f"score {scorer.name}", unit=" parts", disable=None):
-            records = list(read_table(parts.images(part)))
-            shown = [(decode_image(c.image or b"", r.source), r.prompt) for r in records for c in r.candidates]
-            values = scorer([image for image, _ in shown], [prompt for _, prompt in shown])
-            rows = values.reshape(len(records), parts.config.images_per_prompt).tolist()
-            facts = {"name": scorer.name, "scale": scorer.scale, "scores": [[v if math.isfinite(v) else None for v in row] for row in rows]}
-            path = parts.scores(part, spec)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(facts), encoding="utf-8")
-            temporary.replace(path)
+        if missing:
+            _score_with(spec, parts, missing, device)
+
+
+def _score_with(spec: Spec, parts: Parts, missing: Sequence[int], device: str) -> None:
+    scorer = load_scorer(spec, device=device)
+    for part in tqdm(missing, desc=f"score {scorer.name}", unit=" parts", disable=None):
+        records = list(read_table(parts.images(part)))
+        shown = [(decode_image(c.image or b"", r.source), r.prompt) for r in records for c in r.candidates]
+        values = scorer([image for image, _ in shown], [prompt for _, prompt in shown])
+        rows = values.reshape(len(records), parts.config.images_per_prompt).tolist()
+        about = {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec}
+        facts = {"scorer": about, "scores": [[value if math.isfinite(value) else None for value in row] for row in rows]}
+        path = parts.scores(part, spec)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(facts), encoding="utf-8")
+        temporary.replace(path)
 
 
 def _merge(parts: Parts) -> Table:
     """Write the table of all parts, ranked and filtered."""
     config, rejected = parts.config, []
     found = [[json.loads(parts.scores(part, spec).read_text(encoding="utf-8")) for spec in config.scorers] for part in range(len(parts))]
-    scales = {facts["name"]: facts["scale"] for facts in found[0]}
-    if len(scales) < len(config.scorers):
-        raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(scales)}; leave one out")
-    if config.rank_by is not None and config.rank_by not in scales:
-        raise ConfigError(f"`rank_by` is {config.rank_by!r}, and no scorer gives it.{did_you_mean(config.rank_by, scales)}")
-    by = [config.rank_by] if config.rank_by is not None else list(scales)
+    names = [facts["scorer"]["name"] for facts in found[0]]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(names)}; leave one out")
+    if config.rank_by is not None and config.rank_by not in names:
+        raise ConfigError(f"`rank_by` is {config.rank_by!r}, and no scorer gives it.{did_you_mean(config.rank_by, names)}")
 
     def kept() -> Iterator[Record]:
         for part, scored in enumerate(found):
             for i, record in enumerate(read_table(parts.images(part))):
-                known = _with_scores(record, {facts["name"]: facts["scores"][i] for facts in scored})
-                left, reason = ranked(known, by, config.min_margin)
+                known = _with_scores(record, dict(zip(names, (facts["scores"][i] for facts in scored), strict=True)))
+                left, reason = ranked(known, names if config.rank_by is None else [config.rank_by], config.min_margin)
                 if left is None:
                     rejected.append({"where": record.source, "reason": f"{record.prompt!r}: {reason}"})
                 else:
                     yield left
 
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("output_dir", "overwrite", "prompts")}
-    return write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, generated=settings, scales=scales)
+    scorers = []
+    for place, facts in enumerate(found[0]):
+        values = [value for scored in found for row in scored[place]["scores"] for value in row]
+        scorers.append(facts["scorer"] | {"unjudged": values.count(None)})
+    settings = {name: getattr(config, name) for name in (*HOW, *WHAT, "pretrained_model_name_or_path", "rank_by", "min_margin")}
+    return write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, generated=settings, scorers=scorers)
 
 
 def _with_scores(record: Record, scores: Mapping[str, Sequence[float | None]]) -> Record:

@@ -192,6 +192,7 @@ def test_a_prompt_with_an_image_that_cannot_be_judged_is_left_out_where_that_sco
     prompts, both = [PROMPTS[0], PROMPTS[4]], replace(config, scorers=["red", "unsure"])
     table = generate(replace(both, rank_by="unsure"), prompts)
     assert [record.prompt for record in table] == prompts[:1]
+    assert [(scorer["name"], scorer["unjudged"]) for scorer in table.manifest["scorers"]] == [("red", 0), ("unsure", 1)]
     assert "'a red heart': 1 of its 3 images could not be judged" in table.manifest["rejected"][0]["reason"]
     table = generate(replace(both, rank_by="red", overwrite=True), prompts)
     assert [sorted(candidate.scores) for candidate in table[1].candidates] == [["red", "unsure"], ["red"], ["red", "unsure"]]
@@ -213,8 +214,10 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(config, option
         generate(config, [])
 
 
-def test_an_unknown_score_to_rank_by_is_refused_and_the_images_are_kept_for_the_next_try(config, monkeypatch):
+def test_scores_that_cannot_rank_are_refused_and_the_images_are_kept_for_the_next_try(config, monkeypatch):
     with pytest.raises(ConfigError, match="`rank_by` is 'rid'"):
         generate(replace(config, rank_by="rid"), PROMPTS[:2])
+    with pytest.raises(ConfigError, match="two of them give a score of the same name"):
+        generate(replace(config, scorers=["red", "red"]), PROMPTS[:2])
     monkeypatch.setattr(module, "draw", None)
     assert len(read_table(generate(replace(config, rank_by="red"), PROMPTS[:2]).path)) == 2
