@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from diffalign import commands, commands_judging, commands_pairs, commands_score
+from diffalign import commands, commands_pairs, commands_score
 from diffalign.config import ALIASES, TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.data.readers import READERS
@@ -285,6 +285,8 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         dry_run = values.pop("dry_run")
         return commands.train(TrainConfig(**values), dry_run=dry_run)
     if parsed.command == "eval" and "kind" in values:
+        from diffalign import commands_judging  # scipy.stats takes a second to import
+
         return commands_judging.RUN[values["kind"]](JUDGING[values["kind"]][0](**values[values["kind"]]))
     if parsed.command == "eval":
         return commands.evaluate(EvalConfig(**values))
