@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -55,7 +56,7 @@ class VlmStates:
     ) -> None:
         self.name, self._limit = name, max_new_tokens
         try:
-            text, self._processor = _checked(name, revision)
+            text, self._processor = checked(name, revision)
             self._model = whole(AutoModelForImageTextToText, name, revision, dtype=dtype or "auto")
         except UNREADABLE as error:
             raise CheckpointError(f"{name}: no vision-language model can be loaded from here: {error}") from error
@@ -101,17 +102,21 @@ class VlmStates:
     def _inputs(self, choices: Sequence[Choice]) -> Any:
         text = _rendered(self.name, self._processor, choices)
         images = [image for choice in choices for image in (choice.preferred, choice.dispreferred)]
-        opens = self._processor.tokenizer.bos_token
-        twice = opens is not None and text.startswith(opens)  # most templates write it; the tokenizer would once more
-        inputs = self._processor(text=[text], images=[images], return_tensors="pt", add_special_tokens=not twice)
-        return inputs.to(self._model.device, self._model.dtype)
+        return encoded(self._processor, text, images).to(self._model.device, self._model.dtype)
 
     def _ends(self) -> list[int]:
         ends = self._model.generation_config.eos_token_id
         return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 
-def _checked(name: str, revision: str | None) -> tuple[Any, Any]:
+def encoded(processor: Any, text: str, images: Sequence[Image.Image]) -> Any:
+    """Return what a model is given for one chat, rendered as `text`, with its images."""
+    opens = processor.tokenizer.bos_token
+    twice = opens is not None and text.startswith(opens)  # most templates write it; the tokenizer would once more
+    return processor(text=[text], images=[list(images)], return_tensors="pt", add_special_tokens=not twice)
+
+
+def checked(name: str, revision: str | None) -> tuple[Any, Any]:
     """Return the config of the language part and the processor of a model that takes pictures in a chat."""
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -127,7 +132,7 @@ def _checked(name: str, revision: str | None) -> tuple[Any, Any]:
 def vlm_sizes(name: str, revision: str | None = None) -> tuple[int, int]:
     """Return (R, W) of a model's states, from its config and processor alone. Raises CheckpointError as `VlmStates` does."""
     try:
-        return _sizes(_checked(name, revision)[0])
+        return _sizes(checked(name, revision)[0])
     except UNREADABLE as error:
         raise CheckpointError(f"{name}: no vision-language model can be loaded from here: {error}") from error
 
@@ -154,16 +159,17 @@ def _rendered(name: str, processor: Any, choices: Sequence[Choice]) -> str:
     """
     token = getattr(processor, "image_token", None)  # a processor without one gets what its template makes
     content = _content(choices, token)
-    text = _chat(processor, content)
+    text = chat(processor, content)
     if token is None or _in_turn(text, token, len(choices)):
         return text
-    text = _chat(processor, [{"type": "text", "text": "".join(part.get("text", token) for part in content)}])
+    text = chat(processor, [{"type": "text", "text": "".join(part.get("text", token) for part in content)}])
     if not _in_turn(text, token, len(choices)):
         raise CheckpointError(f"{name}: its chat template loses pictures or labels; expected one `{token}` behind each label in {text!r}")
     return text
 
 
-def _chat(processor: Any, content: Content) -> str:
+def chat(processor: Any, content: Content) -> str:
+    """Return a chat of one message, up to where the model answers, as text."""
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
 

@@ -10,6 +10,7 @@ from diffalign.rewards.function import function, http
 from diffalign.rewards.hps import hps
 from diffalign.rewards.imagereward import imagereward
 from diffalign.rewards.shapes import adherence, taste
+from diffalign.rewards.vqascore import vqascore
 from diffalign.specs import Spec, bind
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
@@ -18,6 +19,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "hps": hps,
     "imagereward": imagereward,
     "aesthetic": aesthetic,
+    "vqascore": vqascore,
     "adherence": adherence,
     "taste": taste,
     "function": function,
