@@ -58,6 +58,14 @@ def test_correlations_of_real_ratings_are_those_of_scipy(metric: str) -> None:
     assert kendall(items.human, items.metric) == pytest.approx(stats.kendalltau(items.human, items.metric)[0], abs=1e-9)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_tau_b_of_real_ratings_is_that_of_its_definition(metric: str) -> None:
+    items = tifa(metric)
+    human, scores = (np.sign(x[:, None] - x[None, :]) for x in (items.human, items.metric))  # every pair, both ways round
+    tau = (human * scores).sum() / math.sqrt((human != 0).sum() * (scores != 0).sum())
+    assert kendall(items.human, items.metric) == pytest.approx(tau, abs=1e-9)
+
+
 def test_real_ratings_correlate_by_prompt_and_overall_with_intervals_around_the_value() -> None:
     items = tifa("clipscore_vitb32")
     found = correlations(items, resamples=50)
