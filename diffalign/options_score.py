@@ -9,7 +9,7 @@ from diffalign.specs import Spec
 SCORES = """scorers (weights from the hub, or from a local file or folder by {pickscore: {model: PATH}}):
   pickscore    PickScore; compares images of one prompt         clipscore    CLIPScore; 2.5 times the cosine, not below zero
   hps          HPSv2.1, or {hps: {version: "2.0"}}              aesthetic    LAION's predictor v2; reads no prompt
-  imagereward  ImageReward; reads 35 tokens of a prompt
+  imagereward  ImageReward; reads 35 tokens of a prompt         mps          MPS, its overall score
   {vqascore: {model: Qwen/Qwen2.5-VL-3B-Instruct}}              chance of Yes, by a vision-language model; reads long prompts
   adherence, {taste: {name: high}}                              the embedded world's judges
   {function: {path: "file.py:name"}}                            your own function of (images, prompts): a number an image

@@ -109,7 +109,7 @@ def _clip(name: str, processor: str, revision: str | None, device: str) -> tuple
         given = tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return {name: given[name].to(device) for name in ("input_ids", "attention_mask")}
 
-    return network, _frame(processor, known), tokens, longest
+    return network, frame_of(processor, known), tokens, longest
 
 
 def _vision(name: str, revision: str | None, device: str) -> tuple[Any, Frame]:
@@ -119,10 +119,10 @@ def _vision(name: str, revision: str | None, device: str) -> tuple[Any, Frame]:
     except UNREADABLE as error:
         raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
     frozen(network, device)
-    return network, _frame(name, revision)
+    return network, frame_of(name, revision)
 
 
-def _frame(name: str, revision: str | None) -> Frame:
+def frame_of(name: str, revision: str | None) -> Frame:
     """Return what the image processor in a folder or on the hub does. Raises CheckpointError if it is none of a CLIP's."""
     try:
         facts = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False).to_dict()

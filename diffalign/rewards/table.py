@@ -9,6 +9,7 @@ from diffalign.rewards.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.function import function, http
 from diffalign.rewards.hps import hps
 from diffalign.rewards.imagereward import imagereward
+from diffalign.rewards.mps import mps
 from diffalign.rewards.shapes import adherence, taste
 from diffalign.rewards.vqascore import vqascore
 from diffalign.specs import Spec, bind
@@ -18,6 +19,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "clipscore": clipscore,
     "hps": hps,
     "imagereward": imagereward,
+    "mps": mps,
     "aesthetic": aesthetic,
     "vqascore": vqascore,
     "adherence": adherence,
