@@ -16,6 +16,7 @@ from diffalign.backbones.base import Trained
 from diffalign.backbones.folders import is_language_model
 from diffalign.config import TrainConfig
 from diffalign.data.table import is_table
+from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.methods import METHODS
 from diffalign.outline import Outline, activations, outline
@@ -33,13 +34,18 @@ def report(config: TrainConfig) -> str:
     build.check(config)
     if is_language_model(config.pretrained_model_name_or_path):
         model, found = dryrun_text.described(config)
-        lines = _aligned([*found, *_step(config, model, "text")])
+        lines = _aligned([*found, *_step(config, model, _view(config, "text"))])
         return "\n".join([*lines, "", *_table(_weights(config, model.network)), "", dryrun_text.NOTE])
-    drawn = outline(config, torch.device("cuda"))
-    lines = _aligned([*_model(config, drawn), *_step(config, drawn.model, "image")])
+    drawn, view = outline(config, torch.device("cuda")), _view(config, "image")
+    lines = _aligned([*_model(config, drawn), *_step(config, drawn.model, view)])
     encoders = readable(sum(_bytes(part.parameters()) for part in _encoders(drawn)))
     before = [] if config.cache == "off" else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
-    return "\n".join([*lines, "", *_table(memory(config, drawn)), "", NOTE, *before])
+    return "\n".join([*lines, "", *_table(memory(config, drawn, 2 if view is None else len(view.entries[0].order))), "", NOTE, *before])
+
+
+def _view(config: TrainConfig, kind: str) -> View | None:
+    """Return the training records, where they are a table."""
+    return open_dataset(config, kind=kind) if is_table(config.dataset_name) else None
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -68,16 +74,15 @@ def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
     ]
 
 
-def _step(config: TrainConfig, model: Trained, kind: str) -> list[tuple[str, str]]:
+def _step(config: TrainConfig, model: Trained, view: View | None) -> list[tuple[str, str]]:
     """Return how much a step sees, and what beta means."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch = config.train_batch_size * config.gradient_accumulation_steps * processes
     paper = METHODS[config.method].paper_batch
     counts = f"{config.train_batch_size} at once x {config.gradient_accumulation_steps} accumulated x {processes} processes"
     rows = [("method", config.method), ("records a step", f"{batch}: {counts}" + (f"; the paper's: {paper}" if paper else ""))]
-    if is_table(config.dataset_name):
-        records = len(open_dataset(config, kind=kind))
-        rows.append(("records", f"{records}: {config.max_train_steps * batch / records:.3g} passes in {config.max_train_steps} steps"))
+    if view is not None:
+        rows.append(("records", f"{len(view)}: {config.max_train_steps * batch / len(view):.3g} passes in {config.max_train_steps} steps"))
     else:
         rows.append(("records", f"{config.dataset_name} is not opened: it is no table yet"))
     ((_, constants),) = config.part("objective").items()
@@ -86,10 +91,10 @@ def _step(config: TrainConfig, model: Trained, kind: str) -> list[tuple[str, str
     return rows
 
 
-def memory(config: TrainConfig, drawn: Outline) -> list[tuple[str, float]]:
-    """Return (what, bytes) of everything that lies on the device in a training step."""
-    denoiser = drawn.model.denoiser
-    images = config.train_batch_size * (1 if config.sequential_candidates or "self_rollout" in config.part("trajectory") else 2)
+def memory(config: TrainConfig, drawn: Outline, candidates: int = 2) -> list[tuple[str, float]]:
+    """Return (what, bytes) of everything that lies on the device in a training step on records of so many candidates."""
+    denoiser, alone = drawn.model.denoiser, config.sequential_candidates or "self_rollout" in config.part("trajectory")
+    images = config.train_batch_size * (1 if alone else candidates)
     rows = _weights(config, denoiser)
     if config.tuning == "full" and config.compares:
         rows.insert(2, ("the reference, a second network", _second(config, denoiser)))

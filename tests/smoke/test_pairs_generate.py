@@ -23,7 +23,7 @@ def launched(words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_two_processes_rank_a_models_own_images_and_rank_dpo_trains_on_them(micro_sd, tmp_path):
+def test_two_processes_rank_a_models_own_images_and_rank_dpo_trains_on_them(micro_sd, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, PROMPTS[0]]))
     model = ["--pretrained_model_name_or_path", str(micro_sd)]
     words = ["--prompts", str(tmp_path / "prompts.txt"), "--scorers", "[adherence, {taste: {name: bright_background}}]"]
@@ -35,7 +35,10 @@ def test_two_processes_rank_a_models_own_images_and_rank_dpo_trains_on_them(micr
     assert [record.prompt for record in table] == PROMPTS
     assert all(sorted(c.scores) == ["adherence", "bright_background"] for record in table for c in record.candidates)
     options = ["--method", "rank_dpo", "--max_train_steps", "2", "--train_batch_size", "2", "--rank", "2", "--learning_rate", "1e-2"]
-    assert main(["train", *model, *options, "--dataset_name", str(table.path), "--output_dir", str(tmp_path / "run")]) == 0
+    train = ["train", *model, *options, "--dataset_name", str(table.path), "--output_dir", str(tmp_path / "run")]
+    assert main([*train, "--dry_run"]) == 0
+    assert "activations of 8 images" in capsys.readouterr().out  # two records of four
+    assert main(train) == 0
     log = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0.0 for row in log)
