@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from diffalign.rewards.table import SCORERS, load_scorer
 from diffalign.specs import Spec, bind, single
 
 BATCH = 32  # images decoded at once
-PART = 256  # images between two files of finished scores
+PART = 256  # images between two files of finished scores, or fewer if they take longer than
+SECONDS = 20.0
 KEPT = ("reader", "dataset_name", "split")  # of the manifest of the table that is scored
 
 Key = tuple[str, int]  # record id and candidate
@@ -88,23 +90,19 @@ def _compute(table: Table, stem: Path, spec: Spec, device: str, part: int, todo:
     scorer = load_scorer(spec, device=device)
     about = {name: getattr(scorer, name) for name in ("name", "scale", "licence", "max_tokens", "revision")} | {"spec": spec}
     _place(stem.with_suffix(".json"), lambda file: file.write_text(json.dumps(about), encoding="utf-8"))
-    images = _images(table, set(todo))
+    images, size = _images(table, set(todo)), min(BATCH, part)
+    found: dict[Key, float] = {}
     with tqdm(total=len(todo) + len(done), initial=len(done), desc=f"score {scorer.name}", unit=" images", disable=None) as bar:
-        for start in range(0, len(todo), part):
-            found: dict[Key, float] = {}
-            for count in _batches(min(part, len(todo) - start)):
-                batch = list(itertools.islice(images, count))
-                values = scorer([image for _, image, _ in batch], [prompt for *_, prompt in batch])
-                found |= dict(zip([key for key, *_ in batch], map(float, values), strict=True))
-                bar.update(count)
-            _write(stem.with_name(f"{stem.name}-{len(done):09d}.parquet"), found)
-            done |= found
+        written = time.monotonic()
+        while batch := list(itertools.islice(images, size)):  # the same batches after a kill, and so the same scores to the last bit
+            values = scorer([image for _, image, _ in batch], [prompt for *_, prompt in batch])
+            found |= dict(zip([key for key, *_ in batch], map(float, values), strict=True))
+            bar.update(len(batch))
+            if len(found) >= part or time.monotonic() - written > SECONDS:
+                _write(stem, found, done)
+                found, written = {}, time.monotonic()
+    _write(stem, found, done)
     return about
-
-
-def _batches(count: int) -> Iterator[int]:
-    """Yield batch sizes that sum to `count`."""
-    yield from (min(BATCH, count - start) for start in range(0, count, BATCH))
 
 
 def _keys(table: Table) -> Iterator[Key]:
@@ -156,9 +154,13 @@ def _read(progress: Path, mark: str) -> tuple[dict[Key, float], dict[str, Any] |
     return done, json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None
 
 
-def _write(file: Path, found: dict[Key, float]) -> None:
+def _write(stem: Path, found: dict[Key, float], done: dict[Key, float]) -> None:
+    """Add `found` to `done`, and to the files that begin with `stem`."""
     columns = {"id": [key[0] for key in found], "candidate": [key[1] for key in found], "score": list(found.values())}
-    _place(file, lambda temporary: pq.write_table(pa.table(columns), temporary))
+    if found:
+        file = stem.with_name(f"{stem.name}-{len(done):09d}.parquet")
+        _place(file, lambda temporary: pq.write_table(pa.table(columns), temporary))
+    done |= found
 
 
 def _place(file: Path, write: Any) -> None:
