@@ -21,8 +21,9 @@ def score(config: ScoreConfig) -> int:
         raise ConfigError("`prompts` are for --images; the images of a dataset have prompts of their own")
     import torch
 
-    from diffalign.rewards.score import score_table
+    from diffalign.rewards.score import check, score_table
 
+    check(config.scorers, Path(config.output_dir), overwrite=config.overwrite)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
         table = score_table(

@@ -46,14 +46,9 @@ def score_table(
     none, or two of one name; TableError for a table of texts, or where `path` exists and `overwrite` is not set.
     """
     path = Path(path)
-    if not specs:
-        raise ConfigError(f"`scorers` is empty. Known: {', '.join(sorted(SCORERS))}")
-    for spec in specs:
-        bind("scorer", SCORERS, spec, device=device)
+    check(specs, path, overwrite=overwrite)
     if table.manifest["kind"] != "image":
         raise TableError(f"{table.path}: a table of {table.manifest['kind']}s; scorers judge images")
-    if path.exists() and not overwrite:
-        raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
     progress = path.with_name(f".{path.name}.scores")
     progress.mkdir(parents=True, exist_ok=True)
     facts, scores = [], {}
@@ -69,6 +64,16 @@ def score_table(
     made = write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
     shutil.rmtree(progress)
     return made
+
+
+def check(specs: Sequence[Spec], path: Path, *, overwrite: bool) -> None:
+    """Raise what `score_table` does for scorers that are none and a folder that is taken, before a dataset or a model is read."""
+    if not specs:
+        raise ConfigError(f"`scorers` is empty. Known: {', '.join(sorted(SCORERS))}")
+    for spec in specs:
+        bind("scorer", SCORERS, spec, device="cpu")
+    if path.exists() and not overwrite:
+        raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
 
 
 def _scored(table: Table, progress: Path, spec: Spec, device: str, part: int) -> tuple[dict[str, Any], dict[Key, float]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diffalign.errors import CheckpointError
@@ -43,6 +44,15 @@ def test_pickscore_is_the_cosine_times_the_models_own_scale(clip):
     scorer = load_scorer({"pickscore": {"model": folder}})
     np.testing.assert_allclose(scorer(pictures(), PROMPTS), math.exp(1.7) * cosines(network), atol=1e-5)
     assert (scorer.name, scorer.max_tokens) == ("pickscore", 8)
+
+
+def test_a_clip_that_gives_its_features_as_tensors_scores_the_same(clip, monkeypatch):
+    scorer = load_scorer({"pickscore": {"model": clip[0]}})
+    expected = scorer(pictures(), PROMPTS)
+    for name in ("get_image_features", "get_text_features"):  # as those of transformers 4 do
+        now = getattr(CLIPModel, name)
+        monkeypatch.setattr(CLIPModel, name, lambda self, now=now, **given: now(self, **given).pooler_output)
+    np.testing.assert_array_equal(scorer(pictures(), PROMPTS), expected)
 
 
 def test_clipscore_is_two_and_a_half_cosines_and_never_negative(clip):

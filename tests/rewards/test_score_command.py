@@ -54,6 +54,8 @@ def test_a_folder_is_scored_under_every_prompt_and_what_names_nothing_is_not_jud
         (["--images", "a", "--dataset_name", "b"], "needs --dataset_name with a table or dataset, or --images"),
         (["--dataset_name", "b", "--prompts", "c"], "`prompts` are for --images"),
         (["--images", "."], "`scorers` is empty. Known: adherence, aesthetic"),
+        (["--images", "nowhere", "--scorers", "[pickscor]"], "there is no scorer `pickscor`. Did you mean `pickscore`?"),
+        (["--images", "nowhere", "--scorers", "[adherence]"], "nowhere: no image"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, words, problem):
