@@ -59,16 +59,21 @@ class Clock:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
 
 
+PATIENCE = 20_000  # draws without a new caption
+
+
 def open_prompts(taste: str, count: int, rng: np.random.Generator) -> list[str]:
     """Return distinct captions that do not name what `taste` judges, so that it has a say."""
     closed = OPEN_ATTRIBUTES[taste]
-    prompts: dict[str, None] = {}
-    for _ in range(200 * count):
+    prompts: dict[str, int] = {}
+    for number in range(200 * count):
         scene = random_scene(rng)
-        prompts.setdefault(random_caption(scene, rng, without=closed))
+        prompts.setdefault(random_caption(scene, rng, without=closed), number)
         if len(prompts) == count:
             return list(prompts)
-    raise ConfigError(f"there are only {len(prompts)} captions that leave `{taste}` open; asked for {count}. Use fewer prompts.")
+        if number - next(reversed(prompts.values())) > PATIENCE:
+            break
+    raise ConfigError(f"there are hardly more than {len(prompts)} captions that leave `{taste}` open; asked for {count}. Use fewer prompts.")
 
 
 def vote(
