@@ -73,7 +73,7 @@ def open_prompts(taste: str, count: int, rng: np.random.Generator) -> list[str]:
             return list(prompts)
         if number - next(reversed(prompts.values())) > PATIENCE:
             break
-    raise ConfigError(f"there are hardly more than {len(prompts)} captions that leave `{taste}` open; asked for {count}. Use fewer prompts.")
+    raise ConfigError(f"there are only about {len(prompts)} captions that leave `{taste}` open; asked for {count}. Use fewer prompts.")
 
 
 def vote(
