@@ -111,8 +111,7 @@ def _agrees(model: nn.Module, batch: TextBatch, what: str, switches: Switches, r
             reason = f"log-probabilities of random tokens are off by {error:.2g} nats"
         else:
             return True
-    except Exception as problem:
-        # Whatever a model stumbles over, it can be read the plain way.
+    except Exception as problem:  # models stumble in their own ways; whatever it is, they can be read the plain way
         reason = str(problem).split("\n", 1)[0]
     if own.config._attn_implementation != before:
         own.set_attn_implementation(before)

@@ -50,7 +50,7 @@ def run(base, tmp_path):
 def test_the_card_says_how_the_weights_were_made_and_what_they_gain(run, tmp_path):
     out = export_run(run, tmp_path / "out", name="mine")
     card = ModelCard.load(out / "README.md")
-    assert card.data.library_name == "diffusers"
+    assert card.data.to_dict()["library_name"] == "diffusers"
     assert card.data.tags == ["text-to-image", "diffusers", "diffusers-training", "lora", "diffusion-dpo"]
     assert card.data.base_model is None  # a folder is no model of the hub
     rows = dict(re.findall(r"^\| ([^|]+) \| (.+) \|$", card.text, re.MULTILINE))
