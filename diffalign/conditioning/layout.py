@@ -22,7 +22,7 @@ RENAMED = {"unet": FULL, "sd3": {}, "flux": {"image_embeds": "proj"}, "pixart": 
 IMAGES = 4  # tokens that Flux's projector makes of a row, as its loader takes for granted
 QUERIES = 16  # tokens of SD3's resampler
 HEAD = 64  # numbers of each of its heads, as its loader takes for granted
-SHARP = 50.0  # scale of SD3's user keys, where the image's have none
+SHARP = 32.0  # scale of SD3's user keys, where the image's have none
 READ = {"unet": "cross_attention_dim", "flux": "joint_attention_dim", "pixart": "caption_channels"}  # as wide as what attention reads
 
 

@@ -118,8 +118,8 @@ def test_a_run_in_half_precision_draws_nearly_the_same(models, tmp_path, family)
     run = write_user_run(tmp_path / "run", models(family))
     whole, half = (diffalign.load(run, dtype=dtype).for_user(choices()) for dtype in (torch.float32, torch.bfloat16))
     torch.testing.assert_close(half.tokens, whole.tokens, atol=1e-4, rtol=1e-4)
-    # SD3's user keys are long (`layout.SHARP`), so that logits round coarsely: with keys of 2 instead of 50 it is 0.07 apart, not 0.19.
-    np.testing.assert_allclose(drawn(half, family), drawn(whole, family), atol=0.25 if family == "sd3" else 0.05)
+    # SD3's user keys are long (`layout.SHARP`), so that its logits round coarsely.
+    np.testing.assert_allclose(drawn(half, family), drawn(whole, family), atol=0.15 if family == "sd3" else 0.05)
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "tiny-sd3"])
