@@ -55,7 +55,6 @@ class Template:
     """Writes records for a language model."""
 
     tokenizer: Any  # of transformers; it needs no padding token
-    chat_template: str | None = None  # Jinja; the tokenizer's own if None
 
     def encode(self, records: Sequence[Record]) -> list[Encoded]:
         """Return the ids of each record's candidates.
@@ -105,15 +104,14 @@ class Template:
         return self._prompt(record, candidate.prompt) + text + ("" if text.endswith(end) else end)
 
     def _render(self, record: Record, history: Sequence[Message], *, generation: bool) -> str:
-        if self.chat_template is None and self.tokenizer.chat_template is None:
+        if self.tokenizer.chat_template is None:
             raise ConfigError(
                 f"{record.source} is a conversation, and the tokenizer of {self._name} has no chat template; give one as a Jinja file "
                 "(--chat_template)"
             )
         turns = [{"role": message.role, "content": message.content} for message in history]
-        options = {"tokenize": False, "add_generation_prompt": generation, "chat_template": self.chat_template}
         try:
-            return self.tokenizer.apply_chat_template(turns, **options)
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template is no Jinja template (line {error.lineno}: {error})") from error
         except jinja2.TemplateError as error:

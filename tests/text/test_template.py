@@ -30,8 +30,15 @@ def letters(merges=(), *, before="<s> ", after="", bos="<s>", eos="</s>") -> Pre
     return PreTrainedTokenizerFast(tokenizer_object=inner, **{name: token for name, token in special.items() if token})
 
 
-def ids(made: PreTrainedTokenizerFast, record, **options):
-    return lists(Template(made, **options).encode([record])[0])
+def ids(made: PreTrainedTokenizerFast, record):
+    return lists(Template(made).encode([record])[0])
+
+
+def chatting(template):
+    """Return a tokenizer with a chat template."""
+    made = tokenizer()
+    made.chat_template = template
+    return made
 
 
 def test_a_text_is_prompt_and_completion_joined_as_they_are_and_ended_once():
@@ -136,19 +143,19 @@ def test_a_candidates_own_prompt_takes_the_place_of_the_last_turn():
     assert theirs == ours.replace("Name a prime.", "Name a square.")
 
 
-def test_a_template_given_as_a_file_is_used_instead_of_the_tokenizers(tmp_path):
+def test_a_template_that_was_read_from_a_file_writes_the_turns(tmp_path):
     path = tmp_path / "chat.jinja"
     path.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
-    made = tokenizer()
-    (record,) = Template(made, read_chat_template(str(path))).encode([chat_record([("user", "Hi")], "Hello", "Bye")])
+    made = chatting(read_chat_template(str(path)))
+    (record,) = Template(made).encode([chat_record([("user", "Hi")], "Hello", "Bye")])
     assert made.decode(record.prompts[0]) == "[user]Hi[assistant]"
     assert made.decode(record.completions[0]) == "Hello"
 
 
 def test_a_template_that_writes_the_prompt_differently_alone_keeps_what_both_ways_share():
     thinks = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}"
-    made = tokenizer()
-    (record,) = Template(made, thinks).encode([chat_record([("user", "Hi")], "Hello", "Bye")])
+    made = chatting(thinks)
+    (record,) = Template(made).encode([chat_record([("user", "Hi")], "Hello", "Bye")])
     assert made.decode(record.prompts[0]) == "[user]Hi[assistant]"
     assert record.lost == len(made("<think>", add_special_tokens=False).input_ids)
 
@@ -167,7 +174,7 @@ def test_what_a_template_cannot_write_is_refused_with_the_record_or_the_line():
     }
     for template, (kind, message) in cases.items():
         with pytest.raises(kind, match=message):
-            Template(tokenizer(), template).encode([record])
+            Template(chatting(template)).encode([record])
 
 
 def test_a_template_file_that_is_missing_or_empty_is_refused(tmp_path):
