@@ -191,8 +191,8 @@ class Arena:
             "heldout/rejected": round(float(ratios[:, 1].mean()), 6),
         }
 
-    def judge(self, prompts: Sequence[str], images: Sequence[Image.Image], base: Mapping[str, list[float]]) -> dict[str, float]:
-        """Return how `images` compare with the base's scores, draw by draw: by taste, and by how well shapes are formed."""
+    def judge(self, prompts: Sequence[str], images: Sequence[Image.Image], base: Mapping[str, list[float]]) -> dict[str, Any]:
+        """Return how `images` compare with the base's scores, draw by draw: by taste, whose scores are listed, and by form."""
         found = scores(images)
         won = win_rate(base["taste"][: len(images)], found["taste"], prompts)
         formed = win_rate(base["form"][: len(images)], found["form"], prompts)
@@ -205,6 +205,7 @@ class Arena:
             "form_win_rate": round(formed.rate, 4),
             "form_low": round(formed.low, 4),
             "form_high": round(formed.high, 4),
+            "tastes": found["taste"],
         }
 
     def base(self, seed: int, tuning: bool = False) -> dict[str, list[float]]:
