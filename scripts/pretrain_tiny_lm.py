@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffalign.infer.rewrite import Rewriter
 from diffalign.shapes.captions import VOCABULARY, parse, random_caption
-from diffalign.shapes.rewrites import distance, is_caption, random_rewrite, short_prompts
+from diffalign.shapes.checks import is_caption
+from diffalign.shapes.rewrites import distance, random_rewrite, short_prompts
 from diffalign.shapes.scenes import ATTRIBUTES, Scene, all_scenes, withheld_scenes
 from rounds import steps
 

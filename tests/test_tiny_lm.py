@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from diffalign.infer.rewrite import Rewriter
 from diffalign.shapes.captions import VOCABULARY, parse, random_caption
-from diffalign.shapes.rewrites import distance, is_caption, short_prompts
+from diffalign.shapes.checks import is_caption
+from diffalign.shapes.rewrites import distance, short_prompts
 from diffalign.shapes.scenes import ATTRIBUTES, random_scene
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny-lm"

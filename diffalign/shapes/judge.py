@@ -116,12 +116,15 @@ def read(image: Image.Image) -> Reading:
     return Reading(attributes, fill, ground, (float(offset[0]), float(offset[1])), radius, float(overlaps[best]))
 
 
+def matches(prompt: str, reading: Reading) -> dict[str, bool]:
+    """Return for each attribute named in `prompt` whether the picture shows it; each by itself, whatever the others are."""
+    return {name: reading.attributes.get(name) == value for name, value in parse(prompt).items()}
+
+
 def adherence(prompt: str, reading: Reading) -> float:
     """Return the share in [0, 1] of the attributes named in `prompt` that the picture shows; NaN if it names none."""
-    named = parse(prompt)
-    if not named:
-        return float("nan")
-    return sum(reading.attributes.get(name) == value for name, value in named.items()) / len(named)
+    found = matches(prompt, reading).values()
+    return sum(found) / len(found) if found else float("nan")
 
 
 def mean_adherence(prompts: Sequence[str], images: Sequence[Image.Image]) -> float:

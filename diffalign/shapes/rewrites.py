@@ -48,16 +48,6 @@ def distance(prompt: str, rewrite: str) -> float:
     return 1.0 - sum(same) / len(same) if same else 0.0
 
 
-def is_caption(text: str) -> bool:
-    """Return whether `text` is a caption of the world's own grammar, word for word.
-
-    >>> is_caption("a red star at the left"), is_caption("a star red"), is_caption("at the left")
-    (True, False, False)
-    """
-    named = parse(text)
-    return "shape" in named and caption(named) == text
-
-
 def random_rewrite(prompt: str, rng: np.random.Generator, *, add: float = 0.7, drift: float = 0.2) -> str:
     """Return a caption that names what `prompt` names and more; what it means drifts with chance `drift`.
 

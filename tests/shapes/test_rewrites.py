@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffalign.shapes.captions import parse
-from diffalign.shapes.rewrites import distance, is_caption, kept, random_rewrite, short_prompts
+from diffalign.shapes.checks import is_caption
+from diffalign.shapes.rewrites import distance, kept, random_rewrite, short_prompts
 
 
 def test_short_prompts_are_all_captions_with_at_most_two_attributes_besides_the_shape():
