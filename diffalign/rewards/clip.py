@@ -70,7 +70,7 @@ def aesthetic(
     `revision` is of `model`.
     """
     weights = read_weights(head, "aesthetic-model.pth")
-    network, frame = _vision(model, revision, device)
+    network, frame = vision(model, revision, device)
     predictor = linear_head(weights["layers.0.weight"].shape[1] if "layers.0.weight" in weights else 1)
     fill(predictor, {key.removeprefix("layers."): value.float() for key, value in weights.items()}, head)
     frozen(predictor, device)
@@ -112,7 +112,7 @@ def _clip(name: str, processor: str, revision: str | None, device: str) -> tuple
     return network, frame_of(processor, known), tokens, longest
 
 
-def _vision(name: str, revision: str | None, device: str) -> tuple[Any, Frame]:
+def vision(name: str, revision: str | None, device: str) -> tuple[Any, Frame]:
     """Return the image half of a CLIP and its frame. Raises CheckpointError if it does not load."""
     try:
         network = whole(CLIPVisionModelWithProjection, name, revision, dtype=torch.float32)

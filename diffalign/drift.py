@@ -1,0 +1,97 @@
+"""How pictures drift where a reward is chased: their colours, their edges, and how alike those of one prompt become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from diffalign.rewards.clip import CLIP_L, vision
+from diffalign.rewards.network import BATCH
+from diffalign.specs import Spec, bind
+
+Features = Callable[[Sequence[Image.Image]], np.ndarray]
+"""Images -> (N, D), whose Euclidean distance says how different two images are."""
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))  # of linear sRGB, IEC 61966-2-1
+
+
+def saturation(image: Image.Image) -> float:
+    """Return the mean chroma in [0, 1]: the largest minus the smallest of R, G and B, over all pixels.
+
+    That is the chroma of HSV (Smith 1978), saturation times value: a dark pixel, whose hue nobody sees, does not count as vivid.
+    """
+    rgb = _rgb(image)
+    return float((rgb.max(axis=-1) - rgb.min(axis=-1)).mean())
+
+
+def sharpness(image: Image.Image) -> float:
+    """Return the variance of the Laplacian (0 1 0, 1 -4 1, 0 1 0) of the luma in [0, 1], borders left out; 0 for a flat picture.
+
+    As Pech-Pacheco et al. 2000 measure focus. It depends on the size: compare pictures of one size. NaN for less than 3 by 3 pixels.
+    """
+    luma = _rgb(image) @ np.array(LUMA)
+    if min(luma.shape) < 3:
+        return float("nan")
+    around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
+    return float((around - 4.0 * luma[1:-1, 1:-1]).var())
+
+
+def diversity(images: Sequence[Image.Image], features: Features) -> float:
+    """Return the mean distance between the features of every two of a prompt's images; NaN for fewer than two."""
+    if len(images) < 2:
+        return float("nan")
+    return float(np.mean([np.linalg.norm(first - second) for first, second in combinations(features(images), 2)]))
+
+
+def features(spec: Spec, *, device: str = "cpu") -> Features:
+    """Return the features that `spec` names: pixels, or {clip: {model: ...}}. Raises ConfigError for a spec that is none."""
+    return bind("feature", FEATURES, spec, device=device)()
+
+
+def pixels(*, side: int = 8) -> Features:
+    """Return features without weights: the CIELAB colours of `side` by `side` areas.
+
+    The distance of two images is the root mean square over areas of the CIE 1976 colour difference: 100 between black and white.
+    """
+
+    def described(images: Sequence[Image.Image]) -> np.ndarray:
+        small = [image.convert("RGB").resize((side, side), Image.Resampling.BOX) for image in images]
+        return np.stack([_lab(_rgb(image)).ravel() / side for image in small])
+
+    return described
+
+
+def clip(*, model: str = CLIP_L, revision: str | None = None, device: str = "cpu") -> Features:
+    """Return the unit image embeddings of a CLIP in a folder or on the hub; distances are in [0, 2]."""
+    network, frame = vision(model, revision, device)
+
+    @torch.no_grad()
+    def embedded(images: Sequence[Image.Image]) -> np.ndarray:
+        parts = [frame.pixels(images[start : start + BATCH]).to(device) for start in range(0, len(images), BATCH)]
+        found = [F.normalize(network(pixel_values=part).image_embeds, dim=-1) for part in parts]
+        return torch.cat(found).double().cpu().numpy()
+
+    return embedded
+
+
+FEATURES: dict[str, Callable[..., Features]] = {"pixels": pixels, "clip": clip}
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Return (H, W, 3) in [0, 1]."""
+    return np.asarray(image.convert("RGB"), dtype=np.float64) / 255.0
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """Return CIELAB (H, W, 3) of sRGB (H, W, 3) in [0, 1], with D65 as white: L in [0, 100]."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    matrix = np.array(XYZ)
+    ratio = linear @ matrix.T / matrix.sum(axis=1)
+    x, y, z = np.moveaxis(np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio * (29 / 6) ** 2 / 3 + 4 / 29), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
