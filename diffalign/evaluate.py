@@ -24,6 +24,7 @@ from diffalign.data.batch import positions_alike, sample_generator
 from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
+from diffalign.drawing import drawn_as
 from diffalign.errors import ConfigError
 from diffalign.infer.load import base_of, load, run_facts
 from diffalign.infer.personal import Personal, restore
@@ -157,13 +158,6 @@ def _check_asked(taste: str | None, user: Any, runs: Sequence[Mapping[str, Any]]
 def _for(user: Any, loaded: Any) -> Any:
     """Return the pipeline that draws for the user, where there are users."""
     return loaded.for_user(user) if isinstance(loaded, Personal) else loaded
-
-
-def drawn_as(folder: Path) -> dict[str, Any]:
-    """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run."""
-    run = run_facts(folder)
-    shape = {name: run.get(name) for name in ("resolution", "max_sequence_length")}
-    return {**shape, "true_cfg": run.get("inference") == "negative_guidance"}
 
 
 def _judged(taste: str, prompts: Sequence[str], drawn: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Any]:

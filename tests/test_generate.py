@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from diffalign import drawing
 from diffalign import generate as module
 from diffalign.backbones.table import load_pipeline
 from diffalign.data.records import Candidate, Record, decode_image
 from diffalign.data.table import ROWS, read_table
+from diffalign.drawing import seed_of
 from diffalign.errors import ConfigError, TableError
-from diffalign.generate import generate, ranked, seed_of, standing
+from diffalign.generate import generate, ranked, standing
 from diffalign.infer.sample import draw
 from diffalign.options_pairs import GenerateConfig
 from diffalign.rewards.table import SCORERS
@@ -138,11 +140,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_table(config, whole, monkeypa
         if where == "score":
             patch.setattr(Redness, "__call__", killing(Redness.__call__, survived))
         else:
-            patch.setattr(module, where, killing(getattr(module, where), survived))
+            killed = killing(getattr(drawing, where), survived)  # the parts' tables, and then the whole one
+            for place in {drawing, module} if where == "write_table" else {drawing}:
+                patch.setattr(place, where, killed)
         with pytest.raises(KillError):
             generate(config, PROMPTS)
     calls = []
-    monkeypatch.setattr(module, "draw", lambda *args, **options: calls.append(args[1]) or draw(*args, **options))
+    monkeypatch.setattr(drawing, "draw", lambda *args, **options: calls.append(args[1]) or draw(*args, **options))
     table = generate(config, PROMPTS)
     assert (table.path / ROWS).read_bytes() == (whole.path / ROWS).read_bytes()
     assert len(calls) == (1 if (where, survived) in (("draw", 1), ("write_table", 1)) else 0)
@@ -151,7 +155,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_table(config, whole, monkeypa
 
 def test_two_processes_share_the_parts_and_make_the_same_table(config, whole, monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "draw", lambda *args, **options: calls.append(len(args[1])) or draw(*args, **options))
+    monkeypatch.setattr(drawing, "draw", lambda *args, **options: calls.append(len(args[1])) or draw(*args, **options))
 
     def state(index):
         facts = {"process_index": index, "num_processes": 2, "device": "cpu", "is_main_process": index == 0}
@@ -219,5 +223,5 @@ def test_scores_that_cannot_rank_are_refused_and_the_images_are_kept_for_the_nex
         generate(replace(config, rank_by="rid"), PROMPTS[:2])
     with pytest.raises(ConfigError, match="two of them give a score of the same name"):
         generate(replace(config, scorers=["red", "red"]), PROMPTS[:2])
-    monkeypatch.setattr(module, "draw", None)
+    monkeypatch.setattr(drawing, "draw", None)
     assert len(read_table(generate(replace(config, rank_by="red"), PROMPTS[:2]).path)) == 2

@@ -79,7 +79,7 @@ def check(specs: Sequence[Spec], path: Path, *, overwrite: bool) -> None:
 def _scored(table: Table, progress: Path, spec: Spec, device: str, part: int) -> tuple[dict[str, Any], dict[Key, float]]:
     """Return what is known of a scorer and the scores of all images, computed where `progress` lacks them."""
     constants = single("scorer", spec)[1]
-    mark = fingerprint({"table": table.fingerprint, "spec": single("scorer", spec), "files": _stamps(constants)})[:24]
+    mark = fingerprint({"table": table.fingerprint, "spec": single("scorer", spec), "files": stamps(constants)})[:24]
     done, about = _read(progress, mark)
     todo = [key for key in _keys(table) if key not in done]
     if about is None or todo:
@@ -139,7 +139,7 @@ def _with_scores(record: Record, scores: dict[str, dict[Key, float]]) -> Record:
     return dataclasses.replace(record, candidates=tuple(candidates))
 
 
-def _stamps(constants: Any) -> list[tuple[str, int, int]]:
+def stamps(constants: Any) -> list[tuple[str, int, int]]:
     """Return size and time of the files that a spec's constants name, so that scores by other weights are not taken for theirs."""
     found = []
     for value in constants.values():
