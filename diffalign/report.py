@@ -5,12 +5,9 @@ A missing fact drops its part of the page; a number that is not finite is a dash
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,11 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffalign.page import HUGE, bracket, document, fill, interval, number, percent, picture, plain, show, table, verdict, write
+
 SHOWN = 24  # comparisons in the grid
-SMALL, LARGEST = 128, 384  # pixels: up to the first, images are enlarged without smoothing; beyond the second, they are scaled down
-STYLE = Path(__file__).with_name("report.css")
 BUCKETS = 300  # a longer curve keeps the lowest and the highest value of so many buckets: no spike is lost
-HUGE = 1e100  # counts as not finite: it could not be drawn
 WIDTH, HEIGHT, ACROSS, DOWN = 288, 180, (34, 282), (148, 20)  # pixels of a chart and of its axes, from low to high
 LOGISTIC = (math.log(2), "ln 2: equal to its reference")  # -log sigmoid(0)
 CHARTS = (  # title, what it says, log columns, reference level with its label, values that the y axis always holds
@@ -60,62 +56,23 @@ def write_report(folder: Path, facts: Mapping[str, Any], log: Sequence[Mapping[s
 
     `comparisons` come in the order of the held-out prompts: the page shows the first 24 and says so.
     """
-    known, page = _plain(facts), folder / "report.html"
-    texts = {folder / "report.json": json.dumps(known, indent=2) + "\n", page: _page(known, log, comparisons)}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            temporaries[path].write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+    known, page = plain(facts), folder / "report.html"
+    write({folder / "report.json": json.dumps(known, indent=2) + "\n", page: _page(known, log, comparisons)})
     return page
 
 
-def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `facts` as strict JSON holds them: numpy as Python's own, not finite as None, any other kind as text."""
-    text = json.dumps(dict(facts), default=lambda value: value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value))
-    return json.loads(text, parse_constant=lambda _: None)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float | np.number) and abs(value) < HUGE else math.nan
-
-
-def _show(value: float, form: str) -> str:
-    return f"{value:{form}}".replace("-", "&minus;") if math.isfinite(value) else "&ndash;"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0")
-
-
-def _interval(facts: Mapping[str, Any]) -> tuple[float, float] | None:
-    low, high = (_number(end) for end in facts.get("ci95") or (None, None))
-    return (low, high) if math.isfinite(low + high) else None
-
-
-def _text(facts: Mapping[str, Any], forms: Mapping[str, str], glue: str = "") -> str:
-    """Return the form of each fact that is there, filled in and joined."""
-    there = {key: facts[key] for key in forms if facts.get(key) is not None}
-    return glue.join(forms[key].format(escape(f"{v:g}" if isinstance(v, float) else str(v))) for key, v in there.items())
-
-
 def _headline(facts: Mapping[str, Any]) -> str:
-    rate, ends = _number(facts.get("win_rate")), _interval(facts)
+    rate, ends = number(facts.get("win_rate")), interval(facts)
     if math.isnan(rate):
         return "The win rate of the aligned model was not measured"
-    spread = f" (95&nbsp;% interval {_percent(ends[0])} to {_percent(ends[1])}&nbsp;%)" if ends else ""
-    wins = f"{_percent(rate)}&nbsp;% of {_text(facts, {'prompts_heldout': '{} '})}held-out prompts{spread}"
-    wins += _text(facts, {"taste": " under the taste <code>{}</code>"})
+    spread = f" (95&nbsp;% interval {percent(ends[0])} to {percent(ends[1])}&nbsp;%)" if ends else ""
+    wins = f"{percent(rate)}&nbsp;% of {fill(facts, {'prompts_heldout': '{} '})}held-out prompts{spread}"
+    wins += fill(facts, {"taste": " under the taste <code>{}</code>"})
     if ends is None:
         return f"The aligned model wins {wins}; there is no interval, so this may be chance"
-    if ends[1] < 0.5:
+    if verdict(ends) == "loss":
         return f"The aligned model loses: it wins only {wins}, and the interval lies below one half"
-    if ends[0] <= 0.5:
+    if verdict(ends) == "unclear":
         return f"No clear win: the aligned model wins {wins}, and the interval is not above one half"
     return f"The aligned model wins {wins}"
 
@@ -123,18 +80,14 @@ def _headline(facts: Mapping[str, Any]) -> str:
 def _lede(facts: Mapping[str, Any]) -> str:
     how = {"model": "<code>{}</code>", "method": "aligned with <code>{}</code>", "pairs_train": "on {} pairs", "steps": "in {} steps"}
     settings = {"train_batch_size": "{} pairs a step", "beta": "beta {}", "learning_rate": "learning rate {}", "rank": "adapter rank {}"}
-    parts = [part for part in (_text(facts, how, " "), _text(facts, settings, ", ")) if part]
+    parts = [part for part in (fill(facts, how, " "), fill(facts, settings, ", ")) if part]
     return f'<p class="soft">{"; ".join(parts)}.</p>' if parts else ""
 
 
-def _picture(prompt: str, model: str, image: Image.Image, score: float, other: float) -> str:
-    small, buffer, image = max(image.size) <= SMALL, io.BytesIO(), image.convert("RGB")
-    image.thumbnail((LARGEST, LARGEST))
-    image.save(buffer, "PNG" if small else "JPEG", quality=90)
-    source = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    verdict = f' <span class="{model}">wins</span>' if score > other else " tie" if score == other else ""
-    return f"""<figure><img class="{"small" if small else "large"}" src="{source}" alt="{escape(prompt)}, by the {model} model">
-<figcaption>{model} {_show(score, ".3f")}{verdict}</figcaption></figure>"""
+def _figure(prompt: str, model: str, image: Image.Image, score: float, other: float) -> str:
+    outcome = f' <span class="{model}">wins</span>' if score > other else " tie" if score == other else ""
+    return f"""<figure>{picture(image, f"{prompt}, by the {model} model")}
+<figcaption>{model} {show(score, ".3f")}{outcome}</figcaption></figure>"""
 
 
 def _grid(facts: Mapping[str, Any], comparisons: Sequence[Comparison]) -> str:
@@ -142,9 +95,9 @@ def _grid(facts: Mapping[str, Any], comparisons: Sequence[Comparison]) -> str:
         return ""
     cards, wins, losses = [], 0, 0
     for c in comparisons[:SHOWN]:
-        base, aligned = _number(c.base_score), _number(c.aligned_score)
+        base, aligned = number(c.base_score), number(c.aligned_score)
         wins, losses = wins + (aligned > base), losses + (aligned < base)
-        pair = _picture(c.prompt, "base", c.base, base, aligned) + _picture(c.prompt, "aligned", c.aligned, aligned, base)
+        pair = _figure(c.prompt, "base", c.base, base, aligned) + _figure(c.prompt, "aligned", c.aligned, aligned, base)
         texts = (("base", c.base_text), ("aligned", c.aligned_text))
         words = "".join(f'<small><span class="{model}">{model}</span> {escape(text)}</small>' for model, text in texts if text)
         cards.append(f'<div class="card"><h3>{escape(c.prompt)}</h3><div class="pair">{pair}</div>{words}</div>')
@@ -155,24 +108,16 @@ by result: here the aligned model wins {wins}, the base model {losses}. Both sta
 
 
 def _win_rate(facts: Mapping[str, Any]) -> str:
-    rate, ends = _number(facts.get("win_rate")), _interval(facts)
+    rate, ends = number(facts.get("win_rate")), interval(facts)
     if math.isnan(rate):
         return ""
-    lines = ((ends[0], 16, ends[1], 16), (ends[0], 9, ends[0], 23), (ends[1], 9, ends[1], 23)) if ends else ()
-    bracket = "".join(f'<line x1="{100 * a:.2f}%" y1="{b}" x2="{100 * c:.2f}%" y2="{d}"/>' for a, b, c, d in lines)
     return f"""<h2>Win rate</h2><p>The share of prompts where the taste scores the aligned image above the base image;
 a tie counts one half. {"The bracket is the 95&nbsp;% interval, from resampling the prompts." if ends else ""}</p>
-<svg height="54" role="img" aria-label="win rate {_percent(rate)} percent"><rect class="track" width="100%" height="32"/>
+<svg height="54" role="img" aria-label="win rate {percent(rate)} percent"><rect class="track" width="100%" height="32"/>
 <rect class="bar" width="{100 * min(max(rate, 0.0), 1.0):.2f}%" y="6" height="20"/><line class="level" x1="50%" x2="50%" y2="36"/>
-<g class="interval">{bracket}</g><text class="rate" x="10" y="21">{_percent(rate)}&nbsp;%</text>
+{bracket(*ends, 16) if ends else ""}<text class="rate" x="10" y="21">{percent(rate)}&nbsp;%</text>
 <text y="50">0&nbsp;%</text><text x="50%" y="50" text-anchor="middle">50&nbsp;%, a coin toss</text>
 <text x="100%" y="50" text-anchor="end">100&nbsp;%</text></svg>"""
-
-
-def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
-    body = "".join(f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows)
-    top = f"<thead><tr>{''.join(f'<th>{word}</th>' for word in head)}</tr></thead>" if head else ""
-    return f'<table class="{kind}">{top}<tbody>{body}</tbody></table>' if body else ""
 
 
 def _numbers(facts: Mapping[str, Any]) -> str:
@@ -187,10 +132,10 @@ def _numbers(facts: Mapping[str, Any]) -> str:
     )
     rows = []
     for name, before, after, meaning in lines:
-        base, aligned = _number(facts.get(before)), _number(facts.get(after))
+        base, aligned = number(facts.get(before)), number(facts.get(after))
         if math.isfinite(aligned):
-            rows.append((f"{name}<small>{meaning}</small>", _show(base, ".3f"), _show(aligned, ".3f"), _show(aligned - base, "+.3f")))
-    return f"<h2>Numbers</h2>{_table(rows, ('', 'base', 'aligned', 'change'))}" if rows else ""
+            rows.append((f"{name}<small>{meaning}</small>", show(base, ".3f"), show(aligned, ".3f"), show(aligned - base, "+.3f")))
+    return f"<h2>Numbers</h2>{table(rows, ('', 'base', 'aligned', 'change'))}" if rows else ""
 
 
 def _mean(y: np.ndarray, window: int) -> np.ndarray:
@@ -222,11 +167,11 @@ def _axes(steps: tuple[float, float], values: tuple[float, float]) -> str:
     exponent = 0 if -3 < (power := math.floor(math.log10(max(map(abs, values))))) < 4 else power
     lines = f'<text x="{sum(ACROSS) / 2}" y="{HEIGHT - 2}" text-anchor="middle">step</text>'
     if exponent:
-        lines += f'<text x="{ACROSS[0]}" y="{DOWN[1] - 8}">&times; 10<tspan dy="-4" font-size="9">{_show(exponent, "d")}</tspan></text>'
+        lines += f'<text x="{ACROSS[0]}" y="{DOWN[1] - 8}">&times; 10<tspan dy="-4" font-size="9">{show(exponent, "d")}</tspan></text>'
     for tick in _ticks(*values):
         y = np.interp(tick, values, DOWN)
         lines += f'<line class="rule" x1="{ACROSS[0]}" x2="{ACROSS[1]}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        lines += f'<text x="{ACROSS[0] - 6}" y="{y + 4:.1f}" text-anchor="end">{_show(tick / 10.0**exponent + 0.0, ".4g")}</text>'
+        lines += f'<text x="{ACROSS[0] - 6}" y="{y + 4:.1f}" text-anchor="end">{show(tick / 10.0**exponent + 0.0, ".4g")}</text>'
     for tick in _ticks(*steps):
         lines += f'<text x="{np.interp(tick, steps, ACROSS):.1f}" y="{DOWN[0] + 14}" text-anchor="middle">{tick:.6g}</text>'
     return lines
@@ -234,10 +179,10 @@ def _axes(steps: tuple[float, float], values: tuple[float, float]) -> str:
 
 def _chart(log: Sequence[Mapping[str, float]], window: int, chart: tuple, level: tuple[float, str] | None) -> str:
     title, note, keys, _, bounds = chart
-    lines = [np.array([_number(row.get(key)) for row in log]) for key in keys]
+    lines = [np.array([number(row.get(key)) for row in log]) for key in keys]
     if all(np.isnan(line).all() for line in lines):
         return ""
-    steps = np.array([i if math.isnan(_number(row.get("step"))) else row["step"] for i, row in enumerate(log)])
+    steps = np.array([i if math.isnan(number(row.get("step"))) else row["step"] for i, row in enumerate(log)])
     seen = np.concatenate([*lines, bounds, [level[0]] if level else []])
     first, last, low, high = steps.min(), steps.max(), np.nanmin(seen), np.nanmax(seen)
     across, down = (first, max(last, first + 1)), (low, high if high - low > 1 / HUGE else low + max(0.1 * abs(low), 1e-3))
@@ -260,26 +205,20 @@ def _curves(facts: Mapping[str, Any], log: Sequence[Mapping[str, float]]) -> str
     other = "dpo" not in str(facts.get("method", "dpo"))  # only a logistic loss starts at ln 2
     charts = [_chart(log, window, chart, None if other and chart[3] is LOGISTIC else chart[3]) for chart in CHARTS]
     text = f"<h2>Training</h2><p>Thin: each logged step. Bold: the mean of the last {window} of them."
-    text += _text(facts, {"skipped_steps": " Steps skipped, as not finite or a spike: {}."})
+    text += fill(facts, {"skipped_steps": " Steps skipped, as not finite or a spike: {}."})
     return f'{text}</p><div class="grid curves">{"".join(charts)}</div>' if any(charts) else ""
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
     """Return what it took and how to do it again: timings, the command, every fact."""
     seconds = facts.get("seconds") or {}
-    times = _table([(escape(name), _show(_number(spent), ".1f") + " s") for name, spent in seconds.items()], (), "narrow")
-    again = _text(facts, {"command": "{}", "seed": "# seed {}", "version": "# diffalign {}"}, "\n")
-    every = _table([(escape(k), escape(v if isinstance(v, str) else json.dumps(v))) for k, v in facts.items()], (), "facts")
+    times = table([(escape(name), show(number(spent), ".1f") + " s") for name, spent in seconds.items()], (), "narrow")
+    again = fill(facts, {"command": "{}", "seed": "# seed {}", "version": "# diffalign {}"}, "\n")
+    every = table([(escape(k), escape(v if isinstance(v, str) else json.dumps(v))) for k, v in facts.items()], (), "facts")
     return f"""{f"<h2>Timings</h2>{times}" if times else ""}{f"<h2>Do it again</h2><pre>{again}</pre>" if again else ""}
 {f"<details><summary>All facts</summary>{every}</details>" if every else ""}"""
 
 
 def _page(facts: Mapping[str, Any], log: Sequence[Mapping[str, float]], comparisons: Sequence[Comparison]) -> str:
     body = "\n".join((_lede(facts), _grid(facts, comparisons), _win_rate(facts), _numbers(facts), _curves(facts, log), _origin(facts)))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>diffalign report</title><style>
-{STYLE.read_text(encoding="utf-8")}</style></head>
-<body><main><h1>{_headline(facts)}</h1>{body}</main></body></html>
-"""
+    return document("diffalign report", _headline(facts), body)
