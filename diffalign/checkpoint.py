@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffalign.data.table import atomic_folder
+from diffalign.data.atomic import atomic_folder
 from diffalign.errors import CheckpointError
 
 WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"

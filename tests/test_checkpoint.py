@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
 
 def test_what_a_killed_save_left_behind_is_not_taken_for_a_checkpoint(tmp_path):
     put(tmp_path, 1)
-    half = tmp_path / f".checkpoint-2.{os.getpid()}.tmp"
+    half = tmp_path / f".checkpoint-2.{socket.gethostname()}-{os.getpid()}.tmp"
     half.mkdir()
     (half / WEIGHTS).write_bytes(b"half")
     assert find(tmp_path, "latest") == tmp_path / "checkpoint-1"

@@ -5,11 +5,8 @@ Written under a temporary name and renamed, so that a table is there whole or no
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -18,6 +15,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from diffalign.data.atomic import atomic_folder
 from diffalign.data.records import Candidate, Message, Record
 from diffalign.errors import RecordError, TableError
 
@@ -187,28 +185,6 @@ class _Audit:
             "scores": {name: {"min": low, "max": high} for name, (low, high) in sorted(self.scores.items())},
             "fingerprint": self.digest.hexdigest()[:32],
         }
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that takes its name on success and vanishes on an error; replaces an old one."""
-    path = path.resolve()  # so that a link goes on pointing to the table
-    if path.is_file():
-        raise TableError(f"{path} is a file; expected a folder, or nothing there yet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, aside = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.replace(aside)
-        temporary.replace(path)
-    finally:
-        if aside.exists() and not path.exists():
-            aside.replace(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_table(

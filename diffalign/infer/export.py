@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from diffalign.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 from diffalign.backbones.folders import layout_of, resolve
 from diffalign.backbones.lm import MODEL
-from diffalign.data.table import atomic_folder
+from diffalign.data.atomic import atomic_folder
 from diffalign.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.infer.card import PICTURE, Base, Source, model_card, public
 from diffalign.infer.export_user import FOLDER, write_personal

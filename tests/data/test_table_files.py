@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from text_pairs import names, pairs
 
-from diffalign.data.table import CHUNK, MANIFEST, ROWS, Table, atomic_folder, is_table, read_table, write_table
+from diffalign.data.table import CHUNK, MANIFEST, ROWS, Table, is_table, read_table, write_table
 from diffalign.errors import TableError
 
 
@@ -90,18 +90,6 @@ def test_an_empty_table_is_not_written(tmp_path):
     with pytest.raises(TableError, match="no record is left to write; first of 1 rejected: row 0: no label"):
         write_table(tmp_path / "t", [], rejected=rejected)
     assert names(tmp_path) == []
-
-
-def test_an_atomic_folder_replaces_a_folder_and_never_a_file(tmp_path):
-    (tmp_path / "old").mkdir()
-    with atomic_folder(tmp_path / "old") as folder:
-        (folder / "new").write_text("new")
-    assert names(tmp_path / "old") == ["new"]
-    (tmp_path / "note").write_text("keep me")
-    with pytest.raises(TableError, match="note is a file; expected a folder"), atomic_folder(tmp_path / "note"):
-        pass
-    assert (tmp_path / "note").read_text() == "keep me"
-    assert names(tmp_path) == ["note", "old"]
 
 
 def test_a_missing_table_says_how_to_make_one(tmp_path):

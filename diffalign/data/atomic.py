@@ -1,0 +1,59 @@
+"""Folders that are there whole or not at all, whatever is killed while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from diffalign.errors import TableError
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that takes its name on success and vanishes on an error; replaces an old one."""
+    path = path.resolve()  # so that a link goes on pointing to the table
+    if path.is_file():
+        raise TableError(f"{path} is a file; expected a folder, or nothing there yet")
+    settle(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, aside = (path.with_name(f"{_name(path)}{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.replace(aside)
+        temporary.replace(path)
+    finally:
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def settle(path: Path) -> None:
+    """Tidy up after killed writers of the folder `path`: put back what one had moved aside, and remove what they had begun.
+
+    Writers that live are left alone, and those of other machines, of which this one cannot tell.
+    """
+    path = path.resolve()
+    for end in ("old", "tmp"):
+        for left in path.parent.glob(f"{glob.escape(_name(path))}*.{end}"):
+            writer = left.stem.rpartition("-")[2]
+            if not writer.isdecimal() or (int(writer) != os.getpid() and psutil.pid_exists(int(writer))):
+                continue
+            if end == "old" and not path.exists():
+                with contextlib.suppress(FileNotFoundError):  # another process has just put it back
+                    left.replace(path)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _name(path: Path) -> str:
+    """Return how the names of all folders begin that processes of this machine write or put aside for `path`."""
+    return f".{path.name}.{socket.gethostname()}-"
