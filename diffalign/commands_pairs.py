@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffalign.backbones.folders import check_folder, is_language_model, resolve
-from diffalign.commands import prompts_of
 from diffalign.data.readers.base import read
 from diffalign.data.readers.prompts import PROMPTS
 from diffalign.data.table import is_table, read_table
 from diffalign.errors import ConfigError
 from diffalign.options_pairs import GenerateConfig
+from diffalign.promptsets import prompts_of
 
 
 def generate(config: GenerateConfig) -> int:

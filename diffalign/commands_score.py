@@ -6,11 +6,11 @@ import math
 import tempfile
 from pathlib import Path
 
-from diffalign.commands import prompts_of
 from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.dataset import import_dataset
 from diffalign.errors import ConfigError
 from diffalign.options_score import ScoreConfig
+from diffalign.promptsets import prompts_of
 
 
 def score(config: ScoreConfig) -> int:

@@ -34,7 +34,8 @@ class GenerateConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Precision of the model; the one of the training for a run, else no."""
     prompts: list[str] = field(default_factory=list)
-    """Prompts, or one path of a text file with a prompt a line; each counts once."""
+    """Prompts; files of them (.txt with one a line, or .tsv, .csv, .json, .jsonl, .parquet with a column prompt or caption); or sets by
+    name: partiprompts, geneval, t2i-compbench, hpsv2, pickapic. Each prompt counts once."""
     dataset_name: str | None = None
     """Instead of prompts: a table, or a dataset with a column prompt or caption, whose prompts are taken."""
     dataset_split_name: str | None = None

@@ -40,7 +40,7 @@ class ScoreConfig:
     images: str | None = None
     """Instead, a folder of images. Their prompts are in name.txt beside each or in metadata.jsonl (file_name, text)."""
     prompts: list[str] = field(default_factory=list)
-    """With `images`: score every image under every one of these prompts, or those of a text file, one a line."""
+    """With `images`: score every image under every one of these prompts, or those of a file, a line or row each."""
     device: str | None = None
     """Where to run, for example cuda; a GPU if there is one."""
     overwrite: bool = False

@@ -6,6 +6,7 @@ them, so that a bad row names its file and number, and can be skipped and listed
 
 from __future__ import annotations
 
+import collections
 import csv
 import gzip
 import json
@@ -251,8 +252,20 @@ def _jsonl(path: Path) -> Iterator[Any]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(CSV_LIMIT)
+    tabs = path.suffix == ".tsv"
+    quoting = csv.QUOTE_MINIMAL if not tabs or _is_quoted(path) else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+        yield from csv.DictReader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether quotes in a TSV file may enclose fields, as pandas writes them; the format has none, so `"a" b` is a field with quotes."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            collections.deque(csv.reader(lines, delimiter="\t", strict=True), maxlen=0)
+        except csv.Error:
+            return False
+    return True
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {

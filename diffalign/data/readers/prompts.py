@@ -1,44 +1,69 @@
-"""Prompts alone, for methods that make their own pictures: a .txt file with one a line, or any table with a prompt column."""
+"""Prompts alone, for methods that make their own pictures and for evaluation: one a line of a .txt file, a JSON list, or a column."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Record
 from diffalign.errors import RecordError
 
 LINE = "line of a text file"  # a column that only such rows have
+COLUMNS = ("prompt", "caption", "Prompt")  # PartiPrompts' is the last
+PEEK = 1024  # characters that tell a list of texts from a list of rows
 
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
-    """Yield the lines of a text file that hold something, or the rows of any other source."""
+    """Yield the lines of a text file that hold something, the texts of a JSON list of texts, or the rows of any other source."""
     path = Path(source)
-    if path.suffix != ".txt":
+    if path.suffix == ".txt":
+        texts, where = _lines(path), "line"
+    elif path.suffix == ".json" and path.is_file() and _is_list_of_texts(path):
+        texts, where = _listed(path), "row"
+    else:
         yield from open_rows(source, split)
         return
+    for number, text in texts:
+        yield Row({"prompt": text, LINE: number}, f"{path.name} {where} {number}", f"{path.name}:{number}", path.parent)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if not path.is_file():
-        raise RecordError(f"{source}: there is no such file")
+        raise RecordError(f"{path}: there is no such file")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise RecordError(f"{source}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield Row({"prompt": line.strip(), LINE: number}, f"{path.name} line {number}", f"{path.name}:{number}", path.parent)
+        raise RecordError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    return ((number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _is_list_of_texts(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return re.match(r'\s*\[\s*"', file.read(PEEK)) is not None
+
+
+def _listed(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        return enumerate(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read as .json ({error})") from error
 
 
 def parse(row: Row) -> Record:
     """Return the prompt, without candidates."""
-    return Record(id=row.id, prompt=row.text("prompt", aliases=("caption",)), candidates=(), source=row.where)
+    first, *others = COLUMNS
+    return Record(id=row.id, prompt=row.text(first, aliases=tuple(others)), candidates=(), source=row.where)
 
 
 PROMPTS = Reader(
     rows,
     parse,
-    ("prompt|caption",),
-    "prompts alone, one a line of a .txt file; name it for other files with a prompt column",
+    ("|".join(COLUMNS),),
+    "prompts alone, one a line of a .txt file or in a JSON list; name it for other files with a prompt column",
     matches=lambda row: LINE in row.value,
     candidates=False,
 )
