@@ -15,8 +15,9 @@ import torch
 from diffalign.api import process_state
 from diffalign.backbones.table import load_pipeline
 from diffalign.build import DTYPES
+from diffalign.data.atomic import settle
 from diffalign.data.records import Record
-from diffalign.data.table import Table, is_table, write_table
+from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.data.transforms.scores import share_beaten
 from diffalign.drawing import Parts, draw_parts, drawn_as, score_parts, stamped
 from diffalign.errors import ConfigError, TableError, did_you_mean
@@ -39,11 +40,12 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
     Raises ConfigError for settings that cannot be meant, and for parts of other settings without `overwrite`; TableError where a table
     lies in `output_dir` already, or no prompt is left.
     """
-    _check(config, prompts)
+    check(config, prompts)
     torch.set_flush_denormal(True)
     parts = _parts(config, prompts)
+    whole = _whole(config, parts)
     state = process_state()
-    own = range(state.process_index, len(parts), state.num_processes)
+    own = range(0) if whole else range(state.process_index, len(parts), state.num_processes)
     device = torch.device(state.device or "cpu")
     draw_parts(parts, own, lambda: _pipeline(config, device))
     for spec in config.scorers:  # one is in memory at a time
@@ -51,12 +53,12 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    table = _merge(config, parts)
+    table = read_table(config.output_dir) if whole else _merge(config, parts)
     shutil.rmtree(parts.folder)
     return table
 
 
-def _check(config: GenerateConfig, prompts: Sequence[str]) -> None:
+def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
     """Raise the error that the settings deserve, before anything is loaded."""
     if not prompts:
         raise ConfigError("there is no prompt to draw; give --prompts, or --dataset_name")
@@ -68,8 +70,6 @@ def _check(config: GenerateConfig, prompts: Sequence[str]) -> None:
         bind("scorer", SCORERS, spec, device="cpu")
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
-    if is_table(config.output_dir) and not config.overwrite:
-        raise TableError(f"{config.output_dir} exists already; choose another folder, or overwrite it with --overwrite")
     run = Path(config.pretrained_model_name_or_path)
     if (run / RUN).is_file():
         facts = run_facts(run)
@@ -97,6 +97,25 @@ def _parts(config: GenerateConfig, prompts: Sequence[str]) -> Parts:
         command="pairs generate",
         overwrite=config.overwrite,
     )
+
+
+def _whole(config: GenerateConfig, parts: Parts) -> bool:
+    """Return whether the table is there, and a kill came before its parts were removed. Raises TableError for any other table there."""
+    settle(Path(config.output_dir))
+    if config.overwrite or not is_table(config.output_dir):
+        return False
+    table = read_table(config.output_dir)
+    made, count = table.manifest, len(table) + table.manifest["rejected_rows"]
+    asked = (_settings(config), config.scorers, len(parts.prompts))
+    same = (made.get("generated"), [about["spec"] for about in made.get("scorers", ())], count) == asked
+    if same and parts.folder.is_dir() and set(table.column("prompt")) <= set(parts.prompts):
+        return True
+    raise TableError(f"{config.output_dir} exists already; choose another folder, or overwrite it with --overwrite")
+
+
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """Return what a manifest says of how the table was made."""
+    return {name: getattr(config, name) for name in (*HOW, *WHAT, "pretrained_model_name_or_path", "rank_by", "min_margin")}
 
 
 def _pipeline(config: GenerateConfig, device: torch.device) -> tuple[Any, dict[str, Any]]:
@@ -130,8 +149,8 @@ def _merge(config: GenerateConfig, parts: Parts) -> Table:
                 yield left
 
     scorers = [about | {"unjudged": int(np.isnan(values).sum())} for about, values in found]
-    settings = {name: getattr(config, name) for name in (*HOW, *WHAT, "pretrained_model_name_or_path", "rank_by", "min_margin")}
-    return write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, generated=settings, scorers=scorers)
+    about = {"generated": _settings(config), "scorers": scorers}
+    return write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, **about)
 
 
 def _with_scores(record: Record, scores: Mapping[str, Sequence[float]]) -> Record:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from diffalign.data.atomic import settle
 from diffalign.data.cache import fingerprint
 from diffalign.data.records import Record, decode_image
-from diffalign.data.table import Table, write_table
+from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.errors import ConfigError, TableError
 from diffalign.rewards.table import SCORERS, load_scorer
 from diffalign.specs import Spec, bind, single
@@ -49,7 +50,9 @@ def score_table(
     check(specs, path, overwrite=overwrite)
     if table.manifest["kind"] != "image":
         raise TableError(f"{table.path}: a table of {table.manifest['kind']}s; scorers judge images")
-    progress = path.with_name(f".{path.name}.scores")
+    progress = _progress(path)
+    if path.exists() and not overwrite:
+        return _scored_before(path, table, specs)
     progress.mkdir(parents=True, exist_ok=True)
     facts, scores = [], {}
     for spec in specs:
@@ -72,8 +75,29 @@ def check(specs: Sequence[Spec], path: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"`scorers` is empty. Known: {', '.join(sorted(SCORERS))}")
     for spec in specs:
         bind("scorer", SCORERS, spec, device="cpu")
-    if path.exists() and not overwrite:
-        raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
+    settle(path)
+    if path.exists() and not overwrite and not _progress(path).is_dir():
+        raise _taken(path)
+
+
+def _taken(path: Path) -> TableError:
+    return TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
+
+
+def _progress(path: Path) -> Path:
+    """Return where finished scores lie until the table `path` is whole."""
+    return path.with_name(f".{path.name}.scores")
+
+
+def _scored_before(path: Path, table: Table, specs: Sequence[Spec]) -> Table:
+    """Return the table that a killed call has finished, but for removing what it was made of. Raises TableError for any other."""
+    if is_table(path):
+        found = read_table(path)
+        same = all(found.column(name) == table.column(name) for name in ("id", "prompt"))
+        if same and [about["spec"] for about in found.manifest.get("scorers", ())][-len(specs) :] == list(specs):
+            shutil.rmtree(_progress(path))
+            return found
+    raise _taken(path)
 
 
 def _scored(table: Table, progress: Path, spec: Spec, device: str, part: int) -> tuple[dict[str, Any], dict[Key, float]]:
