@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -9,15 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffalign.backbones.folders import LAYOUTS, check_folder, check_language_model, is_language_model, is_local, resolve
+from diffalign.backbones.folders import LAYOUTS, check_folder, check_language_model, is_language_model, is_local, lasting, resolve
 from diffalign.config import TrainConfig
 from diffalign.configcheck import check_family, check_text
-from diffalign.configfile import from_mapping
+from diffalign.configfile import from_mapping, load_yaml
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
+from diffalign.methods import METHODS
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -52,7 +54,16 @@ def align(
 
 
 def train(config: TrainConfig) -> Path:
-    """Run a training config from its checks to its last step; return the output folder."""
+    """Run a training config from its checks to its last step; return the output folder. Rounds are `diffalign.rounds.train`'s."""
+    if config.generate:
+        raise ConfigError("`generate` is for `diffalign train` and `diffalign.rounds.train`, which draw; here the data must be there")
+    folder = run(config)
+    process_state().destroy_process_group()
+    return folder
+
+
+def run(config: TrainConfig) -> Path:
+    """Do what `train` does, and keep the processes of a launch together for what comes next."""
     check(config)
     if "forward" not in config.part("trajectory") or config.error or config.trajectory_cache:
         from diffalign import build  # takes seconds, so only where there is much to get wrong, and before an import that may take hours
@@ -72,8 +83,32 @@ def check(config: TrainConfig) -> None:
     """Raise the error that a config, its model folder or its output folder deserves; remove an earlier run that may be overwritten."""
     config.check()
     check_model(config)
+    check_start(config)
     if int(os.environ.get("RANK", "0")) == 0:
         _check_output(config)
+
+
+def check_start(config: TrainConfig) -> None:
+    """Raise ConfigError where `start_from` is no finished run, or one whose result is of another model or shape."""
+    if config.start_from is None:
+        return
+    folder = Path(config.start_from)
+    if not (folder / "run.json").is_file():
+        raise ConfigError(f"`start_from`: {folder} is no finished run (it has no run.json); expected the output_dir of one")
+    run, made = json.loads((folder / "run.json").read_text()), TrainConfig(**load_yaml(folder / "config.yaml"))
+    found = {"base": run.get("base"), "inference": run.get("inference"), **_shape(made)}
+    wanted = {"base": lasting(config.pretrained_model_name_or_path), "inference": METHODS[config.method].inference, **_shape(config)}
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise ConfigError(f"`start_from`: {folder} has {name} {found[name]}, and this run {value}; expected the same")
+
+
+def _shape(config: TrainConfig) -> dict[str, Any]:
+    """Return what the weights of a result depend on."""
+    if config.tuning == "full":
+        return {"train_method": "full"}
+    alpha = config.lora_alpha or config.rank
+    return {"train_method": config.tuning, "rank": config.rank, "lora_alpha": alpha, "lora_layers": config.lora_layers}
 
 
 def check_model(config: TrainConfig) -> None:
@@ -113,7 +148,7 @@ def kind_of(config: TrainConfig) -> str | None:
 def _check_output(config: TrainConfig) -> None:
     """Raise ConfigError rather than train over an earlier run; with `overwrite_output_dir` remove it."""
     folder = Path(config.output_dir)
-    found = [path for name in ("run.json", "train_log.jsonl", "checkpoint-*") for path in sorted(folder.glob(name))]
+    found = [path for name in ("run.json", "train_log.jsonl", "checkpoint-*", "round-*") for path in sorted(folder.glob(name))]
     if not found or config.resume_from_checkpoint:
         return
     if not config.overwrite_output_dir:

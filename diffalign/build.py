@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES, facts
 from diffalign.precompute import Precomputed, network_facts
-from diffalign.reference import AdapterOff, Frozen, NoReference
+from diffalign.reference import AdapterOff, Frozen, NoReference, Start
 from diffalign.specs import bind
 from diffalign.types import Condition, Likelihood, Reference, Scores
 
@@ -167,13 +169,32 @@ def equip(config: TrainConfig, model: Backbone, *, known: personalise.UserEviden
     speed.apply(config, model.denoiser, kernels=kernels)
 
 
+def start(config: TrainConfig, model: Backbone) -> dict[str, str]:
+    """Put the result of the run `start_from` into what is trained, if there is one; return the fact that tells it from others.
+
+    A hash over its weights (their first numbers). Raises CheckpointError for weights of another adapter.
+    """
+    if config.start_from is None:
+        return {}
+    adapters.load_result(model.denoiser, Path(config.start_from), full=config.tuning == "full", component=model.component)
+    digest = hashlib.sha256()
+    for parameter in adapters.trainable(model.denoiser):
+        digest.update(parameter.detach().flatten()[:256].double().cpu().numpy().tobytes())
+    return {"start": digest.hexdigest()}
+
+
 def reference(config: TrainConfig, model: Backbone, device: torch.device) -> Reference:
     """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point."""
     if not config.compares:
         return NoReference()
     if config.tuning != "full":
+        if config.start_from is not None:
+            return Start.of(model.denoiser)
         return AdapterOff(model.denoiser, branch.disabled if config.tuning == "user" else adapters.disabled)
-    frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant).to(device)
+    frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
+    if config.start_from is not None:
+        adapters.load_result(frozen, Path(config.start_from), full=True, component=model.component)
+    frozen.to(device)
     # Autocast would make these half at every call; norms stay float32, as in the policy. So the two agree to the bit at step 0.
     for layer in frozen.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -216,10 +237,11 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     users = None if config.users is None else Users.of(view, config.seed)
     known = None if users is None else personalise.evidence(config, model, view, users, textbuild.cache_root(config, view))
     equip(config, model, known=known if fit or known is None else known.sizes)
+    begun = start(config, model)
     likelihood = DiffusionLikelihood(model.path, model.predict, trajectory(config), config.proportion_empty_prompts, error(config))
     compared = reference(config, model, device)
-    data: Pairs = _with_points(config, pairs(config, view, model), model, likelihood, compared, device)
-    made = functools.partial(Parts, model, likelihood, compared, objective(config))
+    data: Pairs = _with_points(config, pairs(config, view, model), model, likelihood, compared, device, begun)
+    made = functools.partial(Parts, model, likelihood, compared, objective(config), facts=begun)
     if users is None or known is None:
         return made(data, driver(config), order(config, view))
     data = UserPairs(data, users, known, config.user_dropout)
@@ -233,10 +255,12 @@ def _with_points(
     likelihood: DiffusionLikelihood,
     compared: Reference,
     device: torch.device,
+    begun: Mapping[str, str],
 ) -> Pairs:
     """Return the data with points of the trajectory computed before training, if the config asks for them."""
     if not config.trajectory_cache or not isinstance(data, CachedPairs):
         return data
     constants = {name: p.default for name, p in inspect.signature(likelihood.trajectory).parameters.items() if p.kind is p.KEYWORD_ONLY}
     facts = network_facts(model) | {"settings": asdict(settings(config)), "trajectory": constants, "precision": config.mixed_precision}
+    facts |= begun
     return Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)

@@ -248,13 +248,18 @@ def quickstart_text(config: TextQuickstartConfig, command: str) -> int:
 
 def train(config: TrainConfig, *, dry_run: bool = False) -> int:
     """Train and say where the result lies; or only say what would be trained."""
+    config.check()
+    check_model(config)
     if dry_run:
-        from diffalign.dryrun import report
-
         if int(os.environ.get("RANK", "0")) == 0:
-            print(report(config))
+            print(_outlook(config))
         return 0
-    folder = run_training(config)
+    if config.generate:
+        from diffalign import rounds  # what draws takes seconds to import
+
+        folder = rounds.train(config)
+    else:
+        folder = run_training(config)
     print(f"done: {folder}; use it with diffalign.load({str(folder)!r})")
     return 0
 
@@ -270,6 +275,16 @@ def prompts_of(values: list[str]) -> list[str]:
     if not lines:
         raise TableError(f"{path}: no prompt in the file; expected one a line")
     return lines
+
+
+def _outlook(config: TrainConfig) -> str:
+    if config.generate:
+        from diffalign import rounds
+
+        return rounds.outlook(config)
+    from diffalign.dryrun import report
+
+    return report(config)
 
 
 def env() -> int:

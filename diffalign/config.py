@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.configcheck import check_buckets, check_objective, check_ranges, check_switches, check_users, known, parse_buckets
+from diffalign import configcheck
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.specs import Spec, single
@@ -98,8 +98,15 @@ class TrainConfig:
     """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
     reference: Literal["policy_start", "none"] | None = None
     """What the policy is compared with: the model it starts from, or nothing."""
+    start_from: str | None = None
+    """Finished run of images, on the same model, whose adapter (or denoiser) goes on; the reference is then that run's result."""
     proportion_empty_prompts: float = 0.0
     """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
+    rounds: int = 1
+    """Times that images are drawn, scored and trained on, each time by the model as it then is, with itself as reference."""
+    generate: dict[str, Any] = field(default_factory=dict)
+    """What rounds draw, instead of a dataset (which the first may have): flags of `diffalign pairs generate` as {prompts: FILE, scorers:
+    [...], max_prompts: N}. Each has a seed of its own and max_train_steps; a round takes the next max_prompts of the prompts, or all."""
 
     likelihood: Spec | None = None
     """Of texts, how token log-probabilities make a score: sum; mean (with it `dpo` is LN-DPO, `ipo` TRL's, `simpo` SimPO);
@@ -239,7 +246,7 @@ class TrainConfig:
     @property
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """Return (height, width) of the aspect-ratio buckets; none where all images become squares."""
-        return parse_buckets(self.aspect_ratio_buckets)
+        return configcheck.parse_buckets(self.aspect_ratio_buckets)
 
     @property
     def compares(self) -> bool:
@@ -248,18 +255,19 @@ class TrainConfig:
 
     def check(self) -> TrainConfig:
         """Return the config, or raise ConfigError for the first value that cannot be meant."""
-        known("method", self.method, METHODS)
+        configcheck.known("method", self.method, METHODS)
         method = METHODS[self.method]
-        check_ranges(self)
-        check_objective(self.part("objective"), compares=self.compares)
+        configcheck.check_ranges(self)
+        configcheck.check_objective(self.part("objective"), compares=self.compares)
         transforms = method.transforms if self.transforms is None else self.transforms
-        check_users(self, transforms)
+        configcheck.check_users(self, transforms)
         if method.inference == "negative_guidance" and self.tuning == "dora":
             raise ConfigError(
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
             )
-        check_switches(self)
-        check_buckets(self, transforms)
+        configcheck.check_switches(self)
+        configcheck.check_buckets(self, transforms)
+        configcheck.check_rounds(self, method.inference, transforms)
         return self
 
     def part(self, kind: Literal["objective", "trajectory", "error"]) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
 POSITIVE += ("max_sequence_length", "logit_std", "shift")
 COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpointing_steps", "validation_steps", "max_bad_steps")
-COUNTS += ("max_length", "max_train_samples", "checkpoints_total_limit")
+COUNTS += ("max_length", "max_train_samples", "checkpoints_total_limit", "rounds")
 NOT_NEGATIVE = ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "guidance_scale", "spike_factor", "adam_weight_decay")
 NOT_NEGATIVE += ("adam_epsilon", "logits_chunk")
 FLOW, FLOWING = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "shift", "transport"), ("sd3", "flux")
@@ -29,7 +29,7 @@ TEXTS = ("max_length", "truncation_mode", "chat_template", "likelihood", "share_
 TEXTS += ("precompute_ref_log_probs",)
 IMAGES = (*FLOW, "pretrained_vae_model_name_or_path", "max_sequence_length", "guidance_scale", "resolution", "aspect_ratio_buckets")
 IMAGES += ("random_crop", "random_flip", "trajectory", "trajectory_cache", "error", "proportion_empty_prompts", "channels_last")
-IMAGES += ("sequential_candidates", "cache_variants")
+IMAGES += ("sequential_candidates", "cache_variants", "start_from", "rounds", "generate")
 LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2", "user_dropout")
 
@@ -69,7 +69,7 @@ def check_ranges(config: Any) -> None:
         (SHARES, lambda v: 0 <= v < 1, "a share in [0, 1)"),
         (("label_smoothing",), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)"),
         (("proportion_empty_prompts",), lambda v: 0 <= v <= 1, "a share in [0, 1]"),
-        (("dataset_name",), bool, "a file, a folder or a hub id"),
+        (("dataset_name",), lambda v: v or config.generate, "a file, a folder or a hub id; or what to draw, in `generate`"),
     ):
         for name in names:
             require(name, getattr(config, name), holds, expected)
@@ -104,6 +104,20 @@ def check_users(config: Any, transforms: Sequence[Spec]) -> None:
         raise ConfigError("`curriculum` gives the training an order, and users are sampled uniformly; leave one of them out")
     if odd := [name for name in map(_name, transforms) if name in ("prompt_only", "preferred", "invert")]:
         raise ConfigError(f"users are told apart by their choices, which the transform `{odd[0]}` takes away or turns round; leave it out")
+
+
+def check_rounds(config: Any, inference: str, transforms: Sequence[Spec]) -> None:
+    """Check that rounds know what to draw, and learn something from it; and what a training may start from."""
+    if config.start_from is not None and (config.tuning == "user" or inference == "reward"):
+        raise ConfigError(f"`start_from` goes on from an adapter or a denoiser, which `{config.method}` does not train; leave it out")
+    if not config.generate:
+        require("rounds", config.rounds, lambda v: v == 1, "`generate` with it: after the first round the model draws its own images")
+        return
+    if config.dataset_name and config.rounds == 1:
+        raise ConfigError("`generate` draws what `dataset_name` has for the first round, and there is no other; leave one of them out")
+    if inference != "plain" or config.tuning == "user" or "prompt_only" in map(_name, transforms):
+        raise ConfigError(f"`generate`: `{config.method}` does not learn which of its own images are better; choose another method")
+    require("resume_from_checkpoint", config.resume_from_checkpoint, lambda v: v == "latest", "`latest`, which finds the round, too")
 
 
 def _name(spec: Spec) -> str:

@@ -7,12 +7,14 @@ import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from diffalign.config import ALIASES, TrainConfig
 from diffalign.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,16 +69,19 @@ def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     """Return the config of `values`, types checked. Raises ConfigError that names the key."""
+    return typed(TrainConfig, known_keys(values, where), where).check()
+
+
+def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return the dataclass `kind` of `values`, types checked. Raises ConfigError that names the key."""
     from jsonargparse import ArgumentParser  # kept out of `import diffalign`
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig)
-    renamed = known_keys(values, where)
+    parser.add_class_arguments(kind)
     try:
-        parsed = parser.parse_object(renamed)
+        return kind(**parser.parse_object(dict(values)).as_dict())
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    return TrainConfig(**parsed.as_dict()).check()
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:

@@ -28,8 +28,11 @@ NOTE = """An estimate of a training step: everything is added, though gradients 
 what the allocator holds in reserve, and the device's own context (about 0.5 GiB with CUDA)."""
 
 
-def report(config: TrainConfig) -> str:
-    """Return a table of what training with `config` would do. Raises what `diffalign train` would raise before it loads weights."""
+def report(config: TrainConfig, candidates: int = 2) -> str:
+    """Return a table of what training with `config` would do. Raises what `diffalign train` would raise before it loads weights.
+
+    Records of data that is no table yet are taken to have so many candidates.
+    """
     config.check()
     build.check(config)
     if is_language_model(config.pretrained_model_name_or_path):
@@ -40,7 +43,9 @@ def report(config: TrainConfig) -> str:
     lines = _aligned([*_model(config, drawn), *_step(config, drawn.model, view)])
     encoders = readable(sum(_bytes(part.parameters()) for part in _encoders(drawn)))
     before = [] if config.cache == "off" else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
-    return "\n".join([*lines, "", *_table(memory(config, drawn, 2 if view is None else len(view.entries[0].order))), "", NOTE, *before])
+    return "\n".join(
+        [*lines, "", *_table(memory(config, drawn, candidates if view is None else len(view.entries[0].order))), "", NOTE, *before]
+    )
 
 
 def _view(config: TrainConfig, kind: str) -> View | None:

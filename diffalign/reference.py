@@ -1,4 +1,4 @@
-"""What the policy is compared with: nothing, a frozen copy, or itself with its adapter switched off."""
+"""What the policy is compared with: nothing, a frozen copy, itself with its adapter switched off, or with the one it started with."""
 
 from __future__ import annotations
 
@@ -104,4 +104,30 @@ class AdapterOff:
     def driving(self) -> Iterator[nn.Module]:
         """Give the network with its adapter off, in eval mode."""
         with eval_mode(self.model), self.disabled(self.model):
+            yield self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The policy with what is trained as it was at the start: one network, and a copy of an adapter that was not empty."""
+
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    values: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Start:
+        """Return the reference that `model` is now."""
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return cls(model, parameters, [parameter.detach().clone() for parameter in parameters])
+
+    def score(self, likelihood: Likelihood, query: Any) -> Any:
+        """Return the scores (B, K) of the network as it started, without gradient; the policy's weights are back afterwards."""
+        with torch.no_grad(), self.driving() as model:
+            return likelihood.score(model, query)
+
+    @contextlib.contextmanager
+    def driving(self) -> Iterator[nn.Module]:
+        """Give the network with the weights that it started with, in eval mode."""
+        with eval_mode(self.model), exchanged(self.parameters, self.values):
             yield self.model

@@ -290,10 +290,9 @@ class Trainer:
         if self.ema is not None and self.config.use_ema:
             self.ema.copy_to(self.parameters)
         if self.accelerator.is_main_process:
-            facts = {
-                "steps": self.step,
-                "skipped": self.guard.skipped,
-                "step_seconds_median": round(statistics.median(self.seconds), 4) if self.seconds else None,
-            }
+            median = round(statistics.median(self.seconds), 4) if self.seconds else None
+            facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
             save_result(self.parts.backbone, self.config, facts | self._facts())
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.wait_for_everyone()  # so that every process finds the result; the group stays for what comes next

@@ -62,7 +62,7 @@ class Source:
 
 def _manifest(folder: Path, settings: Mapping[str, Any], fingerprint: Any) -> dict[str, Any] | None:
     """Return the manifest of the run's table, unless it has been moved or changed since."""
-    for path in (Path(settings.get("dataset_name") or ""), folder / "data"):
+    for path in (Path(settings.get("dataset_name") or ""), folder / "data", *folder.glob("round-*/data")):
         if is_table(path):
             facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             if facts["fingerprint"] == fingerprint:

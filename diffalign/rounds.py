@@ -1,0 +1,224 @@
+"""Training in rounds: the model draws, scorers rank, the model learns from that, and draws anew.
+
+Each round is an ordinary run in `round-N`, its table in `round-N/data`. It goes on from the result of the round before: the same adapter
+(or denoiser) is trained further, and its reference is a copy of it as the round began (`start_from`). So the last round's weights are the
+whole change from the first model, in the rank and size of one round, and `output_dir` takes them over as its own. Concatenating the ranks
+of a fresh adapter a round would be exact, too, but grow with every round, and the magnitudes of DoRA cannot be concatenated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffalign import api, dryrun
+from diffalign.asked import asked
+from diffalign.config import TrainConfig
+from diffalign.configfile import from_mapping, load_yaml, save_yaml, typed
+from diffalign.data.atomic import atomic_folder
+from diffalign.data.table import is_table
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.generate import check, generate
+from diffalign.methods import METHODS
+from diffalign.options_pairs import GenerateConfig
+from diffalign.result import RUN
+from diffalign.specs import single
+from diffalign.train import LOG
+
+logger = logging.getLogger(__name__)
+SPACING = 1_000_003  # between the seeds of two rounds
+MODEL = ("pretrained_model_name_or_path", "revision", "variant", "pretrained_vae_model_name_or_path")
+MODEL += ("mixed_precision", "resolution", "max_sequence_length")
+OWN = (*MODEL, "output_dir", "overwrite")  # what `generate` is not told, for the training says it
+# What may change between a run and its going on.
+FREE = ("rounds", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "log_every", "checkpointing_steps")
+FREE += ("checkpoints_total_limit", "dataloader_num_workers", "validation_prompts", "validation_steps", "cache_dir")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round: what it draws, to which prompts, and how it trains on that. A dataset that is given is not drawn."""
+
+    number: int
+    drawing: GenerateConfig | None
+    prompts: tuple[str, ...]
+    training: TrainConfig
+
+
+def train(config: TrainConfig) -> Path:
+    """Run all rounds of a config, or with `resume_from_checkpoint: latest` those that are left; return the output folder.
+
+    Finished rounds stay as they are, a half-drawn one goes on from its parts, a half-trained one from its checkpoint. More `rounds` than
+    a finished run had go on from its last one. Raises ConfigError for settings that cannot be meant, or are not those of the earlier run.
+    """
+    plan = planned(config)
+    api.check(config)
+    folder = Path(config.output_dir)
+    _refuse_others(config)
+    state = api.process_state()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_yaml(config, folder / "config.yaml")
+    for part in plan:
+        _play(part, len(plan), state)
+    if state.is_main_process:
+        _gather(folder, [Path(part.training.output_dir) for part in plan])
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return folder
+
+
+def planned(config: TrainConfig) -> list[Round]:
+    """Return the rounds of a config, nothing loaded. Raises ConfigError for what cannot be meant, in `generate` too."""
+    config.check()
+    api.check_model(config)
+    drawing = _drawing(config)
+    prompts = asked(replace(drawing, max_prompts=None))
+    check(drawing, prompts)
+    rounds: list[Round] = []
+    for number in range(1, config.rounds + 1):
+        folder, before = Path(config.output_dir) / f"round-{number}", rounds[-1].training.output_dir if rounds else config.start_from
+        given = bool(config.dataset_name) and number == 1
+        drawn = replace(drawing, output_dir=str(folder / "data"), seed=drawing.seed + SPACING * (number - 1))
+        if before is not None:  # a run knows its own
+            drawn = replace(drawn, **dict.fromkeys(MODEL[1:4]), pretrained_model_name_or_path=before)
+        plain = {} if number == 1 else {"reader": None, "dataset_split_name": None}
+        own = replace(
+            config,
+            rounds=1,
+            generate={},
+            dataset_name=config.dataset_name if given else drawn.output_dir,
+            start_from=before,
+            output_dir=str(folder),
+            overwrite_output_dir=False,
+            seed=config.seed + SPACING * (number - 1),
+            **plain,
+        )
+        rounds.append(Round(number, None if given else drawn, _turn(prompts, drawing.max_prompts, number), own))
+    return rounds
+
+
+def _drawing(config: TrainConfig) -> GenerateConfig:
+    """Return what `generate` says, with what the training says of the model. Raises ConfigError for unknown names, types and its own."""
+    known = [field.name for field in dataclasses.fields(GenerateConfig) if field.name not in OWN]
+    for name in config.generate:
+        if name not in known:
+            raise ConfigError(f"`generate` takes no `{name}`.{did_you_mean(name, known)}")
+    values = {name: getattr(config, name) for name in MODEL} | {"seed": config.seed, "output_dir": config.output_dir} | config.generate
+    if isinstance(values.get("prompts"), str):
+        values["prompts"] = [values["prompts"]]
+    return typed(GenerateConfig, values, "`generate`")
+
+
+def _turn(prompts: list[str], most: int | None, number: int) -> tuple[str, ...]:
+    """Return the prompts of a round: all, or the next `most` of them; after the last comes the first.
+
+    >>> _turn(["a", "b", "c"], 2, 2)
+    ('c', 'a')
+    """
+    if most is None or most >= len(prompts):
+        return tuple(prompts)
+    return tuple(prompts[(most * (number - 1) + place) % len(prompts)] for place in range(most))
+
+
+def _refuse_others(config: TrainConfig) -> None:
+    """Raise ConfigError where the folder has rounds of other settings, or more of them."""
+    folder = Path(config.output_dir)
+    if (folder / f"round-{config.rounds + 1}").exists():
+        raise ConfigError(f"`rounds` is {config.rounds}, and {folder} has round-{config.rounds + 1} already; choose another output_dir")
+    if not (folder / "config.yaml").is_file():
+        return
+    found = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    for field in dataclasses.fields(TrainConfig):
+        before, now = getattr(found, field.name), getattr(config, field.name)
+        if field.name not in FREE and before != now:
+            raise ConfigError(
+                f"{folder}: its rounds were made with `{field.name}` {before!r}, and this run has {now!r}; choose another output_dir"
+            )
+
+
+def _play(part: Round, total: int, state: Any) -> None:
+    """Draw what a round lacks, and train it to its end, unless it is finished."""
+    folder, data = Path(part.training.output_dir), part.drawing and Path(part.drawing.output_dir)
+    if (folder / RUN).is_file():
+        logger.info("round %d of %d is finished", part.number, total)
+        return
+    logger.info("round %d of %d", part.number, total)
+    if part.drawing is not None and not is_table(part.drawing.output_dir):
+        generate(part.drawing, part.prompts)
+    if state.is_main_process and data is not None:
+        shutil.rmtree(data.with_name(f"{data.name}.parts"), ignore_errors=True)  # of a run that was killed between table and parts
+    state.wait_for_everyone()
+    gc.collect()  # the pipeline that drew
+    api.run(part.training)
+    gc.collect()
+
+
+def _gather(folder: Path, rounds: list[Path]) -> None:
+    """Make `folder` a finished run: the weights of the last round, the log, the pictures and the steps of all, and last run.json."""
+    for name in api.RESULTS:
+        source = rounds[-1] / name
+        if source.is_dir():
+            with atomic_folder(folder / name) as temporary:
+                shutil.copytree(source, temporary, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copyfile(source, folder / f"{name}.tmp")
+            (folder / f"{name}.tmp").replace(folder / name)
+    facts = [json.loads((round_ / RUN).read_text()) for round_ in rounds]
+    lines, done = [], 0
+    for number, (round_, known) in enumerate(zip(rounds, facts, strict=True), 1):
+        for line in (round_ / LOG).read_text().splitlines():
+            logged = json.loads(line)
+            lines.append(json.dumps(logged | {"step": done + logged["step"], "round": number}) + "\n")
+        _pictures(round_ / "validation", folder / "validation", done)
+        done += known["steps"]
+    _write(folder / LOG, "".join(lines))
+    said = [{name: known.get(name) for name in ("seed", "table", "records", "steps", "skipped")} for known in facts]
+    whole = {name: value for name, value in facts[-1].items() if name != "start"}
+    whole |= {"seed": facts[0]["seed"], "steps": done, "skipped": sum(known["skipped"] for known in facts), "rounds": said}
+    _write(folder / RUN, json.dumps(whole, indent=2) + "\n")
+
+
+def _pictures(source: Path, destination: Path, done: int) -> None:
+    """Copy what a round drew to look at, under the steps of all rounds so far; the end of one is the start of the next."""
+    for picture in sorted(source.glob("step-*")):
+        destination.mkdir(exist_ok=True)
+        step = done + int(picture.stem.removeprefix("step-"))
+        shutil.copyfile(picture, destination / f"step-{step:06d}{picture.suffix}")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def outlook(config: TrainConfig) -> str:
+    """Return what each round would draw and train, and about how much memory the training of one takes. Loads and writes nothing."""
+    plan = planned(config)
+    lines = [f"round {part.number} of {len(plan)}  seed {part.training.seed}: {_what(part)}" for part in plan]
+    return "\n".join([*lines, "", dryrun.report(plan[0].training, _candidates(plan[-1]))])
+
+
+def _what(part: Round) -> str:
+    drawn, then = part.drawing, f"{part.training.max_train_steps} steps"
+    if drawn is None:
+        return f"{part.training.dataset_name}, {then}"
+    judges = ", ".join(single("scorer", spec)[0] for spec in drawn.scorers)
+    by = f"by {drawn.pretrained_model_name_or_path}, ranked by {judges}"
+    return f"{len(part.prompts)} prompts x {drawn.images_per_prompt} images {by}; {then}"
+
+
+def _candidates(part: Round) -> int:
+    """Return how many images of a prompt are trained on together: all where the transforms make lists of them, else two."""
+    own = part.training.transforms
+    specs = dict(single("transform", spec) for spec in (METHODS[part.training.method].transforms if own is None else own))
+    images = 2 if part.drawing is None else part.drawing.images_per_prompt
+    return specs["list_of"].get("candidates", images) if "list_of" in specs else 2
