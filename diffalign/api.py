@@ -156,5 +156,5 @@ def _check_output(config: TrainConfig) -> None:
             f"{found[0]}: `output_dir` holds an earlier run; go on with --resume_from_checkpoint latest, "
             "replace it with --overwrite_output_dir, or choose another folder"
         )
-    for path in [*found, *(folder / name for name in (*RESULTS, "validation", "eval", "config.yaml"))]:
+    for path in [*found, *(folder / name for name in (*RESULTS, "validation", "eval", "best", "eval.jsonl", "config.yaml"))]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

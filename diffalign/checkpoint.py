@@ -88,6 +88,8 @@ def _missing(folder: Path) -> list[str]:
 
 def keep_log(path: Path, step: int) -> None:
     """Keep the log lines up to `step`: those behind it belong to a run that was cut off."""
+    if not path.exists():
+        return
     kept = [line for line, logged in _log_lines(path) if logged <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
@@ -96,6 +98,6 @@ def keep_log(path: Path, step: int) -> None:
 
 def _log_lines(path: Path) -> Iterator[tuple[str, int]]:
     """Yield the whole lines of a log with their steps; a line that a kill cut in two is passed over."""
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+    for line in path.read_text().splitlines(keepends=True):
         with contextlib.suppress(json.JSONDecodeError):
             yield line, json.loads(line)["step"]

@@ -221,6 +221,16 @@ class TrainConfig:
     @property
     def optimizer_name(self) -> str:
         """Return the optimiser, `use_8bit_adam` counted."""
+    eval_every: int | None = None
+    """Optimiser steps between evaluations against step 0, which keep the best weights in best/ and stop a run that over-optimises."""
+    eval_prompts: list[str] = field(default_factory=list)
+    """Prompts drawn for that, two images each with the same seeds: as `--prompts` of `diffalign eval` takes them."""
+    eval_scorers: list[Spec] = field(default_factory=list)
+    """Judges that training does not optimise; adherence, if not given, where all prompts are of the embedded world."""
+    eval_reward: Spec | None = None
+    """Scorer that training does optimise, if there is one; the implicit accuracy stands for it otherwise."""
+    eval_patience: int = 3
+    """Evaluations in a row, with the reward above and a held-out score or the diversity clearly below step 0, that stop the run."""
         return "adamw_8bit" if self.use_8bit_adam else self.optimizer
 
     @property
@@ -276,3 +286,4 @@ class TrainConfig:
         name, constants = single(kind, getattr(METHODS[self.method], kind) if own is None else own)
         given = {"beta": self.beta, "label_smoothing": self.label_smoothing} if kind == "objective" else {}
         return {name: {**constants, **{constant: value for constant, value in given.items() if value is not None}}}
+        configcheck.check_watch(self, method.inference, transforms)

@@ -21,7 +21,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
 POSITIVE += ("max_sequence_length", "logit_std", "shift")
 COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpointing_steps", "validation_steps", "max_bad_steps")
-COUNTS += ("max_length", "max_train_samples", "checkpoints_total_limit", "rounds")
+COUNTS += ("max_length", "max_train_samples", "checkpoints_total_limit", "rounds", "eval_every", "eval_patience")
 NOT_NEGATIVE = ("trajectory_cache", "lr_warmup_steps", "dataloader_num_workers", "guidance_scale", "spike_factor", "adam_weight_decay")
 NOT_NEGATIVE += ("adam_epsilon", "logits_chunk")
 FLOW, FLOWING = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "shift", "transport"), ("sd3", "flux")
@@ -29,7 +29,7 @@ TEXTS = ("max_length", "truncation_mode", "chat_template", "likelihood", "share_
 TEXTS += ("precompute_ref_log_probs",)
 IMAGES = (*FLOW, "pretrained_vae_model_name_or_path", "max_sequence_length", "guidance_scale", "resolution", "aspect_ratio_buckets")
 IMAGES += ("random_crop", "random_flip", "trajectory", "trajectory_cache", "error", "proportion_empty_prompts", "channels_last")
-IMAGES += ("sequential_candidates", "cache_variants", "start_from", "rounds", "generate")
+IMAGES += ("sequential_candidates", "cache_variants", "start_from", "rounds", "generate", "eval_every")
 LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 SHARES = ("lora_dropout", "ema_decay", "adam_beta1", "adam_beta2", "user_dropout")
 
@@ -118,6 +118,21 @@ def check_rounds(config: Any, inference: str, transforms: Sequence[Spec]) -> Non
     if inference != "plain" or config.tuning == "user" or "prompt_only" in map(_name, transforms):
         raise ConfigError(f"`generate`: `{config.method}` does not learn which of its own images are better; choose another method")
     require("resume_from_checkpoint", config.resume_from_checkpoint, lambda v: v == "latest", "`latest`, which finds the round, too")
+
+
+def check_watch(config: Any, inference: str, transforms: Sequence[Spec]) -> None:
+    """Check that evaluations have prompts, pictures of one network to judge, and a reward."""
+    if config.eval_every is None:
+        for name in ("eval_prompts", "eval_scorers", "eval_reward"):
+            require(name, getattr(config, name) or None, lambda _: False, "nothing without `eval_every`, which says when it is used")
+        return
+    require("eval_prompts", config.eval_prompts, bool, "prompts, or a file of them, to draw every `eval_every` steps")
+    if config.tuning == "user" or inference == "reward" or (inference == "negative_guidance" and config.tuning == "full"):
+        raise ConfigError(f"`eval_every` draws with one network alone, which `{config.method}` cannot here; leave it out")
+    if config.eval_reward is None and {"prompt_only", "preferred"} & set(map(_name, transforms)):
+        raise ConfigError(
+            f"`eval_every` needs `eval_reward` here: `{config.method}` compares no candidates, so it has no implicit accuracy"
+        )
 
 
 def _name(spec: Spec) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
 
     The sheet of a personalised run has a row for nobody and for each of a few users.
     """
+    file.parent.mkdir(exist_ok=True)
     if isinstance(parts.backbone, LanguageModel):
         model = parts.backbone
         writer = Rewriter(model.network, model.tokenizer, conversational=parts.facts["conversational"])
@@ -43,13 +44,20 @@ def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
 @torch.no_grad()
 def sheet(parts: Parts, config: TrainConfig, label: str) -> Image.Image:
     """Return the validation pictures in a grid."""
-    negative, prompts = METHODS[config.method].inference == "negative_guidance", config.validation_prompts
+    prompts = config.validation_prompts
+    rows = drawn(parts, config, prompts, range(len(prompts)), label)
+    images = [image for row in rows for image in row]
+    return grid(images, min(len(prompts), 8) if len(rows) == 1 else len(prompts))
+
+
+@torch.no_grad()
+def drawn(parts: Parts, config: TrainConfig, prompts: Sequence[str], seeds: Sequence[int], label: str) -> list[list[Image.Image]]:
+    """Return a picture for each prompt and seed: one row of them or, where users are told apart, that of nobody and of a few users."""
+    negative = METHODS[config.method].inference == "negative_guidance"
     pipe = parts.backbone.pipeline()
     shape: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
     with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
-        rows = [draw(own, prompts, range(len(prompts)), **shape, true_cfg=negative, label=label) for own in _pipelines(parts, pipe)]
-    images = [image for row in rows for image in row]
-    return grid(images, min(len(prompts), 8) if len(rows) == 1 else len(prompts))
+        return [draw(own, prompts, seeds, **shape, true_cfg=negative, label=label) for own in _pipelines(parts, pipe)]
 
 
 def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffalign import adapters, checkpoint
-from diffalign.backbones.folders import lasting
 from diffalign.build import beta_of, parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import save_yaml
@@ -31,6 +30,7 @@ from diffalign.data.batch import Sampler, loader
 from diffalign.data.view import View
 from diffalign.errors import CheckpointError
 from diffalign.guard import Guard
+from diffalign.identity import identity
 from diffalign.methods import METHODS
 from diffalign.metrics import describe
 from diffalign.objectives.rewards import implicit_reward
@@ -40,6 +40,7 @@ from diffalign.reference import eval_mode, exchanged
 from diffalign.result import save_result
 from diffalign.step import preference_step
 from diffalign.types import Batch, Scores
+from diffalign.watch import EVALUATIONS, Watch
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
@@ -51,6 +52,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, view: View) -> None:
         self.config, self.view = config, view
         self.output_dir = Path(config.output_dir)
+        self.watch = Watch.of(config)
         AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -91,19 +93,22 @@ class Trainer:
             total=config.max_train_steps, initial=self.step, desc="train", disable=None if self.accelerator.is_main_process else True
         )
         with bar, (self.output_dir / LOG).open("a") as log:
-            while self.step < config.max_train_steps:
+            if self.step == 0 and self.watch.due(0):
+                self._log(log, self._judged({}))
+            while self.step < config.max_train_steps and not self.watch.stopped:
                 start = time.perf_counter()
                 facts = self.optimizer_step(batches)
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
                 self.guard.watch(facts, self.step)
-                if self.step % config.log_every == 0:
+                facts = self._judged(facts)
+                if self.step % config.log_every == 0 or self.watch.due(self.step):
                     self._log(log, facts)
                 bar.update()
                 bar.set_postfix({k: f"{facts[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in facts})
                 if self.step % config.checkpointing_steps == 0:
                     self._save_checkpoint()
-                if self.step % config.validation_steps == 0 or self.step == config.max_train_steps:
+                if self.step % config.validation_steps == 0 or self.step == config.max_train_steps or self.watch.stopped:
                     self._validate()
         self._finish()
         return self.output_dir
@@ -170,7 +175,8 @@ class Trainer:
         elif config.resume_from_checkpoint:
             logger.info("%s: no checkpoint found, starting at step 0", self.output_dir)
         if self.accelerator.is_main_process:
-            checkpoint.keep_log(self.output_dir / LOG, self.step)
+            for log in (LOG, EVALUATIONS):
+                checkpoint.keep_log(self.output_dir / log, self.step or -1)  # what step 0 says is said anew
             save_yaml(config, self.output_dir / "config.yaml")
             self._announce()
         self.accelerator.wait_for_everyone()
@@ -204,29 +210,7 @@ class Trainer:
 
     def _facts(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
-        config = self.config
-        same = ("seed", "method", "transforms", "reference", "proportion_empty_prompts", "trajectory_cache", "ema_decay")
-        same += ("lora_alpha", "resolution", "max_sequence_length", "guidance_scale", "weighting_scheme", "logit_mean", "logit_std")
-        same += ("mode_scale", "shift", "transport", "aspect_ratio_buckets", "quantization")
-        ordered = {"curriculum": config.curriculum, "samples": config.max_train_steps * self.sampler.effective} if config.curriculum else {}
-        return {
-            "bucket_batch": config.train_batch_size if config.buckets else None,  # which the order of the records then depends on
-            "model": lasting(config.pretrained_model_name_or_path),
-            "table": self.view.table.fingerprint,
-            "records": len(self.parts.pairs),
-            "batch": self.sampler.effective,
-            "optimizer": config.optimizer_name,
-            **{name: getattr(config, name) for name in same},
-            **({"scores": config.scores} if config.scores else {}),
-            **ordered,
-            **self.parts.facts,
-            **{kind: config.part(kind) for kind in ("objective", "trajectory", "error")},
-            **({} if config.users is None else self._user_facts()),
-        }
-
-    def _user_facts(self) -> dict[str, Any]:
-        encoder: Any = self.network.user_encoder
-        return {"user_encoder": self.config.users, "user_dropout": self.config.user_dropout, "user_source": encoder.sizes.source}
+        return identity(self.config, self.view, self.parts, self.sampler) | self.watch.asked()
 
     def _save_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
@@ -237,6 +221,7 @@ class Trainer:
                 "ema": self.ema.state_dict() if self.ema else None,
                 "scaler": scaler.state_dict() if scaler else None,
                 "guard": self.guard.state(),
+                "watch": self.watch.state(),
             }
             limit = self.config.checkpoints_total_limit
             checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._facts(), limit)
@@ -257,18 +242,33 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.restore(state["guard"])
+        self.watch.restore(state.get("watch", {}))  # which checkpoints of earlier versions lack
         self.step = found["step"]
 
     def _validate(self) -> None:
         """Answer the validation prompts with seeds 0, 1, ... into validation/step-N.png, or of texts step-N.txt."""
         # Two networks would be needed to show what full fine-tuning for guidance is for.
         whole = METHODS[self.config.method].inference == "negative_guidance" and self.config.tuning == "full"
-        if not self.config.validation_prompts or not self.accelerator.is_main_process or whole:
-            return
-        folder = self.output_dir / "validation"
-        folder.mkdir(exist_ok=True)
+        if self.config.validation_prompts and self.accelerator.is_main_process and not whole:
+            file = self.output_dir / "validation" / f"step-{self.step:06d}"
+            with self._shown():
+                preview(self.parts, self.config, f"validation at step {self.step}", file)
+
+    def _judged(self, facts: dict[str, float]) -> dict[str, float]:
+        """Return a step's facts with what held-out judges say of pictures of the model as it stands, where it is time to ask them."""
+        self.watch.follow(facts)
+        if not self.watch.due(self.step):
+            return facts
+        if self.accelerator.is_main_process:
+            with self._shown():
+                self.watch.look(self.parts, self.step, self._facts())
+        return facts | self.watch.together()
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Let the network stand for the block as its result would be saved, ready to draw."""
         with eval_mode(self.network), self._averaged(self.config.use_ema):
-            preview(self.parts, self.config, f"validation at step {self.step}", folder / f"step-{self.step:06d}")
+            yield
         self._park()
 
     def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:

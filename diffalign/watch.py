@@ -1,0 +1,197 @@
+"""Watches a training run for over-optimisation: judges that it does not train on look at a fixed set of pictures as it goes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from diffalign.alarm import LEAST_PROMPTS, Change, alarm, change
+from diffalign.build import Parts
+from diffalign.config import TrainConfig
+from diffalign.configfile import save_yaml
+from diffalign.data.atomic import atomic_folder
+from diffalign.data.cache import fingerprint
+from diffalign.drift import diversity, features, saturation, sharpness
+from diffalign.errors import ConfigError
+from diffalign.preview import drawn
+from diffalign.promptsets import prompts_of
+from diffalign.result import save_result
+from diffalign.rewards.table import SCORERS, load_scorer
+from diffalign.shapes.checks import is_caption
+from diffalign.specs import Spec, bind
+
+logger = logging.getLogger(__name__)
+EVALUATIONS, BEST = "eval.jsonl", "best"
+IMAGES = 2  # of each prompt: without a second there is no diversity
+STATE = ("base", "best", "alarms", "recent", "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a set of pictures, prompt by prompt, was found to be."""
+
+    scores: dict[str, list[float]]  # by scorer, of every picture
+    diversity: list[float]  # of every prompt
+    saturation: float
+    sharpness: float
+
+
+@dataclass(slots=True)
+class Watch:
+    """Draws the same prompts with the same seeds at step 0 and every `eval_every` steps, and compares with step 0.
+
+    The best weights are those of the evaluation with the largest mean, over the held-out scorers, of the change in standard deviations
+    (`Change.effect`), the later one of two alike; step 0 is no candidate. `state()` and `restore()` carry it through checkpoints.
+    """
+
+    config: TrainConfig
+    prompts: list[str]
+    scorers: list[Spec]
+    base: Seen | None = None
+    best: tuple[int, float] | None = None  # step, and mean change of the held-out scores
+    alarms: int = 0  # in a row
+    recent: list[float] = field(default_factory=list)  # implicit accuracy of the steps since the last evaluation
+    stopped: str | None = None  # why
+    said: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Watch:
+        """Return the watch that `config` asks for. Raises ConfigError for prompts and scorers that are none, before any weights load."""
+        if config.eval_every is None:
+            return cls(config, [], [])
+        prompts = list(dict.fromkeys(prompts_of(config.eval_prompts)))
+        if len(prompts) < LEAST_PROMPTS:
+            raise ConfigError(f"`eval_prompts` has {len(prompts)} different prompts; expected at least {LEAST_PROMPTS}, better 30 or more")
+        scorers = config.eval_scorers or (["adherence"] if all(map(is_caption, prompts)) else [])
+        if not scorers:
+            raise ConfigError(
+                "`eval_scorers` is empty; name judges that training does not optimise, for example [pickscore, imagereward]. "
+                "Only for prompts of the embedded world there is one by default, adherence"
+            )
+        if config.eval_reward in scorers:
+            raise ConfigError(f"`eval_reward` {config.eval_reward} is what training optimises; leave it out of `eval_scorers`")
+        for spec in (*scorers, *filter(None, (config.eval_reward,))):
+            bind("scorer", SCORERS, spec, device="cpu")
+        return cls(config, prompts, list(scorers))
+
+    def due(self, step: int) -> bool:
+        """Return whether pictures are to be judged at `step`."""
+        return self.config.eval_every is not None and step % self.config.eval_every == 0
+
+    def follow(self, facts: Mapping[str, float]) -> None:
+        """Note a step's implicit accuracy, which stands for the reward where there is no `eval_reward`."""
+        if self.config.eval_every is not None and "implicit_acc" in facts:
+            self.recent.append(facts["implicit_acc"])
+
+    def look(self, parts: Parts, step: int, facts: Mapping[str, Any]) -> None:
+        """Judge pictures of the network as it is, write it to `best/` if it is, and count alarms; `facts` are for its run.json."""
+        seen = self._seen(parts, step)
+        base = self.base = self.base or seen
+        shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
+        held_out = [change(base.scores[name], scores, shown, name) for name, scores in seen.scores.items()]
+        reward = held_out.pop() if self.config.eval_reward else None
+        if reward is None and self.recent:
+            reward = change([0.5] * len(self.recent), self.recent, [str(number) for number in range(len(self.recent))], "implicit_acc")
+        variety = change(base.diversity, seen.diversity, self.prompts, "diversity")
+        reasons = alarm(reward, held_out, variety)
+        gained = fmean(held.effect for held in held_out)
+        if step and (self.best is None or gained >= self.best[1]):
+            self.best = step, gained
+            self._keep(parts, {"steps": step, "held_out": gained, **facts})
+        self._count(reasons, step)
+        self._tell(seen, [*held_out, *filter(None, (reward,)), variety], gained, reasons, step)
+
+    def together(self) -> dict[str, float]:
+        """Return what is logged of the last look, which is the first process's, as is whether to stop."""
+        told: list[Any] = [self.said, self.stopped]
+        broadcast_object_list(told)
+        self.said, self.stopped = told
+        self.recent = []
+        return self.said
+
+    def facts(self) -> dict[str, Any]:
+        """Return what run.json says of the watch."""
+        if self.config.eval_every is None:
+            return {}
+        return {"stopped": self.stopped, "best": None if self.best is None else {"step": self.best[0], "held_out": self.best[1]}}
+
+    def asked(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to be gone on from."""
+        if self.config.eval_every is None:
+            return {}
+        return {"eval": [fingerprint({"prompts": self.prompts}), self.scorers, self.config.eval_reward]}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {name: getattr(self, name) for name in STATE} | {"base": self.base and asdict(self.base)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, Seen(**value) if name == "base" and value else value)
+
+    def _seen(self, parts: Parts, step: int) -> Seen:
+        """Return what the judges see, the training reward last; one of them in memory at a time."""
+        shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
+        (images,) = drawn(parts, self.config, shown, range(len(shown)), f"evaluation at step {step}")
+        scores: dict[str, list[float]] = {}
+        for spec in tqdm([*self.scorers, *filter(None, (self.config.eval_reward,))], desc="judge", unit=" scorers", disable=None):
+            scorer = load_scorer(spec, device=str(parts.backbone.device))
+            if scorer.name in scores:
+                raise ConfigError(f"`eval_scorers` and `eval_reward`: two of them give a score named `{scorer.name}`; leave one out")
+            scores[scorer.name] = [float(score) for score in scorer(images, shown)]
+            if all(map(math.isnan, scores[scorer.name])):
+                raise ConfigError(
+                    f"`{scorer.name}` can judge none of the pictures of `eval_prompts`; leave it out, or choose other prompts"
+                )
+            del scorer
+            gc.collect()
+            torch.cuda.empty_cache()
+        groups = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)]
+        pixels = features("pixels")
+        return Seen(scores, [diversity(group, pixels) for group in groups], fmean(map(saturation, images)), fmean(map(sharpness, images)))
+
+    def _keep(self, parts: Parts, facts: dict[str, Any]) -> None:
+        """Write the network as it is to `best/`, whole or not at all, in the form of the run's own result."""
+        folder = Path(self.config.output_dir) / BEST
+        with atomic_folder(folder) as temporary:
+            save_yaml(replace(self.config, output_dir=str(folder)), temporary / "config.yaml")
+            save_result(parts.backbone, replace(self.config, output_dir=str(temporary)), facts)
+
+    def _count(self, reasons: Sequence[str], step: int) -> None:
+        """Count an alarm or its absence, and stop the run where it has held for long enough."""
+        self.alarms = self.alarms + 1 if reasons else 0
+        for reason in reasons:
+            logger.warning("step %d: over-optimisation: %s", step, reason)
+        if self.alarms >= self.config.eval_patience:
+            self.stopped = f"step {step}: the alarm held for {self.alarms} evaluations in a row; {'; '.join(reasons)}"
+            best = "" if self.best is None else f" The best weights, of step {self.best[0]}, are in {self.config.output_dir}/{BEST}."
+            logger.warning("stopped at %s.%s", self.stopped, best)
+
+    def _tell(self, seen: Seen, changes: Sequence[Change], gained: float, reasons: list[str], step: int) -> None:
+        """Write a row of eval.jsonl, and note what is logged."""
+        levels = {name: float(np.nanmean(scores)) for name, scores in seen.scores.items()}
+        levels |= {"diversity": fmean(seen.diversity), "saturation": seen.saturation, "sharpness": seen.sharpness}
+        row = {"step": step, **levels, "changes": list(map(_plain, changes)), "held_out": gained, "alarm": reasons}
+        with (Path(self.config.output_dir) / EVALUATIONS).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        self.said = {f"eval/{name}": value for name, value in levels.items()}
+        self.said |= {f"eval/{one.name}_change": one.value for one in changes}
+        self.said |= {"eval/held_out": gained, "eval/alarm": float(bool(reasons))}
+
+
+def _plain(one: Change) -> dict[str, Any]:
+    """Return a change as JSON has it: null for what is not finite."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(one).items()}
