@@ -292,7 +292,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             median = round(statistics.median(self.seconds), 4) if self.seconds else None
             facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
-            save_result(self.parts.backbone, self.config, facts | self._facts())
+            save_result(self.parts.backbone, self.config, facts | self.watch.facts() | self._facts())
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()  # so that every process finds the result; the group stays for what comes next
