@@ -9,6 +9,7 @@ import gc
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ def draw_parts(parts: Parts, own: Sequence[int], opened: Callable[[], tuple[Any,
     for part in missing:
         for stale in parts.folder.glob(f"{part:05d}.*.json"):
             stale.unlink()
+        shutil.rmtree(parts.images(part), ignore_errors=True)  # of other settings, or what a kill left of it
         prompts = [prompt for prompt in parts.of(part) for _ in range(count)]
         seeds = [seed_of(parts.seed, prompt, number) for prompt in parts.of(part) for number in range(count)]
         images = draw(pipe, prompts, seeds, **told, label=f"draw {parts.model}, part {part + 1} of {len(parts)}")
@@ -134,7 +136,7 @@ def draw_parts(parts: Parts, own: Sequence[int], opened: Callable[[], tuple[Any,
             _record(parts, part * PART + i, prompt, seeds[i * count :][:count], images[i * count :][:count])
             for i, prompt in enumerate(parts.of(part))
         ]
-        write_table(parts.images(part), records, overwrite=True, made_with=parts.made_with(part))
+        write_table(parts.images(part), records, made_with=parts.made_with(part))
 
 
 def _record(parts: Parts, index: int, prompt: str, seeds: Sequence[int], images: Sequence[Any]) -> Record:
