@@ -213,14 +213,6 @@ class TrainConfig:
     """Prompts drawn (or answered) at step 0, every validation_steps and at the end, with the same seeds."""
     validation_steps: int = 500
     """Optimiser steps between validation grids (or texts)."""
-    max_bad_steps: int = 10
-    """Stop after so many skipped steps (not finite, or a spike) in a row."""
-    spike_factor: float = 10.0
-    """A loss above so many times the running median is a spike and its step is skipped; 0 switches this off."""
-
-    @property
-    def optimizer_name(self) -> str:
-        """Return the optimiser, `use_8bit_adam` counted."""
     eval_every: int | None = None
     """Optimiser steps between evaluations against step 0, which keep the best weights in best/ and stop a run that over-optimises."""
     eval_prompts: list[str] = field(default_factory=list)
@@ -231,6 +223,14 @@ class TrainConfig:
     """Scorer that training does optimise, if there is one; the implicit accuracy stands for it otherwise."""
     eval_patience: int = 3
     """Evaluations in a row, with the reward above and a held-out score or the diversity clearly below step 0, that stop the run."""
+    max_bad_steps: int = 10
+    """Stop after so many skipped steps (not finite, or a spike) in a row."""
+    spike_factor: float = 10.0
+    """A loss above so many times the running median is a spike and its step is skipped; 0 switches this off."""
+
+    @property
+    def optimizer_name(self) -> str:
+        """Return the optimiser, `use_8bit_adam` counted."""
         return "adamw_8bit" if self.use_8bit_adam else self.optimizer
 
     @property
@@ -278,6 +278,7 @@ class TrainConfig:
         configcheck.check_switches(self)
         configcheck.check_buckets(self, transforms)
         configcheck.check_rounds(self, method.inference, transforms)
+        configcheck.check_watch(self, method.inference, transforms)
         return self
 
     def part(self, kind: Literal["objective", "trajectory", "error"]) -> dict[str, dict[str, Any]]:
@@ -286,4 +287,3 @@ class TrainConfig:
         name, constants = single(kind, getattr(METHODS[self.method], kind) if own is None else own)
         given = {"beta": self.beta, "label_smoothing": self.label_smoothing} if kind == "objective" else {}
         return {name: {**constants, **{constant: value for constant, value in given.items() if value is not None}}}
-        configcheck.check_watch(self, method.inference, transforms)
