@@ -1,0 +1,19 @@
+"""A reward model by Bradley and Terry (1952), as in 2009.01325 and, of images, 2304.05977: a head on a CLIP's frozen embeddings.
+
+The loss -log sigmoid(r_w - r_l) is the objective `simpo` at beta 1 without its margin, whose likelihoods the rewards stand for; soft
+labels and ties are its soft targets.
+"""
+
+from __future__ import annotations
+
+from diffalign.methods.base import Method, spec
+
+REWARD_BT = Method(
+    paper="2009.01325",
+    objective=spec("simpo", beta=1.0, gamma=0.0),
+    trajectory=spec("forward", share_noise=True),  # nothing is noised
+    reference="none",
+    transforms=(spec("pairs"), spec("orient")),
+    about="pairs, rankings and ties of images; the result is a scorer",
+    inference="reward",
+)

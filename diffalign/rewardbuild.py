@@ -1,0 +1,133 @@
+"""From a config to the parts that train a reward model, and what is measured of it before run.json is written."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.config import TrainConfig
+from diffalign.data.view import Entry, View
+from diffalign.dataset import open_dataset
+from diffalign.errors import TableError
+from diffalign.rewardmodel.calibration import in_words, judged, reliability
+from diffalign.rewardmodel.embeds import Embeds, load_embeds
+from diffalign.rewardmodel.heads import Head, PalHead, Sizes, make
+from diffalign.rewardmodel.pairs import RewardLikelihood, RewardPairs, Stored, split
+from diffalign.rewardmodel.settings import PalSettings, settings_of
+from diffalign.textbuild import cache_root
+
+logger = logging.getLogger(__name__)
+MOST = 10_000  # records that mean and deviation of embeddings are measured on
+PICTURE = "reliability.png"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A head with the frozen embeddings it reads, as the trainer sees a model."""
+
+    network: Head
+    embeds: Embeds
+    name: str
+    beta: float  # on rewards, to make logits of them
+    component: str = "reward_head"
+    lora_targets: tuple[str, ...] = ()
+
+    def beta_in_words(self, beta: float) -> str:
+        """Return `beta` and its unit."""
+        return f"beta {beta:g} on rewards: with it, their differences are logits"
+
+    def park(self) -> None:
+        """Do nothing: embeddings are computed before training."""
+
+    def fingerprint(self) -> str:
+        """Return that of the embeddings."""
+        return self.embeds.fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class RewardParts:
+    """The parts of a reward run that are its own."""
+
+    model: RewardModel
+    likelihood: RewardLikelihood
+    pairs: RewardPairs
+    groups: list[dict[str, Any]] | None
+    measure: functools.partial[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def parts(config: TrainConfig, view: View, device: torch.device, beta: float) -> RewardParts:
+    """Return head, embeddings and data; the head's weights come from the seed. Raises TableError for data that cannot be split."""
+    _, settings = settings_of(config.reward_head, config.method)
+    other = _held_out(config)
+    kept, out = (list(view.entries), list(other.entries)) if other else _split(config, view)
+    users = _users(view, kept) if isinstance(settings, PalSettings) else ()
+    if users:
+        kept = [entry for entry in kept if entry.user]
+    embeds = load_embeds(config.pretrained_model_name_or_path, config.revision, device)
+    index = {name: place for place, name in enumerate(users)}
+    stored = Stored(view, embeds, cache_root(config, view))
+    apart = Stored(other, embeds, cache_root(config, other)) if other else stored
+    pairs, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, out, apart, index)
+    torch.manual_seed(config.seed)
+    head = make(settings, Sizes(embeds.image_width, embeds.prompt_width, users))
+    some = RewardPairs(view, kept[:: max(1, len(kept) // MOST)], stored, index).whole()
+    head.standardise(some.images.flatten(0, 1), some.prompts)
+    facts = {"embeds": embeds.fingerprint, "reward_head": config.reward_head, "held_out_share": None if other else config.held_out_share}
+    facts |= {"held_out_dataset_name": config.held_out_dataset_name, "users": len(users)}
+    model = RewardModel(head.to(device), embeds, config.pretrained_model_name_or_path, beta)
+    measure = functools.partial(measured, head, held_out, beta, config.seed)
+    return RewardParts(model, RewardLikelihood(), pairs, head.groups(config.learning_rate), measure, facts)
+
+
+def _held_out(config: TrainConfig) -> View | None:
+    """Return the records of a dataset of their own to measure on, if there is one."""
+    if config.held_out_dataset_name is None:
+        return None
+    folder = str(Path(config.output_dir) / "held_out")
+    other = replace(config, dataset_name=config.held_out_dataset_name, output_dir=folder, max_train_samples=None)
+    return open_dataset(other, reuse=int(os.environ.get("RANK", "0")) > 0)  # that the first process has imported
+
+
+def _split(config: TrainConfig, view: View) -> tuple[list[Entry], list[Entry]]:
+    kept, out = split(view.entries, config.held_out_share, config.seed)
+    if not any(entry.prob != 0.5 for entry in kept):
+        raise TableError(
+            f"{view.table.path}: {len({e.prompt for e in view.entries})} prompts, and none with a preference is left to train on when "
+            f"{config.held_out_share:g} of them are held out; name other pairs with `held_out_dataset_name`"
+        )
+    return kept, out
+
+
+def _users(view: View, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the users of the training, sorted, and say how many records name none. Raises TableError where none does."""
+    users = tuple(sorted({entry.user for entry in entries if entry.user}))
+    if not users:
+        raise TableError(f"{view.table.path}: no record names its user, and PAL learns of users; records name them in the column user_id")
+    if nameless := sum(not entry.user for entry in entries):
+        logger.warning("%d of %d records name no user, and are left out", nameless, len(entries))
+    return users
+
+
+@torch.no_grad()
+def measured(head: Head, held_out: RewardPairs, beta: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Return {"held_out": what the head says of pairs not trained on}, and write its reliability as a picture into `folder`."""
+    device = head.image_mean.device
+    batch = held_out.whole()
+    rewards = beta * head.eval()(*(x.to(device) for x in (batch.images, batch.prompts, batch.users))).double().cpu()
+    margin, prompts = (rewards[:, 0] - rewards[:, 1]).numpy(), [entry.prompt for entry in held_out.entries]
+    facts = judged(margin, batch.prob.double().numpy(), prompts, seed)
+    if isinstance(head, PalHead):
+        facts["unknown_users"] = int((batch.users < 0).sum())
+    logger.info("%s", in_words(facts))
+    temporary = folder / f".{PICTURE}"
+    reliability(facts["bins"]).save(temporary, "PNG")
+    temporary.replace(folder / PICTURE)
+    return {"held_out": facts}

@@ -1,0 +1,1 @@
+"""Reward models trained on preferences: heads on frozen embeddings of images and prompts."""

@@ -1,0 +1,107 @@
+"""What a reward head sees of images and prompts: the embeddings of a CLIP or, without any weights, colours and words. Never trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+from diffalign.conditioning.features import OPEN_CLIP, UNREADABLE, ClipFeatures, weights_hash, whole
+from diffalign.data.cache import fingerprint
+from diffalign.data.pixels import centred
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.rewardmodel.settings import PIXELS
+
+BATCH = 32  # prompts at once
+SIDE, GRID, WORDS = 64, 8, 64
+
+
+class Embeds(Protocol):
+    """Images and prompts to vectors of fixed widths."""
+
+    fingerprint: str  # changes when a vector would
+    image_width: int
+    prompt_width: int
+    max_tokens: int | None  # of a prompt, the rest being cut; None where it is read whole
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, F) of N >= 1 RGB images, float32, on the CPU, without gradient."""
+        ...
+
+    def prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Return (N, D) of N >= 1 prompts, float32, on the CPU, without gradient."""
+        ...
+
+
+def load_embeds(name: str, revision: str | None = None, device: torch.device | str = "cpu") -> Embeds:
+    """Return the embeddings `pixels`, or those of a CLIP of transformers in a folder or on the hub. Raises as `ClipEmbeds` does."""
+    return PixelEmbeds() if name == PIXELS else ClipEmbeds(name, revision, device)
+
+
+class PixelEmbeds:
+    """For small worlds and tests. F = 256: the mean colour of 8 by 8 cells of the middle square (64 pixels, values in [-1, 1]), and of
+    each cell the mean distance of its pixels from the square's border, whose median colour stands for the background. D = 64: words,
+    each counted in one of 64 places with a sign, by a hash (feature hashing, 0902.2206).
+    """
+
+    image_width, prompt_width = 4 * GRID**2, WORDS
+    max_tokens: int | None = None
+    fingerprint = fingerprint({"embeds": PIXELS, "version": 1})
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, 256)."""
+        pixels = torch.stack([centred(image, SIDE) for image in images])
+        border = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[:, :, :, 0], pixels[:, :, :, -1]], dim=2)
+        apart = (pixels - border.median(dim=2).values[:, :, None, None]).abs().mean(dim=1, keepdim=True)
+        return F.adaptive_avg_pool2d(torch.cat([pixels, apart], dim=1), GRID).flatten(1)
+
+    def prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Return (N, 64)."""
+        found = torch.zeros(len(prompts), WORDS)
+        for row, prompt in enumerate(prompts):
+            for word in prompt.lower().split():
+                digest = hashlib.blake2b(word.encode(), digest_size=2).digest()
+                found[row, digest[0] % WORDS] += 1.0 if digest[1] % 2 else -1.0
+        return found
+
+
+class ClipEmbeds:
+    """A CLIP's embeddings of both halves, of length sqrt(F) and sqrt(D), so that their entries are of about unit scale.
+
+    Raises ConfigError for a name that is none of transformers' CLIPs, CheckpointError for one that is missing or incomplete.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, device: torch.device | str = "cpu") -> None:
+        if name.startswith(OPEN_CLIP):
+            raise ConfigError(f"{name}: reward models read a CLIP of transformers, with its text half; give its folder or hub id")
+        self._seen = ClipFeatures(name, revision, device)
+        try:
+            self._network = whole(CLIPTextModelWithProjection, name, revision, dtype=torch.float32)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except UNREADABLE as error:
+            raise CheckpointError(f"{name}: no text half of a CLIP, with its tokenizer, can be loaded from here: {error}") from error
+        self._network.to(torch.device(device)).requires_grad_(False).eval()
+        self.max_tokens: int | None = int(self._network.config.max_position_embeddings)
+        self.fingerprint = fingerprint({"embeds": "clip", "image": self._seen.fingerprint, "text": weights_hash(self._network)})
+        self.image_width, self.prompt_width = self._seen.width, int(self._network.config.projection_dim)
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, F)."""
+        return self._seen(images)
+
+    @torch.no_grad()
+    def prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Return (N, D); what is longer than `max_tokens` is cut."""
+        found = []
+        for start in range(0, len(prompts), BATCH):
+            part = list(prompts[start : start + BATCH])
+            given = self._tokenizer(part, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt")
+            told = {key: given[key].to(self._network.device) for key in ("input_ids", "attention_mask")}
+            found.append(self._network(**told).text_embeds.float().cpu())
+        return F.normalize(torch.cat(found), dim=1) * self.prompt_width**0.5

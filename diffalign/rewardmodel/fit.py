@@ -1,0 +1,38 @@
+"""A new user of a PAL head: everything is frozen, and the K numbers of the user are fitted to their pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from diffalign.rewardmodel.heads import PalHead
+from diffalign.rewardmodel.pairs import RewardBatch
+
+STEPS = 200
+LEAST = 0.1  # deviation of the users' numbers that the prior has at least
+
+
+def fit_user(head: PalHead, pairs: RewardBatch, beta: float = 1.0) -> Tensor:
+    """Return the logits (P,) that explain a user's pairs best: the loss of Bradley and Terry, ties and soft labels included.
+
+    PAL fits by that loss alone. A few pairs that a corner of the simplex explains would push the numbers without end, so the numbers have
+    a normal prior with mean and deviation of the training users' numbers (empirical Bayes); without pairs, the mean is the answer.
+    """
+    with torch.no_grad():
+        images, prompts = head.standard(pairs.images, pairs.prompts)
+        mean, deviation = head.logits.mean(dim=0), head.logits.std(dim=0, correction=0).clamp_min(LEAST)
+    numbers = mean.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([numbers], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        rewards = beta * head.by_logits(images, prompts, numbers.expand(len(images), -1))
+        z = rewards[:, 0] - rewards[:, 1]
+        said = pairs.prob * softplus(-z) + (1.0 - pairs.prob) * softplus(z)
+        value = said.sum() + 0.5 * ((numbers - mean) / deviation).square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # pyright: ignore[reportArgumentType]  # LBFGS takes a tensor
+    return numbers.detach()

@@ -1,0 +1,138 @@
+"""Reward heads: embeddings of images and prompts, and who asks, to rewards whose differences are the logits of Bradley and Terry."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from diffalign.rewardmodel.settings import BtSettings, PalSettings, Settings
+
+NOBODY = -1  # the index of a user who is not known: the mean of all users' logits stands for them
+LARGEST = 100.0  # of the factor on cosines, as CLIP holds it
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a head is built for besides its settings."""
+
+    image: int  # F
+    prompt: int  # D
+    users: tuple[str, ...] = ()  # of the training, in the order of their weights
+
+
+class Head(nn.Module, ABC):
+    """Rewards (B, K) of images (B, K, F) under prompts (B, D) for users (B,), their indices or `NOBODY`.
+
+    Embeddings are standardised by mean and deviation of the training's. A reward is a logit: the sigmoid of a difference is the chance
+    that the first image is preferred (times the objective's beta, if that is not 1).
+    """
+
+    image_mean: Tensor
+    image_deviation: Tensor
+    prompt_mean: Tensor
+    prompt_deviation: Tensor
+
+    def __init__(self, settings: Settings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings, self.sizes = settings, sizes
+        for name, width in (("image", sizes.image), ("prompt", sizes.prompt)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_deviation", torch.ones(width))
+
+    def standardise(self, images: Tensor, prompts: Tensor) -> None:
+        """Measure mean and deviation of every number of images (N, F) and prompts (N, D); a number that never varies stays zero."""
+        for name, values in (("image", images), ("prompt", prompts)):
+            getattr(self, f"{name}_mean").copy_(values.mean(dim=0))
+            getattr(self, f"{name}_deviation").copy_(values.std(dim=0, correction=0).clamp_min(1e-3))
+
+    def forward(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
+        """Return rewards (B, K)."""
+        return self.rewards(*self.standard(images, prompts), users)
+
+    def standard(self, images: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return standardised images (B, K, F) and prompts (B, D)."""
+        return (images - self.image_mean) / self.image_deviation, (prompts - self.prompt_mean) / self.prompt_deviation
+
+    @abstractmethod
+    def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
+        """Return rewards (B, K) of standardised embeddings."""
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]] | None:  # noqa: ARG002  # only some heads have groups
+        """Return the optimiser's groups of parameters, None where all learn alike."""
+        return None
+
+
+class BtHead(Head):
+    """Bradley and Terry (1952): one reward for all users, by one hidden layer on image and prompt."""
+
+    def __init__(self, settings: BtSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.reads_prompts = settings.prompts and settings.hidden > 0
+        width = sizes.image + (sizes.prompt if self.reads_prompts else 0)
+        self.layers = mlp(width, settings.hidden, 1) if settings.hidden else nn.Linear(width, 1, bias=False)
+
+    def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:  # noqa: ARG002  # all users alike
+        """Return rewards (B, K)."""
+        if self.reads_prompts:
+            images = torch.cat([images, prompts[:, None].expand(-1, images.shape[1], -1)], dim=2)
+        return self.layers(images).squeeze(-1)
+
+
+class PalHead(Head):
+    """PAL (2406.08469): a user's ideal point is a mixture of K prototypes, by the softmax of K numbers.
+
+    Images are mapped by f, two layers. Kind A: the ideal point is f(P w), P the prototypes in the space of embeddings; the reward is
+    -|f(x) - f(P w)| (`dist`) or e^tau cos(f(x), f(P w)) (`angle`). Kind B: e^tau cos(f(x), sum_k w_k g_k(prompt)), each g_k two layers.
+    e^tau begins at 1 / 0.07 and is held below 100. As released, but for the mean logits that stand for users who are not known.
+    """
+
+    def __init__(self, settings: PalSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.known = settings
+        self.image = mlp(sizes.image, settings.hidden, settings.width)
+        self.logits = nn.Parameter(torch.zeros(max(1, len(sizes.users)), settings.prototypes))
+        if settings.kind == "A":
+            self.prototypes = nn.Parameter(torch.randn(settings.prototypes, sizes.image))
+        else:
+            self.prompts = nn.ModuleList(mlp(sizes.prompt, settings.hidden, settings.width) for _ in range(settings.prototypes))
+        if settings.score == "angle":
+            self.sharpness = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
+
+    def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
+        """Return rewards (B, K)."""
+        known = (users != NOBODY)[:, None]
+        return self.by_logits(images, prompts, torch.where(known, self.logits[users.clamp_min(0)], self.logits.mean(dim=0)))
+
+    def by_logits(self, images: Tensor, prompts: Tensor, logits: Tensor) -> Tensor:
+        """Return rewards (B, K) of standardised embeddings for users given by their logits (B, P)."""
+        weights, seen = logits.softmax(dim=1), self.image(images)
+        if self.known.kind == "A":
+            ideal = self.image(weights @ self.prototypes)
+        else:
+            ideal = torch.stack([weights[:, k, None] * reads(prompts) for k, reads in enumerate(self.prompts)]).sum(dim=0)
+        if self.known.score == "dist":
+            return -(seen - ideal[:, None]).square().sum(dim=2).add(1e-12).sqrt()  # whose gradient is finite at zero
+        cosines = (normalize(seen, dim=2) * normalize(ideal, dim=1)[:, None]).sum(dim=2)
+        return self.sharpness.exp().clamp(max=LARGEST) * cosines
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the networks at the learning rate, and prototypes and users' numbers at `user_rate` times it, without decay."""
+        quick = [p for name, p in self.named_parameters() if name in ("logits", "prototypes")]
+        slow = [p for name, p in self.named_parameters() if name not in ("logits", "prototypes")]
+        return [{"params": slow}, {"params": quick, "lr": self.known.user_rate * learning_rate, "weight_decay": 0.0}]
+
+
+def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Return two layers with a GELU between."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
+
+
+def make(settings: Settings, sizes: Sizes) -> Head:
+    """Return a new head; its weights come from torch's own random state."""
+    return BtHead(settings, sizes) if isinstance(settings, BtSettings) else PalHead(settings, sizes)

@@ -1,0 +1,43 @@
+"""A trained head as a file: safetensors, written whole, with what is needed to build it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.conditioning import files
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.rewardmodel.heads import Head, Sizes, make
+from diffalign.rewardmodel.settings import HEADS
+
+FILE = "reward_head.safetensors"
+
+
+def save_head(head: Head, file: Path, *, embeds: str, beta: float) -> None:
+    """Write a head, the fingerprint of the embeddings it reads, and the beta that its rewards are multiplied with to become logits."""
+    kind = next(name for name, settings in HEADS.items() if settings is type(head.settings))
+    facts = {"head": kind, "settings": json.dumps(asdict(head.settings)), "sizes": json.dumps(asdict(head.sizes))}
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in head.state_dict().items()}
+    files.write(file, tensors, facts | {"embeds": embeds, "beta": repr(beta)})
+
+
+def load_head(file: Path) -> tuple[Head, str, float]:
+    """Return (head, embeds, beta), the head in eval mode and without gradients. Raises CheckpointError if the file holds none."""
+    tensors, facts = files.read(file)
+    if facts.get("head") not in HEADS:
+        raise CheckpointError(f"{file}: holds no reward head; expected the {FILE} of a run of reward_bt or reward_pal")
+    try:
+        sizes: dict[str, Any] = json.loads(facts["sizes"])
+        settings, beta = HEADS[facts["head"]](**json.loads(facts["settings"])), float(facts["beta"])
+        with torch.device("meta"):  # whatever sizes the file claims, nothing is allocated for them
+            head = make(settings, Sizes(**{**sizes, "users": tuple(sizes["users"])}))
+        head.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"{file}: does not hold the reward head it names ({error})") from error
+    if odd := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{file}: {odd[0]} is not of finite numbers")
+    return head.requires_grad_(False).eval(), facts.get("embeds", ""), beta
