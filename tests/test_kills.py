@@ -1,0 +1,120 @@
+"""Commands that are killed at any of their deeds, and begun again, leave the files of an uninterrupted run, byte for byte, and no others.
+
+The pictures are painted from their seeds: what is tested is not the model, but what is kept and what is found again.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffalign import drawing
+from diffalign import generate as module
+from diffalign.data.atomic import settle
+from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.table import read_table, write_table
+from diffalign.generate import generate
+from diffalign.options_pairs import GenerateConfig
+from diffalign.rewards.score import score_table
+from diffalign.rewards.table import SCORERS
+from tests.killing import killed_at, tree
+
+PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "white")][:9]  # two parts
+FOREVER = 10**6
+
+
+class Shade:
+    """Scores the mean of one colour, and cannot judge white things."""
+
+    scale, licence, max_tokens, revision = "mean in [0, 255]", "Apache-2.0", None, None
+
+    def __init__(self, name: str, channel: int) -> None:
+        self.name, self.channel = name, channel
+
+    def __call__(self, images, prompts):
+        values = [np.asarray(image, dtype=np.float64)[..., self.channel].mean() for image in images]
+        return np.where(["white" in prompt for prompt in prompts], np.nan, values)
+
+
+def painted(pipe, prompts, seeds, **told):
+    """Paint four pixels for each seed."""
+    return [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)) for seed in seeds]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # takes longer than all the rest
+    monkeypatch.setattr(drawing, "draw", painted)
+    monkeypatch.setattr(module, "load_pipeline", lambda *args, **options: SimpleNamespace(to=lambda device: None))
+    monkeypatch.setitem(SCORERS, "red", lambda: Shade("red", 0))
+    monkeypatch.setitem(SCORERS, "blue", lambda: Shade("blue", 2))
+
+
+CALLS = ((drawing, "draw"), (Shade, "__call__"))
+
+
+def killed_everywhere(job, before):
+    """Kill `job` at each of its deeds in a copy of the folder `before`, go on, and compare with what it leaves where it is not killed."""
+    whole = shutil.copytree(before, before.with_name("whole"))
+    with killed_at(FOREVER, *CALLS) as life:
+        job(whole)
+    assert life.deeds > 20
+    for last in range(1, life.deeds + 1):
+        folder = shutil.copytree(before, before.with_name(f"killed at {last}"))
+        with killed_at(last, *CALLS):
+            job(folder)
+            pytest.fail("it has outlived its death")
+        job(folder)
+        assert tree(folder) == tree(whole), f"killed at deed {last} of {life.deeds}"
+
+
+@pytest.fixture
+def before(tmp_path):
+    """A folder to work in, with a table of five prompts with two images each, one of which has a score already."""
+    rows = []
+    for index, prompt in enumerate(PROMPTS[:5]):
+        first, second = (Candidate(image=encode_image(image)) for image in painted(None, [], [2 * index, 2 * index + 1]))
+        rows.append(Record(f"r{index}", prompt, (replace(first, scores={"red": 1.0}), second), source=f"row {index}"))
+    write_table(tmp_path / "before" / "drawn", rows)
+    return tmp_path / "before"
+
+
+@pytest.fixture
+def make(micro_sd):
+    """What makes a table in a folder as `pairs generate` does."""
+    how = GenerateConfig(pretrained_model_name_or_path=str(micro_sd), output_dir="", images_per_prompt=2, scorers=["red", "blue"])
+
+    def make(folder, **options):
+        generate(replace(how, output_dir=str(folder / "table"), rank_by="red", **options), PROMPTS)
+
+    return make
+
+
+def test_pairs_generate_leaves_the_same_table(make, before):
+    killed_everywhere(make, before)
+
+
+def test_pairs_generate_replaces_a_table_whole(make, before):
+    make(before, seed=1)
+    killed_everywhere(lambda folder: make(folder, overwrite=True), before)
+
+
+def test_score_leaves_the_same_table(before):
+    def score(folder):
+        score_table(read_table(folder / "drawn"), folder / "scored", ["red", "blue"], part=3)
+
+    killed_everywhere(score, before)
+
+
+def test_score_replaces_the_table_that_it_scores_whole(before):
+    def score(folder):
+        settle(folder / "drawn")  # as the command does before it looks for its input
+        score_table(read_table(folder / "drawn"), folder / "drawn", ["red", "blue"], overwrite=True, part=3)
+
+    killed_everywhere(score, before)
