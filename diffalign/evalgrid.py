@@ -10,10 +10,10 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from diffalign.page import number, picture, show
+from diffalign.page import SMALL, number, picture, show
 
 PICTURES, MOST, LEAST = 96, 24, 6  # pictures in the grid, and from how many prompts at most and, with many runs, at least
-EXTREMES = 4  # losses, and as many wins, of each run
+EXTREMES = 3  # losses, and as many wins, of each run
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def grid(runs: Sequence[str], shown: Sequence[Shown], images_per_prompt: int | N
     if not cards:
         return ""
     which = f", the first of {images_per_prompt} images each" if (images_per_prompt or 1) > 1 else ""
-    small = max(next(iter(first[0].images.values())).size) <= 128
+    small = max(next(iter(first[0].images.values())).size) <= SMALL
     return f"""<h2>Pictures</h2><p>The first {len(cards)} of {len(first)} prompts in their own order, not picked by result{which}. All runs
 start from the same noise. {_legend(runs)}</p>
 <div class="flip{" tiny" if small else ""}" style="--runs: {len(runs)}">{_switch(runs)}<div class="grid">{"".join(cards)}</div></div>"""
@@ -70,7 +70,8 @@ def extremes(runs: Sequence[str], shown: Sequence[Shown], scorers: Sequence[str]
     judges = ", ".join(f"<code>{escape(scorer)}</code>" for scorer in scorers)
     how = "" if len(scorers) == 1 else ", each in units of its own standard deviation and then averaged"
     return f"""<h2>Largest losses and wins</h2><p>Of {len(shown)} drawings of each run, those that lose and win most against the base
-under {judges}{how}: picked by result, the worst first.</p>{"".join(parts)}""" if parts else ""  # fmt: skip
+under {judges}{how}: picked by result, the largest first. The number
+after a prompt is what the run gains.</p>{"".join(parts)}""" if parts else ""  # fmt: skip
 
 
 def gained(run: str, base: str, shown: Sequence[Shown], scorers: Sequence[str]) -> np.ndarray:
@@ -93,7 +94,7 @@ def _legend(runs: Sequence[str]) -> str:
     if len(runs) < 2:
         return ""
     other = "the base's" if len(runs) == 2 else f"the base's, or from the base that of {escape(runs[1])}"
-    return f"""Flip all of them here, or one by pointing at it or tabbing to it: that shows {other}.
+    return f"""<span class="flipping">Flip all of them here, or one by pointing at it or tabbing to it: that shows {other}.</span>
 <span class="win">&#9650;</span> scores above the base, <span class="loss">&#9660;</span> below."""
 
 

@@ -60,10 +60,10 @@ def _scorers(facts: Mapping[str, Any], kind: str) -> list[str]:
     return [scorer["name"] for scorer in facts.get("scorers") or [] if scorer.get(kind)]
 
 
-def _listed(words: Sequence[str]) -> str:
+def _listed(words: Sequence[str], last: str = "and") -> str:
     """Return escaped names in a row, as prose has them."""
     names = [f"<code>{escape(word)}</code>" for word in words]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)
 
 
 def _headline(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
@@ -74,8 +74,8 @@ def _headline(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
     if len(verdicts) == 1:
         return verdicts[0][1]
     won = [run for run, (outcome, _) in zip(runs[1:], verdicts, strict=True) if outcome == "win"]
-    who = f": {_listed(won)}" if won else ""
-    return f"{len(won) or 'None'} of {len(verdicts)} runs win against the base by the held-out scorers{who}"
+    said = f"{len(won)} of {len(verdicts)} runs {'wins' if len(won) == 1 else 'win'}" if won else f"None of the {len(verdicts)} runs wins"
+    return f"{said} against the base under every held-out scorer{': ' if won else ''}{_listed(won)}"
 
 
 def _verdict(facts: Mapping[str, Any], run: str) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def _verdict(facts: Mapping[str, Any], run: str) -> tuple[str, str]:
     if not judged:
         return "unclear", f"No held-out scorer compared {name} with the base"
     by = {word: [c["scorer"] for c in judged if verdict(interval(c)) == word] for word in ("win", "unclear", "loss")}
-    rang = "; but the alarm has gone off" if (facts.get("alarm") or {}).get(run) else ""
+    rang = "; the alarm has gone off" if (facts.get("alarm") or {}).get(run) else ""
     if len(judged) == 1:
         return _single(facts, judged[0], name, rang)
     if len(by["win"]) == len(judged):
@@ -96,7 +96,7 @@ def _verdict(facts: Mapping[str, Any], run: str) -> tuple[str, str]:
         return "win", f"{name} wins under all {len(judged)} held-out scorers: {span}{rang}"
     said = [f"{verb} under {_listed(by[word])}" for word, verb in (("win", "wins"), ("loss", "loses")) if by[word]]
     if not said:
-        return "unclear", f"No clear win: {name} is not told from the base by {_listed(by['unclear'])}{rang}"
+        return "unclear", f"No clear win: {_listed(by['unclear'])} cannot tell {name} from the base{rang}"
     unclear = f"; {_listed(by['unclear'])} cannot tell" if by["unclear"] else ""
     return "unclear" if by["win"] else "loss", f"{name} {' but '.join(said)}{unclear}{rang}"
 
@@ -126,11 +126,13 @@ def _single(facts: Mapping[str, Any], comparison: Mapping[str, Any], name: str, 
 def _lede(facts: Mapping[str, Any]) -> str:
     forms = {
         "prompts": "{} prompts",
-        "images_per_prompt": "{} each",
+        "images_per_prompt": "{} images each",
         "num_inference_steps": "{} steps",
         "guidance_scale": "guidance {}",
         "seed": "seed {}",
     }
+    if facts.get("images_per_prompt") == 1:
+        forms.pop("images_per_prompt")
     base = [escape(run["name"]) for run in facts.get("runs") or []][:1]
     said = ", ".join(part for part in (f"The base is <code>{base[0]}</code>" if base else "", fill(facts, forms, ", ")) if part)
     return f'<p class="soft">{said}; the same seeds for every run.</p>' if said else ""
@@ -142,7 +144,7 @@ def _alarm(facts: Mapping[str, Any]) -> str:
     if not reasons:
         return ""
     trained, held = _scorers(facts, "reward"), _scorers(facts, "held_out")
-    watched = f"It watches whether what training optimised, {_listed(trained)}, rises while {_listed([*held, 'diversity'])} falls."
+    watched = f"It watches whether what training optimised, {_listed(trained)}, rises while {_listed([*held, 'diversity'], 'or')} falls."
     if not trained:
         watched = "No score is known as what training optimised, so it had nothing to watch: a silence that says nothing."
     fired = {run: why for run, why in reasons.items() if why}
@@ -163,14 +165,14 @@ def _comparisons(facts: Mapping[str, Any]) -> str:
     axis = '<svg height="16"><text y="13">0</text><text x="50%" y="13" text-anchor="middle">50&nbsp;%</text>'
     axis += '<text x="100%" y="13" text-anchor="end">100</text></svg>'
     heads = "".join(f"<th>{word}</th>" for word in ("", axis, "win rate", "won / lost / tied", "sign test p", "change of score"))
-    return f"""<h2>Win rate against the base</h2><p>The share of drawings that score above the base's, a tie counting one half; lines and small
-numbers are 95&nbsp;% intervals from resampling the prompts. Won, lost and tied count prompts; the sign test leaves ties out. Nothing is
-corrected for the number of rows.</p><table class="wins"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"""
+    return f"""<h2>Win rate against the base</h2><p>The share of drawings that score above the base's, a tie counting one half; lines and
+small numbers are 95&nbsp;% intervals from resampling the prompts. Won, lost and tied count prompts; the sign test leaves ties out.
+Nothing is corrected for the number of rows.</p><table class="wins"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"""
 
 
 def _comparison(facts: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     rate, ends, change = number(comparison.get("win_rate")), interval(comparison), interval(comparison, "change_ci95")
-    run = f'<span class="aligned">{escape(str(comparison.get("run")))}</span> '
+    run = f'<span class="aligned">{escape(str(comparison.get("run")))}</span><br>'
     name = (run if len(facts.get("runs") or []) > 2 else "") + _named(facts, str(comparison.get("scorer")))
     numbers = f"{percent(rate)}&nbsp;%" if math.isfinite(rate) else "&ndash;"
     numbers += f"<small>{percent(ends[0])} to {percent(ends[1])}</small>" if ends else ""
@@ -193,12 +195,15 @@ def _plot(rate: float, ends: tuple[float, float] | None) -> str:
 <line class="level" x1="50%" x2="50%" y2="26"/>{line}<circle cx="{100 * rate:.2f}%" cy="13" r="5"/></svg>"""
 
 
+def _about(facts: Mapping[str, Any], scorer: str) -> Mapping[str, Any]:
+    return next((about for about in facts.get("scorers") or [] if about.get("name") == scorer), {})
+
+
 def _named(facts: Mapping[str, Any], scorer: str) -> str:
-    """Return a scorer's name, whether training saw it, and what its numbers mean."""
-    about = next((s for s in facts.get("scorers") or [] if s.get("name") == scorer), {})
-    held = about.get("held_out")
+    """Return a scorer's name, and whether training saw it."""
+    held = _about(facts, scorer).get("held_out")
     badge = "" if held is None else f' <span class="badge">{"held out" if held else "seen in training"}</span>'
-    return f"{escape(scorer)}{badge}<small>{fill(about, {'scale': '{}', 'licence': 'licence: {}'}, '; ')}</small>"
+    return f"{escape(scorer)}{badge}"
 
 
 def _by_run(title: str, note: str, runs: Sequence[str], rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
@@ -209,11 +214,11 @@ def _by_run(title: str, note: str, runs: Sequence[str], rows: Sequence[tuple[str
     return f'<h2>{title}</h2><p>{note}</p><div class="wide">{body}</div>'
 
 
-def _moved(values: Mapping[str, Any], runs: Sequence[str]) -> dict[str, str]:
+def _moved(values: Mapping[str, Any], runs: Sequence[str], form: str) -> dict[str, str]:
     """Return each run's number with its change from the base's."""
     found = {run: number(values.get(run)) for run in runs}
     change = {run: found[run] - found[runs[0]] for run in runs[1:]}
-    return {run: show(v, ".3f") + (f"<small>{show(change[run], '+.3f')}</small>" if run in change else "") for run, v in found.items()}
+    return {run: show(v, form) + (f"<small>{show(change[run], f'+{form}')}</small>" if run in change else "") for run, v in found.items()}
 
 
 def _scores(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
@@ -226,7 +231,8 @@ def _scores(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
             lines = [f"{show(ends[0], '.3f')} to {show(ends[1], '.3f')}"] if ends else []
             lines += [f"median {show(number(found.get('median')), '.3f')}", f"{unjudged:g} unjudged" if unjudged > 0 else ""]
             cells[run] = show(number(found.get("mean")), ".3f") + "".join(f"<small>{line}</small>" for line in lines if line)
-        rows += [(_named(facts, scorer), cells)] if cells else []
+        meaning = fill(_about(facts, scorer), {"scale": "{}", "licence": "licence: {}"}, "; ")
+        rows += [(f"{_named(facts, scorer)}<small>{meaning}</small>", cells)] if cells else []
     accuracy = fill(facts, {"implicit_accuracy_heldout": " Implicit accuracy on held-out pairs: {}; chance is 0.5."})
     return _by_run("Scores", f"The mean of each run with its 95&nbsp;% interval, and the median.{accuracy}", runs, rows)
 
@@ -234,7 +240,7 @@ def _scores(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
 def _checks(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
     checks = facts.get("checks") or {}
     names = dict.fromkeys(name for run in runs for name in checks.get(run) or {})
-    rows = [(escape(name), _moved({run: (checks.get(run) or {}).get(name) for run in runs}, runs)) for name in names]
+    rows = [(escape(name), _moved({run: (checks.get(run) or {}).get(name) for run in runs}, runs, ".3f")) for name in names]
     return _by_run("Checks", "Share of pictures that show what their prompt names, and the change from the base.", runs, rows)
 
 
@@ -242,7 +248,7 @@ def _drift(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
     drift, rows = facts.get("drift") or {}, []
     for name, meaning in DRIFT.items():
         values = {run: (drift.get(run) or {}).get(name) for run in runs}
-        rows += [(f"{name}<small>{meaning}</small>", _moved(values, runs))] if any(v is not None for v in values.values()) else []
+        rows += [(f"{name}<small>{meaning}</small>", _moved(values, runs, ".3g"))] if any(v is not None for v in values.values()) else []
     return _by_run("Drift", "What pictures become, whatever they score.", runs, rows)
 
 
