@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffalign.cli import main
+
 STEPS = 40
 
 
-def command(micro_sd, pairs_file, output_dir, *more):
+def words(micro_sd, pairs_file, output_dir, *more):
+    """Return the command line of a run."""
     options = {
         "pretrained_model_name_or_path": micro_sd,
         "dataset_name": pairs_file,
@@ -30,22 +33,22 @@ def command(micro_sd, pairs_file, output_dir, *more):
         "use_ema": None,
     }
     flags = [word for name, value in options.items() for word in ((f"--{name}",) if value is None else (f"--{name}", str(value)))]
-    return [sys.executable, "-m", "diffalign.cli", "train", *flags, *more]
-
-
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def train(*arguments):
-    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    return ["train", *flags, *more]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(micro_sd, pairs_file, tmp_path_factory):
+def one_thread():
+    """Sums are taken in the order of one thread, as in the process that is killed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(micro_sd, pairs_file, tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train(micro_sd, pairs_file, folder)
+    assert main(words(micro_sd, pairs_file, folder)) == 0
     return folder
 
 
@@ -57,16 +60,16 @@ def log_steps(folder: Path) -> int:
 @pytest.mark.parametrize("kill_at", [1, 5, 20])
 def test_a_killed_run_resumes_to_the_same_bits(micro_sd, pairs_file, uninterrupted, tmp_path, kill_at):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command(micro_sd, pairs_file, folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "diffalign.cli", *words(micro_sd, pairs_file, folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while log_steps(folder) < kill_at and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (folder / "run.json").exists()
-    train(micro_sd, pairs_file, folder, "--resume_from_checkpoint", "latest")
+    assert main(words(micro_sd, pairs_file, folder, "--resume_from_checkpoint", "latest")) == 0
     name = "pytorch_lora_weights.safetensors"
     ours, whole = load_file(folder / name), load_file(uninterrupted / name)
     assert ours.keys() == whole.keys()
