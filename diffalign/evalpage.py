@@ -93,7 +93,7 @@ def _verdict(facts: Mapping[str, Any], run: str) -> tuple[str, str]:
     if len(by["win"]) == len(judged):
         rates = sorted(number(c["win_rate"]) for c in judged)
         span = f"{percent(rates[0])} to {percent(rates[-1])}&nbsp;%{fill(facts, {'prompts': ' of {} prompts'})}"
-        return "win", f"{name} wins under all {len(judged)} held-out scorers: {span}{rang}"
+        return "win", f"{name} wins under {'both' if len(judged) == 2 else f'all {len(judged)}'} held-out scorers: {span}{rang}"
     said = [f"{verb} under {_listed(by[word])}" for word, verb in (("win", "wins"), ("loss", "loses")) if by[word]]
     if not said:
         return "unclear", f"No clear win: {_listed(by['unclear'])} cannot tell {name} from the base{rang}"
