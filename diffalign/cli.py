@@ -9,14 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffalign import commands, commands_pairs, commands_score
+from diffalign import commands, commands_eval, commands_pairs, commands_score
 from diffalign.config import TrainConfig
 from diffalign.configfile import load_yaml
 from diffalign.errors import DiffalignError
 from diffalign.options import (
     ChesConfig,
     EmbedConfig,
-    EvalConfig,
     ExportConfig,
     ImportConfig,
     InspectConfig,
@@ -24,6 +23,7 @@ from diffalign.options import (
     TextQuickstartConfig,
     ValidateConfig,
 )
+from diffalign.options_eval import EvalConfig
 from diffalign.options_judging import JUDGING
 from diffalign.options_pairs import GenerateConfig
 from diffalign.options_score import ScoreConfig
@@ -107,7 +107,7 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
 
         return commands_judging.RUN[values["kind"]](JUDGING[values["kind"]][0](**values[values["kind"]]))
     if parsed.command == "eval":
-        return commands.evaluate(EvalConfig(**values))
+        return commands_eval.evaluate(EvalConfig(**values), shlex.join(["diffalign", *argv]))
     if parsed.command == "export":
         return commands.export(ExportConfig(**values))
     return commands.env()

@@ -13,18 +13,16 @@ import time
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from diffalign.api import check_model, kind_of
 from diffalign.api import train as run_training
 from diffalign.config import TrainConfig
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.dataset import import_dataset, open_dataset
-from diffalign.errors import ConfigError, TableError
+from diffalign.errors import ConfigError
 from diffalign.options import (
     ChesConfig,
     EmbedConfig,
-    EvalConfig,
     ExportConfig,
     ImportConfig,
     InspectConfig,
@@ -122,54 +120,6 @@ def data_validate(config: ValidateConfig) -> int:
     return 1 if problems else 0
 
 
-def evaluate(config: EvalConfig) -> int:
-    """Print and write what the comparison gives."""
-    if not config.prompts and not config.dataset_name:
-        raise ConfigError("`diffalign eval` needs --prompts to draw, or --dataset_name with pairs not trained on")
-    if not (Path(config.output_dir) / "run.json").is_file():
-        raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
-    prompts = prompts_of(config.prompts)
-    if config.user is not None and (config.user_id is not None or config.pairs is not None):
-        raise ConfigError("`user` is a file with all that is known of the user; leave out --user_id and --pairs")
-    import torch
-
-    if json.loads((Path(config.output_dir) / "run.json").read_text()).get("kind") == "text":
-        from diffalign.commands_text import compared
-
-        print(json.dumps(compared(config, prompts), indent=2))
-        return 0
-    from diffalign.evaluate import compare_run
-
-    facts = compare_run(
-        config.output_dir,
-        prompts,
-        taste=config.taste,
-        dataset_name=config.dataset_name,
-        dataset_split_name=config.dataset_split_name,
-        reader=config.reader,
-        device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        seed=config.seed,
-        positive=config.positive,
-        alpha=config.alpha,
-        beta=config.beta,
-        dtype=config.mixed_precision,
-        user=_whom(config),
-    )
-    print(json.dumps(facts, indent=2))
-    return 0
-
-
-def _whom(config: EvalConfig) -> Any:
-    """Return whom a personalised run draws for, as its `for_user` takes it."""
-    if config.pairs is None:
-        return Path(config.user) if config.user is not None else config.user_id
-    from diffalign.infer.embed import choices_of
-
-    return choices_of(config.pairs, config.user_id)
-
-
 def export(config: ExportConfig) -> int:
     """Write the files and say where they lie."""
     if config.hub_model_id is not None and not config.push_to_hub:
@@ -262,19 +212,6 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> int:
         folder = run_training(config)
     print(f"done: {folder}; use it with diffalign.load({str(folder)!r})")
     return 0
-
-
-def prompts_of(values: list[str]) -> list[str]:
-    """Return prompts given one by one, or the lines of a text file. Raises ConfigError for a file that holds none."""
-    if len(values) != 1 or Path(values[0]).suffix != ".txt":
-        return values
-    path = Path(values[0])
-    if not path.is_file():
-        raise ConfigError(f"`prompts`: there is no file {path}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise TableError(f"{path}: no prompt in the file; expected one a line")
-    return lines
 
 
 def _outlook(config: TrainConfig) -> str:

@@ -14,7 +14,8 @@ from diffalign.data.table import is_table, write_table
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
 from diffalign.evaluate_text import compare_texts
-from diffalign.options import ChesConfig, EvalConfig
+from diffalign.options import ChesConfig
+from diffalign.options_eval import EvalConfig
 from diffalign.text.ches import scored
 
 TEXTS = ("output_dir", "prompts", "dataset_name", "dataset_split_name", "reader", "device", "seed")  # what `eval` takes of texts
@@ -22,8 +23,9 @@ TEXTS = ("output_dir", "prompts", "dataset_name", "dataset_split_name", "reader"
 
 def compared(config: EvalConfig, prompts: list[str]) -> dict[str, Any]:
     """Return what a language model's run does beside its base. Raises ConfigError for what only pictures have."""
+    plain = EvalConfig(output_dir=config.output_dir)
     for option in fields(config):
-        if option.name not in TEXTS and getattr(config, option.name) != option.default:
+        if option.name not in TEXTS and getattr(config, option.name) != getattr(plain, option.name):
             raise ConfigError(f"`{option.name}` is for image models, and {config.output_dir} is the run of a language model")
     return compare_texts(
         config.output_dir,

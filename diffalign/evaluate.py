@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +14,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffalign import adapters
-from diffalign.build import DTYPES, Parts, parts
+from diffalign.build import Parts, parts
 from diffalign.config import TrainConfig
-from diffalign.configcheck import known
 from diffalign.configfile import from_mapping, load_yaml
 from diffalign.data.batch import positions_alike, sample_generator
 from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
-from diffalign.drawing import drawn_as
 from diffalign.errors import ConfigError
-from diffalign.infer.load import base_of, load, run_facts
-from diffalign.infer.personal import Personal, restore
-from diffalign.infer.sample import draw, grid
+from diffalign.infer.personal import restore
 from diffalign.methods import METHODS
 from diffalign.metrics import implicit_accuracy
-from diffalign.shapes.judge import mean_adherence
-from diffalign.shapes.tastes import TASTES, taste_score
 from diffalign.specs import single
 
 
@@ -62,6 +54,29 @@ def win_rate(base: Sequence[float], aligned: Sequence[float], prompts: Sequence[
         rng = np.random.default_rng(seed)
         low, high = bootstrap((means,), np.mean, n_resamples=9999, method="percentile", rng=rng).confidence_interval
     return WinRate(float(means.mean()), float(low), float(high), len(means))
+
+
+@dataclass(frozen=True, slots=True)
+class SignTest:
+    """How many prompts the second model wins, loses and ties, and the exact two-sided sign test's p of the decided ones."""
+
+    wins: int
+    losses: int
+    ties: int
+    p: float
+
+
+def sign_test(base: Sequence[float], aligned: Sequence[float], prompts: Sequence[str]) -> SignTest:
+    """Return the sign test over prompts: one is won where more of its draws are won than lost. Prompts that tie are left out of `p`.
+
+    `p` is 1 where no prompt is decided.
+    """
+    ahead: dict[str, float] = {}
+    for prompt, sign in zip(prompts, np.sign(np.asarray(aligned) - np.asarray(base)), strict=True):
+        ahead[prompt] = ahead.get(prompt, 0.0) + float(sign)
+    wins, losses = (sum(sign * own > 0.0 for own in ahead.values()) for sign in (1.0, -1.0))
+    p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return SignTest(wins, losses, len(ahead) - wins - losses, p)
 
 
 @torch.no_grad()
@@ -98,78 +113,8 @@ def learns_from_pairs(method: str) -> bool:
     return "prompt_only" not in [single("transform", spec)[0] for spec in METHODS[method].transforms]
 
 
-def compare_run(
-    output_dir: str | Path,
-    prompts: Sequence[str],
-    *,
-    taste: str | None = None,
-    dataset_name: str | None = None,
-    dataset_split_name: str | None = None,
-    reader: str | None = None,
-    device: str = "cpu",
-    num_inference_steps: int = 25,
-    guidance_scale: float = 5.0,
-    seed: int = 0,
-    positive: str | None = None,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    dtype: str | None = None,
-    user: Any = None,
-) -> dict[str, Any]:
-    """Return what a finished run gains over its base, and write `eval/report.json` and `eval/grid.png` into its folder.
-
-    Both draw every prompt from the same noise; there is no win rate without a `taste`. The base of an NPO run is plain guidance at the
-    same scale, with the run `positive` if there is one; `dtype` (no, fp16, bf16) is the training's. Personalised runs draw for `user`.
-    """
-    folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
-    _check_asked(taste, user, [run_facts(Path(run)) for run in (folder, positive) if run is not None], draws=bool(prompts))
-    (folder / "eval").mkdir(exist_ok=True)
-    if prompts:
-        made: dict[str, Any] = {"dtype": DTYPES[dtype or run_facts(folder).get("mixed_precision", "no")], "device": device}
-        pipes = {
-            "base": lambda: base_of(folder, dtype=made["dtype"]).to(device) if positive is None else load(positive, **made),
-            "aligned": lambda: load(folder, positive=positive, alpha=alpha, beta=beta, **made),
-        }
-        told = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **drawn_as(folder)}
-        drawn = {who: draw(_for(user, make()), prompts, range(seed, seed + len(prompts)), **told, label=who) for who, make in pipes.items()}
-        grid([image for pair in zip(*drawn.values(), strict=True) for image in pair], 8).save(folder / "eval" / "grid.png")
-        facts |= {"grid": str(folder / "eval" / "grid.png"), **(_judged(taste, prompts, drawn, seed) if taste else {})}
-    if dataset_name is not None:
-        facts["implicit_accuracy_heldout"] = round(_accuracy_on(folder, dataset_name, dataset_split_name, reader, device), 4)
-    (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return facts
-
-
-def _check_asked(taste: str | None, user: Any, runs: Sequence[Mapping[str, Any]], *, draws: bool) -> None:
-    """Raise ConfigError for an unknown taste, a personalised run without a user, and a user without such a run or pictures to draw."""
-    if taste is not None:
-        known("taste", taste, TASTES)
-    personal = [run for run in runs if run.get("inference") == "user"]
-    if personal and draws and user is None:
-        raise ConfigError(
-            f"a run of {personal[0]['method']} draws for a user; give a file of `diffalign user embed` with --user, pairs with --pairs "
-            "(and --user_id, if they are of several users), or a training user's id with --user_id"
-        )
-    if user is not None and not (personal and draws):
-        why = "draws no pictures without --prompts" if personal else "knows no users"
-        raise ConfigError(f"a run of {runs[0]['method']} {why}; leave out --user, --user_id and --pairs")
-
-
-def _for(user: Any, loaded: Any) -> Any:
-    """Return the pipeline that draws for the user, where there are users."""
-    return loaded.for_user(user) if isinstance(loaded, Personal) else loaded
-
-
-def _judged(taste: str, prompts: Sequence[str], drawn: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Any]:
-    """Return win rate and adherence of the pictures `base` and `aligned`."""
-    scores = {name: [taste_score(taste, image) for image in images] for name, images in drawn.items()}
-    won = win_rate(scores["base"], scores["aligned"], prompts, seed)
-    facts: dict[str, Any] = {"taste": taste, "win_rate": round(won.rate, 4), "ci95": [round(won.low, 4), round(won.high, 4)]}
-    return facts | {f"adherence_{name}": round(mean_adherence(prompts, images), 4) for name, images in drawn.items()}
-
-
-def _accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
-    """Return the held-out implicit accuracy of a finished run on a dataset."""
+def accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
+    """Return the held-out implicit accuracy of a finished run on a dataset. Raises ConfigError for a method that ranks no pairs."""
     plain = {
         "torch_compile": False,
         "optimizer": "adamw",

@@ -152,46 +152,6 @@ class ChesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
-    """Compare a trained run with its base model: same prompts, same seeds, win rate with interval; and unseen pairs."""
-
-    output_dir: str
-    """Folder of a finished `diffalign train` run."""
-    prompts: list[str] = field(default_factory=list)
-    """Prompts, or one path of a text file with a prompt a line."""
-    taste: str | None = None
-    """Judge of the embedded world: warm, large, centred, ...; without it only the pictures are written."""
-    dataset_name: str | None = None
-    """Labelled pairs not trained on, for the implicit accuracy."""
-    dataset_split_name: str | None = None
-    """Split of that dataset, for example test."""
-    reader: str | None = None
-    """Layout of that dataset; found by its columns if not given."""
-    device: str | None = None
-    """Where to run, for example cuda; a GPU if there is one."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Precision of both models; the one of the training if not given."""
-    num_inference_steps: int = 25
-    """Denoising steps of every picture."""
-    guidance_scale: float = 5.0
-    """Guidance of every picture."""
-    positive: str | None = None
-    """For a run of diffusion_npo or self_npo: the run it steers; it is then compared with plain guidance on that run."""
-    alpha: float = 1.0
-    """For such a run: how much of `positive` its branch keeps."""
-    beta: float = 1.0
-    """For such a run: its own weight."""
-    user: str | None = None
-    """For a personalised run: whom it draws for, a file of `diffalign user embed`."""
-    user_id: str | None = None
-    """For a personalised run, instead: a user of `pairs`, or one of the training (encoders one_hot and mixture)."""
-    pairs: str | None = None
-    """For a personalised run, instead: a dataset with the choices of a user, of `user_id` if there are several."""
-    seed: int = 0
-    """Seed of the pictures."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
     """Write a finished run as files for other programs, with a model card: a LoRA for diffusers and for ComfyUI, or merged weights."""
 

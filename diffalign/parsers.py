@@ -17,13 +17,13 @@ from diffalign.errors import did_you_mean
 from diffalign.options import (
     ChesConfig,
     EmbedConfig,
-    EvalConfig,
     ExportConfig,
     ImportConfig,
     InspectConfig,
     QuickstartConfig,
     ValidateConfig,
 )
+from diffalign.options_eval import EVALS, EvalConfig
 from diffalign.options_judging import JUDGING
 from diffalign.options_pairs import GENERATES, GenerateConfig
 from diffalign.options_score import SCORES, ScoreConfig
@@ -57,7 +57,6 @@ as --trajectory_cache says, four if it says nothing; with a spec it names anothe
 """
 
 
-EVALS = "also: diffalign eval agreement (how well scorers agree with people), diffalign eval ratings (models by votes); see their --help"
 EXPORTS = """files:
   pytorch_lora_weights.safetensors   diffusers: pipe.load_lora_weights(folder), with the adapter's config
   <name>_comfyui.safetensors         ComfyUI (models/loras) and kohya's scripts: their keys, and the alpha of the training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffalign.evaluate import win_rate
+from diffalign.evaluate import SignTest, sign_test, win_rate
 
 
 def test_a_tie_counts_half_and_images_of_a_prompt_count_as_one():
@@ -37,3 +37,13 @@ def test_the_same_seed_gives_the_same_interval():
     scores = np.random.default_rng(1).random(50)
     prompts = [str(i) for i in range(50)]
     assert win_rate(np.full(50, 0.5), scores, prompts, 3) == win_rate(np.full(50, 0.5), scores, prompts, 3)
+
+
+def test_the_sign_test_is_exact_and_leaves_ties_out():
+    # a to e won, f lost, g even with a win and a loss, h a tie: p = 2 (1 + 6) / 2^6
+    base, aligned = [0.0] * 9, [1.0] * 5 + [-1.0] + [1.0, -1.0] + [0.0]
+    assert sign_test(base, aligned, [*"abcdef", "g", "g", "h"]) == SignTest(5, 1, 2, pytest.approx(14 / 64))
+
+
+def test_where_all_prompts_tie_the_sign_test_says_nothing():
+    assert sign_test([1.0, 2.0], [1.0, 2.0], ["a", "b"]) == SignTest(0, 0, 2, 1.0)

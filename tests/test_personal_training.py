@@ -18,7 +18,7 @@ from diffalign.conditioning import branch
 from diffalign.config import TrainConfig
 from diffalign.dataset import import_dataset, open_dataset
 from diffalign.errors import CheckpointError, ConfigError, TableError
-from diffalign.evaluate import compare_run
+from diffalign.evaluate import accuracy_on
 from diffalign.precompute import Precomputed
 from diffalign.train import Trainer
 from tests.conditioning.vlm_models import write_llava
@@ -119,13 +119,13 @@ def test_users_who_are_described_otherwise_are_not_gone_on_with(config, tmp_path
     with pytest.raises(CheckpointError, match="made with user_source"):
         run(vector, max_train_steps=6, resume_from_checkpoint="latest")
     with pytest.raises(CheckpointError, match="what is known of these users"):
-        compare_run(vector.output_dir, [], dataset_name=config.dataset_name)
+        accuracy_on(Path(vector.output_dir), config.dataset_name, None, None, "cpu")
 
 
 def test_a_finished_encoder_is_judged_as_it_is(config, monkeypatch):
     run(config)
     monkeypatch.setattr("diffalign.personalise.fit", lambda *_: pytest.fail("fitted, though the run's encoder replaces it"))
-    assert 0.0 <= compare_run(config.output_dir, [], dataset_name=config.dataset_name)["implicit_accuracy_heldout"] <= 1.0
+    assert 0.0 <= accuracy_on(Path(config.output_dir), config.dataset_name, None, None, "cpu") <= 1.0
 
 
 def test_accumulation_equals_the_large_batch(config, tmp_path):

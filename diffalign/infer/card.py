@@ -22,7 +22,6 @@ from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
 
 SETTINGS = ("train_method", "rank", "lora_alpha", "lora_layers", "resolution", "learning_rate", "lr_scheduler", "mixed_precision", "seed")
-NOT_MEASURES = ("output_dir", "grid", "seed", "ci95")  # of a report
 PICTURE = "pictures.png"
 
 
@@ -42,13 +41,13 @@ class Source:
     run: Mapping[str, Any]
     settings: Mapping[str, Any]  # config.yaml
     manifest: Mapping[str, Any] | None  # of the table it was trained on, if that is still there
-    report: Mapping[str, Any]  # eval/report.json
+    report: Mapping[str, Any]  # eval/eval.json
     picture: Path | None
 
     @classmethod
     def read(cls, folder: Path, run: Mapping[str, Any]) -> Source:
         """Return what lies in `folder`, the output_dir of a finished run."""
-        config, report = folder / "config.yaml", folder / "eval" / "report.json"
+        config, report = folder / "config.yaml", folder / "eval" / "eval.json"
         settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
         drawn = [folder / "eval" / "grid.png", *sorted(folder.glob("validation/step-*.png"), reverse=True)]
         return cls(
@@ -184,21 +183,21 @@ def _data(source: Source) -> str:
 
 
 def _results(report: Mapping[str, Any]) -> str:
-    rows = dict(_measures(report))
+    rows = {name: value for name, value in _measures(report) if value not in (None, "")}
     return _table(rows) if rows else "Not measured."
 
 
-def _measures(report: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the measures of a report and of the reports in it, a win rate with its interval."""
-    for name, value in report.items():
-        title = f"{prefix}{name.replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            yield from _measures(value, f"{title} ")
-        elif name == "win_rate" and report.get("ci95"):
-            low, high = report["ci95"]
-            yield title, f"{value:g} (95 % interval {low:g} to {high:g}) against the base, same prompts and seeds"
-        elif name not in NOT_MEASURES and isinstance(value, int | float | str):
-            yield title, public(value) if isinstance(value, str) else value
+def _measures(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what an evaluation says of its run, the second of its models: win rates, what rang the alarm, and the accuracy on pairs."""
+    if report.get("runs"):
+        run, used = report["runs"][1]["name"], [scorer["name"] for scorer in report["scorers"] if not scorer["held_out"]]
+        yield "prompts", f"{report['prompts']}, {report['images_per_prompt']} images of each by both models, from the same seeds"
+        for one in (one for one in report["comparisons"] if one["run"] == run and one["win_rate"] is not None):
+            record = f"95 % interval {one['ci95'][0]:.3g} to {one['ci95'][1]:.3g}; sign test p {one['sign_test_p']:.2g}"
+            note = "; used in training" if one["scorer"] in used else ""
+            yield f"win rate by {one['scorer']}", f"{one['win_rate']:.3g} against the base ({record}{note})"
+        yield "alarm", "; ".join(report["alarm"][run])
+    yield "implicit accuracy heldout", report.get("implicit_accuracy_heldout")
 
 
 def _table(rows: Mapping[str, Any]) -> str:

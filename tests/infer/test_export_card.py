@@ -39,10 +39,19 @@ def run(base, tmp_path):
     table = write_table(tmp_path / "votes", records, rejected=[{"reason": "no image"}], **facts)
     folder = write_run(tmp_path / "run", base, dataset_name=str(table.path), table=table.fingerprint)
     (folder / "eval").mkdir()
-    report = {"output_dir": str(folder), "prompts": 40, "seed": 0, "taste": "high", "win_rate": 0.725, "ci95": [0.6, 0.85]}
-    (folder / "eval" / "report.json").write_text(
-        json.dumps(report | {"implicit_accuracy_heldout": 0.61, "pickscore": {"win_rate": 0.6, "ci95": [0.5, 0.7]}})
-    )
+    won = {"run": "run", "base": "base", "sign_test_p": 0.03125, "ci95": [0.6, 0.85], "win_rate": 0.725}
+    comparisons = [won | {"scorer": "pickscore"}, won | {"scorer": "high", "win_rate": 0.9}, won | {"scorer": "mps", "win_rate": None}]
+    report = {
+        "command": f"diffalign eval --output_dir {folder}",
+        "prompts": 40,
+        "images_per_prompt": 2,
+        "runs": [{"name": "base", "path": str(base)}, {"name": "run", "path": str(folder)}],
+        "scorers": [{"name": name, "held_out": name != "high"} for name in ("pickscore", "high", "mps")],
+        "comparisons": [*comparisons, won | {"scorer": "pickscore", "run": "another"}],
+        "alarm": {"run": ["high has risen while pickscore fell"]},
+        "implicit_accuracy_heldout": 0.61,
+    }
+    (folder / "eval" / "eval.json").write_text(json.dumps(report))
     Image.new("RGB", (2, 2), "red").save(folder / "eval" / "grid.png")
     return folder
 
@@ -58,8 +67,10 @@ def test_the_card_says_how_the_weights_were_made_and_what_they_gain(run, tmp_pat
     expected |= {"objective": '{"dpo": {"beta": 5000.0}}', "learning rate": "0.0001", "records in a step": "16", "seed": "0"}
     expected |= {"source": "votes.parquet", "split": "train", "layout": "pickapic", "rows": "5", "licence": "MIT"}
     expected |= {"strict preferences": "4", "ties": "1", "rows left out": "1", "implicit accuracy heldout": "0.61"}
-    expected |= {"win rate": "0.725 (95 % interval 0.6 to 0.85) against the base, same prompts and seeds", "taste": "high"}
-    expected |= {"pickscore win rate": "0.6 (95 % interval 0.5 to 0.7) against the base, same prompts and seeds"}
+    expected |= {"win rate by pickscore": "0.725 against the base (95 % interval 0.6 to 0.85; sign test p 0.031)"}
+    expected |= {"win rate by high": "0.9 against the base (95 % interval 0.6 to 0.85; sign test p 0.031; used in training)"}
+    expected |= {"alarm": "high has risen while pickscore fell", "win rate by mps": None}
+    expected |= {"prompts": "40, 2 images of each by both models, from the same seeds"}
     assert {name: rows.get(name) for name in expected} == expected
     assert "arxiv.org/abs/2311.12908" in card.text
     assert "![pictures of this model](pictures.png)" in card.text

@@ -136,8 +136,8 @@ def test_flags_override_yaml_and_the_run_writes_what_it_used(micro_sd, pairs_fil
         "warm",
     ]
     assert main([*evaluate, "--num_inference_steps", "2"]) == 0
-    facts = json.loads((tmp_path / "run" / "eval" / "report.json").read_text())
-    assert 0.0 <= facts["win_rate"] <= 1.0
+    facts = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
+    assert {one["scorer"]: 0.0 <= one["win_rate"] <= 1.0 for one in facts["comparisons"]} == {"adherence": True, "warm": True}
     assert 0.0 <= facts["implicit_accuracy_heldout"] <= 1.0
 
 

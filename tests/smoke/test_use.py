@@ -15,7 +15,8 @@ from diffalign.adapters import save_difference
 from diffalign.api import align
 from diffalign.backbones.table import load_pipeline
 from diffalign.errors import CheckpointError, ConfigError
-from diffalign.evaluate import compare_run
+from diffalign.evaluation import evaluate
+from diffalign.options_eval import EvalConfig
 
 STOCK = """
 import sys
@@ -87,8 +88,9 @@ def test_an_npo_run_steers_another_run(micro_sd, pairs_file, tmp_path):
     both, alone = diffalign.load(negative, positive=positive), diffalign.load(positive)
     assert np.abs(picture(both) - picture(alone)).max() > 1e-4
     np.testing.assert_allclose(picture(diffalign.load(negative, positive=positive, beta=0.0)), picture(alone), atol=1e-5)
-    facts = compare_run(negative, ["a red star"] * 2, taste="high", positive=str(positive), beta=0.0, num_inference_steps=2)
-    assert facts["win_rate"] == 0.5  # with no weight it is plain guidance on the positive run
+    facts = evaluate(EvalConfig(output_dir=str(negative), positive=str(positive), beta=0.0, num_inference_steps=2), ["a red star"])
+    assert [run["path"] for run in facts["runs"]] == [str(positive), str(negative)]
+    assert facts["comparisons"][0]["ties"] == 1  # with no weight it is plain guidance on the positive run
     with pytest.raises(ConfigError, match="this is diffusion_dpo"):
         diffalign.load(positive, positive=negative)
     with pytest.raises(ConfigError, match="a run of diffusion_npo itself"):

@@ -51,7 +51,7 @@ def test_a_user_is_trained_for_embedded_drawn_for_and_judged(micro_sd, votes, tm
     for whom in (["--user", str(ann)], ["--pairs", str(votes), "--user_id", "bob"]):
         assert main([*told, *whom]) == 0
     assert main(["eval", "--output_dir", str(run), "--dataset_name", str(votes)]) == 0
-    assert 0.0 <= json.loads((run / "eval" / "report.json").read_text())["implicit_accuracy_heldout"] <= 1.0
+    assert 0.0 <= json.loads((run / "eval" / "eval.json").read_text())["implicit_accuracy_heldout"] <= 1.0
     capsys.readouterr()
     for whom, sentence in (
         ([], "give a file of `diffalign user embed` with --user"),

@@ -1,0 +1,208 @@
+"""Comparing finished runs with their base: draw, score, judge; in parts, so that a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from diffalign import __version__, drift
+from diffalign.api import process_state
+from diffalign.comparing import Drift, Judged, alarmed, compared, rated, summarised
+from diffalign.configcheck import known
+from diffalign.data.records import decode_image
+from diffalign.data.table import read_table
+from diffalign.drawing import PART, Parts, draw_parts, score_parts
+from diffalign.entries import BASE, Entry, entries, named
+from diffalign.errors import ConfigError
+from diffalign.evalgrid import Shown
+from diffalign.evalpage import write_page
+from diffalign.evaluate import accuracy_on
+from diffalign.infer.load import run_facts
+from diffalign.infer.sample import grid
+from diffalign.judges import Panel, panel
+from diffalign.options_eval import EvalConfig
+from diffalign.page import plain, write
+from diffalign.result import RUN
+from diffalign.shapes.checks import checks, is_caption, shares
+from diffalign.shapes.tastes import TASTES
+from diffalign.specs import bind
+
+RESULT, PAGE, GRID, IMAGES = "eval.json", "eval.html", "grid.png", "images"  # within the destination
+HOW = ("images_per_prompt", "seed", "num_inference_steps", "guidance_scale")
+SHOWN, COLUMNS, SIDE = 32, 8, 256  # of grid.png: prompts, pictures in a row or a few more, and the longest side of each in pixels
+
+
+def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", user: Any = None) -> dict[str, Any] | None:
+    """Return what `eval.json` says, and write it, `eval.html` and `grid.png`; None in all processes of a launch but the first.
+
+    All models draw every prompt from the same noise; each prompt counts once. Personalised runs draw for `user`, as `for_user` takes it.
+    Without prompts only the pairs of `dataset_name` are judged. Raises ConfigError or CheckpointError for what cannot be meant, before
+    any weight loads.
+    """
+    prompts, folder = tuple(dict.fromkeys(prompts)), destination(config)
+    _check(config, prompts, user)
+    torch.set_flush_denormal(True)
+    state = process_state()
+    device = config.device or str(state.device or "cpu")
+    facts: dict[str, Any] = {"version": __version__, "command": command, "prompts": len(prompts)}
+    shown: list[Shown] = []
+    if prompts:
+        judges, models = _panel(config, prompts), entries(config, user, device)
+        drawn = {entry.name: _parts(config, entry, prompts) for entry in models}
+        if config.overwrite and state.is_main_process:
+            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+        state.wait_for_everyone()
+        own = range(state.process_index, len(drawn[BASE]), state.num_processes)
+        for entry in models:  # one model is in memory at a time, and then one scorer
+            draw_parts(drawn[entry.name], own, entry.opened)
+        for spec in judges.all:
+            score_parts(list(drawn.values()), own, spec, device)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            found = _by_scorer(judges, drawn)
+            facts |= _told(config, models) | _judged(config, found, drawn, device)
+            shown = _shown(found, drawn)
+    if not state.is_main_process:
+        return None
+    if config.dataset_name is not None:
+        pairs = (config.dataset_name, config.dataset_split_name, config.reader)
+        facts["implicit_accuracy_heldout"] = round(accuracy_on(Path(config.output_dir), *pairs, device), 4)
+    for stale in folder.glob(".*"):  # what a killed run had begun to write
+        stale.unlink()
+    if prompts:
+        facts["grid"] = _grid(shown, folder)
+        write_page(folder, facts, shown)
+    write({folder / RESULT: json.dumps(plain(facts), indent=2) + "\n"})
+    return plain(facts)
+
+
+def destination(config: EvalConfig) -> Path:
+    """Return the folder of the results."""
+    return Path(config.output_dir) / "eval" if config.destination is None else Path(config.destination)
+
+
+def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
+    """Raise the error that the settings deserve by themselves."""
+    if config.images_per_prompt < 1:
+        raise ConfigError(f"`images_per_prompt` is {config.images_per_prompt}; expected at least one")
+    bind("features", drift.FEATURES, config.features, device="cpu")
+    if config.taste is not None:
+        known("taste", config.taste, TASTES)
+    run = run_facts(Path(config.output_dir))
+    if user is not None and not prompts:
+        why = "draws no pictures without --prompts" if run.get("inference") == "user" else "knows no users"
+        raise ConfigError(f"a run of {run['method']} {why}; leave out --user, --user_id and --pairs")
+
+
+def _panel(config: EvalConfig, prompts: Sequence[str]) -> Panel:
+    paths = [Path(path) for path in (config.output_dir, *(named(value)[1] for value in config.runs))]
+    runs = [path for path in paths if (path / RUN).is_file()]
+    return panel(prompts, runs, scorers=config.scorers, reward=config.reward, taste=config.taste)
+
+
+def _parts(config: EvalConfig, entry: Entry, prompts: tuple[str, ...]) -> Parts:
+    how: dict[str, Any] = {name: getattr(config, name) for name in HOW}
+    folder = destination(config) / IMAGES / entry.name
+    return Parts(folder=folder, prompts=prompts, model=entry.name, facts=entry.facts, command="eval", overwrite=True, **how)
+
+
+def _told(config: EvalConfig, models: Sequence[Entry]) -> dict[str, Any]:
+    """Return what was compared, and how it was drawn."""
+    runs = [{"name": entry.name, "path": entry.path, "method": entry.method} for entry in models]
+    return {**{name: getattr(config, name) for name in HOW}, "runs": runs}
+
+
+def _by_scorer(judges: Panel, drawn: Mapping[str, Parts]) -> list[Judged]:
+    """Return what each scorer says of all models. Raises ConfigError where two have one name."""
+    found: list[Judged] = []
+    for spec in judges.all:
+        scored = {who: parts.scored(spec) for who, parts in drawn.items()}
+        about = scored[BASE][0]
+        if about["name"] in [one.about["name"] for one in found]:
+            raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
+        held_out, reward = judges.held_out(spec, about["name"]), judges.reward(spec)
+        found.append(Judged(about, held_out, reward, {who: values for who, (_, values) in scored.items()}))
+    return found
+
+
+def _judged(config: EvalConfig, found: Sequence[Judged], drawn: Mapping[str, Parts], device: str) -> dict[str, Any]:
+    """Return what the scores and the pictures say."""
+    seed, prompts = config.seed, drawn[BASE].prompts
+    features = drift.features(config.features, device=device)
+    looks = {who: _look(parts, features) for who, parts in drawn.items()}
+    runs = [name for name in drawn if name != BASE]
+    facts: dict[str, Any] = {
+        "scorers": [one.facts() for one in found],
+        "scores": {who: {one.name: summarised(one.values[who], prompts, seed) for one in found} for who in drawn},
+        "comparisons": [compared(one, BASE, run, prompts, seed) for run in runs for one in found],
+        "drift": {who: look.facts() for who, look in looks.items()},
+        "checks": {who: dict(look.checks) for who, look in looks.items() if look.checks},
+        "alarm": {run: alarmed(found, looks, BASE, run, prompts, seed) for run in runs},
+    }
+    if len(drawn) > 2:
+        facts["ratings"] = {one.name: rated(one, prompts, seed) for one in found}
+    return facts
+
+
+def _look(parts: Parts, features: drift.Features) -> Drift:
+    """Return how one model's pictures look; exact checks are of the prompts that are captions of the embedded world."""
+    spread, vivid, sharp, right = [], [], [], []
+    for record in tqdm(parts.records(), desc=f"look at {parts.model}", unit=" prompts", total=len(parts.prompts), disable=None):
+        images = [decode_image(candidate.image or b"", record.source) for candidate in record.candidates]
+        spread.append(drift.diversity(images, features))
+        vivid += [drift.saturation(image) for image in images]
+        sharp += [drift.sharpness(image) for image in images]
+        if is_caption(record.prompt):
+            right += [checks(record.prompt, image) for image in images]
+    return Drift(np.array(spread), float(np.mean(vivid)), float(np.mean(sharp)), shares(right))
+
+
+@dataclass(frozen=True)
+class Pictures(Mapping[str, Image.Image]):
+    """Image `number` of prompt `index` by every model, each read when it is asked for."""
+
+    drawn: Mapping[str, Parts]
+    index: int
+    number: int
+
+    def __getitem__(self, name: str) -> Image.Image:
+        record = read_table(self.drawn[name].images(self.index // PART))[self.index % PART]
+        return decode_image(record.candidates[self.number].image or b"", record.source)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.drawn)
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+
+def _shown(found: Sequence[Judged], drawn: Mapping[str, Parts]) -> list[Shown]:
+    """Return every drawing with its scores, in the order of the prompts."""
+    return [
+        Shown(prompt, Pictures(drawn, i, k), {who: {one.name: float(one.values[who][i, k]) for one in found} for who in drawn})
+        for i, prompt in enumerate(drawn[BASE].prompts)
+        for k in range(drawn[BASE].images_per_prompt)
+    ]
+
+
+def _grid(shown: Sequence[Shown], folder: Path) -> str:
+    """Write the first image of the first prompts, all models' side by side, and return the file's name."""
+    first = list({one.prompt: one for one in reversed(shown)}.values())[::-1][:SHOWN]
+    tiles = [image for one in first for image in one.images.values()]
+    width, height = tiles[0].size
+    scale = min(1.0, SIDE / max(width, height))
+    side = (max(1, round(width * scale)), max(1, round(height * scale)))
+    columns = len(first[0].images) * max(1, COLUMNS // len(first[0].images))
+    temporary = folder / f".{GRID}"
+    grid([tile if tile.size == side else tile.resize(side) for tile in tiles], columns).save(temporary, "PNG")
+    temporary.replace(folder / GRID)
+    return GRID

@@ -1,0 +1,83 @@
+"""What `diffalign eval` can be told: its flags, as a dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diffalign.specs import Spec
+
+EVALS = """Every model draws the same prompts from the same noise: each image has a seed of its own, made of --seed, prompt and number.
+  win rate     share of draws that score above the base's draw of the same seed, averaged by prompt; a draw counts one half where equal;
+               95 % interval by bootstrap over prompts
+  sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that end even are left out
+  change       mean score minus the base's, 95 % interval by bootstrap over prompts
+  alarm        the training reward rises while a held-out score, or the diversity of pictures, falls
+Writes eval.json (all numbers), eval.html (a page to flip between the models), grid.png, and images/ with what was drawn and scored:
+the same command goes on there after a kill, and with another scorer or run draws nothing twice.
+examples:
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt --scorers '[pickscore, hps]' --reward imagereward
+  diffalign eval --output_dir outputs/a --runs outputs/b old=outputs/c/train stabilityai/stable-diffusion-2-1 --prompts prompts.txt
+  accelerate launch -m diffalign.cli eval ...            (every process draws and scores its share)
+also: diffalign eval agreement (how well scorers agree with people), diffalign eval ratings (models by votes); see their --help
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """Compare a trained run, or several, with the base model by scorers not used in training: win rates with intervals, and an alarm
+    where the training reward was hacked; and unseen pairs."""
+
+    output_dir: str
+    """Folder of a finished `diffalign train` run. Its own base model is what all are compared with."""
+    runs: list[str] = field(default_factory=list)
+    """More to compare: folders of finished runs, or pipelines (folder in diffusers layout, or hub id). NAME=PATH gives a name of its own;
+    else it is the last part of the path. From three models on, the base counting, a Bradley-Terry table is made."""
+    prompts: list[str] = field(default_factory=list)
+    """Prompts, files of prompts, or names of sets (partiprompts, geneval, hpsv2, pickapic, ...); each prompt counts once."""
+    max_prompts: int | None = None
+    """Take only so many of the prompts, drawn by `seed`."""
+    images_per_prompt: int = 2
+    """Images of each prompt by each model; diversity needs at least two."""
+    scorers: list[Spec] = field(default_factory=list)
+    """Judges, constants as {hps: {version: "2.0"}}; see `diffalign score --help`. If not given, those of pickscore, hps, imagereward,
+    clipscore and aesthetic that were not used in training; where every prompt is a caption of the embedded world, adherence."""
+    reward: Spec | None = None
+    """The scorer that training optimised, for the alarm; found in the facts of the run if they say."""
+    taste: str | None = None
+    """The same, where it is a taste of the embedded world: warm, large, centred, ..."""
+    features: Spec = "pixels"
+    """Features that diversity is a distance of: pixels (CIELAB of 8 by 8 areas), or {clip: {model: ...}}."""
+    destination: str | None = None
+    """Folder of the results; `eval` in output_dir if not given."""
+    dataset_name: str | None = None
+    """Labelled pairs not trained on, for the implicit accuracy of the run in output_dir."""
+    dataset_split_name: str | None = None
+    """Split of that dataset, for example test."""
+    reader: str | None = None
+    """Layout of that dataset; found by its columns if not given."""
+    device: str | None = None
+    """Where to run, for example cuda; a GPU if there is one."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of all models; the one of the training if not given."""
+    num_inference_steps: int = 25
+    """Denoising steps of every picture."""
+    guidance_scale: float = 5.0
+    """Guidance of every picture."""
+    positive: str | None = None
+    """For a run of diffusion_npo or self_npo: the run it steers; it is then compared with plain guidance on that run."""
+    alpha: float = 1.0
+    """For such a run: how much of `positive` its branch keeps."""
+    beta: float = 1.0
+    """For such a run: its own weight."""
+    user: str | None = None
+    """For a personalised run: whom it draws for, a file of `diffalign user embed`."""
+    user_id: str | None = None
+    """For a personalised run, instead: a user of `pairs`, or one of the training (encoders one_hot and mixture)."""
+    pairs: str | None = None
+    """For a personalised run, instead: a dataset with the choices of a user, of `user_id` if there are several."""
+    seed: int = 0
+    """Seed of the pictures and of the intervals."""
+    overwrite: bool = False
+    """Draw and score everything anew: where a scorer has changed that is no file, such as a server."""
