@@ -90,7 +90,7 @@ def rated(judged: Judged, prompts: Sequence[str], seed: int) -> list[dict[str, A
     """Return the Bradley-Terry rating of every model by one scorer, best first; draws that any of them lacks are left out."""
     models = list(judged.values)
     scores = np.stack([judged.values[model].ravel() for model in models])
-    there = [not lacking for lacking in np.isnan(scores).any(axis=0).tolist()]
+    there = [not np.isnan(draw).any() for draw in scores.T]
     kept = [prompt for prompt, known in zip(_rows(prompts, judged.values[models[0]]), there, strict=True) if known]
     if not kept:
         return []

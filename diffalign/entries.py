@@ -48,8 +48,9 @@ def entries(config: EvalConfig, user: Any, device: str) -> list[Entry]:
     others = [named(value) for value in config.runs]
     known = {path: run_facts(Path(path)) for path in (str(folder), *(path for _, path in others)) if (Path(path) / RUN).is_file()}
     for path, run in known.items():
-        if run.get("kind") == "text":
-            raise ConfigError(f"{path}: a run of {run['method']} that answers with texts; expected runs that draw")
+        if run.get("kind") == "text" or run.get("inference") == "reward":
+            what = "answers with texts" if run.get("kind") == "text" else "gives scores"
+            raise ConfigError(f"{path}: a run of {run['method']} that {what}; expected runs that draw")
     run = known[str(folder)]
     given = [known[path] for path in known] + ([run_facts(Path(config.positive))] if config.positive is not None else [])
     _check_user(user, given)

@@ -76,7 +76,7 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     if config.dataset_name is not None:
         pairs = (config.dataset_name, config.dataset_split_name, config.reader)
         facts["implicit_accuracy_heldout"] = round(accuracy_on(Path(config.output_dir), *pairs, device), 4)
-    for stale in folder.glob(".*"):  # what a killed run had begun to write
+    for stale in (found for name in (PAGE, RESULT) for found in folder.glob(f".{name}.*")):  # what a killed run had begun to write
         stale.unlink()
     if prompts:
         facts["grid"] = _grid(shown, folder)

@@ -153,6 +153,7 @@ def test_other_settings_draw_anew_and_so_does_overwrite(run):
 def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path):
     text = write_run(tmp_path / "text", kind="text", method="dpo")
     user = write_run(tmp_path / "ppd", inference="user", method="ppd")
+    scorer = write_run(tmp_path / "bt", inference="reward", method="reward_bt")
     for options, message in (
         ({"images_per_prompt": 0}, "`images_per_prompt` is 0; expected at least one"),
         ({"scorers": ["rde"]}, "Did you mean `red`"),
@@ -160,6 +161,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
         ({"features": "pixel"}, "Did you mean `pixels`"),
         ({"runs": [str(run)]}, "two of the models are called `good`; name one of --runs as NAME=PATH"),
         ({"runs": [str(text)]}, "a run of dpo that answers with texts; expected runs that draw"),
+        ({"runs": [str(scorer)]}, "a run of reward_bt that gives scores; expected runs that draw"),
         ({"runs": [str(user)]}, "a run of ppd draws for a user"),
     ):
         with pytest.raises(ConfigError, match=message):
