@@ -6,7 +6,7 @@ A missing fact drops its part of the page; a number that is not finite is a dash
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,16 @@ def _alarm(facts: Mapping[str, Any]) -> str:
     reasons: Mapping[str, Sequence[str]] = facts.get("alarm") or {}
     if not reasons:
         return ""
-    trained, held = _scorers(facts, "reward"), _scorers(facts, "held_out")
-    watched = f"It watches whether what training optimised, {_listed(trained)}, rises while {_listed([*held, 'diversity'], 'or')} falls."
+    trained, drift = _scorers(facts, "reward"), facts.get("drift") or {}
+    judges = _scorers(facts, "held_out") + ["diversity"] * any(number((own or {}).get("diversity")) > 0 for own in drift.values())
+    watched = f"It watches whether what training optimised, {_listed(trained)}, rises while {_listed(judges, 'or')} falls."
+    silent = f"<strong>The alarm is silent.</strong> {watched}"
     if not trained:
-        watched = "No score is known as what training optimised, so it had nothing to watch: a silence that says nothing."
+        watched, why = "", "no score is known as what training optimised. Name it with <code>--reward</code>"
+        silent = f"<strong>The alarm could not go off:</strong> {why}."
     fired = {run: why for run, why in reasons.items() if why}
     if not fired:
-        return f'<section class="alarm silent"><p><strong>The alarm is silent.</strong> {watched}</p></section>'
+        return f'<section class="alarm silent"><p>{silent}</p></section>'
     lines = "".join(f"<li><strong>{escape(run)}</strong>: {escape(reason)}</li>" for run, why in fired.items() for reason in why)
     calm = [run for run in reasons if run not in fired]
     rest = f" Silent for {_listed(calm)}." if calm else ""
@@ -214,11 +217,20 @@ def _by_run(title: str, note: str, runs: Sequence[str], rows: Sequence[tuple[str
     return f'<h2>{title}</h2><p>{note}</p><div class="wide">{body}</div>'
 
 
-def _moved(values: Mapping[str, Any], runs: Sequence[str], form: str) -> dict[str, str]:
+def _moved(values: Mapping[str, Any], runs: Sequence[str], form: str, change: Callable[[float, float], str]) -> dict[str, str]:
     """Return each run's number with its change from the base's."""
     found = {run: number(values.get(run)) for run in runs}
-    change = {run: found[run] - found[runs[0]] for run in runs[1:]}
-    return {run: show(v, form) + (f"<small>{show(change[run], f'+{form}')}</small>" if run in change else "") for run, v in found.items()}
+    moved = {run: f"<small>{change(found[run], found[runs[0]])}</small>" for run in runs[1:]}
+    return {run: show(value, form) + moved.get(run, "") for run, value in found.items()}
+
+
+def _difference(value: float, base: float) -> str:
+    return show(value - base, "+.3f")
+
+
+def _relative(value: float, base: float) -> str:
+    share = value / base - 1.0 if base else math.nan
+    return show(100.0 * share, "+.1f") + ("&nbsp;%" if math.isfinite(share) else "")
 
 
 def _scores(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
@@ -240,7 +252,7 @@ def _scores(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
 def _checks(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
     checks = facts.get("checks") or {}
     names = dict.fromkeys(name for run in runs for name in checks.get(run) or {})
-    rows = [(escape(name), _moved({run: (checks.get(run) or {}).get(name) for run in runs}, runs, ".3f")) for name in names]
+    rows = [(escape(name), _moved({run: (checks.get(run) or {}).get(name) for run in runs}, runs, ".3f", _difference)) for name in names]
     return _by_run("Checks", "Share of pictures that show what their prompt names, and the change from the base.", runs, rows)
 
 
@@ -248,8 +260,12 @@ def _drift(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
     drift, rows = facts.get("drift") or {}, []
     for name, meaning in DRIFT.items():
         values = {run: (drift.get(run) or {}).get(name) for run in runs}
-        rows += [(f"{name}<small>{meaning}</small>", _moved(values, runs, ".3g"))] if any(v is not None for v in values.values()) else []
-    return _by_run("Drift", "What pictures become, whatever they score.", runs, rows)
+        rows += (
+            [(f"{name}<small>{meaning}</small>", _moved(values, runs, ".3g", _relative))]
+            if any(v is not None for v in values.values())
+            else []
+        )
+    return _by_run("Drift", "What pictures become, whatever they score, and by how much that differs from the base.", runs, rows)
 
 
 def _ratings(facts: Mapping[str, Any]) -> str:

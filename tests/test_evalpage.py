@@ -114,14 +114,15 @@ def test_an_alarm_stands_in_the_headline_and_in_a_box_with_its_reasons(tmp_path)
     assert box[0].count("<li>") == 2
 
 
-def test_a_silent_alarm_says_what_it_watched_and_that_it_watched_nothing(tmp_path):
+def test_a_silent_alarm_says_what_it_watched_or_that_it_could_not_go_off(tmp_path):
     def said(facts: dict) -> str:
         box = re.search(r'<section class="alarm silent">(.*?)</section>', page(tmp_path, facts).source, re.S)
         assert box
         return plain(box[1]).replace(" ,", ",")
 
     assert said(FACTS).endswith("It watches whether what training optimised, warm, rises while adherence or diversity falls.")
-    assert "a silence that says nothing" in said({**FACTS, "scorers": FACTS["scorers"][:1]})
+    assert said({**FACTS, "drift": {}}).endswith("what training optimised, warm, rises while adherence falls.")
+    assert "could not go off: no score is known" in said({**FACTS, "scorers": FACTS["scorers"][:1]})
 
 
 def test_each_comparison_is_a_row_with_its_numbers_and_the_colour_of_its_verdict(tmp_path):
@@ -165,8 +166,8 @@ def test_scores_checks_and_drift_have_a_column_for_each_run_with_its_change(tmp_
     by_start = {head.split(" ")[0]: cells for head, cells in rows.items()}
     assert by_start["adherence"] == ["0.900 0.850 to 0.950 median 1.000", "0.800 0.750 to 0.850 median 0.875 2 unjudged"]
     assert by_start["color"] == ["1.000", "0.875 &minus;0.125"]
-    assert by_start["diversity"] == ["20", "15 &minus;5"]
-    assert by_start["sharpness"] == ["0.0012", "0.0016 +0.0004"]
+    assert by_start["diversity"] == ["20", "15 &minus;25.0 %"]
+    assert by_start["sharpness"] == ["0.0012", "0.0016 +33.3 %"]
     assert "Implicit accuracy on held-out pairs: 0.7;" in source
 
 
