@@ -23,13 +23,15 @@ import sys
 sys.modules["diffalign"] = None  # as if it were not installed
 import numpy as np, torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-model, run, out, full = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(model)
-if full == "full":
-    pipe.unet = UNet2DConditionModel.from_pretrained(run, subfolder="unet")
-else:
-    pipe.load_lora_weights(run)
-np.save(out, pipe("a red star", num_inference_steps=4, generator=torch.Generator().manual_seed(3), output_type="np").images)
+model, folder = sys.argv[1:]
+for train_method in ("lora", "dora", "full"):
+    pipe, run = StableDiffusionPipeline.from_pretrained(model), f"{folder}/{train_method}"
+    if train_method == "full":
+        pipe.unet = UNet2DConditionModel.from_pretrained(run, subfolder="unet")
+    else:
+        pipe.load_lora_weights(run)
+    images = pipe("a red star", num_inference_steps=4, generator=torch.Generator().manual_seed(3), output_type="np").images
+    np.save(f"{run}.npy", images)
 """
 
 
@@ -37,30 +39,25 @@ def picture(pipe):
     return pipe("a red star", num_inference_steps=4, generator=torch.Generator().manual_seed(3), output_type="np").images
 
 
-@pytest.mark.parametrize("train_method", ["lora", "dora", "full"])
-def test_stock_diffusers_draws_what_diffalign_load_draws(micro_sd, pairs_file, tmp_path, train_method):
+@pytest.fixture(scope="module")
+def used(micro_sd, pairs_file, tmp_path_factory):
+    """The folder with a run of each training method, and beside each the picture that stock diffusers draws with it."""
+    folder = tmp_path_factory.mktemp("used")
     # An alpha other than the rank: a loader that loses it draws something else.
-    options = {
-        "rank": 2,
-        "lora_alpha": 6.0,
-        "max_train_steps": 4,
-        "train_batch_size": 8,
-        "learning_rate": 3e-2,
-        "train_method": train_method,
-    }
-    run = align(str(micro_sd), pairs_file, output_dir=tmp_path / "run", **options)
-    out = tmp_path / "stock.npy"
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(micro_sd), str(run), str(out), train_method],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    options = {"rank": 2, "lora_alpha": 6.0, "max_train_steps": 4, "train_batch_size": 8, "learning_rate": 3e-2}
+    for train_method in ("lora", "dora", "full"):
+        align(str(micro_sd), pairs_file, output_dir=folder / train_method, train_method=train_method, **options)
+    command = [sys.executable, "-c", STOCK, str(micro_sd), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    ours, stock, base = picture(diffalign.load(run)), np.load(out), picture(load_pipeline(str(micro_sd)))
+    return folder
+
+
+@pytest.mark.parametrize("train_method", ["lora", "dora", "full"])
+def test_stock_diffusers_draws_what_diffalign_load_draws(micro_sd, used, train_method):
+    ours, stock = picture(diffalign.load(used / train_method)), np.load(used / f"{train_method}.npy")
     np.testing.assert_allclose(ours, stock, atol=1e-6)
-    assert np.abs(ours - base).max() > 1e-3
+    assert np.abs(ours - picture(load_pipeline(str(micro_sd)))).max() > 1e-3
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
