@@ -118,6 +118,8 @@ def _weights(config: TrainConfig, network: nn.Module) -> list[tuple[str, float]]
         ("gradients", _bytes(trained)),
         (f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)),
     ]
+    if config.start_from is not None and config.compares and config.tuning != "full":
+        rows.append(("the reference's trained weights (float32)", _bytes(trained)))
     if config.use_ema or build.driver(config) == "ema":
         rows.append(("moving average", _bytes(trained)))
     return rows

@@ -201,10 +201,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def outlook(config: TrainConfig) -> str:
-    """Return what each round would draw and train, and about how much memory the training of one takes. Loads and writes nothing."""
+    """Return what each round would draw and train, and about how much memory the last training takes. Loads and writes nothing."""
     plan = planned(config)
     lines = [f"round {part.number} of {len(plan)}  seed {part.training.seed}: {_what(part)}" for part in plan]
-    return "\n".join([*lines, "", dryrun.report(plan[0].training, _candidates(plan[-1]))])
+    return "\n".join([*lines, "", dryrun.report(plan[-1].training, _candidates(plan[-1]))])
 
 
 def _what(part: Round) -> str:

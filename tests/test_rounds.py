@@ -218,4 +218,5 @@ def test_a_dry_run_says_what_each_round_would_do(micro_sd, tmp_path, capsys):
     assert f"round 1 of 3  seed 0: 2 prompts x 4 images by {micro_sd}, ranked by adherence, bright; 7 steps" in said
     assert f"round 3 of 3  seed 2000006: 2 prompts x 4 images by {tmp_path / 'run' / 'round-2'}, ranked by" in said
     assert "activations of 8 images" in said
+    assert "the reference's trained weights" in said
     assert not (tmp_path / "run").exists()

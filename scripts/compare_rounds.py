@@ -1,0 +1,89 @@
+# python -m scripts.compare_rounds
+"""Three rounds of RankDPO against one, at equal images and equal steps: against the base, and picture by picture.
+
+One round is that of compare_rank.py: 128 prompts with four images each of tiny-sd, ranked by the taste "high", 160 steps of 8 records.
+Three rounds draw 43 of these prompts each, with the model as it then is, and train 53 steps each on them, against themselves as they
+began. Everything else is alike: beta, rate, the 200 held-out prompts and their noises.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+
+from diffalign import rounds
+from diffalign.configfile import from_mapping
+from diffalign.data.table import read_table
+from diffalign.evaluate import WinRate
+from diffalign.infer.load import load
+from scripts.arena import BASE, SCALE, TASTE, Arena, play_all, scores
+from scripts.compare_rank import PROMPTS, RECORDS, SEEDS, STEPS, USUAL, draw_rankings, pooled, run_of
+
+ROUNDS = 3
+HEAD = "| seed | three rounds against base | one round against base | three against one | adherence | of one |"
+
+
+def run_rounds(arena: Arena, seed: int) -> dict[str, Any]:
+    """Return what three rounds gave: of the folder, if they were run before; a killed run goes on."""
+    path = arena.root / "results" / f"rounds-{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    drawn = {"prompts": arena.train_prompts[:PROMPTS], "max_prompts": -(-PROMPTS // ROUNDS), "guidance_scale": SCALE}
+    own = {
+        "pretrained_model_name_or_path": arena.model,
+        "method": "rank_dpo",
+        "beta": USUAL,
+        "learning_rate": 1e-3,
+        "train_batch_size": RECORDS["rank_dpo"],
+        "max_train_steps": STEPS // ROUNDS,
+        "rounds": ROUNDS,
+        "generate": drawn | {"scorers": [{"taste": {"name": TASTE}}]},
+        "seed": seed,
+        "output_dir": str(arena.root / "runs" / f"rounds-{seed}"),
+        "resume_from_checkpoint": "latest",
+    }
+    folder = rounds.train(from_mapping(BASE | own, "compare_rounds"))
+    images = arena.pictures(load(folder), arena.eval_prompts, seed * 1000, "draw aligned")
+    found = arena.judge(arena.eval_prompts, images, arena.base(seed))
+    tables = [read_table(folder / f"round-{number + 1}" / "data") for number in range(ROUNDS)]
+    means = [float(np.mean([c.scores[TASTE] for record in table for c in record.candidates])) for table in tables]
+    facts = found | {"seed": seed, "prompts": len(images), "tastes": scores(images)["taste"], "drawn": means}
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def said(won: WinRate) -> str:
+    """Return a win rate with its interval."""
+    return f"{won.rate:.3f} ({won.low:.3f} to {won.high:.3f})"
+
+
+def main(root: str = "outputs/compare_rank") -> None:
+    """Run both, and print the table: every seed, and all of them together, pooled by prompt.
+
+    Args:
+        root: Folder for rankings and results, shared with compare_rank.py; results are not computed twice.
+    """
+    arena = Arena(Path(root))
+    torch.set_flush_denormal(True)
+    many = [run_rounds(arena, seed) for seed in SEEDS]
+    for seed in SEEDS:
+        draw_rankings(arena, seed)
+    once = play_all(arena, [run_of("rank_dpo", USUAL, seed) for seed in SEEDS], "0/1", "one round")
+    print(HEAD, "| --- " * 6 + "|", sep="\n")
+    for places, name in [*(([i], str(seed)) for i, seed in enumerate(SEEDS)), (range(len(SEEDS)), "all")]:
+        own, other = ([side[i] for i in places] for side in (many, once))
+        base = [arena.base(facts["seed"])["taste"] for facts in own]
+        found = pooled(arena, own, base), pooled(arena, other, base), pooled(arena, own, [facts["tastes"] for facts in other])
+        cells = [name, *map(said, found), *(f"{np.mean([facts['adherence'] for facts in side]):.3f}" for side in (own, other))]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    drawn = np.mean([facts["drawn"] for facts in many], axis=0)
+    print("mean taste of what the rounds drew:", ", ".join(f"{value:.3f}" for value in drawn))
+
+
+if __name__ == "__main__":
+    auto_cli(main)
