@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # What diffalign.adapters, which imports torch, writes.
 RESULTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "unet", "transformer")
-RESULTS += ("ip_adapter.safetensors", "user_encoder.safetensors", "model")
+RESULTS += ("ip_adapter.safetensors", "user_encoder.safetensors", "model", "reward_head.safetensors", "reliability.png", "held_out")
 
 
 def align(
@@ -114,6 +114,8 @@ def _shape(config: TrainConfig) -> dict[str, Any]:
 def check_model(config: TrainConfig) -> None:
     """Raise the error that a local model folder deserves, by itself and with what the config asks of it."""
     name = config.pretrained_model_name_or_path
+    if METHODS[config.method].inference == "reward":
+        return  # the config's own checks have looked at its embeddings
     if is_language_model(name):
         check_language_model(name, config.variant)
         check_text(config)
@@ -140,6 +142,8 @@ def process_state() -> PartialState:
 def kind_of(config: TrainConfig) -> str | None:
     """Return what the model trains on, image or text; None for a hub id, of which nothing is known yet."""
     name = config.pretrained_model_name_or_path
+    if METHODS[config.method].inference == "reward":
+        return "image"
     if not is_local(resolve(name)):
         return None
     return "text" if is_language_model(name) else "image"

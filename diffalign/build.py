@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import adapters, personalise, speed, textbuild
+from diffalign import adapters, personalise, rewardbuild, speed, textbuild
 from diffalign.backbones.base import Backbone, Settings
 from diffalign.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.conditioning import branch
@@ -54,6 +54,8 @@ class Parts:
     index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
     penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
     facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json and checkpoints say besides
+    groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
+    measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is found out about the result before run.json is written
 
 
 def objective(config: TrainConfig) -> functools.partial[Tensor]:
@@ -229,6 +231,11 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     Without `fit`, for weights that others will replace, an encoder of pairs is not fitted to its evidence.
     """
     check(config)
+    if METHODS[config.method].inference == "reward":
+        loss = objective(config)
+        own = rewardbuild.parts(config, view, device, beta_of(loss) or 1.0)
+        known = {"groups": own.groups, "measure": own.measure, "facts": own.facts}
+        return Parts(own.model, own.likelihood, NoReference(), loss, own.pairs, index=order(config, view), **known)
     if view.table.manifest["kind"] == "text":
         language_model, said, compared, texts = textbuild.parts(config, view, device)
         own = textbuild.told(config, texts)

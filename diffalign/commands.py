@@ -210,6 +210,10 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> int:
         folder = rounds.train(config)
     else:
         folder = run_training(config)
+    facts = json.loads((folder / "run.json").read_text())
+    if facts["inference"] == "reward":
+        print(f"done: {folder}; use it as the scorer {{trained: {{path: {folder}}}}}")
+        return 0
     print(f"done: {folder}; use it with diffalign.load({str(folder)!r})")
     return 0
 

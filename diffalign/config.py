@@ -8,6 +8,7 @@ from typing import Any, Literal
 from diffalign import configcheck
 from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
+from diffalign.rewardmodel.settings import check_reward
 from diffalign.specs import Spec, single
 
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
@@ -107,6 +108,13 @@ class TrainConfig:
     generate: dict[str, Any] = field(default_factory=dict)
     """What rounds draw, instead of a dataset (which the first may have): flags of `diffalign pairs generate` as {prompts: FILE, scorers:
     [...], max_prompts: N}. Each has a seed of its own and max_train_steps; a round takes the next max_prompts of the prompts, or all."""
+
+    reward_head: Spec | None = None
+    """Of reward models, constants of the head: {bt: {hidden: 256, prompts: true}}, or {pal: {kind: A, score: angle, prototypes: 2}}."""
+    held_out_share: float = 0.1
+    """Of reward models: share of the prompts that are not trained on, drawn by the seed, for accuracy and calibration."""
+    held_out_dataset_name: str | None = None
+    """Of reward models: pairs to measure these on instead."""
 
     likelihood: Spec | None = None
     """Of texts, how token log-probabilities make a score: sum; mean (with it `dpo` is LN-DPO, `ipo` TRL's, `simpo` SimPO);
@@ -275,6 +283,7 @@ class TrainConfig:
             raise ConfigError(
                 f"`{self.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora"
             )
+        check_reward(self, trains_reward=method.inference == "reward")
         configcheck.check_switches(self)
         configcheck.check_buckets(self, transforms)
         configcheck.check_rounds(self, method.inference, transforms)

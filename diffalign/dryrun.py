@@ -20,6 +20,7 @@ from diffalign.data.view import View
 from diffalign.dataset import open_dataset
 from diffalign.methods import METHODS
 from diffalign.outline import Outline, activations, outline
+from diffalign.rewardmodel.settings import settings_of
 
 # Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
 QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "fp8": 1.0}
@@ -35,6 +36,10 @@ def report(config: TrainConfig, candidates: int = 2) -> str:
     """
     config.check()
     build.check(config)
+    if METHODS[config.method].inference == "reward":
+        name, head = settings_of(config.reward_head, config.method)
+        found = ("model", f"reward head {name} ({head}) on embeddings of {config.pretrained_model_name_or_path}")
+        return "\n".join(_aligned([found, *_step(config, None, _view(config, "image"))]))
     if is_language_model(config.pretrained_model_name_or_path):
         model, found = dryrun_text.described(config)
         lines = _aligned([*found, *_step(config, model, _view(config, "text"))])
@@ -79,7 +84,7 @@ def _model(config: TrainConfig, drawn: Outline) -> list[tuple[str, str]]:
     ]
 
 
-def _step(config: TrainConfig, model: Trained, view: View | None) -> list[tuple[str, str]]:
+def _step(config: TrainConfig, model: Trained | None, view: View | None) -> list[tuple[str, str]]:
     """Return how much a step sees, and what beta means."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch = config.train_batch_size * config.gradient_accumulation_steps * processes
@@ -91,7 +96,7 @@ def _step(config: TrainConfig, model: Trained, view: View | None) -> list[tuple[
     else:
         rows.append(("records", f"{config.dataset_name} is not opened: it is no table yet"))
     ((_, constants),) = config.part("objective").items()
-    if "beta" in constants and config.compares:
+    if "beta" in constants and config.compares and model is not None:
         rows.append(("beta", model.beta_in_words(constants["beta"]).removeprefix("beta ")))
     return rows
 

@@ -12,8 +12,8 @@ from torch import nn
 from diffalign.config import TrainConfig
 
 
-def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser of `config` over `parameters`."""
+def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimiser of `config` over `parameters`, or groups of them that may have rates and decays of their own."""
     if config.optimizer_name == "adafactor":
         from transformers import Adafactor
 

@@ -16,6 +16,8 @@ from diffalign.conditioning import branch
 from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
 from diffalign.config import TrainConfig
 from diffalign.methods import METHODS
+from diffalign.rewardbuild import RewardModel
+from diffalign.rewardmodel.store import FILE, save_head
 
 logger = logging.getLogger(__name__)
 RUN = "run.json"
@@ -30,7 +32,7 @@ def save_result(backbone: Trained, config: TrainConfig, facts: dict[str, Any]) -
         "revision": config.revision,
         "variant": config.variant,
         "vae": config.pretrained_vae_model_name_or_path and lasting(config.pretrained_vae_model_name_or_path),
-        "kind": "text" if isinstance(backbone, LanguageModel) else "image",
+        "kind": _kind(backbone),
         "component": backbone.component,
         "max_sequence_length": config.max_sequence_length,
         "method": config.method,
@@ -43,7 +45,16 @@ def save_result(backbone: Trained, config: TrainConfig, facts: dict[str, Any]) -
     temporary.replace(folder / RUN)
 
 
+def _kind(backbone: Trained) -> str:
+    if isinstance(backbone, RewardModel):
+        return "reward"
+    return "text" if isinstance(backbone, LanguageModel) else "image"
+
+
 def _save_weights(backbone: Any, config: TrainConfig, folder: Path) -> None:
+    if isinstance(backbone, RewardModel):
+        save_head(backbone.network, folder / FILE, embeds=backbone.embeds.fingerprint, beta=backbone.beta)
+        return
     if isinstance(backbone, LanguageModel):
         _save_language_model(backbone, config, folder)
         return

@@ -67,7 +67,7 @@ class Trainer:
         self.network = self.parts.backbone.network
         self.network.train()
         self.parameters = adapters.trainable(self.network)
-        self.policy, self.optimizer = self.accelerator.prepare(self.network, make_optimizer(config, self.parameters))
+        self.policy, self.optimizer = self.accelerator.prepare(self.network, make_optimizer(config, self.parts.groups or self.parameters))
         # Not prepared: accelerate would step it once for each process.
         self.schedule = get_scheduler(
             config.lr_scheduler, self.optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
@@ -292,6 +292,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             median = round(statistics.median(self.seconds), 4) if self.seconds else None
             facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
+            facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
             save_result(self.parts.backbone, self.config, facts | self.watch.facts() | self._facts())
         for tracker in self.accelerator.trackers:
             tracker.finish()

@@ -120,10 +120,10 @@ class ClipFeatures:
 
     def __init__(self, name: str, revision: str | None = None, device: torch.device | str = "cpu") -> None:
         make = _open_clip if name.startswith(OPEN_CLIP) else _transformers
-        network, self._embed, self._prepare, facts = make(name, revision)
+        self.network, self._embed, self._prepare, facts = make(name, revision)
         self._device = torch.device(device)
-        network.to(self._device).requires_grad_(False).eval()
-        self.fingerprint = self.source = hashed({"features": "clip", "weights": weights_hash(network), "preprocessing": facts})
+        self.network.to(self._device).requires_grad_(False).eval()
+        self.fingerprint = self.source = hashed({"features": "clip", "weights": weights_hash(self.network), "preprocessing": facts})
         self.width = self(2 * [Image.new("RGB", (64, 64))]).shape[1]
 
     @torch.no_grad()

@@ -142,7 +142,12 @@ def base_of(
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """Return run.json of a finished run. Raises CheckpointError where there is none."""
+    """Return run.json of a finished run that generates. Raises CheckpointError where there is none, or one that judges."""
     if not (folder / RUN).is_file():
         raise CheckpointError(f"{folder}: no finished training run (it has no {RUN}); expected the output_dir of `diffalign train`")
-    return json.loads((folder / RUN).read_text())
+    run = json.loads((folder / RUN).read_text())
+    if run.get("kind") == "reward":
+        raise CheckpointError(
+            f"{folder}: a run of {run['method']}, a scorer and no generator; use it as the scorer {{trained: {{path: {folder}}}}}"
+        )
+    return run

@@ -10,6 +10,8 @@ from diffalign.methods.inpo import INPO
 from diffalign.methods.mapo import MAPO
 from diffalign.methods.ppd import PPD
 from diffalign.methods.rank_dpo import RANK_DPO
+from diffalign.methods.reward_bt import REWARD_BT
+from diffalign.methods.reward_pal import REWARD_PAL
 from diffalign.methods.self_npo import SELF_NPO
 from diffalign.methods.smpo import SMPO
 
@@ -23,4 +25,6 @@ METHODS: dict[str, Method] = {
     "rank_dpo": RANK_DPO,
     "ppd": PPD,
     "dpo": DPO,
+    "reward_bt": REWARD_BT,
+    "reward_pal": REWARD_PAL,
 }

@@ -26,6 +26,7 @@ class Method:
     transforms: tuple[Spec, ...]
     about: str = ""
     error: Spec = field(default_factory=lambda: spec("squared"))
-    inference: str = "plain"  # plain | negative_guidance: the result is the network of the unconditional branch | user: told who asks
+    # plain | negative_guidance: the result is the network of the unconditional branch | user: told who asks | reward: it judges
+    inference: str = "plain"
     users: Spec | None = None  # the user encoder, where users are told apart
     paper_batch: int | None = None  # records an optimiser step in the published recipe

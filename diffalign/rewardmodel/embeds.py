@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPModel
 
-from diffalign.conditioning.features import OPEN_CLIP, UNREADABLE, ClipFeatures, weights_hash, whole
+from diffalign.conditioning.features import OPEN_CLIP, UNREADABLE, ClipFeatures
 from diffalign.data.cache import fingerprint
 from diffalign.data.pixels import centred
 from diffalign.errors import CheckpointError, ConfigError
@@ -81,14 +81,15 @@ class ClipEmbeds:
         if name.startswith(OPEN_CLIP):
             raise ConfigError(f"{name}: reward models read a CLIP of transformers, with its text half; give its folder or hub id")
         self._seen = ClipFeatures(name, revision, device)
+        if not isinstance(self._seen.network, CLIPModel):
+            raise CheckpointError(f"{name}: the image half of a CLIP alone; a reward model reads its prompts too, give a whole one")
+        self._network: Any = self._seen.network
         try:
-            self._network = whole(CLIPTextModelWithProjection, name, revision, dtype=torch.float32)
             self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         except UNREADABLE as error:
-            raise CheckpointError(f"{name}: no text half of a CLIP, with its tokenizer, can be loaded from here: {error}") from error
-        self._network.to(torch.device(device)).requires_grad_(False).eval()
-        self.max_tokens: int | None = int(self._network.config.max_position_embeddings)
-        self.fingerprint = fingerprint({"embeds": "clip", "image": self._seen.fingerprint, "text": weights_hash(self._network)})
+            raise CheckpointError(f"{name}: the CLIP's tokenizer cannot be loaded: {error}") from error
+        self.max_tokens: int | None = int(self._network.config.text_config.max_position_embeddings)
+        self.fingerprint = self._seen.fingerprint  # a hash of both halves
         self.image_width, self.prompt_width = self._seen.width, int(self._network.config.projection_dim)
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -103,5 +104,6 @@ class ClipEmbeds:
             part = list(prompts[start : start + BATCH])
             given = self._tokenizer(part, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt")
             told = {key: given[key].to(self._network.device) for key in ("input_ids", "attention_mask")}
-            found.append(self._network(**told).text_embeds.float().cpu())
+            embeds = self._network.get_text_features(**told)
+            found.append((embeds if isinstance(embeds, Tensor) else embeds.pooler_output).float().cpu())  # transformers 4 gave tensors
         return F.normalize(torch.cat(found), dim=1) * self.prompt_width**0.5

@@ -11,6 +11,7 @@ from diffalign.rewards.hps import hps
 from diffalign.rewards.imagereward import imagereward
 from diffalign.rewards.mps import mps
 from diffalign.rewards.shapes import adherence, taste
+from diffalign.rewards.trained import trained
 from diffalign.rewards.vqascore import vqascore
 from diffalign.specs import Spec, bind
 
@@ -24,6 +25,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "vqascore": vqascore,
     "adherence": adherence,
     "taste": taste,
+    "trained": trained,
     "function": function,
     "http": http,
 }
