@@ -19,6 +19,7 @@ from diffalign import generate as module
 from diffalign.data.atomic import settle
 from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.table import read_table, write_table
+from diffalign.errors import TableError
 from diffalign.generate import generate
 from diffalign.options_pairs import GenerateConfig
 from diffalign.rewards.score import score_table
@@ -118,3 +119,23 @@ def test_score_replaces_the_table_that_it_scores_whole(before):
         score_table(read_table(folder / "drawn"), folder / "drawn", ["red", "blue"], overwrite=True, part=3)
 
     killed_everywhere(score, before)
+
+
+def test_a_table_of_other_settings_is_not_taken_for_that_of_the_killed_run(make, before):
+    make(before, seed=1)
+    with killed_at(10, *CALLS):
+        make(before, overwrite=True)
+    found = tree(before / "table")
+    with pytest.raises(TableError, match="exists already"):
+        make(before)
+    assert tree(before / "table") == found
+
+
+def test_a_table_with_other_scores_is_not_taken_for_that_of_the_killed_run(before):
+    table = read_table(before / "drawn")
+    score_table(table, before / "scored", ["red"])
+    with killed_at(10, *CALLS):
+        score_table(table, before / "scored", ["red", "blue"], overwrite=True)
+    with pytest.raises(TableError, match="exists already"):
+        score_table(table, before / "scored", ["red", "blue"])
+    assert [scorer["name"] for scorer in read_table(before / "scored").manifest["scorers"]] == ["red"]
