@@ -59,9 +59,9 @@ def train(config: TrainConfig) -> Path:
     """
     plan = planned(config)
     api.check(config)
-    folder = Path(config.output_dir)
+    folder, state = Path(config.output_dir), api.process_state()
+    state.wait_for_everyone()  # the first one may have removed an earlier run
     _refuse_others(config)
-    state = api.process_state()
     state.wait_for_everyone()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _refuse_others(config: TrainConfig) -> None:
     folder = Path(config.output_dir)
     if (folder / f"round-{config.rounds + 1}").exists():
         raise ConfigError(f"`rounds` is {config.rounds}, and {folder} has round-{config.rounds + 1} already; choose another output_dir")
-    if not (folder / "config.yaml").is_file():
+    if not any(folder.glob("round-*")):
         return
     found = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     for field in dataclasses.fields(TrainConfig):

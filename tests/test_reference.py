@@ -13,7 +13,7 @@ from diffalign.adapters import add_lora, disabled, trainable
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.path import FlowPath
 from diffalign.diffusion.trajectory import forward
-from diffalign.reference import AdapterOff, Frozen, NoReference, eval_mode
+from diffalign.reference import AdapterOff, Frozen, NoReference, Start, eval_mode
 from diffalign.types import Batch, Noised, Query
 
 QUERY = Query(Noised(torch.ones(1, 2, 1, 1, 1), torch.zeros(1), torch.zeros(1, 2, 1, 1, 1), torch.ones(1)), {})
@@ -59,10 +59,10 @@ class Watching:
 
 
 def references(model):
-    return {"frozen": Frozen(model), "adapter_off": AdapterOff(model, off)}
+    return {"frozen": Frozen(model), "adapter_off": AdapterOff(model, off), "start": Start.of(model)}
 
 
-kinds = pytest.mark.parametrize("kind", ["frozen", "adapter_off"])
+kinds = pytest.mark.parametrize("kind", ["frozen", "adapter_off", "start"])
 
 
 def test_no_reference_gives_none_and_runs_no_network():
@@ -79,11 +79,20 @@ def test_adapter_off_gives_the_scores_of_the_base():
     assert AdapterOff(Switched(), off).score(Watching(), QUERY).tolist() == [[1.0, 1.0]]
 
 
+def test_a_start_keeps_giving_the_scores_that_the_policy_began_with():
+    model = Switched().eval()
+    start = Start.of(model)
+    with torch.no_grad():
+        model.extra.add_(5.0)
+    assert start.score(Watching(), QUERY).tolist() == [[3.0, 3.0]]
+    assert model(QUERY.noised.x_t).flatten().tolist() == [8.0, 8.0]
+
+
 @kinds
 def test_scores_are_taken_in_eval_mode_without_gradient(kind):
     watching, model = Watching(), Switched()
     scores = references(model)[kind].score(watching, QUERY)
-    assert watching.seen == [(False, False, kind == "frozen")]
+    assert watching.seen == [(False, False, kind != "adapter_off")]
     assert not scores.requires_grad
 
 
@@ -178,6 +187,19 @@ def test_only_the_adapter_learns_and_it_still_does_after_the_reference(unet, sco
     assert {name for name, p in unet.named_parameters() if p.requires_grad} == names
     gradients = torch.autograd.grad(likelihood.score(unet, query).sum(), trainable(unet))
     assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+
+
+def test_a_start_leaves_the_gradient_alone_that_was_begun_before_it(unet, scored):
+    likelihood, query = scored
+    set_adapter(unet, 0.5)
+    start = Start.of(unet)
+    before = likelihood.score(unet, query).detach()
+    set_adapter(unet, 0.25)
+    expected = torch.autograd.grad(likelihood.score(unet, query).sum(), trainable(unet))
+    score = likelihood.score(unet, query)
+    torch.testing.assert_close(start.score(likelihood, query), before, rtol=0, atol=0)
+    for gradient, known in zip(torch.autograd.grad(score.sum(), trainable(unet)), expected, strict=True):
+        torch.testing.assert_close(gradient, known, rtol=0, atol=0)
 
 
 def test_a_real_adapter_is_on_again_after_an_error(unet, scored):
