@@ -12,6 +12,8 @@ SCORES = """scorers (weights from the hub, or from a local file or folder by {pi
   imagereward  ImageReward; reads 35 tokens of a prompt         mps          MPS, its overall score
   {vqascore: {model: Qwen/Qwen2.5-VL-3B-Instruct}}              chance of Yes, by a vision-language model; reads long prompts
   adherence, {taste: {name: high}}                              the embedded world's judges
+  {trained: {path: RUN}}                                        your own run of reward_bt; of reward_pal for the average user, or with
+                                                                user: ID, or user: FILE with pairs of somebody new
   {function: {path: "file.py:name"}}                            your own function of (images, prompts): a number an image
   {http: {url: "http://...", name: mine}}                       your own server: POST {"prompts": [...], "images": [PNG in base64, ...]},
                                                                 answer {"scores": [...]}, null for what it cannot judge
