@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from diffalign.precompute import Precomputed
 from diffalign.step import preference_step
 from diffalign.train import Trainer
 from tests.micro_models import write_micro
-from tests.smoke.test_processes import launch
+from tests.processes import launch
 
 BUCKETS = "24,40;40,24"
 WIDE, TALL = (4, 6, 10), (4, 10, 6)  # their latents
@@ -190,11 +190,13 @@ def test_sdxl_is_told_the_frame_of_every_image(config, tmp_path):
     assert {tuple(frame) for frames in told for frame in frames[:, 4:].tolist()} == {(24.0, 40.0), (40.0, 24.0)}
 
 
-def test_two_processes_give_the_weights_of_one_though_their_passes_differ_in_number(config, micro_sd, table, tmp_path):
+def test_two_processes_give_the_weights_of_one_though_their_passes_differ_in_number(config, tmp_path):
     linear = {"adam_epsilon": 1.0, "learning_rate": 1.0, "beta": 10.0}  # see test_train.py
     config = replace(config, **linear, train_batch_size=5, gradient_accumulation_steps=4, max_train_steps=3)
     one = load_file(train(config) / WEIGHTS)
-    two = launch(2, 5, micro_sd, table, tmp_path / "two", ["--aspect_ratio_buckets", BUCKETS])
+    apart = replace(config, gradient_accumulation_steps=2, cache_dir=str(tmp_path / "cache of two"), output_dir=str(tmp_path / "two"))
+    launch(tmp_path, [asdict(apart)])
+    two = load_file(tmp_path / "two" / WEIGHTS)
     kinds = Sizes(open_dataset(config), Framing(32, buckets=config.buckets)).buckets(open_dataset(config))
     ranks = [Sampler(13, 5, 2, 2, rank, config.seed, kinds) for rank in range(2)]
     assert all(len(ranks[0].passes(step)) != len(ranks[1].passes(step)) for step in range(3))
