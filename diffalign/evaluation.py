@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,8 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
             shutil.rmtree(folder / IMAGES, ignore_errors=True)
         state.wait_for_everyone()
         own = range(state.process_index, len(drawn[BASE]), state.num_processes)
-        for entry in models:  # one model is in memory at a time, and then one scorer
+        for entry in models:
+            gc.collect()  # so that one model has left the memory before the next is loaded
             draw_parts(drawn[entry.name], own, entry.opened)
         for spec in judges.all:
             score_parts(list(drawn.values()), own, spec, device)
