@@ -28,6 +28,8 @@ from diffalign.errors import ConfigError
 from diffalign.preview import drawn
 from diffalign.promptsets import prompts_of
 from diffalign.result import save_result
+from diffalign.rewards.function import Asked
+from diffalign.rewards.shapes import Judged
 from diffalign.rewards.table import SCORERS, load_scorer
 from diffalign.shapes.checks import is_caption
 from diffalign.specs import Spec, bind
@@ -156,9 +158,10 @@ class Watch:
                 raise ConfigError(
                     f"`{scorer.name}` can judge none of the pictures of `eval_prompts`; leave it out, or choose other prompts"
                 )
-            del scorer
-            gc.collect()
-            torch.cuda.empty_cache()
+            if not isinstance(scorer, Judged | Asked):  # which have no weights, and collecting takes a while
+                del scorer
+                gc.collect()
+                torch.cuda.empty_cache()
         groups = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)]
         pixels = features("pixels")
         return Seen(scores, [diversity(group, pixels) for group in groups], fmean(map(saturation, images)), fmean(map(sharpness, images)))
