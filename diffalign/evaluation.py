@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from diffalign.shapes.checks import checks, is_caption, shares
 from diffalign.shapes.tastes import TASTES
 from diffalign.specs import bind
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 RESULT, PAGE, GRID, IMAGES = "eval.json", "eval.html", "grid.png", "images"  # within the destination
 HOW = ("images_per_prompt", "seed", "num_inference_steps", "guidance_scale")
 SHOWN, COLUMNS, SIDE = 32, 8, 256  # of grid.png: prompts, pictures in a row or a few more, and the longest side of each in pixels
@@ -58,17 +61,7 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     shown: list[Shown] = []
     if prompts:
         judges, models = _panel(config, prompts), entries(config, user, device)
-        drawn = {entry.name: _parts(config, entry, prompts) for entry in models}
-        if config.overwrite and state.is_main_process:
-            shutil.rmtree(folder / IMAGES, ignore_errors=True)
-        state.wait_for_everyone()
-        own = range(state.process_index, len(drawn[BASE]), state.num_processes)
-        for entry in models:
-            gc.collect()  # so that one model has left the memory before the next is loaded
-            draw_parts(drawn[entry.name], own, entry.opened)
-        for spec in judges.all:
-            score_parts(list(drawn.values()), own, spec, device)
-        state.wait_for_everyone()
+        drawn = _drawn(config, judges, models, prompts, state, device)
         if state.is_main_process:
             found = _by_scorer(judges, drawn)
             facts |= _told(config, models) | _judged(config, found, drawn, device)
@@ -85,6 +78,24 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
         write_page(folder, facts, shown)
     write({folder / RESULT: json.dumps(plain(facts), indent=2) + "\n"})
     return plain(facts)
+
+
+def _drawn(
+    config: EvalConfig, judges: Panel, models: Sequence[Entry], prompts: tuple[str, ...], state: PartialState, device: str
+) -> dict[str, Parts]:
+    """Return the images of every model, drawn and scored: this process does its share, and waits for the others."""
+    drawn = {entry.name: _parts(config, entry, prompts) for entry in models}
+    if config.overwrite and state.is_main_process:
+        shutil.rmtree(destination(config) / IMAGES, ignore_errors=True)
+    state.wait_for_everyone()
+    own = range(state.process_index, len(drawn[BASE]), state.num_processes)
+    for entry in models:
+        gc.collect()  # so that one model has left the memory before the next is loaded
+        draw_parts(drawn[entry.name], own, entry.opened)
+    for spec in judges.all:  # one is in memory at a time
+        score_parts(list(drawn.values()), own, spec, device)
+    state.wait_for_everyone()
+    return drawn
 
 
 def destination(config: EvalConfig) -> Path:
