@@ -15,16 +15,20 @@ from torch import Tensor
 
 EACH = """
 import json, sys
-from diffalign.api import run
+from diffalign import api, rounds
 from diffalign.config import TrainConfig
 for options in json.loads(sys.argv[1]):
-    run(TrainConfig(**options))
+    config = TrainConfig(**options)
+    (rounds.train if config.generate else api.run)(config)
 """
 LEARNT = ("pytorch_lora_weights.safetensors", "ip_adapter.safetensors", "user_encoder.safetensors")
 
 
 def launch(folder: Path, runs: Iterable[Mapping[str, Any]]) -> None:
-    """Train with each of the settings in two processes of one thread; `folder` gets the script that does so."""
+    """Train with each of the settings in two processes of one thread; `folder` gets the script that does so.
+
+    Rounds come last, for the processes part after them.
+    """
     (folder / "each.py").write_text(EACH)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "each.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 
 from diffalign.api import run
 from diffalign.config import TrainConfig
+from diffalign.data.table import read_table
 from tests.micro import write_pairs
 from tests.processes import launch, weights
 
@@ -15,6 +19,9 @@ CASES = {
     "ppd": {"method": "ppd", "user_encoder": {"pairs": {"fit_steps": 2, "fit_batch": 8}}},
 }
 IN_TURN = CASES["diffusion_dpo"] | {"sequential_candidates": True}
+PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "ring") for color in ("red", "green", "blue")]
+DRAWN = {"prompts": PROMPTS, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": [{"taste": {"name": "bright_background"}}]}
+ROUNDS = CASES["diffusion_dpo"] | {"rounds": 2, "generate": DRAWN}  # the first trains on the pairs
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,7 @@ def options(micro_sd, tmp_path_factory):
 def two(options, tmp_path_factory):
     """The folder with every run in two processes, each of which takes two pairs at a time."""
     folder = tmp_path_factory.mktemp("two")
-    cases = CASES | {"in turn": IN_TURN}
+    cases = CASES | {"in turn": IN_TURN, "rounds": ROUNDS}
     launch(folder, [options | case | {"train_batch_size": 2, "output_dir": str(folder / name)} for name, case in cases.items()])
     return folder
 
@@ -52,3 +59,14 @@ def test_two_processes_give_the_weights_of_one(options, two, tmp_path, name):
 
 def test_two_processes_in_turn_give_the_weights_of_one_at_once(options, two, tmp_path):
     assert farthest(options, tmp_path / "one", two / "in turn", CASES["diffusion_dpo"]) <= 1e-6
+
+
+def test_two_processes_share_the_rounds_and_one_of_them_gathers_their_result(two):
+    folder = two / "rounds"
+    table, facts = read_table(folder / "round-2" / "data"), json.loads((folder / "run.json").read_text())
+    assert [record.prompt for record in table] == PROMPTS  # in two parts, of which each process drew one
+    assert [(known["records"], known["steps"]) for known in facts["rounds"]] == [(24, 3), (9, 3)]
+    first, second, result, alone = map(weights, (folder / "round-1", folder / "round-2", folder, two / "diffusion_dpo"))
+    assert max((first[name] - alone[name]).abs().max().item() for name in alone) == 0.0
+    assert max((second[name] - first[name]).abs().max().item() for name in first) > 1e-4
+    assert all(torch.equal(second[name], result[name]) for name in result)
