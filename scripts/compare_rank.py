@@ -67,7 +67,7 @@ def main(root: str = "outputs/compare_rank", show: bool = False) -> None:
     """
     arena = Arena(Path(root))
     runs = [run_of(method, BETA, seed) for seed in SEEDS for method in RECORDS]
-    runs += [run_of(method, beta, 0) for beta in OTHERS for method in reversed(RECORDS)]
+    runs += [run_of(method, beta, 0) for method in reversed(RECORDS) for beta in OTHERS]
     if not show:
         for seed in SEEDS:
             draw_rankings(arena, seed)
