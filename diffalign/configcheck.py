@@ -198,9 +198,9 @@ def check_family(config: Any, layout: Layout) -> None:
 
 def check_text(config: Any) -> None:
     """Raise ConfigError for what a TrainConfig sets and a language model would pass over in silence, or could not do."""
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    defaults = type(config)()
     for name in IMAGES:
-        if getattr(config, name) != defaults[name]:
+        if getattr(config, name) != getattr(defaults, name):
             raise ConfigError(f"`{name}` is for image models, and {config.pretrained_model_name_or_path} is a language model")
     if config.users is not None or config.tuning == "user":
         raise ConfigError("users are told apart in image models alone; choose another method than ppd for a language model")
