@@ -20,7 +20,8 @@ from diffalign.shapes.judge import mean_adherence
 from diffalign.shapes.scenes import withheld_scenes
 from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES
 
-SMALL = ["--train_prompts", "12", "--eval_prompts", "6", "--max_train_steps", "3", "--train_batch_size", "4", "--num_inference_steps", "6"]
+SMALL = ["--train_prompts", "12", "--eval_prompts", "6", "--max_train_steps", "3", "--train_batch_size", "4", "--num_inference_steps", "3"]
+FEWER = ["--train_prompts", "8", "--eval_prompts", "2"]
 
 
 def test_quickstart_writes_pairs_weights_and_report(tmp_path, capsys):
@@ -41,7 +42,7 @@ def test_quickstart_writes_pairs_weights_and_report(tmp_path, capsys):
 
 @pytest.mark.parametrize("method", ["smpo", "self_npo"])
 def test_quickstart_takes_any_method(tmp_path, method):
-    assert main(["quickstart", "--output_dir", str(tmp_path / "demo"), "--method", method, *SMALL]) == 0
+    assert main(["quickstart", "--output_dir", str(tmp_path / "demo"), "--method", method, *SMALL, *FEWER]) == 0
     facts = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert (facts["implicit_accuracy_heldout"] is None) == (method == "self_npo")
 
