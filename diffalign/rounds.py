@@ -20,6 +20,7 @@ from typing import Any
 from diffalign import api, dryrun
 from diffalign.asked import asked
 from diffalign.config import TrainConfig
+from diffalign.configcheck import require
 from diffalign.configfile import from_mapping, load_yaml, save_yaml, typed
 from diffalign.data.atomic import atomic_folder
 from diffalign.data.table import is_table
@@ -80,6 +81,7 @@ def planned(config: TrainConfig) -> list[Round]:
     config.check()
     api.check_model(config)
     drawing = _drawing(config)
+    require("generate.max_prompts", drawing.max_prompts, lambda v: v >= 1, "at least one prompt")
     prompts = asked(replace(drawing, max_prompts=None))
     check(drawing, prompts)
     rounds: list[Round] = []

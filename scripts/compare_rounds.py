@@ -22,7 +22,7 @@ from diffalign.data.table import read_table
 from diffalign.evaluate import WinRate
 from diffalign.infer.load import load
 from scripts.arena import BASE, SCALE, TASTE, Arena, play_all, scores
-from scripts.compare_rank import PROMPTS, RECORDS, SEEDS, STEPS, USUAL, draw_rankings, pooled, run_of
+from scripts.compare_rank import BETA, PROMPTS, RECORDS, SEEDS, STEPS, draw_rankings, pooled, run_of
 
 ROUNDS = 3
 HEAD = "| seed | three rounds against base | one round against base | three against one | adherence | of one |"
@@ -37,7 +37,7 @@ def run_rounds(arena: Arena, seed: int) -> dict[str, Any]:
     own = {
         "pretrained_model_name_or_path": arena.model,
         "method": "rank_dpo",
-        "beta": USUAL,
+        "beta": BETA,
         "learning_rate": 1e-3,
         "train_batch_size": RECORDS["rank_dpo"],
         "max_train_steps": STEPS // ROUNDS,
@@ -73,7 +73,7 @@ def main(root: str = "outputs/compare_rank") -> None:
     many = [run_rounds(arena, seed) for seed in SEEDS]
     for seed in SEEDS:
         draw_rankings(arena, seed)
-    once = play_all(arena, [run_of("rank_dpo", USUAL, seed) for seed in SEEDS], "0/1", "one round")
+    once = play_all(arena, [run_of("rank_dpo", BETA, seed) for seed in SEEDS], "0/1", "one round")
     print(HEAD, "| --- " * 6 + "|", sep="\n")
     for places, name in [*(([i], str(seed)) for i, seed in enumerate(SEEDS)), (range(len(SEEDS)), "all")]:
         own, other = ([side[i] for i in places] for side in (many, once))
