@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 
 import diffalign
 from diffalign.adapters import trained_state
+from diffalign.api import align
 from diffalign.config import TrainConfig
 from diffalign.dataset import open_dataset
 from diffalign.errors import ConfigError
 from diffalign.train import Trainer
 from diffalign.watch import Watch
+from scripts.overoptimise import SETTINGS, captions, votes
 
 PROMPTS = ["a star", "a circle", "a heart", "a ring", "a cross"]
 JUDGES = """
@@ -170,6 +172,16 @@ def test_a_run_is_stopped_and_a_resumed_one_alike(config, pictures, tmp_path):
     assert (log[0]["eval/green"], log[1]["eval/green_change"]) == (pytest.approx(0.52), pytest.approx(0.1))  # of 50 to 54 hundredths
     assert [row["eval/alarm"] for row in log] == [0.0, 0.0, 1.0, 1.0]
     assert "loss" in log[1]
+
+
+def test_a_run_made_to_over_optimise_is_stopped(tmp_path):
+    # Twelve steps of bright pictures at four times the rate of the script: the shapes dissolve, while the implicit accuracy rises.
+    hurried = SETTINGS | {"learning_rate": 2e-2, "max_train_steps": 24, "eval_every": 12, "eval_patience": 1}
+    folder = align("assets/tiny-sd", votes(64, seed=0), output_dir=tmp_path, eval_prompts=captions(5, seed=0), **hurried)
+    assert facts(folder)["steps"] == 12
+    assert "while adherence fell" in facts(folder)["stopped"]
+    before, after = rows(folder)
+    assert after["adherence"] < 0.5 < 0.9 < before["adherence"]
 
 
 def test_the_same_pictures_are_drawn_at_every_evaluation(config):
