@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 MOST_WINS = 1 / 3  # a held-out score has fallen where the base wins two draws in three or more, ties counting one half
+LARGE = 0.5  # or by so many standard deviations, with less than LEAST_KEPT of the base's left: where scores are few, most draws tie
 LEAST_KEPT = 0.7  # diversity has fallen where less than so much of the base's is left
 LEAST_PROMPTS = 5  # of fewer no interval is given
 
@@ -61,9 +62,10 @@ def _interval(gains: np.ndarray, seed: int) -> tuple[float, float]:
 def alarm(reward: Change | None, held_out: Sequence[Change], diversity: Change | None) -> list[str]:
     """Return the reasons for alarm, none if it is silent. It needs a training reward that has risen: interval above zero.
 
-    Then each held-out score that has fallen is a reason (interval below zero, and the base wins two draws in three or more, ties
-    counting one half), and so is diversity (interval below zero, and less than 0.7 of the base's left). Both limits leave out falls that
-    are real and small: agreeing with a preference costs some variety, and now and then an attribute.
+    Then each held-out score that has fallen is a reason (interval below zero; and the base wins two draws in three or more, ties
+    counting one half, or half a standard deviation is lost, and with it three tenths of the base's), and so is diversity (interval below
+    zero, and less than 0.7 of the base's left). The limits leave out falls that are real and small: agreeing with a preference costs some
+    variety, and now and then an attribute, which is many standard deviations of a score that was nearly always 1.
     """
     if reward is None or not reward.low > 0:
         return []
@@ -72,9 +74,14 @@ def alarm(reward: Change | None, held_out: Sequence[Change], diversity: Change |
         f"{risen} while {held.name} fell by {-held.value:.3g} [{-held.high:.3g}, {-held.low:.3g}] from {held.base:.3g}, "
         f"winning {held.wins:.0%} of draws"
         for held in held_out
-        if held.high < 0 and held.wins <= MOST_WINS
+        if held.high < 0 and (held.wins <= MOST_WINS or (held.effect <= -LARGE and _much_lost(held)))
     ]
-    if diversity is not None and diversity.high < 0 and diversity.base + diversity.value < LEAST_KEPT * diversity.base:
+    if diversity is not None and diversity.high < 0 and _much_lost(diversity):
         left = (diversity.base + diversity.value) / diversity.base
         reasons.append(f"{risen} while {diversity.name} fell to {left:.0%} of the base's, from {diversity.base:.3g}")
     return reasons
+
+
+def _much_lost(one: Change) -> bool:
+    """Return whether less than `LEAST_KEPT` of the base's mean is left."""
+    return one.base + one.value < LEAST_KEPT * one.base

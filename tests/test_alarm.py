@@ -18,7 +18,7 @@ RISEN = Change("taste", value=0.2, low=0.15, high=0.25, base=0.5, wins=0.9, effe
 
 
 def held(wins, *, high=-0.1, name="adherence"):
-    return Change(name, value=-0.3, low=-0.5, high=high, base=0.9, wins=wins, effect=-1.0)
+    return Change(name, value=-0.3, low=-0.5, high=high, base=0.9, wins=wins, effect=-0.4)
 
 
 def variety(left, *, high=-1.0):
@@ -66,6 +66,22 @@ def test_draws_that_cannot_be_judged_are_left_out_of_both_models():
 @pytest.mark.parametrize(("wins", "fires"), [(0.33, True), (0.34, False)])
 def test_a_held_out_fall_alarms_where_the_base_wins_two_draws_in_three(wins, fires):
     assert bool(alarm(RISEN, [held(wins)], None)) == fires
+
+
+def test_a_large_fall_alarms_though_most_draws_tie():
+    # 34 of 48 prompts were right, 16 of them no longer are, and one is now. 31 ties leave 16.5 / 48 = 0.344 of draws won, above one third.
+    # From 0.708 to 0.396: 0.56 of it is left; the variances p (1 - p) are 0.207 and 0.239, so 0.3125 is 0.66 standard deviations.
+    found = change([1.0] * 34 + [0.0] * 14, [0.0] * 16 + [1.0] * 19 + [0.0] * 13, [f"{number}" for number in range(48)], "adherence")
+    assert (found.wins, found.effect) == (pytest.approx(16.5 / 48), pytest.approx(-0.662, abs=1e-3))
+    assert "adherence fell by 0.312 " in alarm(RISEN, [found], None)[0]
+
+
+def test_a_small_fall_is_silent_though_it_is_many_deviations_and_no_draw_is_won():
+    # Eight of 48 prompts lose one attribute in four: 1 to 0.958, a fall of 0.0417, with a pooled deviation of sqrt(0.00868 / 2).
+    found = change([1.0] * 48, [0.75] * 8 + [1.0] * 40, [f"{number}" for number in range(48)], "adherence")
+    assert found.high < 0
+    assert (found.wins, found.effect) == (pytest.approx(20 / 48), pytest.approx(-0.632, abs=1e-3))
+    assert alarm(RISEN, [found], None) == []
 
 
 @pytest.mark.parametrize(("left", "fires"), [(0.69, True), (0.71, False)])
