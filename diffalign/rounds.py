@@ -4,6 +4,8 @@ Each round is an ordinary run in `round-N`, its table in `round-N/data`. It goes
 (or denoiser) is trained further, and its reference is a copy of it as the round began (`start_from`). So the last round's weights are the
 whole change from the first model, in the rank and size of one round, and `output_dir` takes them over as its own. Concatenating the ranks
 of a fresh adapter a round would be exact, too, but grow with every round, and the magnitudes of DoRA cannot be concatenated.
+
+With `eval_every` each round is compared with itself as it began. A round that over-optimises, and is stopped, is the last one.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from diffalign.options_pairs import GenerateConfig
 from diffalign.result import RUN
 from diffalign.specs import single
 from diffalign.train import LOG
+from diffalign.watch import BEST, EVALUATIONS, Watch
 
 logger = logging.getLogger(__name__)
 SPACING = 1_000_003  # between the seeds of two rounds
@@ -67,10 +71,15 @@ def train(config: TrainConfig) -> Path:
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         save_yaml(config, folder / "config.yaml")
+    played: list[Path] = []
     for part in plan:
         _play(part, len(plan), state)
+        played.append(Path(part.training.output_dir))
+        if why := _facts(played[-1]).get("stopped"):
+            logger.warning("round %d of %d is the last one, for it was stopped at %s", part.number, len(plan), why)
+            break
     if state.is_main_process:
-        _gather(folder, [Path(part.training.output_dir) for part in plan])
+        _gather(folder, played)
     state.wait_for_everyone()
     state.destroy_process_group()
     return folder
@@ -84,6 +93,7 @@ def planned(config: TrainConfig) -> list[Round]:
     require("generate.max_prompts", drawing.max_prompts, lambda v: v >= 1, "at least one prompt")
     prompts = asked(replace(drawing, max_prompts=None))
     check(drawing, prompts)
+    Watch.of(config)
     rounds: list[Round] = []
     for number in range(1, config.rounds + 1):
         folder, before = Path(config.output_dir) / f"round-{number}", rounds[-1].training.output_dir if rounds else config.start_from
@@ -164,28 +174,53 @@ def _play(part: Round, total: int, state: Any) -> None:
 
 
 def _gather(folder: Path, rounds: list[Path]) -> None:
-    """Make `folder` a finished run: the weights of the last round, the log, the pictures and the steps of all, and last run.json."""
+    """Make `folder` a finished run: the weights of the last round, the logs, the pictures and the steps of all, and last run.json.
+
+    `best/` is that of the last round that has one; its step is counted from the first round's start.
+    """
     for name in api.RESULTS:
-        source = rounds[-1] / name
-        if source.is_dir():
-            with atomic_folder(folder / name) as temporary:
-                shutil.copytree(source, temporary, dirs_exist_ok=True)
-        elif source.is_file():
-            shutil.copyfile(source, folder / f"{name}.tmp")
-            (folder / f"{name}.tmp").replace(folder / name)
-    facts = [json.loads((round_ / RUN).read_text()) for round_ in rounds]
-    lines, done = [], 0
-    for number, (round_, known) in enumerate(zip(rounds, facts, strict=True), 1):
-        for line in (round_ / LOG).read_text().splitlines():
-            logged = json.loads(line)
-            lines.append(json.dumps(logged | {"step": done + logged["step"], "round": number}) + "\n")
+        _take(rounds[-1] / name, folder / name)
+    facts = [_facts(round_) for round_ in rounds]
+    starts = list(accumulate((known["steps"] for known in facts), initial=0))
+    for round_, done in zip(rounds, starts, strict=False):
         _pictures(round_ / "validation", folder / "validation", done)
-        done += known["steps"]
-    _write(folder / LOG, "".join(lines))
+    for name in (LOG, EVALUATIONS):
+        if (rounds[-1] / name).is_file():
+            _write(folder / name, _joined([round_ / name for round_ in rounds], starts))
     said = [{name: known.get(name) for name in ("seed", "table", "records", "steps", "skipped")} for known in facts]
     whole = {name: value for name, value in facts[-1].items() if name != "start"}
-    whole |= {"seed": facts[0]["seed"], "steps": done, "skipped": sum(known["skipped"] for known in facts), "rounds": said}
+    whole |= {"seed": facts[0]["seed"], "steps": starts[-1], "skipped": sum(known["skipped"] for known in facts), "rounds": said}
+    if whole.get("stopped"):
+        whole["stopped"] = f"round {len(rounds)}, {whole['stopped']}"
+    kept = [(round_, done, known["best"]) for round_, done, known in zip(rounds, starts, facts, strict=False) if known.get("best")]
+    for round_, done, best in kept[-1:]:
+        _take(round_ / BEST, folder / BEST)
+        whole["best"] = best | {"step": done + best["step"]}
     _write(folder / RUN, json.dumps(whole, indent=2) + "\n")
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    return json.loads((run / RUN).read_text())
+
+
+def _take(source: Path, destination: Path) -> None:
+    """Copy a file or a folder, whole or not at all, if it is there."""
+    if source.is_dir():
+        with atomic_folder(destination) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+    elif source.is_file():
+        temporary = destination.with_name(f"{destination.name}.tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(destination)
+
+
+def _joined(logs: list[Path], starts: list[int]) -> str:
+    """Return the lines of all rounds, each with its round and its step since the first round's start."""
+    lines = []
+    for number, (log, done) in enumerate(zip(logs, starts, strict=False), 1):
+        for logged in map(json.loads, log.read_text().splitlines()):
+            lines.append(json.dumps(logged | {"step": done + logged["step"], "round": number}) + "\n")
+    return "".join(lines)
 
 
 def _pictures(source: Path, destination: Path, done: int) -> None:

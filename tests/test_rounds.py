@@ -103,6 +103,28 @@ def test_the_folder_is_a_run_whose_adapter_is_the_whole_change_from_the_first_mo
     assert "| rows | 2 |" in (tmp_path / "lora" / "README.md").read_text()
 
 
+def test_a_round_that_was_stopped_is_the_last_one_and_the_best_weights_are_kept(micro_sd, whole, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "run.json").unlink()
+    watched = ({"stopped": None, "best": {"step": 1, "held_out": 0.5}}, {"stopped": "step 2: held", "best": {"step": 1, "held_out": 0.25}})
+    for number, told in enumerate(watched, 1):
+        own = folder / f"round-{number}"
+        facts = json.loads((own / "run.json").read_text())
+        (own / "run.json").write_text(json.dumps(facts | told))
+        (own / "best").mkdir()
+        (own / "best" / WEIGHTS).write_text(f"of round {number}")
+        (own / "eval.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2)))
+    monkeypatch.setattr(api, "run", None)  # what is finished is not run again, and there is no third
+    rounds.train(config_of(micro_sd, folder, rounds=3, validation_prompts=PROMPTS[:1], resume_from_checkpoint="latest"))
+    assert "round 2 of 3 is the last one, for it was stopped at step 2: held" in caplog.text
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["steps"], facts["stopped"], facts["best"]) == (4, "round 2, step 2: held", {"step": 2 + 1, "held_out": 0.25})
+    assert (folder / "best" / WEIGHTS).read_text() == "of round 2"
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["round"]) for row in rows] == [(0, 1), (1, 1), (2, 1), (2, 2), (3, 2), (4, 2)]
+
+
 class KillError(BaseException):
     """What a kill is in these tests."""
 
@@ -186,6 +208,7 @@ def test_a_dataset_may_take_the_place_of_the_first_drawing(micro_sd, pairs_file,
         ({"generate": {**DRAWN, "scorers": []}}, "`scorers` is empty"),
         ({"generate": {**DRAWN, "max_prompts": 0}}, "`generate.max_prompts` is 0"),
         ({"generate": {**DRAWN, "prompts": []}}, "there is no prompt to draw"),
+        ({"eval_every": 1, "eval_prompts": ["a star"]}, "`eval_prompts` has 1 different prompts"),
         ({"method": "diffusion_npo"}, "does not learn which of its own images are better"),
         ({"resume_from_checkpoint": "checkpoint-2"}, "`resume_from_checkpoint` is 'checkpoint-2'; expected `latest`"),
     ],
