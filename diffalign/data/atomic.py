@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 import shutil
 import socket
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 
 from diffalign.errors import TableError
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -40,10 +43,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def settle(path: Path) -> None:
     """Tidy up after killed writers of the folder `path`: put back what one had moved aside, and remove what they had begun.
 
-    Writers that live are left alone, and those of other machines, of which this one cannot tell.
+    Writers that live are left alone, and those of other machines, of which this one cannot tell; a warning names what these left.
     """
     path = path.resolve()
     for end in ("old", "tmp"):
+        others = set(path.parent.glob(f".{glob.escape(path.name)}.*-*.{end}")) - set(path.parent.glob(f"{glob.escape(_name(path))}*.{end}"))
+        for left in sorted(others):
+            logger.warning("%s is of another machine: unless it is being written there, remove it", left)
         for left in path.parent.glob(f"{glob.escape(_name(path))}*.{end}"):
             writer = left.stem.rpartition("-")[2]
             if not writer.isdecimal() or (int(writer) != os.getpid() and psutil.pid_exists(int(writer))):

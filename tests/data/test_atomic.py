@@ -66,7 +66,8 @@ def test_the_next_writer_tidies_up_before_it_writes(tmp_path, dead):
     assert (tmp_path / "table" / "rows").read_text() == "old"
 
 
-def test_writers_that_live_or_work_on_another_machine_are_left_alone(tmp_path, dead):
+def test_writers_that_live_or_work_on_another_machine_are_left_alone_and_the_latter_named(tmp_path, dead, caplog):
     kept = [begun(tmp_path, os.getppid(), "tmp"), begun(tmp_path, dead, "old", "elsewhere"), begun(tmp_path, "mine", "old")]
     settle(tmp_path / "table")
     assert names(tmp_path) == sorted(path.name for path in kept)
+    assert caplog.messages == [f"{kept[1]} is of another machine: unless it is being written there, remove it"]
