@@ -85,5 +85,7 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
-    """Write every key of `config`, so that the file alone repeats the run."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    """Write every key of `config`, so that the file alone repeats the run; it is there whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    temporary.replace(path)

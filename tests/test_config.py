@@ -18,6 +18,7 @@ from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES
 from diffalign.specs import bind
+from tests.killing import killed_at
 
 NAN = float("nan")
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
@@ -225,6 +226,13 @@ def test_a_saved_config_comes_back_as_it_was(tmp_path):
     save_yaml(own, tmp_path / "config.yaml")
     assert TrainConfig(**load_yaml(tmp_path / "config.yaml")) == own
     assert set(load_yaml(tmp_path / "config.yaml")) == {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def test_a_config_whose_writer_is_killed_stays_what_it_was(tmp_path):
+    save_yaml(config(), tmp_path / "config.yaml")
+    with killed_at(1):
+        save_yaml(config(beta=7.0), tmp_path / "config.yaml")
+    assert TrainConfig(**load_yaml(tmp_path / "config.yaml")) == config()
 
 
 def test_a_mapping_becomes_a_checked_config():
