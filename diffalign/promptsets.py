@@ -17,7 +17,8 @@ from diffalign.errors import ConfigError, RecordError, TableError, did_you_mean
 
 BUNDLED = Path(__file__).resolve().parent / "prompts"
 SUFFIXES = (".txt", *FORMATS)
-NEAR = 0.8  # difflib's ratio from which one word counts as a misspelt name of a set
+NEAR = 0.9  # difflib's ratio from which one word counts as a misspelt name of a set
+CURE = " If the word is a prompt, write it into a .txt file"
 STYLES = ("anime", "concept-art", "paintings", "photo")
 
 
@@ -74,8 +75,8 @@ PROMPT_SETS = {
     "hpsv2": PromptSet(
         "HPSv2's benchmark: 800 prompts in each of four styles (anime, concept-art, paintings, photo)",
         "Apache-2.0",
-        "huggingface.co/datasets/ymhao/HPDv2 (2306.09341), downloaded",
-        partial(_downloaded, "ymhao/HPDv2", [f"benchmark/{style}.json" for style in STYLES]),
+        "huggingface.co/datasets/zhwang/HPDv2 (2306.09341), downloaded",
+        partial(_downloaded, "zhwang/HPDv2", [f"benchmark/{style}.json" for style in STYLES]),
     ),
     "pickapic": PromptSet(
         "Pick-a-Pic v2: the 500 captions of `test_unique`, as people typed them; some are not safe for work",
@@ -97,17 +98,18 @@ def prompts_of(values: Sequence[str]) -> list[str]:
     return [prompt for value in values for prompt in _meant(value)]
 
 
-def subset(prompts: Sequence[str], most: int | None, seed: int = 0) -> list[str]:
+def subset(prompts: Sequence[str], most: int | None, seed: int = 0, turn: int = 0) -> list[str]:
     """Return `most` of the prompts in their order, all if None or if they are fewer; every one is as likely, so sorted sets stay mixed.
 
-    They are the first of a permutation by numpy's default_rng(seed): the same for the same list, and part of every larger subset.
-    Raises ConfigError where `most` is below one.
+    They are the first of a permutation by numpy's default_rng(seed): the same for the same list, and part of every larger subset. The next
+    `turn` has the next of them, and after the last comes the first. Raises ConfigError where `most` is below one.
     """
     if most is None:
         return list(prompts)
     if most < 1:
         raise ConfigError(f"`max_prompts` is {most}; expected at least one prompt")
-    kept = np.random.default_rng(seed).permutation(len(prompts))[:most]
+    count = min(most, len(prompts))
+    kept = np.roll(np.random.default_rng(seed).permutation(len(prompts)), -turn * count)[:count]
     return [prompts[int(index)] for index in sorted(kept)]
 
 
@@ -118,14 +120,14 @@ def _meant(value: str) -> list[str]:
         return _read(_file(value))
     if not re.search(r"\s", value) and get_close_matches(value.lower(), PROMPT_SETS, cutoff=NEAR):
         cure = did_you_mean(value.lower(), PROMPT_SETS)
-        raise ConfigError(f"`prompts`: there is no set `{value}`.{cure} If the word is a prompt, write it into a .txt file")
+        raise ConfigError(f"`prompts`: there is no set `{value}`.{cure}{CURE}")
     return [value]
 
 
 def _file(value: str) -> Path:
     if not Path(value).is_file():
         cure = did_you_mean(Path(value).stem.lower(), PROMPT_SETS)
-        raise ConfigError(f"`prompts`: there is no file {value}, and no set of that name.{cure}")
+        raise ConfigError(f"`prompts`: there is no file {value}, and no set of that name.{cure}{CURE}")
     if not value.endswith(SUFFIXES):
         raise ConfigError(f"`prompts`: {value} is no kind of file that holds prompts; expected one of {', '.join(SUFFIXES)}")
     return Path(value)

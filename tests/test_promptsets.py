@@ -57,7 +57,7 @@ def test_hpsv2_is_its_four_styles_in_order(tmp_path, monkeypatch):
     styles, asked = ("anime", "concept-art", "paintings", "photo"), []
     on_the_hub(monkeypatch, tmp_path, {f"benchmark/{style}.json": json.dumps([f"{style} 1", f"{style} 2"]) for style in styles}, asked)
     assert prompts_of(["hpsv2"]) == [f"{style} {number}" for style in styles for number in (1, 2)]
-    assert asked == [("ymhao/HPDv2", "dataset", [f"benchmark/{style}.json" for style in styles])]
+    assert asked == [("zhwang/HPDv2", "dataset", [f"benchmark/{style}.json" for style in styles])]
 
 
 def test_pickapic_is_the_distinct_captions_of_its_test_split(tmp_path, monkeypatch):
@@ -71,14 +71,14 @@ def test_pickapic_is_the_distinct_captions_of_its_test_split(tmp_path, monkeypat
 
 def test_a_hub_that_cannot_be_reached_and_a_dataset_that_changed_are_named(tmp_path, monkeypatch):
     on_the_hub(monkeypatch, tmp_path, {"benchmark/anime.json": '["a"]'}, [])
-    with pytest.raises(ConfigError, match=r"ymhao/HPDv2: the dataset .* has no benchmark/concept-art.json"):
+    with pytest.raises(ConfigError, match=r"zhwang/HPDv2: the dataset .* has no benchmark/concept-art.json"):
         prompts_of(["hpsv2"])
 
     def refuse(*_, **__):
         raise ConnectionError("no route\nsecond line")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ConfigError, match=r"ymhao/HPDv2: the hub gives no prompts \(no route\); name a file instead"):
+    with pytest.raises(ConfigError, match=r"zhwang/HPDv2: the hub gives no prompts \(no route\); name a file instead"):
         prompts_of(["hpsv2"])
 
 
@@ -107,9 +107,9 @@ def test_tsv_of_pandas_is_unquoted_and_tsv_with_bare_quotes_is_not(tmp_path):
 
 def test_prompts_files_and_sets_may_be_given_together(tmp_path):
     file = written(tmp_path / "two words.txt", "a fox\na fox\n")
-    given = prompts_of(["a cat", file, "geneval", "bond", "e.g. a boat", "3.5"])
+    given = prompts_of(["a cat", file, "geneval", "general", "e.g. a boat", "3.5"])
     assert given[:3] == ["a cat", "a fox", "a fox"]
-    assert given[-3:] == ["bond", "e.g. a boat", "3.5"]
+    assert given[-3:] == ["general", "e.g. a boat", "3.5"]
     assert len(given) == 1 + 2 + 553 + 3
     assert prompts_of([]) == []
 
@@ -122,6 +122,7 @@ def test_prompts_files_and_sets_may_be_given_together(tmp_path):
         ("none/geneval.jsonl", "there is no file none/geneval.jsonl, and no set of that name. Did you mean `geneval`?"),
         ("no such file.txt", "there is no file no such file.txt"),
         ("mine.text", "there is no file mine.text"),
+        ("node.js", "If the word is a prompt, write it into a .txt file"),
     ],
 )
 def test_what_looks_like_a_set_or_a_file_but_is_none_is_refused(value, message):
@@ -164,5 +165,9 @@ def test_a_subset_is_seeded_keeps_the_order_and_lies_in_every_larger_one():
     # by chance a seed takes ten of the first hundred; over 100 seeds the mean lies within four of its deviations, 4 * 2.13 / 10
     halves = [sum(prompt < "prompt 100" for prompt in subset(prompts, 20, seed)) for seed in range(100)]
     assert np.mean(halves) == pytest.approx(10.0, abs=0.86)
+    turns = [subset(prompts, 80, turn=turn) for turn in range(3)]  # the last of them has 40 that are left, and 40 of the first's
+    assert turns[0] == subset(prompts, 80)
+    assert all(turn == sorted(turn) and len(set(turn)) == 80 for turn in turns)
+    assert (len({*turns[0], *turns[1]}), len({*turns[0], *turns[1], *turns[2]}), len({*turns[0], *turns[2]})) == (160, 200, 120)
     with pytest.raises(ConfigError, match=r"`max_prompts` is 0"):
         subset(prompts, 0)
