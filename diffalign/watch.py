@@ -12,12 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from diffalign.alarm import LEAST_PROMPTS, Change, alarm, change
+from diffalign.alarm import LEAST_KEPT, LEAST_PROMPTS, Change, alarm, change
 from diffalign.build import Parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import save_yaml
@@ -25,6 +24,7 @@ from diffalign.data.atomic import atomic_folder
 from diffalign.data.cache import fingerprint
 from diffalign.drift import diversity, features, saturation, sharpness
 from diffalign.errors import ConfigError
+from diffalign.page import plain
 from diffalign.preview import drawn
 from diffalign.promptsets import prompts_of
 from diffalign.result import save_result
@@ -52,10 +52,11 @@ class Seen:
 
 @dataclass(slots=True)
 class Watch:
-    """Draws the same prompts with the same seeds at step 0 and every `eval_every` steps, and compares with step 0.
+    """Draws the same prompts with the same seeds at step 0, every `eval_every` steps and the last one, and compares with step 0.
 
-    The best weights are those of the evaluation with the largest mean, over the held-out scorers, of the change in standard deviations
-    (`Change.effect`), the later one of two alike; step 0 is no candidate. `state()` and `restore()` carry it through checkpoints.
+    The best weights are those of the silent evaluation with the largest mean, over the held-out scorers, of the change in standard
+    deviations (`Change.effect`), the later one of two alike; step 0 is no candidate, nor is one where that is not finite. `state()` and
+    `restore()` carry it through checkpoints.
     """
 
     config: TrainConfig
@@ -64,7 +65,7 @@ class Watch:
     base: Seen | None = None
     best: tuple[int, float] | None = None  # step, and mean change of the held-out scores
     alarms: int = 0  # in a row
-    recent: list[float] = field(default_factory=list)  # implicit accuracy of the steps since the last evaluation
+    recent: list[float] = field(default_factory=list)  # implicit accuracy of the last `eval_every` steps
     stopped: str | None = None  # why
     said: dict[str, float] = field(default_factory=dict)
 
@@ -74,6 +75,11 @@ class Watch:
         if config.eval_every is None:
             return cls(config, [], [])
         prompts = list(dict.fromkeys(prompts_of(config.eval_prompts)))
+        if config.eval_reward is None and config.eval_every < LEAST_PROMPTS:
+            raise ConfigError(
+                f"`eval_every` is {config.eval_every}; expected at least {LEAST_PROMPTS} without `eval_reward`, "
+                "for the implicit accuracy of so many steps stands for it"
+            )
         if len(prompts) < LEAST_PROMPTS:
             raise ConfigError(f"`eval_prompts` has {len(prompts)} different prompts; expected at least {LEAST_PROMPTS}, better 30 or more")
         scorers = config.eval_scorers or (["adherence"] if all(map(is_caption, prompts)) else [])
@@ -90,12 +96,12 @@ class Watch:
 
     def due(self, step: int) -> bool:
         """Return whether pictures are to be judged at `step`."""
-        return self.config.eval_every is not None and step % self.config.eval_every == 0
+        return self.config.eval_every is not None and (step % self.config.eval_every == 0 or step == self.config.max_train_steps)
 
     def follow(self, facts: Mapping[str, float]) -> None:
         """Note a step's implicit accuracy, which stands for the reward where there is no `eval_reward`."""
         if self.config.eval_every is not None and "implicit_acc" in facts:
-            self.recent.append(facts["implicit_acc"])
+            self.recent = [*self.recent, facts["implicit_acc"]][-self.config.eval_every :]
 
     def look(self, parts: Parts, step: int, facts: Mapping[str, Any]) -> None:
         """Judge pictures of the network as it is, write it to `best/` if it is, and count alarms; `facts` are for its run.json."""
@@ -107,9 +113,10 @@ class Watch:
         if reward is None and self.recent:
             reward = change([0.5] * len(self.recent), self.recent, [str(number) for number in range(len(self.recent))], "implicit_acc")
         variety = change(base.diversity, seen.diversity, self.prompts, "diversity")
-        reasons = alarm(reward, held_out, variety)
-        gained = fmean(held.effect for held in held_out)
-        if step and (self.best is None or gained >= self.best[1]):
+        reasons = [*alarm(reward, held_out, variety), *_unjudged(base, seen)]
+        effects = [held.effect for held in held_out]
+        gained = fmean(effects) if all(map(math.isfinite, effects)) else math.nan
+        if step and not reasons and gained >= (-math.inf if self.best is None else self.best[1]):
             self.best = step, gained
             self._keep(parts, {"steps": step, "held_out": gained, **facts})
         self._count(reasons, step)
@@ -120,7 +127,6 @@ class Watch:
         told: list[Any] = [self.said, self.stopped]
         broadcast_object_list(told)
         self.said, self.stopped = told
-        self.recent = []
         return self.said
 
     def facts(self) -> dict[str, Any]:
@@ -143,6 +149,9 @@ class Watch:
         """Take over the state of a checkpoint."""
         for name, value in state.items():
             setattr(self, name, Seen(**value) if name == "base" and value else value)
+        if self.stopped:
+            logger.warning("was stopped at %s; `eval_patience` is %d", self.stopped, self.config.eval_patience)
+            self.stopped = self.stopped if self.alarms >= self.config.eval_patience else None
 
     def _seen(self, parts: Parts, step: int) -> Seen:
         """Return what the judges see, the training reward last; one of them in memory at a time."""
@@ -154,7 +163,7 @@ class Watch:
             if scorer.name in scores:
                 raise ConfigError(f"`eval_scorers` and `eval_reward`: two of them give a score named `{scorer.name}`; leave one out")
             scores[scorer.name] = [float(score) for score in scorer(images, shown)]
-            if all(map(math.isnan, scores[scorer.name])):
+            if step == 0 and all(map(math.isnan, scores[scorer.name])):
                 raise ConfigError(
                     f"`{scorer.name}` can judge none of the pictures of `eval_prompts`; leave it out, or choose other prompts"
                 )
@@ -185,16 +194,24 @@ class Watch:
 
     def _tell(self, seen: Seen, changes: Sequence[Change], gained: float, reasons: list[str], step: int) -> None:
         """Write a row of eval.jsonl, and note what is logged."""
-        levels = {name: float(np.nanmean(scores)) for name, scores in seen.scores.items()}
+        levels = {name: fmean(_judged(scores) or [math.nan]) for name, scores in seen.scores.items()}
         levels |= {"diversity": fmean(seen.diversity), "saturation": seen.saturation, "sharpness": seen.sharpness}
-        row = {"step": step, **levels, "changes": list(map(_plain, changes)), "held_out": gained, "alarm": reasons}
+        row = {"step": step, **levels, "changes": list(map(asdict, changes)), "held_out": gained, "alarm": reasons}
         with (Path(self.config.output_dir) / EVALUATIONS).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
-        self.said = {f"eval/{name}": value for name, value in levels.items()}
-        self.said |= {f"eval/{one.name}_change": one.value for one in changes}
-        self.said |= {"eval/held_out": gained, "eval/alarm": float(bool(reasons))}
+            log.write(json.dumps(plain(row)) + "\n")
+        told = levels | {f"{one.name}_change": one.value for one in changes} | {"held_out": gained, "alarm": float(bool(reasons))}
+        self.said = {f"eval/{name}": value for name, value in told.items() if math.isfinite(value)}
 
 
-def _plain(one: Change) -> dict[str, Any]:
-    """Return a change as JSON has it: null for what is not finite."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in asdict(one).items()}
+def _unjudged(base: Seen, seen: Seen) -> list[str]:
+    """Return a reason for alarm for every scorer that can judge fewer than 0.7 of the pictures that it could judge at step 0."""
+    counts = {name: (_judged(base.scores[name]), _judged(scores)) for name, scores in seen.scores.items()}
+    return [
+        f"{name} can judge {len(now)} of the pictures, of which it could judge {len(before)} at step 0"
+        for name, (before, now) in counts.items()
+        if len(now) < LEAST_KEPT * len(before)
+    ]
+
+
+def _judged(scores: Sequence[float]) -> list[float]:
+    return [score for score in scores if not math.isnan(score)]

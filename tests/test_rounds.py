@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import diffalign
-from diffalign import api, rounds
+from diffalign import api, drawing, rounds
 from diffalign import generate as generating
 from diffalign.adapters import WEIGHTS
 from diffalign.cli import main
 from diffalign.config import TrainConfig
 from diffalign.data.records import decode_image
 from diffalign.data.table import ROWS, read_table
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, TableError
 from diffalign.infer.sample import draw
 from diffalign.train import Trainer
 
@@ -80,10 +80,11 @@ def test_each_round_begins_where_the_last_ended_with_itself_as_reference(whole):
 
 def test_a_round_draws_with_the_result_of_the_last_to_the_next_prompts_from_seeds_of_its_own(whole):
     one, two = (read_table(whole / f"round-{number}" / "data") for number in (1, 2))
-    assert [record.prompt for record in one] == PROMPTS[:2]
-    assert [record.prompt for record in two] == [PROMPTS[2], PROMPTS[0]]
-    again = two[1]
-    assert again.meta["seeds"] != one[0].meta["seeds"]
+    drawn = [{record.prompt: record for record in table} for table in (one, two)]
+    assert list(map(len, drawn)) == [2, 2]
+    (shared,) = drawn[0].keys() & drawn[1].keys()  # three prompts, two a round: the second takes the third, and begins again
+    again = drawn[1][shared]
+    assert again.meta["seeds"] != drawn[0][shared].meta["seeds"]
     seeds = [int(seed) for seed in again.meta["seeds"].split()]
     drawn = draw(diffalign.load(whole / "round-1"), [again.prompt] * 2, seeds, num_inference_steps=1)
     for candidate, image in zip(again.candidates, drawn, strict=True):
@@ -181,6 +182,36 @@ def test_more_rounds_go_on_from_the_last_one_and_other_settings_are_refused(micr
         rounds.train(config)
 
 
+class Same(Bright):
+    """Finds all images alike."""
+
+    def __call__(self, images, prompts):
+        return np.zeros(len(images))
+
+
+def test_what_was_not_used_yet_may_be_corrected_and_what_was_drawn_is_kept(micro_sd, tmp_path, monkeypatch):
+    config = config_of(micro_sd, tmp_path / "run", generate=DRAWN | {"rank_by": "brihgt"}, train_batch_size=10**6)
+    with pytest.raises(ConfigError, match="`rank_by` is 'brihgt', and no scorer gives it"):
+        rounds.train(config)
+    monkeypatch.setattr(drawing, "draw", None)  # it was drawn, with the settings that have not changed
+    monkeypatch.setattr(api, "run", lambda own: pytest.fail(f"out of memory at {own.train_batch_size}"))
+    right = replace(config, generate=DRAWN | {"rank_by": "bright"}, resume_from_checkpoint="latest")
+    for batch in (10**6, 2):  # of the round that is ranked now, nothing is trained yet
+        with pytest.raises(pytest.fail.Exception, match=f"out of memory at {batch}"):
+            rounds.train(replace(right, train_batch_size=batch))
+    with pytest.raises(ConfigError, match=r"its rounds were made with `generate` .*'bright'.*, and this run has .*'adherence'"):
+        rounds.train(replace(right, generate=DRAWN | {"rank_by": "adherence"}))
+
+
+def test_images_that_are_all_alike_are_told_with_a_way_on(micro_sd, whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(generating.SCORERS, "bright", Same)
+    shutil.copytree(whole, tmp_path / "run")
+    config = config_of(micro_sd, tmp_path / "run", rounds=3, validation_prompts=PROMPTS[:1], resume_from_checkpoint="latest")
+    with pytest.raises(TableError, match=r"round-3.data: the scorers find all its images equally good; .* by `rounds: 2`"):
+        rounds.train(config)
+    assert rounds.train(replace(config, rounds=2)) == tmp_path / "run"
+
+
 def test_a_dataset_may_take_the_place_of_the_first_drawing(micro_sd, pairs_file, tmp_path):
     config = config_of(micro_sd, tmp_path / "run", dataset_name=str(pairs_file), max_train_steps=1, train_method="full", learning_rate=1e-4)
     rounds.train(config)
@@ -208,7 +239,10 @@ def test_a_dataset_may_take_the_place_of_the_first_drawing(micro_sd, pairs_file,
         ({"generate": {**DRAWN, "scorers": []}}, "`scorers` is empty"),
         ({"generate": {**DRAWN, "max_prompts": 0}}, "`generate.max_prompts` is 0"),
         ({"generate": {**DRAWN, "prompts": []}}, "there is no prompt to draw"),
-        ({"eval_every": 1, "eval_prompts": ["a star"]}, "`eval_prompts` has 1 different prompts"),
+        ({"eval_every": 5, "eval_prompts": ["a star"]}, "`eval_prompts` has 1 different prompts"),
+        ({"transforms": ["pairss", "orient"]}, "there is no transform `pairss`"),
+        ({"trajectory": {"ddim_inversion": {"step": 5}}}, "takes no `step`"),
+        ({"scores": {"gain": "bright"}}, "`scores`: objective `dpo` reads no `gain`"),
         ({"method": "diffusion_npo"}, "does not learn which of its own images are better"),
         ({"resume_from_checkpoint": "checkpoint-2"}, "`resume_from_checkpoint` is 'checkpoint-2'; expected `latest`"),
     ],

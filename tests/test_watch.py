@@ -34,16 +34,19 @@ red, green, blue = map(judge, range(3))
 
 def nothing(images, prompts):
     return [float("nan")] * len(images)
+
+def lit(images, prompts):
+    return [value if value >= 0.5 else float("nan") for value in green(images, prompts)]
 """
 DEVIATION = math.sqrt(0.0002)  # of green: five prompts at 0, 1, 2, 3 and 4 hundredths above the first, at every step
 
 
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory):
-    """Return specs of judges of a pixel's three colours, and of one that cannot judge."""
+    """Return specs of judges of a pixel's three colours, of one that cannot judge, and of one that can where green is at least 50."""
     file = tmp_path_factory.mktemp("judges") / "judges.py"
     file.write_text(JUDGES)
-    return {name: {"function": {"path": f"{file}:{name}", "name": name}} for name in ("red", "green", "blue", "nothing")}
+    return {name: {"function": {"path": f"{file}:{name}", "name": name}} for name in ("red", "green", "blue", "nothing", "lit")}
 
 
 @pytest.fixture
@@ -66,15 +69,18 @@ def config(micro_sd, pairs_file, tmp_path, judges):
 
 @pytest.fixture
 def pictures(monkeypatch):
-    """Let the pictures of a step be plain; of each two the second is bluer. Fill `colors`; `weights` says what the network held."""
+    """Let the pictures of a step be plain; of each two the second is bluer, by 100 if not said. Fill `colors`.
+
+    `weights` says what the network held.
+    """
     found = SimpleNamespace(colors={}, weights={})
 
     def drawn(parts, config, prompts, seeds, label):
         del config, seeds
         step = int(label.rsplit(" ", 1)[1])
-        red, green = found.colors[step]
+        red, green, bluer = (*found.colors[step], 100)[:3]
         found.weights[step] = {name: value.clone() for name, value in trained_state(parts.backbone.network).items()}
-        return [[Image.new("RGB", (4, 4), (red, green + index // 2, 100 * (index % 2))) for index in range(len(prompts))]]
+        return [[Image.new("RGB", (4, 4), (red, green + index // 2, bluer * (index % 2))) for index in range(len(prompts))]]
 
     monkeypatch.setattr("diffalign.watch.drawn", drawn)
     return found
@@ -98,7 +104,7 @@ def look(config, pictures, monkeypatch):
 
 
 def rows(folder, name="eval.jsonl"):
-    return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
+    return [json.loads(line, parse_constant=pytest.fail) for line in (Path(folder) / name).read_text().splitlines()]
 
 
 def facts(folder):
@@ -130,14 +136,59 @@ def test_the_best_weights_are_those_of_the_largest_mean_held_out_change(look, co
     assert rows(config.output_dir)[2]["held_out"] == pytest.approx(0.05 / DEVIATION)
     # Of what only loses the first is kept; step 0, of which there is no result, is not. Blue does not change: half of the mean.
     watch = Watch.of(replace(config, eval_scorers=[judges["green"], judges["blue"]]))
-    look(watch, {0: (10, 50), 1: (20, 40)})
+    look(watch, {0: (10, 50), 1: (10, 40)})
     assert watch.best == (1, pytest.approx(-0.05 / DEVIATION))
 
 
+def test_weights_of_an_evaluation_that_rings_the_alarm_are_not_the_best(look, config):
+    # Red and green rise, while the pictures of a prompt become alike: the second is bluer by 20, and then by 5, instead of 100.
+    watch = Watch.of(config)
+    assert look(watch, {0: (10, 50), 1: (20, 60, 20), 2: (30, 70, 5)}) == []
+    assert (watch.best, watch.facts()["best"]) == (None, None)
+    assert "while diversity fell" in rows(config.output_dir)[1]["alarm"][0]
+
+
+def test_a_change_without_a_spread_is_null_and_no_measure_of_the_best(look, config, judges):
+    watch = Watch.of(replace(config, eval_scorers=[judges["red"]], eval_reward=judges["green"]))  # red is the same for all prompts
+    assert look(watch, {0: (10, 50), 1: (20, 60)}) == []
+    assert (rows(config.output_dir)[1]["held_out"], rows(config.output_dir)[1]["changes"][0]["effect"]) == (None, None)
+    assert "eval/held_out" not in watch.said
+    assert watch.said["eval/red_change"] == pytest.approx(0.1)
+
+
+def test_a_judge_that_can_no_longer_judge_is_a_reason_for_alarm(look, config, judges):
+    watch = Watch.of(replace(config, eval_scorers=[judges["lit"]]))
+    assert look(watch, {0: (10, 50), 1: (10, 49), 2: (10, 46)}) == [1]  # of the five prompts one, and then all but one, have less than 50
+    assert [row["alarm"] for row in rows(config.output_dir)][1:] == [
+        [],
+        ["lit can judge 2 of the pictures, of which it could judge 10 at step 0"],
+    ]
+    look(watch, {3: (10, 40)})
+    assert rows(config.output_dir)[3]["lit"] is None
+    assert str(watch.stopped).startswith("step 3: the alarm held for 2 evaluations in a row; lit can judge 0 of the pictures")
+    assert watch.best is not None
+    assert watch.best[0] == 1
+
+
+def test_a_stopped_watch_goes_on_with_more_patience_alone(look, config, caplog):
+    watch = Watch.of(config)
+    look(watch, {0: (10, 50), 1: (20, 40), 2: (30, 40)})
+    assert str(watch.stopped).startswith("step 2: ")
+    same, patient = Watch.of(config), Watch.of(replace(config, eval_patience=3))
+    for one in (same, patient):
+        one.restore(watch.state())
+    assert (same.stopped, patient.stopped, patient.alarms) == (watch.stopped, None, 2)
+    assert "was stopped at step 2: the alarm held for 2 evaluations in a row" in caplog.text
+    look(patient, {3: (30, 40)})
+    assert str(patient.stopped).startswith("step 3: the alarm held for 3 evaluations")
+
+
 @pytest.mark.parametrize(("accuracy", "fires"), [(0.9, True), (0.5, False)])
-def test_without_a_reward_the_implicit_accuracy_of_the_steps_between_stands_for_it(look, config, accuracy, fires):
-    watch = Watch.of(replace(config, eval_reward=None, eval_patience=1))
+def test_without_a_reward_the_implicit_accuracy_of_the_last_steps_stands_for_it(look, config, accuracy, fires):
+    watch = Watch.of(replace(config, eval_reward=None, eval_every=6, eval_patience=1))
     look(watch, {0: (10, 50)})
+    for _ in range(6):
+        watch.follow({"implicit_acc": 0.0})  # of steps before, which are forgotten
     for number in range(6):
         watch.follow({"implicit_acc": accuracy + 0.01 * (-1) ** number, "loss": 0.5})
     look(watch, {6: (10, 40)})
@@ -184,8 +235,9 @@ def test_a_run_made_to_over_optimise_is_stopped(tmp_path):
     assert after["adherence"] < 0.5 < 0.9 < before["adherence"]
 
 
-def test_the_same_pictures_are_drawn_at_every_evaluation(config):
-    first, second = rows(run(config, max_train_steps=1, learning_rate=1e-30))
+def test_the_same_pictures_are_drawn_at_every_evaluation_and_the_last_step_has_one(config):
+    first, second = rows(run(config, max_train_steps=1, eval_every=2, learning_rate=1e-30))
+    assert (first["step"], second["step"]) == (0, 1)
     for name in ("green", "red", "diversity", "saturation", "sharpness"):
         assert second[name] == pytest.approx(first[name], abs=1e-3)
     assert first["diversity"] > 0
@@ -222,6 +274,7 @@ def test_prompts_and_judges_that_are_none_are_refused_before_weights_load(config
         ({"eval_prompts": ["a star"] * 9}, "`eval_prompts` has 1 different prompts; expected at least 5"),
         ({"eval_prompts": ["prompts.txt"]}, "there is no file prompts.txt"),
         ({"eval_scorers": [], "eval_prompts": [*PROMPTS, "a photo of a cat"]}, "`eval_scorers` is empty"),
+        ({"eval_every": 4, "eval_reward": None}, "`eval_every` is 4; expected at least 5 without `eval_reward`"),
         ({"eval_scorers": ["pickscor"]}, "there is no scorer `pickscor`"),
         ({"eval_scorers": [judges["red"]]}, "is what training optimises"),
     ):
