@@ -9,6 +9,7 @@ from typing import Any
 
 from diffalign.errors import ConfigError
 from diffalign.options_eval import EvalConfig
+from diffalign.page import standing
 from diffalign.promptsets import prompts_of, subset
 
 
@@ -49,10 +50,9 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is said of an evaluation."""
     yield from _table(facts)
     for run, reasons in facts.get("alarm", {}).items():
-        yield from (f"ALARM {run}: {reason}" for reason in reasons)
-    if "alarm" in facts and not any(facts["alarm"].values()):
-        trained = [scorer["name"] for scorer in facts["scorers"] if scorer["reward"]]
-        yield f"alarm: silent about {', '.join(trained)}" if trained else "alarm: no training reward is known; name it with --reward"
+        silent = f"silent about {', '.join(scorer['name'] for scorer in facts['scorers'] if scorer['reward'])}"
+        quiet = f"could not go off: {facts['mute'][run]}" if run in facts["mute"] else silent
+        yield from [f"ALARM {run}: {reason}" for reason in reasons] or [f"alarm {run}: {quiet}"]
     if "ratings" in facts:
         from diffalign.ratings import Rating, table
 
@@ -65,19 +65,19 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for every run and scorer."""
-    held = {scorer["name"]: scorer["held_out"] for scorer in facts.get("scorers", [])}
+    known = {scorer["name"]: standing(scorer) for scorer in facts.get("scorers", [])}
     for run in facts.get("runs", [])[1:]:
         yield f"{run['name']} against {facts['runs'][0]['path']}, {facts['prompts']} prompts:"
         for one in facts["comparisons"]:
             if one["run"] == run["name"]:
-                yield f"  {one['scorer']:14} {_said(one)}{'' if held[one['scorer']] else '  (used in training)'}"
+                yield f"  {one['scorer']:14} {_said(one)}  ({known[one['scorer']]})"
 
 
 def _said(one: Mapping[str, Any]) -> str:
     """Return win rate, sign test and change of one comparison."""
     if one["win_rate"] is None:
         return "no image could be judged"
-    low, high = one["ci95"]
+    spread = "no interval" if None in one["ci95"] else f"{one['ci95'][0]:.3f} to {one['ci95'][1]:.3f}"
     gained = "" if None in one["change_ci95"] else f" ({one['change_ci95'][0]:+.3f} to {one['change_ci95'][1]:+.3f})"
     record = f"{one['wins']} won, {one['losses']} lost, {one['ties']} even: p {one['sign_test_p']:.2g}"
-    return f"win rate {one['win_rate']:.3f} ({low:.3f} to {high:.3f})  {record}  change {one['change']:+.3f}{gained}"
+    return f"win rate {one['win_rate']:.3f} ({spread})  {record}  change {one['change']:+.3f}{gained}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.alarm import Change, alarm, change
+from diffalign.alarm import LEAST_PROMPTS, Change, alarm, change
 from diffalign.evaluate import sign_test, win_rate
 from diffalign.ratings import bradley_terry, votes_of_scores
 
@@ -19,9 +19,10 @@ class Judged:
     """One scorer's word on all models: `values` are (prompts, images_per_prompt) for each, NaN where an image could not be judged."""
 
     about: Mapping[str, Any]  # name, scale, licence
-    held_out: bool
+    held_out: bool | None  # None where nobody knows any more
     reward: bool  # what training optimised
     values: Mapping[str, np.ndarray]
+    chose: bool = False  # itself not trained on, but it picked the weights
 
     @property
     def name(self) -> str:
@@ -30,7 +31,8 @@ class Judged:
 
     def facts(self) -> dict[str, Any]:
         """Return what is said of the scorer."""
-        return {**{key: self.about[key] for key in ("name", "scale", "licence")}, "held_out": self.held_out, "reward": self.reward}
+        known = {key: self.about[key] for key in ("name", "scale", "licence")}
+        return {**known, "held_out": self.held_out, "reward": self.reward, "chose": self.chose}
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,20 @@ def compared(judged: Judged, base: str, run: str, prompts: Sequence[str], seed: 
     return facts | {"sign_test_p": sign.p, "change": gained.value, "change_ci95": [gained.low, gained.high]}
 
 
-def alarmed(judges: Sequence[Judged], drift: Mapping[str, Drift], base: str, run: str, prompts: Sequence[str], seed: int) -> list[str]:
-    """Return the reasons for alarm about a run, by each reward that training optimised; none where no reward is known."""
+def alarmed(
+    judges: Sequence[Judged], drift: Mapping[str, Drift], base: str, run: str, prompts: Sequence[str], seed: int
+) -> tuple[list[str], str | None]:
+    """Return the reasons for alarm about a run, by each reward that training optimised; and why it could not go off, where it could not."""
     changes = {judged.name: _change(judged, base, run, prompts, seed) for judged in judges}
-    held_out = [changes[judged.name] for judged in judges if judged.held_out]
+    held_out = [changes[judged.name] for judged in judges if judged.held_out or judged.chose]
     spread = change(drift[base].diversity.tolist(), drift[run].diversity.tolist(), prompts, "diversity", seed)
     rewards = [changes[judged.name] for judged in judges if judged.reward]
-    return [reason for reward in rewards for reason in alarm(reward, held_out, spread)]
+    if not rewards:
+        return [], "no score is known as what training optimised; name it with --reward"
+    for said, what in ((rewards, "the training reward"), ([*held_out, spread], "any held-out score, or the diversity,")):
+        if all(math.isnan(one.low) for one in said):
+            return [], f"{what} is known of fewer than {LEAST_PROMPTS} prompts"
+    return [reason for reward in rewards for reason in alarm(reward, held_out, spread)], None
 
 
 def rated(judged: Judged, prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:

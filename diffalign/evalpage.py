@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.evalgrid import Shown, extremes, grid, style
-from diffalign.page import document, fill, interval, number, percent, plain, show, table, verdict, write
+from diffalign.page import document, fill, interval, number, percent, plain, show, standing, table, verdict, write
 from diffalign.ratings import ELO
 
 __all__ = ["Shown", "write_page"]
@@ -143,21 +143,20 @@ def _alarm(facts: Mapping[str, Any]) -> str:
     reasons: Mapping[str, Sequence[str]] = facts.get("alarm") or {}
     if not reasons:
         return ""
-    trained, drift = _scorers(facts, "reward"), facts.get("drift") or {}
-    judges = _scorers(facts, "held_out") + ["diversity"] * any(number((own or {}).get("diversity")) > 0 for own in drift.values())
+    trained, drift, mute = _scorers(facts, "reward"), facts.get("drift") or {}, facts.get("mute") or {}
+    judges = _scorers(facts, "held_out") + _scorers(facts, "chose")
+    judges += ["diversity"] * any(number((own or {}).get("diversity")) > 0 for own in drift.values())
     watched = f"It watches whether what training optimised, {_listed(trained)}, rises while {_listed(judges, 'or')} falls."
-    silent = f"<strong>The alarm is silent.</strong> {watched}"
-    if not trained:
-        watched, why = "", "no score is known as what training optimised. Name it with <code>--reward</code>"
-        silent = f"<strong>The alarm could not go off:</strong> {why}."
     fired = {run: why for run, why in reasons.items() if why}
+    calm = [run for run in reasons if run not in fired and run not in mute]
+    said = [f"The alarm could not go off for <code>{escape(run)}</code>: {escape(why)}." for run, why in mute.items()]
     if not fired:
-        return f'<section class="alarm silent"><p>{silent}</p></section>'
+        said += [f"<strong>The alarm is silent{f' about {_listed(calm)}' if mute else ''}.</strong> {watched}"] if calm else []
+        return f'<section class="alarm silent"><p>{" ".join(said)}</p></section>'
     lines = "".join(f"<li><strong>{escape(run)}</strong>: {escape(reason)}</li>" for run, why in fired.items() for reason in why)
-    calm = [run for run in reasons if run not in fired]
-    rest = f" Silent for {_listed(calm)}." if calm else ""
+    rest = " ".join([watched, *([f"Silent for {_listed(calm)}."] if calm else []), *said])
     return f"""<section class="alarm fired"><h2>Alarm: the reward may have been hacked</h2>
-<ul>{lines}</ul><p class="soft">{watched}{rest}</p></section>"""
+<ul>{lines}</ul><p class="soft">{rest}</p></section>"""
 
 
 def _comparisons(facts: Mapping[str, Any]) -> str:
@@ -204,9 +203,8 @@ def _about(facts: Mapping[str, Any], scorer: str) -> Mapping[str, Any]:
 
 def _named(facts: Mapping[str, Any], scorer: str) -> str:
     """Return a scorer's name, and whether training saw it."""
-    held = _about(facts, scorer).get("held_out")
-    badge = "" if held is None else f' <span class="badge">{"held out" if held else "seen in training"}</span>'
-    return f"{escape(scorer)}{badge}"
+    about = _about(facts, scorer)
+    return f'{escape(scorer)} <span class="badge">{standing(about)}</span>' if about else escape(scorer)
 
 
 def _by_run(title: str, note: str, runs: Sequence[str], rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,6 +24,7 @@ from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
 from diffalign.errors import ConfigError
 from diffalign.infer.personal import restore
+from diffalign.intervals import bootstrapped
 from diffalign.methods import METHODS
 from diffalign.metrics import implicit_accuracy
 from diffalign.specs import single
@@ -30,7 +32,7 @@ from diffalign.specs import single
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Share of prompts that the second model wins, ties counting one half, with its 95 % interval."""
+    """Share of prompts that the second model wins, ties counting one half, with its 95 % interval, NaN where there is none."""
 
     rate: float
     low: float
@@ -41,18 +43,19 @@ class WinRate:
 def win_rate(base: Sequence[float], aligned: Sequence[float], prompts: Sequence[str], seed: int = 0) -> WinRate:
     """Return how often `aligned` scores above `base`, draw by draw; the interval is bootstrapped by prompt, not by image.
 
-    Where every prompt ends alike a bootstrap has no spread; the interval is then the exact binomial one.
+    Where every prompt is won, or every one lost, a bootstrap has no spread; the interval is then the exact binomial one. Otherwise
+    there is none for fewer than 5 prompts, nor where all end alike, such as even.
     """
     wins = (np.sign(np.asarray(aligned) - np.asarray(base)) + 1.0) / 2.0
     groups: dict[str, list[float]] = {}
     for prompt, win in zip(prompts, wins, strict=True):
         groups.setdefault(prompt, []).append(float(win))
     means = np.array([np.mean(group) for group in groups.values()])
-    if np.ptp(means) == 0.0:
-        low, high = binomtest(round(float(means.sum())), len(means)).proportion_ci()
-    else:
-        rng = np.random.default_rng(seed)
-        low, high = bootstrap((means,), np.mean, n_resamples=9999, method="percentile", rng=rng).confidence_interval
+    low = high = math.nan
+    if set(means) in ({0.0}, {1.0}):
+        low, high = binomtest(int(means.sum()), len(means)).proportion_ci()
+    elif np.ptp(means) > 0.0:
+        low, high = bootstrapped(means, seed)
     return WinRate(float(means.mean()), float(low), float(high), len(means))
 
 

@@ -142,8 +142,8 @@ def _by_scorer(judges: Panel, drawn: Mapping[str, Parts]) -> list[Judged]:
         about = scored[BASE][0]
         if about["name"] in [one.about["name"] for one in found]:
             raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
-        held_out, reward = judges.held_out(spec, about["name"]), judges.reward(spec)
-        found.append(Judged(about, held_out, reward, {who: values for who, (_, values) in scored.items()}))
+        values = {who: values for who, (_, values) in scored.items()}
+        found.append(Judged(about, judges.held_out(spec, about["name"]), judges.reward(spec), values, judges.chose(spec)))
     return found
 
 
@@ -153,13 +153,15 @@ def _judged(config: EvalConfig, found: Sequence[Judged], drawn: Mapping[str, Par
     features = drift.features(config.features, device=device)
     looks = {who: _look(parts, features) for who, parts in drawn.items()}
     runs = [name for name in drawn if name != BASE]
+    alarms = {run: alarmed(found, looks, BASE, run, prompts, seed) for run in runs}
     facts: dict[str, Any] = {
         "scorers": [one.facts() for one in found],
         "scores": {who: {one.name: summarised(one.values[who], prompts, seed) for one in found} for who in drawn},
         "comparisons": [compared(one, BASE, run, prompts, seed) for run in runs for one in found],
         "drift": {who: look.facts() for who, look in looks.items()},
         "checks": {who: dict(look.checks) for who, look in looks.items() if look.checks},
-        "alarm": {run: alarmed(found, looks, BASE, run, prompts, seed) for run in runs},
+        "alarm": {run: reasons for run, (reasons, _) in alarms.items()},
+        "mute": {run: why for run, (_, why) in alarms.items() if why is not None},
     }
     if len(drawn) > 2:
         facts["ratings"] = {one.name: rated(one, prompts, seed) for one in found}

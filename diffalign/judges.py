@@ -12,6 +12,8 @@ from typing import Any
 from diffalign.errors import ConfigError
 from diffalign.infer.card import Source
 from diffalign.infer.load import run_facts
+from diffalign.methods import METHODS
+from diffalign.result import scorers_of
 from diffalign.rewards.table import SCORERS
 from diffalign.shapes.checks import is_caption
 from diffalign.specs import Spec, bind, single
@@ -24,10 +26,14 @@ likes pictures high up is not wrong to like them less in the middle."""
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training is known to have used: scores by name, and the scorers that gave them, where the table says."""
+    """What a training is known to have used: scores by name, and the scorers that gave them, where the run or its table says."""
 
     names: frozenset[str] = frozenset()
     scorers: tuple[Spec, ...] = ()
+    chose: tuple[Spec, ...] = ()
+    """Which picked these weights among those of one training (`best/`): they were not trained on, but flatter them."""
+    known: bool = True
+    """Whether run or table says what scored the table; an older run whose table was moved does not."""
 
     def used(self, spec: Spec, name: str) -> bool:
         """Return whether the training used a scorer, whose score has that name."""
@@ -47,9 +53,15 @@ class Panel:
         """Return every scorer once, the rewards last."""
         return tuple({_key(spec): spec for spec in (*self.others, *self.rewards)}.values())
 
-    def held_out(self, spec: Spec, name: str) -> bool:
-        """Return whether a scorer's word counts as that of one who was not trained on."""
-        return not self.reward(spec) and not self.trained.used(spec, name)
+    def held_out(self, spec: Spec, name: str) -> bool | None:
+        """Return whether a scorer's word counts as that of one who was not trained on; None where nobody knows any more."""
+        if self.reward(spec) or self.chose(spec) or self.trained.used(spec, name):
+            return False
+        return True if self.trained.known else None
+
+    def chose(self, spec: Spec) -> bool:
+        """Return whether a scorer, itself not trained on, picked the weights."""
+        return _key(spec) in map(_key, self.trained.chose)
 
     def reward(self, spec: Spec) -> bool:
         """Return whether training optimised a scorer, as far as is known."""
@@ -65,7 +77,12 @@ def panel(
     own files say. Raises ConfigError for scorers that are none, or where nothing of the pool is left.
     """
     known = [trained_with(folder) for folder in folders]
-    trained = Trained(frozenset().union(*(one.names for one in known)), tuple(spec for one in known for spec in one.scorers))
+    trained = Trained(
+        frozenset().union(*(one.names for one in known)),
+        tuple(spec for one in known for spec in one.scorers),
+        tuple(spec for one in known for spec in one.chose),
+        all(one.known for one in known),
+    )
     told = [] if reward is None else [reward]
     told += [] if taste is None else [{"taste": {"name": taste}}]
     rewards = tuple(told) or trained.scorers
@@ -81,19 +98,22 @@ def panel(
 
 
 def trained_with(folder: Path) -> Trained:
-    """Return what a finished run's config, and the manifest of its table if that is still there, say that its training used.
+    """Return what a finished run's facts and config say that its training used; of an older run, the manifest of its table.
 
-    Of a table by `pairs generate` the score that ranked it, or all of them; of any table the scores that the config names.
+    Of a table by `pairs generate` the score that ranked it, or all of them; of any table the scores that the config or the method names.
     """
-    source = Source.read(folder, run_facts(folder))
-    settings, manifest = source.settings, source.manifest or {}
-    about = {scorer["name"]: scorer.get("spec", scorer["name"]) for scorer in manifest.get("scorers", [])}
-    names = set((settings.get("scores") or {}).values())
-    names |= set(_named([settings.get(key) for key in ("transforms", "curriculum")]))
-    if (generated := manifest.get("generated")) is not None:
-        names |= {generated["rank_by"]} if generated.get("rank_by") else set(about)
+    run = run_facts(folder)
+    source = Source.read(folder, run)
+    settings, manifest = source.settings, source.manifest
+    about = run.get("scorers") or scorers_of(manifest or {})
+    transforms = settings.get("transforms")
+    transforms = METHODS[run["method"]].transforms if transforms is None else transforms
+    names = {*about["ranked_by"], *(settings.get("scores") or {}).values(), *_named([transforms, settings.get("curriculum")])}
+    specs = {name: spec for spec, name in POOL.items()} | about["specs"]
     asked = [settings["eval_reward"]] if settings.get("eval_reward") else []
-    return Trained(frozenset(names), (*(spec for name, spec in about.items() if name in names), *asked))
+    chose = (settings.get("eval_scorers") or list(WORLD)) if "held_out" in run else []
+    known = "scorers" in run or manifest is not None or run.get("table") is None
+    return Trained(frozenset(names), (*(spec for name, spec in specs.items() if name in names), *asked), tuple(chose), known)
 
 
 def _named(value: Any) -> Iterator[str]:

@@ -54,6 +54,13 @@ def verdict(ends: tuple[float, float] | None) -> str:
     return "win" if ends[0] > 0.5 else "loss"
 
 
+def standing(scorer: Mapping[str, Any]) -> str:
+    """Return what a scorer of `eval.json` is to a run: what its word is worth."""
+    if scorer.get("chose"):
+        return "chose the weights"
+    return {True: "held out", False: "seen in training", None: "unknown whether seen in training"}[scorer.get("held_out")]
+
+
 def fill(facts: Mapping[str, Any], forms: Mapping[str, str], glue: str = "") -> str:
     """Return the form of each fact that is there, filled in and joined."""
     there = {key: facts[key] for key in forms if facts.get(key) is not None}
@@ -95,7 +102,7 @@ def document(title: str, headline: str, body: str, style: str = "") -> str:
 
 
 def write(texts: Mapping[Path, str]) -> None:
-    """Write files of one folder, making it: all of them whole, or none."""
+    """Write files of one folder, making it: each of them whole or not at all."""
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
     try:
         for path, text in texts.items():

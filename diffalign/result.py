@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffalign.backbones.table import load_denoiser
 from diffalign.conditioning import branch
 from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
 from diffalign.config import TrainConfig
+from diffalign.data.table import is_table, read_table
 from diffalign.methods import METHODS
 from diffalign.rewardbuild import RewardModel
 from diffalign.rewardmodel.store import FILE, save_head
@@ -39,10 +41,22 @@ def save_result(backbone: Trained, config: TrainConfig, facts: dict[str, Any]) -
         "inference": "user" if config.tuning == "user" else METHODS[config.method].inference,
         "train_method": config.tuning,
         "mixed_precision": config.mixed_precision,
+        "scorers": scorers_of(read_table(config.dataset_name).manifest if is_table(config.dataset_name or "") else {}),
     }
     temporary = folder / f"{RUN}.tmp"
     temporary.write_text(json.dumps(known | facts, indent=2) + "\n")
     temporary.replace(folder / RUN)
+
+
+def scorers_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `specs` of the scorers that gave a table its scores, by name, and which names ranked its candidates (`ranked_by`).
+
+    A run keeps them: its table may be moved, and who judges the run has to know.
+    """
+    specs = {scorer["name"]: scorer.get("spec", scorer["name"]) for scorer in manifest.get("scorers", [])}
+    generated = manifest.get("generated")
+    ranked_by = [] if generated is None else [generated["rank_by"]] if generated.get("rank_by") else list(specs)
+    return {"specs": specs, "ranked_by": ranked_by}
 
 
 def _kind(backbone: Trained) -> str:

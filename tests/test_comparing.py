@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,10 +64,25 @@ def test_the_alarm_needs_a_reward_that_rises_and_names_what_falls():
     fallen, risen = judged(base=high, run=low), judged(held_out=False, base=low, run=high)
     risen = Judged(ABOUT | {"name": "trained"}, False, True, risen.values)
     same = {"base": drift(1.0), "run": drift(1.0)}
-    (reason,) = alarmed([fallen, risen], same, "base", "run", prompts, 0)
+    (reason,), mute = alarmed([fallen, risen], same, "base", "run", prompts, 0)
+    assert mute is None
     assert "trained has risen" in reason
     assert "red fell" in reason
-    assert alarmed([fallen], same, "base", "run", prompts, 0) == []  # no reward is known
-    assert alarmed([risen], same, "base", "run", prompts, 0) == []
-    (reason,) = alarmed([risen], {"base": drift(1.0), "run": drift(0.1)}, "base", "run", prompts, 0)
+    assert alarmed([risen], same, "base", "run", prompts, 0) == ([], None)
+    (reason,), _ = alarmed([risen], {"base": drift(1.0), "run": drift(0.1)}, "base", "run", prompts, 0)
     assert "diversity fell to 10%" in reason
+
+
+def test_an_alarm_that_could_not_go_off_says_why():
+    def why(judges, number, diversity=1.0):
+        judges = [replace(one, values={who: values[:number] for who, values in one.values.items()}) for one in judges]
+        same = Drift(np.full(number, diversity), 0.5, 0.1, {})
+        return alarmed(judges, {"base": same, "run": same}, "base", "run", list("abcdefgh")[:number], 0)
+
+    fallen = judged(base=[[1.0]] * 8, run=[[0.0]] * 8)
+    risen = replace(judged(held_out=False, base=[[0.0]] * 8, run=[[1.0]] * 8), about=ABOUT | {"name": "trained"})
+    assert why([fallen], 8) == ([], "no score is known as what training optimised; name it with --reward")
+    assert why([fallen, risen], 4) == ([], "the training reward is known of fewer than 5 prompts")
+    assert why([risen], 8, math.nan) == ([], "any held-out score, or the diversity, is known of fewer than 5 prompts")
+    assert why([fallen, risen], 5)[1] is None
+    assert len(why([replace(fallen, held_out=False, chose=True), risen], 5)[0]) == 1  # who picked the weights does not like them too well

@@ -122,7 +122,9 @@ def test_a_silent_alarm_says_what_it_watched_or_that_it_could_not_go_off(tmp_pat
 
     assert said(FACTS).endswith("It watches whether what training optimised, warm, rises while adherence or diversity falls.")
     assert said({**FACTS, "drift": {}}).endswith("what training optimised, warm, rises while adherence falls.")
-    assert "could not go off: no score is known" in said({**FACTS, "scorers": FACTS["scorers"][:1]})
+    assert said({**FACTS, "mute": {"dpo": "too few"}}) == "The alarm could not go off for dpo : too few."
+    two = said({**FACTS, "alarm": {"dpo": [], "mapo": []}, "mute": {"dpo": "too few"}})
+    assert "could not go off for dpo : too few. The alarm is silent about mapo ." in two
 
 
 def test_each_comparison_is_a_row_with_its_numbers_and_the_colour_of_its_verdict(tmp_path):
@@ -137,6 +139,9 @@ def test_each_comparison_is_a_row_with_its_numbers_and_the_colour_of_its_verdict
     assert re.findall(r'<svg class="(\w+)"', source) == ["win", "win", "loss", "unclear"]
     assert plain(rows[0]).startswith("adherence held out")
     assert 'class="badge">seen in training<' in rows[1]
+    for changes, badge in (({"chose": True}, "chose the weights"), ({"held_out": None}, "unknown whether seen in training")):
+        source = page(tmp_path, {**FACTS, "scorers": [FACTS["scorers"][1] | changes]}).source
+        assert f'warm <span class="badge">{badge}</span>' in source
 
 
 def test_null_is_a_dash(tmp_path):

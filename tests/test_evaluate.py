@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,10 @@ from diffalign.evaluate import SignTest, sign_test, win_rate
 
 
 def test_a_tie_counts_half_and_images_of_a_prompt_count_as_one():
-    # prompt a: win and loss = 1/2; prompt b: tie = 1/2; prompt c: win = 1 -> (1/2 + 1/2 + 1) / 3
-    won = win_rate([0.1, 0.9, 0.5, 0.0], [0.2, 0.3, 0.5, 1.0], ["a", "a", "b", "c"])
-    assert won.rate == pytest.approx(2 / 3)
-    assert won.prompts == 3
+    # prompt a: win and loss = 1/2; prompt b: tie = 1/2; prompts c to e: win = 1 -> (1/2 + 1/2 + 3) / 5
+    won = win_rate([0.1, 0.9, 0.5, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 1.0, 1.0, 1.0], ["a", "a", "b", "c", "d", "e"])
+    assert won.rate == pytest.approx(4 / 5)
+    assert won.prompts == 5
     assert won.low <= won.rate <= won.high
 
 
@@ -21,6 +23,14 @@ def test_the_interval_of_a_clean_sweep_is_not_a_point():
     won = win_rate([0.0] * 20, [1.0] * 20, [str(i) for i in range(20)])
     assert (won.rate, won.high) == (1.0, 1.0)
     assert won.low == pytest.approx(0.025 ** (1 / 20), rel=1e-6)
+
+
+def test_too_few_prompts_or_prompts_that_all_end_even_give_no_interval():
+    # seven of eight draws won, but of two prompts: the sign test says 1/2
+    few = win_rate([0.0] * 8, [1.0] * 7 + [-1.0], ["a"] * 4 + ["b"] * 4)
+    assert (few.rate, math.isnan(few.low), math.isnan(few.high)) == (7 / 8, True, True)
+    even = win_rate([0.0] * 20, [0.0] * 20, [str(i) for i in range(20)])
+    assert (even.rate, math.isnan(even.low), math.isnan(even.high)) == (1 / 2, True, True)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

@@ -81,7 +81,7 @@ def test_a_run_is_judged_draw_by_draw_against_its_base(run):
     assert (blue["wins"], blue["change"], blue["change_ci95"]) == (9, pytest.approx(40.0), pytest.approx([40.0, 40.0]))
     assert blue["sign_test_p"] == pytest.approx(2 / 2**9)
     assert facts["scores"]["good"]["red"]["unjudged"] == 4
-    assert (facts["alarm"], facts["command"]) == ({"good": []}, "diffalign eval ...")
+    assert (facts["alarm"], facts["mute"], facts["command"]) == ({"good": []}, {}, "diffalign eval ...")
     assert "ratings" not in facts
     assert json.loads((run / "eval" / "eval.json").read_text()) == facts
     assert sorted(path.name for path in (run / "eval").iterdir()) == ["eval.html", "eval.json", "grid.png", "images"]
@@ -185,8 +185,8 @@ def test_the_command_prints_the_short_of_it(run, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "good against assets/tiny-sd, 6 prompts:"
     assert "blue           win rate 1.000" in said[2]
-    assert said[2].endswith("(used in training)")
-    assert "alarm: silent about blue" in said
+    assert said[2].endswith("(seen in training)")
+    assert "alarm good: silent about blue" in said
     assert "Bradley-Terry by red:" in said
     assert said[-2:] == [str(run / "eval" / "eval.json"), str(run / "eval" / "eval.html")]
     assert (run / "eval" / "eval.json").read_text().count('"diffalign eval --output_dir') == 1

@@ -20,6 +20,7 @@ from diffalign.data.table import MANIFEST, is_table
 from diffalign.infer.card_user import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
+from diffalign.page import standing
 
 SETTINGS = ("train_method", "rank", "lora_alpha", "lora_layers", "resolution", "learning_rate", "lr_scheduler", "mixed_precision", "seed")
 PICTURE = "pictures.png"
@@ -190,12 +191,13 @@ def _results(report: Mapping[str, Any]) -> str:
 def _measures(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what an evaluation says of its run, the second of its models: win rates, what rang the alarm, and the accuracy on pairs."""
     if report.get("runs"):
-        run, used = report["runs"][1]["name"], [scorer["name"] for scorer in report["scorers"] if not scorer["held_out"]]
+        run, known = report["runs"][1]["name"], {scorer["name"]: standing(scorer) for scorer in report["scorers"]}
         yield "prompts", f"{report['prompts']}, {report['images_per_prompt']} images of each by both models, from the same seeds"
         for one in (one for one in report["comparisons"] if one["run"] == run and one["win_rate"] is not None):
-            record = f"95 % interval {one['ci95'][0]:.3g} to {one['ci95'][1]:.3g}; sign test p {one['sign_test_p']:.2g}"
-            note = "; used in training" if one["scorer"] in used else ""
-            yield f"win rate by {one['scorer']}", f"{one['win_rate']:.3g} against the base ({record}{note})"
+            low, high = one["ci95"]
+            spread = "too few prompts for an interval" if low is None else f"95 % interval {low:.3g} to {high:.3g}"
+            record = f"{spread}; sign test p {one['sign_test_p']:.2g}; {known[one['scorer']]}"
+            yield f"win rate by {one['scorer']}", f"{one['win_rate']:.3g} against the base ({record})"
         yield "alarm", "; ".join(report["alarm"][run])
     yield "implicit accuracy heldout", report.get("implicit_accuracy_heldout")
 
