@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffalign.errors import ConfigError, did_you_mean
 
@@ -43,7 +44,7 @@ def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:
     return name, constants or {}
 
 
-KINDS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), bool: (bool,), str: (str,)}
+KINDS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), bool: (bool,), str: (str,), NoneType: (NoneType,)}
 
 
 def _check_types(kind: str, name: str, function: Callable[..., Any], constants: Mapping[str, Any]) -> None:
@@ -52,8 +53,18 @@ def _check_types(kind: str, name: str, function: Callable[..., Any], constants: 
     hints = get_type_hints(function, scope)
     for constant, value in constants.items():
         hint = hints.get(constant, Any)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}.{did_you_mean(str(value), get_args(hint))}")
-        expected = KINDS.get(hint)
-        if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
-            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}; expected {hint.__name__}")
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if any(_fits(value, option) for option in options):
+            continue
+        if listed := [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]:
+            raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}.{did_you_mean(str(value), listed)}")
+        expected = " or ".join(option.__name__ for option in options if option is not NoneType)
+        raise ConfigError(f"{kind} `{name}`: `{constant}` is {value!r}; expected {expected}")
+
+
+def _fits(value: Any, option: Any) -> bool:
+    """Return whether one option of an annotation allows a value; what is neither a list of values nor a plain type allows any."""
+    if get_origin(option) is Literal:
+        return value in get_args(option)
+    types = KINDS.get(option)
+    return types is None or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
