@@ -64,7 +64,7 @@ class Trained:
         return self.head.by_logits(*self.head.standard(images, prompts), self.logits.expand(len(images), -1)).squeeze(1)
 
 
-def trained(*, path: str, user: str | None = None, name: str | None = None, device: str = "cpu") -> Trained:
+def trained(*, path: str, user: str | int | None = None, name: str | None = None, device: str = "cpu") -> Trained:
     """Return the scorer of a run of reward_bt or reward_pal in the folder `path`.
 
     `user` of a run of reward_pal is one of the training's, or a preference table or dataset file with the pairs of a new one, to which
@@ -72,14 +72,15 @@ def trained(*, path: str, user: str | None = None, name: str | None = None, devi
     unless `name` is given. Raises CheckpointError for a folder without such a run, or embeddings that are no longer those of the
     training; ConfigError for a user who is not known.
     """
-    folder = Path(path)
+    folder, user = Path(path), None if user is None else str(user)
     if not (folder / RUN).is_file() or not (folder / FILE).is_file():
         raise CheckpointError(f"{folder}: no finished run of reward_bt or reward_pal (it lacks {RUN} or {FILE})")
     run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     head, source, beta = load_head(folder / FILE)
     if user is not None and not isinstance(head, PalHead):
         raise ConfigError(f"scorer `trained`: {folder} is a run of {run['method']}, which knows no users; leave out `user`")
-    if isinstance(head, PalHead) and user is not None and user not in head.sizes.users and not Path(user).exists():
+    known = isinstance(head, PalHead) and user in head.sizes.users
+    if isinstance(head, PalHead) and user is not None and not known and not Path(user).exists():
         hint = did_you_mean(user, head.sizes.users)
         raise ConfigError(f"scorer `trained`: `user` is {user!r}, no user of {folder} and no file with pairs.{hint}")
     embeds = load_embeds(run["base"], run["revision"], device)
@@ -87,11 +88,10 @@ def trained(*, path: str, user: str | None = None, name: str | None = None, devi
         raise CheckpointError(f"{folder}: made on other embeddings than {run['base']} gives now; a head is only good with its own")
     logits = None
     if isinstance(head, PalHead) and user is not None:
-        known = user in head.sizes.users
         logits = head.logits[head.sizes.users.index(user)] if known else fit_to_file(head, embeds, user, beta)
         logits = logits.to(device)
-    called = name or ("trained" if user is None else f"trained-{Path(user).stem}")
-    return Trained(called, head.to(device), embeds, beta, run["revision"], torch.device(device), logits)
+    called = "trained" if user is None else f"trained-{user if known else Path(user).stem}"
+    return Trained(name or called, head.to(device), embeds, beta, run["revision"], torch.device(device), logits)
 
 
 def fit_to_file(head: PalHead, embeds: Embeds, dataset_name: str, beta: float) -> Tensor:

@@ -86,6 +86,17 @@ def test_two_opposite_users_need_a_reward_each(town):
     assert scorer.name == "trained-new"
 
 
+def test_the_score_of_a_known_user_has_their_whole_id_also_a_number(tmp_path):
+    people = ["team.ann", "7"]
+    records = [replace(record, user=people[n % 2]) for n, record in enumerate(votes())]
+    given = {"reward_head": {"pal": {"hidden": 4, "width": 4}}} | QUICK | {"max_train_steps": 1, "log_every": 1}
+    folder = align("pixels", records, method="reward_pal", output_dir=tmp_path / "run", **given)
+    names = [load_scorer({"trained": {"path": str(folder), "user": user}}).name for user in ("team.ann", 7)]
+    assert names == ["trained-team.ann", "trained-7"]
+    with pytest.raises(ConfigError, match=r"`user` is \[7\]; expected str or int$"):
+        load_scorer({"trained": {"path": str(folder), "user": [7]}})
+
+
 def test_a_scorer_gives_the_heads_rewards_times_beta(tmp_path):
     head = {"bt": {"hidden": 0}}
     folder = align("pixels", votes(), method="reward_bt", output_dir=tmp_path / "run", reward_head=head, beta=3.0, **QUICK)
