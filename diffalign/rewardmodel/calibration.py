@@ -22,13 +22,14 @@ def bins(prob: Floats, confidence: Floats) -> list[dict[str, float]]:
     `confidence` (P,) in [1/2, 1] is the predicted chance of the image that is predicted to win, `prob` (P,) the label: the share of
     people, in [0, 1], who preferred it. A bin holds its lower edge; the last one both.
     """
-    place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    edges = 0.5 + np.arange(BINS + 1) / (2 * BINS)
+    place = np.minimum(np.searchsorted(edges, confidence, side="right"), BINS) - 1
     found = []
     for number in range(BINS):
         own = place == number
         if own.any():
-            edges = {"low": 0.5 + number / (2 * BINS), "high": 0.5 + (number + 1) / (2 * BINS)}
-            found.append(edges | {"pairs": int(own.sum()), "confidence": float(confidence[own].mean()), "right": float(prob[own].mean())})
+            ends = {"low": float(edges[number]), "high": float(edges[number + 1])}
+            found.append(ends | {"pairs": int(own.sum()), "confidence": float(confidence[own].mean()), "right": float(prob[own].mean())})
     return found
 
 

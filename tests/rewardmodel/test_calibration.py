@@ -43,6 +43,12 @@ def test_bins_hold_their_lower_edge_and_the_last_one_is_closed():
     assert [(b["low"], b["pairs"], b["right"]) for b in found] == [(0.5, 1, 1.0), (0.55, 1, 1.0), (0.95, 1, 0.0)]
 
 
+@pytest.mark.parametrize("edge", [0.6, 0.7, 0.85])
+def test_a_confidence_on_an_edge_as_it_is_written_is_in_the_bin_above(edge):
+    (found,) = bins(np.array([1.0]), np.array([edge]))
+    assert (found["low"], found["high"]) == pytest.approx((edge, edge + 0.05))
+
+
 def test_ties_alone_have_no_accuracy_and_say_so():
     facts = judged(np.array([0.1, -0.1]), np.array([0.5, 0.5]), ["a", "b"])
     assert facts["accuracy"] is None
