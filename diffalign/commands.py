@@ -175,7 +175,8 @@ def quickstart(config: QuickstartConfig, command: str) -> int:
     report = Quickstart(config, command).run()
     facts = json.loads(report.with_suffix(".json").read_text())
     low, high = facts["ci95"]
-    print(f"win rate {facts['win_rate']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {facts['prompts_heldout']} prompts not trained on")
+    spread = "no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
+    print(f"win rate {facts['win_rate']:.3f} ({spread}) on {facts['prompts_heldout']} prompts not trained on")
     print(f"report: {report}")
     return 0
 
