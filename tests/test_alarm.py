@@ -11,7 +11,8 @@ import pytest
 from diffalign.alarm import Change, alarm, change
 
 # What two real trainings of tiny-sd wrote to eval.jsonl, rounded: scripts/overoptimise.py with seed 0, and the settings of quickstart
-# (beta 500, rate 1e-3, 32 pairs a step, taste "high", seed 0) on 110 votes, 24 prompts. Training anew takes minutes.
+# (beta 500, rate 1e-3, 32 pairs a step, taste "high", seed 0) on 110 votes, 24 prompts. Training anew takes minutes. With so few votes
+# the latter is healthy for 250 steps alone: at 300, after 87 epochs, adherence has fallen from 0.986 to 0.741.
 STORED = Path(__file__).parent / "fixtures" / "watched.json"
 PROMPTS = [f"prompt {number}" for number in range(8)]
 RISEN = Change("taste", value=0.2, low=0.15, high=0.25, base=0.5, wins=0.9, effect=1.0)
@@ -106,7 +107,7 @@ def test_every_fall_is_a_reason_by_name():
     assert "diversity fell to 50% of the base's" in reasons[2]
 
 
-@pytest.mark.parametrize(("run", "fired"), [("overoptimised", [False, False, True, True, True]), ("healthy", [False, False])])
+@pytest.mark.parametrize(("run", "fired"), [("overoptimised", [False, False, True, True, True]), ("healthy", [False] * 5 + [True])])
 def test_the_alarm_fires_on_a_run_that_over_optimised_and_is_silent_on_a_healthy_one(run, fired):
     rows = json.loads(STORED.read_text())[run]
     told = [[Change(**one) for one in row["changes"]] for row in rows]  # of held-out adherence, the reward and diversity
