@@ -26,6 +26,7 @@ from diffalign.data.curriculum import CURRICULA, Stages
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
+from diffalign.dataset import check_data
 from diffalign.diffusion.likelihood import ERRORS, DiffusionLikelihood
 from diffalign.diffusion.path import VPPath
 from diffalign.diffusion.rollout import self_rollout
@@ -87,6 +88,7 @@ def driver(config: TrainConfig) -> str:
 
 def check(config: TrainConfig) -> None:
     """Raise ConfigError for parts that cannot be meant, by one step on one number; nothing is loaded."""
+    check_data(config)
     loss, way, distance, runs = objective(config), trajectory(config), error(config), driver(config)
     compares = config.compares
     if runs == "reference" and not compares:

@@ -58,12 +58,9 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None =
     kind, lacks a score or the candidates that the objective needs, if the objective cannot use what the transforms say of records, or if
     no preference is left after them.
     """
+    specs = check_data(config)  # before an import that may take hours
     ((objective, _),) = config.part("objective").items()
     needs = facts(objective)
-    _check_scores(config.scores, objective, needs)
-    specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
-    for spec in specs:  # before an import that may take hours; constants that come from the data are known only after it
-        bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0, candidates=2)
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     columns, transforms = _columns(config.scores, needs, table, specs)
     for spec in specs:
@@ -83,13 +80,21 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None =
     return view
 
 
-def _check_scores(scores: Mapping[str, str], objective: str, needs: Facts) -> None:
-    """Raise ConfigError for a key of `scores` that is no column which the objective reads."""
-    read = (*needs.columns, *needs.optional)
-    for column in scores:
+def check_data(config: TrainConfig) -> Sequence[Spec]:
+    """Return the specs of the transforms: the config's own, or the method's.
+
+    Raises ConfigError, before there are any data, for transforms that are none and for a key of `scores` that the objective does not read.
+    """
+    ((objective, _),) = config.part("objective").items()
+    read = (*facts(objective).columns, *facts(objective).optional)
+    for column in config.scores:
         if column not in read:
             cure = did_you_mean(column, read) if read else " It reads none"
             raise ConfigError(f"`scores`: objective `{objective}` reads no `{column}`.{cure}")
+    specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
+    for spec in specs:  # constants that come from the data are known only when there are some
+        bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0, candidates=2)
+    return specs
 
 
 def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Sequence[Spec]) -> tuple[dict[str, str], list[Transform]]:

@@ -20,17 +20,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffalign import api, dryrun
+from diffalign import api, build, dryrun
 from diffalign.asked import asked
 from diffalign.config import TrainConfig
 from diffalign.configcheck import require
 from diffalign.configfile import from_mapping, load_yaml, save_yaml, typed
 from diffalign.data.atomic import atomic_folder
-from diffalign.data.table import is_table
-from diffalign.errors import ConfigError, did_you_mean
+from diffalign.data.table import is_table, read_table
+from diffalign.data.view import without_content
+from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.generate import check, generate
 from diffalign.methods import METHODS
 from diffalign.options_pairs import GenerateConfig
+from diffalign.promptsets import subset
 from diffalign.result import RUN
 from diffalign.specs import single
 from diffalign.train import LOG
@@ -41,6 +43,8 @@ SPACING = 1_000_003  # between the seeds of two rounds
 MODEL = ("pretrained_model_name_or_path", "revision", "variant", "pretrained_vae_model_name_or_path")
 MODEL += ("mixed_precision", "resolution", "max_sequence_length")
 OWN = (*MODEL, "output_dir", "overwrite")  # what `generate` is not told, for the training says it
+# What decides the data of a round; the rest decides the training.
+DATA = (*MODEL, "generate", "seed", "start_from", "dataset_name", "dataset_split_name", "reader", "skip_bad", "max_train_samples")
 # What may change between a run and its going on.
 FREE = ("rounds", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "log_every", "checkpointing_steps")
 FREE += ("checkpoints_total_limit", "dataloader_num_workers", "validation_prompts", "validation_steps", "cache_dir")
@@ -89,6 +93,7 @@ def planned(config: TrainConfig) -> list[Round]:
     """Return the rounds of a config, nothing loaded. Raises ConfigError for what cannot be meant, in `generate` too."""
     config.check()
     api.check_model(config)
+    build.check(config)
     drawing = _drawing(config)
     require("generate.max_prompts", drawing.max_prompts, lambda v: v >= 1, "at least one prompt")
     prompts = asked(replace(drawing, max_prompts=None))
@@ -113,7 +118,7 @@ def planned(config: TrainConfig) -> list[Round]:
             seed=config.seed + SPACING * (number - 1),
             **plain,
         )
-        rounds.append(Round(number, None if given else drawn, _turn(prompts, drawing.max_prompts, number), own))
+        rounds.append(Round(number, None if given else drawn, tuple(subset(prompts, drawing.max_prompts, drawing.seed, number - 1)), own))
     return rounds
 
 
@@ -129,31 +134,31 @@ def _drawing(config: TrainConfig) -> GenerateConfig:
     return typed(GenerateConfig, values, "`generate`")
 
 
-def _turn(prompts: list[str], most: int | None, number: int) -> tuple[str, ...]:
-    """Return the prompts of a round: all, or the next `most` of them; after the last comes the first.
-
-    >>> _turn(["a", "b", "c"], 2, 2)
-    ('c', 'a')
-    """
-    if most is None or most >= len(prompts):
-        return tuple(prompts)
-    return tuple(prompts[(most * (number - 1) + place) % len(prompts)] for place in range(most))
-
-
 def _refuse_others(config: TrainConfig) -> None:
-    """Raise ConfigError where the folder has rounds of other settings, or more of them."""
+    """Raise ConfigError where the folder has rounds of other settings, or more of them.
+
+    What was not used yet may change: how to train, before the first checkpoint, and, before the first table, what to draw (of images that
+    wait for their scores, `generate` asks whether they were drawn alike).
+    """
     folder = Path(config.output_dir)
-    if (folder / f"round-{config.rounds + 1}").exists():
-        raise ConfigError(f"`rounds` is {config.rounds}, and {folder} has round-{config.rounds + 1} already; choose another output_dir")
-    if not any(folder.glob("round-*")):
+    rounds = [round_ for round_ in folder.glob("round-*") if is_table(round_ / "data") or _trained(round_)]
+    if not rounds:
         return
+    if _trained(folder / f"round-{config.rounds + 1}"):
+        raise ConfigError(f"`rounds` is {config.rounds}, and {folder} has round-{config.rounds + 1} already; choose another output_dir")
     found = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-    for field in dataclasses.fields(TrainConfig):
-        before, now = getattr(found, field.name), getattr(config, field.name)
-        if field.name not in FREE and before != now:
+    used = [field.name for field in dataclasses.fields(TrainConfig)] if any(map(_trained, rounds)) else DATA
+    for name in used:
+        before, now = getattr(found, name), getattr(config, name)
+        if name not in FREE and before != now:
             raise ConfigError(
-                f"{folder}: its rounds were made with `{field.name}` {before!r}, and this run has {now!r}; choose another output_dir"
+                f"{folder}: its rounds were made with `{name}` {before!r}, and this run has {now!r}; choose another output_dir"
             )
+
+
+def _trained(round_: Path) -> bool:
+    """Return whether a round's training has left anything that another would go on from."""
+    return (round_ / RUN).is_file() or any(round_.glob("checkpoint-*"))
 
 
 def _play(part: Round, total: int, state: Any) -> None:
@@ -168,9 +173,18 @@ def _play(part: Round, total: int, state: Any) -> None:
     if state.is_main_process and data is not None:
         shutil.rmtree(data.with_name(f"{data.name}.parts"), ignore_errors=True)  # of a run that was killed between table and parts
     state.wait_for_everyone()
+    if data is not None:
+        _refuse_ties(data, part.number)
     gc.collect()  # the pipeline that drew
     api.run(part.training)
     gc.collect()
+
+
+def _refuse_ties(data: Path, number: int) -> None:
+    """Raise TableError where the images of every prompt share a rank; training could not name a way on."""
+    if all(len({candidate.rank for candidate in record.candidates}) == 1 for record in without_content(read_table(data))):
+        cure = f"end with the round before by `rounds: {number - 1}`" if number > 1 else "remove the folder and give other scorers"
+        raise TableError(f"{data}: for every prompt, the scorers find all its images equally good; {cure}")
 
 
 def _gather(folder: Path, rounds: list[Path]) -> None:
