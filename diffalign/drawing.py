@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from diffalign.rewards.score import stamps
 from diffalign.rewards.table import load_scorer
 from diffalign.specs import Spec, single
 
+logger = logging.getLogger(__name__)
 PART = 8  # prompts in a part
 ABOUT = ("name", "scale", "licence", "max_tokens", "revision")  # what is kept of a scorer
 
@@ -78,12 +80,13 @@ class Parts:
         found, wanted = read_table(self.images(part)).manifest["made_with"], self.made_with(part)
         if found == wanted:
             return True
+        other = next(name for name in (*wanted, *found) if found.get(name, ...) != wanted.get(name, ...))
         if not self.overwrite:
-            other = next(name for name in wanted if found.get(name) != wanted[name])
             raise ConfigError(
                 f"{self.images(part)}: images of an unfinished run with another `{other}`; go on with its settings, draw them anew with "
                 "--overwrite, or choose another output_dir"
             )
+        logger.info("%s: images drawn with another `%s` are drawn anew", self.images(part), other)
         return False
 
     def records(self) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from diffalign.backbones.table import load_pipeline
 from diffalign.build import DTYPES
 from diffalign.drawing import drawn_as, stamped
 from diffalign.errors import ConfigError
-from diffalign.infer.load import base_of, load, run_facts
+from diffalign.infer.load import base_of, check_layers, load, run_facts
 from diffalign.infer.personal import Personal
 from diffalign.options_eval import EvalConfig
 from diffalign.result import RUN
@@ -48,16 +48,16 @@ def entries(config: EvalConfig, user: Any, device: str) -> list[Entry]:
     others = [named(value) for value in config.runs]
     known = {path: run_facts(Path(path)) for path in (str(folder), *(path for _, path in others)) if (Path(path) / RUN).is_file()}
     for path, run in known.items():
-        if run.get("kind") == "text" or run.get("inference") == "reward":
-            what = "answers with texts" if run.get("kind") == "text" else "gives scores"
-            raise ConfigError(f"{path}: a run of {run['method']} that {what}; expected runs that draw")
+        if run.get("kind") == "text":
+            raise ConfigError(f"{path}: a run of {run['method']} that answers with texts; expected runs that draw")
     run = known[str(folder)]
     given = [known[path] for path in known] + ([run_facts(Path(config.positive))] if config.positive is not None else [])
     _check_user(user, given)
     told = drawn_as(folder) | {"true_cfg": any(one.get("inference") == "negative_guidance" for one in given)}
     precision = config.mixed_precision or run.get("mixed_precision", "no")
     make = _Maker(config, user, device, precision, told)
-    found = [make.base(run), make.run(folder.resolve().name, str(folder), run)]
+    own = folder.resolve().name
+    found = [make.base(run), make.run(own if own != BASE else "run", str(folder), run)]
     found += [make.run(name, path, known[path]) if path in known else make.plain(name, path) for name, path in others]
     names = [entry.name for entry in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -108,6 +108,8 @@ class _Maker:
         """Return a finished run; `positive`, `alpha` and `beta` are for the one in `output_dir`, and for others that take them."""
         config, options = self.config, {}
         if path == str(Path(config.output_dir)) or run.get("inference") == "negative_guidance":
+            over = None if config.positive is None else run_facts(Path(config.positive))
+            check_layers(Path(path), dict(run), config.positive, over, config.alpha, config.beta)
             options = {"positive": config.positive, "alpha": config.alpha, "beta": config.beta}
         facts: dict[str, Any] = stamped(path) | options
         if config.positive is not None and options:

@@ -19,10 +19,15 @@ from diffalign.build import Parts, parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import from_mapping, load_yaml
 from diffalign.data.batch import positions_alike, sample_generator
+from diffalign.data.readers import READERS
+from diffalign.data.readers.base import read
+from diffalign.data.readers.detect import detect
+from diffalign.data.table import is_table, read_table
 from diffalign.dataset import open_dataset
 from diffalign.diffusion.likelihood import DiffusionLikelihood
 from diffalign.diffusion.trajectory import forward
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.infer.load import run_facts
 from diffalign.infer.personal import restore
 from diffalign.intervals import bootstrapped
 from diffalign.methods import METHODS
@@ -116,8 +121,22 @@ def learns_from_pairs(method: str) -> bool:
     return "prompt_only" not in [single("transform", spec)[0] for spec in METHODS[method].transforms]
 
 
+def check_pairs(folder: Path, dataset_name: str, split: str | None, reader: str | None) -> None:
+    """Raise the error that a dataset for `accuracy_on` deserves, its first row included; ConfigError for a method that ranks no pairs."""
+    method = run_facts(folder)["method"]
+    if not learns_from_pairs(method):
+        raise ConfigError(f"{folder}: `{method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
+    if is_table(dataset_name):
+        read_table(dataset_name)
+        return
+    name = reader or detect(dataset_name, split)
+    if name not in READERS:
+        raise ConfigError(f"there is no reader `{name}`.{did_you_mean(name, READERS)}")
+    next(read(READERS[name], dataset_name, split=split), None)
+
+
 def accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
-    """Return the held-out implicit accuracy of a finished run on a dataset. Raises ConfigError for a method that ranks no pairs."""
+    """Return the held-out implicit accuracy of a finished run on a dataset; `check_pairs` says what is wrong with them."""
     plain = {
         "torch_compile": False,
         "optimizer": "adamw",
@@ -132,8 +151,6 @@ def accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str 
         "user_dropout": 0.0,
     }
     config = from_mapping(load_yaml(folder / "config.yaml") | plain, str(folder / "config.yaml"))
-    if not learns_from_pairs(config.method):
-        raise ConfigError(f"{folder}: `{config.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
     config = replace(config, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
     with tempfile.TemporaryDirectory() as temporary:
         elsewhere = replace(config, output_dir=temporary)

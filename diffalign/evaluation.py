@@ -26,7 +26,7 @@ from diffalign.entries import BASE, Entry, entries, named
 from diffalign.errors import ConfigError
 from diffalign.evalgrid import Shown
 from diffalign.evalpage import write_page
-from diffalign.evaluate import accuracy_on
+from diffalign.evaluate import accuracy_on, check_pairs
 from diffalign.infer.load import run_facts
 from diffalign.infer.sample import grid
 from diffalign.judges import Panel, panel
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 RESULT, PAGE, GRID, IMAGES = "eval.json", "eval.html", "grid.png", "images"  # within the destination
 HOW = ("images_per_prompt", "seed", "num_inference_steps", "guidance_scale")
+DRAWING = ("runs", "scorers", "reward", "taste", "positive")  # which mean nothing to pairs alone
 SHOWN, COLUMNS, SIDE = 32, 8, 256  # of grid.png: prompts, pictures in a row or a few more, and the longest side of each in pixels
 
 
@@ -49,8 +50,8 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     """Return what `eval.json` says, and write it, `eval.html` and `grid.png`; None in all processes of a launch but the first.
 
     All models draw every prompt from the same noise; each prompt counts once. Personalised runs draw for `user`, as `for_user` takes it.
-    Without prompts only the pairs of `dataset_name` are judged. Raises ConfigError or CheckpointError for what cannot be meant, before
-    any weight loads.
+    Without prompts only the pairs of `dataset_name` are judged, and what is found is added to an earlier comparison of the same run.
+    Raises ConfigError or CheckpointError for what cannot be meant, before any weight loads.
     """
     prompts, folder = tuple(dict.fromkeys(prompts)), destination(config)
     _check(config, prompts, user)
@@ -76,8 +77,17 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     if prompts:
         facts["grid"] = _grid(shown, folder)
         write_page(folder, facts, shown)
-    write({folder / RESULT: json.dumps(plain(facts), indent=2) + "\n"})
-    return plain(facts)
+    known = plain(facts)
+    write({folder / RESULT: json.dumps(known if prompts else _added(config, known), indent=2) + "\n"})
+    return known
+
+
+def _added(config: EvalConfig, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the accuracy on pairs within what an earlier comparison of the same run wrote, if there is one."""
+    path, own = destination(config) / RESULT, Path(config.output_dir).resolve()
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = [run for run in earlier.get("runs", [])[1:2] if config.destination is None or Path(run["path"]).resolve() == own]
+    return earlier | {"implicit_accuracy_heldout": facts["implicit_accuracy_heldout"]} if same else facts
 
 
 def _drawn(
@@ -105,12 +115,17 @@ def destination(config: EvalConfig) -> Path:
 
 def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
     """Raise the error that the settings deserve by themselves."""
-    if config.images_per_prompt < 1:
-        raise ConfigError(f"`images_per_prompt` is {config.images_per_prompt}; expected at least one")
-    bind("features", drift.FEATURES, config.features, device="cpu")
+    for option in ("images_per_prompt", "num_inference_steps"):
+        if getattr(config, option) < 1:
+            raise ConfigError(f"`{option}` is {getattr(config, option)}; expected at least one")
+    bind("feature", drift.FEATURES, config.features, device="cpu")
     if config.taste is not None:
         known("taste", config.taste, TASTES)
     run = run_facts(Path(config.output_dir))
+    if given := [option for option in DRAWING if getattr(config, option) and not prompts]:
+        raise ConfigError(f"`{given[0]}` is for pictures; give --prompts to draw, or leave it out")
+    if config.dataset_name is not None:
+        check_pairs(Path(config.output_dir), config.dataset_name, config.dataset_split_name, config.reader)
     if user is not None and not prompts:
         why = "draws no pictures without --prompts" if run.get("inference") == "user" else "knows no users"
         raise ConfigError(f"a run of {run['method']} {why}; leave out --user, --user_id and --pairs")

@@ -14,7 +14,7 @@ from diffalign.infer.card import Source
 from diffalign.infer.load import run_facts
 from diffalign.methods import METHODS
 from diffalign.result import scorers_of
-from diffalign.rewards.table import SCORERS
+from diffalign.rewards.table import SCORERS, called
 from diffalign.shapes.checks import is_caption
 from diffalign.specs import Spec, bind, single
 
@@ -94,7 +94,11 @@ def panel(
         given = tuple(s for s, name in pool.items() if not trained.used(s, name) and _key(s) not in map(_key, rewards))
         if not given:
             raise ConfigError(f"the training used all of {', '.join(pool)}, the default scorers; give others with --scorers")
-    return Panel(given, rewards, trained)
+    found = Panel(given, rewards, trained)
+    names = [name for spec in found.all if (name := called(spec)) is not None]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"`scorers`: two of them give a score named `{twice[0]}`; leave one out")
+    return found
 
 
 def trained_with(folder: Path) -> Trained:

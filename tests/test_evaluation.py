@@ -13,7 +13,7 @@ from PIL import Image
 from diffalign import comparing, drawing, entries, evaluation
 from diffalign.cli import main
 from diffalign.drawing import seed_of
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.errors import CheckpointError, ConfigError, RecordError
 from diffalign.evaluation import evaluate
 from diffalign.options_eval import EvalConfig
 from diffalign.ratings import bradley_terry
@@ -21,7 +21,7 @@ from diffalign.rewards.table import SCORERS
 from tests.killing import killed_at, tree
 
 PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "white")][:9]  # two parts
-SHADES = {"tiny-sd": 0, "good": 40, "bad": -40, "plain": 0}
+SHADES = {"tiny-sd": 0, "base": 20, "good": 40, "bad": -40, "plain": 0}
 
 
 class Shade:
@@ -140,11 +140,16 @@ def test_two_processes_share_the_parts(run, tmp_path, monkeypatch):
     assert {key: value for key, value in made.items() if key != "command"} == {k: v for k, v in whole.items() if k != "command"}
 
 
-def test_other_settings_draw_anew_and_so_does_overwrite(run):
+def test_other_settings_draw_anew_and_so_does_overwrite(run, caplog):
     first = evaluate(config(run), PROMPTS[:2])
+    caplog.set_level("INFO", "diffalign")
     assert evaluate(config(run, guidance_scale=1.0), PROMPTS[:2])["guidance_scale"] == 1.0
+    assert "good/00000: images drawn with another `guidance_scale` are drawn anew" in caplog.text
     page = run / "eval" / "images" / "good" / "00000" / "manifest.json"
     assert json.loads(page.read_text())["made_with"]["guidance_scale"] == 1.0
+    page.write_text(json.dumps(json.loads(page.read_text()) | {"made_with": json.loads(page.read_text())["made_with"] | {"more": None}}))
+    evaluate(config(run, guidance_scale=1.0), PROMPTS[:2])
+    assert "another `more`" in caplog.text  # of a later version, say
     before = page.stat().st_mtime_ns
     assert evaluate(config(run, guidance_scale=1.0, overwrite=True), PROMPTS[:2])["scores"] == first["scores"]
     assert page.stat().st_mtime_ns != before
@@ -153,7 +158,9 @@ def test_other_settings_draw_anew_and_so_does_overwrite(run):
 def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path):
     text = write_run(tmp_path / "text", kind="text", method="dpo")
     user = write_run(tmp_path / "ppd", inference="user", method="ppd")
-    scorer = write_run(tmp_path / "bt", inference="reward", method="reward_bt")
+    scorer = write_run(tmp_path / "bt", kind="reward", method="reward_bt")
+    other = write_run(tmp_path / "npo", inference="negative_guidance", method="diffusion_npo")
+    twice = [{"clipscore": {"model": model}} for model in ("a", "b")]
     for options, message in (
         ({"images_per_prompt": 0}, "`images_per_prompt` is 0; expected at least one"),
         ({"scorers": ["rde"]}, "Did you mean `red`"),
@@ -161,16 +168,52 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
         ({"features": "pixel"}, "Did you mean `pixels`"),
         ({"runs": [str(run)]}, "two of the models are called `good`; name one of --runs as NAME=PATH"),
         ({"runs": [str(text)]}, "a run of dpo that answers with texts; expected runs that draw"),
-        ({"runs": [str(scorer)]}, "a run of reward_bt that gives scores; expected runs that draw"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; expected at least one"),
+        ({"features": "pixel"}, "there is no feature `pixel`"),
+        ({"scorers": twice}, "`scorers`: two of them give a score named `clipscore`"),
+        ({"positive": str(other)}, "`positive` for these and personalised runs; this is diffusion_dpo"),
         ({"runs": [str(user)]}, "a run of ppd draws for a user"),
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(config(run, **options), PROMPTS)
+    with pytest.raises(CheckpointError, match="a scorer and no generator"):
+        evaluate(config(run, runs=[str(scorer)]), PROMPTS)
+    with pytest.raises(ConfigError, match="`scorers` is for pictures; give --prompts"):
+        evaluate(config(run, dataset_name="tests/data/fixtures"), [])
     with pytest.raises(CheckpointError, match="no such model folder"):
         evaluate(config(run, runs=["./nowhere"]), PROMPTS)
     with pytest.raises(ConfigError, match="knows no users"):
         evaluate(config(run), PROMPTS, user="ann")
     assert not (run / "eval").exists()
+
+
+def test_a_dataset_that_cannot_be_judged_is_refused_before_drawings_are_removed(run, tmp_path):
+    evaluate(config(run), PROMPTS[:1])
+    before = tree(run / "eval")
+    alone = write_run(tmp_path / "self", method="self_npo", inference="negative_guidance")
+    for folder, dataset, error, message in (
+        (run, "nowhere.parquet", RecordError, "nowhere.parquet"),
+        (alone, "nowhere.parquet", ConfigError, "`self_npo` learns from prompts alone"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluate(config(folder, dataset_name=dataset, overwrite=True), PROMPTS[:1])
+    with pytest.raises(ConfigError, match="there is no reader `pickpic`"):
+        evaluate(config(run, dataset_name="nowhere.parquet", reader="pickpic", overwrite=True), PROMPTS[:1])
+    assert tree(run / "eval") == before
+
+
+def test_pairs_alone_are_added_to_the_comparison_that_is_there(run, monkeypatch):
+    whole = evaluate(config(run), PROMPTS[:1])
+    monkeypatch.setattr(evaluation, "check_pairs", lambda *asked: None)
+    monkeypatch.setattr(evaluation, "accuracy_on", lambda *asked: 0.75)
+    alone = evaluate(config(run, scorers=[], dataset_name="pairs"), [])
+    assert (alone["prompts"], alone["implicit_accuracy_heldout"], "runs" in alone) == (0, 0.75, False)  # what was found now
+    assert json.loads((run / "eval" / "eval.json").read_text()) == whole | {"implicit_accuracy_heldout": 0.75}
+
+
+def test_a_run_in_a_folder_called_base_is_called_run(tmp_path):
+    facts = evaluate(config(write_run(tmp_path / "base")), PROMPTS[:1])
+    assert [one["name"] for one in facts["runs"]] == ["base", "run"]
 
 
 def test_two_scores_of_one_name_are_refused(run, monkeypatch):

@@ -41,7 +41,7 @@ def load(
     folder = Path(output_dir)
     run = run_facts(folder)
     over = None if positive is None else run_facts(Path(positive))
-    _check_layers(folder, run, positive, over, alpha, beta)
+    check_layers(folder, run, positive, over, alpha, beta)
     if run.get("kind") == "text":
         return _rewriter(folder, run, dtype, torch.device(device))
     if run.get("inference") != "negative_guidance":
@@ -58,7 +58,7 @@ def load(
     return _placed(pipe, device, device_map)
 
 
-def _check_layers(folder: Path, run: dict[str, Any], positive: Any, over: dict[str, Any] | None, alpha: float, beta: float) -> None:
+def check_layers(folder: Path, run: dict[str, Any], positive: Any, over: dict[str, Any] | None, alpha: float, beta: float) -> None:
     """Raise ConfigError for a run that does not go on top of the run `positive`, or weights that have nothing to weigh."""
     kind = run.get("inference")
     if kind != "negative_guidance" and ((alpha, beta) != (1.0, 1.0) or (over is not None and kind != "user")):

@@ -13,7 +13,7 @@ from diffalign.rewards.mps import mps
 from diffalign.rewards.shapes import adherence, taste
 from diffalign.rewards.trained import trained
 from diffalign.rewards.vqascore import vqascore
-from diffalign.specs import Spec, bind
+from diffalign.specs import Spec, bind, single
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "pickscore": pickscore,
@@ -29,6 +29,14 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "function": function,
     "http": http,
 }
+
+
+def called(spec: Spec) -> str | None:
+    """Return what a scorer's score will be called; None where only the loaded scorer knows."""
+    name, constants = single("scorer", spec)
+    if name == "hps":
+        return f"hpsv{constants.get('version', '2.1')}"
+    return constants.get("name") if name in ("taste", "trained", "function", "http") else name
 
 
 def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:
