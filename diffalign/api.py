@@ -34,7 +34,8 @@ def align(
 ) -> Path:
     """Fine-tune `model` on preferences and return the folder with the result, for `diffalign.load`.
 
-    `data` is a table, dataset file, folder or hub id, or records. `options` are the keys of `TrainConfig`.
+    `data` is a table, dataset file, folder or hub id, or records. `options` are the keys of `TrainConfig`; what draws its own data, by
+    `generate`, is `diffalign.rounds.train`'s.
     Raises ConfigError, RecordError, TableError or CheckpointError before any weight loads where the input cannot be meant.
     """
     named = isinstance(data, str | Path)
@@ -56,7 +57,7 @@ def align(
 def train(config: TrainConfig) -> Path:
     """Run a training config from its checks to its last step; return the output folder. Rounds are `diffalign.rounds.train`'s."""
     if config.generate:
-        raise ConfigError("`generate` is for `diffalign train` and `diffalign.rounds.train`, which draw; here the data must be there")
+        raise ConfigError("`generate` draws the data, and here they must be there already; call diffalign.rounds.train(TrainConfig(...))")
     folder = run(config)
     process_state().destroy_process_group()
     return folder
@@ -96,8 +97,15 @@ def check_start(config: TrainConfig) -> None:
     if not (folder / "run.json").is_file():
         raise ConfigError(f"`start_from`: {folder} is no finished run (it has no run.json); expected the output_dir of one")
     run, made = json.loads((folder / "run.json").read_text()), TrainConfig(**load_yaml(folder / "config.yaml"))
-    found = {"base": run.get("base"), "inference": run.get("inference"), **_shape(made)}
-    wanted = {"base": lasting(config.pretrained_model_name_or_path), "inference": METHODS[config.method].inference, **_shape(config)}
+    found = {name: run.get(name) for name in ("base", "revision", "variant", "vae", "inference")} | _shape(made)
+    wanted = {
+        "base": lasting(config.pretrained_model_name_or_path),
+        "revision": config.revision,
+        "variant": config.variant,
+        "vae": config.pretrained_vae_model_name_or_path and lasting(config.pretrained_vae_model_name_or_path),
+        "inference": METHODS[config.method].inference,
+        **_shape(config),
+    }
     for name, value in wanted.items():
         if found[name] != value:
             raise ConfigError(f"`start_from`: {folder} has {name} {found[name]}, and this run {value}; expected the same")

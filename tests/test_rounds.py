@@ -190,9 +190,11 @@ class Same(Bright):
 
 
 def test_what_was_not_used_yet_may_be_corrected_and_what_was_drawn_is_kept(micro_sd, tmp_path, monkeypatch):
-    config = config_of(micro_sd, tmp_path / "run", generate=DRAWN | {"rank_by": "brihgt"}, train_batch_size=10**6)
-    with pytest.raises(ConfigError, match="`rank_by` is 'brihgt', and no scorer gives it"):
-        rounds.train(config)
+    config = config_of(micro_sd, tmp_path / "run", generate=DRAWN | {"rank_by": "adherence"}, train_batch_size=10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bright, "__call__", killing(Bright.__call__, 0))
+        with pytest.raises(KillError):
+            rounds.train(config)
     monkeypatch.setattr(drawing, "draw", None)  # it was drawn, with the settings that have not changed
     monkeypatch.setattr(api, "run", lambda own: pytest.fail(f"out of memory at {own.train_batch_size}"))
     right = replace(config, generate=DRAWN | {"rank_by": "bright"}, resume_from_checkpoint="latest")
@@ -261,10 +263,12 @@ def test_a_start_must_be_a_finished_run_of_the_same_model_and_shape(whole, micro
         ({"lora_alpha": 1.0}, "has lora_alpha 2, and this run 1.0"),
         ({"pretrained_model_name_or_path": "assets/tiny-sd"}, "has base .*, and this run assets/tiny-sd"),
         ({"train_method": "full"}, "has train_method lora, and this run full"),
+        ({"revision": "v2"}, "has revision None, and this run v2"),
+        ({"pretrained_vae_model_name_or_path": "owner/vae"}, "has vae None, and this run owner/vae"),
     ):
         with pytest.raises(ConfigError, match=message):
             api.train(replace(config, **wrong))
-    with pytest.raises(ConfigError, match="`generate` is for"):
+    with pytest.raises(ConfigError, match=r"call diffalign.rounds.train\(TrainConfig"):
         api.train(config_of(micro_sd, tmp_path / "run"))
 
 
