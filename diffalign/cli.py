@@ -27,7 +27,7 @@ from diffalign.options_eval import EvalConfig
 from diffalign.options_judging import JUDGING
 from diffalign.options_pairs import GenerateConfig
 from diffalign.options_score import ScoreConfig
-from diffalign.parsers import build_parser
+from diffalign.parsers import build_parser, made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         kind = parsed.data.kind
         if kind == "cache":
             options = {name: value for name, value in values["cache"].items() if name != "config"}
-            return commands.data_cache(TrainConfig(**options), points="--trajectory" in argv)
+            return commands.data_cache(made(TrainConfig, options), points="--trajectory" in argv)
         config, run = {
             "ches": (ChesConfig, commands.data_ches),
             "import": (ImportConfig, commands.data_import),
@@ -89,9 +89,9 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         }[kind]
         return run(config(**values[kind]))
     if parsed.command == "pairs":
-        return commands_pairs.generate(GenerateConfig(**values["generate"]))
+        return commands_pairs.generate(made(GenerateConfig, values["generate"]))
     if parsed.command == "score":
-        return commands_score.score(ScoreConfig(**values))
+        return commands_score.score(made(ScoreConfig, values))
     if parsed.command == "user":
         return commands.user_embed(EmbedConfig(**values["embed"]))
     if parsed.command == "quickstart":
@@ -101,13 +101,13 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         return commands.quickstart(QuickstartConfig(**values), command)
     if parsed.command == "train":
         dry_run = values.pop("dry_run")
-        return commands.train(TrainConfig(**values), dry_run=dry_run)
+        return commands.train(made(TrainConfig, values), dry_run=dry_run)
     if parsed.command == "eval" and "kind" in values:
         from diffalign import commands_judging  # scipy.stats takes a second to import
 
         return commands_judging.RUN[values["kind"]](JUDGING[values["kind"]][0](**values[values["kind"]]))
     if parsed.command == "eval":
-        return commands_eval.evaluate(EvalConfig(**values), shlex.join(["diffalign", *argv]))
+        return commands_eval.evaluate(made(EvalConfig, values), shlex.join(["diffalign", *argv]))
     if parsed.command == "export":
         return commands.export(ExportConfig(**values))
     return commands.env()

@@ -7,7 +7,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
@@ -54,9 +54,10 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return `values` under their own names, aliases resolved.
 
-    Raises ConfigError for an unknown key, with the nearest known one, and for a key that is given under two names.
+    Raises ConfigError for an unknown key, with the nearest known one, for a key that is given under two names, and for one word where
+    a list is expected.
     """
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    known, hints = {f.name for f in dataclasses.fields(TrainConfig)}, get_type_hints(TrainConfig)
     for alias, key in ALIASES.items():
         if alias in values and key in values:
             raise ConfigError(f"{where}: `{key}` is given twice, as `{key}` and as `{alias}`")
@@ -64,6 +65,8 @@ def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in renamed:
         if key not in known:
             raise ConfigError(f"{where}: unknown key `{key}`.{did_you_mean(str(key), known)}")
+        if isinstance(renamed[key], str) and get_origin(hints[key]) is list:
+            raise ConfigError(f"{where}: `{key}` is {renamed[key]!r}; expected a list, [{renamed[key]}]")
     return renamed
 
 

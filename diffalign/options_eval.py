@@ -17,7 +17,7 @@ Writes eval.json (all numbers), eval.html (a page to flip between the models), g
 the same command goes on there after a kill, and with another scorer or run draws nothing twice.
 examples:
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
-  diffalign eval --output_dir outputs/mine --prompts prompts.txt --scorers '[pickscore, hps]' --reward imagereward
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt --scorers pickscore hps --reward imagereward
   diffalign eval --output_dir outputs/a --runs outputs/b old=outputs/c/train stabilityai/stable-diffusion-2-1 --prompts prompts.txt
   accelerate launch -m diffalign.cli eval ...            (every process draws and scores its share)
 also: diffalign eval agreement (how well scorers agree with people), diffalign eval ratings (models by votes); see their --help

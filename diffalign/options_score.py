@@ -18,9 +18,9 @@ SCORES = """scorers (weights from the hub, or from a local file or folder by {pi
   {http: {url: "http://...", name: mine}}                       your own server: POST {"prompts": [...], "images": [PNG in base64, ...]},
                                                                 answer {"scores": [...]}, null for what it cannot judge
 examples:
-  diffalign score --dataset_name votes --scorers '[pickscore, {hps: {version: "2.1"}}]' --output_dir votes-scored
-  diffalign score --images outputs/pictures --scorers '[aesthetic]' --output_dir scored
-  diffalign score --images logos --prompts "a red fox" "a fox logo" --scorers '[clipscore]' --output_dir scored
+  diffalign score --dataset_name votes --scorers pickscore '{hps: {version: "2.1"}}' --output_dir votes-scored
+  diffalign score --images outputs/pictures --scorers aesthetic --output_dir scored
+  diffalign score --images logos --prompts "a red fox" "a fox logo" --scorers clipscore --output_dir scored
 """
 
 

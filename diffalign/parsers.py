@@ -6,7 +6,8 @@ import dataclasses
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from typing import Any, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
@@ -27,6 +28,9 @@ from diffalign.options_eval import EVALS, EvalConfig
 from diffalign.options_judging import JUDGING
 from diffalign.options_pairs import GENERATES, GenerateConfig
 from diffalign.options_score import SCORES, ScoreConfig
+from diffalign.specs import Spec
+
+T = TypeVar("T")
 
 EXAMPLES = """examples:
   diffalign quickstart                                        the whole loop on the embedded model, with a report
@@ -120,12 +124,24 @@ def _parser(about: str, epilog: str | None = None, config: type | None = None) -
             keywords["default"] = default
         if hints[item.name] == list[str]:
             keywords |= {"nargs": "+", "type": str}
+        elif hints[item.name] == list[Spec]:
+            keywords |= {"nargs": "+", "type": list[Spec] | Spec}
         elif hints[item.name] is bool:
             keywords |= {"action": ActionYesNo}
         else:
             keywords["type"] = hints[item.name]
         parser.add_argument(*names, **keywords)
     return parser
+
+
+def made(config: type[T], values: Mapping[str, Any]) -> T:
+    """Return the config of parsed values. Specs are given in words, any of them a list: `pickscore hps`, `[pickscore, hps]`."""
+    hints = get_type_hints(config)
+    return config(**{name: _flat(value) if hints[name] == list[Spec] else value for name, value in values.items()})
+
+
+def _flat(values: Sequence[Spec | list[Spec]]) -> list[Spec]:
+    return [spec for value in values for spec in (value if isinstance(value, list) else [value])]
 
 
 def build_parser(loop: type = QuickstartConfig, *, judging: bool = False) -> tuple[Parser, dict[tuple[str, ...], Parser]]:

@@ -223,7 +223,7 @@ def test_two_scores_of_one_name_are_refused(run, monkeypatch):
 
 
 def test_the_command_prints_the_short_of_it(run, tmp_path, capsys):
-    words = ["eval", "--output_dir", str(run), "--runs", str(write_run(tmp_path / "bad")), "--scorers", "[red]", "--reward", "blue"]
+    words = ["eval", "--output_dir", str(run), "--runs", str(write_run(tmp_path / "bad")), "--scorers", "red", "--reward", "blue"]
     assert main([*words, "--prompts", *PROMPTS, "--max_prompts", "6"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "good against assets/tiny-sd, 6 prompts:"
