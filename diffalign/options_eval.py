@@ -12,7 +12,7 @@ EVALS = """Every model draws the same prompts from the same noise: each image ha
                95 % interval by bootstrap over prompts
   sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that end even are left out
   change       mean score minus the base's, 95 % interval by bootstrap over prompts
-  alarm        the training reward rises while a held-out score, or the diversity of pictures, falls
+  alarm        the training reward rises while a held-out score, or the diversity of pictures, falls; needs at least 5 prompts
 Writes eval.json (all numbers), eval.html (a page to flip between the models), grid.png, and images/ with what was drawn and scored:
 the same command goes on there after a kill, and with another scorer or run draws nothing twice.
 examples:

@@ -41,7 +41,7 @@ class GenerateConfig:
     dataset_split_name: str | None = None
     """Split of that dataset, for example train."""
     max_prompts: int | None = None
-    """Take only the first so many prompts."""
+    """Take only so many of the prompts, drawn by `seed`."""
     images_per_prompt: int = 4
     """Images of each prompt; 2 to 16."""
     scorers: list[Spec] = field(default_factory=list)
@@ -60,6 +60,7 @@ class GenerateConfig:
     max_sequence_length: int | None = None
     """Tokens of the T5 prompt (SD3, Flux, PixArt); that of the training for a run, else the pipeline's default."""
     seed: int = 0
-    """Seed of the images. Every image has its own, made of this one, its prompt and its number; the table names them."""
+    """Seed of the images, and of the choice of prompts. Every image has its own, made of this one, its prompt and its number; the table
+    names them."""
     overwrite: bool = False
     """Replace a table that lies in output_dir, and parts that were drawn with other settings."""

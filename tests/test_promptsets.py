@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffalign.asked import asked
 from diffalign.errors import ConfigError, RecordError, TableError
+from diffalign.options_pairs import GenerateConfig
 from diffalign.promptsets import BUNDLED, PROMPT_SETS, prompts_of, subset
 
 
@@ -171,3 +173,10 @@ def test_a_subset_is_seeded_keeps_the_order_and_lies_in_every_larger_one():
     assert (len({*turns[0], *turns[1]}), len({*turns[0], *turns[1], *turns[2]}), len({*turns[0], *turns[2]})) == (160, 200, 120)
     with pytest.raises(ConfigError, match=r"`max_prompts` is 0"):
         subset(prompts, 0)
+
+
+def test_pairs_are_drawn_to_a_seeded_subset_so_that_of_sorted_prompts_every_kind_comes():
+    prompts = [f"{kind} {number}" for kind in ("animals", "places") for number in range(20)]
+    found = asked(GenerateConfig(output_dir="ranked", prompts=[*prompts, *prompts], max_prompts=10, seed=1))
+    assert found == subset(prompts, 10, 1)
+    assert {prompt.partition(" ")[0] for prompt in found} == {"animals", "places"}
