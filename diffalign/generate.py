@@ -24,8 +24,7 @@ from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.infer.load import load, run_facts
 from diffalign.options_pairs import GenerateConfig
 from diffalign.result import RUN
-from diffalign.rewards.table import SCORERS
-from diffalign.specs import bind
+from diffalign.rewards.table import SCORERS, check_scorers
 
 HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution", "max_sequence_length", "seed", "mixed_precision")
 WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path")
@@ -66,8 +65,7 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
         raise ConfigError(f"`images_per_prompt` is {config.images_per_prompt}; expected 2 to 16, for a preference compares images")
     if not config.scorers:
         raise ConfigError(f"`scorers` is empty, and they rank the images. Known: {', '.join(sorted(SCORERS))}")
-    for spec in config.scorers:
-        bind("scorer", SCORERS, spec, device="cpu")
+    check_scorers(config.scorers, config.rank_by)
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
     run = Path(config.pretrained_model_name_or_path)

@@ -50,6 +50,10 @@ def unsure():
     return Unsure()
 
 
+def height(images, prompts):
+    return [image.height for image in images]
+
+
 @pytest.fixture(autouse=True)
 def scorers(monkeypatch):
     for scorer in (red, unsure):
@@ -207,6 +211,11 @@ def test_a_prompt_with_an_image_that_cannot_be_judged_is_left_out_where_that_sco
     [
         ({"scorers": []}, "`scorers` is empty"),
         ({"scorers": ["rde"]}, "Did you mean `red`"),
+        ({"rank_by": "rid"}, "`rank_by` is 'rid', and no scorer gives it. Did you mean `red`"),
+        ({"scorers": [{"trained": {"path": "outputs/mistyped"}}]}, "outputs/mistyped is no finished run"),
+        ({"scorers": [{"hps": {"model": "/mistyped/hps.pt"}}]}, "scorer `hps`: `model` is '/mistyped/hps.pt', and there is no such file"),
+        ({"scorers": [{"taste": {"name": "hihg"}}]}, "there is no taste `hihg`. Did you mean `high`"),
+        ({"scorers": [{"function": {"path": "tests.test_generate:mistyped"}}]}, "there is no function `mistyped`"),
         ({"images_per_prompt": 1}, "`images_per_prompt` is 1"),
         ({"min_margin": -1.0}, "`min_margin` is -1.0"),
     ],
@@ -219,8 +228,8 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(config, option
 
 
 def test_scores_that_cannot_rank_are_refused_and_the_images_are_kept_for_the_next_try(config, monkeypatch):
-    with pytest.raises(ConfigError, match="`rank_by` is 'rid'"):
-        generate(replace(config, rank_by="rid"), PROMPTS[:2])
+    with pytest.raises(ConfigError, match="`rank_by` is 'rid'"):  # what a function's score is called, only the loaded scorer knows
+        generate(replace(config, scorers=[{"function": {"path": "tests.test_generate:height"}}], rank_by="rid"), PROMPTS[:2])
     with pytest.raises(ConfigError, match="two of them give a score of the same name"):
         generate(replace(config, scorers=["red", "red"]), PROMPTS[:2])
     monkeypatch.setattr(drawing, "draw", None)

@@ -25,8 +25,8 @@ from diffalign.data.cache import fingerprint
 from diffalign.data.records import Record, decode_image
 from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.errors import ConfigError, TableError
-from diffalign.rewards.table import SCORERS, load_scorer
-from diffalign.specs import Spec, bind, single
+from diffalign.rewards.table import SCORERS, check_scorers, load_scorer
+from diffalign.specs import Spec, single
 
 BATCH = 32  # images decoded at once
 PART = 256  # images between two files of finished scores, or fewer if they take longer than
@@ -73,8 +73,7 @@ def check(specs: Sequence[Spec], path: Path, *, overwrite: bool) -> None:
     """Raise what `score_table` does for scorers that are none and a folder that is taken, before a dataset or a model is read."""
     if not specs:
         raise ConfigError(f"`scorers` is empty. Known: {', '.join(sorted(SCORERS))}")
-    for spec in specs:
-        bind("scorer", SCORERS, spec, device="cpu")
+    check_scorers(specs)
     settle(path)
     if path.exists() and not overwrite and not _progress(path).is_dir():
         raise _taken(path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.result import RUN
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.function import function, http
@@ -29,6 +32,8 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "function": function,
     "http": http,
 }
+WEIGHTLESS = ("adherence", "taste", "function", "http")
+WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
 
 
 def called(spec: Spec) -> str | None:
@@ -37,6 +42,27 @@ def called(spec: Spec) -> str | None:
     if name == "hps":
         return f"hpsv{constants.get('version', '2.1')}"
     return constants.get("name") if name in ("taste", "trained", "function", "http") else name
+
+
+def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
+    """Raise ConfigError for specs that are none, for files and folders that are not there, and for a `rank_by` that no score is called.
+
+    Scorers without weights are made, which tells of a taste or function that there is none; all others are known by their names alone.
+    """
+    for spec in specs:
+        bound = bind("scorer", SCORERS, spec, device="cpu")
+        name, constants = single("scorer", spec)
+        if name in WEIGHTLESS:
+            bound()
+        elif name == "trained" and not (Path(constants["path"]) / RUN).is_file():
+            raise ConfigError(f"scorer `trained`: {constants['path']} is no finished run of reward_bt or reward_pal (it has no {RUN})")
+        for constant, value in constants.items():
+            local = constant in WEIGHTS and value and (value.startswith((".", "/", "~")) or value.count("/") > 1)  # as no hub id does
+            if local and not Path(value).exists():
+                raise ConfigError(f"scorer `{name}`: `{constant}` is {value!r}, and there is no such file or folder")
+    names = [called(spec) for spec in specs]
+    if rank_by is not None and rank_by not in names and None not in names:
+        raise ConfigError(f"`rank_by` is {rank_by!r}, and no scorer gives it.{did_you_mean(rank_by, filter(None, names))}")
 
 
 def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:
