@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
+
+from diffalign.intervals import bootstrapped
 
 MOST_WINS = 1 / 3  # a held-out score has fallen where the base wins two draws in three or more, ties counting one half
 LARGE = 0.5  # or by so many standard deviations, with less than LEAST_KEPT of the base's left: where scores are few, most draws tie
 LEAST_KEPT = 0.7  # diversity has fallen where less than so much of the base's is left
-LEAST_PROMPTS = 5  # of fewer no interval is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,7 @@ def change(base: Sequence[float], aligned: Sequence[float], prompts: Sequence[st
     gains, wins = means[:, 1] - means[:, 0], [np.mean([(np.sign(b - a) + 1) / 2 for a, b in pairs]) for pairs in grouped.values()]
     value, spread = float(gains.mean()), math.sqrt(means.var(axis=0).mean())
     effect = value / spread if spread else math.copysign(math.inf, value) if value else 0.0
-    return Change(name, value, *_interval(gains, seed), float(means[:, 0].mean()), float(np.mean(wins)), effect)
-
-
-def _interval(gains: np.ndarray, seed: int) -> tuple[float, float]:
-    if len(gains) < LEAST_PROMPTS:
-        return math.nan, math.nan
-    if np.ptp(gains) == 0.0:  # nothing to resample
-        return float(gains[0]), float(gains[0])
-    rng = np.random.default_rng(seed)
-    low, high = bootstrap((gains,), np.mean, n_resamples=9999, method="percentile", rng=rng).confidence_interval
-    return float(low), float(high)
+    return Change(name, value, *bootstrapped(gains, seed), float(means[:, 0].mean()), float(np.mean(wins)), effect)
 
 
 def alarm(reward: Change | None, held_out: Sequence[Change], diversity: Change | None) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.alarm import LEAST_PROMPTS, Change, alarm, change
+from diffalign.alarm import Change, alarm, change
 from diffalign.evaluate import sign_test, win_rate
+from diffalign.intervals import LEAST_PROMPTS
 from diffalign.ratings import bradley_terry, votes_of_scores
 
 

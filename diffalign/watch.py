@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from diffalign.alarm import LEAST_KEPT, LEAST_PROMPTS, Change, alarm, change
+from diffalign.alarm import LEAST_KEPT, Change, alarm, change
 from diffalign.build import Parts
 from diffalign.config import TrainConfig
 from diffalign.configfile import save_yaml
@@ -24,6 +24,7 @@ from diffalign.data.atomic import atomic_folder
 from diffalign.data.cache import fingerprint
 from diffalign.drift import diversity, features, saturation, sharpness
 from diffalign.errors import ConfigError
+from diffalign.intervals import LEAST_PROMPTS
 from diffalign.page import plain
 from diffalign.preview import drawn
 from diffalign.promptsets import prompts_of
