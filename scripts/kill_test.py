@@ -2,15 +2,16 @@
 """Kill a command at random moments, run it again until it is done, and compare its files with those of an uninterrupted run.
 
 The command writes into one folder, which may hold what it reads, and nothing that may change meanwhile. Every file there is compared
-byte for byte, hidden ones too. After so many kills in a row that it is done, it starts anew, until it has been killed often enough.
+byte for byte, hidden ones too; of run.json all but how long its steps took. After so many kills in a row that it is done, it starts anew,
+until it has been killed often enough.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,21 +19,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 
 def run(command: Sequence[str], log: Path, limit: float | None = None) -> float | None:
     """Run a command and return its seconds; None if it was killed, with all its children, at `limit`. Ends the script if it fails."""
     start = time.monotonic()
-    # One session, so that its children die with it.
-    with log.open("ab") as out, subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:  # noqa: S603  # ours
+    with log.open("ab") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:  # noqa: S603  # ours
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(psutil.Process(process.pid))
             return None
     if code != 0:
         sys.exit(f"{' '.join(command)}: exit code {code}\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
     return time.monotonic() - start
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill a process and all below it, and wait for their ends; those, too, that a launcher has put into sessions of their own."""
+    process.suspend()  # so that it begins no more
+    with_it = [process, *process.children(recursive=True)]
+    for one in with_it:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(with_it)
+
+
+def contents(file: Path) -> bytes:
+    """Return what a file holds; of run.json without how long the steps took, which no two runs share."""
+    if file.name != "run.json":
+        return file.read_bytes()
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return json.dumps({name: value for name, value in known.items() if name != "step_seconds_median"}).encode()
 
 
 def differences(folder: Path, other: Path) -> list[str]:
@@ -40,7 +59,7 @@ def differences(folder: Path, other: Path) -> list[str]:
     files, others = ({str(p.relative_to(root)): p for p in root.rglob("*") if p.is_file()} for root in (folder, other))
     odd = [f"{name}: only in {'this run' if name in files else 'the uninterrupted run'}" for name in sorted(files.keys() ^ others.keys())]
     both = sorted(files.keys() & others.keys())
-    return odd + [f"{name}: not the same" for name in both if files[name].read_bytes() != others[name].read_bytes()]
+    return odd + [f"{name}: not the same" for name in both if contents(files[name]) != contents(others[name])]
 
 
 def restore(folder: Path, kept: Path) -> None:
@@ -60,6 +79,9 @@ def main() -> None:
     folder, rng = told.folder.resolve(), np.random.default_rng(told.seed)
     folder.mkdir(parents=True, exist_ok=True)
     before, whole, log = (folder.with_name(f"{folder.name}{end}") for end in (".before", ".whole", ".log"))
+    for left in (before, whole):
+        if left.exists():
+            sys.exit(f"{left}: of an earlier start that ended early (.before holds what {folder} was, .whole what it became); remove it")
     shutil.copytree(folder, before)
     took = run(told.command, log) or 0.0
     shutil.copytree(folder, whole)
