@@ -115,6 +115,8 @@ class TrainConfig:
     """Of reward models: share of the prompts that are not trained on, drawn by the seed, for accuracy and calibration."""
     held_out_dataset_name: str | None = None
     """Of reward models: pairs to measure these on instead."""
+    held_out_split_name: str | None = None
+    """Of reward models: split of that dataset, for example test; `dataset_split_name` and `reader` are those of the training alone."""
 
     likelihood: Spec | None = None
     """Of texts, how token log-probabilities make a score: sum; mean (with it `dpo` is LN-DPO, `ipo` TRL's, `simpo` SimPO);

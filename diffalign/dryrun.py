@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import build, dryrun_text
+from diffalign import build, dryrun_text, rewardbuild
 from diffalign.adapters import trainable
 from diffalign.backbones.base import Trained
 from diffalign.backbones.folders import is_language_model
@@ -39,7 +39,9 @@ def report(config: TrainConfig, candidates: int = 2) -> str:
     if METHODS[config.method].inference == "reward":
         name, head = settings_of(config.reward_head, config.method)
         found = ("model", f"reward head {name} ({head}) on embeddings of {config.pretrained_model_name_or_path}")
-        return "\n".join(_aligned([found, *_step(config, None, _view(config, "image"))]))
+        if (view := _view(config, "image")) is not None:
+            view.entries = rewardbuild.divided(config, view)[0]
+        return "\n".join(_aligned([found, *_step(config, None, view)]))
     if is_language_model(config.pretrained_model_name_or_path):
         model, found = dryrun_text.described(config)
         lines = _aligned([*found, *_step(config, model, _view(config, "text"))])

@@ -67,7 +67,7 @@ def _kind(backbone: Trained) -> str:
 
 def _save_weights(backbone: Any, config: TrainConfig, folder: Path) -> None:
     if isinstance(backbone, RewardModel):
-        save_head(backbone.network, folder / FILE, embeds=backbone.embeds.fingerprint, beta=backbone.beta)
+        save_head(backbone.network, folder / FILE, embeds=backbone.embeds, beta=backbone.beta)
         return
     if isinstance(backbone, LanguageModel):
         _save_language_model(backbone, config, folder)

@@ -17,7 +17,7 @@ from diffalign.data.view import Entry, View
 from diffalign.dataset import open_dataset
 from diffalign.errors import TableError
 from diffalign.rewardmodel.calibration import in_words, judged, reliability
-from diffalign.rewardmodel.embeds import Embeds, load_embeds
+from diffalign.rewardmodel.embeds import load_embeds
 from diffalign.rewardmodel.heads import Head, PalHead, Sizes, make
 from diffalign.rewardmodel.pairs import RewardLikelihood, RewardPairs, Stored, split
 from diffalign.rewardmodel.settings import PalSettings, settings_of
@@ -30,10 +30,10 @@ PICTURE = "reliability.png"
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """A head with the frozen embeddings it reads, as the trainer sees a model."""
+    """A head on frozen embeddings, as the trainer sees a model."""
 
     network: Head
-    embeds: Embeds
+    embeds: str  # fingerprint of those embeddings; the model that made them has left the memory
     name: str
     beta: float  # on rewards, to make logits of them
     component: str = "reward_head"
@@ -48,7 +48,7 @@ class RewardModel:
 
     def fingerprint(self) -> str:
         """Return that of the embeddings."""
-        return self.embeds.fingerprint
+        return self.embeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +67,21 @@ def parts(config: TrainConfig, view: View, device: torch.device, beta: float) ->
     """Return head, embeddings and data; the head's weights come from the seed. Raises TableError for data that cannot be split."""
     _, settings = settings_of(config.reward_head, config.method)
     other = _held_out(config)
-    kept, out = (list(view.entries), list(other.entries)) if other else _split(config, view)
-    users = _users(view, kept) if isinstance(settings, PalSettings) else ()
-    if users:
-        kept = [entry for entry in kept if entry.user]
+    if other:
+        _check_apart(view, other)
+    kept, out, users = divided(config, view)
     embeds = load_embeds(config.pretrained_model_name_or_path, config.revision, device)
     index = {name: place for place, name in enumerate(users)}
     stored = Stored(view, embeds, cache_root(config, view))
     apart = Stored(other, embeds, cache_root(config, other)) if other else stored
-    pairs, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, out, apart, index)
+    pairs, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
     head = make(settings, Sizes(embeds.image_width, embeds.prompt_width, users))
     some = RewardPairs(view, kept[:: max(1, len(kept) // MOST)], stored, index).whole()
     head.standardise(some.images.flatten(0, 1), some.prompts)
     facts = {"embeds": embeds.fingerprint, "reward_head": config.reward_head, "held_out_share": None if other else config.held_out_share}
-    facts |= {"held_out_dataset_name": config.held_out_dataset_name, "users": len(users)}
-    model = RewardModel(head.to(device), embeds, config.pretrained_model_name_or_path, beta)
+    facts |= {name: getattr(config, name) for name in ("held_out_dataset_name", "held_out_split_name")} | {"users": len(users)}
+    model = RewardModel(head.to(device), embeds.fingerprint, config.pretrained_model_name_or_path, beta)
     measure = functools.partial(measured, head, held_out, beta, config.seed)
     return RewardParts(model, RewardLikelihood(), pairs, head.groups(config.learning_rate), measure, facts)
 
@@ -92,8 +91,33 @@ def _held_out(config: TrainConfig) -> View | None:
     if config.held_out_dataset_name is None:
         return None
     folder = str(Path(config.output_dir) / "held_out")
-    other = replace(config, dataset_name=config.held_out_dataset_name, output_dir=folder, max_train_samples=None)
+    own = {"dataset_name": config.held_out_dataset_name, "dataset_split_name": config.held_out_split_name, "reader": None}
+    other = replace(config, **own, output_dir=folder, max_train_samples=None)
     return open_dataset(other, reuse=int(os.environ.get("RANK", "0")) > 0)  # that the first process has imported
+
+
+def _check_apart(view: View, other: View) -> None:
+    """Raise TableError where the held-out pairs are those of the training, and say how many of their prompts are."""
+    if other.table.fingerprint == view.table.fingerprint:
+        raise TableError(
+            f"{other.table.path}: the held-out pairs are those that are trained on; name others, or leave `held_out_dataset_name` out "
+            "to hold out a share of the prompts"
+        )
+    prompts = {entry.prompt for entry in other.entries}
+    if known := prompts & {entry.prompt for entry in view.entries}:
+        logger.warning(
+            "%d of %d held-out prompts are trained on too: what is measured is not of new prompts alone", len(known), len(prompts)
+        )
+
+
+def divided(config: TrainConfig, view: View) -> tuple[list[Entry], list[Entry], tuple[str, ...]]:
+    """Return the records to train on, those held out of them, and the users of PAL. Raises TableError for data that cannot be split."""
+    kept, out = (list(view.entries), []) if config.held_out_dataset_name else _split(config, view)
+    _, settings = settings_of(config.reward_head, config.method)
+    if not isinstance(settings, PalSettings):
+        return kept, out, ()
+    users = _users(view, kept)
+    return [entry for entry in kept if entry.user], out, users
 
 
 def _split(config: TrainConfig, view: View) -> tuple[list[Entry], list[Entry]]:

@@ -17,6 +17,7 @@ from diffalign.data.cache import Bank, fingerprint, open_folder, progress
 from diffalign.data.labels import labels_of
 from diffalign.data.records import decode_image
 from diffalign.data.view import Entry, View
+from diffalign.errors import TableError
 from diffalign.rewardmodel.embeds import Embeds
 from diffalign.rewardmodel.heads import NOBODY
 from diffalign.types import Labels, Scores
@@ -60,11 +61,16 @@ class RewardLikelihood:
 
 
 class Stored:
-    """Embeddings of a view's images and prompts on disk; the constructor computes those that are missing."""
+    """Embeddings of a view's images and prompts on disk; the constructor computes those that are missing.
+
+    Raises TableError where candidates have prompts of their own: a reward compares images under one.
+    """
 
     def __init__(self, view: View, embeds: Embeds, root: Path) -> None:
-        counts = [batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()]
-        self._first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        lists = [batch.column("candidates") for batch in view.table.batches()]
+        if any(own.flatten().field("prompt").drop_null() for own in lists):
+            raise TableError(f"{view.table.path}: candidates have prompts of their own; a reward model compares the images of one prompt")
+        self._first = np.concatenate([[0], np.cumsum(np.concatenate([own.value_lengths().to_numpy() for own in lists]))])
         names = sorted({entry.prompt for entry in view.entries})
         facts = {"model": embeds.fingerprint}
         folder = open_folder(root, "embeds", facts | {"table": view.table.fingerprint})

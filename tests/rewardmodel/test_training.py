@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diffalign
+from diffalign import rewardbuild
 from diffalign.api import align, train
 from diffalign.cli import main
 from diffalign.config import TrainConfig
 from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.table import write_table
+from diffalign.dataset import open_dataset
 from diffalign.errors import CheckpointError, ConfigError, TableError
 from diffalign.rewardmodel.embeds import ClipEmbeds, PixelEmbeds
 from diffalign.rewardmodel.pairs import split
@@ -136,11 +140,44 @@ def test_a_resumed_run_equals_an_uninterrupted_one(town):
         train(replace(config, resume_from_checkpoint="latest", held_out_share=0.5))
 
 
-def test_a_dataset_of_its_own_is_measured_on_and_everything_is_trained_on(town, tmp_path):
+def test_a_dataset_of_its_own_is_measured_on_and_everything_is_trained_on(town, tmp_path, caplog):
     write_table(tmp_path / "other", votes(prompts=2, seed=1))
     given = {"held_out_dataset_name": str(tmp_path / "other"), "reward_head": {"bt": {"hidden": 4}}, **QUICK}
     facts = run_of(align("pixels", town / "votes", method="reward_bt", output_dir=tmp_path / "run", **given))
     assert (facts["records"], facts["held_out"]["pairs"], facts["held_out_share"]) == (96, 6, None)
+    assert "2 of 2 held-out prompts are trained on too" in caplog.text
+
+
+def test_held_out_pairs_are_not_those_of_the_training_and_have_a_split_of_their_own(town, tmp_path, monkeypatch):
+    same = {"pretrained_model_name_or_path": "pixels", "method": "reward_bt", "dataset_name": str(town / "votes")}
+    config = TrainConfig(**same, output_dir=str(tmp_path / "run"), held_out_dataset_name=str(town / "votes"))
+    with pytest.raises(TableError, match="the held-out pairs are those that are trained on"):
+        train(config)
+    asked = []
+    monkeypatch.setattr(rewardbuild, "open_dataset", lambda other, reuse: asked.append(other) or open_dataset(config))
+    with pytest.raises(TableError, match="those that are trained on"):
+        train(replace(config, reader="trl", dataset_split_name="train", held_out_split_name="test"))
+    assert [(other.reader, other.dataset_split_name) for other in asked] == [(None, "test")]
+
+
+def test_what_embeds_leaves_the_memory_before_the_training(town, tmp_path, monkeypatch):
+    class Own(PixelEmbeds):
+        pass
+
+    made = []
+    monkeypatch.setattr(rewardbuild, "load_embeds", lambda *_: made.append(weakref.ref(own := Own())) or own)
+    config = TrainConfig(pretrained_model_name_or_path="pixels", method="reward_bt", dataset_name=str(town / "votes"))
+    parts = rewardbuild.parts(config, open_dataset(config), torch.device("cpu"), 1.0)
+    gc.collect()
+    assert made[0]() is None
+    assert parts.model.fingerprint() == PixelEmbeds.fingerprint
+
+
+def test_candidates_that_answer_prompts_of_their_own_are_refused(tmp_path):
+    first, *others = votes()
+    told = replace(first, candidates=tuple(replace(c, prompt="another") for c in first.candidates))
+    with pytest.raises(TableError, match="candidates have prompts of their own"):
+        align("pixels", [told, *others], method="reward_bt", output_dir=tmp_path / "run", **QUICK)
 
 
 def test_held_out_prompts_are_a_share_drawn_by_the_seed_and_share_no_record():
@@ -200,7 +237,9 @@ def test_the_command_line_trains_scores_and_says_what_it_would_do(town, tmp_path
         str(tmp_path / "r"),
     ]
     assert main([*recipe, "--dry_run"]) == 0
-    assert "reward head bt" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reward head bt" in said
+    assert "records         78: 246 passes in 300 steps" in said  # of 96 those of 13 prompts; three of 16 are held out
     assert main([*recipe, "--max_train_steps", "2"]) == 0
     assert "use it as the scorer {trained: {path:" in capsys.readouterr().out
     spec = f"[{{trained: {{path: {tmp_path / 'r'}}}}}]"
@@ -219,7 +258,12 @@ def test_the_command_line_trains_scores_and_says_what_it_would_do(town, tmp_path
         ({"method": "reward_pal", "reward_head": {"pal": {"kind": "B", "score": "dist"}}}, ConfigError, "kind B compares by the angle"),
         ({"rank": 4}, ConfigError, "`rank` means nothing to a reward model"),
         ({"objective": "dpo", "beta": 1.0}, ConfigError, "reference"),
-        ({"objective": {"cpo": {}}}, ConfigError, "objective of a reward model is simpo"),
+        ({"objective": {"cpo": {}}}, ConfigError, "objective of a reward model is {simpo: "),
+        ({"objective": "simpo"}, ConfigError, "{simpo: {beta: BETA, gamma: 0}}"),
+        ({"objective": {"simpo": {"gamma": 0.0, "alpha": 0.25}}}, ConfigError, "no logits of preference; found {simpo: .*0.25"),
+        ({"reference": "none"}, ConfigError, "`reference` means nothing to a reward model"),
+        ({"transforms": ["pairs", "orient", "invert"]}, ConfigError, "transform `invert` would make a reward"),
+        ({"held_out_split_name": "test"}, ConfigError, "`held_out_split_name` is of `held_out_dataset_name`"),
         ({"held_out_share": 1.0}, ConfigError, "`held_out_share` is 1.0"),
         ({"pretrained_model_name_or_path": "assets/tiny-sd"}, CheckpointError, "no CLIP"),
         ({"pretrained_model_name_or_path": "assets/tiny-lm"}, CheckpointError, "a model of type"),
