@@ -224,13 +224,13 @@ class TrainConfig:
     validation_steps: int = 500
     """Optimiser steps between validation grids (or texts)."""
     eval_every: int | None = None
-    """Optimiser steps between evaluations against step 0, which keep the best weights in best/ and stop a run that over-optimises."""
+    """Optimiser steps between evaluations against step 0 (the last step has one), which keep best/ and stop a run that over-optimises."""
     eval_prompts: list[str] = field(default_factory=list)
     """Prompts drawn for that, two images each with the same seeds: as `--prompts` of `diffalign eval` takes them."""
     eval_scorers: list[Spec] = field(default_factory=list)
     """Judges that training does not optimise; adherence, if not given, where all prompts are of the embedded world."""
     eval_reward: Spec | None = None
-    """Scorer that training does optimise, if there is one; the implicit accuracy stands for it otherwise."""
+    """Scorer that training does optimise, if there is one; else the implicit accuracy of `eval_every` steps (5 or more) stands for it."""
     eval_patience: int = 3
     """Evaluations in a row, with the reward above and a held-out score or the diversity clearly below step 0, that stop the run."""
     max_bad_steps: int = 10
