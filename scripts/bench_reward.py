@@ -1,5 +1,7 @@
 """What PAL is worth: one reward for everybody against a reward for each user, on the town of personal_world.py; and users who are new.
 
+python -m scripts.bench_reward --root outputs/reward              draws the town's pictures first, where --root lacks them
+
 Both are trained on the same votes and judged on the votes of the same users on prompts held out. A new user's few numbers are fitted to
 their first pairs. Chance is 0.5; users err, so that nobody reaches 1.
 """
@@ -26,15 +28,16 @@ from diffalign.rewardmodel.heads import NOBODY, Head, PalHead
 from diffalign.rewardmodel.pairs import RewardBatch, RewardPairs, Stored, split
 from diffalign.rewardmodel.store import FILE, load_head
 from diffalign.types import Labels
-from personal_world import IMAGES, TRAIN, Person, World, vector
+from scripts.personal_world import IMAGES, TRAIN, Person, World, vector
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "tiny"
 SHOTS = (4, 8, 16)
 VOTES = 200  # of a new user, those on held-out prompts being judged
 
 
 def config_of(method: str, world: World, folder: Path, seed: int, head: dict[str, Any] | None) -> TrainConfig:
     """Return the recipe of a method with the votes and a seed."""
-    given = load_yaml(Path(f"configs/tiny/{method}.yaml")) | {"dataset_name": str(world.table()), "seed": seed}
+    given = load_yaml(CONFIGS / f"{method}.yaml") | {"dataset_name": str(world.table()), "seed": seed}
     given |= {"output_dir": str(folder), "max_train_steps": 1000, "log_every": 50, "overwrite_output_dir": True}
     return from_mapping(given | ({"reward_head": head} if head else {}), "bench_reward")
 
@@ -82,7 +85,7 @@ def as_user(head: PalHead, logits: Tensor, pairs: RewardBatch) -> np.ndarray:
     return (rewards[:, 0] > rewards[:, 1]).double().numpy()
 
 
-def seed_of(world: World, judge: Judge, root: Path, seed: int, head: dict[str, Any] | None) -> None:
+def compare(world: World, judge: Judge, root: Path, seed: int, head: dict[str, Any] | None) -> None:
     """Train both with a seed, and print what they are worth."""
     heads: dict[str, Head] = {}
     config = config_of("reward_bt", world, root / f"bt-{seed}", seed, None)
@@ -130,7 +133,7 @@ def main() -> None:
     judge = Judge(world)
     print(f"{TRAIN} users, {len(world.prompts)} prompts of {IMAGES} pictures, {len(world.unseen)} new users")
     for seed in given.seeds:
-        seed_of(world, judge, given.root, seed, given.head)
+        compare(world, judge, given.root, seed, given.head)
 
 
 if __name__ == "__main__":
