@@ -230,7 +230,7 @@ class TrainConfig:
     eval_scorers: list[Spec] = field(default_factory=list)
     """Judges that training does not optimise; adherence, if not given, where all prompts are of the embedded world."""
     eval_reward: Spec | None = None
-    """Scorer that training does optimise, if there is one; else the implicit accuracy of `eval_every` steps (5 or more) stands for it."""
+    """Scorer that training does optimise, if there is one. The implicit accuracy of the last `eval_every` steps (5 or more) is another."""
     eval_patience: int = 3
     """Evaluations in a row, with the reward above and a held-out score or the diversity clearly below step 0, that stop the run."""
     max_bad_steps: int = 10

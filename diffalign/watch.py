@@ -100,7 +100,7 @@ class Watch:
         return self.config.eval_every is not None and (step % self.config.eval_every == 0 or step == self.config.max_train_steps)
 
     def follow(self, facts: Mapping[str, float]) -> None:
-        """Note a step's implicit accuracy, which stands for the reward where there is no `eval_reward`."""
+        """Note a step's implicit accuracy: it rises with what training optimises, even where `eval_reward` falls."""
         if self.config.eval_every is not None and "implicit_acc" in facts:
             self.recent = [*self.recent, facts["implicit_acc"]][-self.config.eval_every :]
 
@@ -110,18 +110,20 @@ class Watch:
         base = self.base = self.base or seen
         shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
         held_out = [change(base.scores[name], scores, shown, name) for name, scores in seen.scores.items()]
-        reward = held_out.pop() if self.config.eval_reward else None
-        if reward is None and self.recent:
-            reward = change([0.5] * len(self.recent), self.recent, [str(number) for number in range(len(self.recent))], "implicit_acc")
+        rewards = [held_out.pop()] if self.config.eval_reward else []
+        if self.recent:
+            steps = [str(number) for number in range(len(self.recent))]
+            rewards.append(change([0.5] * len(self.recent), self.recent, steps, "implicit_acc"))
         variety = change(base.diversity, seen.diversity, self.prompts, "diversity")
-        reasons = [*alarm(reward, held_out, variety), *_unjudged(base, seen)]
+        rung = (reasons for reward in rewards if (reasons := alarm(reward, held_out, variety)))
+        reasons = [*next(rung, []), *_unjudged(base, seen)]
         effects = [held.effect for held in held_out]
         gained = fmean(effects) if all(map(math.isfinite, effects)) else math.nan
         if step and not reasons and gained >= (-math.inf if self.best is None else self.best[1]):
             self.best = step, gained
             self._keep(parts, {"steps": step, "held_out": gained, **facts})
         self._count(reasons, step)
-        self._tell(seen, [*held_out, *filter(None, (reward,)), variety], gained, reasons, step)
+        self._tell(seen, [*held_out, *rewards, variety], gained, reasons, step)
 
     def together(self) -> dict[str, float]:
         """Return what is logged of the last look, which is the first process's, as is whether to stop."""

@@ -196,6 +196,16 @@ def test_without_a_reward_the_implicit_accuracy_of_the_last_steps_stands_for_it(
     assert fires == ("implicit_acc has risen by 0.4 " in str(watch.stopped))
 
 
+def test_where_the_reward_itself_falls_the_implicit_accuracy_still_tells_that_training_went_on(look, config):
+    watch = Watch.of(replace(config, eval_every=6, eval_patience=1))
+    look(watch, {0: (10, 50)})
+    for number in range(6):
+        watch.follow({"implicit_acc": 0.9 + 0.01 * (-1) ** number})
+    look(watch, {6: (5, 40)})  # both judges fall: what training optimises is no longer what it stands for
+    assert "implicit_acc has risen by 0.4 " in str(watch.stopped)
+    assert "while green fell" in str(watch.stopped)
+
+
 def test_a_run_is_stopped_and_a_resumed_one_alike(config, pictures, tmp_path):
     pictures.colors |= {0: (10, 50), 1: (20, 60), 2: (30, 40), 3: (40, 40)}
     config = replace(config, use_ema=True, ema_decay=0.5, log_every=9)
