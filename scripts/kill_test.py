@@ -2,8 +2,8 @@
 """Kill a command at random moments, run it again until it is done, and compare its files with those of an uninterrupted run.
 
 The command writes into one folder, which may hold what it reads, and nothing that may change meanwhile. Every file there is compared
-byte for byte, hidden ones too; of run.json all but how long its steps took. After so many kills in a row that it is done, it starts anew,
-until it has been killed often enough.
+byte for byte, hidden ones too; but run.json less its times, and safetensors whatever the order of their headers. After so many kills in
+a row that it is done, it starts anew, until it has been killed often enough.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ def kill(process: psutil.Process) -> None:
 
 
 def contents(file: Path) -> bytes:
-    """Return what a file holds; of run.json without how long the steps took, which no two runs share."""
+    """Return what a file holds, but for what no two runs share: how long the steps of run.json took, the order of safetensors' header."""
+    if file.suffix == ".safetensors":
+        data = file.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
     if file.name != "run.json":
         return file.read_bytes()
     known = json.loads(file.read_text(encoding="utf-8"))

@@ -28,6 +28,16 @@ def test_of_run_json_all_is_compared_but_times(tmp_path):
     assert kill_test.differences(tmp_path / "one", tmp_path / "three") == ["run.json: not the same"]
 
 
+def test_of_weights_all_is_compared_but_the_order_of_their_header(tmp_path):
+    first, second = '"__metadata__":{"a":"1"}', '"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    for folder, header, value in (("one", (first, second), 7), ("two", (second, first), 7), ("three", (first, second), 8)):
+        text = f"{{{','.join(header)}}}".encode()
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes([value]))
+    assert kill_test.differences(tmp_path / "one", tmp_path / "two") == []
+    assert kill_test.differences(tmp_path / "one", tmp_path / "three") == ["w.safetensors: not the same"]
+
+
 def test_what_an_earlier_start_left_is_named(tmp_path, monkeypatch):
     (tmp_path / "kills.whole").mkdir()
     monkeypatch.setattr(sys, "argv", ["kill_test", "--folder", str(tmp_path / "kills"), "--", "true"])
