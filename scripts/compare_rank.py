@@ -23,7 +23,7 @@ from scripts.arena import SCALE, TASTE, Arena, Run, play_all
 PROMPTS, STEPS, SEEDS = 128, 160, (0, 1, 2)
 RECORDS = {"rank_dpo": 8, "diffusion_dpo": 16}  # records of a step: of four images, and of two
 HEAD = "| betas | seed | RankDPO against base | DPO against base | RankDPO against DPO | adherence | DPO's |"
-BETA, OTHERS = 500.0, (1000.0, 250.0, 125.0)
+BETA, OTHERS = 500.0, (125.0, 250.0, 1000.0)
 
 
 def run_of(method: str, beta: float, seed: int) -> Run:
