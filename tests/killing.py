@@ -53,6 +53,18 @@ def killed_at(last: int, *calls: tuple[Any, str]) -> Iterator[Life]:
             assert life.deeds >= last
 
 
+def killing(function: Callable[..., Any], survived: int) -> Callable[..., Any]:
+    """Return `function`, which is killed after so many calls."""
+    left = iter(range(survived))
+
+    def called(*args: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            raise Killed
+        return function(*args, **options)
+
+    return called
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Return every file under `folder` by its path, and the empty folders."""
     found = sorted(folder.rglob("*"))

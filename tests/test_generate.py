@@ -19,6 +19,7 @@ from diffalign.generate import generate, ranked, standing
 from diffalign.infer.sample import draw
 from diffalign.options_pairs import GenerateConfig
 from diffalign.rewards.table import SCORERS
+from tests.killing import Killed, killing
 
 PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "orange")][:9]
 
@@ -122,22 +123,6 @@ def test_every_prompt_has_all_its_images_with_scores_ranks_and_seeds_that_draw_t
     assert first.candidates[0].model == micro_sd.name
 
 
-class KillError(Exception):
-    """What a kill is in these tests."""
-
-
-def killing(function, survived):
-    """Return `function`, which is killed after so many calls."""
-    left = iter(range(survived))
-
-    def called(*args, **options):
-        if next(left, None) is None:
-            raise KillError
-        return function(*args, **options)
-
-    return called
-
-
 @pytest.mark.parametrize(("where", "survived"), [("draw", 1), ("write_table", 1), ("write_table", 2), ("score", 0), ("score", 1)])
 def test_a_run_that_was_killed_goes_on_to_the_same_table(config, whole, monkeypatch, where, survived):
     with monkeypatch.context() as patch:
@@ -147,7 +132,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_table(config, whole, monkeypa
             killed = killing(getattr(drawing, where), survived)  # the parts' tables, and then the whole one
             for place in {drawing, module} if where == "write_table" else {drawing}:
                 patch.setattr(place, where, killed)
-        with pytest.raises(KillError):
+        with pytest.raises(Killed):
             generate(config, PROMPTS)
     calls = []
     monkeypatch.setattr(drawing, "draw", lambda *args, **options: calls.append(args[1]) or draw(*args, **options))
@@ -176,7 +161,7 @@ def test_two_processes_share_the_parts_and_make_the_same_table(config, whole, mo
 def test_images_drawn_with_other_settings_are_not_taken_without_a_word(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Redness, "__call__", killing(Redness.__call__, 0))
-        with pytest.raises(KillError):
+        with pytest.raises(Killed):
             generate(config, PROMPTS[:2])
     other = replace(config, guidance_scale=1.0)
     with pytest.raises(ConfigError, match="images of an unfinished run with another `guidance_scale`"):

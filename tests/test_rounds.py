@@ -23,6 +23,7 @@ from diffalign.data.table import ROWS, read_table
 from diffalign.errors import ConfigError, TableError
 from diffalign.infer.sample import draw
 from diffalign.train import Trainer
+from tests.killing import Killed, killing
 
 PROMPTS = ["a red star", "a green heart", "a blue circle"]
 DRAWN = {"prompts": PROMPTS, "max_prompts": 2, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": ["adherence", "bright"]}
@@ -126,22 +127,6 @@ def test_a_round_that_was_stopped_is_the_last_one_and_the_best_weights_are_kept(
     assert [(row["step"], row["round"]) for row in rows] == [(0, 1), (1, 1), (2, 1), (2, 2), (3, 2), (4, 2)]
 
 
-class KillError(BaseException):
-    """What a kill is in these tests."""
-
-
-def killing(function, survived):
-    """Return `function`, which is killed after so many calls."""
-    left = iter(range(survived))
-
-    def called(*args, **options):
-        if next(left, None) is None:
-            raise KillError
-        return function(*args, **options)
-
-    return called
-
-
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(micro_sd, whole, tmp_path, monkeypatch):
     config = config_of(micro_sd, tmp_path / "run")
     kills = [
@@ -154,7 +139,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(micro_sd, wh
     for where, name, survived in kills:
         with monkeypatch.context() as patch:
             patch.setattr(where, name, killing(getattr(where, name), survived))
-            with pytest.raises(KillError):
+            with pytest.raises(Killed):
                 rounds.train(config)
         with pytest.raises(ConfigError, match="holds an earlier run"):
             rounds.train(replace(config, resume_from_checkpoint=None))
@@ -193,7 +178,7 @@ def test_what_was_not_used_yet_may_be_corrected_and_what_was_drawn_is_kept(micro
     config = config_of(micro_sd, tmp_path / "run", generate=DRAWN | {"rank_by": "adherence"}, train_batch_size=10**6)
     with monkeypatch.context() as patch:
         patch.setattr(Bright, "__call__", killing(Bright.__call__, 0))
-        with pytest.raises(KillError):
+        with pytest.raises(Killed):
             rounds.train(config)
     monkeypatch.setattr(drawing, "draw", None)  # it was drawn, with the settings that have not changed
     monkeypatch.setattr(api, "run", lambda own: pytest.fail(f"out of memory at {own.train_batch_size}"))
