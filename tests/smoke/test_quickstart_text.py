@@ -30,7 +30,8 @@ def test_quickstart_writes_pairs_weights_and_report(demo):
     for name in ("taste_gain", "kept_gain", "kept_over_plain", "taste_over_plain"):
         assert facts[f"{name}_ci95"][0] <= facts[name] <= facts[f"{name}_ci95"][1]
     assert all(0.0 <= facts[f"{name}_{who}"] <= 1.0 for name in ("taste", "kept", "adherence") for who in ("base", "aligned", "plain"))
-    assert facts["ci95_plain"][0] <= facts["win_rate_plain"] <= facts["ci95_plain"][1]
+    rate, (low, high) = facts["win_rate_plain"], facts["ci95_plain"]
+    assert (rate, low, high) == (0.5, None, None) or low <= rate <= high  # no interval where every rewrite stayed the same
     page = (demo / "report.html").read_text()
     assert "Meaning kept, plain" in page
     assert "data:image/png;base64" in page
