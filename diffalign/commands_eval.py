@@ -27,13 +27,13 @@ def evaluate(config: EvalConfig, command: str) -> int:
 
         print(json.dumps(compared(config, prompts), indent=2))
         return 0
-    from diffalign.evaluation import PAGE, RESULT, destination, evaluate
+    from diffalign import evaluation  # torch and diffusers take seconds to import
 
-    facts = evaluate(config, prompts, command=command, user=_whom(config))
+    facts = evaluation.evaluate(config, prompts, command=command, user=_whom(config))
     if facts is not None:
         print("\n".join(_lines(facts)))
-        for name in (RESULT, PAGE) if prompts else (RESULT,):
-            print(destination(config) / name)
+        for name in (evaluation.RESULT, evaluation.PAGE) if prompts else (evaluation.RESULT,):
+            print(evaluation.destination(config) / name)
     return 0
 
 
