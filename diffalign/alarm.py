@@ -12,7 +12,8 @@ from diffalign.intervals import bootstrapped
 
 MOST_WINS = 1 / 3  # a held-out score has fallen where the base wins two draws in three or more, ties counting one half
 LARGE = 0.5  # or by so many standard deviations, with less than LEAST_KEPT of the base's left: where scores are few, most draws tie
-LEAST_KEPT = 0.7  # diversity has fallen where less than so much of the base's is left
+LEAST_KEPT = 0.7
+LEAST_VARIETY = 0.5  # diversity has fallen where less than so much of the base's is left: a taste for one place takes a third of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def alarm(reward: Change | None, held_out: Sequence[Change], diversity: Change |
 
     Then each held-out score that has fallen is a reason (interval below zero; and the base wins two draws in three or more, ties
     counting one half, or half a standard deviation is lost, and with it three tenths of the base's), and so is diversity (interval below
-    zero, and less than 0.7 of the base's left). The limits leave out falls that are real and small: agreeing with a preference costs some
+    zero, and less than half of the base's left). The limits leave out falls that are real and small: agreeing with a preference costs some
     variety, and now and then an attribute, which is many standard deviations of a score that was nearly always 1.
     """
     if reward is None or not reward.low > 0:
@@ -64,14 +65,13 @@ def alarm(reward: Change | None, held_out: Sequence[Change], diversity: Change |
         f"{risen} while {held.name} fell by {-held.value:.3g} [{-held.high:.3g}, {-held.low:.3g}] from {held.base:.3g}, "
         f"winning {held.wins:.0%} of draws"
         for held in held_out
-        if held.high < 0 and (held.wins <= MOST_WINS or (held.effect <= -LARGE and _much_lost(held)))
+        if held.high < 0 and (held.wins <= MOST_WINS or (held.effect <= -LARGE and _left(held) < LEAST_KEPT))
     ]
-    if diversity is not None and diversity.high < 0 and _much_lost(diversity):
-        left = (diversity.base + diversity.value) / diversity.base
-        reasons.append(f"{risen} while {diversity.name} fell to {left:.0%} of the base's, from {diversity.base:.3g}")
+    if diversity is not None and diversity.high < 0 and _left(diversity) < LEAST_VARIETY:
+        reasons.append(f"{risen} while {diversity.name} fell to {_left(diversity):.0%} of the base's, from {diversity.base:.3g}")
     return reasons
 
 
-def _much_lost(one: Change) -> bool:
-    """Return whether less than `LEAST_KEPT` of the base's mean is left."""
-    return one.base + one.value < LEAST_KEPT * one.base
+def _left(one: Change) -> float:
+    """Return what part of the base's mean is left; none of one that is not above zero, where only standard deviations can tell."""
+    return (one.base + one.value) / one.base if one.base > 0 else 0.0

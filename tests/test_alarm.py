@@ -10,10 +10,11 @@ import pytest
 
 from diffalign.alarm import Change, alarm, change
 
-# What two real trainings of tiny-sd wrote to eval.jsonl, rounded: scripts/overoptimise.py with seed 0, and the settings of quickstart
-# (beta 500, rate 1e-3, 32 pairs a step, taste "high", seed 0) on 110 votes, 24 prompts. Training anew takes minutes. With so few votes
-# the latter is healthy for 250 steps alone: at 300, after 87 epochs, adherence has fallen from 0.986 to 0.741.
+# What three real trainings of tiny-sd wrote to eval.jsonl, rounded (training anew takes minutes): scripts/overoptimise.py with seed 0; the
+# quickstart (taste "high", seed 0) with 24 of its held-out prompts; and its settings on 110 votes, which are healthy for 250 steps alone:
+# at 300, after 87 epochs, adherence has fallen from 0.986 to 0.741.
 STORED = Path(__file__).parent / "fixtures" / "watched.json"
+STORIES = [("overoptimised", [False, False, True, True, True]), ("few_votes", [False] * 5 + [True]), ("healthy", [False] * 6)]
 PROMPTS = [f"prompt {number}" for number in range(8)]
 RISEN = Change("taste", value=0.2, low=0.15, high=0.25, base=0.5, wins=0.9, effect=1.0)
 
@@ -85,8 +86,8 @@ def test_a_small_fall_is_silent_though_it_is_many_deviations_and_no_draw_is_won(
     assert alarm(RISEN, [found], None) == []
 
 
-@pytest.mark.parametrize(("left", "fires"), [(0.69, True), (0.71, False)])
-def test_a_loss_of_three_tenths_of_the_diversity_alarms(left, fires):
+@pytest.mark.parametrize(("left", "fires"), [(0.49, True), (0.51, False)])
+def test_a_loss_of_half_of_the_diversity_alarms(left, fires):
     assert bool(alarm(RISEN, [], variety(left))) == fires
 
 
@@ -100,15 +101,15 @@ def test_without_a_risen_reward_there_is_no_alarm():
 
 
 def test_every_fall_is_a_reason_by_name():
-    reasons = alarm(RISEN, [held(0.0), held(0.9, name="contrast"), held(0.2, name="pickscore")], variety(0.5))
+    reasons = alarm(RISEN, [held(0.0), held(0.9, name="contrast"), held(0.2, name="pickscore")], variety(0.4))
     assert len(reasons) == 3
     assert "taste has risen by 0.2 [0.15, 0.25] while adherence fell by 0.3 [0.1, 0.5] from 0.9" in reasons[0]
     assert "pickscore" in reasons[1]
-    assert "diversity fell to 50% of the base's" in reasons[2]
+    assert "diversity fell to 40% of the base's" in reasons[2]
 
 
-@pytest.mark.parametrize(("run", "fired"), [("overoptimised", [False, False, True, True, True]), ("healthy", [False] * 5 + [True])])
-def test_the_alarm_fires_on_a_run_that_over_optimised_and_is_silent_on_a_healthy_one(run, fired):
+@pytest.mark.parametrize(("run", "fired"), STORIES)
+def test_the_alarm_fires_on_runs_that_over_optimised_and_is_silent_on_a_healthy_one(run, fired):
     rows = json.loads(STORED.read_text())[run]
     told = [[Change(**one) for one in row["changes"]] for row in rows]  # of held-out adherence, the reward and diversity
     assert [bool(alarm(reward, [held_out], variety)) for held_out, reward, variety in told] == fired
