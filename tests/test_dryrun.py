@@ -108,13 +108,13 @@ def allocations(watched):
 
 
 def peak(own):
-    """Return the most bytes that lay in memory at once while a trainer was made and took two steps, the second with a state."""
+    """Return the largest number of bytes that lay in memory at once while a trainer was made and took three steps."""
     Trainer(own, open_dataset(own))  # fills the cache
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
         trainer = Trainer(own, open_dataset(own))
         trainer._begin()
-        batches = loader(trainer.parts.pairs, trainer.sampler, 0, 2, 0)
-        for _ in range(2):
+        batches = loader(trainer.parts.pairs, trainer.sampler, 0, 3, 0)
+        for _ in range(3):
             trainer.optimizer_step(batches)
             trainer.step += 1
     ours: set[int] = set()  # addresses; what lay there before, the garbage of other tests, is not ours to count when it goes
