@@ -19,22 +19,9 @@ from diffalign.options_eval import EvalConfig
 from diffalign.ratings import bradley_terry
 from diffalign.rewards.table import SCORERS
 from tests.killing import killed_at, tree
+from tests.shades import PROMPTS, Shade
 
-PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "white")][:9]  # two parts
 SHADES = {"tiny-sd": 0, "base": 20, "good": 40, "bad": -40, "plain": 0}
-
-
-class Shade:
-    """Scores the mean of one colour, and cannot judge white things by the first."""
-
-    scale, licence, max_tokens, revision = "mean in [0, 255]", "Apache-2.0", None, None
-
-    def __init__(self, name: str, channel: int) -> None:
-        self.name, self.channel = name, channel
-
-    def __call__(self, images, prompts):
-        values = [np.asarray(image, dtype=np.float64)[..., self.channel].mean() for image in images]
-        return np.where(["white" in prompt and self.channel == 0 for prompt in prompts], np.nan, values)
 
 
 def painted(pipe, prompts, seeds, **told):

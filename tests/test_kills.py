@@ -25,22 +25,9 @@ from diffalign.options_pairs import GenerateConfig
 from diffalign.rewards.score import score_table
 from diffalign.rewards.table import SCORERS
 from tests.killing import killed_at, tree
+from tests.shades import PROMPTS, Shade
 
-PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "white")][:9]  # two parts
 FOREVER = 10**6
-
-
-class Shade:
-    """Scores the mean of one colour, and cannot judge white things."""
-
-    scale, licence, max_tokens, revision = "mean in [0, 255]", "Apache-2.0", None, None
-
-    def __init__(self, name: str, channel: int) -> None:
-        self.name, self.channel = name, channel
-
-    def __call__(self, images, prompts):
-        values = [np.asarray(image, dtype=np.float64)[..., self.channel].mean() for image in images]
-        return np.where(["white" in prompt for prompt in prompts], np.nan, values)
 
 
 def painted(pipe, prompts, seeds, **told):

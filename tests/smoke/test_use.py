@@ -87,7 +87,8 @@ def test_an_npo_run_steers_another_run(micro_sd, pairs_file, tmp_path):
     np.testing.assert_allclose(picture(diffalign.load(negative, positive=positive, beta=0.0)), picture(alone), atol=1e-5)
     facts = evaluate(EvalConfig(output_dir=str(negative), positive=str(positive), beta=0.0, num_inference_steps=2), ["a red star"])
     assert [run["path"] for run in facts["runs"]] == [str(positive), str(negative)]
-    assert facts["comparisons"][0]["ties"] == 1  # with no weight it is plain guidance on the positive run
+    compared = facts["comparisons"][0]
+    assert (compared["win_rate"], compared["change"]) == (0.5, 0.0)  # with no weight it is plain guidance on the positive run
     with pytest.raises(ConfigError, match="this is diffusion_dpo"):
         diffalign.load(positive, positive=negative)
     with pytest.raises(ConfigError, match="a run of diffusion_npo itself"):

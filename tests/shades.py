@@ -1,0 +1,20 @@
+"""Prompts for two parts, and scorers of a colour that cannot judge all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "white")][:9]  # two parts
+
+
+class Shade:
+    """Scores the mean of one colour, and cannot judge white things by the first."""
+
+    scale, licence, max_tokens, revision = "mean in [0, 255]", "Apache-2.0", None, None
+
+    def __init__(self, name: str, channel: int) -> None:
+        self.name, self.channel = name, channel
+
+    def __call__(self, images, prompts):
+        values = [np.asarray(image, dtype=np.float64)[..., self.channel].mean() for image in images]
+        return np.where(["white" in prompt and self.channel == 0 for prompt in prompts], np.nan, values)
