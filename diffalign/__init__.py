@@ -11,38 +11,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from diffalign.core.version import __version__
+
 if TYPE_CHECKING:
-    from diffalign.api import align
-    from diffalign.config import TrainConfig
+    from diffalign.core.errors import DiffalignError
+    from diffalign.core.types import Scores
     from diffalign.data.records import Candidate, Record
     from diffalign.data.table import read_table, write_table
-    from diffalign.diffusion.path import FlowPath, VPPath, advance, mix, split, target
-    from diffalign.errors import DiffalignError
     from diffalign.infer.load import load
     from diffalign.methods import METHODS
+    from diffalign.methods.config import TrainConfig
+    from diffalign.models.diffusion.path import FlowPath, VPPath, advance, mix, split, target
     from diffalign.objectives import OBJECTIVES
-    from diffalign.types import Scores
-
-__version__ = "0.1.0"
+    from diffalign.train.align import align
 
 _HOMES = {
-    "align": "diffalign.api",
-    "TrainConfig": "diffalign.config",
+    "align": "diffalign.train.align",
+    "TrainConfig": "diffalign.methods.config",
     "Candidate": "diffalign.data.records",
     "Record": "diffalign.data.records",
     "read_table": "diffalign.data.table",
     "write_table": "diffalign.data.table",
-    "FlowPath": "diffalign.diffusion.path",
-    "VPPath": "diffalign.diffusion.path",
-    "advance": "diffalign.diffusion.path",
-    "mix": "diffalign.diffusion.path",
-    "split": "diffalign.diffusion.path",
-    "target": "diffalign.diffusion.path",
-    "DiffalignError": "diffalign.errors",
+    "FlowPath": "diffalign.models.diffusion.path",
+    "VPPath": "diffalign.models.diffusion.path",
+    "advance": "diffalign.models.diffusion.path",
+    "mix": "diffalign.models.diffusion.path",
+    "split": "diffalign.models.diffusion.path",
+    "target": "diffalign.models.diffusion.path",
+    "DiffalignError": "diffalign.core.errors",
     "load": "diffalign.infer.load",
     "METHODS": "diffalign.methods",
     "OBJECTIVES": "diffalign.objectives",
-    "Scores": "diffalign.types",
+    "Scores": "diffalign.core.types",
 }
 
 __all__ = [

@@ -21,26 +21,28 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from diffalign import adapters
-from diffalign.backbones.folders import without_t5
-from diffalign.backbones.table import load_pipeline
-from diffalign.build import pairs as build_pairs
-from diffalign.config import TrainConfig
-from diffalign.configfile import from_mapping
-from diffalign.dataset import import_dataset, open_dataset
-from diffalign.evaluate import heldout_log_ratios, win_rate
+from diffalign.cli.demo.images import open_prompts, vote
+from diffalign.data.importing import import_dataset
+from diffalign.data.world.captions import parse
+from diffalign.data.world.judge import mean_adherence, read
+from diffalign.data.world.scenes import random_scene, render
+from diffalign.data.world.tastes import User, taste_score
+from diffalign.evaluate.heldout import heldout_log_ratios
+from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
-from diffalign.metrics import implicit_accuracy
-from diffalign.quickstart import open_prompts, vote
-from diffalign.reference import AdapterOff
-from diffalign.shapes.captions import parse
-from diffalign.shapes.judge import mean_adherence, read
-from diffalign.shapes.scenes import random_scene, render
-from diffalign.shapes.tastes import User, taste_score
-from diffalign.train import LOG, Trainer
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build.image import pairs as build_pairs
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import from_mapping
+from diffalign.models import adapters
+from diffalign.models.backbones.folders import without_t5
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.models.reference import AdapterOff
+from diffalign.objectives.metrics import implicit_accuracy
+from diffalign.train.trainer import LOG, Trainer
 
 TASTE, MODEL, SCALE = "high", "assets/tiny-sd", 4.0
 TRAIN, HELDOUT, EVAL, TUNE = 384, 100, 200, 100  # pairs to train on, pairs to classify, prompts to judge and to tune on

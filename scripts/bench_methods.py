@@ -14,7 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from diffalign.backbones.folders import resolve
+from diffalign.models.backbones.folders import resolve
 from scripts.bench_step import TINY, Stepper, Variant, base_config, write_reduced_sd
 
 PAIRS = ["pairs", "drop_ties", "orient"]  # SmPO without its soft label, which costs nothing in a step

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffalign import api
-from diffalign.backbones.table import load_pipeline
-from diffalign.configfile import from_mapping
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
+from diffalign.core.runs import RUN
+from diffalign.data.world.judge import mean_adherence
+from diffalign.data.world.tastes import User
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
-from diffalign.result import RUN
-from diffalign.shapes.judge import mean_adherence
-from diffalign.shapes.tastes import User
+from diffalign.methods.config_file import from_mapping
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.train import align as api
 from scripts.personal_report import SHOTS, report
 from scripts.personal_world import MODEL, SCALE, STEPS, UNSEEN, Person, World, taste_scores, vector
 

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffalign.api import train
-from diffalign.config import TrainConfig
-from diffalign.configfile import from_mapping, load_yaml
-from diffalign.dataset import open_dataset
-from diffalign.rewardmodel.embeds import PixelEmbeds
-from diffalign.rewardmodel.fit import fit_user
-from diffalign.rewardmodel.heads import NOBODY, Head, PalHead
-from diffalign.rewardmodel.pairs import RewardBatch, RewardPairs, Stored, split
-from diffalign.rewardmodel.store import FILE, load_head
-from diffalign.types import Labels
+from diffalign.core.types import Labels
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.rewards.heads.embeds import PixelEmbeds
+from diffalign.rewards.heads.networks import NOBODY, Head, PalHead
+from diffalign.rewards.heads.new_user import fit_user
+from diffalign.rewards.heads.pairs import RewardBatch, RewardPairs, Stored, split
+from diffalign.rewards.heads.store import FILE, load_head
+from diffalign.train.align import train
 from scripts.personal_world import IMAGES, TRAIN, Person, World, vector
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "tiny"

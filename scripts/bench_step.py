@@ -35,16 +35,16 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from diffalign import build
-from diffalign.backbones.folders import resolve
-from diffalign.config import TrainConfig
-from diffalign.configfile import from_mapping, load_yaml, save_yaml
-from diffalign.data.batch import loader
-from diffalign.dataset import open_dataset
-from diffalign.shapes.captions import VOCABULARY, random_caption
-from diffalign.shapes.scenes import random_scene, render
-from diffalign.train import Trainer
-from diffalign.types import Batch
+from diffalign.core.types import Batch
+from diffalign.data.sampler import loader
+from diffalign.data.world.captions import VOCABULARY, random_caption
+from diffalign.data.world.scenes import random_scene, render
+from diffalign.methods.build import image as build
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
+from diffalign.models.backbones.folders import resolve
+from diffalign.train.trainer import Trainer
 
 TINY = "assets/tiny-sd"
 STEPS = 10_000  # more than a run takes

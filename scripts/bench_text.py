@@ -36,12 +36,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from bench_step import clock, flops, matmul_rate, peak_mib
-from diffalign import adapters
-from diffalign.backbones.lm_forward import read
+from diffalign.core.types import TextBatch
+from diffalign.models import adapters
+from diffalign.models.reference import AdapterOff, Cached, Frozen
+from diffalign.models.text.forward import read
+from diffalign.models.text.likelihood import SequenceLikelihood, Switches
 from diffalign.objectives import OBJECTIVES
-from diffalign.reference import AdapterOff, Cached, Frozen
-from diffalign.text.likelihood import SequenceLikelihood, Switches
-from diffalign.types import TextBatch
 
 VOCABULARY, COMPLETION, RANK, BETA = 32_000, 64, 16, 0.1
 SIZES = {"tiny": (4, 256, 4, 2, 704), "100m": (12, 768, 12, 4, 2048), "1b": (16, 2048, 32, 8, 8192)}  # layers, width, heads, of keys, inner

@@ -15,9 +15,9 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from diffalign.data.table import is_table
-from diffalign.evaluate import WinRate, win_rate
-from diffalign.generate import generate
-from diffalign.options_pairs import GenerateConfig
+from diffalign.evaluate.win_rate import WinRate, win_rate
+from diffalign.infer.generate_pairs import generate
+from diffalign.infer.options import GenerateConfig
 from scripts.arena import SCALE, TASTE, Arena, Run, play_all
 
 PROMPTS, STEPS, SEEDS = 128, 160, (0, 1, 2)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 
-from diffalign import rounds
-from diffalign.configfile import from_mapping
 from diffalign.data.table import read_table
-from diffalign.evaluate import WinRate
+from diffalign.evaluate.win_rate import WinRate
 from diffalign.infer.load import load
+from diffalign.methods.config_file import from_mapping
+from diffalign.train import rounds
 from scripts.arena import BASE, SCALE, TASTE, Arena, play_all, scores
 from scripts.compare_rank import BETA, PROMPTS, RECORDS, SEEDS, STEPS, draw_rankings, pooled, run_of
 

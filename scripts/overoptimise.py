@@ -15,15 +15,15 @@ import numpy as np
 from jsonargparse import auto_cli
 from PIL import Image
 
-from diffalign.alarm import change
-from diffalign.api import align
 from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.world.captions import random_caption
+from diffalign.data.world.scenes import random_scene, render
 from diffalign.infer.load import base_of, load
 from diffalign.infer.sample import draw
+from diffalign.rewards.hacking import change
 from diffalign.rewards.table import load_scorer
-from diffalign.shapes.captions import random_caption
-from diffalign.shapes.scenes import random_scene, render
-from diffalign.watch import BEST, EVALUATIONS
+from diffalign.train.align import align
+from diffalign.train.overoptimisation import BEST, EVALUATIONS
 
 SETTINGS = {"beta": 1.0, "learning_rate": 5e-3, "train_batch_size": 8, "max_train_steps": 150, "eval_every": 15}
 

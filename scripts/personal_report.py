@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr, wilcoxon
 
-from diffalign.evaluate import WinRate, win_rate
+from diffalign.evaluate.win_rate import WinRate, win_rate
 from scripts.personal_world import UNSEEN, Person, World, vector
 
 SHOTS = (1, 2, 4, 8, 16)

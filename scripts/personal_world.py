@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from diffalign.backbones.table import load_pipeline
-from diffalign.conditioning.choices import Choice
+from diffalign.data.importing import import_dataset
 from diffalign.data.records import encode_image
-from diffalign.dataset import import_dataset
+from diffalign.data.world.captions import parse, random_caption
+from diffalign.data.world.judge import read
+from diffalign.data.world.scenes import random_scene
+from diffalign.data.world.tastes import User, taste_score
 from diffalign.infer.sample import draw
-from diffalign.shapes.captions import parse, random_caption
-from diffalign.shapes.judge import read
-from diffalign.shapes.scenes import random_scene
-from diffalign.shapes.tastes import User, taste_score
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.models.users.choices import Choice
 
 MODEL, SCALE, STEPS = "assets/tiny-sd", 4.0, 20
 TRAIN, UNSEEN = 240, 50  # users

@@ -21,8 +21,8 @@ from diffusers.training_utils import EMAModel, compute_snr
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffalign.shapes.captions import VOCABULARY, random_caption
-from diffalign.shapes.scenes import SIZE, Scene, all_scenes, render, withheld_scenes
+from diffalign.data.world.captions import VOCABULARY, random_caption
+from diffalign.data.world.scenes import SIZE, Scene, all_scenes, render, withheld_scenes
 from rounds import start_from, steps
 from tiny_card import pixels, save
 

@@ -22,11 +22,11 @@ from scipy.stats import entropy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from diffalign.infer.rewrite import Rewriter
-from diffalign.shapes.captions import VOCABULARY, parse, random_caption
-from diffalign.shapes.checks import is_caption
-from diffalign.shapes.rewrites import distance, random_rewrite, short_prompts
-from diffalign.shapes.scenes import ATTRIBUTES, Scene, all_scenes, withheld_scenes
+from diffalign.data.world.captions import VOCABULARY, parse, random_caption
+from diffalign.data.world.checks import is_caption
+from diffalign.data.world.rewrites import distance, random_rewrite, short_prompts
+from diffalign.data.world.scenes import ATTRIBUTES, Scene, all_scenes, withheld_scenes
+from diffalign.infer.text.rewriter import Rewriter
 from rounds import steps
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"

@@ -23,8 +23,8 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffalign.shapes.captions import random_caption
-from diffalign.shapes.scenes import Scene
+from diffalign.data.world.captions import random_caption
+from diffalign.data.world.scenes import Scene
 from pretrain_tiny import LATENT, TOKENS, cache_latents, text_config
 from rounds import start_from, steps
 from tiny_card import save

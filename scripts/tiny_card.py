@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from scipy.stats import entropy
 
-from diffalign.backbones.table import load_pipeline
+from diffalign.data.world.captions import full_caption
+from diffalign.data.world.judge import mean_adherence, read
+from diffalign.data.world.scenes import ATTRIBUTES, render, withheld_scenes
 from diffalign.infer.sample import draw, grid
-from diffalign.shapes.captions import full_caption
-from diffalign.shapes.judge import mean_adherence, read
-from diffalign.shapes.scenes import ATTRIBUTES, render, withheld_scenes
+from diffalign.models.backbones.table import load_pipeline
 
 
 def pixels(images: list[Image.Image]) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from diffalign.cli import main
+from diffalign.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

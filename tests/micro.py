@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffalign.shapes.captions import random_caption
-from diffalign.shapes.scenes import random_scene, render
+from diffalign.data.world.captions import random_caption
+from diffalign.data.world.scenes import random_scene, render
 from tests.micro_models import write_micro
 
 

@@ -34,7 +34,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from diffalign.shapes.captions import VOCABULARY
+from diffalign.data.world.captions import VOCABULARY
 
 WIDTH = 16  # of every text encoder
 SIDE = 32  # pixels of an image; its latent has 8

@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""The command line: one file a command."""

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffalign import commands, commands_eval, commands_pairs, commands_score
-from diffalign.config import TrainConfig
-from diffalign.configfile import load_yaml
-from diffalign.errors import DiffalignError
-from diffalign.options import (
+from diffalign.cli.commands import eval as commands_eval
+from diffalign.cli.commands import pairs as commands_pairs
+from diffalign.cli.commands import run as commands
+from diffalign.cli.commands import score as commands_score
+from diffalign.cli.options.judging import JUDGING
+from diffalign.cli.options.options import (
     ChesConfig,
     EmbedConfig,
     ExportConfig,
@@ -23,11 +24,13 @@ from diffalign.options import (
     TextQuickstartConfig,
     ValidateConfig,
 )
-from diffalign.options_eval import EvalConfig
-from diffalign.options_judging import JUDGING
-from diffalign.options_pairs import GenerateConfig
-from diffalign.options_score import ScoreConfig
-from diffalign.parsers import build_parser, made
+from diffalign.cli.options.score import ScoreConfig
+from diffalign.cli.parser import build_parser, made
+from diffalign.core.errors import DiffalignError
+from diffalign.evaluate.options import EvalConfig
+from diffalign.infer.options import GenerateConfig
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import load_yaml
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +106,7 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
         dry_run = values.pop("dry_run")
         return commands.train(made(TrainConfig, values), dry_run=dry_run)
     if parsed.command == "eval" and "kind" in values:
-        from diffalign import commands_judging  # scipy.stats takes a second to import
+        from diffalign.cli.commands import judging as commands_judging  # scipy.stats takes a second to import
 
         return commands_judging.RUN[values["kind"]](JUDGING[values["kind"]][0](**values[values["kind"]]))
     if parsed.command == "eval":
@@ -111,7 +114,3 @@ def _run(parsed: Any, argv: Sequence[str]) -> int:
     if parsed.command == "export":
         return commands.export(ExportConfig(**values))
     return commands.env()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

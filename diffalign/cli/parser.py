@@ -12,10 +12,8 @@ from typing import Any, TypeVar, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from diffalign.config import ALIASES, TrainConfig
-from diffalign.data.readers import READERS
-from diffalign.errors import did_you_mean
-from diffalign.options import (
+from diffalign.cli.options.judging import JUDGING
+from diffalign.cli.options.options import (
     ChesConfig,
     EmbedConfig,
     ExportConfig,
@@ -24,11 +22,13 @@ from diffalign.options import (
     QuickstartConfig,
     ValidateConfig,
 )
-from diffalign.options_eval import EVALS, EvalConfig
-from diffalign.options_judging import JUDGING
-from diffalign.options_pairs import GENERATES, GenerateConfig
-from diffalign.options_score import SCORES, ScoreConfig
-from diffalign.specs import Spec
+from diffalign.cli.options.score import SCORES, ScoreConfig
+from diffalign.core.errors import did_you_mean
+from diffalign.core.specs import Spec
+from diffalign.data.readers import READERS
+from diffalign.evaluate.options import EVALS, EvalConfig
+from diffalign.infer.options import GENERATES, GenerateConfig
+from diffalign.methods.config import ALIASES, TrainConfig
 
 T = TypeVar("T")
 

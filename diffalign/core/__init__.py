@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""What all rooms share: errors, types, files, finished runs."""

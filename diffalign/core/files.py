@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 
-from diffalign.errors import TableError
+from diffalign.core.errors import TableError
 
 logger = logging.getLogger(__name__)
 
@@ -63,3 +66,23 @@ def settle(path: Path) -> None:
 def _name(path: Path) -> str:
     """Return how the names of all folders begin that processes of this machine write or put aside for `path`."""
     return f".{path.name}.{socket.gethostname()}-"
+
+
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `facts` as strict JSON holds them: numpy as Python's own, not finite as None, any other kind as text."""
+    text = json.dumps(dict(facts), default=lambda value: value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value))
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def write(texts: Mapping[Path, str]) -> None:
+    """Write files of one folder, making it: each of them whole or not at all."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporaries[path].write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from diffalign.errors import ConfigError, did_you_mean
+from diffalign.core.errors import ConfigError, did_you_mean
 
 Spec = str | Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.errors import CheckpointError
+from diffalign.core.errors import CheckpointError
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:

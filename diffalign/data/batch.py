@@ -5,47 +5,26 @@ Both are torch datasets over (position, epoch) and give the same batch for the s
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from diffalign.data.buckets import Sizes, alike, block_order
+from diffalign.core.errors import CheckpointError, LatentError
+from diffalign.core.parts import Index
+from diffalign.core.types import Batch, Condition
+from diffalign.data.buckets import Sizes
 from diffalign.data.cache import Bank, fingerprint, open_folder, packed, progress, row_shape, unpacked
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
 from diffalign.data.records import Record
 from diffalign.data.view import Entry, View
-from diffalign.errors import CheckpointError, LatentError
-from diffalign.types import Batch, Condition
-
-Index = tuple[int, int]  # (position in the view, epoch)
-
-
-class Pairs(Protocol):
-    """Training data: a torch dataset over (position, epoch) whose rows make batches."""
-
-    buckets: np.ndarray | None  # (records,) which records have images, and latents, of one size; None: all
-
-    def __len__(self) -> int:
-        """Return the number of records."""
-        ...
-
-    def __getitem__(self, index: Index) -> dict[str, Any]:
-        """Return one loaded record."""
-        ...
-
-    def to_batch(self, rows: list[dict[str, Any]]) -> Any:
-        """Return the batch of loaded rows of one bucket: a Batch of images, or a TextBatch."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,83 +179,3 @@ class CachedPairs(Dataset[dict[str, Any]]):
             for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
                 banks[name].write([i for _, i in part], value.float().cpu().numpy())
         return banks
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sampler:
-    """Which records a step sees: sample g of the run is position perm(epoch)[g mod n], epoch = g div n.
-
-    Samples are numbered over the whole effective batch, so that accumulation and processes only divide the same batch. So does the
-    batch size, unless there are `buckets`: the order is then one in which a forward pass holds one bucket, if it can.
-    """
-
-    records: int
-    batch_size: int
-    accumulation: int
-    processes: int
-    rank: int
-    seed: int
-    buckets: np.ndarray | None = None  # (records,)
-    index: Callable[[int], Index] | None = None  # of a sample number, instead of an order of all records: users sampled uniformly
-
-    @property
-    def effective(self) -> int:
-        """Return the records of one optimiser step, over all processes."""
-        return self.batch_size * self.accumulation * self.processes
-
-    def samples(self, step: int, micro: int) -> range:
-        """Return the sample numbers of one micro-batch of this process."""
-        first = step * self.effective + (micro * self.processes + self.rank) * self.batch_size
-        return range(first, first + self.batch_size)
-
-    def passes(self, step: int) -> list[Sequence[int]]:
-        """Return the sample numbers of all forward passes of a step: one for each micro-batch, or for each bucket in it."""
-        blocks = [self.samples(step, micro) for micro in range(self.accumulation)]
-        if self.buckets is None:
-            return list(blocks)
-        return [part for block in blocks for part in alike(block, self.buckets[[position for position, _ in self.indices(block)]])]
-
-    def indices(self, samples: Sequence[int]) -> list[Index]:
-        """Return (position, epoch) of sample numbers."""
-        if self.index is not None:
-            return [self.index(g) for g in samples]
-        return [(int(_order(self, g // self.records)[g % self.records]), g // self.records) for g in samples]
-
-    def generators(self, samples: Sequence[int]) -> list[torch.Generator]:
-        """Return one generator a sample."""
-        return [sample_generator(self.seed, g) for g in samples]
-
-    def batches(self, first_step: int, last_step: int) -> Iterator[list[Index]]:
-        """Yield the indices of every forward pass from one step to another."""
-        for step in range(first_step, last_step):
-            yield from map(self.indices, self.passes(step))
-
-
-@functools.lru_cache(maxsize=2)
-def _order(sampler: Sampler, epoch: int) -> np.ndarray:
-    """Return the positions (records,) of an epoch in their order."""
-    rng = np.random.default_rng([sampler.seed, epoch])
-    if sampler.buckets is None:
-        return rng.permutation(sampler.records)
-    return block_order(sampler.buckets, sampler.batch_size, epoch * sampler.records, rng)
-
-
-def sample_generator(seed: int, sample: int) -> torch.Generator:
-    """Return the generator of sample number `sample` of a run."""
-    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, workers: int = 0) -> Iterator[Any]:
-    """Yield the batches of all forward passes from one step to another; decoding runs in `workers` processes."""
-    # A list, not the generator itself: the loader asks for its length, and workers may be started afresh.
-    passes = list(sampler.batches(first_step, last_step))
-    rows: Any = DataLoader(cast("Dataset[Any]", pairs), batch_sampler=passes, collate_fn=list, num_workers=workers)
-    for part in rows:
-        yield pairs.to_batch(part)
-
-
-def positions_alike(pairs: Pairs, size: int) -> list[list[int]]:
-    """Return the positions of all records in parts of one bucket and at most `size`."""
-    groups = [list(range(len(pairs)))] if pairs.buckets is None else alike(range(len(pairs)), pairs.buckets)
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]

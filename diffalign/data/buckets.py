@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 
+from diffalign.core.errors import RecordError
 from diffalign.data.cache import Bank, progress
 from diffalign.data.pixels import Framing, Size
 from diffalign.data.records import Record
 from diffalign.data.view import View
-from diffalign.errors import RecordError
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations of a picture that is turned by a quarter
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffalign.errors import TableError
+from diffalign.core.errors import TableError
 
 
 def fingerprint(facts: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.view import Entry, View, without_content
-from diffalign.errors import ConfigError, TableError
 
 
 @dataclass(frozen=True, eq=False)

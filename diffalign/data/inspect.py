@@ -14,10 +14,10 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
+from diffalign.core.errors import RecordError, TableError
 from diffalign.data.records import Candidate, Record, decode_image, encode_image
 from diffalign.data.table import CHUNK, Table
 from diffalign.data.transforms import orient
-from diffalign.errors import RecordError, TableError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffalign.core.types import Labels
 from diffalign.data.view import Entry, View
-from diffalign.types import Labels
 
 
 def labels_of(view: View, entries: Sequence[Entry]) -> Labels:

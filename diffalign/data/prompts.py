@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from diffalign.core.errors import ConfigError, RecordError, TableError, did_you_mean
 from diffalign.data.readers.base import FORMATS, read
 from diffalign.data.readers.prompts import PROMPTS
-from diffalign.errors import ConfigError, RecordError, TableError, did_you_mean
+from diffalign.data.table import is_table, read_table
 
-BUNDLED = Path(__file__).resolve().parent / "prompts"
+BUNDLED = Path(__file__).resolve().parent / "prompt_sets"
 SUFFIXES = (".txt", *FORMATS)
 NEAR = 0.9  # difflib's ratio from which one word counts as a misspelt name of a set
 CURE = " If the word is a prompt, write it into a .txt file"
@@ -96,6 +97,23 @@ def prompts_of(values: Sequence[str]) -> list[str]:
     what is no prompt, TableError for a file without any.
     """
     return [prompt for value in values for prompt in _meant(value)]
+
+
+def prompts_to_draw(
+    values: Sequence[str], dataset_name: str | None = None, split: str | None = None, *, most: int | None = None, seed: int = 0
+) -> list[str]:
+    """Return the prompts that `values`, or else the table or dataset `dataset_name`, name, each once, and at most `most` of them.
+
+    Raises ConfigError where both name prompts.
+    """
+    if values and dataset_name is not None:
+        raise ConfigError("`prompts` and `dataset_name` both name prompts; leave one of them out")
+    prompts: Iterable[str] = prompts_of(values)
+    if dataset_name is not None and is_table(dataset_name):
+        prompts = read_table(dataset_name).column("prompt")
+    elif dataset_name is not None:
+        prompts = (record.prompt for record in read(PROMPTS, dataset_name, split=split))
+    return subset(list(dict.fromkeys(prompts)), most, seed)
 
 
 def subset(prompts: Sequence[str], most: int | None, seed: int = 0, turn: int = 0) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageOps
 
-from diffalign.errors import RecordError
+from diffalign.core.errors import RecordError
 
 
 @dataclass(frozen=True, slots=True)

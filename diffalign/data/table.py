@@ -15,9 +15,9 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from diffalign.data.atomic import atomic_folder
+from diffalign.core.errors import RecordError, TableError
+from diffalign.core.files import atomic_folder
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.errors import RecordError, TableError
 
 VERSION = 1
 ROWS, MANIFEST = "records.arrow", "manifest.json"

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffalign.data.batch import Index, Pairs
+from diffalign.core.parts import Index, Pairs
+from diffalign.core.types import Batch, Condition
 from diffalign.data.view import View
-from diffalign.types import Batch, Condition
 
 EDGE = 4096  # bytes; images of large datasets are not read to their ends for it
 Evidence = Callable[[int, np.random.Generator], dict[str, Tensor]]  # of the user of a position, drawn for it: keys begin with "user"

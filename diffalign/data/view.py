@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from diffalign.core.errors import RecordError, TableError, did_you_mean
 from diffalign.data.records import Message, Record
 from diffalign.data.table import Table, from_row
 from diffalign.data.transforms import Transform, apply
-from diffalign.errors import RecordError, TableError, did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""Comparing models on held-out prompts, with intervals."""

@@ -15,27 +15,27 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffalign import __version__, drift
-from diffalign.api import process_state
-from diffalign.comparing import Drift, Judged, alarmed, compared, rated, summarised
-from diffalign.configcheck import known
+from diffalign.core.errors import ConfigError
+from diffalign.core.files import plain, write
+from diffalign.core.processes import process_state
+from diffalign.core.runs import RUN, run_facts
+from diffalign.core.specs import bind
+from diffalign.core.version import __version__
 from diffalign.data.records import decode_image
 from diffalign.data.table import read_table
-from diffalign.drawing import PART, Parts, draw_parts, score_parts
-from diffalign.entries import BASE, Entry, entries, named
-from diffalign.errors import ConfigError
-from diffalign.evalgrid import Shown
-from diffalign.evalpage import write_page
-from diffalign.evaluate import accuracy_on, check_pairs
-from diffalign.infer.load import run_facts
+from diffalign.data.world.checks import checks, is_caption, shares
+from diffalign.data.world.tastes import TASTES
+from diffalign.evaluate.contestants import BASE, Entry, entries, named
+from diffalign.evaluate.heldout import accuracy_on, check_pairs
+from diffalign.evaluate.options import EvalConfig
+from diffalign.evaluate.pages.comparison import write_page
+from diffalign.evaluate.pages.grid import Shown
+from diffalign.evaluate.panel import Panel, panel
+from diffalign.evaluate.statistics import Drift, Judged, alarmed, compared, rated, summarised
 from diffalign.infer.sample import grid
-from diffalign.judges import Panel, panel
-from diffalign.options_eval import EvalConfig
-from diffalign.page import plain, write
-from diffalign.result import RUN
-from diffalign.shapes.checks import checks, is_caption, shares
-from diffalign.shapes.tastes import TASTES
-from diffalign.specs import bind
+from diffalign.infer.shards import PART, Parts, draw_parts, score_parts
+from diffalign.methods.checks import known
+from diffalign.rewards import drift
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.backbones.folders import check_folder, is_language_model, resolve
-from diffalign.backbones.table import load_pipeline
-from diffalign.build import DTYPES
-from diffalign.drawing import drawn_as, stamped
-from diffalign.errors import ConfigError
-from diffalign.infer.load import base_of, check_layers, load, run_facts
-from diffalign.infer.personal import Personal
-from diffalign.options_eval import EvalConfig
-from diffalign.result import RUN
-from diffalign.rewards.score import stamps
+from diffalign.core.errors import ConfigError
+from diffalign.core.runs import RUN, run_facts
+from diffalign.evaluate.options import EvalConfig
+from diffalign.infer.load import base_of, check_layers, load
+from diffalign.infer.shards import drawn_as, stamped
+from diffalign.infer.users.personal import Personal
+from diffalign.methods.build.bind import DTYPES
+from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.rewards.score_table import stamps
 
 BASE = "base"
 

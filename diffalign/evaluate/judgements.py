@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from diffalign.agreement import Comparisons, Items, majority
+from diffalign.core.errors import ConfigError, RecordError, TableError, did_you_mean
 from diffalign.data.readers.base import Row, open_rows
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.data.view import without_content
-from diffalign.errors import ConfigError, RecordError, TableError, did_you_mean
+from diffalign.rewards.agreement import Comparisons, Items, majority
 
 WORDS = {
     "left": ("left", "leftvote", "model_a", "a", "1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffalign.specs import Spec
+from diffalign.core.specs import Spec
 
 EVALS = """Every model draws the same prompts from the same noise: each image has a seed of its own, made of --seed, prompt and number.
   win rate     share of draws that score above the base's draw of the same seed, averaged by prompt; a draw counts one half where equal;

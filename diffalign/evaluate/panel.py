@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.errors import ConfigError
-from diffalign.infer.card import Source
-from diffalign.infer.load import run_facts
+from diffalign.core.errors import ConfigError
+from diffalign.core.runs import run_facts, scorers_of
+from diffalign.core.specs import Spec, bind, single
+from diffalign.data.world.checks import is_caption
+from diffalign.infer.export.card import Source
 from diffalign.methods import METHODS
-from diffalign.result import scorers_of
 from diffalign.rewards.table import SCORERS, called
-from diffalign.shapes.checks import is_caption
-from diffalign.specs import Spec, bind, single
 
 POOL = {"pickscore": "pickscore", "hps": "hpsv2.1", "imagereward": "imagereward", "clipscore": "clipscore", "aesthetic": "aesthetic"}
 WORLD = {"adherence": "adherence"}

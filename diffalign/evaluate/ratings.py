@@ -9,7 +9,7 @@ from itertools import combinations
 import evalica
 import numpy as np
 
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
 
 TOLERANCE, LIMIT = 1e-10, 100_000  # of evalica's iteration; its own 100 rounds do not always reach the fixed point
 ELO = 400.0 / np.log(10.0)  # Elo points in one unit of log-odds

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.alarm import Change, alarm, change
-from diffalign.evaluate import sign_test, win_rate
-from diffalign.intervals import LEAST_PROMPTS
-from diffalign.ratings import bradley_terry, votes_of_scores
+from diffalign.core.intervals import LEAST_PROMPTS
+from diffalign.evaluate.ratings import bradley_terry, votes_of_scores
+from diffalign.evaluate.win_rate import sign_test, win_rate
+from diffalign.rewards.hacking import Change, alarm, change
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffalign import adapters
-from diffalign.build import Parts, beta_of, parts
-from diffalign.configfile import from_mapping, load_yaml
-from diffalign.dataset import open_dataset
+from diffalign.core.parts import Parts
+from diffalign.core.types import Scores
 from diffalign.infer.load import base_writer, load
-from diffalign.metrics import describe, suppression, top_k
-from diffalign.objectives.rewards import implicit_reward
-from diffalign.text.head import States
-from diffalign.types import Scores
+from diffalign.methods.build.bind import beta_of
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build.image import parts
+from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.models import adapters
+from diffalign.models.text.head import States
+from diffalign.objectives.implicit_reward import implicit_reward
+from diffalign.objectives.metrics import describe, suppression, top_k
 
 
 def compare_texts(

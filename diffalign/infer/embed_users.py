@@ -13,14 +13,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from diffalign.conditioning.choices import Choice, read_choices
+from diffalign.core.errors import ConfigError, TableError, did_you_mean
+from diffalign.core.runs import run_facts
+from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.transforms import pairs
 from diffalign.data.view import View
-from diffalign.dataset import import_dataset
-from diffalign.errors import ConfigError, TableError, did_you_mean
-from diffalign.infer.load import load, run_facts
-from diffalign.infer.user import shortlist
+from diffalign.infer.load import load
+from diffalign.infer.users.pipeline import shortlist
+from diffalign.models.users.choices import Choice, read_choices
 
 logger = logging.getLogger(__name__)
 SUFFIX, LONGEST = ".safetensors", 100  # bytes of a user's id in a file's name

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffalign.api import process_state
-from diffalign.backbones.table import load_pipeline
-from diffalign.build import DTYPES
-from diffalign.data.atomic import settle
+from diffalign.core.errors import ConfigError, TableError, did_you_mean
+from diffalign.core.files import settle
+from diffalign.core.processes import process_state
+from diffalign.core.runs import RUN, run_facts
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.data.transforms.scores import share_beaten
-from diffalign.drawing import Parts, draw_parts, drawn_as, score_parts, stamped
-from diffalign.errors import ConfigError, TableError, did_you_mean
-from diffalign.infer.load import load, run_facts
-from diffalign.options_pairs import GenerateConfig
-from diffalign.result import RUN
+from diffalign.infer.load import load
+from diffalign.infer.options import GenerateConfig
+from diffalign.infer.shards import Parts, draw_parts, drawn_as, score_parts, stamped
+from diffalign.methods.build.bind import DTYPES
+from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 
 HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution", "max_sequence_length", "seed", "mixed_precision")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 
-from diffalign.adapters import PEFT_WEIGHTS, WEIGHTS, load_lora, load_peft
-from diffalign.backbones.lm import MODEL, load_language_model
-from diffalign.backbones.table import component_of, load_pipeline
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.runs import run_facts
 from diffalign.infer.negative import ADAPTER, attach
-from diffalign.infer.personal import Personal
-from diffalign.infer.rewrite import Rewriter
-from diffalign.result import RUN
+from diffalign.infer.text.rewriter import Rewriter
+from diffalign.infer.users.personal import Personal
+from diffalign.models.adapters import PEFT_WEIGHTS, WEIGHTS, load_lora, load_peft
+from diffalign.models.backbones.table import component_of, load_pipeline
+from diffalign.models.text.network import MODEL, load_language_model
 
 
 def load(
@@ -139,15 +138,3 @@ def base_of(
     run = run_facts(Path(output_dir))
     options = {"revision": run.get("revision"), "variant": run.get("variant"), "vae": run.get("vae")}
     return load_pipeline(run["base"], **options, dtype=dtype, device_map=device_map, denoiser=denoiser)
-
-
-def run_facts(folder: Path) -> dict[str, Any]:
-    """Return run.json of a finished run that generates. Raises CheckpointError where there is none, or one that judges."""
-    if not (folder / RUN).is_file():
-        raise CheckpointError(f"{folder}: no finished training run (it has no {RUN}); expected the output_dir of `diffalign train`")
-    run = json.loads((folder / RUN).read_text())
-    if run.get("kind") == "reward":
-        raise CheckpointError(
-            f"{folder}: a run of {run['method']}, a scorer and no generator; use it as the scorer {{trained: {{path: {folder}}}}}"
-        )
-    return run

@@ -21,8 +21,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign.adapters import WEIGHTS
-from diffalign.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.models.adapters import WEIGHTS
 
 ADAPTER = "negative_guidance"  # the name under which a file's adapter is loaded
 

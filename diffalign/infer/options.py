@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffalign.specs import Spec
+from diffalign.core.specs import Spec
 
 GENERATES = """The table has every image with its scores and its rank: `diffalign train --method rank_dpo` learns from the whole rankings,
 other methods from their pairs.

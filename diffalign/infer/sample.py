@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffalign.backbones.table import component_of
-from diffalign.errors import ConfigError
-from diffalign.infer.user import UserPipeline
+from diffalign.core.errors import ConfigError
+from diffalign.infer.users.pipeline import UserPipeline
+from diffalign.models.backbones.table import component_of
 
 
 def draw(

@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffalign.backbones.folders import resolve
+from diffalign.core.errors import ConfigError
+from diffalign.core.runs import RUN, run_facts
+from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
 from diffalign.data.records import Candidate, Record, decode_image, encode_image
 from diffalign.data.table import is_table, read_table, write_table
-from diffalign.errors import ConfigError
-from diffalign.infer.load import run_facts
 from diffalign.infer.sample import draw
-from diffalign.result import RUN
-from diffalign.rewards.score import stamps
+from diffalign.models.backbones.folders import resolve
+from diffalign.rewards.score_table import stamps
 from diffalign.rewards.table import load_scorer
-from diffalign.specs import Spec, single
 
 logger = logging.getLogger(__name__)
 PART = 8  # prompts in a part

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from diffalign.backbones.folders import LAYOUTS, Layout, check_folder, resolve
-from diffalign.conditioning.settings import USER_ENCODERS
-from diffalign.errors import ConfigError, did_you_mean
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.specs import Spec, bind, single
+from diffalign.models.backbones.folders import LAYOUTS, Layout, check_folder, resolve
+from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, facts
-from diffalign.specs import Spec, bind, single
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
 POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")

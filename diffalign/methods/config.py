@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign import configcheck
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
+from diffalign.core.specs import Spec, single
 from diffalign.methods import METHODS
-from diffalign.rewardmodel.settings import check_reward
-from diffalign.specs import Spec, single
+from diffalign.methods import checks as configcheck
+from diffalign.rewards.heads.settings import check_reward
 
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
 

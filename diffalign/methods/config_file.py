@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
-from diffalign.config import ALIASES, TrainConfig
-from diffalign.errors import ConfigError, did_you_mean
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.methods.config import ALIASES, TrainConfig
 
 T = TypeVar("T")
 

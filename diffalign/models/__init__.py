@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""What is trained: backbones, language models, adapters, user branches, and the mathematics they are asked by."""

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModelWithProjection, PretrainedConfig
 
+from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.data.cache import fingerprint as hashed
 from diffalign.data.pixels import centred
-from diffalign.errors import CheckpointError, ConfigError, did_you_mean
 
 SIDE = 8  # of the latents, at most: enough to tell colours and places, and 256 numbers for four channels
 BATCH = 32  # images at once

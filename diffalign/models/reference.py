@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign.errors import ConfigError
-from diffalign.types import Likelihood
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Likelihood
 
 
 @contextlib.contextmanager

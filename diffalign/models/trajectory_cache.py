@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from diffalign.backbones.base import Backbone
-from diffalign.data.batch import CachedPairs, Index
+from diffalign.core.parts import Index
+from diffalign.core.types import Batch, Query, Reference
+from diffalign.data.batch import CachedPairs
 from diffalign.data.cache import Bank, open_folder, packed, progress, unpacked
 from diffalign.data.pixels import record_generator
-from diffalign.diffusion.likelihood import DiffusionLikelihood, with_dropped
-from diffalign.diffusion.path import landed
-from diffalign.types import Batch, Query, Reference
+from diffalign.models.backbones.base import Backbone
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood, with_dropped
+from diffalign.models.diffusion.path import landed
 
 # Of an adapter, and of a user branch with its encoder: the base's points do not depend on them.
 TRAINED = ("lora_", "_ip.", "encoder_hid_proj.", "image_proj.", "norm_ip.", "user_")

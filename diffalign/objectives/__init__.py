@@ -11,25 +11,11 @@ from diffalign.objectives.anchored import aot, aot_unpaired, apo_down, apo_zero,
 from diffalign.objectives.base import Facts, Objective
 from diffalign.objectives.base import margin as margin
 from diffalign.objectives.diffusion import denoise, mapo, smpo
-from diffalign.objectives.extra import bvpo, mapl, rpo, selm, srpo, vpo, xpo
 from diffalign.objectives.listwise import adpo_list, exo, infonca, lipo, nca, plackett_luce, pro_rank
-from diffalign.objectives.pairwise import (
-    adpo,
-    discopop,
-    dpo,
-    dpo_gamma,
-    fdpo,
-    flex_dpo,
-    hinge,
-    inpo_nash,
-    ipo,
-    mmdpo,
-    modpo,
-    robust,
-    spa,
-)
+from diffalign.objectives.pairwise import adpo, discopop, dpo, dpo_gamma, fdpo, flex_dpo, hinge, inpo_nash, ipo, mmdpo, modpo, robust, spa
 from diffalign.objectives.reference_free import asft, cpo, orpo, poft, simpo, slic, triple_po
 from diffalign.objectives.token import sparse_po, tab_po, tdpo, wpo
+from diffalign.objectives.with_terms import bvpo, mapl, rpo, selm, srpo, vpo, xpo
 
 OBJECTIVES: dict[str, Objective] = {
     "dpo": dpo,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores, Tokens
+    from diffalign.core.types import Scores, Tokens
 
 Objective = Callable[..., "Tensor"]
 Constants = ParamSpec("Constants")

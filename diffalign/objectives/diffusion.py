@@ -9,7 +9,7 @@ from diffalign.objectives.base import ahead, both_orders, margin, own, pairwise,
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores
+    from diffalign.core.types import Scores
 
 
 @weighted

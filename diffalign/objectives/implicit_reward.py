@@ -14,7 +14,7 @@ from diffalign.objectives.token import divergence_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores
+    from diffalign.core.types import Scores
 
 Reward = Callable[["Scores", Mapping[str, Any]], "Tensor"]
 

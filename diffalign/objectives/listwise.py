@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
 from diffalign.objectives.base import Divergence, ahead, column, compared, log_sigmoid, per_token, prob_of, surprise, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores
+    from diffalign.core.types import Scores
 
 
 def log_target(s: Scores, temperature: float, label_smoothing: float = 0.0) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.special import entr
 
+from diffalign.core.types import Scores
 from diffalign.objectives.base import margin, own, reference_of
-from diffalign.types import Scores
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}  # of the margins of rewards
 SATURATED = 5.0  # beyond this margin of rewards the gradient of the log-sigmoid is below 1 %

@@ -28,7 +28,7 @@ from diffalign.objectives.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores
+    from diffalign.core.types import Scores
 
 Contrast = Literal["sigmoid", "hinge", "ipo"]
 

@@ -13,7 +13,7 @@ from diffalign.objectives.base import both_orders, compared, margin, need, nll, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.types import Scores
+    from diffalign.core.types import Scores
 
 
 def _dpo(s: Scores, beta: float) -> Tensor:

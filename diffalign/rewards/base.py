@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,3 +47,10 @@ class Scorer(Protocol):
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,) as float64; NaN where an image cannot be judged under its prompt. Images are RGB, of any size."""
         ...
+
+
+def standing(scorer: Mapping[str, Any]) -> str:
+    """Return what a scorer of `eval.json` is to a run: what its word is worth."""
+    if scorer.get("chose"):
+        return "chose the weights"
+    return {True: "held out", False: "seen in training", None: "unknown whether seen in training"}[scorer.get("held_out")]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from diffalign.rewards.clip import CLIP_L, vision
-from diffalign.rewards.network import BATCH
-from diffalign.specs import Spec, bind
+from diffalign.core.specs import Spec, bind
+from diffalign.rewards.scorers.clip import CLIP_L, vision
+from diffalign.rewards.scorers.network import BATCH
 
 Features = Callable[[Sequence[Image.Image]], np.ndarray]
 """Images -> (N, D), whose Euclidean distance says how different two images are."""

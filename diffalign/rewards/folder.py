@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import IMAGE_SUFFIXES, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 
 def images_of(folder: str, prompts: Sequence[str] = ()) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffalign.intervals import bootstrapped
+from diffalign.core.intervals import bootstrapped
 
 MOST_WINS = 1 / 3  # a held-out score has fallen where the base wins two draws in three or more, ties counting one half
 LARGE = 0.5  # or by so many standard deviations, with less than LEAST_KEPT of the base's left: where scores are few, most draws tie

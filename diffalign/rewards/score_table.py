@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from diffalign.data.atomic import settle
+from diffalign.core.errors import ConfigError, TableError
+from diffalign.core.files import settle
+from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
 from diffalign.data.records import Record, decode_image
 from diffalign.data.table import Table, is_table, read_table, write_table
-from diffalign.errors import ConfigError, TableError
 from diffalign.rewards.table import SCORERS, check_scorers, load_scorer
-from diffalign.specs import Spec, single
 
 BATCH = 32  # images decoded at once
 PART = 256  # images between two files of finished scores, or fewer if they take longer than

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffalign.errors import ConfigError, did_you_mean
-from diffalign.result import RUN
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.runs import RUN
+from diffalign.core.specs import Spec, bind, single
 from diffalign.rewards.base import Scorer
-from diffalign.rewards.clip import aesthetic, clipscore, pickscore
-from diffalign.rewards.function import function, http
-from diffalign.rewards.hps import hps
-from diffalign.rewards.imagereward import imagereward
-from diffalign.rewards.mps import mps
-from diffalign.rewards.shapes import adherence, taste
-from diffalign.rewards.trained import trained
-from diffalign.rewards.vqascore import vqascore
-from diffalign.specs import Spec, bind, single
+from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
+from diffalign.rewards.scorers.function import function, http
+from diffalign.rewards.scorers.hps import hps
+from diffalign.rewards.scorers.imagereward import imagereward
+from diffalign.rewards.scorers.mps import mps
+from diffalign.rewards.scorers.trained import trained
+from diffalign.rewards.scorers.vqascore import vqascore
+from diffalign.rewards.scorers.world import adherence, taste
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "pickscore": pickscore,

@@ -6,25 +6,25 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffalign.backbones.folders import LAYOUTS, check_folder, check_language_model, is_language_model, is_local, lasting, resolve
-from diffalign.config import TrainConfig
-from diffalign.configcheck import check_family, check_text
-from diffalign.configfile import from_mapping, load_yaml
+from diffalign.core.errors import ConfigError
+from diffalign.core.processes import process_state
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View
-from diffalign.dataset import open_dataset
-from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.checks import check_family, check_text
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.models.backbones.folders import LAYOUTS, check_folder, check_language_model, is_language_model, is_local, lasting, resolve
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
+    pass
 
-# What diffalign.adapters, which imports torch, writes.
+# What diffalign.models.adapters, which imports torch, writes.
 RESULTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "unet", "transformer")
 RESULTS += ("ip_adapter.safetensors", "user_encoder.safetensors", "model", "reward_head.safetensors", "reliability.png", "held_out")
 
@@ -35,7 +35,7 @@ def align(
     """Fine-tune `model` on preferences and return the folder with the result, for `diffalign.load`.
 
     `data` is a table, dataset file, folder or hub id, or records. `options` are the keys of `TrainConfig`; what draws its own data, by
-    `generate`, is `diffalign.rounds.train`'s.
+    `generate`, is `diffalign.train.rounds.train`'s.
     Raises ConfigError, RecordError, TableError or CheckpointError before any weight loads where the input cannot be meant.
     """
     named = isinstance(data, str | Path)
@@ -55,9 +55,11 @@ def align(
 
 
 def train(config: TrainConfig) -> Path:
-    """Run a training config from its checks to its last step; return the output folder. Rounds are `diffalign.rounds.train`'s."""
+    """Run a training config from its checks to its last step; return the output folder. Rounds are `diffalign.train.rounds.train`'s."""
     if config.generate:
-        raise ConfigError("`generate` draws the data, and here they must be there already; call diffalign.rounds.train(TrainConfig(...))")
+        raise ConfigError(
+            "`generate` draws the data, and here they must be there already; call diffalign.train.rounds.train(TrainConfig(...))"
+        )
     folder = run(config)
     process_state().destroy_process_group()
     return folder
@@ -67,14 +69,16 @@ def run(config: TrainConfig) -> Path:
     """Do what `train` does, and keep the processes of a launch together for what comes next."""
     check(config)
     if "forward" not in config.part("trajectory") or config.error or config.trajectory_cache:
-        from diffalign import build  # takes seconds, so only where there is much to get wrong, and before an import that may take hours
+        from diffalign.methods.build import (
+            image as build,  # takes seconds, so only where there is much to get wrong, and before an import that may take hours
+        )
 
         build.check(config)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     view = _open_together(config) if launched else open_dataset(config, kind=kind_of(config))
     import torch  # torch and diffusers take seconds to import; what is above needs neither
 
-    from diffalign.train import Trainer
+    from diffalign.train.trainer import Trainer
 
     torch.set_flush_denormal(True)
     return Trainer(config, view).fit()
@@ -136,15 +140,6 @@ def _open_together(config: TrainConfig) -> View:
     state = process_state()
     with state.main_process_first():
         return open_dataset(config, reuse=not state.is_main_process, kind=kind_of(config))
-
-
-def process_state() -> PartialState:
-    """Return which process of a launch this is, and its device. The others wait for one that works long: for up to seven days."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    # Accelerator passes the flag on by itself; a bare PartialState on a machine without a GPU would run every process alone.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
 
 
 def kind_of(config: TrainConfig) -> str | None:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffalign.data.atomic import atomic_folder
-from diffalign.errors import CheckpointError
+from diffalign.core.errors import CheckpointError
+from diffalign.core.files import atomic_folder
 
 WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"
 

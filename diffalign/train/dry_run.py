@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign import build, dryrun_text, rewardbuild
-from diffalign.adapters import trainable
-from diffalign.backbones.base import Trained
-from diffalign.backbones.folders import is_language_model
-from diffalign.config import TrainConfig
+from diffalign.core.parts import Trained
 from diffalign.data.table import is_table
 from diffalign.data.view import View
-from diffalign.dataset import open_dataset
 from diffalign.methods import METHODS
-from diffalign.outline import Outline, activations, outline
-from diffalign.rewardmodel.settings import settings_of
+from diffalign.methods.build import image as build
+from diffalign.methods.build import reward as rewardbuild
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.models.adapters import trainable
+from diffalign.models.backbones.folders import is_language_model
+from diffalign.rewards.heads.settings import settings_of
+from diffalign.train import dry_run_text as dryrun_text
+from diffalign.train.meta_model import Outline, activations, outline
 
 # Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
 QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "fp8": 1.0}

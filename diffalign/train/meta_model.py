@@ -18,17 +18,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from diffalign.backbones.folders import Layout, resolve
-from diffalign.backbones.pretrained import Pretrained
-from diffalign.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
-from diffalign.build import DTYPES, equip, settings
-from diffalign.config import TrainConfig
-from diffalign.configcheck import check_family
+from diffalign.core.errors import ConfigError
 from diffalign.data.table import is_table
 from diffalign.data.users import names_of
-from diffalign.dataset import open_dataset
-from diffalign.errors import ConfigError
-from diffalign.personalise import expected_sizes
+from diffalign.methods.build.bind import DTYPES, settings
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build.image import equip
+from diffalign.methods.build.users import expected_sizes
+from diffalign.methods.checks import check_family
+from diffalign.methods.config import TrainConfig
+from diffalign.models.backbones.folders import Layout, resolve
+from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
 
 
 @dataclass(frozen=True, slots=True)

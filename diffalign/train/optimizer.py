@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffalign.config import TrainConfig
+from diffalign.methods.config import TrainConfig
 
 
 def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -16,24 +16,23 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from diffalign.alarm import LEAST_KEPT, Change, alarm, change
-from diffalign.build import Parts
-from diffalign.config import TrainConfig
-from diffalign.configfile import save_yaml
-from diffalign.data.atomic import atomic_folder
+from diffalign.core.errors import ConfigError
+from diffalign.core.files import atomic_folder, plain
+from diffalign.core.intervals import LEAST_PROMPTS
+from diffalign.core.parts import Parts
+from diffalign.core.specs import Spec, bind
 from diffalign.data.cache import fingerprint
-from diffalign.drift import diversity, features, saturation, sharpness
-from diffalign.errors import ConfigError
-from diffalign.intervals import LEAST_PROMPTS
-from diffalign.page import plain
-from diffalign.preview import drawn
-from diffalign.promptsets import prompts_of
-from diffalign.result import save_result
-from diffalign.rewards.function import Asked
-from diffalign.rewards.shapes import Judged
+from diffalign.data.prompts import prompts_of
+from diffalign.data.world.checks import is_caption
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import save_yaml
+from diffalign.rewards.drift import diversity, features, saturation, sharpness
+from diffalign.rewards.hacking import LEAST_KEPT, Change, alarm, change
+from diffalign.rewards.scorers.function import Asked
+from diffalign.rewards.scorers.world import Judged
 from diffalign.rewards.table import SCORERS, load_scorer
-from diffalign.shapes.checks import is_caption
-from diffalign.specs import Spec, bind
+from diffalign.train.save import save_result
+from diffalign.train.validation import drawn
 
 logger = logging.getLogger(__name__)
 EVALUATIONS, BEST = "eval.jsonl", "best"

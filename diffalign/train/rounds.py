@@ -20,23 +20,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffalign import api, build, dryrun
-from diffalign.asked import asked
-from diffalign.config import TrainConfig
-from diffalign.configcheck import require
-from diffalign.configfile import from_mapping, load_yaml, save_yaml, typed
-from diffalign.data.atomic import atomic_folder
+from diffalign.core.errors import ConfigError, TableError, did_you_mean
+from diffalign.core.files import atomic_folder
+from diffalign.core.runs import RUN
+from diffalign.core.specs import single
+from diffalign.data.prompts import prompts_to_draw, subset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.view import without_content
-from diffalign.errors import ConfigError, TableError, did_you_mean
-from diffalign.generate import check, generate
+from diffalign.infer.generate_pairs import check, generate
+from diffalign.infer.options import GenerateConfig
 from diffalign.methods import METHODS
-from diffalign.options_pairs import GenerateConfig
-from diffalign.promptsets import subset
-from diffalign.result import RUN
-from diffalign.specs import single
-from diffalign.train import LOG
-from diffalign.watch import BEST, EVALUATIONS, Watch
+from diffalign.methods.build import image as build
+from diffalign.methods.checks import require
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml, typed
+from diffalign.train import align as api
+from diffalign.train import dry_run as dryrun
+from diffalign.train.overoptimisation import BEST, EVALUATIONS, Watch
+from diffalign.train.trainer import LOG
 
 logger = logging.getLogger(__name__)
 SPACING = 1_000_003  # between the seeds of two rounds
@@ -96,7 +97,7 @@ def planned(config: TrainConfig) -> list[Round]:
     build.check(config)
     drawing = _drawing(config)
     require("generate.max_prompts", drawing.max_prompts, lambda v: v >= 1, "at least one prompt")
-    prompts = asked(replace(drawing, max_prompts=None))
+    prompts = prompts_to_draw(drawing.prompts, drawing.dataset_name, drawing.dataset_split_name)
     check(drawing, prompts)
     Watch.of(config)
     rounds: list[Round] = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffalign.backbones.folders import lasting
-from diffalign.build import Parts
-from diffalign.config import TrainConfig
-from diffalign.data.batch import Sampler
+from diffalign.core.parts import Parts
+from diffalign.data.sampler import Sampler
 from diffalign.data.view import View
+from diffalign.methods.config import TrainConfig
+from diffalign.models.backbones.folders import lasting
 
 SAME = (
     "seed",

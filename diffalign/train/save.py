@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffalign import adapters
-from diffalign.backbones.base import Trained
-from diffalign.backbones.folders import lasting
-from diffalign.backbones.lm import LanguageModel
-from diffalign.backbones.table import load_denoiser
-from diffalign.conditioning import branch
-from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
-from diffalign.config import TrainConfig
+from diffalign.core.parts import Trained
+from diffalign.core.runs import RUN, scorers_of
 from diffalign.data.table import is_table, read_table
 from diffalign.methods import METHODS
-from diffalign.rewardbuild import RewardModel
-from diffalign.rewardmodel.store import FILE, save_head
+from diffalign.methods.config import TrainConfig
+from diffalign.models import adapters
+from diffalign.models.backbones.folders import lasting
+from diffalign.models.backbones.table import load_denoiser
+from diffalign.models.text.network import LanguageModel
+from diffalign.models.users import branch
+from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
+from diffalign.rewards.heads.model import RewardModel
+from diffalign.rewards.heads.store import FILE, save_head
 
 logger = logging.getLogger(__name__)
-RUN = "run.json"
 
 
 def save_result(backbone: Trained, config: TrainConfig, facts: dict[str, Any]) -> None:
@@ -46,17 +45,6 @@ def save_result(backbone: Trained, config: TrainConfig, facts: dict[str, Any]) -
     temporary = folder / f"{RUN}.tmp"
     temporary.write_text(json.dumps(known | facts, indent=2) + "\n")
     temporary.replace(folder / RUN)
-
-
-def scorers_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `specs` of the scorers that gave a table its scores, by name, and which names ranked its candidates (`ranked_by`).
-
-    A run keeps them: its table may be moved, and who judges the run has to know.
-    """
-    specs = {scorer["name"]: scorer.get("spec", scorer["name"]) for scorer in manifest.get("scorers", [])}
-    generated = manifest.get("generated")
-    ranked_by = [] if generated is None else [generated["rank_by"]] if generated.get("rank_by") else list(specs)
-    return {"specs": specs, "ranked_by": ranked_by}
 
 
 def _kind(backbone: Trained) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffalign.build import Parts
-from diffalign.types import Batch, Generator, Likelihood, Query, Scores
+from diffalign.core.parts import Parts
+from diffalign.core.types import Batch, Generator, Likelihood, Query, Scores
 
 Driving = Callable[[], AbstractContextManager[nn.Module]]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffalign.errors import TrainingError
+from diffalign.core.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 WINDOW, LEAST = 64, 16  # losses in the running median; how many before a spike can be told

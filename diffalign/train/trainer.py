@@ -22,25 +22,27 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffalign import adapters, checkpoint
-from diffalign.build import beta_of, parts
-from diffalign.config import TrainConfig
-from diffalign.configfile import save_yaml
-from diffalign.data.batch import Sampler, loader
+from diffalign.core.errors import CheckpointError
+from diffalign.core.types import Batch, Scores
+from diffalign.data.sampler import Sampler, loader
 from diffalign.data.view import View
-from diffalign.errors import CheckpointError
-from diffalign.guard import Guard
-from diffalign.identity import identity
 from diffalign.methods import METHODS
-from diffalign.metrics import describe
-from diffalign.objectives.rewards import implicit_reward
-from diffalign.optimizer import make_optimizer
-from diffalign.preview import preview
-from diffalign.reference import eval_mode, exchanged
-from diffalign.result import save_result
-from diffalign.step import preference_step
-from diffalign.types import Batch, Scores
-from diffalign.watch import EVALUATIONS, Watch
+from diffalign.methods.build.bind import beta_of
+from diffalign.methods.build.image import parts
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import save_yaml
+from diffalign.models import adapters
+from diffalign.models.reference import eval_mode, exchanged
+from diffalign.objectives.implicit_reward import implicit_reward
+from diffalign.objectives.metrics import describe
+from diffalign.train import checkpoint
+from diffalign.train.optimizer import make_optimizer
+from diffalign.train.overoptimisation import EVALUATIONS, Watch
+from diffalign.train.run_identity import identity
+from diffalign.train.save import save_result
+from diffalign.train.step import preference_step
+from diffalign.train.step_guard import Guard
+from diffalign.train.validation import preview
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffalign.backbones.lm import LanguageModel
-from diffalign.build import Parts
-from diffalign.config import TrainConfig
+from diffalign.core.parts import Parts
 from diffalign.data.users import UserPairs
 from diffalign.infer.negative import negative_guidance
-from diffalign.infer.rewrite import Rewriter
 from diffalign.infer.sample import draw, grid
-from diffalign.infer.user import UserPipeline
+from diffalign.infer.text.rewriter import Rewriter
+from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.methods import METHODS
-from diffalign.personalise import encoder_of
+from diffalign.methods.config import TrainConfig
+from diffalign.models.text.network import LanguageModel
+from diffalign.models.users.attach import encoder_of
 
 USERS = 3  # of the training whose pictures are shown, after those of nobody
 
@@ -69,4 +69,4 @@ def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:
     for own in parts.pairs.users.positions[:USERS]:
         known = parts.pairs[int(own[0]), 0]["evidence"]
         condition = {name: value[None].to(pipe.device) for name, value in known.items() if name != "user_kept"}
-        yield UserPipeline(pipe, "", encoder_of(parts.backbone)(condition, 1)[0].float().cpu())
+        yield UserPipeline(pipe, "", encoder_of(parts.backbone.denoiser)(condition, 1)[0].float().cpu())

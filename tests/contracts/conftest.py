@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign.backbones.base import Settings
-from diffalign.backbones.pretrained import Pretrained
-from diffalign.backbones.table import load_backbone
+from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.table import load_backbone
 from tests.micro_models import MODELS, SIDE, write_micro
 
 Folder = Callable[[str], Path]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffalign import adapters
-from diffalign.backbones.folders import LAYOUTS
-from diffalign.backbones.table import BACKBONES, component_of, family_of
-from diffalign.diffusion.path import FlowPath, VPPath, mix, split, target
-from diffalign.errors import LatentError
+from diffalign.core.errors import LatentError
+from diffalign.models import adapters
+from diffalign.models.backbones.folders import LAYOUTS
+from diffalign.models.backbones.table import BACKBONES, component_of, family_of
+from diffalign.models.diffusion.path import FlowPath, VPPath, mix, split, target
 from tests.contracts.calls import assert_asked_alike, recorded, unpacked
 from tests.micro_models import SIDE, picture
 

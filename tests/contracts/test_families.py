@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffalign.backbones.base import Settings
-from diffalign.backbones.table import load_backbone
-from diffalign.diffusion.path import FlowPath
+from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.table import load_backbone
+from diffalign.models.diffusion.path import FlowPath
 from tests.contracts.calls import recorded
 from tests.micro_models import SIDE, picture, stock, write_micro
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 
-from diffalign.backbones.folders import LAYOUTS, check_folder
-from diffalign.backbones.table import BACKBONES, family_of, load_backbone, load_denoiser, load_pipeline
-from diffalign.errors import CheckpointError
+from diffalign.core.errors import CheckpointError
+from diffalign.models.backbones.folders import LAYOUTS, check_folder
+from diffalign.models.backbones.table import BACKBONES, family_of, load_backbone, load_denoiser, load_pipeline
 from tests.micro_models import MODELS, write_micro
 
 # diffusers passes on an option of hf_hub_download that its second version ignores.

@@ -9,9 +9,9 @@ import torch
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from peft import get_peft_model_state_dict
 
-from diffalign.adapters import add_lora, trainable
-from diffalign.backbones.table import BACKBONES
-from diffalign.infer.lora_file import Update, comfyui_tensors
+from diffalign.infer.export.lora_file import Update, comfyui_tensors
+from diffalign.models.adapters import add_lora, trainable
+from diffalign.models.backbones.table import BACKBONES
 from tests.layouts import comfyui_paths, published, to_diffusers
 
 # The denoisers' config.json on the hub (stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, PixArt-XL-2-1024-MS,

@@ -13,9 +13,10 @@ import torch
 from peft import PeftModel
 
 import diffalign
-from diffalign.config import TrainConfig
-from diffalign.dataset import import_dataset, open_dataset
-from diffalign.train import Trainer
+from diffalign.data.importing import import_dataset
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.train.trainer import Trainer
 from tests.contracts.calls import recorded
 from tests.micro_models import IDLE, SIDE, picture, stock
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Sampler, loader, sample_generator
+from diffalign.core.errors import CheckpointError, LatentError, TableError
+from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pixels import Framing
 from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.sampler import Sampler, loader, sample_generator
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, orient, pairs
 from diffalign.data.view import View
-from diffalign.errors import CheckpointError, LatentError, TableError
 
 SHAPE = (2, 3, 3)
 FRAMING = Framing(6, random_crop=True, random_flip=True)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffalign.data.batch import CachedPairs, Encoders, LivePairs, Sampler, loader, positions_alike
+from diffalign.core.errors import RecordError, TableError
+from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.cache import Bank, open_folder
 from diffalign.data.pixels import Framing, candidate_pixels, record_generator
 from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.sampler import Sampler, loader, positions_alike
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, invert, orient, pairs, prompt_only
 from diffalign.data.view import View
-from diffalign.errors import RecordError, TableError
 
 LAND, SQUARE, TALL = (4, 12), (8, 8), (12, 4)  # 48, 64 and 48 pixels
 FRAMING = Framing(8, random_crop=True, random_flip=True, buckets=(LAND, SQUARE, TALL))

@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffalign.data.batch import Sampler
+from diffalign.core.errors import RecordError
 from diffalign.data.buckets import alike, block_order, image_size, nearest
 from diffalign.data.records import decode_image
-from diffalign.errors import RecordError
+from diffalign.data.sampler import Sampler
 
 sides = st.integers(1, 3000)
 sizes = st.integers(1, 5)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffalign.core.errors import TableError
 from diffalign.data.cache import Bank, fingerprint, open_folder, packed, row_shape, unpacked
-from diffalign.errors import TableError
 
 FACTS = {"table": "abc", "model": "def", "framing": {"resolution": 8}}
 

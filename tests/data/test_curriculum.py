@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign.data.batch import Sampler
+from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.curriculum import CURRICULA, Stages, by_gap, gap
 from diffalign.data.records import Candidate, Record
+from diffalign.data.sampler import Sampler
 from diffalign.data.table import write_table
 from diffalign.data.transforms import orient, pairs, preferred
 from diffalign.data.view import View
-from diffalign.errors import ConfigError, TableError
 
 
 def listed(parts):

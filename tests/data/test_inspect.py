@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from text_pairs import names, pair, pairs
 
+from diffalign.core.errors import TableError
 from diffalign.data.inspect import FORMATS, contact_sheet, image_size, preview, render_summary, summary, validate
 from diffalign.data.records import Candidate, Message, Record, decode_image, encode_image
 from diffalign.data.table import CHUNK, write_table
-from diffalign.errors import TableError
 
 
 def png(width: int, height: int, color: str = "red") -> bytes:

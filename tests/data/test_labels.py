@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffalign.core.errors import TableError
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing
@@ -15,7 +16,6 @@ from diffalign.data.records import Candidate, Message, Record, encode_image
 from diffalign.data.table import from_row, to_row, write_table
 from diffalign.data.transforms import drop_ties, offset_by, orient, pairs, reward_conditioned, semantic_weight, weighted
 from diffalign.data.view import View
-from diffalign.errors import TableError
 
 SCORES = [({"s": 7.0, "distance": 0.0}, {"s": 1.0, "distance": 1.0}), ({"s": 2.0, "distance": 0.9}, {"s": 4.0, "distance": 0.5})]
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from diffalign import dataset
-from diffalign.config import TrainConfig
+from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
-from diffalign.dataset import open_dataset
-from diffalign.errors import ConfigError, TableError
+from diffalign.methods.build import data as dataset
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
 from diffalign.objectives.base import Facts
 
 

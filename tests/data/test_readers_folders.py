@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from image_files import JPEGS, put
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, read
-from diffalign.errors import RecordError
 
 PAIR: dict[str, Any] = {"w/a.png": 0, "l/a.png": 1, "w/a.txt": "a red ball"}
 

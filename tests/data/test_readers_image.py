@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from image_files import JPEGS, put
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import write_table
-from diffalign.errors import RecordError
 
 if TYPE_CHECKING:
     from diffalign.data.records import Record

@@ -6,11 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.commands import data_inspect
-from diffalign.config import TrainConfig
-from diffalign.dataset import import_dataset, open_dataset
-from diffalign.errors import RecordError, TableError
-from diffalign.options import InspectConfig
+from diffalign.cli.commands.run import data_inspect
+from diffalign.cli.options.options import InspectConfig
+from diffalign.core.errors import RecordError, TableError
+from diffalign.data.importing import import_dataset
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, jsonl, raw, records
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, read
-from diffalign.errors import RecordError
 
 MISSING = object()
 BAD_CELLS = [

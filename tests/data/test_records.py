@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffalign.core.errors import RecordError
 from diffalign.data.records import Candidate, Message, Record, check_images, decode_image, encode_image
-from diffalign.errors import RecordError
 
 
 def text_pair(**fields) -> Record:

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate, Message, Record
 from diffalign.data.transforms import (
     apply,
@@ -27,7 +28,6 @@ from diffalign.data.transforms import (
     weighted,
 )
 from diffalign.data.transforms.filters import threshold
-from diffalign.errors import ConfigError, RecordError
 
 
 def record(*scores, prob=None, ranks=None, **fields):

@@ -11,20 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate, Record
-from diffalign.data.transforms import (
-    TRANSFORMS,
-    apply,
-    by_user,
-    drop_ties,
-    flip_labels,
-    invert,
-    min_margin,
-    orient,
-    pairs,
-    soft_label,
-)
-from diffalign.errors import ConfigError, RecordError
+from diffalign.data.transforms import TRANSFORMS, apply, by_user, drop_ties, flip_labels, invert, min_margin, orient, pairs, soft_label
 
 A, B = Candidate(text="a", scores={"clip": 0.2, "hps": 21.0}), Candidate(text="b", scores={"clip": 0.6, "hps": 20.0})
 probs = st.floats(0.0, 1.0)

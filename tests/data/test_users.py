@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffalign.conditioning.evidence import IndexEvidence
-from diffalign.data.batch import Sampler
+from diffalign.core.errors import TableError
+from diffalign.core.types import Batch, Noised, Query
 from diffalign.data.records import Candidate
+from diffalign.data.sampler import Sampler
 from diffalign.data.users import EDGE, UserPairs, Users
 from diffalign.data.view import with_users
-from diffalign.errors import TableError
-from diffalign.types import Batch, Noised, Query
+from diffalign.models.users.evidence import IndexEvidence
 from tests.data.voters import view_of, votes
 
 COUNTS = [("ann", 3), ("bob", 30), ("cy", 7)]

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffalign.core.errors import RecordError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import CHUNK, write_table
 from diffalign.data.transforms import apply, by_user, drop_ties, flip_labels, invert, min_margin, orient, pairs
 from diffalign.data.view import Entry, View, without_content
-from diffalign.errors import RecordError
 
 STRICT = [pairs, drop_ties, orient]
 CHAINS = [

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from diffalign.diffusion.likelihood import DiffusionLikelihood
-from diffalign.diffusion.trajectory import forward
-from diffalign.types import Noised, Query
+from diffalign.core.types import Noised, Query
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood
+from diffalign.models.diffusion.trajectory import forward
+from tests.paths import GOLDENS
 
-DATA = Path(__file__).parent / "data"
+DATA = GOLDENS
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 

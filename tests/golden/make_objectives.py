@@ -9,11 +9,12 @@ anything but real parts.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 
-FILE = Path(__file__).parent / "data" / "objectives.json"
+from tests.paths import GOLDENS
+
+FILE = GOLDENS / "objectives.json"
 STEP = 1e-30
 
 # All scores below zero, as log-likelihoods of a denoiser are; margins of both signs; a certain, a soft, an even and a reversed label.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from diffalign.diffusion.inversion import invert
-from diffalign.diffusion.likelihood import DiffusionLikelihood
-from diffalign.diffusion.path import VPPath, landed
-from diffalign.types import Query
+from diffalign.core.types import Query
+from diffalign.models.diffusion.inversion import invert
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood
+from diffalign.models.diffusion.path import VPPath, landed
+from tests.paths import GOLDENS
 
-DATA = Path(__file__).parent / "data"
+DATA = GOLDENS
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 END = {"d020": {"end": "grid", "label": "source"}, "cur": {"end": "grid", "label": "destination"}, "derived_exact": {"end": "exact"}}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffalign.diffusion.path import FlowPath, VPPath, mix, target
-from diffalign.metrics import describe
+from diffalign.core.types import Scores
+from diffalign.models.diffusion.path import FlowPath, VPPath, mix, target
 from diffalign.objectives import OBJECTIVES
-from diffalign.types import Scores
+from diffalign.objectives.metrics import describe
 from tests.golden.cases import EXACT, SD, Case, load, pairs
 
 CASES, ARRAYS = load("diffusion_dpo")

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from diffalign.diffusion.path import VPPath, mix, target
-from diffalign.metrics import implicit_accuracy
+from diffalign.core.types import Scores
+from diffalign.models.diffusion.path import VPPath, mix, target
 from diffalign.objectives import mapo, margin
 from diffalign.objectives.diffusion import odds_below_one
-from diffalign.types import Scores
+from diffalign.objectives.metrics import implicit_accuracy
 from tests.golden.cases import EXACT, SD, Case, load, pairs
 
 CASES, ARRAYS = load("mapo")

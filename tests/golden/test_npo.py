@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+from diffalign.core.types import Query, Scores
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms import invert
-from diffalign.diffusion.likelihood import DiffusionLikelihood, pseudo_huber
-from diffalign.diffusion.path import FlowPath, VPPath, landed
-from diffalign.diffusion.rollout import guided, renoise, rollout
-from diffalign.diffusion.trajectory import forward
-from diffalign.metrics import implicit_accuracy
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood, pseudo_huber
+from diffalign.models.diffusion.path import FlowPath, VPPath, landed
+from diffalign.models.diffusion.self_rollout import guided, renoise, rollout
+from diffalign.models.diffusion.trajectory import forward
 from diffalign.objectives import denoise, dpo
-from diffalign.types import Query, Scores
+from diffalign.objectives.metrics import implicit_accuracy
+from tests.paths import GOLDENS
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "npo.json").read_text())
+GOLDEN = json.loads((GOLDENS / "npo.json").read_text())
 TDFT = GOLDEN["tdft_truncated_ddim(eps=0.1*x+(0.05 if cond else -0.02)*(1+t/1000))"]
 NAMES = [f"from-{case['start_t']}-w{case['w']:g}" for case in TDFT]
 SD = VPPath.from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})

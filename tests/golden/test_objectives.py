@@ -10,8 +10,8 @@ import json
 import pytest
 import torch
 
+from diffalign.core.types import Scores
 from diffalign.objectives import OBJECTIVES
-from diffalign.types import Scores
 from tests.golden import make_objectives
 from tests.golden.test_text_losses import COVERED
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from diffalign.conditioning import branch
-from diffalign.infer.user import UserPipeline
+from diffalign.core.types import Scores
+from diffalign.infer.users.pipeline import UserPipeline
+from diffalign.models.users import branch
 from diffalign.objectives import dpo
-from diffalign.types import Scores
 from tests.micro_models import unet
+from tests.paths import GOLDENS
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "npo.json").read_text())
+GOLDEN = json.loads((GOLDENS / "npo.json").read_text())
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffalign.core.types import Scores
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms import soft_label
-from diffalign.diffusion.path import FlowPath
-from diffalign.metrics import implicit_accuracy
+from diffalign.models.diffusion.path import FlowPath
 from diffalign.objectives import dpo, smpo
-from diffalign.types import Scores
+from diffalign.objectives.metrics import implicit_accuracy
 from tests.golden.standin import END, EXACT, Golden, Net
 
 SMPO, INPO = Golden("smpo"), Golden("inpo")

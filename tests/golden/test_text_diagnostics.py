@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from diffalign.metrics import ches, describe, flip_threshold, idealised_ranking_accuracy, ranking_accuracy, reward_accuracy, top_k
-from diffalign.types import Scores
+from diffalign.core.types import Scores
+from diffalign.objectives.metrics import (
+    ches,
+    describe,
+    flip_threshold,
+    idealised_ranking_accuracy,
+    ranking_accuracy,
+    reward_accuracy,
+    top_k,
+)
+from tests.paths import GOLDENS
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "text_losses.json").read_text())
+GOLDEN = json.loads((GOLDENS / "text_losses.json").read_text())
 KNOWN = GOLDEN["diagnostics"]
 EXACT = {"rel": 1e-9, "abs": 1e-9}
 

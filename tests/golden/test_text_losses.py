@@ -12,8 +12,8 @@ import torch
 
 from diffalign.objectives import OBJECTIVES
 from diffalign.objectives.base import nll, surprise
+from diffalign.objectives.implicit_reward import implicit_reward
 from diffalign.objectives.listwise import log_target, ranks
-from diffalign.objectives.rewards import implicit_reward
 from diffalign.objectives.token import token_ratios
 from tests.golden.text_losses import GOLDEN, Pairs, lists, tensor
 

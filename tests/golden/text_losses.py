@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from diffalign.types import Scores, Tokens
+from diffalign.core.types import Scores, Tokens
+from tests.paths import GOLDENS
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "text_losses.json").read_text())
+GOLDEN = json.loads((GOLDENS / "text_losses.json").read_text())
 
 
 def tensor(values):

@@ -11,8 +11,8 @@ import yaml
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from diffalign import adapters
-from diffalign.backbones.table import BACKBONES, family_of
+from diffalign.models import adapters
+from diffalign.models.backbones.table import BACKBONES, family_of
 from tests.micro_models import stock
 
 ALPHA, RANK = 6.0, 4

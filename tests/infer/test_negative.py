@@ -17,10 +17,10 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffalign.adapters import WEIGHTS, save_lora
-from diffalign.backbones.table import load_pipeline
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.infer.negative import attach, negative_guidance
+from diffalign.models.adapters import WEIGHTS, save_lora
+from diffalign.models.backbones.table import load_pipeline
 from tests.infer.adapters import add, merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")

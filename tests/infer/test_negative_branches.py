@@ -18,7 +18,7 @@ from diffusers.models.unets import StableCascadeUNet
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
 from diffalign.infer.negative import negative_guidance
 from tests.infer.adapters import add, merged
 

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from diffalign.backbones.table import BACKBONES, family_of
-from diffalign.conditioning import branch
-from diffalign.conditioning.features import LatentFeatures
-from diffalign.conditioning.settings import USER_ENCODERS
-from diffalign.conditioning.store import BRANCH, ENCODER, save_encoder
-from diffalign.conditioning.users import Sizes, make
 from diffalign.data.records import encode_image
-from diffalign.personalise import equip
-from diffalign.shapes.captions import random_caption
-from diffalign.shapes.scenes import random_scene, render
+from diffalign.data.world.captions import random_caption
+from diffalign.data.world.scenes import random_scene, render
+from diffalign.models.backbones.table import BACKBONES, family_of
+from diffalign.models.features import LatentFeatures
+from diffalign.models.users import branch
+from diffalign.models.users.attach import equip
+from diffalign.models.users.encoders import Sizes, make
+from diffalign.models.users.settings import USER_ENCODERS
+from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
 from tests.micro_models import stock
 
 WIDTH, TOKENS = 12, 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from diffalign.core.types import Scores, Tokens
 from diffalign.objectives import facts
-from diffalign.types import Scores, Tokens
 
 PROBABILITIES = {"orpo", "asft"}  # scores above 0 are no log-probabilities
 SHARES = (0.5, 0.3, 0.2)  # of a sum in each of three tokens

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffalign.core.types import Scores
 from diffalign.objectives import denoise, dpo, hinge, ipo, mapo, margin
-from diffalign.types import Scores
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 share = st.floats(0.0, 1.0, allow_subnormal=False)

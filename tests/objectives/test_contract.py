@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffalign.core.types import Scores, Tokens
 from diffalign.objectives import OBJECTIVES, facts
-from diffalign.types import Scores, Tokens
 from tests.objectives.scored import fitted
 
 REFERENCE_FREE = {name for name in OBJECTIVES if not facts(name).reference}

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Scores, Tokens
 from diffalign.objectives import (
     OBJECTIVES,
     adpo,
@@ -33,10 +34,9 @@ from diffalign.objectives import (
     wpo,
 )
 from diffalign.objectives.base import diverged
+from diffalign.objectives.implicit_reward import implicit_reward
 from diffalign.objectives.listwise import ranks
 from diffalign.objectives.reference_free import log_odds
-from diffalign.objectives.rewards import implicit_reward
-from diffalign.types import Scores, Tokens
 
 LISTS = ("lipo", "rank_dpo", "infonca", "adpo_list", "plackett_luce", "pro_rank", "exo", "nca")
 LOG2 = math.log(2.0)

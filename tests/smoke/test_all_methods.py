@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 import diffalign
-from diffalign.backbones.table import load_pipeline
-from diffalign.cli import main
+from diffalign.cli.main import main
 from diffalign.methods import METHODS
+from diffalign.models.backbones.table import load_pipeline
 from tests.micro import write_pairs
 from tests.micro_models import IDLE, MAKERS, SIDE, picture, write_micro
 

@@ -6,17 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-from diffalign.cli import main
-from diffalign.configfile import load_yaml
+from diffalign.cli.main import main
 from diffalign.methods import METHODS
+from diffalign.methods.config_file import load_yaml
 from tests.micro import write_pairs
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from tests.paths import CONFIGS
 
 # Fails the moment torch is imported, so a refusal that passes here was made before that.
 GUARD = "import sys; sys.modules['torch'] = None; from diffalign.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -178,8 +176,8 @@ def test_import_is_light():
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_binds(path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if every optional package were installed
-    from diffalign.build import objective, trajectory
-    from diffalign.configfile import from_mapping
+    from diffalign.methods.build.bind import objective, trajectory
+    from diffalign.methods.config_file import from_mapping
 
     config = from_mapping(load_yaml(path) | {"dataset_name": "x"}, str(path))
     assert path.read_text().startswith("# ")

@@ -9,27 +9,27 @@ import json
 import math
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import diffalign
-from diffalign.adapters import trainable
-from diffalign.build import parts as build_parts
-from diffalign.config import TrainConfig
+from diffalign.core.types import Labels
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
-from diffalign.dataset import open_dataset
+from diffalign.data.world.captions import random_caption
+from diffalign.data.world.scenes import random_scene, render
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build.image import parts as build_parts
+from diffalign.methods.config import TrainConfig
+from diffalign.models.adapters import trainable
+from diffalign.models.reference import NoReference
 from diffalign.objectives import OBJECTIVES, facts
-from diffalign.reference import NoReference
-from diffalign.shapes.captions import random_caption
-from diffalign.shapes.scenes import random_scene, render
-from diffalign.step import preference_step
-from diffalign.types import Labels
+from diffalign.train.step import preference_step
+from tests.paths import ASSETS
 
-MODEL = Path(__file__).parents[2] / "assets" / "tiny-sd"
+MODEL = ASSETS / "tiny-sd"
 ON_IMAGES = sorted(name for name in OBJECTIVES if facts(name).diffusion != "N")
 LIST = 4
 # Of the size that half an error asks for; those with defaults keep them.

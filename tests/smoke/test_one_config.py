@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from diffalign.cli import main
+from diffalign.cli.main import main
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
 from tests.micro import write_pairs

@@ -10,7 +10,7 @@ import sys
 
 import yaml
 
-from diffalign.cli import main
+from diffalign.cli.main import main
 from diffalign.data.table import read_table
 
 PROMPTS = [f"a {color} star" for color in ("red", "green", "blue", "orange", "yellow", "purple", "cyan", "white", "small", "large")]

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from diffalign.api import run
-from diffalign.config import TrainConfig
 from diffalign.data.table import read_table
+from diffalign.methods.config import TrainConfig
+from diffalign.train.align import run
 from tests.micro import write_pairs
 from tests.processes import launch, weights
 

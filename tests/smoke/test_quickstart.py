@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign.backbones.folders import resolve
-from diffalign.backbones.table import load_pipeline
-from diffalign.cli import main
+from diffalign.cli.demo.images import open_prompts
+from diffalign.cli.main import main
+from diffalign.core.errors import ConfigError
 from diffalign.data.readers import READERS, read
-from diffalign.errors import ConfigError
+from diffalign.data.world.captions import full_caption, parse
+from diffalign.data.world.judge import mean_adherence
+from diffalign.data.world.scenes import withheld_scenes
+from diffalign.data.world.tastes import OPEN_ATTRIBUTES, TASTES
 from diffalign.infer.sample import draw
-from diffalign.quickstart import open_prompts
-from diffalign.shapes.captions import full_caption, parse
-from diffalign.shapes.judge import mean_adherence
-from diffalign.shapes.scenes import withheld_scenes
-from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES
+from diffalign.models.backbones.folders import resolve
+from diffalign.models.backbones.table import load_pipeline
 
 SMALL = ["--train_prompts", "12", "--eval_prompts", "6", "--max_train_steps", "3", "--train_batch_size", "4", "--num_inference_steps", "3"]
 FEWER = ["--train_prompts", "8", "--eval_prompts", "2"]

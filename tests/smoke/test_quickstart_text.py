@@ -7,11 +7,11 @@ import json
 import pytest
 
 import diffalign
-from diffalign.cli import main
+from diffalign.cli.demo.prompts import TextQuickstart
+from diffalign.cli.main import main
+from diffalign.cli.options.options import TextQuickstartConfig
 from diffalign.data.table import read_table
-from diffalign.options import TextQuickstartConfig
-from diffalign.quickstart_text import TextQuickstart
-from diffalign.shapes.captions import parse
+from diffalign.data.world.captions import parse
 
 SMALL = ["--train_prompts", "16", "--eval_prompts", "8", "--max_train_steps", "3", "--train_batch_size", "4", "--num_inference_steps", "3"]
 

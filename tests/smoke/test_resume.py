@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign.cli import main
+from diffalign.cli.main import main
 
 STEPS = 40
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import diffalign
-from diffalign.adapters import save_difference
-from diffalign.api import align
-from diffalign.backbones.table import load_pipeline
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.evaluation import evaluate
-from diffalign.options_eval import EvalConfig
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.evaluate.compare import evaluate
+from diffalign.evaluate.options import EvalConfig
+from diffalign.models.adapters import save_difference
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.train.align import align
 
 STOCK = """
 import sys

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import diffalign
-from diffalign.cli import main
-from diffalign.errors import ConfigError
-from diffalign.infer.embed import _files
-from diffalign.infer.personal import Personal
+from diffalign.cli.main import main
+from diffalign.core.errors import ConfigError
+from diffalign.infer.embed_users import _files
+from diffalign.infer.users.personal import Personal
 from tests.infer.runs import write_run
 from tests.infer.users import choices, write_user_run, write_votes
 from tests.micro_models import picture, stock
@@ -139,7 +139,7 @@ def test_what_makes_no_user_is_refused_before_a_weight_loads(run, micro_sd, vote
     plain = write_run(tmp_path / "dpo", micro_sd)
     file, folder = tmp_path / "ann.safetensors", tmp_path / "users"
     index = write_user_run(tmp_path / "index", micro_sd, "one_hot")
-    monkeypatch.setattr("diffalign.infer.embed.load", None)
+    monkeypatch.setattr("diffalign.infer.embed_users.load", None)
     for words, sentence in (
         ((run, "--destination", file), "needs --dataset_name with a user's pairs, or --profile"),
         ((run, "--destination", file, "--dataset_name", votes, "--max_pairs", 0), "`max_pairs` is 0"),

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffalign.errors import ConfigError
-from diffalign.options_eval import EvalConfig
-from diffalign.page import standing
-from diffalign.promptsets import prompts_of, subset
+from diffalign.core.errors import ConfigError
+from diffalign.data.prompts import prompts_of, subset
+from diffalign.evaluate.options import EvalConfig
+from diffalign.rewards.base import standing
 
 
 def evaluate(config: EvalConfig, command: str) -> int:
@@ -23,11 +23,11 @@ def evaluate(config: EvalConfig, command: str) -> int:
     if config.user is not None and (config.user_id is not None or config.pairs is not None):
         raise ConfigError("`user` is a file with all that is known of the user; leave out --user_id and --pairs")
     if json.loads((Path(config.output_dir) / "run.json").read_text()).get("kind") == "text":
-        from diffalign.commands_text import compared  # torch and transformers take seconds to import
+        from diffalign.cli.commands.text import compared  # torch and transformers take seconds to import
 
         print(json.dumps(compared(config, prompts), indent=2))
         return 0
-    from diffalign import evaluation  # torch and diffusers take seconds to import
+    from diffalign.evaluate import compare as evaluation  # torch and diffusers take seconds to import
 
     facts = evaluation.evaluate(config, prompts, command=command, user=_whom(config))
     if facts is not None:
@@ -41,7 +41,7 @@ def _whom(config: EvalConfig) -> Any:
     """Return whom a personalised run draws for, as its `for_user` takes it."""
     if config.pairs is None:
         return Path(config.user) if config.user is not None else config.user_id
-    from diffalign.infer.embed import choices_of
+    from diffalign.infer.embed_users import choices_of
 
     return choices_of(config.pairs, config.user_id)
 
@@ -54,7 +54,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         quiet = f"could not go off: {facts['mute'][run]}" if run in facts["mute"] else silent
         yield from [f"ALARM {run}: {reason}" for reason in reasons] or [f"alarm {run}: {quiet}"]
     if "ratings" in facts:
-        from diffalign.ratings import Rating, table
+        from diffalign.evaluate.ratings import Rating, table
 
         for scorer, rated in facts["ratings"].items():
             yield f"Bradley-Terry by {scorer}:"

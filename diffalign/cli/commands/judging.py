@@ -9,14 +9,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffalign.agreement import CONVENTIONS, Estimate, counted, describe, raters
+from diffalign.cli.options.judging import AgreementConfig, RatingsConfig
+from diffalign.core.errors import ConfigError
 from diffalign.data.readers.base import Row
-from diffalign.errors import ConfigError
-from diffalign.options_judging import AgreementConfig, RatingsConfig
-from diffalign.votes import SIGNS, Judgements, prompts_in, read_judgements, require, rows_of, verdict_of
+from diffalign.evaluate.judgements import SIGNS, Judgements, prompts_in, read_judgements, require, rows_of, verdict_of
+from diffalign.rewards.agreement import CONVENTIONS, Estimate, counted, describe, raters
 
 if TYPE_CHECKING:
-    from diffalign.ratings import Vote
+    from diffalign.evaluate.ratings import Vote
 
 
 def agreement(config: AgreementConfig) -> int:
@@ -53,7 +53,7 @@ def ratings(config: RatingsConfig) -> int:
     if not config.scores and (len(config.models) != 2 or not config.votes):
         given = f"`models` names {len(config.models)} columns and `votes` {len(config.votes)}"
         raise ConfigError(f"{given}; expected two, of the left and the right model, and at least one")
-    from diffalign.ratings import bradley_terry, table  # pandas takes a second to import
+    from diffalign.evaluate.ratings import bradley_terry, table  # pandas takes a second to import
 
     votes = _votes(config, rows_of(config.dataset_name))
     rated = bradley_terry(votes, virtual_ties=config.virtual_ties, resamples=config.resamples, seed=config.seed)
@@ -64,7 +64,7 @@ def ratings(config: RatingsConfig) -> int:
 
 def _votes(config: RatingsConfig, rows: Sequence[Row]) -> list[Vote]:
     """Return the votes as cast, or those of a scorer."""
-    from diffalign.ratings import Vote, votes_of_scores
+    from diffalign.evaluate.ratings import Vote, votes_of_scores
 
     require(rows, [*config.models, *config.votes, *config.scores])
     prompts = prompts_in(rows, config.prompt)

@@ -14,13 +14,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from diffalign.api import check_model, kind_of
-from diffalign.api import train as run_training
-from diffalign.config import TrainConfig
-from diffalign.data.table import Table, is_table, read_table
-from diffalign.dataset import import_dataset, open_dataset
-from diffalign.errors import ConfigError
-from diffalign.options import (
+from diffalign.cli.options.options import (
     ChesConfig,
     EmbedConfig,
     ExportConfig,
@@ -30,6 +24,13 @@ from diffalign.options import (
     TextQuickstartConfig,
     ValidateConfig,
 )
+from diffalign.core.errors import ConfigError
+from diffalign.data.importing import import_dataset
+from diffalign.data.table import Table, is_table, read_table
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.train.align import check_model, kind_of
+from diffalign.train.align import train as run_training
 
 
 def open_any(dataset_name: str) -> Table:
@@ -72,7 +73,7 @@ def data_cache(config: TrainConfig, *, points: bool = False) -> int:
     view = open_dataset(config, kind=kind_of(config))
     import torch
 
-    from diffalign.build import parts
+    from diffalign.methods.build.image import parts
 
     torch.set_flush_denormal(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +88,7 @@ def data_cache(config: TrainConfig, *, points: bool = False) -> int:
 
 def data_ches(config: ChesConfig) -> int:
     """Write the table with scores and say where it lies."""
-    from diffalign import commands_text
+    from diffalign.cli.commands import text as commands_text
 
     return commands_text.data_ches(config)
 
@@ -126,7 +127,7 @@ def export(config: ExportConfig) -> int:
         raise ConfigError("`hub_model_id` says where to upload to; add --push_to_hub, or leave it out")
     if not (Path(config.output_dir) / "run.json").is_file():
         raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
-    from diffalign.infer.export import export_run
+    from diffalign.infer.export.export import export_run
 
     folder = export_run(
         config.output_dir,
@@ -156,7 +157,7 @@ def user_embed(config: EmbedConfig) -> int:
         raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
     import torch
 
-    from diffalign.infer.embed import embed_profile, embed_users
+    from diffalign.infer.embed_users import embed_profile, embed_users
 
     given = {"overwrite": config.overwrite, "device": config.device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if config.profile is not None:
@@ -170,7 +171,7 @@ def user_embed(config: EmbedConfig) -> int:
 
 def quickstart(config: QuickstartConfig, command: str) -> int:
     """Run the loop and say where the report lies."""
-    from diffalign.quickstart import Quickstart
+    from diffalign.cli.demo.images import Quickstart
 
     report = Quickstart(config, command).run()
     facts = json.loads(report.with_suffix(".json").read_text())
@@ -183,7 +184,7 @@ def quickstart(config: QuickstartConfig, command: str) -> int:
 
 def quickstart_text(config: TextQuickstartConfig, command: str) -> int:
     """Run the loop of the model that writes prompts and say where the report lies."""
-    from diffalign.quickstart_text import TextQuickstart
+    from diffalign.cli.demo.prompts import TextQuickstart
 
     report = TextQuickstart(config, command).run()
     facts = json.loads(report.with_suffix(".json").read_text())
@@ -206,7 +207,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> int:
             print(_outlook(config))
         return 0
     if config.generate:
-        from diffalign import rounds  # what draws takes seconds to import
+        from diffalign.train import rounds  # what draws takes seconds to import
 
         folder = rounds.train(config)
     else:
@@ -221,10 +222,10 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> int:
 
 def _outlook(config: TrainConfig) -> str:
     if config.generate:
-        from diffalign import rounds
+        from diffalign.train import rounds
 
         return rounds.outlook(config)
-    from diffalign.dryrun import report
+    from diffalign.train.dry_run import report
 
     return report(config)
 

@@ -6,11 +6,11 @@ import math
 import tempfile
 from pathlib import Path
 
+from diffalign.cli.options.score import ScoreConfig
+from diffalign.core.errors import ConfigError
+from diffalign.data.importing import import_dataset
+from diffalign.data.prompts import prompts_of
 from diffalign.data.table import Table, is_table, read_table, write_table
-from diffalign.dataset import import_dataset
-from diffalign.errors import ConfigError
-from diffalign.options_score import ScoreConfig
-from diffalign.promptsets import prompts_of
 
 
 def score(config: ScoreConfig) -> int:
@@ -21,7 +21,7 @@ def score(config: ScoreConfig) -> int:
         raise ConfigError("`prompts` are for --images; the images of a dataset have prompts of their own")
     import torch
 
-    from diffalign.rewards.score import check, score_table
+    from diffalign.rewards.score_table import check, score_table
 
     check(config.scorers, Path(config.output_dir), overwrite=config.overwrite)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from diffalign import textbuild
-from diffalign.config import TrainConfig
+from diffalign.cli.options.options import ChesConfig
+from diffalign.core.errors import ConfigError
 from diffalign.data.table import is_table, write_table
-from diffalign.dataset import open_dataset
-from diffalign.errors import ConfigError
-from diffalign.evaluate_text import compare_texts
-from diffalign.options import ChesConfig
-from diffalign.options_eval import EvalConfig
-from diffalign.text.ches import scored
+from diffalign.evaluate.options import EvalConfig
+from diffalign.evaluate.texts import compare_texts
+from diffalign.methods.build import text as textbuild
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.models.text.ches import scored
 
 TEXTS = ("output_dir", "prompts", "dataset_name", "dataset_split_name", "reader", "device", "seed")  # what `eval` takes of texts
 

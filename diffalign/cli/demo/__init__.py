@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""The whole loop on the embedded models, for `diffalign quickstart`."""

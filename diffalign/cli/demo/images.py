@@ -22,23 +22,24 @@ import transformers
 from PIL import Image
 
 import diffalign
-from diffalign.backbones.folders import without_t5
-from diffalign.backbones.table import load_pipeline
-from diffalign.build import pairs as build_pairs
-from diffalign.config import TrainConfig
+from diffalign.cli.options.options import QuickstartConfig
+from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.data.records import encode_image
-from diffalign.dataset import open_dataset
-from diffalign.errors import ConfigError, did_you_mean
-from diffalign.evaluate import heldout_implicit_accuracy, learns_from_pairs, win_rate
+from diffalign.data.world.captions import parse, random_caption
+from diffalign.data.world.judge import mean_adherence
+from diffalign.data.world.scenes import random_scene
+from diffalign.data.world.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
+from diffalign.evaluate.heldout import heldout_implicit_accuracy, learns_from_pairs
+from diffalign.evaluate.pages.training import Comparison, write_report
+from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
-from diffalign.options import QuickstartConfig
-from diffalign.report import Comparison, write_report
-from diffalign.shapes.captions import parse, random_caption
-from diffalign.shapes.judge import mean_adherence
-from diffalign.shapes.scenes import random_scene
-from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
-from diffalign.train import LOG, Trainer
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build.image import pairs as build_pairs
+from diffalign.methods.config import TrainConfig
+from diffalign.models.backbones.folders import without_t5
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.train.trainer import LOG, Trainer
 
 SHOWN = 16  # pictures in a row of grid.png: base above, aligned below
 AGAINST = 64  # prompts that name what the taste judges

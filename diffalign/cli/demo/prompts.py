@@ -15,26 +15,26 @@ import torch
 import transformers
 
 import diffalign
-from diffalign.api import train
-from diffalign.backbones.lm import load_language_model
-from diffalign.backbones.table import load_pipeline
-from diffalign.config import TrainConfig
-from diffalign.configcheck import known
+from diffalign.cli.demo.images import Clock, fresh
+from diffalign.cli.demo.rewriting import Rewrite, Studio, attribute_distance, gain, preferences
+from diffalign.cli.options.options import TextQuickstartConfig
+from diffalign.core.errors import ConfigError
 from diffalign.data.table import write_table
-from diffalign.errors import ConfigError
-from diffalign.evaluate import win_rate
-from diffalign.evaluate_text import heldout
+from diffalign.data.world.captions import parse
+from diffalign.data.world.rewrites import short_prompts
+from diffalign.data.world.tastes import OPEN_ATTRIBUTES, TASTES
+from diffalign.evaluate.pages.training import Comparison, write_report
+from diffalign.evaluate.texts import heldout
+from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
-from diffalign.infer.meaning import SentenceDistance
-from diffalign.infer.rewrite import Rewriter
-from diffalign.options import TextQuickstartConfig
-from diffalign.quickstart import Clock, fresh
-from diffalign.report import Comparison, write_report
-from diffalign.rewriter import Rewrite, Studio, attribute_distance, gain, preferences
-from diffalign.shapes.captions import parse
-from diffalign.shapes.rewrites import short_prompts
-from diffalign.shapes.tastes import OPEN_ATTRIBUTES, TASTES
-from diffalign.train import LOG
+from diffalign.infer.text.meaning import SentenceDistance
+from diffalign.infer.text.rewriter import Rewriter
+from diffalign.methods.checks import known
+from diffalign.methods.config import TrainConfig
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.models.text.network import load_language_model
+from diffalign.train.align import train
+from diffalign.train.trainer import LOG
 
 HELDOUT = 100  # prompts whose pairs the run is asked to rank
 WRITTEN = 8  # rewrites of each held-out prompt whose meaning is looked at; one of them is drawn

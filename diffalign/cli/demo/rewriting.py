@@ -12,10 +12,10 @@ from PIL import Image
 from scipy.stats import bootstrap
 
 from diffalign.data.records import Candidate, Message, Record
+from diffalign.data.world import rewrites
+from diffalign.data.world.judge import adherence, read
+from diffalign.data.world.tastes import taste_score
 from diffalign.infer.sample import draw
-from diffalign.shapes import rewrites
-from diffalign.shapes.judge import adherence, read
-from diffalign.shapes.tastes import taste_score
 
 Meaning = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts, rewrites -> distances in [0, 1], 0 for the same meaning
 

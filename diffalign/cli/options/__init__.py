@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""What commands can be told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffalign.specs import Spec
+from diffalign.core.specs import Spec
 
 SCORES = """scorers (weights from the hub, or from a local file or folder by {pickscore: {model: PATH}}):
   pickscore    PickScore; compares images of one prompt         clipscore    CLIPScore; 2.5 times the cosine, not below zero

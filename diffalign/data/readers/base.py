@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffalign.core.errors import RecordError, did_you_mean
 from diffalign.data.records import Record, check_images
-from diffalign.errors import RecordError, did_you_mean
 
 CSV_LIMIT = 2**27  # one field of a CSV file may be a whole story
 BATCH = 64  # rows that are plain Python objects at a time; a `save_to_disk` file may hold a thousand images in one record batch

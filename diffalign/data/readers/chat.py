@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diffalign.core.errors import RecordError, did_you_mean
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.errors import RecordError, did_you_mean
 
 if TYPE_CHECKING:
     from diffalign.data.readers.base import Row

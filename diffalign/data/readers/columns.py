@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 SIDES = (("image_0", "model_0", "chosen"), ("image_1", "model_1", "rejected"))
 

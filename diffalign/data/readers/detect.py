@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS
 from diffalign.data.readers.base import Reader, Row
-from diffalign.errors import RecordError
 
 Rows = Callable[[str, str | None], Iterator[Row]]
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 SIDES = (("w", "l"), ("chosen", "rejected"))
 SUFFIX = "-rejected"

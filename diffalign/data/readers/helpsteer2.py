@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.readers.chat import chat_record
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.errors import RecordError
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SECOND = "second row"  # where `rows` puts the row of the second response; no column has a space in its name

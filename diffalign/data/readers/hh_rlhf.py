@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.readers.chat import answer, chat_record, common_start
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.errors import RecordError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")

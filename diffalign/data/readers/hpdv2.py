@@ -6,9 +6,9 @@ the highest logit.
 
 from __future__ import annotations
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 FOLDERS = (".", "train", "test")  # where copies of the dataset keep the images, from the folder of the JSON file
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import PurePosixPath
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
 

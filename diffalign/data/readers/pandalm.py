@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 ANNOTATORS = ("annotator1", "annotator2", "annotator3")
 SHARES = {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}  # a vote's share for response1; 0 is a tie

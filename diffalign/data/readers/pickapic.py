@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 
 def parse(row: Row) -> Record:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Record
-from diffalign.errors import RecordError
 
 LINE = "line of a text file"  # a column that only such rows have
 COLUMNS = ("prompt", "caption", "Prompt")  # PartiPrompts' is the last

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, Row, open_rows
 from diffalign.data.readers.chat import answer, chat_record, common_start, messages, split_history
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.errors import RecordError
 
 
 def parse(row: Row) -> Record:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from diffalign.data.records import Record
-from diffalign.data.transforms.base import Transform as Transform
+from diffalign.data.transforms.base import Transform
 from diffalign.data.transforms.candidates import by_factuality, invert, list_of, orient, pairs, preferred, prompt_only
 from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_margin
 from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label

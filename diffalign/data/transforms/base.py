@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from diffalign.core.errors import RecordError
 from diffalign.data.records import Candidate, Record
-from diffalign.errors import RecordError
 
 Transform = Callable[[Record], tuple[Record, ...]]
 

@@ -6,9 +6,9 @@ import itertools
 from dataclasses import replace
 from typing import Literal
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms.base import labelled, oriented, score_of, swapped
-from diffalign.errors import ConfigError, RecordError
 
 
 def orient(record: Record) -> tuple[Record, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from diffalign.core.errors import ConfigError
 from diffalign.data.records import Record
 from diffalign.data.transforms.base import gap, labelled, oriented, score_of
-from diffalign.errors import ConfigError
 
 SHARE = 0.05  # of the records that `lowest` keeps
 

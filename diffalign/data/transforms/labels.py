@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from scipy.special import expit
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Record
 from diffalign.data.transforms.base import gap, labelled, oriented, score_of, turned
 from diffalign.data.transforms.candidates import orient
-from diffalign.errors import ConfigError, RecordError
 
 
 def soft_label(record: Record, *, score: str, low: float, high: float, temperature: float = 1.0) -> tuple[Record, ...]:

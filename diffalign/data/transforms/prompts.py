@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Message, Record
 from diffalign.data.transforms.base import labelled, oriented, score_of
 from diffalign.data.transforms.candidates import invert
-from diffalign.errors import ConfigError, RecordError
 
 GOAL = "A careful judge should give the answer {goal} of 10 points."
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from diffalign.core.errors import ConfigError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms.base import score_of
-from diffalign.errors import ConfigError
 
 
 def weighted(record: Record, *, scores: Mapping[str, float], into: str) -> tuple[Record, ...]:

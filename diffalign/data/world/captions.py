@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffalign.shapes.scenes import ATTRIBUTES, Scene
+from diffalign.data.world.scenes import ATTRIBUTES, Scene
 
 if TYPE_CHECKING:
     import numpy as np

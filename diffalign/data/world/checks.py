@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from diffalign.shapes.captions import caption, parse
-from diffalign.shapes.judge import matches, read
-from diffalign.shapes.scenes import ATTRIBUTES
+from diffalign.data.world.captions import caption, parse
+from diffalign.data.world.judge import matches, read
+from diffalign.data.world.scenes import ATTRIBUTES
 
 
 def is_caption(text: str) -> bool:

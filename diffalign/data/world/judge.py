@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from diffalign.shapes.captions import parse
-from diffalign.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZE, SIZES, draw
+from diffalign.data.world.captions import parse
+from diffalign.data.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZE, SIZES, draw
 
 GRID = 20  # side of the normalised matte that is compared with the templates
 LEAST_CONTRAST = 30.0  # below this distance (of 441) between shape and background there is no shape

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from diffalign.shapes.captions import OPTIONAL, caption, parse
-from diffalign.shapes.scenes import ATTRIBUTES, SHAPES
+from diffalign.data.world.captions import OPTIONAL, caption, parse
+from diffalign.data.world.scenes import ATTRIBUTES, SHAPES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
-from diffalign.errors import ConfigError, did_you_mean
-from diffalign.shapes.judge import Reading, read
-from diffalign.shapes.scenes import SIZES
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.data.world.judge import Reading, read
+from diffalign.data.world.scenes import SIZES
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""Reports as one HTML file that fetches nothing."""

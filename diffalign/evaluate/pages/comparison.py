@@ -11,13 +11,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffalign.evalgrid import Shown, extremes, grid, style
-from diffalign.page import document, fill, interval, number, percent, plain, show, standing, table, verdict, write
-from diffalign.ratings import ELO
+from diffalign.core.files import plain, write
+from diffalign.evaluate.pages.grid import Shown, extremes, grid, style
+from diffalign.evaluate.pages.html import document, fill, interval, number, percent, show, table, verdict
+from diffalign.evaluate.ratings import ELO
+from diffalign.rewards.base import standing
 
 __all__ = ["Shown", "write_page"]
 
-STYLE = Path(__file__).with_name("evalpage.css")
+STYLE = Path(__file__).with_name("comparison.css")
 DRIFT = {
     "diversity": "How far apart the pictures of one prompt are; a fall means that they become alike.",
     "saturation": "Mean chroma, 0 to 1; chased rewards often make colours loud.",

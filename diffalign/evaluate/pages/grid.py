@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from diffalign.page import SMALL, number, picture, show
+from diffalign.evaluate.pages.html import SMALL, number, picture, show
 
 PICTURES, MOST, LEAST = 96, 24, 6  # pictures in the grid, and from how many prompts at most and, with many runs, at least
 EXTREMES = 3  # losses, and as many wins, of each run

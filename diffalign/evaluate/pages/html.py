@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,14 +14,8 @@ import numpy as np
 from PIL import Image
 
 SMALL, LARGEST = 128, 384  # pixels: up to the first, images are enlarged without smoothing; beyond the second, they are scaled down
-STYLE = Path(__file__).with_name("page.css")
+STYLE = Path(__file__).with_name("html.css")
 HUGE = 1e100  # counts as not finite: it could not be drawn
-
-
-def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `facts` as strict JSON holds them: numpy as Python's own, not finite as None, any other kind as text."""
-    text = json.dumps(dict(facts), default=lambda value: value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value))
-    return json.loads(text, parse_constant=lambda _: None)
 
 
 def number(value: Any) -> float:
@@ -52,13 +44,6 @@ def verdict(ends: tuple[float, float] | None) -> str:
     if ends is None or ends[0] <= 0.5 <= ends[1]:
         return "unclear"
     return "win" if ends[0] > 0.5 else "loss"
-
-
-def standing(scorer: Mapping[str, Any]) -> str:
-    """Return what a scorer of `eval.json` is to a run: what its word is worth."""
-    if scorer.get("chose"):
-        return "chose the weights"
-    return {True: "held out", False: "seen in training", None: "unknown whether seen in training"}[scorer.get("held_out")]
 
 
 def fill(facts: Mapping[str, Any], forms: Mapping[str, str], glue: str = "") -> str:
@@ -99,17 +84,3 @@ def document(title: str, headline: str, body: str, style: str = "") -> str:
 {STYLE.read_text(encoding="utf-8")}{style}</style></head>
 <body><main><h1>{headline}</h1>{body}</main></body></html>
 """
-
-
-def write(texts: Mapping[Path, str]) -> None:
-    """Write files of one folder, making it: each of them whole or not at all."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporaries[path].write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)

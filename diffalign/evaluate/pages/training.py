@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffalign.page import HUGE, bracket, document, fill, interval, number, percent, picture, plain, show, table, verdict, write
+from diffalign.core.files import plain, write
+from diffalign.evaluate.pages.html import HUGE, bracket, document, fill, interval, number, percent, picture, show, table, verdict
 
 SHOWN = 24  # comparisons in the grid
 BUCKETS = 300  # a longer curve keeps the lowest and the highest value of so many buckets: no spike is lost

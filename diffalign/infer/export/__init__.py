@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""Results as files that other programs load."""

@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from diffalign.adapters import WEIGHTS
-from diffalign.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.data.table import MANIFEST, is_table
-from diffalign.infer.card_user import personal_files, personal_usage
+from diffalign.infer.export.user_card import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
-from diffalign.page import standing
+from diffalign.models.adapters import WEIGHTS
+from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
+from diffalign.rewards.base import standing
 
 SETTINGS = ("train_method", "rank", "lora_alpha", "lora_layers", "resolution", "learning_rate", "lr_scheduler", "mixed_precision", "seed")
 PICTURE = "pictures.png"
@@ -150,7 +150,7 @@ def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:
     lines = [f"folder = {folder}"]
     if base.layout.family != "pixart":
         return imports, [*lines, "with negative_guidance(pipe, folder):"]
-    imports += ["from pathlib import Path", "from diffalign.adapters import load_lora"]  # its pipelines read no LoRA files
+    imports += ["from pathlib import Path", "from diffalign.models.adapters import load_lora"]  # its pipelines read no LoRA files
     lines.append(f'load_lora(pipe, Path(folder), "{base.layout.component}", "{ADAPTER}")')
     return imports, [*lines, f'with negative_guidance(pipe, "{ADAPTER}"):']
 

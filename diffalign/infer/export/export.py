@@ -21,15 +21,16 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
-from diffalign.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
-from diffalign.backbones.folders import layout_of, resolve
-from diffalign.backbones.lm import MODEL
-from diffalign.data.atomic import atomic_folder
-from diffalign.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.infer.card import PICTURE, Base, Source, model_card, public
-from diffalign.infer.export_user import FOLDER, write_personal
-from diffalign.infer.load import load, run_facts
-from diffalign.infer.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
+from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.core.files import atomic_folder
+from diffalign.core.runs import run_facts
+from diffalign.infer.export.card import PICTURE, Base, Source, model_card, public
+from diffalign.infer.export.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
+from diffalign.infer.export.user_files import FOLDER, write_personal
+from diffalign.infer.load import load
+from diffalign.models.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
+from diffalign.models.backbones.folders import layout_of, resolve
+from diffalign.models.text.network import MODEL
 
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

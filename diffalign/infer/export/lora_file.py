@@ -14,8 +14,8 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.infer.keys import Place, file_key, place
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.infer.export.keys import Place, file_key, place
 
 PEFT_FACTS = "lora_adapter_metadata"  # the metadata key of diffusers for the adapter's config
 

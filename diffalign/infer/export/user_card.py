@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffalign.conditioning.store import BRANCH, ENCODER
+from diffalign.models.users.store import BRANCH, ENCODER
 
 EXAMPLE = "user.safetensors"  # where no user came with the export
 

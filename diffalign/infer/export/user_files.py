@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffalign.conditioning import files
-from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
-from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder
-from diffalign.errors import CheckpointError
-from diffalign.infer.card import public
-from diffalign.result import RUN
+from diffalign.core import tensor_files as files
+from diffalign.core.errors import CheckpointError
+from diffalign.core.runs import RUN
+from diffalign.infer.export.card import public
+from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder
+from diffalign.models.users.store import BRANCH, ENCODER, load_encoder, load_tokens
 
 PATHS = ("base", "model", "vae", "features", "profiles", "vectors")  # keys whose values may say where files lie
 FOLDER = "users"

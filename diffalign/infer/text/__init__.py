@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""Using a trained language model."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from diffalign.backbones.folders import resolve
-from diffalign.errors import CheckpointError
+from diffalign.core.errors import CheckpointError
+from diffalign.models.backbones.folders import resolve
 
 BATCH = 64
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from diffalign.core.errors import ConfigError
 from diffalign.data.records import Message, Record
-from diffalign.errors import ConfigError
-from diffalign.text.template import Template
+from diffalign.models.text.template import Template
 
 BATCH = 64  # texts that grow together
 

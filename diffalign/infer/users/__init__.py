@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""Pictures for one person."""

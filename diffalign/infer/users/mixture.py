@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffalign.backbones.base import Backbone
-from diffalign.conditioning import branch
-from diffalign.conditioning.choices import Choice
-from diffalign.conditioning.users import MixtureEncoder
+from diffalign.core.types import Batch, Scores
 from diffalign.data.pixels import centred
-from diffalign.diffusion.likelihood import DiffusionLikelihood
-from diffalign.reference import AdapterOff
-from diffalign.types import Batch, Scores
+from diffalign.models.backbones.base import Backbone
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood
+from diffalign.models.reference import AdapterOff
+from diffalign.models.users import branch
+from diffalign.models.users.choices import Choice
+from diffalign.models.users.encoders import MixtureEncoder
 
 
 @torch.enable_grad()

@@ -14,26 +14,26 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from diffalign import build
-from diffalign.backbones.folders import resolve
-from diffalign.backbones.pretrained import Pretrained
-from diffalign.backbones.table import BACKBONES, component_of, family_of
-from diffalign.conditioning import branch
-from diffalign.conditioning.choices import Choice, contradictions, read_choices
-from diffalign.conditioning.features import Features, features
-from diffalign.conditioning.layout import parameters
-from diffalign.conditioning.settings import PairsSettings, ProfileSettings, VectorSettings, VlmSettings
-from diffalign.conditioning.store import BRANCH, ENCODER, load_encoder, load_tokens
-from diffalign.conditioning.users import MixtureEncoder, OneHotEncoder, UserEncoder
-from diffalign.conditioning.vlm import VlmStates, cached
-from diffalign.config import TrainConfig
+from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.data.records import Record
-from diffalign.diffusion.likelihood import DiffusionLikelihood
-from diffalign.diffusion.trajectory import forward
-from diffalign.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.infer.fit import fit_weights
-from diffalign.infer.user import UserPipeline, at_strength, shortlist
-from diffalign.personalise import equip, read_texts
+from diffalign.infer.users.mixture import fit_weights
+from diffalign.infer.users.pipeline import UserPipeline, at_strength, shortlist
+from diffalign.methods.build import image as build
+from diffalign.methods.config import TrainConfig
+from diffalign.models.backbones.folders import resolve
+from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.table import BACKBONES, component_of, family_of
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood
+from diffalign.models.diffusion.trajectory import forward
+from diffalign.models.features import Features, features
+from diffalign.models.users import branch
+from diffalign.models.users.attach import equip, read_texts
+from diffalign.models.users.choices import Choice, contradictions, read_choices
+from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder, UserEncoder
+from diffalign.models.users.layout import parameters
+from diffalign.models.users.settings import PairsSettings, ProfileSettings, VectorSettings, VlmSettings
+from diffalign.models.users.store import BRANCH, ENCODER, load_encoder, load_tokens
+from diffalign.models.users.vlm import VlmStates, cached
 
 logger = logging.getLogger(__name__)
 Who = str | Path | Tensor | Iterable[Choice | Record | tuple[str, Any, Any]] | None

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.backbones.table import component_of
-from diffalign.conditioning import branch
-from diffalign.conditioning.layout import parameters
-from diffalign.conditioning.store import save_tokens
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
+from diffalign.models.backbones.table import component_of
+from diffalign.models.users import branch
+from diffalign.models.users.layout import parameters
+from diffalign.models.users.store import save_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,1 +1,1 @@
-"""TODO: one line that says what this room is for."""
+"""From a config to the parts that a trainer runs."""

@@ -12,43 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from diffalign.conditioning.settings import USER_ENCODERS
-from diffalign.config import TrainConfig
-from diffalign.data.readers import READERS, read
-from diffalign.data.readers.detect import detect
-from diffalign.data.table import Table, is_table, read_table, write_table
+from diffalign.core.errors import ConfigError, TableError, did_you_mean
+from diffalign.core.specs import Spec, bind, single
+from diffalign.data.importing import import_dataset
+from diffalign.data.table import Table, is_table, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.view import View, with_users, without_content
-from diffalign.errors import ConfigError, TableError, did_you_mean
 from diffalign.methods import METHODS
+from diffalign.methods.config import TrainConfig
+from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import Facts, facts
-from diffalign.specs import Spec, bind, single
-
-
-def import_dataset(
-    source: str,
-    path: Path,
-    *,
-    reader: str | None = None,
-    split: str | None = None,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-    limit: int | None = None,
-) -> Table:
-    """Read `source` with the named reader (or the one its columns fit) into a table at `path`, and return it.
-
-    Raises ConfigError for an unknown reader, RecordError for the first bad row unless `skip_bad`, TableError if no row is left.
-    """
-    name = reader or detect(source, split)
-    if name not in READERS:
-        raise ConfigError(f"there is no reader `{name}`.{did_you_mean(name, READERS)}")
-    rejected: list[dict[str, str]] = []
-    records = read(READERS[name], source, split=split, rejected=rejected if skip_bad else None)
-    bar = tqdm(itertools.islice(records, limit), desc=f"import {name}", unit=" rows", total=limit, disable=None)
-    return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, dataset_name=source, split=split)
 
 
 def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None = "image") -> View:

@@ -7,83 +7,42 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from diffalign import adapters, personalise, rewardbuild, speed, textbuild
-from diffalign.backbones.base import Backbone, Settings
-from diffalign.backbones.table import check_guided, load_backbone, load_denoiser, model_index
-from diffalign.conditioning import branch
-from diffalign.conditioning.users import Sizes
-from diffalign.config import TrainConfig
-from diffalign.configcheck import check_family, check_sides
-from diffalign.data.batch import CachedPairs, Encoders, Index, LivePairs, Pairs
+from diffalign.core.errors import ConfigError
+from diffalign.core.parts import Index, Pairs, Parts
+from diffalign.core.specs import bind
+from diffalign.core.types import Reference, Scores
+from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.curriculum import CURRICULA, Stages
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
-from diffalign.dataset import check_data
-from diffalign.diffusion.likelihood import ERRORS, DiffusionLikelihood
-from diffalign.diffusion.path import VPPath
-from diffalign.diffusion.rollout import self_rollout
-from diffalign.diffusion.trajectory import TRAJECTORIES
-from diffalign.errors import ConfigError
 from diffalign.methods import METHODS
-from diffalign.objectives import OBJECTIVES, facts
-from diffalign.precompute import Precomputed, network_facts
-from diffalign.reference import AdapterOff, Frozen, NoReference, Start
-from diffalign.specs import bind
-from diffalign.types import Condition, Likelihood, Reference, Scores
-
-DTYPES = speed.DTYPES
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything a training step uses. The trainer knows no method; it knows these."""
-
-    backbone: Any  # a Trained; of image models a Backbone
-    likelihood: Likelihood
-    reference: Reference
-    objective: Callable[[Scores], Tensor]
-    pairs: Pairs
-    driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
-    index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
-    penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json and checkpoints say besides
-    groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
-    measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is found out about the result before run.json is written
-
-
-def objective(config: TrainConfig) -> functools.partial[Tensor]:
-    """Return the objective of `config` with its constants."""
-    return bind("objective", OBJECTIVES, config.part("objective"))
-
-
-def beta_of(bound: Callable[..., Any]) -> float | None:
-    """Return the beta of an objective with its constants, by its default where none is given; None where it has none."""
-    beta = inspect.signature(bound).parameters.get("beta")
-    return None if beta is None or beta.default is beta.empty else float(beta.default)
-
-
-def trajectory(config: TrainConfig) -> functools.partial[Any]:
-    """Return the trajectory of `config` with its constants."""
-    return bind("trajectory", TRAJECTORIES, config.part("trajectory"))
-
-
-def error(config: TrainConfig) -> Callable[..., Tensor]:
-    """Return the error of `config` with its constants."""
-    return bind("error", ERRORS, config.part("error"))
-
-
-def driver(config: TrainConfig) -> str:
-    """Return which network runs the trajectory: policy, reference or ema."""
-    parameter = inspect.signature(trajectory(config)).parameters.get("driver")
-    return "policy" if parameter is None else str(parameter.default)
+from diffalign.methods.build import reward as rewardbuild
+from diffalign.methods.build import speed
+from diffalign.methods.build import text as textbuild
+from diffalign.methods.build import users as personalise
+from diffalign.methods.build.bind import DTYPES, beta_of, driver, error, objective, settings, trajectory
+from diffalign.methods.build.data import check_data
+from diffalign.methods.checks import check_family, check_sides
+from diffalign.methods.config import TrainConfig
+from diffalign.models import adapters
+from diffalign.models.backbones.base import Backbone
+from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood
+from diffalign.models.diffusion.path import VPPath
+from diffalign.models.diffusion.self_rollout import self_rollout
+from diffalign.models.reference import AdapterOff, Frozen, NoReference, Start
+from diffalign.models.trajectory_cache import Precomputed, network_facts
+from diffalign.models.users import branch
+from diffalign.models.users.attach import encoder_of
+from diffalign.models.users.encoders import Sizes
+from diffalign.objectives import facts
 
 
 def check(config: TrainConfig) -> None:
@@ -119,18 +78,6 @@ def _check_kept(config: TrainConfig, runs: str) -> None:
         )
     if config.cache == "off" or config.cache_variants > config.trajectory_cache:
         raise ConfigError("`trajectory_cache` needs `cache` disk, and at least as many points as there are `cache_variants`")
-
-
-def settings(config: TrainConfig) -> Settings:
-    """Return what `config` says about the backbone."""
-    flow = {"density": config.weighting_scheme, "transport": config.transport} | {
-        name: getattr(config, name) for name in ("logit_mean", "logit_std", "mode_scale")
-    }
-    if config.shift is not None:
-        flow["shift"] = config.shift
-    # A dynamic shift follows the size of the pictures.
-    side = config.resolution or (round(max(height * width for height, width in config.buckets) ** 0.5) if config.buckets else None)
-    return Settings(side, config.max_sequence_length, config.guidance_scale, flow)
 
 
 def backbone(config: TrainConfig, device: torch.device) -> Backbone:
@@ -254,7 +201,7 @@ def parts(config: TrainConfig, view: View, device: torch.device, *, fit: bool = 
     if users is None or known is None:
         return made(data, driver(config), order(config, view))
     data = UserPairs(data, users, known, config.user_dropout)
-    return made(data, driver(config), users.index, personalise.encoder_of(model).penalty)
+    return made(data, driver(config), users.index, encoder_of(model.denoiser).penalty)
 
 
 def _with_points(

@@ -12,43 +12,21 @@ from typing import Any
 
 import torch
 
-from diffalign.config import TrainConfig
+from diffalign.core.errors import TableError
 from diffalign.data.view import Entry, View
-from diffalign.dataset import open_dataset
-from diffalign.errors import TableError
-from diffalign.rewardmodel.calibration import in_words, judged, reliability
-from diffalign.rewardmodel.embeds import load_embeds
-from diffalign.rewardmodel.heads import Head, PalHead, Sizes, make
-from diffalign.rewardmodel.pairs import RewardLikelihood, RewardPairs, Stored, split
-from diffalign.rewardmodel.settings import PalSettings, settings_of
-from diffalign.textbuild import cache_root
+from diffalign.methods.build.bind import cache_root
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.rewards.heads.calibration import in_words, judged, reliability
+from diffalign.rewards.heads.embeds import load_embeds
+from diffalign.rewards.heads.model import RewardModel
+from diffalign.rewards.heads.networks import Head, PalHead, Sizes, make
+from diffalign.rewards.heads.pairs import RewardLikelihood, RewardPairs, Stored, split
+from diffalign.rewards.heads.settings import PalSettings, settings_of
 
 logger = logging.getLogger(__name__)
 MOST = 10_000  # records that mean and deviation of embeddings are measured on
 PICTURE = "reliability.png"
-
-
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """A head on frozen embeddings, as the trainer sees a model."""
-
-    network: Head
-    embeds: str  # fingerprint of those embeddings; the model that made them has left the memory
-    name: str
-    beta: float  # on rewards, to make logits of them
-    component: str = "reward_head"
-    lora_targets: tuple[str, ...] = ()
-
-    def beta_in_words(self, beta: float) -> str:
-        """Return `beta` and its unit."""
-        return f"beta {beta:g} on rewards: with it, their differences are logits"
-
-    def park(self) -> None:
-        """Do nothing: embeddings are computed before training."""
-
-    def fingerprint(self) -> str:
-        """Return that of the embeddings."""
-        return self.embeds
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffalign import adapters, speed
-from diffalign.backbones import lm_forward
-from diffalign.backbones.lm import LanguageModel, load_language_model, load_tokenizer
-from diffalign.config import TrainConfig
-from diffalign.configcheck import check_text
+from diffalign.core.specs import bind
+from diffalign.core.types import Reference
 from diffalign.data.view import View
+from diffalign.methods.build import speed
+from diffalign.methods.build.bind import cache_root
+from diffalign.methods.checks import check_text
+from diffalign.methods.config import TrainConfig
+from diffalign.models import adapters
+from diffalign.models.reference import AdapterOff, Cached, Frozen, NoReference
+from diffalign.models.text import forward as lm_forward
+from diffalign.models.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
+from diffalign.models.text.network import LanguageModel, load_language_model, load_tokenizer
+from diffalign.models.text.pairs import TextPairs
+from diffalign.models.text.reference import precomputed
+from diffalign.models.text.template import Template, read_chat_template
+from diffalign.models.text.truncation import Limit
 from diffalign.objectives import facts
-from diffalign.reference import AdapterOff, Cached, Frozen, NoReference
-from diffalign.specs import bind
-from diffalign.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
-from diffalign.text.pairs import TextPairs
-from diffalign.text.reference import precomputed
-from diffalign.text.template import Template, read_chat_template
-from diffalign.text.truncation import Limit
-from diffalign.types import Reference
 
 logger = logging.getLogger(__name__)
 BATCH = 8  # records whose reference is computed at once
-
-
-def cache_root(config: TrainConfig, view: View) -> Path:
-    """Return the folder that caches lie in."""
-    return Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
 
 
 def aggregation(config: TrainConfig) -> Aggregation:

@@ -8,44 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from diffalign.diffusion.path import Path
-from diffalign.types import Condition
-
-
-class Trained(Protocol):
-    """A loaded model of any kind, as the trainer sees it."""
-
-    @property
-    def name(self) -> str:
-        """Return the folder or hub id that it was loaded from."""
-        ...
-
-    @property
-    def component(self) -> str:
-        """Return what the folder of a full result is called: unet, transformer or model."""
-        ...
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Return the names of the layers that get an adapter."""
-        ...
-
-    @property
-    def network(self) -> nn.Module:
-        """Return what gets trained; everything else is frozen."""
-        ...
-
-    def beta_in_words(self, beta: float) -> str:
-        """Return what a beta is multiplied with."""
-        ...
-
-    def park(self) -> None:
-        """Move what a training step does not use off the accelerator, until it is asked for."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Return a hash that changes when what is cached before training would."""
-        ...
+from diffalign.core.parts import Trained
+from diffalign.core.types import Condition
+from diffalign.models.diffusion.path import Path
 
 
 class Backbone(Trained, Protocol):

@@ -9,9 +9,9 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from diffalign.backbones.pretrained import JOINT, Pretrained
-from diffalign.diffusion.path import FlowPath, Path
-from diffalign.types import Condition
+from diffalign.core.types import Condition
+from diffalign.models.backbones.pretrained import JOINT, Pretrained
+from diffalign.models.diffusion.path import FlowPath, Path
 
 
 class Flux(Pretrained):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.errors import CheckpointError
+from diffalign.core.errors import CheckpointError
 
 EMBEDDED = {f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm") for root in ("assets/", "")}
 
@@ -40,7 +40,7 @@ LAYOUTS = {
 def resolve(name: str) -> str:
     """Return `name`, or for the embedded models the folder they lie in wherever the package is installed."""
     if name in EMBEDDED and not Path(name).exists():
-        package = Path(__file__).resolve().parents[1]
+        package = Path(__file__).resolve().parents[2]
         for root in (package.parent / "assets", package / "_assets"):
             if (root / EMBEDDED[name]).is_dir():
                 return str(root / EMBEDDED[name])

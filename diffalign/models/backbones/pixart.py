@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign.backbones.pretrained import Pretrained
-from diffalign.conditioning import branch
-from diffalign.types import Condition
+from diffalign.core.types import Condition
+from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.users import branch
 
 
 class PixArt(Pretrained):

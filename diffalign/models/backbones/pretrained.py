@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign.backbones.base import Settings
-from diffalign.conditioning import branch
-from diffalign.diffusion.path import Path, VPPath
-from diffalign.errors import CheckpointError, LatentError
-from diffalign.types import Condition
+from diffalign.core.errors import CheckpointError, LatentError
+from diffalign.core.types import Condition
+from diffalign.models.backbones.base import Settings
+from diffalign.models.diffusion.path import Path, VPPath
+from diffalign.models.users import branch
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # with the prompt's side, as the scripts of diffusers do

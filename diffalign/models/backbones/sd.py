@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffalign.backbones.pretrained import Pretrained
-from diffalign.types import Condition
+from diffalign.core.types import Condition
+from diffalign.models.backbones.pretrained import Pretrained
 
 
 class StableDiffusion(Pretrained):

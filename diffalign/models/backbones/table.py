@@ -10,15 +10,15 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig
 
-from diffalign.backbones.base import Settings
-from diffalign.backbones.flux import Flux
-from diffalign.backbones.folders import Layout, check_folder, layout_of, resolve
-from diffalign.backbones.pixart import PixArt
-from diffalign.backbones.pretrained import Pretrained
-from diffalign.backbones.sd import StableDiffusion
-from diffalign.backbones.sd3 import StableDiffusion3
-from diffalign.backbones.sdxl import StableDiffusionXL
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.flux import Flux
+from diffalign.models.backbones.folders import Layout, check_folder, layout_of, resolve
+from diffalign.models.backbones.pixart import PixArt
+from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.sd import StableDiffusion
+from diffalign.models.backbones.sd3 import StableDiffusion3
+from diffalign.models.backbones.sdxl import StableDiffusionXL
 
 BACKBONES: dict[str, type[Pretrained]] = {
     "sd": StableDiffusion,

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.path import Path, advance, landed, levels
-from diffalign.diffusion.random import normal
-from diffalign.errors import ConfigError
-from diffalign.types import Generator, Noised, Predict
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Generator, Noised, Predict
+from diffalign.models.diffusion.path import Path, advance, landed, levels
+from diffalign.models.diffusion.random import normal
 
 End = Literal["grid", "exact"]
 Label = Literal["source", "destination", "own"]

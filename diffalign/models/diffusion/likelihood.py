@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.path import Path, split
-from diffalign.diffusion.random import uniform
-from diffalign.types import Batch, Condition, Generator, Noised, Query, Scores
+from diffalign.core.types import Batch, Condition, Generator, Noised, Query, Scores
+from diffalign.models.diffusion.path import Path, split
+from diffalign.models.diffusion.random import uniform
 
 Denoise = Callable[[Any, Tensor, Tensor, Condition], Tensor]  # (model, x (N,C,H,W), t (N,), condition (N,...)) -> output like x
 

@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.random import integers, uniform
-from diffalign.errors import ConfigError
-from diffalign.types import Generator, Noised
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Generator, Noised
+from diffalign.models.diffusion.random import integers, uniform
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffalign.types import Generator
+from diffalign.core.types import Generator
 
 
 def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.path import Path, advance, landed, levels, mix, split
-from diffalign.diffusion.random import integers, normal, uniform
-from diffalign.errors import ConfigError
-from diffalign.types import Generator, Noised, Predict
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Generator, Noised, Predict
+from diffalign.models.diffusion.path import Path, advance, landed, levels, mix, split
+from diffalign.models.diffusion.random import integers, normal, uniform
 
 
 def self_rollout(

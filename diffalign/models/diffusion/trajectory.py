@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffalign.diffusion.inversion import ddim_inversion
-from diffalign.diffusion.path import Path, mix, target
-from diffalign.diffusion.random import normal
-from diffalign.diffusion.rollout import self_rollout
-from diffalign.types import Generator, Noised, Predict
+from diffalign.core.types import Generator, Noised, Predict
+from diffalign.models.diffusion.inversion import ddim_inversion
+from diffalign.models.diffusion.path import Path, mix, target
+from diffalign.models.diffusion.random import normal
+from diffalign.models.diffusion.self_rollout import self_rollout
 
 Trajectory = Callable[..., Noised]
 

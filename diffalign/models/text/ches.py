@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffalign.core.types import TextBatch
 from diffalign.data.cache import progress
 from diffalign.data.records import Record
-from diffalign.metrics import ches
-from diffalign.text.layout import lay_out
-from diffalign.text.likelihood import Read
-from diffalign.text.pairs import TextPairs
-from diffalign.types import TextBatch
+from diffalign.models.text.layout import lay_out
+from diffalign.models.text.likelihood import Read
+from diffalign.models.text.pairs import TextPairs
+from diffalign.objectives.metrics import ches
 
 
 def scored(pairs: TextPairs, read: Read, model: Any, device: torch.device, batch_size: int = 8) -> Iterator[Record]:

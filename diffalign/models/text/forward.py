@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from diffalign.backbones import segments
-from diffalign.reference import eval_mode
-from diffalign.text.head import Head
-from diffalign.text.layout import Rows
-from diffalign.text.likelihood import Answer, SequenceLikelihood, Switches
-from diffalign.types import TextBatch
+from diffalign.core.types import TextBatch
+from diffalign.models.reference import eval_mode
+from diffalign.models.text import segments
+from diffalign.models.text.head import Head
+from diffalign.models.text.layout import Rows
+from diffalign.models.text.likelihood import Answer, SequenceLikelihood, Switches
 
 logger = logging.getLogger(__name__)
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}  # nats, of the mean over probed tokens; half precision rounds more

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffalign.errors import TableError
-from diffalign.types import TextBatch
+from diffalign.core.errors import TableError
+from diffalign.core.types import TextBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffalign.errors import ConfigError
-from diffalign.text.head import Head, States, collision, divergence, label_log_probs
-from diffalign.text.layout import Rows, Targets, lay_out, length_mask
-from diffalign.types import Generator, Scores, TextBatch, Tokens
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Generator, Scores, TextBatch, Tokens
+from diffalign.models.text.head import Head, States, collision, divergence, label_log_probs
+from diffalign.models.text.layout import Rows, Targets, lay_out, length_mask
 
 
 @dataclass(frozen=True, slots=True)

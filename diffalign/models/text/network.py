@@ -11,11 +11,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
-from diffalign.backbones import lm_forward
-from diffalign.backbones.folders import resolve
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.text.layout import Rows
-from diffalign.text.likelihood import Answer
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.models.backbones.folders import resolve
+from diffalign.models.text import forward as lm_forward
+from diffalign.models.text.layout import Rows
+from diffalign.models.text.likelihood import Answer
 
 MODEL = "model"
 ELSEWHERE = ("_name_or_path", "transformers_version", "architectures")  # of a config: what says nothing of the numbers

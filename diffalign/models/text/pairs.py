@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from diffalign.data.batch import Index
+from diffalign.core.errors import TableError
+from diffalign.core.parts import Index
+from diffalign.core.types import TextBatch
 from diffalign.data.cache import progress
 from diffalign.data.labels import labels_of
 from diffalign.data.view import View
-from diffalign.errors import TableError
-from diffalign.text.template import Encoded, Template
-from diffalign.text.truncation import Limit
-from diffalign.types import TextBatch
+from diffalign.models.text.template import Encoded, Template
+from diffalign.models.text.truncation import Limit
 
 logger = logging.getLogger(__name__)
 

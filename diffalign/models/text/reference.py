@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffalign.core.errors import ConfigError
+from diffalign.core.types import Reference
 from diffalign.data.cache import Bank, open_folder, progress
-from diffalign.errors import ConfigError
-from diffalign.text.likelihood import SequenceLikelihood
-from diffalign.text.pairs import TextPairs
-from diffalign.types import Reference
+from diffalign.models.text.likelihood import SequenceLikelihood
+from diffalign.models.text.pairs import TextPairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from diffalign.text.layout import Segment
+from diffalign.models.text.layout import Segment
 
 NAME = "segments"
 _windows: ContextVar[list[int | None] | None] = ContextVar("_windows", default=None)

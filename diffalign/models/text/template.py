@@ -23,8 +23,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.errors import ConfigError, RecordError
 
 Written = tuple[str, str]  # the prompt, and the prompt with a candidate
 

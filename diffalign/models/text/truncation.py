@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from diffalign.errors import ConfigError
-from diffalign.text.template import Encoded
+from diffalign.core.errors import ConfigError
+from diffalign.models.text.template import Encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch import Tensor
 
-from diffalign.conditioning import files
-from diffalign.conditioning.layout import State, blank_projector, branched, check, initial, kind_of, parameters, trains
-from diffalign.errors import CheckpointError
+from diffalign.core import tensor_files as files
+from diffalign.core.errors import CheckpointError
+from diffalign.models.users.layout import State, blank_projector, branched, check, initial, kind_of, parameters, trains
 
 
 @dataclass(slots=True)

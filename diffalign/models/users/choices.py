@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Record, decode_image, encode_image
 from diffalign.data.transforms import orient
-from diffalign.errors import ConfigError, RecordError
 
 Picture = Image.Image | bytes | str | Path  # drawn, encoded, or a file's name
 

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffalign.conditioning.settings import (
+from diffalign.core.types import Condition
+from diffalign.models.users.settings import (
     MixtureSettings,
     OneHotSettings,
     PairsSettings,
@@ -20,7 +21,6 @@ from diffalign.conditioning.settings import (
     VectorSettings,
     VlmSettings,
 )
-from diffalign.types import Condition
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffalign.conditioning.choices import Choice
-from diffalign.conditioning.features import Features
-from diffalign.conditioning.settings import PairsSettings, VlmSettings
-from diffalign.conditioning.users import Sizes
-from diffalign.conditioning.vlm import VlmStates, cached
+from diffalign.core.errors import ConfigError
 from diffalign.data.cache import Bank, open_folder, progress
 from diffalign.data.records import decode_image
 from diffalign.data.users import Users
 from diffalign.data.view import View
-from diffalign.errors import ConfigError
+from diffalign.models.features import Features
+from diffalign.models.users.choices import Choice
+from diffalign.models.users.encoders import Sizes
+from diffalign.models.users.settings import PairsSettings, VlmSettings
+from diffalign.models.users.vlm import VlmStates, cached
 
 logger = logging.getLogger(__name__)
 FEW = 16  # pairs

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2
 from diffusers.models.embeddings import ImageProjection, IPAdapterFullImageProjection, IPAdapterTimeImageProjection
 from torch import Tensor, nn
 
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError
 
 State = Mapping[str, Mapping[str, Tensor]]  # {"image_proj": {...}, "ip_adapter": {...}}, as `load_ip_adapter` reads it
 KINDS = {"unet": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "pixart": PixArtTransformer2DModel}

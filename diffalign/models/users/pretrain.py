@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffalign.conditioning.evidence import ChoicesEvidence
-from diffalign.conditioning.settings import PairsSettings
-from diffalign.conditioning.users import PairsEncoder
+from diffalign.models.users.encoders import PairsEncoder
+from diffalign.models.users.evidence import ChoicesEvidence
+from diffalign.models.users.settings import PairsSettings
 
 logger = logging.getLogger(__name__)
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1

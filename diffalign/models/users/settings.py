@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from diffalign.errors import ConfigError
+from diffalign.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.conditioning import files
-from diffalign.conditioning.settings import USER_ENCODERS
-from diffalign.conditioning.users import Sizes, UserEncoder, make
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.core import tensor_files as files
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.models.users.encoders import Sizes, UserEncoder, make
+from diffalign.models.users.settings import USER_ENCODERS
 
 BRANCH, ENCODER = "ip_adapter.safetensors", "user_encoder.safetensors"
 

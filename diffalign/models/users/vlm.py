@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from diffalign.conditioning import files
-from diffalign.conditioning.choices import Choice, contents
-from diffalign.conditioning.features import UNREADABLE, weights_hash, whole
+from diffalign.core import tensor_files as files
+from diffalign.core.errors import CheckpointError, TableError
 from diffalign.data.cache import fingerprint as hashed
-from diffalign.errors import CheckpointError, TableError
+from diffalign.models.features import UNREADABLE, weights_hash, whole
+from diffalign.models.users.choices import Choice, contents
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.special import expit
 
-from diffalign.agreement import Comparisons, Estimate, accuracies
+from diffalign.rewards.agreement import Comparisons, Estimate, accuracies
 
 Floats = NDArray[np.float64]
 BINS = 10  # of equal width over confidences from 1/2 to 1

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from diffalign.conditioning.features import OPEN_CLIP, UNREADABLE, ClipFeatures
+from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.cache import fingerprint
 from diffalign.data.pixels import centred
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.rewardmodel.settings import PIXELS
+from diffalign.models.features import OPEN_CLIP, UNREADABLE, ClipFeatures
+from diffalign.rewards.heads.settings import PIXELS
 
 BATCH = 32  # prompts at once
 SIDE, GRID, WORDS = 64, 8, 64

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diffalign.rewardmodel.settings import BtSettings, PalSettings, Settings
+from diffalign.rewards.heads.settings import BtSettings, PalSettings, Settings
 
 NOBODY = -1  # the index of a user who is not known: the mean of all users' logits stands for them
 LARGEST = 100.0  # of the factor on cosines, as CLIP holds it

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from diffalign.rewardmodel.heads import PalHead
-from diffalign.rewardmodel.pairs import RewardBatch
+from diffalign.rewards.heads.networks import PalHead
+from diffalign.rewards.heads.pairs import RewardBatch
 
 STEPS = 200
 LEAST = 0.1  # deviation of the users' numbers that the prior has at least

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffalign.data.batch import Index
+from diffalign.core.errors import TableError
+from diffalign.core.parts import Index
+from diffalign.core.types import Labels, Scores
 from diffalign.data.cache import Bank, fingerprint, open_folder, progress
 from diffalign.data.labels import labels_of
 from diffalign.data.records import decode_image
 from diffalign.data.view import Entry, View
-from diffalign.errors import TableError
-from diffalign.rewardmodel.embeds import Embeds
-from diffalign.rewardmodel.heads import NOBODY
-from diffalign.types import Labels, Scores
+from diffalign.rewards.heads.embeds import Embeds
+from diffalign.rewards.heads.networks import NOBODY
 
 PART = 16  # rows embedded at once
 

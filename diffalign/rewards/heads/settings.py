@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffalign.backbones.folders import is_local, resolve
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.specs import bind, single
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.specs import bind, single
+from diffalign.models.backbones.folders import is_local, resolve
 
 PIXELS = "pixels"
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from diffalign.conditioning import files
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.rewardmodel.heads import Head, Sizes, make
-from diffalign.rewardmodel.settings import HEADS
+from diffalign.core import tensor_files as files
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.rewards.heads.networks import Head, Sizes, make
+from diffalign.rewards.heads.settings import HEADS
 
 FILE = "reward_head.safetensors"
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
 
-from diffalign.conditioning.features import UNREADABLE, whole
-from diffalign.errors import CheckpointError
-from diffalign.rewards.frame import Frame
-from diffalign.rewards.network import Network, fill, frozen, read_weights
+from diffalign.core.errors import CheckpointError
+from diffalign.models.features import UNREADABLE, whole
+from diffalign.rewards.scorers.frame import Frame
+from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 
 PICKSCORE, CLIP_H = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CLIP_L = "openai/clip-vit-large-patch14"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffalign.core.errors import ConfigError
 from diffalign.data.records import encode_image
-from diffalign.errors import ConfigError
 
 BATCH = 32  # images in one request
 Post = Callable[[str, Mapping[str, Any], float], Any]  # (url, JSON, seconds) -> JSON

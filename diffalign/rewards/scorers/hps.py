@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from diffalign.rewards.frame import Frame
-from diffalign.rewards.network import Network, fill, frozen, read_weights
+from diffalign.rewards.scorers.frame import Frame
+from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 RANGES = {"2.0": "0.25 to 0.29", "2.1": "0.20 to 0.34"}

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from diffalign.conditioning.features import UNREADABLE
-from diffalign.errors import CheckpointError
-from diffalign.rewards.clip import linear_head
-from diffalign.rewards.frame import Frame
-from diffalign.rewards.network import Network, fill, frozen, read_weights
+from diffalign.core.errors import CheckpointError
+from diffalign.models.features import UNREADABLE
+from diffalign.rewards.scorers.clip import linear_head
+from diffalign.rewards.scorers.frame import Frame
+from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the training pairs' scores, in the authors' code
 LONGEST = 35  # tokens

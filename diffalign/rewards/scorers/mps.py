@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
-from diffalign.conditioning.features import UNREADABLE
-from diffalign.errors import CheckpointError
-from diffalign.rewards.clip import CLIP_H, frame_of
-from diffalign.rewards.network import Network, fill, frozen, read_weights
+from diffalign.core.errors import CheckpointError
+from diffalign.models.features import UNREADABLE
+from diffalign.rewards.scorers.clip import CLIP_H, frame_of
+from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 
 CONDITION = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, texture, quantity, "

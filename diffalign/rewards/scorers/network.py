@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffalign.errors import CheckpointError
-from diffalign.rewards.frame import Frame
+from diffalign.core.errors import CheckpointError
+from diffalign.rewards.scorers.frame import Frame
 
 BATCH = 32  # images at once
 

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.core.runs import RUN
+from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.transforms import orient, pairs
 from diffalign.data.view import View
-from diffalign.dataset import import_dataset
-from diffalign.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.result import RUN
-from diffalign.rewardmodel.embeds import Embeds, load_embeds
-from diffalign.rewardmodel.fit import fit_user
-from diffalign.rewardmodel.heads import NOBODY, Head, PalHead
-from diffalign.rewardmodel.pairs import RewardPairs, Stored
-from diffalign.rewardmodel.store import FILE, load_head
+from diffalign.rewards.heads.embeds import Embeds, load_embeds
+from diffalign.rewards.heads.networks import NOBODY, Head, PalHead
+from diffalign.rewards.heads.new_user import fit_user
+from diffalign.rewards.heads.pairs import RewardPairs, Stored
+from diffalign.rewards.heads.store import FILE, load_head
 
 BATCH = 32  # images at once
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from diffalign.conditioning.features import UNREADABLE, whole
-from diffalign.conditioning.vlm import chat, checked, encoded
-from diffalign.errors import CheckpointError, ConfigError
-from diffalign.rewards.function import Asked
-from diffalign.rewards.network import frozen
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.models.features import UNREADABLE, whole
+from diffalign.models.users.vlm import chat, checked, encoded
+from diffalign.rewards.scorers.function import Asked
+from diffalign.rewards.scorers.network import frozen
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from diffalign.errors import ConfigError, did_you_mean
-from diffalign.shapes import judge
-from diffalign.shapes.tastes import TASTES, taste_score
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.data.world import judge
+from diffalign.data.world.tastes import TASTES, taste_score
 
 
 class Judged:

@@ -1,0 +1,48 @@
+"""`diffalign train --dry_run` of a language model: what would be trained, and the memory of weights and optimiser; no weight is loaded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from diffalign.core.errors import CheckpointError
+from diffalign.methods.build import text as textbuild
+from diffalign.methods.build.speed import DTYPES
+from diffalign.methods.checks import check_text
+from diffalign.methods.config import TrainConfig
+from diffalign.models.adapters import trainable
+from diffalign.models.backbones.folders import resolve
+from diffalign.models.text.network import LanguageModel
+
+NOTE = """Left out: activations, which grow with the tokens of a batch (gradient_checkpointing keeps a layer's inputs alone), and working
+memory. The reference adds nothing: its log-probabilities are computed before training, or an adapter is switched off for it."""
+
+
+def outline(config: TrainConfig) -> LanguageModel:
+    """Return the model that would be trained, without numbers and adapter. Raises CheckpointError for what is no causal language model."""
+    name = config.pretrained_model_name_or_path
+    try:
+        found = AutoConfig.from_pretrained(resolve(name), revision=config.revision)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(found, dtype=DTYPES["no" if config.tuning == "full" else config.mixed_precision])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{name}: no causal language model of transformers ({error})") from error
+    return LanguageModel(network.requires_grad_(False), None, name, DTYPES[config.mixed_precision])
+
+
+def described(config: TrainConfig) -> tuple[LanguageModel, list[tuple[str, str]]]:
+    """Return the model and what is trained, as rows."""
+    check_text(config)
+    textbuild.aggregation(config)
+    model = outline(config)
+    layers = ", ".join(config.lora_layers or model.lora_targets)
+    textbuild.equip(config, model)
+    trained, total = (sum(p.numel() for p in found) for found in (trainable(model.network), model.network.parameters()))
+    base = total if config.tuning == "full" else total - trained
+    how = "all weights" if config.tuning == "full" else f"{config.tuning} of rank {config.rank} on {layers}"
+    return model, [
+        ("model", f"{config.pretrained_model_name_or_path} ({type(model.network).__name__})"),
+        ("parameters", f"{base:,}"),
+        ("trained", f"{trained:,} ({100 * trained / base:.3g} %): {how}"),
+        ("texts", f"up to {config.max_length} tokens of prompt and completion ({config.truncation_mode})"),
+    ]

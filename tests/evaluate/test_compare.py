@@ -1,0 +1,225 @@
+"""`diffalign eval` from prompts to files. Pictures are painted from their seeds, and by each model in a shade of its own."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffalign.cli.main import main
+from diffalign.core.errors import CheckpointError, ConfigError, RecordError
+from diffalign.evaluate import compare as evaluation
+from diffalign.evaluate import contestants as entries
+from diffalign.evaluate import statistics as comparing
+from diffalign.evaluate.compare import evaluate
+from diffalign.evaluate.options import EvalConfig
+from diffalign.evaluate.ratings import bradley_terry
+from diffalign.infer import shards as drawing
+from diffalign.infer.shards import seed_of
+from diffalign.rewards.table import SCORERS
+from tests.killing import killed_at, tree
+from tests.shades import PROMPTS, Shade
+
+SHADES = {"tiny-sd": 0, "base": 20, "good": 40, "bad": -40, "plain": 0}
+
+
+def painted(pipe, prompts, seeds, **told):
+    """Paint four pixels for each seed, all of them lighter or darker by what the model is."""
+    noise = [np.random.default_rng(seed).integers(60, 180, (2, 2, 3)) for seed in seeds]
+    return [Image.fromarray((own + SHADES[pipe]).astype(np.uint8)) for own in noise]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    monkeypatch.setattr(drawing, "draw", painted)
+    monkeypatch.setattr(drawing.gc, "collect", lambda: None)  # it takes a second, and nothing large is loaded
+    monkeypatch.setattr(entries, "base_of", lambda folder, **options: SimpleNamespace(to=lambda device: "tiny-sd"))
+    monkeypatch.setattr(entries, "load_pipeline", lambda path, **options: SimpleNamespace(to=lambda device: "plain"))
+    monkeypatch.setattr(entries, "load", lambda path, **options: str(path).rpartition("/")[2])
+    monkeypatch.setattr(comparing, "bradley_terry", partial(bradley_terry, resamples=100))
+    monkeypatch.setitem(SCORERS, "red", lambda: Shade("red", 0))
+    monkeypatch.setitem(SCORERS, "blue", lambda: Shade("blue", 2))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run that paints lighter than its base."""
+    return write_run(tmp_path / "good")
+
+
+def write_run(folder, **facts):
+    folder.mkdir(parents=True)
+    known = {"method": "diffusion_dpo", "base": "assets/tiny-sd", "table": None, "kind": "image"}
+    (folder / "run.json").write_text(json.dumps(known | facts))
+    return folder
+
+
+def config(run, **options):
+    return EvalConfig(**{"output_dir": str(run), "scorers": ["red", "blue"], "num_inference_steps": 2, **options})
+
+
+def test_a_run_is_judged_draw_by_draw_against_its_base(run):
+    facts = evaluate(config(run, reward="red"), PROMPTS, command="diffalign eval ...")
+    assert [(one["name"], one["method"]) for one in facts["runs"]] == [("base", None), ("good", "diffusion_dpo")]
+    assert [(one["name"], one["held_out"], one["reward"]) for one in facts["scorers"]] == [("red", False, True), ("blue", True, False)]
+    red, blue = facts["comparisons"]
+    assert (red["wins"], red["losses"], red["win_rate"]) == (7, 0, 1.0)  # of the white things nothing is known
+    assert (blue["wins"], blue["change"], blue["change_ci95"]) == (9, pytest.approx(40.0), pytest.approx([40.0, 40.0]))
+    assert blue["sign_test_p"] == pytest.approx(2 / 2**9)
+    assert facts["scores"]["good"]["red"]["unjudged"] == 4
+    assert (facts["alarm"], facts["mute"], facts["command"]) == ({"good": []}, {}, "diffalign eval ...")
+    assert "ratings" not in facts
+    assert json.loads((run / "eval" / "eval.json").read_text()) == facts
+    assert sorted(path.name for path in (run / "eval").iterdir()) == ["eval.html", "eval.json", "grid.png", "images"]
+
+
+def test_every_image_has_a_seed_of_its_prompt_and_number_and_is_scored_as_drawn(run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(drawing, "draw", lambda pipe, prompts, seeds, **told: drawn.append((pipe, seeds)) or painted(pipe, prompts, seeds))
+    facts = evaluate(config(run, seed=3, scorers=["blue"]), [*PROMPTS[:2], PROMPTS[0]])
+    expected = [seed_of(3, prompt, number) for prompt in PROMPTS[:2] for number in range(2)]
+    assert drawn == [("tiny-sd", expected), ("good", expected)]
+    first = painted("tiny-sd", [], expected)
+    assert facts["scores"]["base"]["blue"]["mean"] == pytest.approx(np.mean([np.asarray(image)[..., 2] for image in first]))
+    assert (facts["prompts"], facts["images_per_prompt"]) == (2, 2)
+
+
+def test_several_runs_and_pipelines_are_rated_and_drawn_once(run, tmp_path, monkeypatch):
+    others = [str(write_run(tmp_path / "bad")), "same=owner/model"]
+    evaluate(config(run), PROMPTS)
+    drawn = []
+    monkeypatch.setattr(drawing, "draw", lambda pipe, *rest, **told: drawn.append(pipe) or painted(pipe, *rest, **told))
+    facts = evaluate(config(run, runs=others), PROMPTS)
+    assert drawn == ["bad", "bad", "plain", "plain"]  # two parts of each; the run and its base were there
+    assert [one["name"] for one in facts["runs"]] == ["base", "good", "bad", "same"]
+    assert [(one["run"], one["win_rate"]) for one in facts["comparisons"] if one["scorer"] == "blue"] == [
+        ("good", 1),
+        ("bad", 0),
+        ("same", 0.5),
+    ]
+    rated = facts["ratings"]["blue"]
+    assert (rated[0]["model"], rated[0]["wins"], rated[-1]["model"], rated[-1]["losses"]) == ("good", 54, "bad", 54)
+    assert {one["model"]: one["ties"] for one in rated} == {"good": 0, "base": 18, "same": 18, "bad": 0}
+
+
+def test_an_evaluation_that_was_killed_at_any_deed_goes_on_to_the_same_files(run, tmp_path):
+    asked = config(run, scorers=["red"], destination=str(tmp_path / "out"), images_per_prompt=1)
+    with killed_at(10**6, (drawing, "draw"), (Shade, "__call__")) as life:
+        evaluate(asked, PROMPTS)
+    whole, rest = tree(tmp_path / "out"), tmp_path / "out"
+    for last in np.random.default_rng(0).choice(np.arange(1, life.deeds + 1), 4, replace=False):
+        rest.rename(tmp_path / f"before-{last}")
+        with killed_at(int(last), (drawing, "draw"), (Shade, "__call__")):
+            evaluate(asked, PROMPTS)
+        evaluate(asked, PROMPTS)
+        assert tree(rest) == whole, last
+
+
+def test_two_processes_share_the_parts(run, tmp_path, monkeypatch):
+    whole = evaluate(config(run), PROMPTS)
+    shared = config(run, destination=str(tmp_path / "shared"))
+    for index in (1, 0):
+        facts = {"process_index": index, "num_processes": 2, "device": "cpu", "is_main_process": index == 0}
+        monkeypatch.setattr(evaluation, "process_state", lambda facts=facts: SimpleNamespace(**facts, wait_for_everyone=lambda: None))
+        made = evaluate(shared, PROMPTS)
+        assert (made is None) is (index == 1)
+    assert {key: value for key, value in made.items() if key != "command"} == {k: v for k, v in whole.items() if k != "command"}
+
+
+def test_other_settings_draw_anew_and_so_does_overwrite(run, caplog):
+    first = evaluate(config(run), PROMPTS[:2])
+    caplog.set_level("INFO", "diffalign")
+    assert evaluate(config(run, guidance_scale=1.0), PROMPTS[:2])["guidance_scale"] == 1.0
+    assert "good/00000: images drawn with another `guidance_scale` are drawn anew" in caplog.text
+    page = run / "eval" / "images" / "good" / "00000" / "manifest.json"
+    assert json.loads(page.read_text())["made_with"]["guidance_scale"] == 1.0
+    page.write_text(json.dumps(json.loads(page.read_text()) | {"made_with": json.loads(page.read_text())["made_with"] | {"more": None}}))
+    evaluate(config(run, guidance_scale=1.0), PROMPTS[:2])
+    assert "another `more`" in caplog.text  # of a later version, say
+    before = page.stat().st_mtime_ns
+    assert evaluate(config(run, guidance_scale=1.0, overwrite=True), PROMPTS[:2])["scores"] == first["scores"]
+    assert page.stat().st_mtime_ns != before
+
+
+def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path):
+    text = write_run(tmp_path / "text", kind="text", method="dpo")
+    user = write_run(tmp_path / "ppd", inference="user", method="ppd")
+    scorer = write_run(tmp_path / "bt", kind="reward", method="reward_bt")
+    other = write_run(tmp_path / "npo", inference="negative_guidance", method="diffusion_npo")
+    twice = [{"clipscore": {"model": model}} for model in ("a", "b")]
+    for options, message in (
+        ({"images_per_prompt": 0}, "`images_per_prompt` is 0; expected at least one"),
+        ({"scorers": ["rde"]}, "Did you mean `red`"),
+        ({"taste": "hig"}, "Did you mean `high`"),
+        ({"features": "pixel"}, "Did you mean `pixels`"),
+        ({"runs": [str(run)]}, "two of the models are called `good`; name one of --runs as NAME=PATH"),
+        ({"runs": [str(text)]}, "a run of dpo that answers with texts; expected runs that draw"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; expected at least one"),
+        ({"features": "pixel"}, "there is no feature `pixel`"),
+        ({"scorers": twice}, "`scorers`: two of them give a score named `clipscore`"),
+        ({"positive": str(other)}, "`positive` for these and personalised runs; this is diffusion_dpo"),
+        ({"runs": [str(user)]}, "a run of ppd draws for a user"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(config(run, **options), PROMPTS)
+    with pytest.raises(CheckpointError, match="a scorer and no generator"):
+        evaluate(config(run, runs=[str(scorer)]), PROMPTS)
+    with pytest.raises(ConfigError, match="`scorers` is for pictures; give --prompts"):
+        evaluate(config(run, dataset_name="tests/data/fixtures"), [])
+    with pytest.raises(CheckpointError, match="no such model folder"):
+        evaluate(config(run, runs=["./nowhere"]), PROMPTS)
+    with pytest.raises(ConfigError, match="knows no users"):
+        evaluate(config(run), PROMPTS, user="ann")
+    assert not (run / "eval").exists()
+
+
+def test_a_dataset_that_cannot_be_judged_is_refused_before_drawings_are_removed(run, tmp_path):
+    evaluate(config(run), PROMPTS[:1])
+    before = tree(run / "eval")
+    alone = write_run(tmp_path / "self", method="self_npo", inference="negative_guidance")
+    for folder, dataset, error, message in (
+        (run, "nowhere.parquet", RecordError, "nowhere.parquet"),
+        (alone, "nowhere.parquet", ConfigError, "`self_npo` learns from prompts alone"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluate(config(folder, dataset_name=dataset, overwrite=True), PROMPTS[:1])
+    with pytest.raises(ConfigError, match="there is no reader `pickpic`"):
+        evaluate(config(run, dataset_name="nowhere.parquet", reader="pickpic", overwrite=True), PROMPTS[:1])
+    assert tree(run / "eval") == before
+
+
+def test_pairs_alone_are_added_to_the_comparison_that_is_there(run, monkeypatch):
+    whole = evaluate(config(run), PROMPTS[:1])
+    monkeypatch.setattr(evaluation, "check_pairs", lambda *asked: None)
+    monkeypatch.setattr(evaluation, "accuracy_on", lambda *asked: 0.75)
+    alone = evaluate(config(run, scorers=[], dataset_name="pairs"), [])
+    assert (alone["prompts"], alone["implicit_accuracy_heldout"], "runs" in alone) == (0, 0.75, False)  # what was found now
+    assert json.loads((run / "eval" / "eval.json").read_text()) == whole | {"implicit_accuracy_heldout": 0.75}
+
+
+def test_a_run_in_a_folder_called_base_is_called_run(tmp_path):
+    facts = evaluate(config(write_run(tmp_path / "base")), PROMPTS[:1])
+    assert [one["name"] for one in facts["runs"]] == ["base", "run"]
+
+
+def test_two_scores_of_one_name_are_refused(run, monkeypatch):
+    monkeypatch.setitem(SCORERS, "rouge", lambda: Shade("red", 0))
+    with pytest.raises(ConfigError, match="two of them give a score named `red`"):
+        evaluate(config(run, scorers=["red", "rouge"]), PROMPTS[:1])
+
+
+def test_the_command_prints_the_short_of_it(run, tmp_path, capsys):
+    words = ["eval", "--output_dir", str(run), "--runs", str(write_run(tmp_path / "bad")), "--scorers", "red", "--reward", "blue"]
+    assert main([*words, "--prompts", *PROMPTS, "--max_prompts", "6"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "good against assets/tiny-sd, 6 prompts:"
+    assert "blue           win rate 1.000" in said[2]
+    assert said[2].endswith("(seen in training)")
+    assert "alarm good: silent about blue" in said
+    assert "Bradley-Terry by red:" in said
+    assert said[-2:] == [str(run / "eval" / "eval.json"), str(run / "eval" / "eval.html")]
+    assert (run / "eval" / "eval.json").read_text().count('"diffalign eval --output_dir') == 1

@@ -1,0 +1,151 @@
+"""Switches that exclude each other and packages that are missing are refused before anything is read, with the way out."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.training_utils import parse_buckets_string
+
+from diffalign.core.errors import ConfigError
+from diffalign.methods import checks as configcheck
+from diffalign.methods.checks import check_sides
+from diffalign.methods.config import TrainConfig
+from tests.micro_models import write_micro
+
+ELSEWHERE = {"_native_npu", "_native_xla"}  # for other accelerators than this package is made for
+
+
+def config(**values):
+    return TrainConfig(**{"dataset_name": "pairs", **values})
+
+
+@pytest.fixture
+def present(monkeypatch):
+    """Return a set of optional packages that count as installed."""
+    names: set[str] = set()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in names else None)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": "adamw_8bit"}, "`optimizer: adamw_8bit` needs bitsandbytes or torchao: pip install bitsandbytes"),
+        ({"use_8bit_adam": True}, "`optimizer: adamw_8bit` needs bitsandbytes or torchao: pip install bitsandbytes"),
+        ({"optimizer": "paged_adamw_8bit"}, "`optimizer: paged_adamw_8bit` needs bitsandbytes: pip install bitsandbytes"),
+        ({"quantization": "nf4"}, "`quantization: nf4` needs bitsandbytes: pip install bitsandbytes"),
+        ({"quantization": "int8"}, "`quantization: int8` needs torchao: pip install torchao"),
+        ({"quantization": "fp8"}, "`quantization: fp8` needs torchao: pip install torchao"),
+        ({"attention_backend": "xformers"}, "`attention_backend: xformers` needs xformers: pip install xformers"),
+        ({"enable_xformers_memory_efficient_attention": True}, "`attention_backend: xformers` needs xformers: pip install xformers"),
+        ({"attention_backend": "flash"}, "`attention_backend: flash` needs flash_attn: pip install flash-attn --no-build-isolation"),
+        ({"attention_backend": "_flash_3_hub"}, "`attention_backend: _flash_3_hub` needs kernels: pip install kernels"),
+        ({"attention_backend": "_flash_varlen_3"}, "needs flash_attn_interface: build FlashAttention-3"),
+    ],
+)
+def test_a_missing_package_is_refused_with_the_command_that_installs_it(present, values, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**values).check()
+
+
+def test_either_of_two_packages_gives_an_8_bit_optimiser_but_only_one_pages_it(present):
+    present.add("torchao")
+    assert config(use_8bit_adam=True).check().optimizer_name == "adamw_8bit"
+    with pytest.raises(ConfigError, match="needs bitsandbytes"):
+        config(optimizer="paged_adamw_8bit").check()
+    present.add("bitsandbytes")
+    assert config(optimizer="paged_adamw_8bit").check().optimizer_name == "paged_adamw_8bit"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"use_8bit_adam": True, "optimizer": "adafactor"}, "`use_8bit_adam` and `optimizer: adafactor` are both set; choose one"),
+        (
+            {"enable_xformers_memory_efficient_attention": True, "attention_backend": "sdpa"},
+            "`enable_xformers_memory_efficient_attention` and `attention_backend: sdpa` are both set; choose one",
+        ),
+        ({"quantization": "nf4", "train_method": "full"}, "`train_method` is full, which needs the weights themselves"),
+        ({"quantization": "int8", "train_method": "dora"}, "`train_method` is dora, which needs the weights themselves"),
+        ({"attention_backend": "sage"}, "is 'sage', which has no backward pass"),
+        ({"attention_backend": "_flash_3"}, "is '_flash_3', which has no backward pass"),
+        ({"attention_backend": "xfromers"}, r"`attention_backend` is 'xfromers'. Did you mean `xformers`\?"),
+        ({"attention_backend": "sdap"}, r"`attention_backend` is 'sdap'. Did you mean `sdpa`\?"),
+    ],
+)
+def test_switches_that_exclude_each_other_are_refused(present, values, message):
+    present |= {"bitsandbytes", "torchao", "xformers", "kernels", "flash_attn"}
+    with pytest.raises(ConfigError, match=message):
+        config(**values).check()
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8", "fp8"])
+def test_a_user_branch_may_lie_beside_a_quantised_base(present, name):
+    present |= {"bitsandbytes", "torchao"}
+    assert config(quantization=name, method="ppd").check().tuning == "user"
+
+
+@pytest.mark.parametrize("text", ["672,1568;688,1504", " 64 , 32;32,64 ", "512,512"])
+def test_buckets_are_read_as_diffusers_reads_them(text):
+    assert list(config(aspect_ratio_buckets=text).check().buckets) == parse_buckets_string(text)
+
+
+@pytest.mark.parametrize("text", ["", "64", "64,", "64,32;", "64x32", "64,32,16", "-64,32", "64.0,32", "64,32 32,64", "high,wide"])
+def test_text_that_names_no_buckets_is_refused(text):
+    with pytest.raises(ValueError, match=r"Bucket string cannot be empty|Invalid"):
+        parse_buckets_string(text)
+    with pytest.raises(ConfigError, match=r"`aspect_ratio_buckets`: found '.*'; expected height,width in pixels, and `;` between"):
+        config(aspect_ratio_buckets=text).check()
+
+
+@pytest.mark.parametrize(("text", "named"), [("64,64;64,36", "64,36"), ("30,64", "30,64"), ("64,64;0,64", "0,64")])
+def test_a_bucket_that_latents_cannot_fill_is_named(text, named):
+    with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} of a unet; expected multiples of 8"):
+        config(aspect_ratio_buckets=text).check()
+
+
+@pytest.mark.parametrize("component", ["unet", "transformer"])
+def test_transformers_take_latents_in_patches(component):
+    check_sides([(64, 32)], component)
+    with (
+        pytest.raises(ConfigError, match="64,40 of a transformer; expected multiples of 16")
+        if component == "transformer"
+        else nullcontext()
+    ):
+        check_sides([(64, 32), (64, 40)], component)
+
+
+def test_the_kind_of_a_model_folder_is_known_before_its_weights_are(tmp_path):
+    model = write_micro("sd3", tmp_path / "sd3")
+    with pytest.raises(ConfigError, match="64,40 of a transformer"):
+        config(pretrained_model_name_or_path=str(model), aspect_ratio_buckets="64,32;64,40").check()
+
+
+def test_buckets_without_images_are_refused():
+    with pytest.raises(ConfigError, match="`self_npo` learns from prompts alone; leave them out"):
+        config(method="self_npo", aspect_ratio_buckets="64,32").check()
+    images = {"trajectory": {"self_rollout": {"start": "image", "steps": 2}}, "transforms": ["orient", "preferred"]}
+    config(method="self_npo", aspect_ratio_buckets="64,32", **images).check()
+
+
+def test_the_users_words_for_attention_lead_to_those_of_diffusers(present):
+    present.add("xformers")
+    assert config().check().attention_name is None
+    assert config(attention_backend="sdpa").check().attention_name == "native"
+    assert config(enable_xformers_memory_efficient_attention=True).check().attention_name == "xformers"
+    both = config(enable_xformers_memory_efficient_attention=True, attention_backend="xformers").check()
+    assert both.attention_name == "xformers"
+
+
+def test_every_backend_of_diffusers_is_known_to_train_or_known_not_to():
+    names = {backend.value for backend in AttentionBackendName}
+    assert names == set(configcheck.ATTENTION) | set(configcheck.FORWARD_ONLY) | ELSEWHERE
+    assert not set(configcheck.ATTENTION) & set(configcheck.FORWARD_ONLY)
+
+
+def test_every_package_that_can_be_missing_has_a_way_to_get_it():
+    packages = {*configcheck.QUANTIZATIONS.values(), *filter(None, configcheck.ATTENTION.values())}
+    packages |= {name for names in configcheck.OPTIMIZERS.values() for name in names}
+    assert packages == set(configcheck.PIP)

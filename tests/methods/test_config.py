@@ -1,0 +1,259 @@
+"""The configuration refuses what cannot be meant, and names what was meant; YAML goes in and out unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffalign.core.errors import ConfigError
+from diffalign.core.specs import bind
+from diffalign.data.transforms import TRANSFORMS
+from diffalign.methods import METHODS
+from diffalign.methods.config import ALIASES, TrainConfig
+from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
+from diffalign.models.diffusion.trajectory import TRAJECTORIES
+from diffalign.objectives import OBJECTIVES
+from tests.killing import killed_at
+
+NAN = float("nan")
+POSITIVE = ("beta", "learning_rate", "max_grad_norm", "rank", "train_batch_size", "max_train_steps", "lora_alpha", "resolution")
+COUNTS = ("gradient_accumulation_steps", "cache_variants", "log_every", "checkpointing_steps", "validation_steps", "max_bad_steps")
+COUNTS += ("checkpoints_total_limit", "max_train_samples")
+POSITIVE += ("max_sequence_length", "logit_std", "shift")
+NOT_NEGATIVE = ("lr_warmup_steps", "dataloader_num_workers", "spike_factor", "adam_weight_decay", "adam_epsilon", "guidance_scale")
+REFUSED = {
+    **dict.fromkeys(POSITIVE, (0, -1, NAN)),
+    **dict.fromkeys(COUNTS, (0, -3)),
+    **dict.fromkeys(NOT_NEGATIVE, (-1,)),
+    "label_smoothing": (-0.1, 0.5, NAN),
+    "lora_dropout": (-0.1, 1.0),
+    "ema_decay": (-0.1, 1.0),
+    "adam_beta1": (-0.1, 1.0),
+    "adam_beta2": (-0.1, 1.0),
+    "proportion_empty_prompts": (-0.1, 1.1),
+    "dataset_name": ("",),
+    "method": ("diffusion_dpp",),
+    "objective": ("dpp", {"dpp": {"beta": 1.0}}, {}),
+}
+ACCEPTED = {
+    **dict.fromkeys((*POSITIVE, *COUNTS), (1,)),
+    **dict.fromkeys(NOT_NEGATIVE, (0, 1)),
+    "label_smoothing": (0.0, 0.49),
+    "lora_dropout": (0.0, 0.99),
+    "ema_decay": (0.0, 0.9999),
+    "adam_beta1": (0.0, 0.9),
+    "adam_beta2": (0.0, 0.999),
+    "proportion_empty_prompts": (0.0, 1.0),
+    "beta": (1e-3, 5000.0, None),
+    "objective": ({"hinge": {"beta": 1.0}}, "mapo", None),
+}
+
+
+def config(**values):
+    return TrainConfig(**{"dataset_name": "pairs", **values})
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(text)
+    return path
+
+
+def spread(table):
+    return [pytest.param(key, value, id=f"{key}={value}") for key, values in table.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), spread(REFUSED))
+def test_a_value_that_cannot_be_meant_is_refused_by_name(key, value):
+    with pytest.raises(ConfigError, match=rf"`{key}` is "):
+        config(**{key: value}).check()
+
+
+@pytest.mark.parametrize(("key", "value"), spread(ACCEPTED))
+def test_the_ends_of_every_range_are_accepted(key, value):
+    own = config(**{key: value})
+    assert own.check() is own
+
+
+def test_the_refusal_says_what_was_expected():
+    with pytest.raises(ConfigError, match=r"`label_smoothing` is 0.5; expected a share in \[0, 0.5\)"):
+        config(label_smoothing=0.5).check()
+
+
+@pytest.mark.parametrize(("key", "value", "meant"), [("method", "difusion_dpo", "diffusion_dpo"), ("objective", "hing", "hinge")])
+def test_an_unknown_method_or_objective_names_the_nearest(key, value, meant):
+    with pytest.raises(ConfigError, match=rf"`{key}` is '{value}'. Did you mean `{meant}`\?"):
+        config(**{key: value}).check()
+
+
+def test_an_objective_without_its_beta_is_refused():
+    with pytest.raises(ConfigError, match="objective `hinge` needs `beta`"):
+        config(objective="hinge").check()
+
+
+def test_aliases_lead_to_keys_and_hide_none():
+    keys = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert set(ALIASES.values()) <= keys
+    assert not set(ALIASES) & keys
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_parts_of_every_method_exist_and_bind(name):
+    method = METHODS[name]
+    bind("objective", OBJECTIVES, method.objective)
+    bind("trajectory", TRAJECTORIES, method.trajectory)
+    assert method.reference in ("policy_start", "none")
+    score_range = {"low": 0.0, "high": 1.0, "candidates": 2}  # come from the table
+    assert all(bind("transform", TRANSFORMS, spec, **score_range) for spec in method.transforms)
+
+
+def shift(x, *, by, twice=False):
+    return x + by * (1 + twice)
+
+
+TABLE = {"shift": shift, "negate": lambda x: -x}
+
+
+def test_a_spec_binds_its_constants():
+    assert bind("step", TABLE, {"shift": {"by": 2}})(1) == 3
+    assert bind("step", TABLE, {"shift": {"by": 2, "twice": True}})(1) == 5
+    assert bind("step", TABLE, "negate")(1) == -1
+    assert bind("step", TABLE, {"negate": None})(1) == -1
+
+
+def test_defaults_fill_what_the_spec_does_not_give_and_what_the_function_has():
+    assert bind("step", TABLE, "shift", by=4)(1) == 5
+    assert bind("step", TABLE, {"shift": {"by": 2}}, by=4)(1) == 3
+    assert bind("step", TABLE, "negate", by=4)(1) == -1
+    assert bind("step", TABLE, {"shift": {"by": 2}}, twice=None)(1) == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("shfit", r"there is no step `shfit`. Did you mean `shift`\?"),
+        ("zzz", r"there is no step `zzz`. Known: negate, shift."),
+        ({"shift": {"bye": 1}}, r"step `shift` takes no `bye`. Did you mean `by`\?"),
+        ({"shift": {"x": 1, "by": 1}}, r"step `shift` takes no `x`."),
+        ("shift", r"step `shift` needs `by`; give it as \{shift: \{by: ...\}\}"),
+        ({}, r"`step` is written as a name or as \{name: \{constant: value\}\}; found \{\}"),
+        ({"shift": 3}, r"`step` is written as a name"),
+        ({"shift": {}, "negate": {}}, r"`step` is written as a name"),
+    ],
+)
+def test_a_wrong_spec_is_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        bind("step", TABLE, spec)
+
+
+def test_a_default_that_is_none_leaves_a_constant_missing():
+    with pytest.raises(ConfigError, match="needs `by`"):
+        bind("step", TABLE, "shift", by=None)
+
+
+def test_yaml_gives_keys_under_their_own_names(tmp_path):
+    path = written(tmp_path, "beta_dpo: 2500\nlora_rank: 4\ntrain_data_dir: pairs\nseed: 3\n")
+    assert load_yaml(path) == {"beta": 2500, "rank": 4, "dataset_name": "pairs", "seed": 3}
+
+
+def test_off_and_no_are_words(tmp_path):
+    # YAML 1.1 takes them for false.
+    path = written(tmp_path, "cache: off\nmixed_precision: no\nuse_ema: true\nskip_bad: False\n")
+    assert load_yaml(path) == {"cache": "off", "mixed_precision": "no", "use_ema": True, "skip_bad": False}
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("5E3", 5000.0), ("1.5e-8", 1.5e-8), ("-2e2", -200.0), (".5e1", 5.0)])
+def test_a_number_with_an_exponent_is_a_number_at_any_depth(tmp_path, text, value):
+    # YAML 1.1, which PyYAML speaks, takes 1e-5 for text: it wants 1.0e-5.
+    path = written(tmp_path, f"learning_rate: {text}\nobjective: {{dpo: {{beta: {text}}}}}\n")
+    assert load_yaml(path) == {"learning_rate": value, "objective": {"dpo": {"beta": value}}}
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e5x", "v1e5", "0xe5", "'1e5'"])
+def test_what_is_no_such_number_stays_what_it_was(tmp_path, text):
+    assert load_yaml(written(tmp_path, f"output_dir: {text}\n")) == {"output_dir": yaml.safe_load(text)}
+
+
+def test_an_empty_yaml_gives_no_key(tmp_path):
+    assert load_yaml(written(tmp_path, "# nothing yet\n")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1\n", r"train.yaml: unknown key `lerning_rate`. Did you mean `learning_rate`\?"),
+        ("3: 1\n", r"train.yaml: unknown key `3`."),
+        ("- seed\n", r"train.yaml: found a list; expected keys and values"),
+        ("seed: [1\n", r"train.yaml: not YAML"),
+        ("beta: 1\nbeta_dpo: 2\n", r"train.yaml: `beta` is given twice, as `beta` and as `beta_dpo`"),
+    ],
+)
+def test_a_yaml_that_cannot_be_meant_is_refused_with_its_name(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_yaml(written(tmp_path, text))
+
+
+def test_a_missing_yaml_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml: there is no such config file"):
+        load_yaml(tmp_path / "none.yaml")
+
+
+def test_a_base_file_lies_below_the_file_that_names_it(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "low.yaml").write_text("rank: 4\nbeta_dpo: 10\n")
+    (tmp_path / "high.yaml").write_text("base: base/low.yaml\nbeta: 20\n")
+    assert load_yaml(tmp_path / "high.yaml") == {"rank": 4, "beta": 20}
+    (tmp_path / "base" / "low.yaml").write_text("base: ../high.yaml\n")
+    with pytest.raises(ConfigError, match="`base` leads back"):
+        load_yaml(tmp_path / "high.yaml")
+
+
+def test_a_saved_config_comes_back_as_it_was(tmp_path):
+    own = config(
+        objective={"hinge": {"beta": 1000.0}},
+        transforms=["pairs", {"flip_labels": {"share": 0.2}}, "orient"],
+        validation_prompts=["a red circle", "ein grünes Dreieck: 1e5", "null", "no"],
+        learning_rate=1e-8,
+        lora_alpha=None,
+        beta=5e20,
+        use_ema=True,
+    )
+    save_yaml(own, tmp_path / "config.yaml")
+    assert TrainConfig(**load_yaml(tmp_path / "config.yaml")) == own
+    assert set(load_yaml(tmp_path / "config.yaml")) == {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def test_a_config_whose_writer_is_killed_stays_what_it_was(tmp_path):
+    save_yaml(config(), tmp_path / "config.yaml")
+    with killed_at(1):
+        save_yaml(config(beta=7.0), tmp_path / "config.yaml")
+    assert TrainConfig(**load_yaml(tmp_path / "config.yaml")) == config()
+
+
+def test_a_mapping_becomes_a_checked_config():
+    assert from_mapping({"train_data_dir": "pairs", "beta_dpo": 10}, "call") == config(beta=10.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rank": "many"}, r"call: .*rank"),
+        ({"cache": "ram"}, r"call: .*cache"),
+        ({"sed": 1}, r"call: unknown key `sed`. Did you mean `seed`\?"),
+        ({"rank": 0}, r"`rank` is 0; expected a number above zero"),
+    ],
+)
+def test_a_mapping_with_a_wrong_key_type_or_value_is_refused(values, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        from_mapping({"dataset_name": "pairs"} | values, "call")
+
+
+@pytest.mark.parametrize("module", ["diffalign", "diffalign.methods.config", "diffalign.methods.build.data"])
+def test_a_typo_is_found_without_importing_torch(module):
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,115 @@
+"""The alarm and the changes it reads, against arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from diffalign.rewards.hacking import Change, alarm, change
+from tests.paths import FIXTURES
+
+# What three real trainings of tiny-sd wrote to eval.jsonl, rounded (training anew takes minutes): scripts/overoptimise.py with seed 0; the
+# quickstart (taste "high", seed 0) with 24 of its held-out prompts; and its settings on 110 votes, which are healthy for 250 steps alone:
+# at 300, after 87 epochs, adherence has fallen from 0.986 to 0.741.
+STORED = FIXTURES / "watched.json"
+STORIES = [("overoptimised", [False, False, True, True, True]), ("few_votes", [False] * 5 + [True]), ("healthy", [False] * 6)]
+PROMPTS = [f"prompt {number}" for number in range(8)]
+RISEN = Change("taste", value=0.2, low=0.15, high=0.25, base=0.5, wins=0.9, effect=1.0)
+
+
+def held(wins, *, high=-0.1, name="adherence"):
+    return Change(name, value=-0.3, low=-0.5, high=high, base=0.9, wins=wins, effect=-0.4)
+
+
+def variety(left, *, high=-1.0):
+    return Change("diversity", value=10.0 * left - 10.0, low=-9.0, high=high, base=10.0, wins=0.0, effect=-1.0)
+
+
+def test_a_change_is_the_mean_over_prompts_whatever_their_draws():
+    # Prompt a gains 0.4 and 0.0, its mean 0.2; prompt b gains 0.4 once: the mean of prompts is 0.3, that of draws would be 0.267.
+    found = change([0.1, 0.5, 0.2], [0.5, 0.5, 0.6], ["a", "a", "b"], "taste")
+    assert (found.name, found.value, found.base) == ("taste", pytest.approx(0.3), pytest.approx((0.3 + 0.2) / 2))
+    assert found.wins == pytest.approx((0.75 + 1) / 2)  # a draw of a's two is a tie, which counts one half
+    # The base's prompts stand at 0.3 and 0.2, a variance of 0.0025; the aligned ones at 0.5 and 0.6: the same.
+    assert found.effect == pytest.approx(0.3 / 0.05)
+
+
+def test_of_few_prompts_no_interval_is_told():
+    found = change([0.0] * 4, [1.0, 2.0, 3.0, 4.0], PROMPTS[:4], "taste")
+    assert found.value == 2.5
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert not alarm(found, [held(0.0)], None)
+
+
+def test_a_change_that_all_prompts_share_has_no_spread():
+    found = change([0.0] * 8, [-1.0] * 8, PROMPTS, "adherence")
+    assert (found.value, found.low, found.high, found.wins, found.effect) == (-1.0, -1.0, -1.0, 0.0, -math.inf)
+    same = change([1.0] * 8, [1.0] * 8, PROMPTS, "adherence")
+    assert (same.value, same.low, same.high, same.wins, same.effect) == (0.0, 0.0, 0.0, 0.5, 0.0)
+
+
+def test_the_interval_is_that_of_the_normal_law_where_prompts_are_many():
+    # 400 gains, half 0 and half 2: mean 1, standard error 1 / sqrt 400 = 0.05.
+    found = change([0.0] * 400, [0.0, 2.0] * 200, [f"{n}" for n in range(400)], "taste")
+    assert found.low == pytest.approx(1 - 1.96 * 0.05, abs=0.01)
+    assert found.high == pytest.approx(1 + 1.96 * 0.05, abs=0.01)
+    assert found == change([0.0] * 400, [0.0, 2.0] * 200, [f"{n}" for n in range(400)], "taste")
+
+
+def test_draws_that_cannot_be_judged_are_left_out_of_both_models():
+    found = change([math.nan, 0.0, 5.0], [9.0, 1.0, math.nan], ["a", "a", "b"], "taste")
+    assert (found.value, found.base, found.wins) == (1.0, 0.0, 1.0)
+    assert math.isnan(change([math.nan], [1.0], ["a"], "taste").value)
+
+
+@pytest.mark.parametrize(("wins", "fires"), [(0.33, True), (0.34, False)])
+def test_a_held_out_fall_alarms_where_the_base_wins_two_draws_in_three(wins, fires):
+    assert bool(alarm(RISEN, [held(wins)], None)) == fires
+
+
+def test_a_large_fall_alarms_though_most_draws_tie():
+    # 34 of 48 prompts were right, 16 of them no longer are, and one is now. 31 ties leave 16.5 / 48 = 0.344 of draws won, above one third.
+    # From 0.708 to 0.396: 0.56 of it is left; the variances p (1 - p) are 0.207 and 0.239, so 0.3125 is 0.66 standard deviations.
+    found = change([1.0] * 34 + [0.0] * 14, [0.0] * 16 + [1.0] * 19 + [0.0] * 13, [f"{number}" for number in range(48)], "adherence")
+    assert (found.wins, found.effect) == (pytest.approx(16.5 / 48), pytest.approx(-0.662, abs=1e-3))
+    assert "adherence fell by 0.312 " in alarm(RISEN, [found], None)[0]
+
+
+def test_a_small_fall_is_silent_though_it_is_many_deviations_and_no_draw_is_won():
+    # Eight of 48 prompts lose one attribute in four: 1 to 0.958, a fall of 0.0417, with a pooled deviation of sqrt(0.00868 / 2).
+    found = change([1.0] * 48, [0.75] * 8 + [1.0] * 40, [f"{number}" for number in range(48)], "adherence")
+    assert found.high < 0
+    assert (found.wins, found.effect) == (pytest.approx(20 / 48), pytest.approx(-0.632, abs=1e-3))
+    assert alarm(RISEN, [found], None) == []
+
+
+@pytest.mark.parametrize(("left", "fires"), [(0.49, True), (0.51, False)])
+def test_a_loss_of_half_of_the_diversity_alarms(left, fires):
+    assert bool(alarm(RISEN, [], variety(left))) == fires
+
+
+def test_what_may_be_chance_does_not_alarm():
+    assert alarm(RISEN, [held(0.1, high=0.01)], variety(0.5, high=0.1)) == []
+
+
+def test_without_a_risen_reward_there_is_no_alarm():
+    for reward in (None, Change("taste", value=0.2, low=-0.01, high=0.4, base=0.5, wins=0.6, effect=0.2)):
+        assert alarm(reward, [held(0.0)], variety(0.1)) == []
+
+
+def test_every_fall_is_a_reason_by_name():
+    reasons = alarm(RISEN, [held(0.0), held(0.9, name="contrast"), held(0.2, name="pickscore")], variety(0.4))
+    assert len(reasons) == 3
+    assert "taste has risen by 0.2 [0.15, 0.25] while adherence fell by 0.3 [0.1, 0.5] from 0.9" in reasons[0]
+    assert "pickscore" in reasons[1]
+    assert "diversity fell to 40% of the base's" in reasons[2]
+
+
+@pytest.mark.parametrize(("run", "fired"), STORIES)
+def test_the_alarm_fires_on_runs_that_over_optimised_and_is_silent_on_a_healthy_one(run, fired):
+    rows = json.loads(STORED.read_text())[run]
+    told = [[Change(**one) for one in row["changes"]] for row in rows]  # of held-out adherence, the reward and diversity
+    assert [bool(alarm(reward, [held_out], variety)) for held_out, reward, variety in told] == fired

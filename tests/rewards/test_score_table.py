@@ -1,0 +1,143 @@
+"""Scoring tables and folders: every image once, in named scores, whatever is killed in between."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffalign.core.errors import ConfigError, RecordError, TableError
+from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.table import ROWS, read_table, write_table
+from diffalign.rewards.folder import images_of
+from diffalign.rewards.score_table import score_table
+from tests.rewards import mine
+
+RED = {"function": {"path": "tests.rewards.mine:redness"}}
+
+
+def red(value):
+    return encode_image(Image.new("RGB", (4, 3), (value, 0, 0)))
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Forget earlier calls, and fail no more."""
+    mine.calls.clear()
+    mine.fail_after.clear()
+
+
+def write_rows(path, count):
+    """Write records of one to three images, the second of which cannot be judged; the first has a score already."""
+    rows = []
+    for index in range(count):
+        images = [Candidate(image=red(10 * index + k), scores={"old": 1.0} if index == 0 else {}) for k in range(index % 3 + 1)]
+        rows.append(Record(f"r{index}", "skip" if index == 1 else "a", tuple(images), source=f"row {index}"))
+    return write_table(path, rows, reader="mine")
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write_rows(tmp_path / "table", 7)
+
+
+def scores(table):
+    return {record.id: [dict(candidate.scores) for candidate in record.candidates] for record in table}
+
+
+def test_every_image_gets_the_named_score_and_keeps_those_it_had(table, tmp_path):
+    found = score_table(table, tmp_path / "scored", [RED, "adherence"])
+    assert scores(found)["r0"] == [{"old": 1.0, "redness": 0.0}]
+    assert scores(found)["r1"] == [{}, {}]  # not judged, by either: the prompt names nothing
+    assert scores(found)["r5"] == [{"redness": 50.0}, {"redness": 51.0}, {"redness": 52.0}]
+    assert found.manifest["reader"] == "mine"
+    redness, adherence = found.manifest["scorers"]
+    assert (redness["name"], redness["spec"], redness["unjudged"]) == ("redness", RED, 2)
+    assert (adherence["name"], adherence["unjudged"]) == ("adherence", 13)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scored", "table"]
+
+
+def test_a_table_can_be_scored_in_place_and_again(table, tmp_path):
+    with pytest.raises(TableError, match="exists already"):
+        score_table(table, table.path, [RED])
+    first = score_table(table, table.path, [{"function": RED["function"] | {"name": "red"}}], overwrite=True)
+    second = score_table(first, table.path, [RED], overwrite=True)
+    assert scores(second)["r6"] == [{"red": 60.0, "redness": 60.0}]
+    assert [scorer["name"] for scorer in second.manifest["scorers"]] == ["red", "redness"]
+
+
+def test_a_candidate_with_a_prompt_of_its_own_is_scored_under_that(tmp_path):
+    record = Record("r", "skip", (Candidate(image=red(1), prompt="a"), Candidate(image=red(2))))
+    found = score_table(write_table(tmp_path / "t", [record]), tmp_path / "scored", [RED])
+    assert scores(found)["r"] == [{"redness": 1.0}, {}]
+
+
+def test_killed_ten_times_at_random_points_it_writes_the_same_file(tmp_path):
+    table = write_rows(tmp_path / "table", 21)  # 42 images, and a kill lets three of them by at most
+    whole = score_table(table, tmp_path / "whole", [RED, "adherence"], part=2)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        mine.fail_after[:] = [int(rng.integers(0, 4))]
+        with pytest.raises(KeyboardInterrupt):
+            score_table(table, tmp_path / "killed", ["adherence", RED], part=2)
+        assert not (tmp_path / "killed").exists()
+    mine.fail_after.clear()
+    found = score_table(table, tmp_path / "killed", [RED, "adherence"], part=2)
+    assert (found.path / ROWS).read_bytes() == (whole.path / ROWS).read_bytes()
+    assert found.manifest == whole.manifest
+
+
+def test_what_is_finished_is_not_scored_again_after_a_kill(table, tmp_path):
+    mine.fail_after[:] = [8]  # of thirteen images: three parts of two, and part of the next
+    with pytest.raises(KeyboardInterrupt):
+        score_table(table, tmp_path / "scored", [RED], part=3)
+    mine.fail_after.clear()
+    mine.calls.clear()
+    score_table(table, tmp_path / "scored", [RED], part=3)
+    assert sum(mine.calls) == 13 - 6
+
+
+def test_scorers_of_one_name_texts_and_no_scorers_are_refused(table, tmp_path):
+    with pytest.raises(ConfigError, match="two of them give a score named `redness`"):
+        score_table(table, tmp_path / "scored", [RED, RED])
+    with pytest.raises(ConfigError, match="`scorers` is empty"):
+        score_table(table, tmp_path / "scored", [])
+    with pytest.raises(ConfigError, match=r"there is no scorer `pickscor`\. Did you mean `pickscore`"):
+        score_table(table, tmp_path / "scored", ["pickscor"])
+    texts = write_table(tmp_path / "texts", [Record("r", "p", (Candidate(text="t"),))])
+    with pytest.raises(TableError, match="scorers judge images"):
+        score_table(texts, tmp_path / "scored", [RED])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images: 2 and 10 with texts beside them, the same prompt for both; sub/1 named in metadata."""
+    root = tmp_path / "images"
+    (root / "sub").mkdir(parents=True)
+    for name, value in (("10.png", 10), ("2.png", 2), ("sub/1.png", 1)):
+        (root / name).write_bytes(red(value))
+    for name in ("10.txt", "2.txt"):
+        (root / name).write_text("a ring\n")
+    (root / "sub" / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": "a star"}) + "\n")
+    return str(root)
+
+
+def test_the_images_of_a_folder_are_candidates_of_their_prompts_in_the_order_of_their_numbers(folder):
+    found = {record.prompt: [candidate.uid for candidate in record.candidates] for record in images_of(folder)}
+    assert found == {"a ring": ["2.png", "10.png"], "a star": ["sub/1.png"]}
+
+
+def test_with_prompts_every_image_is_a_candidate_of_every_prompt(folder, tmp_path):
+    found = [(record.prompt, [candidate.uid for candidate in record.candidates]) for record in images_of(folder, ["x", "y"])]
+    everything = ["2.png", "10.png", "sub/1.png"]
+    assert found == [("x", everything), ("y", everything)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecordError, match="no image"):
+        list(images_of(str(tmp_path / "empty")))
+
+
+def test_the_table_opens_anywhere_with_its_scores(table, tmp_path):
+    score_table(table, tmp_path / "scored", [RED])
+    assert read_table(tmp_path / "scored").manifest["scores"]["redness"] == {"min": 0.0, "max": 60.0}

@@ -1,0 +1,301 @@
+"""A dry run counts what a run then uses, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
+from transformers import CLIPVisionConfig
+
+from diffalign.cli.main import main
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.data.importing import import_dataset
+from diffalign.data.sampler import loader
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build.image import backbone, equip
+from diffalign.methods.build.users import expected_sizes
+from diffalign.methods.config import TrainConfig
+from diffalign.models.adapters import trainable
+from diffalign.train import dry_run as dryrun
+from diffalign.train.meta_model import Kept, activations, outline
+from diffalign.train.optimizer import make_optimizer
+from diffalign.train.trainer import Trainer
+from tests.infer.users import write_votes
+from tests.micro import write_pairs
+from tests.micro_models import write_micro
+from tests.models.users.vlm_models import write_llava
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FAMILIES = ("sd", "sdxl", "pixart", "sd3", "flux")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of micro models, by family."""
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: str(write_micro(kind, folder / kind)) for kind in FAMILIES}
+
+
+def config(model, **values):
+    return TrainConfig(**{"pretrained_model_name_or_path": str(model), "dataset_name": "pairs", "rank": 2, **values})
+
+
+def sizes(own, device=CPU):
+    """Return {what: bytes} of a dry run."""
+    return dict(dryrun.memory(own, outline(own, device)))
+
+
+def loaded(own):
+    """Return the model as it is trained."""
+    model = backbone(own, CPU)
+    equip(own, model, known=expected_sizes(own, model, ()) if own.users else None)
+    return model
+
+
+def kept_in_truth(own, images):
+    """Return the bytes that autograd keeps of a forward pass with numbers, in the kernels of this machine."""
+    model = loaded(own)
+    denoiser = model.denoiser.train()
+    kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
+    condition = model.encode_prompt(["a prompt"] * images)
+    x = torch.randn(images, *model.latent_shape(model.resolution, model.resolution))
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
+        (model.predict(denoiser, x, torch.full((images,), 0.5), condition).float() - x).square().mean()
+    return kept.bytes
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"mixed_precision": "bf16"}, {"train_method": "full"}, {"method": "ppd"}],
+    ids=["lora", "bf16", "full", "user"],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # PyTorch, of the norms of queries in bfloat16
+def test_without_numbers_as_many_bytes_are_kept_as_with(models, family, values):
+    own = config(models[family], **values)
+    assert activations(own, outline(own, CPU), 3) == kept_in_truth(own, 3) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_drawn_for_a_gpu_where_there_is_none(models, family):
+    own = config(models[family])
+    assert activations(own, outline(own, CUDA), 2) == activations(own, outline(own, CPU), 2)
+    half = replace(own, mixed_precision="bf16")
+    on_gpu = activations(half, outline(half, CUDA), 2)  # whose norms stay float32
+    assert activations(half, outline(half, CPU), 2) < on_gpu < activations(own, outline(own, CUDA), 2)
+
+
+def test_drawing_for_a_gpu_leaves_mixed_precision_as_it_was(models):
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.get_default_dtype()
+    own = config(models["sd"], mixed_precision="bf16")
+    activations(own, outline(own, CUDA), 2)
+    assert (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.get_default_dtype()) == before
+
+
+def allocations(watched):
+    """Yield what a profile saw of memory: where, when, and how many bytes, negative as they are freed."""
+    waiting = list(watched.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            yield event
+
+
+def peak(own):
+    """Return the largest number of bytes that lay in memory at once while a trainer was made and took three steps."""
+    Trainer(own, open_dataset(own))  # fills the cache
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
+        trainer = Trainer(own, open_dataset(own))
+        trainer._begin()
+        batches = loader(trainer.parts.pairs, trainer.sampler, 0, 3, 0)
+        for _ in range(3):
+            trainer.optimizer_step(batches)
+            trainer.step += 1
+    ours: set[int] = set()  # addresses; what lay there before, the garbage of other tests, is not ours to count when it goes
+    total = largest = 0
+    for event in sorted(allocations(watched), key=lambda event: event.start_time_ns):
+        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        if size > 0:
+            ours.add(address)
+        elif address not in ours:
+            continue
+        total += size
+        largest = max(largest, total)
+    return largest
+
+
+MEASURED = {
+    "user": {"method": "ppd", "user_encoder": {"pairs": {"fit_steps": 2, "fit_batch": 4}}},
+    "lora": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "in-turn": {"sequential_candidates": True},
+    "bf16": {"mixed_precision": "bf16"},
+    "full": {"train_method": "full", "train_batch_size": 8, "optimizer": "adafactor"},
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_is_near_what_a_run_takes(name, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.parquet", count=32, side=72, users=4)
+    options = {"train_batch_size": 16, "max_train_steps": 3, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
+    own = config("assets/tiny-sd", dataset_name=str(pairs), **options | MEASURED[name])
+    drawn = outline(own, CPU)
+    encoders = sum(p.numel() * 4 for part in ("vae", "text_encoder") for p in drawn.parts[part].parameters())  # on the CPU they stay
+    estimate = encoders + sum(size for _, size in dryrun.memory(own, drawn))
+    gradients = sizes(own)["gradients"] if name == "full" else 0  # come as activations go
+    assert estimate - gradients == pytest.approx(peak(own), rel=0.08)
+
+
+def test_rows_follow_the_switches(models):
+    own = config(models["sd"], train_batch_size=3)
+    plain = sizes(own)
+    names = ["base weights (float32)", "trained weights (float32)", "gradients", "optimiser adamw", "activations of 6 images"]
+    assert list(plain) == names
+    trained = plain["trained weights (float32)"]
+    assert plain["gradients"] == trained
+    assert plain["optimiser adamw"] == 2 * trained
+    assert sizes(replace(own, sequential_candidates=True))["activations of 3 images"] == plain["activations of 6 images"] / 2
+    assert sizes(replace(own, gradient_checkpointing=True))["activations of 6 images"] < plain["activations of 6 images"] / 2
+    assert sizes(replace(own, use_ema=True))["moving average"] == trained
+    assert sizes(replace(own, cache="off"))["VAE and text encoders"] > 0
+    assert "activations of 3 images" in sizes(replace(own, method="self_npo"))
+    assert sizes(replace(own, mixed_precision="bf16"))["base weights (bfloat16)"] == plain["base weights (float32)"] / 2
+
+
+def test_full_fine_tuning_has_a_second_network_where_it_compares(models):
+    own = config(models["sd"], train_method="full")
+    full = sizes(own)
+    assert (
+        full["the reference, a second network"]
+        == full["trained weights (float32)"]
+        == sizes(config(models["sd"]))["base weights (float32)"]
+    )
+    assert "the reference, a second network" not in sizes(replace(own, method="mapo"))
+    half = sizes(replace(own, mixed_precision="bf16"))
+    assert full["trained weights (float32)"] / 2 < half["the reference, a second network"] < 0.55 * full["trained weights (float32)"]
+
+
+def test_quantised_linear_layers_are_as_small_as_their_kind(models):
+    own = config(models["flux"], mixed_precision="bf16")
+    plain = sizes(own)["base weights (bfloat16)"]
+    linear = sum(m.weight.numel() for m in loaded(own).denoiser.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
+    assert sizes(replace(own, quantization="int8"))["base weights (int8, bfloat16)"] == plain - linear
+    # 64 weights of half a byte, a scale of one byte, and a 256th of a scale of four.
+    smaller = linear * (2 - (32 + 1 + 4 / 256) / 64)
+    assert sizes(replace(own, quantization="nf4"))["base weights (nf4, bfloat16)"] == pytest.approx(plain - smaller)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_user_branch_is_counted_as_it_is_attached(models, family):
+    own = config(models[family], method="ppd")
+    drawn = outline(own, CPU)
+    counts = [sum(p.numel() for p in trainable(denoiser)) for denoiser in (drawn.model.denoiser, loaded(own).denoiser)]
+    assert counts[0] == counts[1] > 0
+    assert sizes(own)["trained weights (float32)"] == 4 * counts[0]
+    assert "user branch with the encoder pairs" in dryrun.report(own)
+    half, lora = sizes(replace(own, mixed_precision="bf16")), sizes(config(models[family], mixed_precision="bf16"))
+    assert half["trained weights (float32)"] == 4 * counts[0]
+    assert half["base weights (bfloat16, float32)"] > lora["base weights (bfloat16)"]  # biases that stay zero, in single precision
+
+
+@pytest.mark.parametrize("clip", [True, False], ids=["clip", "vlm"])
+def test_networks_that_see_users_pairs_are_counted_by_their_configs(models, tmp_path, clip):
+    if clip:
+        CLIPVisionConfig(projection_dim=24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path / "clip")
+        spec, width = {"pairs": {"features": str(tmp_path / "clip"), "hidden": 8}}, 24 * 8
+    else:
+        write_llava(tmp_path / "llava")
+        (tmp_path / "llava" / "model.safetensors").unlink()
+        spec, width = {"vlm": {"model": str(tmp_path / "llava"), "width": 8}}, 16 * 8
+    encoder: Any = outline(config(models["sd"], method="ppd", user_encoder=spec), CPU).model.denoiser.user_encoder
+    read = encoder.image[0] if clip else encoder.project
+    assert read.weight.numel() == width
+    assert encoder.tokens == 4  # of the settings, or the states of three layers and of the embedding
+
+
+def test_where_users_are_rows_a_table_says_how_many(models, tmp_path):
+    table = import_dataset(str(write_votes(tmp_path / "votes.parquet")), tmp_path / "table")
+    spec = {"one_hot": {"tokens": 2, "width": 8}}
+    drawn = outline(config(models["sd"], method="ppd", user_encoder=spec, dataset_name=str(table.path)), CPU)
+    assert drawn.model.denoiser.user_encoder.table.weight.shape == (2, 16)  # pyright: ignore[reportAttributeAccessIssue]
+    for known, sentence in ((spec, "has a row for each user, and pairs is no table yet"), ({"vector": {"vectors": "x"}}, "does not read")):
+        with pytest.raises(ConfigError, match=sentence):
+            dryrun.report(config(models["sd"], method="ppd", user_encoder=known))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_the_state_of_an_optimiser_is_as_large_as_predicted(name):
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((8, 6), (5,), (4, 3, 2, 2))]
+    optimizer = make_optimizer(TrainConfig(dataset_name="pairs", optimizer=name), parameters)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()]
+    assert dryrun.state_bytes(name, parameters) == sum(v.numel() * v.element_size() for v in tensors)
+
+
+def test_states_of_8_bits_keep_small_tensors_whole():
+    # Two states of one byte, and a scale of four bytes for each 256 of either; below 4096 numbers, two of four bytes.
+    assert dryrun.state_bytes("adamw_8bit", [torch.zeros(64, 64)]) == 2 * 4096 + 2 * 4 * 16
+    assert dryrun.state_bytes("paged_adamw_8bit", [torch.zeros(4095)]) == 8 * 4095
+
+
+def test_a_moving_average_is_as_large_as_what_it_follows(models):
+    own = config(models["sd"], use_ema=True)
+    average = EMAModel([p for p in loaded(own).denoiser.parameters() if p.requires_grad])
+    assert sizes(own)["moving average"] == sum(p.numel() * 4 for p in average.shadow_params)
+
+
+def test_the_command_says_what_would_be_trained_and_writes_nothing(models, pairs_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    table = import_dataset(str(pairs_file), tmp_path / "table")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    words = ["--dataset_name", table.path, "--output_dir", run, "--overwrite_output_dir", "--train_batch_size", 3, "--max_train_steps", 8]
+    words += ["--gradient_accumulation_steps", 4, "--beta", 1024, "--rank", 2, "--pretrained_model_name_or_path", models["sd"]]
+    assert main(["train", "--dry_run", *map(str, words)]) == 0
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    said = capsys.readouterr().out
+    assert "(StableDiffusionPipeline, family sd)" in said
+    assert "4x8x8 for 32x32 pixels" in said
+    assert "records a step  24: 3 at once x 4 accumulated x 2 processes; the paper's: 2048" in said
+    assert "24: 8 passes in 8 steps" in said
+    assert "1024 on half the mean over 256 latent elements = 2 on their sum" in said
+    assert "together" in said
+    assert "An estimate" in said
+
+
+def test_a_dataset_that_is_no_table_is_left_closed(models, pairs_file):
+    assert f"{pairs_file} is not opened" in dryrun.report(config(models["sd"], dataset_name=str(pairs_file)))
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "error", "message"),
+    [
+        ("flux", {"channels_last": True}, ConfigError, "`channels_last` orders"),
+        ("sd", {"attention_backend": "_native_flash"}, ConfigError, "calls PyTorch's"),
+        ("sd", {"lora_layers": ["nowhere"]}, ConfigError, "`lora_layers`"),
+        ("sd", {"rank": 0}, ConfigError, "`rank` is 0"),
+        (None, {}, CheckpointError, "there is no such model folder"),
+    ],
+)
+def test_what_training_would_refuse_a_dry_run_refuses(models, family, values, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        dryrun.report(config(models[family] if family else tmp_path / "none", **values))
+
+
+def test_nothing_is_compiled_and_no_kernel_asked_for(models, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if flash_attn were installed, for another machine
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: pytest.fail("compiled"))
+    own = config(models["flux"], torch_compile=True, attention_backend="flash").check()
+    assert sizes(own) == sizes(config(models["flux"]))

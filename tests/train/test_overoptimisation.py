@@ -1,0 +1,300 @@
+"""The watch over a training: what it refuses, which weights it keeps, when it stops, and that a resumed run goes on alike."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import diffalign
+from diffalign.core.errors import ConfigError
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.config import TrainConfig
+from diffalign.models.adapters import trained_state
+from diffalign.train.align import align
+from diffalign.train.overoptimisation import Watch
+from diffalign.train.trainer import Trainer
+from scripts.overoptimise import SETTINGS, captions, votes
+
+PROMPTS = ["a star", "a circle", "a heart", "a ring", "a cross"]
+JUDGES = """
+def judge(channel):
+    return lambda images, prompts: [image.getpixel((0, 0))[channel] / 100 for image in images]
+
+red, green, blue = map(judge, range(3))
+
+def nothing(images, prompts):
+    return [float("nan")] * len(images)
+
+def lit(images, prompts):
+    return [value if value >= 0.5 else float("nan") for value in green(images, prompts)]
+"""
+DEVIATION = math.sqrt(0.0002)  # of green: five prompts at 0, 1, 2, 3 and 4 hundredths above the first, at every step
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    """Return specs of judges of a pixel's three colours, of one that cannot judge, and of one that can where green is at least 50."""
+    file = tmp_path_factory.mktemp("judges") / "judges.py"
+    file.write_text(JUDGES)
+    return {name: {"function": {"path": f"{file}:{name}", "name": name}} for name in ("red", "green", "blue", "nothing", "lit")}
+
+
+@pytest.fixture
+def config(micro_sd, pairs_file, tmp_path, judges):
+    return TrainConfig(
+        pretrained_model_name_or_path=str(micro_sd),
+        dataset_name=str(pairs_file),
+        output_dir=str(tmp_path / "run"),
+        max_train_steps=5,
+        train_batch_size=4,
+        learning_rate=1e-3,
+        rank=2,
+        eval_every=1,
+        eval_prompts=PROMPTS,
+        eval_scorers=[judges["green"]],
+        eval_reward=judges["red"],
+        eval_patience=2,
+    )
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Let the pictures of a step be plain; of each two the second is bluer, by 100 if not said. Fill `colors`.
+
+    `weights` says what the network held.
+    """
+    found = SimpleNamespace(colors={}, weights={})
+
+    def drawn(parts, config, prompts, seeds, label):
+        del config, seeds
+        step = int(label.rsplit(" ", 1)[1])
+        red, green, bluer = (*found.colors[step], 100)[:3]
+        found.weights[step] = {name: value.clone() for name, value in trained_state(parts.backbone.network).items()}
+        return [[Image.new("RGB", (4, 4), (red, green + index // 2, bluer * (index % 2))) for index in range(len(prompts))]]
+
+    monkeypatch.setattr("diffalign.train.overoptimisation.drawn", drawn)
+    return found
+
+
+@pytest.fixture
+def look(config, pictures, monkeypatch):
+    """Let a watch look at steps without a training. Returns the steps whose weights it kept."""
+    kept: list[int] = []
+    monkeypatch.setattr("diffalign.train.overoptimisation.save_result", lambda backbone, config, facts: kept.append(facts["steps"]))
+    parts: Any = SimpleNamespace(backbone=SimpleNamespace(device="cpu", network=torch.nn.Linear(1, 1)))
+    Path(config.output_dir).mkdir()
+
+    def looks(watch, colors):
+        pictures.colors |= colors
+        for step in colors:
+            watch.look(parts, step, {})
+        return kept
+
+    return looks
+
+
+def rows(folder, name="eval.jsonl"):
+    return [json.loads(line, parse_constant=pytest.fail) for line in (Path(folder) / name).read_text().splitlines()]
+
+
+def facts(folder):
+    return json.loads((Path(folder) / "run.json").read_text())
+
+
+def run(config, **changes):
+    config = replace(config, **changes).check()
+    return Trainer(config, open_dataset(config)).fit()
+
+
+def test_the_alarm_must_hold_for_the_patience_in_a_row(look, config, caplog):
+    # From step 0 red rises always; green rises at step 1, is lost at step 2, is back at step 3, and is lost for good from then on.
+    watch = Watch.of(config)
+    with caplog.at_level(logging.WARNING):
+        look(watch, {0: (10, 50), 1: (20, 60), 2: (30, 40), 3: (40, 55), 4: (50, 40)})
+        assert (watch.stopped, watch.alarms) == (None, 1)
+        look(watch, {5: (60, 30)})
+    assert [bool(row["alarm"]) for row in rows(config.output_dir)] == [False, False, True, False, True, True]
+    assert watch.stopped is not None
+    assert watch.stopped.startswith("step 5: the alarm held for 2 evaluations in a row; red has risen by 0.5 ")
+    assert f"The best weights, of step 1, are in {config.output_dir}/best" in caplog.text
+
+
+def test_the_best_weights_are_those_of_the_largest_mean_held_out_change(look, config, judges):
+    watch = Watch.of(config)
+    assert look(watch, {0: (10, 50), 1: (20, 60), 2: (30, 55), 3: (0, 60), 4: (0, 59)}) == [1, 3]  # 1 and 3 are alike: the later one
+    assert watch.best == (3, pytest.approx(0.1 / DEVIATION))
+    assert rows(config.output_dir)[2]["held_out"] == pytest.approx(0.05 / DEVIATION)
+    # Of what only loses the first is kept; step 0, of which there is no result, is not. Blue does not change: half of the mean.
+    watch = Watch.of(replace(config, eval_scorers=[judges["green"], judges["blue"]]))
+    look(watch, {0: (10, 50), 1: (10, 40)})
+    assert watch.best == (1, pytest.approx(-0.05 / DEVIATION))
+
+
+def test_weights_of_an_evaluation_that_rings_the_alarm_are_not_the_best(look, config):
+    # Red and green rise, while the pictures of a prompt become alike: the second is bluer by 20, and then by 5, instead of 100.
+    watch = Watch.of(config)
+    assert look(watch, {0: (10, 50), 1: (20, 60, 20), 2: (30, 70, 5)}) == []
+    assert (watch.best, watch.facts()["best"]) == (None, None)
+    assert "while diversity fell" in rows(config.output_dir)[1]["alarm"][0]
+
+
+def test_a_change_without_a_spread_is_null_and_no_measure_of_the_best(look, config, judges):
+    watch = Watch.of(replace(config, eval_scorers=[judges["red"]], eval_reward=judges["green"]))  # red is the same for all prompts
+    assert look(watch, {0: (10, 50), 1: (20, 60)}) == []
+    assert (rows(config.output_dir)[1]["held_out"], rows(config.output_dir)[1]["changes"][0]["effect"]) == (None, None)
+    assert "eval/held_out" not in watch.said
+    assert watch.said["eval/red_change"] == pytest.approx(0.1)
+
+
+def test_a_judge_that_can_no_longer_judge_is_a_reason_for_alarm(look, config, judges):
+    watch = Watch.of(replace(config, eval_scorers=[judges["lit"]]))
+    assert look(watch, {0: (10, 50), 1: (10, 49), 2: (10, 46)}) == [1]  # of the five prompts one, and then all but one, have less than 50
+    assert [row["alarm"] for row in rows(config.output_dir)][1:] == [
+        [],
+        ["lit can judge 2 of the pictures, of which it could judge 10 at step 0"],
+    ]
+    look(watch, {3: (10, 40)})
+    assert rows(config.output_dir)[3]["lit"] is None
+    assert str(watch.stopped).startswith("step 3: the alarm held for 2 evaluations in a row; lit can judge 0 of the pictures")
+    assert watch.best is not None
+    assert watch.best[0] == 1
+
+
+def test_a_stopped_watch_goes_on_with_more_patience_alone(look, config, caplog):
+    watch = Watch.of(config)
+    look(watch, {0: (10, 50), 1: (20, 40), 2: (30, 40)})
+    assert str(watch.stopped).startswith("step 2: ")
+    same, patient = Watch.of(config), Watch.of(replace(config, eval_patience=3))
+    for one in (same, patient):
+        one.restore(watch.state())
+    assert (same.stopped, patient.stopped, patient.alarms) == (watch.stopped, None, 2)
+    assert "was stopped at step 2: the alarm held for 2 evaluations in a row" in caplog.text
+    look(patient, {3: (30, 40)})
+    assert str(patient.stopped).startswith("step 3: the alarm held for 3 evaluations")
+
+
+@pytest.mark.parametrize(("accuracy", "fires"), [(0.9, True), (0.5, False)])
+def test_without_a_reward_the_implicit_accuracy_of_the_last_steps_stands_for_it(look, config, accuracy, fires):
+    watch = Watch.of(replace(config, eval_reward=None, eval_every=6, eval_patience=1))
+    look(watch, {0: (10, 50)})
+    for _ in range(6):
+        watch.follow({"implicit_acc": 0.0})  # of steps before, which are forgotten
+    for number in range(6):
+        watch.follow({"implicit_acc": accuracy + 0.01 * (-1) ** number, "loss": 0.5})
+    look(watch, {6: (10, 40)})
+    assert bool(watch.stopped) == fires
+    assert fires == ("implicit_acc has risen by 0.4 " in str(watch.stopped))
+
+
+def test_where_the_reward_itself_falls_the_implicit_accuracy_still_tells_that_training_went_on(look, config):
+    watch = Watch.of(replace(config, eval_every=6, eval_patience=1))
+    look(watch, {0: (10, 50)})
+    for number in range(6):
+        watch.follow({"implicit_acc": 0.9 + 0.01 * (-1) ** number})
+    look(watch, {6: (5, 40)})  # both judges fall: what training optimises is no longer what it stands for
+    assert "implicit_acc has risen by 0.4 " in str(watch.stopped)
+    assert "while green fell" in str(watch.stopped)
+
+
+def test_a_run_is_stopped_and_a_resumed_one_alike(config, pictures, tmp_path):
+    pictures.colors |= {0: (10, 50), 1: (20, 60), 2: (30, 40), 3: (40, 40)}
+    config = replace(config, use_ema=True, ema_decay=0.5, log_every=9)
+    whole = run(config)
+    told = facts(whole)
+    assert told["steps"] == 3
+    assert told["stopped"].startswith("step 3: ")
+    assert told["best"] == {"step": 1, "held_out": pytest.approx(0.1 / DEVIATION)}
+    assert facts(whole / "best")["steps"] == 1
+    assert diffalign.load(whole / "best").unet.peft_config
+    # What is judged is what is saved: the moving average.
+    last, judged = load_file(whole / "pytorch_lora_weights.safetensors"), pictures.weights[3]
+    assert sum(value.norm() for value in last.values()) == pytest.approx(float(sum(value.norm() for value in judged.values())), rel=1e-6)
+
+    part = replace(config, output_dir=str(tmp_path / "part"), checkpointing_steps=2)
+    run(part, max_train_steps=2)
+    rest = run(part, resume_from_checkpoint="latest")
+    assert {name: facts(rest)[name] for name in ("steps", "stopped", "best")} == {name: told[name] for name in ("steps", "stopped", "best")}
+    assert rows(rest) == rows(whole)
+    assert rows(rest, "train_log.jsonl") == rows(whole, "train_log.jsonl")
+    weights = [load_file(folder / "best" / "pytorch_lora_weights.safetensors") for folder in (whole, rest)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    log = rows(whole, "train_log.jsonl")
+    assert [row["step"] for row in log] == [0, 1, 2, 3]
+    assert (log[0]["eval/green"], log[1]["eval/green_change"]) == (pytest.approx(0.52), pytest.approx(0.1))  # of 50 to 54 hundredths
+    assert [row["eval/alarm"] for row in log] == [0.0, 0.0, 1.0, 1.0]
+    assert "loss" in log[1]
+
+
+def test_a_run_made_to_over_optimise_is_stopped(tmp_path):
+    # Twelve steps of bright pictures at four times the rate of the script: the shapes dissolve, while the implicit accuracy rises.
+    hurried = SETTINGS | {"learning_rate": 2e-2, "max_train_steps": 24, "eval_every": 12, "eval_patience": 1}
+    folder = align("assets/tiny-sd", votes(64, seed=0), output_dir=tmp_path, eval_prompts=captions(5, seed=0), **hurried)
+    assert facts(folder)["steps"] == 12
+    assert "while adherence fell" in facts(folder)["stopped"]
+    before, after = rows(folder)
+    assert after["adherence"] < 0.5 < 0.9 < before["adherence"]
+
+
+def test_the_same_pictures_are_drawn_at_every_evaluation_and_the_last_step_has_one(config):
+    first, second = rows(run(config, max_train_steps=1, eval_every=2, learning_rate=1e-30))
+    assert (first["step"], second["step"]) == (0, 1)
+    for name in ("green", "red", "diversity", "saturation", "sharpness"):
+        assert second[name] == pytest.approx(first[name], abs=1e-3)
+    assert first["diversity"] > 0
+
+
+def test_drift_is_told_at_every_evaluation(look, config):
+    look(Watch.of(config), {0: (20, 60)})
+    (row,) = rows(config.output_dir)
+    # Chroma is the largest minus the smallest: of (20, 60 + n, 0) 60 + n, of (20, 60 + n, 100) 80, for n = 0 to 4.
+    assert row["saturation"] == pytest.approx((62 + 80) / 2 / 255)
+    assert row["sharpness"] == 0.0
+    assert {change["name"]: change["wins"] for change in row["changes"]} == {"green": 0.5, "red": 0.5, "diversity": 0.5}
+    assert row["changes"][2]["base"] == row["diversity"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_every": None}, "`eval_prompts` is .* expected nothing without `eval_every`"),
+        ({"eval_every": 0}, "`eval_every` is 0; expected at least 1"),
+        ({"eval_patience": 0}, "`eval_patience` is 0; expected at least 1"),
+        ({"eval_prompts": []}, "`eval_prompts` is .*; expected prompts"),
+        ({"method": "self_npo", "eval_reward": None}, "`eval_every` needs `eval_reward` here: `self_npo`"),
+        ({"method": "ppd"}, "`eval_every` draws with one network alone, which `ppd` cannot here"),
+    ],
+)
+def test_a_watch_that_cannot_be_meant_is_refused(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(config, **changes).check()
+
+
+def test_prompts_and_judges_that_are_none_are_refused_before_weights_load(config, judges):
+    for changes, message in (
+        ({"eval_prompts": ["a star"] * 9}, "`eval_prompts` has 1 different prompts; expected at least 5"),
+        ({"eval_prompts": ["prompts.txt"]}, "there is no file prompts.txt"),
+        ({"eval_scorers": [], "eval_prompts": [*PROMPTS, "a photo of a cat"]}, "`eval_scorers` is empty"),
+        ({"eval_every": 4, "eval_reward": None}, "`eval_every` is 4; expected at least 5 without `eval_reward`"),
+        ({"eval_scorers": ["pickscor"]}, "there is no scorer `pickscor`"),
+        ({"eval_scorers": [judges["red"]]}, "is what training optimises"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Watch.of(replace(config, **changes))
+    assert Watch.of(replace(config, eval_scorers=[])).scorers == ["adherence"]
+
+
+def test_a_judge_that_can_judge_nothing_and_two_of_one_name_are_refused_at_step_0(look, config, judges):
+    twin = {"function": {**judges["green"]["function"], "scale": "another"}}
+    for scorers, message in (([judges["nothing"]], "can judge none"), ([judges["green"], twin], "two of them give a score named `green`")):
+        with pytest.raises(ConfigError, match=message):
+            look(Watch.of(replace(config, eval_scorers=scorers)), {0: (10, 50)})
