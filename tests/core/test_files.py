@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from text_pairs import names
 
 from diffalign.core.errors import TableError
 from diffalign.core.files import atomic_folder, settle
+from tests.data.text_pairs import names
 
 
 @pytest.fixture(scope="module")

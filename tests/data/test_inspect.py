@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from text_pairs import names, pair, pairs
 
 from diffalign.core.errors import TableError
 from diffalign.data.inspect import FORMATS, contact_sheet, image_size, preview, render_summary, summary, validate
 from diffalign.data.records import Candidate, Message, Record, decode_image, encode_image
 from diffalign.data.table import CHUNK, write_table
+from tests.data.text_pairs import names, pair, pairs
 
 
 def png(width: int, height: int, color: str = "red") -> bytes:

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffalign.core.errors import ConfigError, RecordError, TableError
-from diffalign.data.prompts import BUNDLED, PROMPT_SETS, asked, prompts_of, subset
-from diffalign.infer.options import GenerateConfig
+from diffalign.data.prompts import BUNDLED, PROMPT_SETS, prompts_of, prompts_to_draw, subset
 
 
 def written(path: Path, text: str) -> str:
@@ -176,6 +175,6 @@ def test_a_subset_is_seeded_keeps_the_order_and_lies_in_every_larger_one():
 
 def test_pairs_are_drawn_to_a_seeded_subset_so_that_of_sorted_prompts_every_kind_comes():
     prompts = [f"{kind} {number}" for kind in ("animals", "places") for number in range(20)]
-    found = asked(GenerateConfig(output_dir="ranked", prompts=[*prompts, *prompts], max_prompts=10, seed=1))
+    found = prompts_to_draw([*prompts, *prompts], most=10, seed=1)
     assert found == subset(prompts, 10, 1)
     assert {prompt.partition(" ")[0] for prompt in found} == {"animals", "places"}

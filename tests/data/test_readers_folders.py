@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import JPEGS, put
 
 from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, read
+from tests.data.image_files import JPEGS, put
 
 PAIR: dict[str, Any] = {"w/a.png": 0, "l/a.png": 1, "w/a.txt": "a red ball"}
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_files import JPEGS, put
 
 from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import write_table
+from tests.data.image_files import JPEGS, put
 
 if TYPE_CHECKING:
     from diffalign.data.records import Record

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_files import JPEGS, put
 
 from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, open_rows, read
@@ -20,6 +19,7 @@ from diffalign.data.readers.base import Reader
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import write_table
 from diffalign.data.transforms import apply, pairs
+from tests.data.image_files import JPEGS, put
 
 REAL = json.loads((Path(__file__).parent / "fixtures" / "imagereward_rankings.json").read_text())["rows"]
 

@@ -10,12 +10,12 @@ from statistics import mode
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, one, raw, records, texts, turns
 
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.records import Message
 from diffalign.data.table import write_table
+from tests.data.text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, one, raw, records, texts, turns
 
 every_fixture = pytest.mark.parametrize("name", READER_OF)
 

@@ -6,10 +6,10 @@ import gzip
 from pathlib import Path
 
 import pytest
-from text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, jsonl, raw, records
 
 from diffalign.core.errors import RecordError
 from diffalign.data.readers import READERS, read
+from tests.data.text_files import FIXTURES, NINE, PRIME, READER_OF, SEVEN, fixture, jsonl, raw, records
 
 MISSING = object()
 BAD_CELLS = [

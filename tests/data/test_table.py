@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_pairs import names, pair, pairs
 
 from diffalign.core.errors import RecordError, TableError
 from diffalign.data.records import Candidate, Message, Record
 from diffalign.data.table import CHUNK, MANIFEST, SCHEMA, read_table, to_row, write_table
+from tests.data.text_pairs import names, pair, pairs
 
 words = st.text(max_size=12)
 numbers = st.floats(allow_nan=False, allow_infinity=False)

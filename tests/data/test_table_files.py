@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from text_pairs import names, pairs
 
 from diffalign.core.errors import TableError
 from diffalign.data.table import CHUNK, MANIFEST, ROWS, Table, is_table, read_table, write_table
+from tests.data.text_pairs import names, pairs
 
 
 def failing(count: int):

@@ -16,7 +16,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.infer.embed_users import _files
 from diffalign.infer.users.personal import Personal
 from tests.infer.runs import write_run
-from tests.infer.users import choices, write_user_run, write_votes
+from tests.infer.user_runs import choices, write_user_run, write_votes
 from tests.micro_models import picture, stock
 
 

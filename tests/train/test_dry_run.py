@@ -26,7 +26,7 @@ from diffalign.train import dry_run as dryrun
 from diffalign.train.meta_model import Kept, activations, outline
 from diffalign.train.optimizer import make_optimizer
 from diffalign.train.trainer import Trainer
-from tests.infer.users import write_votes
+from tests.infer.user_runs import write_votes
 from tests.micro import write_pairs
 from tests.micro_models import write_micro
 from tests.models.users.vlm_models import write_llava

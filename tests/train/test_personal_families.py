@@ -20,7 +20,7 @@ from diffalign.train.step import preference_step
 from diffalign.train.trainer import Trainer
 from diffalign.train.validation import USERS
 from diffalign.train.validation import sheet as drawn_sheet
-from tests.infer.users import write_votes
+from tests.infer.user_runs import write_votes
 from tests.micro_models import SIDE, write_micro
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart")

@@ -22,7 +22,7 @@ from diffalign.models.trajectory_cache import Precomputed
 from diffalign.models.users import branch
 from diffalign.train import align as api
 from diffalign.train.trainer import Trainer
-from tests.infer.users import choices, write_votes
+from tests.infer.user_runs import choices, write_votes
 from tests.micro import write_pairs
 from tests.models.users.vlm_models import write_llava
 

@@ -19,7 +19,7 @@ from diffalign.infer.export.user_card import personal_usage
 from diffalign.infer.users import personal
 from diffalign.infer.users.mixture import fit_weights
 from tests.infer.runs import write_run
-from tests.infer.users import choices, write_user_run
+from tests.infer.user_runs import choices, write_user_run
 from tests.micro_models import DRAWN, picture, stock, write_micro
 from tests.paths import ASSETS
 

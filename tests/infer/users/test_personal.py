@@ -12,7 +12,7 @@ import diffalign
 from diffalign.core.errors import CheckpointError, ConfigError, RecordError
 from diffalign.infer.sample import draw
 from tests.infer.runs import write_run
-from tests.infer.users import TOKENS, WIDTH, choices, write_user_run
+from tests.infer.user_runs import TOKENS, WIDTH, choices, write_user_run
 from tests.micro_models import DRAWN, picture, stock, write_micro
 from tests.paths import ASSETS
 

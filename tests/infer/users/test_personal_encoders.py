@@ -24,7 +24,7 @@ from diffalign.models.users.encoders import Sizes, make
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.models.users.vlm import VlmStates
 from tests.infer.runs import write_run
-from tests.infer.users import SMALL, TOKENS, WIDTH, choices, write_user_run
+from tests.infer.user_runs import SMALL, TOKENS, WIDTH, choices, write_user_run
 from tests.micro_models import stock, write_micro
 from tests.models.users.vlm_models import write_llava
 

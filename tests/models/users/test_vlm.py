@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config
-from vlm_models import LAYERS, TEMPLATES, WIDTH, tokenizer, write_llava, write_qwen
 
 from diffalign.core.errors import CheckpointError, TableError
 from diffalign.models.users.choices import Choice
 from diffalign.models.users.vlm import VlmStates, cached
+from tests.models.users.vlm_models import LAYERS, TEMPLATES, WIDTH, tokenizer, write_llava, write_qwen
 
 WRITERS = {"llava": write_llava, "qwen": write_qwen}
 FEW = 6  # tokens
