@@ -42,7 +42,7 @@ from diffalign.models.backbones.folders import without_t5
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.models.reference import AdapterOff
 from diffalign.objectives.metrics import implicit_accuracy
-from diffalign.train.trainer import LOG, Trainer
+from diffalign.train.trainer import LOG, Trainer, trainer_for
 
 TASTE, MODEL, SCALE = "high", "assets/tiny-sd", 4.0
 TRAIN, HELDOUT, EVAL, TUNE = 384, 100, 200, 100  # pairs to train on, pairs to classify, prompts to judge and to tune on
@@ -112,7 +112,7 @@ class Arena:
             self.base(seed, tuning)
         for kind in (*kinds, *(f"heldout-{kind}" for kind in ("off", "on") if kind in kinds)):
             config = self._config(Run(kind, "diffusion_dpo"))
-            Trainer(config, open_dataset(config))
+            trainer_for(config)
 
     def _config(self, run: Run) -> TrainConfig:
         own: dict[str, Any] = {
@@ -139,7 +139,7 @@ class Arena:
 
     def _play(self, run: Run) -> dict[str, Any]:
         config = self._config(run)
-        trainer = Trainer(config, open_dataset(config))
+        trainer = trainer_for(config)
         denoiser = trainer.network
         with _counted(denoiser) as seen:
             trainer.fit()
@@ -184,7 +184,7 @@ class Arena:
         """Return held-out log-ratios to the base and their accuracy, the same measure for every method."""
         held = str(self.table("heldout-on" if run.data == "on" else "heldout-off"))
         config = self._config(Run(run.data, "diffusion_dpo"))
-        view, model = open_dataset(replace(config, dataset_name=held)), trainer.parts.backbone
+        view, model = open_dataset(replace(config, dataset_name=held), trainer.parts.recipe), trainer.parts.backbone
         parts = replace(trainer.parts, pairs=build_pairs(config, view, model), reference=AdapterOff(model.denoiser, adapters.disabled))
         ratios = heldout_log_ratios(parts, draws=DRAWS, seed=1)
         return {

@@ -22,6 +22,7 @@ from diffalign.core.types import Labels
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.methods.recipe import recipe_of
 from diffalign.rewards.heads.embeds import PixelEmbeds
 from diffalign.rewards.heads.networks import NOBODY, Head, PalHead
 from diffalign.rewards.heads.new_user import fit_user
@@ -94,7 +95,7 @@ def compare(world: World, judge: Judge, root: Path, seed: int, head: dict[str, A
         heads[name] = load_head(folder / FILE)[0]
         facts = json.loads((folder / "run.json").read_text())["held_out"]
         print(f"seed {seed} {name}: " + ", ".join(f"{k} {facts[k]:.3f}" for k in ("accuracy", "log_loss", "brier", "calibration_error")))
-    view = open_dataset(replace(config, output_dir=str(root)))
+    view = open_dataset(replace(config, output_dir=str(root)), recipe_of(config, "reward"))
     _, out = split(view.entries, config.held_out_share, seed)
     pal: Any = heads["reward_pal"]
     index = {name: place for place, name in enumerate(pal.sizes.users)}

@@ -43,8 +43,9 @@ from diffalign.methods.build import image as build
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.backbones.folders import resolve
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
 
 TINY = "assets/tiny-sd"
 STEPS = 10_000  # more than a run takes
@@ -123,7 +124,7 @@ def base_config(model: str, side: int, work: Path, args: argparse.Namespace) -> 
     config = TrainConfig(pretrained_model_name_or_path=model, dataset_name=str(pairs))
     config = replace(config, output_dir=str(work / "run"), resolution=side, max_train_steps=STEPS, learning_rate=1e-8, spike_factor=0.0)
     config = replace(config, train_batch_size=args.pairs, mixed_precision=args.mixed_precision)
-    return replace(config, dataset_name=str(open_dataset(config).table.path)).check()
+    return replace(config, dataset_name=str(open_dataset(config, recipe_of(config)).table.path))
 
 
 class Stepper:
@@ -131,12 +132,13 @@ class Stepper:
 
     def __init__(self, variant: Variant, config: TrainConfig) -> None:
         config = replace(config, **variant.changes)
-        self.trainer = trainer = Trainer(config, open_dataset(config))
+        self.trainer = trainer = trainer_for(config)
         self.device = trainer.accelerator.device
         self.unet: Any = trainer.network
         if variant.second_reference:
             # Only full fine-tuning is given a second network by itself.
-            second = build.reference(replace(config, train_method="full"), trainer.parts.backbone, self.device)
+            full = replace(config, train_method="full")
+            second = build.reference(full, recipe_of(full), trainer.parts.backbone, self.device)
             trainer.parts = replace(trainer.parts, reference=second)
         if variant.channels_last:
             self.unet.to(memory_format=torch.channels_last)

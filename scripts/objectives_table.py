@@ -9,7 +9,7 @@ import inspect
 import re
 from pathlib import Path
 
-from diffalign.objectives import OBJECTIVES, facts
+from diffalign.objectives import OBJECTIVES
 
 FILE = Path(__file__).resolve().parents[1] / "OBJECTIVES.md"
 HEAD = """# Objectives
@@ -29,7 +29,7 @@ config maps names), fields of `Tokens`. Reconstructed: not confirmed by released
 
 def row(name: str) -> str:
     """Return the line of an objective."""
-    function, needed = OBJECTIVES[name], facts(name)
+    function, needed = OBJECTIVES[name].loss, OBJECTIVES[name].facts
     said = inspect.getdoc(function) or ""
     about = " ".join(said.split("\n\n")[0].split()).removeprefix("Return ").replace("|", "\\|")
     papers = [f"[{number}](https://arxiv.org/abs/{number})" for number in dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", said))]

@@ -15,10 +15,12 @@ import numpy as np
 from jsonargparse import auto_cli
 from PIL import Image
 
+from diffalign.core.runs import Run
 from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.world.captions import random_caption
 from diffalign.data.world.scenes import random_scene, render
-from diffalign.infer.load import base_of, load
+from diffalign.infer.kinds.image import base_of
+from diffalign.infer.load import load
 from diffalign.infer.sample import draw
 from diffalign.rewards.hacking import change
 from diffalign.rewards.table import load_scorer
@@ -71,7 +73,7 @@ def main(output_dir: Path = Path("outputs/overoptimise"), seed: int = 0, prompts
     facts = json.loads((folder / "run.json").read_text())
     print(f"{facts['steps']} of {SETTINGS['max_train_steps']} steps; stopped: {facts['stopped']}; best: {facts['best']}")
     fresh, adherence = known[prompts:], load_scorer("adherence")
-    pipes = {"base": base_of(folder), "best": load(folder / BEST), "end": load(folder)}
+    pipes = {"base": base_of(Run.open(folder)), "best": load(folder / BEST), "end": load(folder)}
     scores = {name: adherence(draw(pipe, fresh, range(len(fresh)), label=name), fresh) for name, pipe in pipes.items()}
     for name, values in scores.items():
         print(f"adherence to {len(fresh)} other prompts, {name}: {values.mean():.3f}")

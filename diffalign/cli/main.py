@@ -1,54 +1,50 @@
-"""The command line: jsonargparse over the config dataclasses; `--config` YAML first, flags on top; nothing unknown is passed over."""
+"""The command line: a file of `commands` for each command, found by its name (`data_import.py` is `diffalign data import`)."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-import shlex
+import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from diffalign.cli.commands import eval as commands_eval
-from diffalign.cli.commands import pairs as commands_pairs
-from diffalign.cli.commands import run as commands
-from diffalign.cli.commands import score as commands_score
-from diffalign.cli.options.judging import JUDGING
-from diffalign.cli.options.options import (
-    ChesConfig,
-    EmbedConfig,
-    ExportConfig,
-    ImportConfig,
-    InspectConfig,
-    QuickstartConfig,
-    TextQuickstartConfig,
-    ValidateConfig,
-)
-from diffalign.cli.options.score import ScoreConfig
-from diffalign.cli.parser import build_parser, made
-from diffalign.core.errors import DiffalignError
-from diffalign.evaluate.options import EvalConfig
-from diffalign.infer.options import GenerateConfig
-from diffalign.methods.config import TrainConfig
-from diffalign.methods.config_file import load_yaml
+from diffalign.cli import commands
+from diffalign.cli.invocation import set_command_line
+from diffalign.core.errors import DiffalignError, did_you_mean
+from diffalign.core.version import __version__
+
+ABOUT = "Align image generators, and the language models that prompt them, with human preferences."
+# What each word that stands before another one is about.
+GROUPS = {
+    "data": "import, inspect and validate preference datasets",
+    "pairs": "make preferences without voters",
+    "user": "make a personalised run's users known to it",
+    "eval": "judge models, and judge the judges",
+}
+EXAMPLES = """examples:
+  diffalign quickstart                                        the whole loop on the embedded model, with a report
+  diffalign data import --dataset_name votes.csv --output_dir votes
+  diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --dry_run
+  diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --output_dir outputs/mine
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt
+  diffalign export --output_dir outputs/mine --destination outputs/mine-lora
+Every command has --help, with its flags and more examples.
+"""
+Words = tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for problems found, 2 for input that cannot be used."""
-    given = sys.argv[1:] if argv is None else list(argv)
-    argv = _without_bare_trajectory(given)
+    words = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else every load warns that the adapter has no text-encoder part
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
+    set_command_line(words)
     try:
-        loop = TextQuickstartConfig if argv[:1] == ["quickstart"] and "--text" in argv else QuickstartConfig
-        parser, configured = build_parser(loop, judging=argv[:1] == ["eval"] and argv[1:2] != [] and not argv[1].startswith("-"))
-        path = _config_path(argv)
-        for words, sub in configured.items():
-            if path is not None and tuple(argv[: len(words)]) == words:
-                sub.set_defaults(load_yaml(path))
-        return _run(parser.parse_args(argv), given)
+        return _run(words)
     except DiffalignError as error:
         sys.stderr.write(f"diffalign: error: {error}\n")
         return 2
@@ -57,60 +53,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _without_bare_trajectory(argv: list[str]) -> list[str]:
-    """Return the words without a `--trajectory` of `data cache` that names no spec."""
-    if argv[:2] != ["data", "cache"]:
-        return argv
-    pairs = zip(argv, [*argv[1:], "--"], strict=True)
-    return [word for word, after in pairs if not (word == "--trajectory" and after.startswith("--"))]
+def _run(words: Sequence[str]) -> int:
+    """Run the command that the first words name with the others as its flags."""
+    table = names()
+    for count in (2, 1):
+        if (name := tuple(words[:count])) in table:
+            command = _command(name)
+            from diffalign.cli.parser import parse  # jsonargparse takes a while to import
+
+            prog = " ".join(["diffalign", *name])
+            return command.run(parse(command.CONFIG, words[count:], prog=prog, epilog=command.HELP))
+    if words and words[0] == "--version":
+        sys.stdout.write(f"diffalign {__version__}\n")
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_overview(()))
+        return 0 if words else 2
+    if words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
+        sys.stdout.write(_overview((words[0],)))
+        return 0 if len(words) > 1 else 2
+    sys.stderr.write(f"diffalign: error: {_unknown(words, table)} See diffalign --help.\n")
+    return 2
 
 
-def _config_path(argv: Sequence[str]) -> str | None:
-    """Return the value of `--config` in a command line: its keys become defaults before the flags are parsed."""
-    for position, word in enumerate(argv):
-        if word == "--config" and position + 1 < len(argv):
-            return argv[position + 1]
-        if word.startswith("--config="):
-            return word.split("=", 1)[1]
-    return None
+def names() -> list[Words]:
+    """Return the words of every command, sorted."""
+    return sorted(tuple(module.name.split("_")) for module in pkgutil.iter_modules(commands.__path__))
 
 
-def _run(parsed: Any, argv: Sequence[str]) -> int:
-    values = (
-        {name: value for name, value in parsed[parsed.command].as_dict().items() if name != "config"} if parsed.command != "env" else {}
-    )
-    if parsed.command == "data":
-        kind = parsed.data.kind
-        if kind == "cache":
-            options = {name: value for name, value in values["cache"].items() if name != "config"}
-            return commands.data_cache(made(TrainConfig, options), points="--trajectory" in argv)
-        config, run = {
-            "ches": (ChesConfig, commands.data_ches),
-            "import": (ImportConfig, commands.data_import),
-            "inspect": (InspectConfig, commands.data_inspect),
-            "validate": (ValidateConfig, commands.data_validate),
-        }[kind]
-        return run(config(**values[kind]))
-    if parsed.command == "pairs":
-        return commands_pairs.generate(made(GenerateConfig, values["generate"]))
-    if parsed.command == "score":
-        return commands_score.score(made(ScoreConfig, values))
-    if parsed.command == "user":
-        return commands.user_embed(EmbedConfig(**values["embed"]))
-    if parsed.command == "quickstart":
-        command = shlex.join(["diffalign", *argv])
-        if values.pop("text"):
-            return commands.quickstart_text(TextQuickstartConfig(**values), command)
-        return commands.quickstart(QuickstartConfig(**values), command)
-    if parsed.command == "train":
-        dry_run = values.pop("dry_run")
-        return commands.train(made(TrainConfig, values), dry_run=dry_run)
-    if parsed.command == "eval" and "kind" in values:
-        from diffalign.cli.commands import judging as commands_judging  # scipy.stats takes a second to import
+def _command(name: Words) -> Any:
+    return importlib.import_module(f"{commands.__name__}.{'_'.join(name)}")
 
-        return commands_judging.RUN[values["kind"]](JUDGING[values["kind"]][0](**values[values["kind"]]))
-    if parsed.command == "eval":
-        return commands_eval.evaluate(made(EvalConfig, values), shlex.join(["diffalign", *argv]))
-    if parsed.command == "export":
-        return commands.export(ExportConfig(**values))
-    return commands.env()
+
+def _overview(group: Words) -> str:
+    """Return the commands of a group, or all of them, with a line each."""
+    shown = [(" ".join(name), _command(name).ABOUT) for name in names() if name[: len(group)] == group]
+    width = max(len(name) for name, _ in shown)
+    about = GROUPS[group[0]].capitalize() + "." if group else ABOUT
+    lines = [f"  {name:{width}}   {text}" for name, text in shown]
+    usage = " ".join(["usage: diffalign", *group, "COMMAND [flags]"])
+    return "\n".join([usage, "", about, "", "commands:", *lines, "", *([] if group else [EXAMPLES])])
+
+
+def _unknown(words: Sequence[str], table: Sequence[Words]) -> str:
+    """Return what is wrong with words that name no command, with the nearest that do."""
+    if words[0] in GROUPS:
+        known = [name[1] for name in table if name[0] == words[0] and len(name) == 2]
+        return f"`diffalign {words[0]}` has no command `{words[1]}`.{did_you_mean(words[1], known)}"
+    return f"there is no command `{words[0]}`.{did_you_mean(words[0], {name[0] for name in table})}"

@@ -47,3 +47,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}."
+
+
+def known(name: str, value: str, table: Iterable[str]) -> None:
+    """Raise ConfigError for the value of a key that is not in `table`, with the nearest that is."""
+    if value not in table:
+        raise ConfigError(f"`{name}` is {value!r}.{did_you_mean(value, table)}")

@@ -1,16 +1,11 @@
-"""What a training step uses, by name."""
+"""The model and the data of a training step, as protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor, nn
-
-from diffalign.core.types import Condition, Likelihood, Reference, Scores
+from torch import nn
 
 
 class Trained(Protocol):
@@ -68,20 +63,3 @@ class Pairs(Protocol):
     def to_batch(self, rows: list[dict[str, Any]]) -> Any:
         """Return the batch of loaded rows of one bucket: a Batch of images, or a TextBatch."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything a training step uses. The trainer knows no method; it knows these."""
-
-    backbone: Any  # a Trained; of image models a Backbone
-    likelihood: Likelihood
-    reference: Reference
-    objective: Callable[[Scores], Tensor]
-    pairs: Pairs
-    driver: str = "policy"  # whose network runs the trajectory: policy | reference | ema
-    index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
-    penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json and checkpoints say besides
-    groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
-    measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is found out about the result before run.json is written

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,25 +13,47 @@ from diffalign.core.errors import ConfigError, did_you_mean
 Spec = str | Mapping[str, Any]
 
 
-def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defaults: Any) -> functools.partial[Any]:
-    """Return the function that `spec` names, with its constants bound.
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A function of a table with its constants; calling it passes them on."""
+
+    name: str
+    given: Mapping[str, Any]  # the constants that the spec wrote down
+    constants: Mapping[str, Any]  # all of them, defaults too
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        """Return what the function says of `args` with these constants."""
+        return self.function(*args, **self.constants)
+
+    @property
+    def spec(self) -> dict[str, dict[str, Any]]:
+        """Return {name: constants}, as it was written."""
+        return {self.name: dict(self.given)}
+
+
+def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defaults: Any) -> Bound:
+    """Return the function of `table` that `spec` names, with its constants.
 
     A spec is a name, or {name: {constant: value}}. `defaults` fill constants that the spec does not give, where the function has
     them. Raises ConfigError for an unknown name or constant, and for a constant that is missing.
+
+    >>> bind("step", {"shift": lambda x, *, by=1: x + by}, {"shift": {"by": 2}})(1)
+    3
     """
-    name, constants = single(kind, spec)
+    name, given = single(kind, spec)
     if name not in table:
         raise ConfigError(f"there is no {kind} `{name}`.{did_you_mean(name, table)}")
     accepted = {n: p for n, p in inspect.signature(table[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for constant in constants:
+    for constant in given:
         if constant not in accepted:
             raise ConfigError(f"{kind} `{name}` takes no `{constant}`.{did_you_mean(constant, accepted)}")
-    _check_types(kind, name, table[name], constants)
-    bound = {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(constants)
-    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in bound]
-    if missing:
+    _check_types(kind, name, table[name], given)
+    constants = {n: p.default for n, p in accepted.items() if p.default is not p.empty}
+    constants |= {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(given)
+    if missing := [n for n in accepted if n not in constants]:
         raise ConfigError(f"{kind} `{name}` needs `{missing[0]}`; give it as {{{name}: {{{missing[0]}: ...}}}}")
-    return functools.partial(table[name], **bound)
+    return Bound(name, given, constants, table[name])
 
 
 def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:

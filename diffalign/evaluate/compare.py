@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import plain, write
 from diffalign.core.processes import process_state
-from diffalign.core.runs import RUN, run_facts
+from diffalign.core.runs import Run
 from diffalign.core.specs import bind
 from diffalign.core.version import __version__
 from diffalign.data.records import decode_image
@@ -71,7 +71,7 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
         return None
     if config.dataset_name is not None:
         pairs = (config.dataset_name, config.dataset_split_name, config.reader)
-        facts["implicit_accuracy_heldout"] = round(accuracy_on(Path(config.output_dir), *pairs, device), 4)
+        facts["implicit_accuracy_heldout"] = round(accuracy_on(Run.open(config.output_dir), *pairs, device), 4)
     for stale in (found for name in (PAGE, RESULT) for found in folder.glob(f".{name}.*")):  # what a killed run had begun to write
         stale.unlink()
     if prompts:
@@ -121,19 +121,19 @@ def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
     bind("feature", drift.FEATURES, config.features, device="cpu")
     if config.taste is not None:
         known("taste", config.taste, TASTES)
-    run = run_facts(Path(config.output_dir))
+    run = Run.open(config.output_dir)
     if given := [option for option in DRAWING if getattr(config, option) and not prompts]:
         raise ConfigError(f"`{given[0]}` is for pictures; give --prompts to draw, or leave it out")
     if config.dataset_name is not None:
-        check_pairs(Path(config.output_dir), config.dataset_name, config.dataset_split_name, config.reader)
+        check_pairs(run, config.dataset_name, config.dataset_split_name, config.reader)
     if user is not None and not prompts:
-        why = "draws no pictures without --prompts" if run.get("inference") == "user" else "knows no users"
-        raise ConfigError(f"a run of {run['method']} {why}; leave out --user, --user_id and --pairs")
+        why = "draws no pictures without --prompts" if run.personal else "knows no users"
+        raise ConfigError(f"a run of {run.method} {why}; leave out --user, --user_id and --pairs")
 
 
 def _panel(config: EvalConfig, prompts: Sequence[str]) -> Panel:
     paths = [Path(path) for path in (config.output_dir, *(named(value)[1] for value in config.runs))]
-    runs = [path for path in paths if (path / RUN).is_file()]
+    runs = [Run.open(path) for path in paths if Run.is_in(path)]
     return panel(prompts, runs, scorers=config.scorers, reward=config.reward, taste=config.taste)
 
 

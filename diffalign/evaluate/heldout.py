@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError, did_you_mean
-from diffalign.core.parts import Parts
-from diffalign.core.runs import run_facts
+from diffalign.core.runs import Run
 from diffalign.core.specs import single
 from diffalign.data.readers import READERS
 from diffalign.data.readers.base import read
@@ -23,8 +21,9 @@ from diffalign.infer.users.personal import restore
 from diffalign.methods import METHODS
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.build.image import parts
-from diffalign.methods.config import TrainConfig
-from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.methods.config_file import config_of
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import recipe_of
 from diffalign.models import adapters
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.trajectory import forward
@@ -65,11 +64,10 @@ def learns_from_pairs(method: str) -> bool:
     return "prompt_only" not in [single("transform", spec)[0] for spec in METHODS[method].transforms]
 
 
-def check_pairs(folder: Path, dataset_name: str, split: str | None, reader: str | None) -> None:
+def check_pairs(run: Run, dataset_name: str, split: str | None, reader: str | None) -> None:
     """Raise the error that a dataset for `accuracy_on` deserves, its first row included; ConfigError for a method that ranks no pairs."""
-    method = run_facts(folder)["method"]
-    if not learns_from_pairs(method):
-        raise ConfigError(f"{folder}: `{method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
+    if not learns_from_pairs(run.method):
+        raise ConfigError(f"{run.folder}: `{run.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
     if is_table(dataset_name):
         read_table(dataset_name)
         return
@@ -79,7 +77,7 @@ def check_pairs(folder: Path, dataset_name: str, split: str | None, reader: str 
     next(read(READERS[name], dataset_name, split=split), None)
 
 
-def accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
+def accuracy_on(run: Run, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
     """Return the held-out implicit accuracy of a finished run on a dataset; `check_pairs` says what is wrong with them."""
     plain = {
         "torch_compile": False,
@@ -94,17 +92,13 @@ def accuracy_on(folder: Path, dataset_name: str, split: str | None, reader: str 
         "trajectory_cache": 0,
         "user_dropout": 0.0,
     }
-    config = from_mapping(load_yaml(folder / "config.yaml") | plain, str(folder / "config.yaml"))
-    config = replace(config, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
+    config = replace(config_of(run), **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, cache="off")
     with tempfile.TemporaryDirectory() as temporary:
         elsewhere = replace(config, output_dir=temporary)
-        built = parts(elsewhere, open_dataset(elsewhere), torch.device(device), fit=False)
-        return _accuracy_of(built, config, folder)
-
-
-def _accuracy_of(built: Parts, config: TrainConfig, folder: Path) -> float:
-    if config.tuning == "user":
-        restore(built.backbone.denoiser, folder)
-    else:
-        adapters.load_result(built.backbone.denoiser, folder, full=config.tuning == "full", component=built.backbone.component)
-    return heldout_implicit_accuracy(built)
+        recipe = recipe_of(elsewhere)
+        built = parts(elsewhere, recipe, open_dataset(elsewhere, recipe), torch.device(device), fit=False)
+        if run.personal:
+            restore(built.backbone.denoiser, run.folder)
+        else:
+            adapters.load_result(built.backbone.denoiser, run.folder, full=run.full, component=built.backbone.component)
+        return heldout_implicit_accuracy(built)

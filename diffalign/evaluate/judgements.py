@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffalign.core.errors import ConfigError, RecordError, TableError, did_you_mean
+from diffalign.core.files import write
 from diffalign.data.readers.base import Row, open_rows
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.data.view import without_content
-from diffalign.rewards.agreement import Comparisons, Items, majority
+from diffalign.rewards.agreement import Comparisons, Estimate, Items, majority
 
 WORDS = {
     "left": ("left", "leftvote", "model_a", "a", "1"),
@@ -201,3 +205,25 @@ def _of_things(group: Sequence[str], human: NDArray[np.float64], *, comparable: 
 
 def _of_two(group: Sequence[str], human: NDArray[np.float64]) -> Comparisons:
     return Comparisons(_numbered(group), human, np.zeros(len(human)))
+
+
+def check_resamples(resamples: int) -> None:
+    """Raise ConfigError for too few redraws."""
+    if resamples < 100:
+        raise ConfigError(f"`resamples` is {resamples}; expected at least 100, or the ends of an interval mean nothing")
+
+
+def write_numbers(destination: str, facts: Any) -> None:
+    """Write all numbers as JSON."""
+    write({Path(destination): json.dumps(_plain(facts), indent=2) + "\n"})
+
+
+def _plain(value: Any) -> Any:
+    """Return nested results as JSON has them; a number that is none becomes null."""
+    if isinstance(value, Estimate):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value

@@ -7,22 +7,6 @@ from typing import Literal
 
 from diffalign.core.specs import Spec
 
-EVALS = """Every model draws the same prompts from the same noise: each image has a seed of its own, made of --seed, prompt and number.
-  win rate     share of draws that score above the base's draw of the same seed, averaged by prompt; a draw counts one half where equal;
-               95 % interval by bootstrap over prompts
-  sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that end even are left out
-  change       mean score minus the base's, 95 % interval by bootstrap over prompts
-  alarm        the training reward rises while a held-out score, or the diversity of pictures, falls; needs at least 5 prompts
-Writes eval.json (all numbers), eval.html (a page to flip between the models), grid.png, and images/ with what was drawn and scored:
-the same command goes on there after a kill, and with another scorer or run draws nothing twice.
-examples:
-  diffalign eval --output_dir outputs/mine --prompts prompts.txt
-  diffalign eval --output_dir outputs/mine --prompts prompts.txt --scorers pickscore hps --reward imagereward
-  diffalign eval --output_dir outputs/a --runs outputs/b old=outputs/c/train stabilityai/stable-diffusion-2-1 --prompts prompts.txt
-  accelerate launch -m diffalign.cli eval ...            (every process draws and scores its share)
-also: diffalign eval agreement (how well scorers agree with people), diffalign eval ratings (models by votes); see their --help
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
@@ -81,3 +65,9 @@ class EvalConfig:
     """Seed of the pictures and of the intervals."""
     overwrite: bool = False
     """Draw and score everything anew: where a scorer has changed that is no file, such as a server."""
+
+
+VOTES = """votes:
+  left     left, leftvote, model_a, a, 1           right   right, rightvote, model_b, b, 2
+  a tie    tie, tievote, 0                         bad     bothbad, bothbad_vote, tie (bothbad)
+"""

@@ -6,11 +6,10 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.runs import run_facts, scorers_of
+from diffalign.core.runs import Run, scorers_of
 from diffalign.core.specs import Spec, bind, single
 from diffalign.data.world.checks import is_caption
 from diffalign.infer.export.card import Source
@@ -68,14 +67,14 @@ class Panel:
 
 
 def panel(
-    prompts: Sequence[str], folders: Sequence[Path], *, scorers: Sequence[Spec] = (), reward: Spec | None = None, taste: str | None = None
+    prompts: Sequence[str], runs: Sequence[Run], *, scorers: Sequence[Spec] = (), reward: Spec | None = None, taste: str | None = None
 ) -> Panel:
-    """Return who judges the finished runs in `folders` on `prompts`.
+    """Return who judges finished runs on `prompts`.
 
     Where no `scorers` are given, those of the default pool that no run was trained with; where no `reward` or `taste` is, what the runs'
     own files say. Raises ConfigError for scorers that are none, or where nothing of the pool is left.
     """
-    known = [trained_with(folder) for folder in folders]
+    known = [trained_with(run) for run in runs]
     trained = Trained(
         frozenset().union(*(one.names for one in known)),
         tuple(spec for one in known for spec in one.scorers),
@@ -100,22 +99,21 @@ def panel(
     return found
 
 
-def trained_with(folder: Path) -> Trained:
+def trained_with(run: Run) -> Trained:
     """Return what a finished run's facts and config say that its training used; of an older run, the manifest of its table.
 
     Of a table by `pairs generate` the score that ranked it, or all of them; of any table the scores that the config or the method names.
     """
-    run = run_facts(folder)
-    source = Source.read(folder, run)
+    source = Source.read(run)
     settings, manifest = source.settings, source.manifest
-    about = run.get("scorers") or scorers_of(manifest or {})
+    about = run.facts.get("scorers") or scorers_of(manifest or {})
     transforms = settings.get("transforms")
-    transforms = METHODS[run["method"]].transforms if transforms is None else transforms
+    transforms = METHODS[run.method].transforms if transforms is None else transforms
     names = {*about["ranked_by"], *(settings.get("scores") or {}).values(), *_named([transforms, settings.get("curriculum")])}
     specs = {name: spec for spec, name in POOL.items()} | about["specs"]
     asked = [settings["eval_reward"]] if settings.get("eval_reward") else []
-    chose = (settings.get("eval_scorers") or list(WORLD)) if "held_out" in run else []
-    known = "scorers" in run or manifest is not None or run.get("table") is None
+    chose = (settings.get("eval_scorers") or list(WORLD)) if "held_out" in run.facts else []
+    known = "scorers" in run.facts or manifest is not None or run.facts.get("table") is None
     return Trained(frozenset(names), (*(spec for name, spec in specs.items() if name in names), *asked), tuple(chose), known)
 
 

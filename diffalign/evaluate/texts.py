@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffalign.core.parts import Parts
+from diffalign.core.runs import Run
 from diffalign.core.types import Scores
-from diffalign.infer.load import base_writer, load
-from diffalign.methods.build.bind import beta_of
+from diffalign.infer.kinds.text import base_writer
+from diffalign.infer.load import load
 from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import parts
-from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.methods.build.text import parts
+from diffalign.methods.config_file import config_of
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import recipe_of
 from diffalign.models import adapters
 from diffalign.models.text.head import States
-from diffalign.objectives.implicit_reward import implicit_reward
+from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe, suppression, top_k
+
+# What `diffalign eval` takes of texts.
+TEXTS = ("output_dir", "prompts", "dataset_name", "dataset_split_name", "reader", "device", "seed")
 
 
 def compare_texts(
@@ -40,35 +46,36 @@ def compare_texts(
 
     Both answer every prompt with the same seed. On a dataset of pairs not trained on: implicit accuracy and all that `describe` says.
     """
-    folder, facts = Path(output_dir), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
-    (folder / "eval").mkdir(exist_ok=True)
+    run, facts = Run.open(output_dir, expects="text"), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
+    (run.folder / "eval").mkdir(exist_ok=True)
     if prompts:
-        writers = {"base": base_writer(folder, device=device), "aligned": load(folder, device=device)}
+        writers = {"base": base_writer(run, device=device), "aligned": load(run.folder, device=device)}
         texts = {who: writer(list(prompts), seed=seed) for who, writer in writers.items()}
         rows = [dict(zip(("prompt", *texts), row, strict=True)) for row in zip(prompts, *texts.values(), strict=True)]
-        (folder / "eval" / "texts.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        facts |= {"texts": str(folder / "eval" / "texts.jsonl")}
+        (run.folder / "eval" / "texts.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
+        facts |= {"texts": str(run.folder / "eval" / "texts.jsonl")}
     if dataset_name is not None:
-        facts |= {"heldout": heldout(folder, dataset_name, dataset_split_name, reader, device)}
-    (folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+        facts |= {"heldout": heldout(run, dataset_name, dataset_split_name, reader, device)}
+    (run.folder / "eval" / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 
 
-def heldout(folder: Path, dataset_name: str, split: str | None, reader: str | None, device: str) -> dict[str, float]:
+def heldout(run: Run, dataset_name: str, split: str | None, reader: str | None, device: str) -> dict[str, float]:
     """Return what a finished run says of the pairs of a dataset, under its own objective and likelihood."""
     plain = {"torch_compile": False, "optimizer": "adamw", "use_8bit_adam": False, "report_to": None, "max_train_samples": None}
-    config = from_mapping(load_yaml(folder / "config.yaml") | plain, str(folder / "config.yaml"))
-    config = replace(config, dataset_name=dataset_name, dataset_split_name=split, reader=reader, curriculum=None)
+    config = replace(config_of(run), **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, curriculum=None)
     with tempfile.TemporaryDirectory() as temporary:
         elsewhere = replace(config, output_dir=temporary, cache_dir=temporary)
-        built = parts(elsewhere, open_dataset(elsewhere, kind="text"), torch.device(device))
+        recipe = recipe_of(elsewhere, "text")
+        built = parts(elsewhere, recipe, open_dataset(elsewhere, recipe), torch.device(device))
         network, peaks = built.backbone.network, {"base": peakedness(built)}  # of what is about to be put in, nothing shows yet
-        adapters.load_result(network, folder, full=config.tuning == "full", component=built.backbone.component)
+        adapters.load_result(network, run.folder, full=run.full, component=built.backbone.component)
         network.eval()
         peaks["aligned"] = peakedness(built)
-        ((name, constants),) = config.part("objective").items()
-        scores, rewards = scored(built, lambda s: implicit_reward(name, s, constants))
-    said = describe(scores, beta_of(built.objective), rewards)
+        scores, rewards = scored(built, partial(implicit_rewards, recipe.objective))
+    said = describe(scores, recipe.beta, rewards)
     if scores.reference is not None:
         said["suppression"] = suppression(scores.log_ratio)
     said |= {f"{key}/{who}": value for who, found in peaks.items() for key, value in found.items()}

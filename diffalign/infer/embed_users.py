@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
-from diffalign.core.runs import run_facts
+from diffalign.core.runs import Run
 from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.transforms import pairs
@@ -77,10 +77,10 @@ def choices_of(dataset_name: str, user_id: str | None = None, *, reader: str | N
 
 def check_personal(output_dir: str | Path, *, reads: str) -> None:
     """Raise ConfigError for a run that is not personalised or reads something else of users, CheckpointError where there is none."""
-    run = run_facts(Path(output_dir))
-    if run.get("inference") != "user":
-        raise ConfigError(f"{output_dir}: a run of {run['method']}, which knows no users; expected one of ppd")
-    (encoder,) = run["user_encoder"]
+    run = Run.open(output_dir)
+    if not run.personal:
+        raise ConfigError(f"{output_dir}: a run of {run.method}, which knows no users; expected one of ppd")
+    (encoder,) = run.facts["user_encoder"]
     if (known := READS.get(encoder, "pairs")) != reads:
         raise ConfigError(f"{output_dir}: its user_encoder {encoder} knows a user by {known}, and not by {reads}")
 

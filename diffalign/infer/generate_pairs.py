@@ -15,14 +15,14 @@ import torch
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.files import settle
 from diffalign.core.processes import process_state
-from diffalign.core.runs import RUN, run_facts
+from diffalign.core.runs import Run
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.data.transforms.scores import share_beaten
 from diffalign.infer.load import load
 from diffalign.infer.options import GenerateConfig
 from diffalign.infer.shards import Parts, draw_parts, drawn_as, score_parts, stamped
-from diffalign.methods.build.bind import DTYPES
+from diffalign.methods.build.common import DTYPES
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 
@@ -68,15 +68,13 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
     check_scorers(config.scorers, config.rank_by)
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
-    run = Path(config.pretrained_model_name_or_path)
-    if (run / RUN).is_file():
-        facts = run_facts(run)
-        if facts.get("kind") == "text" or facts.get("inference") == "user":
-            what = "answers with texts" if facts.get("kind") == "text" else "draws for a user"
-            raise ConfigError(f"{run}: a run of {facts['method']} that {what}; expected a model, or a run, that draws to prompts alone")
+    if Run.is_in(config.pretrained_model_name_or_path):
+        run = Run.open(config.pretrained_model_name_or_path, expects="image")
+        if run.personal:
+            raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")
         for name in WHAT:
             if getattr(config, name) is not None:
-                raise ConfigError(f"`{name}` is of a model, and {run} is a finished run, which knows its own; leave it out")
+                raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which knows its own; leave it out")
 
 
 def _parts(config: GenerateConfig, prompts: Sequence[str]) -> Parts:
@@ -120,9 +118,9 @@ def _pipeline(config: GenerateConfig, device: torch.device) -> tuple[Any, dict[s
     """Return the pipeline that draws, and what it is told of size and prompt length."""
     name = config.pretrained_model_name_or_path
     told = {option: getattr(config, option) for option in ("resolution", "max_sequence_length") if getattr(config, option) is not None}
-    if (Path(name) / RUN).is_file():
-        dtype = DTYPES[config.mixed_precision or run_facts(Path(name)).get("mixed_precision", "no")]
-        return load(name, dtype=dtype, device=device), drawn_as(Path(name)) | told
+    if Run.is_in(name):
+        run = Run.open(name, expects="image")
+        return load(name, dtype=DTYPES[config.mixed_precision or run.precision], device=device), drawn_as(run) | told
     options: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "vae": config.pretrained_vae_model_name_or_path}
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), told
 

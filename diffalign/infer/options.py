@@ -7,14 +7,6 @@ from typing import Literal
 
 from diffalign.core.specs import Spec
 
-GENERATES = """The table has every image with its scores and its rank: `diffalign train --method rank_dpo` learns from the whole rankings,
-other methods from their pairs.
-examples:
-  diffalign pairs generate --prompts prompts.txt --scorers '{taste: {name: high}}' --output_dir ranked
-  diffalign pairs generate --pretrained_model_name_or_path outputs/mine --dataset_name votes --scorers adherence --output_dir ranked
-  accelerate launch -m diffalign.cli pairs generate ...            (every process draws and scores its share)
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:

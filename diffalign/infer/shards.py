@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.runs import RUN, run_facts
+from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
 from diffalign.data.records import Candidate, Record, decode_image, encode_image
@@ -112,11 +112,10 @@ def stamped(name: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(weights), "weights": fingerprint({"files": stats})}
 
 
-def drawn_as(folder: Path) -> dict[str, Any]:
+def drawn_as(run: Run) -> dict[str, Any]:
     """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run."""
-    run = run_facts(folder)
-    shape = {name: run.get(name) for name in ("resolution", "max_sequence_length")}
-    return {**shape, "true_cfg": run.get("inference") == "negative_guidance"}
+    shape = {name: run.facts.get(name) for name in ("resolution", "max_sequence_length")}
+    return {**shape, "true_cfg": run.steers}
 
 
 def draw_parts(parts: Parts, own: Sequence[int], opened: Callable[[], tuple[Any, Mapping[str, Any]]]) -> None:

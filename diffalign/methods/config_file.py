@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.runs import CONFIG, Run
 from diffalign.methods.config import ALIASES, TrainConfig
 
 T = TypeVar("T")
@@ -71,8 +72,13 @@ def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """Return the config of `values`, types checked. Raises ConfigError that names the key."""
-    return typed(TrainConfig, known_keys(values, where), where).check()
+    """Return the config of `values`, types checked; `checks.check` does the rest. Raises ConfigError that names the key."""
+    return typed(TrainConfig, known_keys(values, where), where)
+
+
+def config_of(run: Run) -> TrainConfig:
+    """Return the config that a run was trained with. Raises ConfigError where its config.yaml is missing or of no such config."""
+    return from_mapping(load_yaml(run.folder / CONFIG), str(run.folder / CONFIG))
 
 
 def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:

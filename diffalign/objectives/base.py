@@ -6,17 +6,19 @@ Nothing here imports torch before it computes, so that names and constants of a 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffalign.core.types import Scores, Tokens
 
-Objective = Callable[..., "Tensor"]
+Loss = Callable[..., "Tensor"]  # (Scores, *, constants) -> (B,)
+Reward = Callable[["Scores", Mapping[str, Any]], "Tensor"]  # (Scores, all constants of the loss) -> (B, K)
 Constants = ParamSpec("Constants")
 # How an objective carries over to images, where the log-ratio is half a difference of denoising errors. V: as it is. V+: with the
 # denoising error as negative log-likelihood. R: without a reference, so its constants are of another scale. L: a list, under one noise.
@@ -43,13 +45,31 @@ class Facts:
     of_ranks: bool = False  # losses belong to ranks within the batch: records can have no weight or offset
 
 
-def weighted(objective: Callable[Concatenate[Scores, Constants], Tensor]) -> Callable[Concatenate[Scores, Constants], Tensor]:
-    """Return the objective with each record's loss multiplied by `Scores.weight`: the one place where weights are honoured."""
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One line of the table of objectives."""
 
-    @functools.wraps(objective)
+    loss: Loss
+    facts: Facts
+    reward: Reward  # the implicit reward that the loss trains, for reports
+
+    def __call__(self, s: Scores, **constants: Any) -> Tensor:
+        """Return the loss (B,) of each record."""
+        return self.loss(s, **constants)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Return the signature of the loss."""
+        return inspect.signature(self.loss)
+
+
+def weighted(loss: Callable[Concatenate[Scores, Constants], Tensor]) -> Callable[Concatenate[Scores, Constants], Tensor]:
+    """Return the loss with each record's value multiplied by `Scores.weight`: the one place where weights are honoured."""
+
+    @functools.wraps(loss)
     def losses(s: Scores, *args: Constants.args, **constants: Constants.kwargs) -> Tensor:
-        found = objective(s, *args, **constants)
-        return found if s.weight is None else s.weight.to(found) * found
+        values = loss(s, *args, **constants)
+        return values if s.weight is None else s.weight.to(values) * values
 
     return losses
 

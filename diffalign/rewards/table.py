@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffalign.core.errors import ConfigError, did_you_mean
-from diffalign.core.runs import RUN
+from diffalign.core.runs import Run
 from diffalign.core.specs import Spec, bind, single
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
@@ -54,8 +54,8 @@ def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
         name, constants = single("scorer", spec)
         if name in WEIGHTLESS:
             bound()
-        elif name == "trained" and not (Path(constants["path"]) / RUN).is_file():
-            raise ConfigError(f"scorer `trained`: {constants['path']} is no finished run of reward_bt or reward_pal (it has no {RUN})")
+        elif name == "trained":
+            Run.open(constants["path"], expects="reward")
         for constant, value in constants.items():
             local = constant in WEIGHTS and value and (value.startswith((".", "/", "~")) or value.count("/") > 1)  # as no hub id does
             if local and not Path(value).exists():

@@ -1,4 +1,5 @@
-"""The optimisers of the published recipes: AdamW, its 8-bit and paged forms, and Adafactor with a fixed learning rate."""
+"""The optimisers of the published recipes (AdamW, its 8-bit and paged forms, Adafactor with a fixed learning rate), their schedules, and
+the moving average of what they train."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from diffalign.methods.config import TrainConfig
@@ -26,6 +29,20 @@ def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | lis
         weight_decay=config.adam_weight_decay,
         eps=config.adam_epsilon,
     )
+
+
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Any:
+    """Return the schedule of the learning rate. It is not prepared: accelerate would step it once for each process."""
+    return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
+
+
+def make_average(config: TrainConfig, parameters: Sequence[nn.Parameter], *, drives: bool) -> EMAModel | None:
+    """Return the moving average of `parameters`, if it is saved or drives the trajectory.
+
+    As a driver it follows at its decay from the first step (the release of Self-NPO), without diffusers' warm-up.
+    """
+    plain = {"min_decay": config.ema_decay, "update_after_step": -1} if drives else {}
+    return EMAModel(parameters, decay=config.ema_decay, **plain) if config.use_ema or drives else None
 
 
 def _adamw(name: str) -> Any:

@@ -19,20 +19,20 @@ from tqdm.auto import tqdm
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import atomic_folder, plain
 from diffalign.core.intervals import LEAST_PROMPTS
-from diffalign.core.parts import Parts
 from diffalign.core.specs import Spec, bind
 from diffalign.data.cache import fingerprint
 from diffalign.data.prompts import prompts_of
 from diffalign.data.world.checks import is_caption
+from diffalign.infer.preview import drawn
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
+from diffalign.methods.parts import Parts
 from diffalign.rewards.drift import diversity, features, saturation, sharpness
 from diffalign.rewards.hacking import LEAST_KEPT, Change, alarm, change
 from diffalign.rewards.scorers.function import Asked
 from diffalign.rewards.scorers.world import Judged
 from diffalign.rewards.table import SCORERS, load_scorer
 from diffalign.train.save import save_result
-from diffalign.train.validation import drawn
 
 logger = logging.getLogger(__name__)
 EVALUATIONS, BEST = "eval.jsonl", "best"
@@ -124,7 +124,7 @@ class Watch:
         self._count(reasons, step)
         self._tell(seen, [*held_out, *rewards, variety], gained, reasons, step)
 
-    def together(self) -> dict[str, float]:
+    def shared(self) -> dict[str, float]:
         """Return what is logged of the last look, which is the first process's, as is whether to stop."""
         told: list[Any] = [self.said, self.stopped]
         broadcast_object_list(told)
@@ -137,7 +137,7 @@ class Watch:
             return {}
         return {"stopped": self.stopped, "best": None if self.best is None else {"step": self.best[0], "held_out": self.best[1]}}
 
-    def asked(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
         if self.config.eval_every is None:
             return {}
@@ -182,7 +182,7 @@ class Watch:
         folder = Path(self.config.output_dir) / BEST
         with atomic_folder(folder) as temporary:
             save_yaml(replace(self.config, output_dir=str(folder)), temporary / "config.yaml")
-            save_result(parts.backbone, replace(self.config, output_dir=str(temporary)), facts)
+            save_result(parts, replace(self.config, output_dir=str(temporary)), facts)
 
     def _count(self, reasons: Sequence[str], step: int) -> None:
         """Count an alarm or its absence, and stop the run where it has held for long enough."""

@@ -15,40 +15,38 @@ import gc
 import json
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from diffalign.core.claim import claim, settle
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
-from diffalign.core.files import atomic_folder
-from diffalign.core.runs import RUN
+from diffalign.core.files import atomic_folder, write
+from diffalign.core.keys import facts_of, require
+from diffalign.core.processes import process_state
+from diffalign.core.runs import CONFIG, RUN, Run
 from diffalign.core.specs import single
 from diffalign.data.prompts import prompts_to_draw, subset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.view import without_content
-from diffalign.infer.generate_pairs import check, generate
+from diffalign.infer.generate_pairs import check as check_drawing
+from diffalign.infer.generate_pairs import generate
+from diffalign.infer.kinds import image
 from diffalign.infer.options import GenerateConfig
-from diffalign.methods import METHODS
-from diffalign.methods.build import image as build
-from diffalign.methods.checks import require
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml, typed
-from diffalign.train import align as api
-from diffalign.train import dry_run as dryrun
+from diffalign.methods.recipe import Recipe
+from diffalign.train import align
 from diffalign.train.overoptimisation import BEST, EVALUATIONS, Watch
+from diffalign.train.results import RESULTS, replaced_by
 from diffalign.train.trainer import LOG
 
 logger = logging.getLogger(__name__)
 SPACING = 1_000_003  # between the seeds of two rounds
-MODEL = ("pretrained_model_name_or_path", "revision", "variant", "pretrained_vae_model_name_or_path")
-MODEL += ("mixed_precision", "resolution", "max_sequence_length")
-OWN = (*MODEL, "output_dir", "overwrite")  # what `generate` is not told, for the training says it
-# What decides the data of a round; the rest decides the training.
-DATA = (*MODEL, "generate", "seed", "start_from", "dataset_name", "dataset_split_name", "reader", "skip_bad", "max_train_samples")
-# What may change between a run and its going on.
-FREE = ("rounds", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "log_every", "checkpointing_steps")
-FREE += ("checkpoints_total_limit", "dataloader_num_workers", "validation_prompts", "validation_steps", "cache_dir")
+MODEL = tuple(name for name, facts in facts_of(TrainConfig).items() if facts.changes == "model")
+FROM_TRAINING = (*MODEL, "output_dir", "overwrite")  # what `generate` takes no flag for, as the training says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +65,29 @@ def train(config: TrainConfig) -> Path:
     Finished rounds stay as they are, a half-drawn one goes on from its parts, a half-trained one from its checkpoint. More `rounds` than
     a finished run had go on from its last one. Raises ConfigError for settings that cannot be meant, or are not those of the earlier run.
     """
+    folder, state = Path(config.output_dir), process_state()
+    if state.is_main_process:
+        settle(folder)  # what a killed run may have left
+    state.wait_for_everyone()
     plan = planned(config)
-    api.check(config)
-    folder, state = Path(config.output_dir), api.process_state()
-    state.wait_for_everyone()  # the first one may have removed an earlier run
+    patterns = replaced_by(config) if state.is_main_process else ()
+    state.wait_for_everyone()  # so that no process looks for an earlier run that has been moved
+    with claim(folder, patterns):
+        _play_all(config, plan, state)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return folder
+
+
+def _play_all(config: TrainConfig, plan: Sequence[Round], state: Any) -> None:
+    """Play the rounds that are left, and gather their result."""
+    folder, played = Path(config.output_dir), list[Path]()
+    state.wait_for_everyone()
     _refuse_others(config)
     state.wait_for_everyone()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        save_yaml(config, folder / "config.yaml")
-    played: list[Path] = []
+        save_yaml(config, folder / CONFIG)
     for part in plan:
         _play(part, len(plan), state)
         played.append(Path(part.training.output_dir))
@@ -85,20 +96,14 @@ def train(config: TrainConfig) -> Path:
             break
     if state.is_main_process:
         _gather(folder, played)
-    state.wait_for_everyone()
-    state.destroy_process_group()
-    return folder
 
 
 def planned(config: TrainConfig) -> list[Round]:
-    """Return the rounds of a config, nothing loaded. Raises ConfigError for what cannot be meant, in `generate` too."""
-    config.check()
-    api.check_model(config)
-    build.check(config)
+    """Return the rounds of a config, nothing loaded. Raises ConfigError for what cannot be meant in `generate`."""
     drawing = _drawing(config)
     require("generate.max_prompts", drawing.max_prompts, lambda v: v >= 1, "at least one prompt")
     prompts = prompts_to_draw(drawing.prompts, drawing.dataset_name, drawing.dataset_split_name)
-    check(drawing, prompts)
+    check_drawing(drawing, prompts)
     Watch.of(config)
     rounds: list[Round] = []
     for number in range(1, config.rounds + 1):
@@ -106,7 +111,9 @@ def planned(config: TrainConfig) -> list[Round]:
         given = bool(config.dataset_name) and number == 1
         drawn = replace(drawing, output_dir=str(folder / "data"), seed=drawing.seed + SPACING * (number - 1))
         if before is not None:  # a run knows its own
-            drawn = replace(drawn, **dict.fromkeys(MODEL[1:4]), pretrained_model_name_or_path=before)
+            drawn = replace(
+                drawn, **dict.fromkeys(("revision", "variant", "pretrained_vae_model_name_or_path")), pretrained_model_name_or_path=before
+            )
         plain = {} if number == 1 else {"reader": None, "dataset_split_name": None}
         own = replace(
             config,
@@ -125,7 +132,7 @@ def planned(config: TrainConfig) -> list[Round]:
 
 def _drawing(config: TrainConfig) -> GenerateConfig:
     """Return what `generate` says, with what the training says of the model. Raises ConfigError for unknown names, types and its own."""
-    known = [field.name for field in dataclasses.fields(GenerateConfig) if field.name not in OWN]
+    known = [field.name for field in dataclasses.fields(GenerateConfig) if field.name not in FROM_TRAINING]
     for name in config.generate:
         if name not in known:
             raise ConfigError(f"`generate` takes no `{name}`.{did_you_mean(name, known)}")
@@ -147,11 +154,11 @@ def _refuse_others(config: TrainConfig) -> None:
         return
     if _trained(folder / f"round-{config.rounds + 1}"):
         raise ConfigError(f"`rounds` is {config.rounds}, and {folder} has round-{config.rounds + 1} already; choose another output_dir")
-    found = from_mapping(load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-    used = [field.name for field in dataclasses.fields(TrainConfig)] if any(map(_trained, rounds)) else DATA
-    for name in used:
-        before, now = getattr(found, name), getattr(config, name)
-        if name not in FREE and before != now:
+    earlier = from_mapping(load_yaml(folder / CONFIG), str(folder / CONFIG))
+    matter = ("model", "data", "training") if any(map(_trained, rounds)) else ("model", "data")
+    for name, facts in facts_of(config).items():
+        before, now = getattr(earlier, name), getattr(config, name)
+        if facts.changes in matter and before != now:
             raise ConfigError(
                 f"{folder}: its rounds were made with `{name}` {before!r}, and this run has {now!r}; choose another output_dir"
             )
@@ -159,13 +166,13 @@ def _refuse_others(config: TrainConfig) -> None:
 
 def _trained(round_: Path) -> bool:
     """Return whether a round's training has left anything that another would go on from."""
-    return (round_ / RUN).is_file() or any(round_.glob("checkpoint-*"))
+    return Run.is_in(round_) or any(round_.glob("checkpoint-*"))
 
 
 def _play(part: Round, total: int, state: Any) -> None:
     """Draw what a round lacks, and train it to its end, unless it is finished."""
     folder, data = Path(part.training.output_dir), part.drawing and Path(part.drawing.output_dir)
-    if (folder / RUN).is_file():
+    if Run.is_in(folder):
         logger.info("round %d of %d is finished", part.number, total)
         return
     logger.info("round %d of %d", part.number, total)
@@ -177,7 +184,7 @@ def _play(part: Round, total: int, state: Any) -> None:
     if data is not None:
         _refuse_ties(data, part.number)
     gc.collect()  # the pipeline that drew
-    api.run(part.training)
+    align.run(part.training)
     gc.collect()
 
 
@@ -193,7 +200,7 @@ def _gather(folder: Path, rounds: list[Path]) -> None:
 
     `best/` is that of the last round that has one; its step is counted from the first round's start.
     """
-    for name in api.RESULTS:
+    for name in RESULTS:
         _take(rounds[-1] / name, folder / name)
     facts = [_facts(round_) for round_ in rounds]
     starts = list(accumulate((known["steps"] for known in facts), initial=0))
@@ -201,7 +208,7 @@ def _gather(folder: Path, rounds: list[Path]) -> None:
         _pictures(round_ / "validation", folder / "validation", done)
     for name in (LOG, EVALUATIONS):
         if (rounds[-1] / name).is_file():
-            _write(folder / name, _joined([round_ / name for round_ in rounds], starts))
+            write({folder / name: _joined([round_ / name for round_ in rounds], starts)})
     said = [{name: known.get(name) for name in ("seed", "table", "records", "steps", "skipped")} for known in facts]
     whole = {name: value for name, value in facts[-1].items() if name != "start"}
     whole |= {"seed": facts[0]["seed"], "steps": starts[-1], "skipped": sum(known["skipped"] for known in facts), "rounds": said}
@@ -211,11 +218,11 @@ def _gather(folder: Path, rounds: list[Path]) -> None:
     for round_, done, best in kept[-1:]:
         _take(round_ / BEST, folder / BEST)
         whole["best"] = best | {"step": done + best["step"]}
-    _write(folder / RUN, json.dumps(whole, indent=2) + "\n")
+    write({folder / RUN: json.dumps(whole, indent=2) + "\n"})
 
 
-def _facts(run: Path) -> dict[str, Any]:
-    return json.loads((run / RUN).read_text())
+def _facts(run: Path) -> Mapping[str, Any]:
+    return Run.open(run, expects="image").facts
 
 
 def _take(source: Path, destination: Path) -> None:
@@ -246,17 +253,11 @@ def _pictures(source: Path, destination: Path, done: int) -> None:
         shutil.copyfile(picture, destination / f"step-{step:06d}{picture.suffix}")
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def outlook(config: TrainConfig) -> str:
+def outlook(config: TrainConfig, recipe: Recipe) -> str:
     """Return what each round would draw and train, and about how much memory the last training takes. Loads and writes nothing."""
     plan = planned(config)
     lines = [f"round {part.number} of {len(plan)}  seed {part.training.seed}: {_what(part)}" for part in plan]
-    return "\n".join([*lines, "", dryrun.report(plan[-1].training, _candidates(plan[-1]))])
+    return "\n".join([*lines, "", image.outlook(plan[-1].training, recipe, _candidates(plan[-1], recipe))])
 
 
 def _what(part: Round) -> str:
@@ -268,9 +269,8 @@ def _what(part: Round) -> str:
     return f"{len(part.prompts)} prompts x {drawn.images_per_prompt} images {by}; {then}"
 
 
-def _candidates(part: Round) -> int:
+def _candidates(part: Round, recipe: Recipe) -> int:
     """Return how many images of a prompt are trained on together: all where the transforms make lists of them, else two."""
-    own = part.training.transforms
-    specs = dict(single("transform", spec) for spec in (METHODS[part.training.method].transforms if own is None else own))
+    specs = dict(single("transform", spec) for spec in recipe.transforms)
     images = 2 if part.drawing is None else part.drawing.images_per_prompt
     return specs["list_of"].get("candidates", images) if "list_of" in specs else 2

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffalign.core.parts import Parts
 from diffalign.core.types import Batch, Generator, Likelihood, Query, Scores
+from diffalign.methods.parts import Parts
 
 Driving = Callable[[], AbstractContextManager[nn.Module]]
 
@@ -29,7 +29,7 @@ def preference_step(
     reference = parts.reference.score(parts.likelihood, query)
     own = one_by_one(parts.likelihood, policy, query) if sequential else parts.likelihood.score(policy, query)
     scores = parts.likelihood.scores(own, reference, batch)
-    return parts.objective(scores).mean(), scores
+    return parts.recipe.objective(scores).mean(), scores
 
 
 def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Tensor:

@@ -17,97 +17,102 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import CheckpointError
-from diffalign.core.types import Batch, Scores
+from diffalign.core.types import Batch
 from diffalign.data.sampler import Sampler, loader
 from diffalign.data.view import View
-from diffalign.methods import METHODS
-from diffalign.methods.build.bind import beta_of
-from diffalign.methods.build.image import parts
+from diffalign.infer.kinds.table import KINDS
+from diffalign.methods.build.data import open_dataset
+from diffalign.methods.checks import check_keys, kind_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import Recipe, recipe_of
 from diffalign.models import adapters
 from diffalign.models.reference import eval_mode, exchanged
-from diffalign.objectives.implicit_reward import implicit_reward
+from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
 from diffalign.train import checkpoint
-from diffalign.train.optimizer import make_optimizer
+from diffalign.train.optimizer import make_average, make_optimizer, make_schedule
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
 from diffalign.train.run_identity import identity
 from diffalign.train.save import save_result
 from diffalign.train.step import preference_step
 from diffalign.train.step_guard import Guard
-from diffalign.train.validation import preview
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
 
 
-class Trainer:
-    """State of a run: network, optimiser, schedule, moving average, guard, and the step they are at."""
+def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool = True) -> Trainer:
+    """Return the trainer of a run, its model loaded and its caches filled.
 
-    def __init__(self, config: TrainConfig, view: View) -> None:
-        self.config, self.view = config, view
+    Without `fit`, for a run whose weights a checkpoint will replace, nothing is fitted before training.
+    """
+    torch.set_flush_denormal(True)
+    AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to,
+        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+    )
+    kind = KINDS[recipe.kind or view.table.manifest["kind"]]
+    with accelerator.main_process_first():  # it fills the caches on disk, the others find them filled
+        parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
+    return Trainer(config, parts, accelerator)
+
+
+def trainer_for(config: TrainConfig) -> Trainer:
+    """Return the trainer of a config as it stands: its keys are checked, its output folder is not."""
+    check_keys(config)
+    recipe = recipe_of(config, kind_of(config))
+    return make_trainer(config, recipe, open_dataset(config, recipe))
+
+
+class Trainer:
+    """A run from its first step to its last: network, optimiser, schedule, moving average, guard, and the step they are at."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, accelerator: Accelerator) -> None:
+        self.config, self.parts, self.accelerator = config, parts, accelerator
         self.output_dir = Path(config.output_dir)
-        self.watch = Watch.of(config)
-        AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=config.report_to,
-            project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(self.output_dir / "logs")),
-        )
-        wanted = config.resume_from_checkpoint
-        self.resumed = checkpoint.find(self.output_dir, wanted) if wanted else None
-        # The first process fills the caches on disk, the others find them filled.
-        with self.accelerator.main_process_first():
-            self.parts = parts(config, view, self.accelerator.device, fit=self.resumed is None)
-        self.network = self.parts.backbone.network
+        self.network = parts.backbone.network
         self.network.train()
         self.parameters = adapters.trainable(self.network)
-        self.policy, self.optimizer = self.accelerator.prepare(self.network, make_optimizer(config, self.parts.groups or self.parameters))
-        # Not prepared: accelerate would step it once for each process.
-        self.schedule = get_scheduler(
-            config.lr_scheduler, self.optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps
-        )
-        # As a driver the average follows at its decay from the first step (the release of Self-NPO), without diffusers' warm-up.
-        drives = self.parts.driver == "ema"
-        plain = {"min_decay": config.ema_decay, "update_after_step": -1} if drives else {}
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, **plain) if config.use_ema or drives else None
+        self.policy, self.optimizer = accelerator.prepare(self.network, make_optimizer(config, parts.groups or self.parameters))
+        self.schedule = make_schedule(config, self.optimizer)
+        self.ema = make_average(config, self.parameters, drives=parts.recipe.driver == "ema")
+        division = config.train_batch_size, config.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
+        self.sampler = Sampler(len(parts.pairs), *division, config.seed, parts.pairs.buckets, parts.index)
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        division = config.train_batch_size, config.gradient_accumulation_steps, processes, rank
-        self.sampler = Sampler(len(self.parts.pairs), *division, config.seed, self.parts.pairs.buckets, self.parts.index)
-        self.beta = beta_of(self.parts.objective)
+        self.watch = Watch.of(config)
         self.step = 0
         self.seconds: list[float] = []
 
     def fit(self) -> Path:
         """Train to the last step and return the output folder, which holds weights, log, pictures and the config."""
         config = self.config
+        self._resume()
         self._begin()
         batches = loader(self.parts.pairs, self.sampler, self.step, config.max_train_steps, config.dataloader_num_workers)
-        bar = tqdm(
-            total=config.max_train_steps, initial=self.step, desc="train", disable=None if self.accelerator.is_main_process else True
-        )
-        with bar, (self.output_dir / LOG).open("a") as log:
+        with self._progress() as bar, (self.output_dir / LOG).open("a") as log:
+            if self.step == 0:
+                self._validate()
             if self.step == 0 and self.watch.due(0):
-                self._log(log, self._judged({}))
+                self._log(log, self._evaluated({}))
             while self.step < config.max_train_steps and not self.watch.stopped:
                 start = time.perf_counter()
-                facts = self.optimizer_step(batches)
+                scalars = self.optimizer_step(batches)
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
-                self.guard.watch(facts, self.step)
-                facts = self._judged(facts)
+                self.guard.watch(scalars, self.step)
+                scalars = self._evaluated(scalars)
                 if self.step % config.log_every == 0 or self.watch.due(self.step):
-                    self._log(log, facts)
+                    self._log(log, scalars)
                 bar.update()
-                bar.set_postfix({k: f"{facts[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in facts})
+                bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in scalars})
                 if self.step % config.checkpointing_steps == 0:
                     self._save_checkpoint()
                 if self.step % config.validation_steps == 0 or self.step == config.max_train_steps or self.watch.stopped:
@@ -117,31 +122,13 @@ class Trainer:
 
     def optimizer_step(self, batches: Any) -> dict[str, float]:
         """Take one optimiser step over all forward passes, or skip it where the guard says so; return its scalars."""
-        config, gathered, passes = self.config, [], self.sampler.passes(self.step)
-        if config.lora_dropout:  # the one draw that torch makes by itself; seeded by step, so that a resumed run repeats it
-            torch.manual_seed(config.seed * 1_000_003 + self.step * self.sampler.processes + self.sampler.rank)
-        records = sum(map(len, passes))
-        for number, samples in enumerate(passes, 1):
-            batch = next(batches).to(self.accelerator.device)
-            generators = self.sampler.generators(samples)
-            with contextlib.nullcontext() if number == len(passes) else self.accelerator.no_sync(self.policy):
-                loss, scores = preference_step(
-                    self.parts, self.policy, batch, generators, self._driving, sequential=config.sequential_candidates
-                )
-                known = self._penalty(batch)
-                self.accelerator.backward((loss + known.pop("penalty", 0.0)) / (records / len(samples)))
-            weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
-            said = {"loss": loss.detach(), **describe(scores, self.beta, self._rewards(scores)), **known}
-            gathered.append({name: weight * value for name, value in said.items()})
-        names = list(gathered[0])
-        means = torch.stack([torch.stack([g[name].float() for g in gathered]).mean() for name in names])
-        norm: Any = self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        reduced: Any = self.accelerator.reduce(means, "mean")
-        facts: dict[str, float] = dict(zip(names, reduced.tolist(), strict=True))
-        facts["grad_norm"], facts["lr"] = float(norm), float(self.schedule.get_last_lr()[0])
+        self._seed_dropout()
+        scalars = self._gradients(batches)
+        norm: Any = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        scalars["grad_norm"], scalars["lr"] = float(norm), float(self.schedule.get_last_lr()[0])
         # The scaler of fp16 skips overflowing steps by itself while it looks for its scale.
-        scaled = self.accelerator.scaler is not None and facts["loss"] == facts["loss"]
-        if self.guard.allows(facts["loss"], 0.0 if scaled else facts["grad_norm"], self.step + 1):
+        scaled = self.accelerator.scaler is not None and scalars["loss"] == scalars["loss"]
+        if self.guard.allows(scalars["loss"], 0.0 if scaled else scalars["grad_norm"], self.step + 1):
             self.optimizer.step()
             skipped = self.accelerator.optimizer_step_was_skipped
             self.guard.watch_overflow(skipped, self.step + 1)
@@ -151,12 +138,33 @@ class Trainer:
             self.accelerator.scaler.update()  # clipping has unscaled, and the next clipping must find a fresh scaler
         self.schedule.step()
         self.optimizer.zero_grad()
-        return facts | {"skipped": self.guard.skipped}
+        return scalars | {"skipped": self.guard.skipped}
 
-    def _rewards(self, scores: Scores) -> Tensor:
-        """Return the implicit rewards (B, K) that the objective trains."""
-        ((name, constants),) = self.config.part("objective").items()
-        return implicit_reward(name, scores, constants)
+    def _gradients(self, batches: Any) -> dict[str, float]:
+        """Run the forward and backward passes of a step; return the means of their scalars over passes and processes."""
+        passes, gathered = self.sampler.passes(self.step), []
+        records, recipe = sum(map(len, passes)), self.parts.recipe
+        for number, samples in enumerate(passes, 1):
+            batch = next(batches).to(self.accelerator.device)
+            generators = self.sampler.generators(samples)
+            with contextlib.nullcontext() if number == len(passes) else self.accelerator.no_sync(self.policy):
+                loss, scores = preference_step(
+                    self.parts, self.policy, batch, generators, self._driving, sequential=self.config.sequential_candidates
+                )
+                penalty = self._penalty(batch)
+                self.accelerator.backward((loss + penalty.pop("penalty", 0.0)) / (records / len(samples)))
+            weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
+            scalars = {"loss": loss.detach(), **describe(scores, recipe.beta, implicit_rewards(recipe.objective, scores)), **penalty}
+            gathered.append({name: weight * value for name, value in scalars.items()})
+        names = list(gathered[0])
+        means = torch.stack([torch.stack([scalars[name].float() for scalars in gathered]).mean() for name in names])
+        reduced: Any = self.accelerator.reduce(means, "mean")
+        return dict(zip(names, reduced.tolist(), strict=True))
+
+    def _seed_dropout(self) -> None:
+        """Seed the one draw that torch makes by itself by the step, so that a resumed run repeats it."""
+        if self.config.lora_dropout:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step * self.sampler.processes + self.sampler.rank)
 
     def _penalty(self, batch: Batch) -> dict[str, Tensor]:
         """Return what is added to a batch's loss beside the objective, under "penalty", and what is logged of it."""
@@ -164,19 +172,23 @@ class Trainer:
             return {}
         return self.parts.penalty(batch.condition, self.step / self.config.max_train_steps)
 
+    def _resume(self) -> None:
+        """Go on from a checkpoint, if asked to and if there is one."""
+        wanted = self.config.resume_from_checkpoint
+        folder = checkpoint.find(self.output_dir, wanted) if wanted else None
+        if folder is not None:
+            self._load_checkpoint(folder)
+            checkpoint.refuse_newer(self.output_dir, self.step)
+        elif wanted:
+            logger.info("%s: no checkpoint found, starting at step 0", self.output_dir)
+
     def _begin(self) -> None:
-        """Resume if asked to, write the config, and draw the validation grid of the model as it starts."""
+        """Write the config, and say what users of other scripts ask first."""
         config = self.config
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
             for stale in self.output_dir.glob(".checkpoint-*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
-        if self.resumed is not None:
-            self._load_checkpoint(self.resumed)
-            checkpoint.refuse_newer(self.output_dir, self.step)
-        elif config.resume_from_checkpoint:
-            logger.info("%s: no checkpoint found, starting at step 0", self.output_dir)
-        if self.accelerator.is_main_process:
             for log in (LOG, EVALUATIONS):
                 checkpoint.keep_log(self.output_dir / log, self.step or -1)  # what step 0 says is said anew
             save_yaml(config, self.output_dir / "config.yaml")
@@ -186,33 +198,35 @@ class Trainer:
             plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
             self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
         self._park()
-        if self.step == 0:
-            self._validate()
+
+    def _announce(self) -> None:
+        """Log the scale of beta, the effective batch, and how much is trained."""
+        recipe, paper = self.parts.recipe, self.parts.recipe.method.paper_batch
+        logger.info("%d records, %d trainable parameters", len(self.parts.pairs), sum(p.numel() for p in self.parameters))
+        logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
+        if recipe.beta is not None and recipe.compares:
+            logger.info("%s", self.parts.backbone.beta_in_words(recipe.beta))
+
+    def _progress(self) -> Any:
+        """Return the bar of the steps; only the first process shows one."""
+        hidden = None if self.accelerator.is_main_process else True
+        return tqdm(total=self.config.max_train_steps, initial=self.step, desc="train", disable=hidden)
 
     def _park(self) -> None:
         """Take the encoders off the accelerator where everything they say is cached."""
         if self.config.cache == "disk":
             self.parts.backbone.park()
 
-    def _announce(self) -> None:
-        """Say what users of other scripts ask first: the scale of beta, the effective batch, and how much is trained."""
-        config, backbone = self.config, self.parts.backbone
-        paper = METHODS[config.method].paper_batch
-        logger.info("%d records, %d trainable parameters", len(self.parts.pairs), sum(p.numel() for p in self.parameters))
-        logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
-        if self.beta is not None and config.compares:
-            logger.info("%s", backbone.beta_in_words(self.beta))
-
-    def _log(self, log: Any, facts: dict[str, float]) -> None:
+    def _log(self, log: Any, scalars: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
-            log.write(json.dumps({"step": self.step, **facts}) + "\n")
+            log.write(json.dumps({"step": self.step, **scalars}) + "\n")
             log.flush()
         if self.config.report_to:
-            self.accelerator.log(facts, step=self.step)
+            self.accelerator.log(scalars, step=self.step)
 
-    def _facts(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
-        return identity(self.config, self.view, self.parts, self.sampler) | self.watch.asked()
+        return identity(self.config, self.parts, self.sampler) | self.watch.identity()
 
     def _save_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
@@ -226,14 +240,15 @@ class Trainer:
                 "watch": self.watch.state(),
             }
             limit = self.config.checkpoints_total_limit
-            checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._facts(), limit)
+            checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._identity(), limit)
         self.accelerator.wait_for_everyone()
 
     def _load_checkpoint(self, folder: Path) -> None:
-        found, expected = checkpoint.facts(folder), self._facts()
-        for name, value in expected.items():
-            if found.get(name) != value:
-                raise CheckpointError(f"{folder}: made with {name} {found.get(name)}, this run has {value}; choose another output_dir")
+        """Take over weights and state of a checkpoint. Raises CheckpointError for one of another run."""
+        there = checkpoint.facts(folder)
+        for name, value in self._identity().items():
+            if there.get(name) != value:
+                raise CheckpointError(f"{folder}: made with {name} {there.get(name)}, this run has {value}; choose another output_dir")
         weights, state = checkpoint.load(folder)
         adapters.load_trained_state(self.network, weights)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -245,29 +260,27 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.restore(state["guard"])
         self.watch.restore(state.get("watch", {}))  # which checkpoints of earlier versions lack
-        self.step = found["step"]
+        self.step = there["step"]
 
     def _validate(self) -> None:
-        """Answer the validation prompts with seeds 0, 1, ... into validation/step-N.png, or of texts step-N.txt."""
-        # Two networks would be needed to show what full fine-tuning for guidance is for.
-        whole = METHODS[self.config.method].inference == "negative_guidance" and self.config.tuning == "full"
-        if self.config.validation_prompts and self.accelerator.is_main_process and not whole:
+        """Answer the validation prompts with seeds 0, 1, ... into validation/step-N."""
+        if self.config.validation_prompts and self.accelerator.is_main_process:
             file = self.output_dir / "validation" / f"step-{self.step:06d}"
-            with self._shown():
-                preview(self.parts, self.config, f"validation at step {self.step}", file)
+            with self._as_result():
+                KINDS[self.parts.kind].preview(self.parts, self.config, f"validation at step {self.step}", file)
 
-    def _judged(self, facts: dict[str, float]) -> dict[str, float]:
-        """Return a step's facts with what held-out judges say of pictures of the model as it stands, where it is time to ask them."""
-        self.watch.follow(facts)
+    def _evaluated(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Return a step's scalars with what held-out judges say of pictures of the model as it stands, where it is time to ask them."""
+        self.watch.follow(scalars)
         if not self.watch.due(self.step):
-            return facts
+            return scalars
         if self.accelerator.is_main_process:
-            with self._shown():
-                self.watch.look(self.parts, self.step, self._facts())
-        return facts | self.watch.together()
+            with self._as_result():
+                self.watch.look(self.parts, self.step, self._identity())
+        return scalars | self.watch.shared()
 
     @contextlib.contextmanager
-    def _shown(self) -> Iterator[None]:
+    def _as_result(self) -> Iterator[None]:
         """Let the network stand for the block as its result would be saved, ready to draw."""
         with eval_mode(self.network), self._averaged(self.config.use_ema):
             yield
@@ -280,11 +293,11 @@ class Trainer:
     @contextlib.contextmanager
     def _driving(self) -> Iterator[nn.Module]:
         """Give the network that runs the trajectory."""
-        if self.parts.driver == "reference":
+        if self.parts.recipe.driver == "reference":
             with self.parts.reference.driving() as network:
                 yield network
         else:
-            with self._averaged(self.parts.driver == "ema"), eval_mode(self.network):
+            with self._averaged(self.parts.recipe.driver == "ema"), eval_mode(self.network):
                 yield self.network  # not its wrapper: processes may ask it a different number of times
 
     def _finish(self) -> None:
@@ -295,7 +308,7 @@ class Trainer:
             median = round(statistics.median(self.seconds), 4) if self.seconds else None
             facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
             facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
-            save_result(self.parts.backbone, self.config, facts | self.watch.facts() | self._facts())
+            save_result(self.parts, self.config, facts | self.watch.facts() | self._identity())
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        self.accelerator.wait_for_everyone()  # so that every process finds the result; the group stays for what comes next
+        self.accelerator.wait_for_everyone()

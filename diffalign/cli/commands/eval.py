@@ -1,43 +1,87 @@
-"""What `diffalign eval` does."""
+"""`diffalign eval`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from diffalign.cli.invocation import command_line
 from diffalign.core.errors import ConfigError
-from diffalign.data.prompts import prompts_of, subset
+from diffalign.core.runs import Run
 from diffalign.evaluate.options import EvalConfig
 from diffalign.rewards.base import standing
 
+CONFIG = EvalConfig
+ABOUT = "compare a trained run with its base model"
+HELP = """Every model draws the same prompts from the same noise: each image has a seed of its own, made of --seed, prompt and number.
+  win rate     share of draws that score above the base's draw of the same seed, averaged by prompt; a draw counts one half where equal;
+               95 % interval by bootstrap over prompts
+  sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that end even are left out
+  change       mean score minus the base's, 95 % interval by bootstrap over prompts
+  alarm        the training reward rises while a held-out score, or the diversity of pictures, falls; needs at least 5 prompts
+Writes eval.json (all numbers), eval.html (a page to flip between the models), grid.png, and images/ with what was drawn and scored:
+the same command goes on there after a kill, and with another scorer or run draws nothing twice.
+examples:
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt
+  diffalign eval --output_dir outputs/mine --prompts prompts.txt --scorers pickscore hps --reward imagereward
+  diffalign eval --output_dir outputs/a --runs outputs/b old=outputs/c/train stabilityai/stable-diffusion-2-1 --prompts prompts.txt
+  accelerate launch -m diffalign.cli eval ...            (every process draws and scores its share)
+also: diffalign eval agreement (how well scorers agree with people), diffalign eval ratings (models by votes); see their --help
+"""
 
-def evaluate(config: EvalConfig, command: str) -> int:
+
+def run(config: EvalConfig) -> int:
     """Write the comparison, and print the short of it."""
     if not config.prompts and not config.dataset_name:
         raise ConfigError("`diffalign eval` needs --prompts to draw, or --dataset_name with pairs not trained on")
-    if not (Path(config.output_dir) / "run.json").is_file():
-        raise ConfigError(f"{config.output_dir}: no finished run; expected the output_dir of `diffalign train`")
+    finished = Run.open(config.output_dir)
+    from diffalign.data.prompts import prompts_of, subset
+
     prompts = subset(list(dict.fromkeys(prompts_of(config.prompts))), config.max_prompts, config.seed)
     if config.user is not None and (config.user_id is not None or config.pairs is not None):
         raise ConfigError("`user` is a file with all that is known of the user; leave out --user_id and --pairs")
-    if json.loads((Path(config.output_dir) / "run.json").read_text()).get("kind") == "text":
-        from diffalign.cli.commands.text import compared  # torch and transformers take seconds to import
+    return (_texts if finished.kind == "text" else _pictures)(config, prompts)
 
-        print(json.dumps(compared(config, prompts), indent=2))
-        return 0
-    from diffalign.evaluate import compare as evaluation  # torch and diffusers take seconds to import
 
-    facts = evaluation.evaluate(config, prompts, command=command, user=_whom(config))
+def _pictures(config: EvalConfig, prompts: list[str]) -> int:
+    """Compare runs that draw."""
+    from diffalign.evaluate import compare  # torch and diffusers take seconds to import
+
+    facts = compare.evaluate(config, prompts, command=command_line(), user=_user(config))
     if facts is not None:
         print("\n".join(_lines(facts)))
-        for name in (evaluation.RESULT, evaluation.PAGE) if prompts else (evaluation.RESULT,):
-            print(evaluation.destination(config) / name)
+        for name in (compare.RESULT, compare.PAGE) if prompts else (compare.RESULT,):
+            print(compare.destination(config) / name)
     return 0
 
 
-def _whom(config: EvalConfig) -> Any:
+def _texts(config: EvalConfig, prompts: list[str]) -> int:
+    """Compare a language model's run with its base. Raises ConfigError for what only pictures have."""
+    import torch
+
+    from diffalign.evaluate.texts import TEXTS, compare_texts
+
+    plain = EvalConfig(output_dir=config.output_dir)
+    for option in fields(config):
+        if option.name not in TEXTS and getattr(config, option.name) != getattr(plain, option.name):
+            raise ConfigError(f"`{option.name}` is for image models, and {config.output_dir} is the run of a language model")
+    facts = compare_texts(
+        config.output_dir,
+        prompts,
+        dataset_name=config.dataset_name,
+        dataset_split_name=config.dataset_split_name,
+        reader=config.reader,
+        device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        seed=config.seed,
+    )
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+def _user(config: EvalConfig) -> Any:
     """Return whom a personalised run draws for, as its `for_user` takes it."""
     if config.pairs is None:
         return Path(config.user) if config.user is not None else config.user_id
@@ -65,15 +109,15 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for every run and scorer."""
-    known = {scorer["name"]: standing(scorer) for scorer in facts.get("scorers", [])}
+    standings = {scorer["name"]: standing(scorer) for scorer in facts.get("scorers", [])}
     for run in facts.get("runs", [])[1:]:
         yield f"{run['name']} against {facts['runs'][0]['path']}, {facts['prompts']} prompts:"
         for one in facts["comparisons"]:
             if one["run"] == run["name"]:
-                yield f"  {one['scorer']:14} {_said(one)}  ({known[one['scorer']]})"
+                yield f"  {one['scorer']:14} {_comparison(one)}  ({standings[one['scorer']]})"
 
 
-def _said(one: Mapping[str, Any]) -> str:
+def _comparison(one: Mapping[str, Any]) -> str:
     """Return win rate, sign test and change of one comparison."""
     if one["win_rate"] is None:
         return "no image could be judged"

@@ -22,7 +22,7 @@ import transformers
 from PIL import Image
 
 import diffalign
-from diffalign.cli.options.options import QuickstartConfig
+from diffalign.cli.demo.options import QuickstartConfig
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.data.records import encode_image
 from diffalign.data.world.captions import parse, random_caption
@@ -36,10 +36,12 @@ from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.build.image import pairs as build_pairs
+from diffalign.methods.checks import check_keys
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.backbones.folders import without_t5
 from diffalign.models.backbones.table import load_pipeline
-from diffalign.train.trainer import LOG, Trainer
+from diffalign.train.trainer import LOG, Trainer, make_trainer
 
 SHOWN = 16  # pictures in a row of grid.png: base above, aligned below
 AGAINST = 64  # prompts that name what the taste judges
@@ -182,7 +184,7 @@ class Quickstart:
     def _training(self) -> TrainConfig:
         """Return the training config, checked before the first picture is drawn."""
         config = self.config
-        return TrainConfig(
+        training = TrainConfig(
             pretrained_model_name_or_path=config.model,
             dataset_name=str(self.folder / "pairs.parquet"),
             method=config.method,
@@ -195,22 +197,25 @@ class Quickstart:
             seed=config.seed,
             validation_steps=100,
             max_sequence_length=1 if without_t5(config.model) else None,
-        ).check()
+        )
+        check_keys(training)
+        return training
 
     def _train(self) -> Trainer:
         training = replace(self.training, validation_prompts=self.eval_prompts[:8])
+        recipe = recipe_of(training)
         with self.clock.phase("import"):
-            view = open_dataset(training)
+            view = open_dataset(training, recipe)
         with self.clock.phase("cache"):
-            trainer = Trainer(training, view)
+            trainer = make_trainer(training, recipe, view)
         with self.clock.phase("train"):
             trainer.fit()
         return trainer
 
     def _heldout_accuracy(self, trainer: Trainer, heldout: Path) -> float | None:
         config = replace(trainer.config, dataset_name=str(heldout), output_dir=str(self.folder / "heldout"), trajectory_cache=0)
-        view = open_dataset(config)
-        self.pairs = (len(trainer.view), len(view))
+        view = open_dataset(config, trainer.parts.recipe)
+        self.pairs = (len(trainer.parts.pairs), len(view))
         if not learns_from_pairs(config.method):
             return None
         parts = replace(trainer.parts, pairs=build_pairs(config, view, trainer.parts.backbone))

@@ -16,9 +16,10 @@ import transformers
 
 import diffalign
 from diffalign.cli.demo.images import Clock, fresh
+from diffalign.cli.demo.options import TextQuickstartConfig
 from diffalign.cli.demo.rewriting import Rewrite, Studio, attribute_distance, gain, preferences
-from diffalign.cli.options.options import TextQuickstartConfig
 from diffalign.core.errors import ConfigError
+from diffalign.core.runs import Run
 from diffalign.data.table import write_table
 from diffalign.data.world.captions import parse
 from diffalign.data.world.rewrites import short_prompts
@@ -29,7 +30,7 @@ from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.text.meaning import SentenceDistance
 from diffalign.infer.text.rewriter import Rewriter
-from diffalign.methods.checks import known
+from diffalign.methods.checks import check_keys, known
 from diffalign.methods.config import TrainConfig
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.models.text.network import load_language_model
@@ -80,7 +81,7 @@ class TextQuickstart:
         facts = self._facts(shown, kept) | {"pairs_train": pairs, "steps": self.config.max_train_steps}
         if unseen:
             with self.clock.phase("held-out accuracy"):
-                ranked = heldout(self.folder / RUNS["aligned"], str(self.folder / "heldout"), None, None, "cpu")
+                ranked = heldout(Run.open(self.folder / RUNS["aligned"]), str(self.folder / "heldout"), None, None, "cpu")
             facts |= {"implicit_accuracy_heldout": round(ranked["implicit_acc"], 4), "pairs_heldout": unseen}
         log = [json.loads(line) for line in (self.folder / RUNS["aligned"] / LOG).read_text().splitlines()]
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
@@ -127,7 +128,7 @@ class TextQuickstart:
         config = self.config
         weight = [{"semantic_weight": {"score": "distance", "alpha": config.alpha}}] if weighted else []
         clear = {"min_margin": {"margin": config.min_gap, "score": "taste"}}
-        return TrainConfig(
+        training = TrainConfig(
             pretrained_model_name_or_path=config.model,
             dataset_name=str(self.folder / "pairs"),
             method="dpo",
@@ -139,7 +140,9 @@ class TextQuickstart:
             max_train_steps=config.max_train_steps,
             train_batch_size=config.train_batch_size,
             seed=config.seed,
-        ).check()
+        )
+        check_keys(training)
+        return training
 
     def _facts(self, shown: Mapping[str, Sequence[Rewrite]], kept: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         """Return what the held-out prompts say: of the taste against the base, of the meaning against training without its weight."""

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from diffalign.core.runs import Run
 from diffalign.data.table import MANIFEST, is_table
 from diffalign.infer.export.user_card import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
@@ -39,22 +40,23 @@ class Base:
 class Source:
     """What a run's folder says about it."""
 
-    run: Mapping[str, Any]
+    run: Run
     settings: Mapping[str, Any]  # config.yaml
     manifest: Mapping[str, Any] | None  # of the table it was trained on, if that is still there
     report: Mapping[str, Any]  # eval/eval.json
     picture: Path | None
 
     @classmethod
-    def read(cls, folder: Path, run: Mapping[str, Any]) -> Source:
-        """Return what lies in `folder`, the output_dir of a finished run."""
+    def read(cls, run: Run) -> Source:
+        """Return what lies in the folder of a finished run."""
+        folder = run.folder
         config, report = folder / "config.yaml", folder / "eval" / "eval.json"
         settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
         drawn = [folder / "eval" / "grid.png", *sorted(folder.glob("validation/step-*.png"), reverse=True)]
         return cls(
             run=run,
             settings=settings,
-            manifest=_manifest(folder, settings, run.get("table")),
+            manifest=_manifest(folder, settings, run.facts.get("table")),
             report=json.loads(report.read_text()) if report.is_file() else {},
             picture=next((path for path in drawn if path.is_file()), None),
         )
@@ -77,19 +79,19 @@ def public(name: str) -> str:
 
 def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Sequence[str], users: Sequence[str] = ()) -> ModelCard:
     """Return the card of an export called `name`, found at `repo` (a folder or a hub id), with the files of `formats` and of `users`."""
-    run, paper = source.run, METHODS[source.run["method"]].paper
-    known = run["base"] not in EMBEDDED and not is_local(run["base"])
-    kind = {"dora": "dora", "user": "ip-adapter"}.get(run["train_method"], "lora")
+    run, paper = source.run, METHODS[source.run.method].paper
+    known = run.base not in EMBEDDED and not is_local(run.base)
+    kind = {"dora": "dora", "user": "ip-adapter"}.get(run.tuning, "lora")
     adapter = [kind] if "diffusers" in formats or "comfyui" in formats else []
-    tags = ["text-to-image", "diffusers", "diffusers-training", *adapter, run["method"].replace("_", "-")]
+    tags = ["text-to-image", "diffusers", "diffusers-training", *adapter, run.method.replace("_", "-")]
     data = ModelCardData(
-        base_model=run["base"] if known else None,  # the hub takes its own ids alone
+        base_model=run.base if known else None,  # the hub takes its own ids alone
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=tags,
     )
-    about = f"{public(run['base'])} aligned with human preferences by `{run['method']}` ([{paper}](https://arxiv.org/abs/{paper}))."
-    lines = personal_files(users, *run["user_encoder"]) if run.get("inference") == "user" else _files(name, formats)
+    about = f"{public(run.base)} aligned with human preferences by `{run.method}` ([{paper}](https://arxiv.org/abs/{paper}))."
+    lines = personal_files(users, *run.facts["user_encoder"]) if run.personal else _files(name, formats)
     files, usage = "\n".join(f"- {line}" for line in lines), _usage(run, repo, base, formats, users)
     parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", usage]
     parts += [f"![pictures of this model]({PICTURE})"] if source.picture else []
@@ -97,8 +99,8 @@ def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Seq
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _warning(run: Mapping[str, Any]) -> list[str]:
-    if run.get("inference") != "negative_guidance":
+def _warning(run: Run) -> list[str]:
+    if not run.steers:
         return []
     return [
         "**This adapter is for the unconditional branch of guidance alone**: it has learnt what to steer away from. Loaded into the "
@@ -115,23 +117,22 @@ def _files(name: str, formats: Sequence[str]) -> list[str]:
     return [lines[form] for form in formats]
 
 
-def _usage(run: Mapping[str, Any], repo: str, base: Base, formats: Sequence[str], users: Sequence[str]) -> str:
+def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Sequence[str]) -> str:
     """Return a snippet for diffusers, or a sentence where there is only a file for ComfyUI."""
-    negative = run.get("inference") == "negative_guidance"
     if not {"diffusers", "merged"} & set(formats):
-        where = "only the model of the negative (unconditional) branch" if negative else "the model"
+        where = "only the model of the negative (unconditional) branch" if run.steers else "the model"
         return f"Put the file into ComfyUI's `models/loras` and apply it with a LoRA node to {where}, strength 1."
     options = "".join(f", {part}=None" for part in base.absent)  # else diffusers takes it for missing
     if "merged" not in formats:
-        options += "".join(f', {name}="{run[name]}"' for name in ("revision", "variant") if run.get(name))
-    source = repo if "merged" in formats else public(run["base"])
+        options += "".join(f', {name}="{run.facts[name]}"' for name in ("revision", "variant") if run.facts.get(name))
+    source = repo if "merged" in formats else public(run.base)
     imports, lines = [f"from diffusers import {base.kind}"], [f'pipe = {base.kind}.from_pretrained("{source}"{options})']
-    if run.get("inference") == "user":
-        return personal_usage(imports, lines, base.layout.family, repo, users, *run["user_encoder"])
+    if run.personal:
+        return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
     # Flux computes both branches only when it is told to.
-    asked = ', negative_prompt="", true_cfg_scale=4.0' if negative and base.layout.family == "flux" else ""
+    asked = ', negative_prompt="", true_cfg_scale=4.0' if run.steers and base.layout.family == "flux" else ""
     draw = [f'pipe("a red star"{asked}).images[0].save("picture.png")']
-    if negative:
+    if run.steers:
         more, steps = _negative_steps(repo, base)
         imports, lines, draw = sorted([*imports, *more]), [*lines, *steps], [f"    {line}" for line in draw]
     elif "merged" not in formats and base.layout.family == "pixart":  # its pipelines read no LoRA files themselves
@@ -156,7 +157,7 @@ def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:
 
 
 def _training(source: Source) -> dict[str, Any]:
-    run = source.run
+    run = source.run.facts
     facts = {"method": run["method"], "objective": run.get("objective"), "trajectory": run.get("trajectory")}
     facts |= {"base": public(run["base"]), "revision": run.get("revision")}
     facts |= {"optimiser steps": run.get("steps"), "records in a step": run.get("batch"), "records": run.get("records")}
@@ -166,7 +167,7 @@ def _training(source: Source) -> dict[str, Any]:
 def _data(source: Source) -> str:
     facts = source.manifest
     if facts is None:
-        return f"The table of the training records is no longer beside the run; its fingerprint is `{source.run.get('table')}`."
+        return f"The table of the training records is no longer beside the run; its fingerprint is `{source.run.facts.get('table')}`."
     licence = next((facts[key] for key in ("licence", "licences", "license", "licenses") if facts.get(key)), None)
     rows = {
         "source": public(str(facts.get("dataset_name") or source.settings.get("dataset_name") or "")),

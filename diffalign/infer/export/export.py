@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.core.files import atomic_folder
-from diffalign.core.runs import run_facts
+from diffalign.core.runs import Run
 from diffalign.infer.export.card import PICTURE, Base, Source, model_card, public
 from diffalign.infer.export.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
 from diffalign.infer.export.user_files import FOLDER, write_personal
@@ -42,8 +42,7 @@ TOKEN = "HF_TOKEN"  # noqa: S105  # the name of the variable
 class Job:
     """A run, the model it started from, and what is to be made of them."""
 
-    folder: Path
-    run: Mapping[str, Any]
+    run: Run
     base: Base
     config: Mapping[str, Any]  # the denoiser's
     scheduler: Mapping[str, Any]
@@ -51,22 +50,17 @@ class Job:
     dtype: torch.dtype
     users: tuple[Path, ...] = ()  # files of users that come with a personalised run
 
-    @property
-    def negative(self) -> bool:
-        """Whether the result is for the unconditional branch alone."""
-        return self.run.get("inference") == "negative_guidance"
-
     def facts(self) -> dict[str, str]:
         """Return the metadata of every LoRA file of this job."""
-        hint = {"modelspec.usage_hint": "for the unconditional branch of guidance alone"} if self.negative else {}
+        hint = {"modelspec.usage_hint": "for the unconditional branch of guidance alone"} if self.run.steers else {}
         return {
             "format": "pt",
-            "base": public(self.run["base"]),
-            "method": self.run["method"],
+            "base": public(self.run.base),
+            "method": self.run.method,
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{architecture(self.base.layout.family, self.config, self.scheduler)[0]}/lora",
             "modelspec.title": self.name,
-            "modelspec.description": f"{public(self.run['base'])} aligned with preferences by {self.run['method']}",
+            "modelspec.description": f"{public(self.run.base)} aligned with preferences by {self.run.method}",
             **hint,
         }
 
@@ -93,13 +87,12 @@ def export_run(
     Raises CheckpointError for a folder that holds no finished run, ConfigError for formats that the run does not allow, layers without
     a known place, a destination that is taken, and, before anything is written, a missing token.
     """
-    folder, target = Path(output_dir), Path(destination)
-    run = run_facts(folder)
+    run, target = Run.open(output_dir), Path(destination)
     chosen = _formats(run, formats)
     _check_target(target, overwrite)
-    job = replace(_job(folder, run, name, dtype), users=_users(run, users))
+    job = replace(_job(run, name, dtype), users=_users(run, users))
     api, repo = _hub(job.name, hub_model_id) if push_to_hub else (None, target.name)
-    source = Source.read(folder, run)
+    source = Source.read(run)
     with atomic_folder(target) as temporary:
         for form in chosen:
             FORMATS[form](job, temporary)
@@ -113,45 +106,43 @@ def export_run(
     return target
 
 
-def _formats(run: Mapping[str, Any], wanted: Sequence[str] | None) -> list[str]:
+def _formats(run: Run, wanted: Sequence[str] | None) -> list[str]:
     """Return the formats to write, adapters first. Raises ConfigError for those that this run has not."""
-    if run.get("kind") == "text":
+    if run.kind == "text":
         raise ConfigError(
             f"the run of a language model is in the format of its library already: {PEFT_WEIGHTS} for peft's PeftModel.from_pretrained, "
             f"or after full fine-tuning the folder `{MODEL}` for AutoModelForCausalLM"
         )
-    negative = run.get("inference") == "negative_guidance"
-    adapter = negative or run["train_method"] != "full"
-    personal = run.get("inference") == "user"
+    adapter = run.steers or not run.full
     for form in wanted or ():
         if form not in FORMATS:
             raise ConfigError(f"`formats`: there is no `{form}`.{did_you_mean(form, FORMATS)}")
-        if form != "diffusers" and personal:
+        if form != "diffusers" and run.personal:
             raise ConfigError(
-                f"`formats`: a run of {run['method']} cannot be written as `{form}`: what it adds depends on the user, so it has no "
+                f"`formats`: a run of {run.method} cannot be written as `{form}`: what it adds depends on the user, so it has no "
                 "merged weights, and it is no LoRA; choose --formats diffusers, an IP-Adapter"
             )
-        if form == "merged" and negative:
+        if form == "merged" and run.steers:
             raise ConfigError(
-                f"`formats`: a run of {run['method']} is not merged: it is for the unconditional branch of guidance, and in the whole "
+                f"`formats`: a run of {run.method} is not merged: it is for the unconditional branch of guidance, and in the whole "
                 "network it makes pictures worse; export its adapter with --formats diffusers comfyui"
             )
         if form != "merged" and not adapter:
             raise ConfigError(f"`formats`: this run trained all weights, and there is no LoRA for `{form}`; choose --formats merged")
-    own = ("diffusers",) if personal else ("diffusers", "comfyui") if adapter else ("merged",)
+    own = ("diffusers",) if run.personal else ("diffusers", "comfyui") if adapter else ("merged",)
     return [form for form in FORMATS if form in (wanted or own)]
 
 
 def _mark(job: Job, formats: Sequence[str], folder: Path) -> None:
-    facts = {"name": job.name, "formats": formats, "base": public(job.run["base"]), "method": job.run["method"]}
+    facts = {"name": job.name, "formats": formats, "base": public(job.run.base), "method": job.run.method}
     (folder / MARK).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _users(run: Mapping[str, Any], users: Sequence[str | Path]) -> tuple[Path, ...]:
+def _users(run: Run, users: Sequence[str | Path]) -> tuple[Path, ...]:
     """Return the files of users. Raises ConfigError where the run knows none, and for two of one name."""
     files = tuple(map(Path, users))
-    if files and run.get("inference") != "user":
-        raise ConfigError(f"`users`: a run of {run['method']} knows no users; leave them out")
+    if files and not run.personal:
+        raise ConfigError(f"`users`: a run of {run.method} knows no users; leave them out")
     if len({file.name for file in files}) < len(files):
         raise ConfigError(f"`users`: two files have the same name, in {', '.join(map(str, files))}; rename one")
     return files
@@ -165,27 +156,26 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ConfigError(f"`destination`: {target} holds an export already; choose another folder, or replace it with --overwrite")
 
 
-def _job(folder: Path, run: Mapping[str, Any], name: str | None, dtype: str) -> Job:
+def _job(run: Run, name: str | None, dtype: str) -> Job:
     """Return the job after reading the base's configs; no weights are read."""
-    base, revision = resolve(run["base"]), run.get("revision")
+    base, revision = resolve(run.base), run.facts.get("revision")
     try:
         index: Any = DiffusionPipeline.load_config(base, revision=revision)
-        layout = layout_of(index.get("_class_name"), run["base"])
+        layout = layout_of(index.get("_class_name"), run.base)
         parts = [
             getattr(diffusers, index[part][1]).load_config(base, subfolder=part, revision=revision)
             for part in (layout.component, "scheduler")
         ]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run['base']}: the base of this run cannot be read ({error})") from error
+        raise CheckpointError(f"{run.base}: the base of this run cannot be read ({error})") from error
     if dtype not in DTYPES:
         raise ConfigError(f"`dtype`: there is no `{dtype}`.{did_you_mean(dtype, DTYPES)}")
-    tail = [] if run["train_method"] == "full" else [run["train_method"]]
-    title = name or "-".join([public(run["base"]).split("/")[-1], run["method"], *tail])
+    tail = [] if run.full else [run.tuning]
+    title = name or "-".join([public(run.base).split("/")[-1], run.method, *tail])
     if not re.fullmatch(r"\w[\w.-]*", title):
         raise ConfigError(f"`name`: found {title!r}; expected letters, digits, dots, dashes and underscores, as in a file name")
     absent = tuple(part for part in layout.optional if (index.get(part) or [None])[0] is None)
     return Job(
-        folder=folder,
         run=run,
         base=Base(kind=index["_class_name"], layout=layout, absent=absent),
         config=parts[0],
@@ -196,21 +186,21 @@ def _job(folder: Path, run: Mapping[str, Any], name: str | None, dtype: str) -> 
 
 
 def _read(job: Job) -> LoraFile:
-    if not (job.folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{job.folder}: the run's weights are missing; expected {WEIGHTS}")
-    return LoraFile.read(job.folder / WEIGHTS)
+    if not (job.run.folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{job.run.folder}: the run's weights are missing; expected {WEIGHTS}")
+    return LoraFile.read(job.run.folder / WEIGHTS)
 
 
 def _write_diffusers(job: Job, folder: Path) -> None:
     """Copy the run's own file, with more metadata, and peft's files where it has them; or what a personalised run has."""
-    if job.run.get("inference") == "user":
-        write_personal(job.folder, job.run, job.users, folder)
+    if job.run.personal:
+        write_personal(job.run, job.users, folder)
         return
     file = _read(job)
     save_file(file.tensors, folder / WEIGHTS, metadata=file.metadata | job.facts() | {"modelspec.implementation": "diffusers"})
     for name in (PEFT_CONFIG, PEFT_WEIGHTS):
-        if (job.folder / name).is_file():
-            shutil.copyfile(job.folder / name, folder / name)
+        if (job.run.folder / name).is_file():
+            shutil.copyfile(job.run.folder / name, folder / name)
 
 
 def _write_comfyui(job: Job, folder: Path) -> None:
@@ -222,7 +212,7 @@ def _write_comfyui(job: Job, folder: Path) -> None:
 
 def _write_merged(job: Job, folder: Path) -> None:
     """Write the stock pipeline with the run's result in its weights."""
-    pipe = load(job.folder, dtype=job.dtype)
+    pipe = load(job.run.folder, dtype=job.dtype)
     merge(getattr(pipe, job.base.layout.component))
     pipe.save_pretrained(folder, safe_serialization=True)
     for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffalign.core import tensor_files as files
 from diffalign.core.errors import CheckpointError
-from diffalign.core.runs import RUN
+from diffalign.core.runs import RUN, Run
 from diffalign.infer.export.card import public
 from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder
 from diffalign.models.users.store import BRANCH, ENCODER, load_encoder, load_tokens
@@ -22,20 +22,20 @@ PATHS = ("base", "model", "vae", "features", "profiles", "vectors")  # keys whos
 FOLDER = "users"
 
 
-def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], folder: Path) -> None:
+def write_personal(run: Run, users: Sequence[Path], folder: Path) -> None:
     """Write branch, encoder, run.json and copies of the files `users` to `folder`.
 
     Raises CheckpointError for weights that are missing and for a user of another run.
     """
     for name in (BRANCH, ENCODER):
-        if not (run / name).is_file():
-            raise CheckpointError(f"{run}: the run's weights are missing; expected {name}")
-    encoder = load_encoder(run / ENCODER)
+        if not (run.folder / name).is_file():
+            raise CheckpointError(f"{run.folder}: the run's weights are missing; expected {name}")
+    encoder = load_encoder(run.folder / ENCODER)
     fingerprint = encoder.fingerprint()
     for file in users:
         load_tokens(file, fingerprint)
-    shutil.copyfile(run / BRANCH, folder / BRANCH)
-    tensors, known = files.read(run / ENCODER)
+    shutil.copyfile(run.folder / BRANCH, folder / BRANCH)
+    tensors, known = files.read(run.folder / ENCODER)
     sizes = json.loads(known["sizes"])
     if not isinstance(encoder, OneHotEncoder):  # which serves nobody but its training users, by their names
         sizes["users"] = []
@@ -43,7 +43,7 @@ def write_personal(run: Path, facts: Mapping[str, Any], users: Sequence[Path], f
         tensors["logits.weight"] = encoder.usual()[None]
     settings = _public(json.loads(known["settings"]))
     files.write(folder / ENCODER, tensors, known | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
-    (folder / RUN).write_text(json.dumps(_public(dict(facts)), indent=2) + "\n")
+    (folder / RUN).write_text(json.dumps(_public(dict(run.facts)), indent=2) + "\n")
     for file in users:
         (folder / FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(file, folder / FOLDER / file.name)

@@ -15,11 +15,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
+from diffalign.core.runs import Run
 from diffalign.data.records import Record
 from diffalign.infer.users.mixture import fit_weights
 from diffalign.infer.users.pipeline import UserPipeline, at_strength, shortlist
-from diffalign.methods.build import image as build
+from diffalign.methods.build.image import settings
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.backbones.folders import resolve
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
@@ -46,10 +48,10 @@ class Personal:
     Raises CheckpointError where the folder's branch and encoder are missing, or not of one run.
     """
 
-    def __init__(self, pipe: Any, folder: Path, run: Mapping[str, Any], *, guided_by: Path | None = None) -> None:
-        self.pipe, self.folder, self.run = pipe, folder, run
+    def __init__(self, pipe: Any, run: Run, *, guided_by: Path | None = None) -> None:
+        self.pipe, self.folder, self.run = pipe, run.folder, run
         self.guided_by = guided_by  # the run whose negative guidance is attached
-        state, self.encoder = _weights(folder)
+        state, self.encoder = _weights(run.folder)
         self.fingerprint = self.encoder.fingerprint()
         denoiser = getattr(pipe, component_of(pipe))
         dtype = denoiser.dtype
@@ -169,10 +171,10 @@ class Personal:
                 f"a new user of {self.folder} is fitted without guidance, and {self.guided_by} steers it here; fit the user with "
                 "diffalign.load of the personalised run alone, save the tokens, and give their file"
             )
-        config, model = self.config, self.model
-        likelihood = DiffusionLikelihood(model.path, model.predict, forward, error=build.error(config))
+        recipe, model = recipe_of(self.config), self.model
+        likelihood = DiffusionLikelihood(model.path, model.predict, forward, error=recipe.error)
         with at_strength(model.denoiser, 1.0):
-            weights = fit_weights(model, encoder, choices, likelihood, build.objective(config), compares=config.compares)
+            weights = fit_weights(model, encoder, choices, likelihood, recipe.objective, compares=recipe.compares)
         logger.info("weights of the prototypes: %s", ", ".join(f"{weight:.2f}" for weight in weights.tolist()))
         return self._encoded({"user_weights": weights})
 
@@ -186,26 +188,26 @@ class Personal:
     def config(self) -> TrainConfig:
         """Return what the run says of its training."""
         names = {item.name for item in fields(TrainConfig)}
-        return TrainConfig(**{name: value for name, value in self.run.items() if name in names})
+        return TrainConfig(**{name: value for name, value in self.run.facts.items() if name in names})
 
     @functools.cached_property
     def model(self) -> Pretrained:
         """Return the backbone around the pipeline; what its VAE sees is computed in float32, as in training."""
         pipe = self.pipe
         if pipe.vae.dtype != torch.float32:
-            own, kind = self.run.get("vae"), cast("Any", AutoencoderKL)
-            place: dict[str, Any] = {} if own else {"subfolder": "vae", "revision": self.run.get("revision")}
-            vae = kind.from_pretrained(resolve(own or self.run["base"]), use_safetensors=True, **place).to(pipe.vae.device)
+            own, kind = self.run.facts.get("vae"), cast("Any", AutoencoderKL)
+            place: dict[str, Any] = {} if own else {"subfolder": "vae", "revision": self.run.facts.get("revision")}
+            vae = kind.from_pretrained(resolve(own or self.run.base), use_safetensors=True, **place).to(pipe.vae.device)
             pipe = type(pipe)(**(pipe.components | {"vae": vae}))
         denoiser = getattr(pipe, component_of(pipe))
-        return BACKBONES[family_of(pipe)](pipe, self.run["base"], denoiser.dtype, build.settings(self.config))
+        return BACKBONES[family_of(pipe)](pipe, self.run.base, denoiser.dtype, settings(self.config))
 
     @functools.cached_property
     def _features(self) -> Features:
         """Return what the encoder `pairs` sees of an image. Raises CheckpointError if it is not what it was trained with."""
         known = cast("PairsSettings", self.encoder.settings)
         found = features(known.features, self.model, device=self.model.device)
-        self._check_source(f"the VAE of {self.run['base']}" if known.features == "latents" else known.features, found.source)
+        self._check_source(f"the VAE of {self.run.base}" if known.features == "latents" else known.features, found.source)
         return found
 
     @functools.cached_property

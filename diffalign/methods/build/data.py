@@ -19,29 +19,26 @@ from diffalign.data.table import Table, is_table, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.view import View, with_users, without_content
-from diffalign.methods import METHODS
 from diffalign.methods.config import TrainConfig
-from diffalign.models.users.settings import USER_ENCODERS
-from diffalign.objectives import Facts, facts
+from diffalign.methods.recipe import Recipe
+from diffalign.objectives import Facts
 
 
-def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None = "image") -> View:
+def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) -> View:
     """Return the training records of `config`; with `reuse`, those that another process has just imported.
 
-    `kind` is what the model trains on, image or text; None where that is not known yet. Raises TableError if the table is of another
-    kind, lacks a score or the candidates that the objective needs, if the objective cannot use what the transforms say of records, or if
-    no preference is left after them.
+    Raises TableError if the table is not of the kind that the model trains on, lacks a score or the candidates that the objective needs,
+    if the objective cannot use what the transforms say of records, or if no preference is left after them.
     """
-    specs = check_data(config)  # before an import that may take hours
-    ((objective, _),) = config.part("objective").items()
-    needs = facts(objective)
+    specs, objective, needs = recipe.transforms, recipe.objective.name, recipe.facts
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
     columns, transforms = _columns(config.scores, needs, table, specs)
     for spec in specs:
         transforms.append(_transform(spec, table, transforms, config.max_train_samples))
     view = View(table, transforms, config.max_train_samples, columns)
-    if config.users is not None:
-        view = with_users(view, bind("user_encoder", USER_ENCODERS, config.users)().least)
+    if recipe.users is not None:
+        view = with_users(view, recipe.users().least)
+    kind = "image" if recipe.kind == "reward" else recipe.kind  # which judges images
     if kind is not None and table.manifest["kind"] != kind and any(entry.order for entry in view.entries):
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
     if not any(entry.prob != 0.5 or len(entry.order) > 2 for entry in view.entries):
@@ -52,23 +49,6 @@ def open_dataset(config: TrainConfig, *, reuse: bool = False, kind: str | None =
     _check_candidates(objective, needs, view)
     _check_labels(objective, needs, view, columns)
     return view
-
-
-def check_data(config: TrainConfig) -> Sequence[Spec]:
-    """Return the specs of the transforms: the config's own, or the method's.
-
-    Raises ConfigError, before there are any data, for transforms that are none and for a key of `scores` that the objective does not read.
-    """
-    ((objective, _),) = config.part("objective").items()
-    read = (*facts(objective).columns, *facts(objective).optional)
-    for column in config.scores:
-        if column not in read:
-            cure = did_you_mean(column, read) if read else " It reads none"
-            raise ConfigError(f"`scores`: objective `{objective}` reads no `{column}`.{cure}")
-    specs = METHODS[config.method].transforms if config.transforms is None else config.transforms
-    for spec in specs:  # constants that come from the data are known only when there are some
-        bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0, candidates=2)
-    return specs
 
 
 def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Sequence[Spec]) -> tuple[dict[str, str], list[Transform]]:

@@ -1,4 +1,4 @@
-"""From a config to the parts that train a reward model, and what is measured of it before run.json is written."""
+"""From a recipe to the parts that train a reward model, and what is measured of it before run.json is written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ import torch
 
 from diffalign.core.errors import TableError
 from diffalign.data.view import Entry, View
-from diffalign.methods.build.bind import cache_root
+from diffalign.methods.build.common import cache_root, order
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import Recipe
+from diffalign.models.reference import NoReference
 from diffalign.rewards.heads.calibration import in_words, judged, reliability
 from diffalign.rewards.heads.embeds import load_embeds
 from diffalign.rewards.heads.model import RewardModel
@@ -29,22 +32,11 @@ MOST = 10_000  # records that mean and deviation of embeddings are measured on
 PICTURE = "reliability.png"
 
 
-@dataclass(frozen=True, slots=True)
-class RewardParts:
-    """The parts of a reward run that are its own."""
-
-    model: RewardModel
-    likelihood: RewardLikelihood
-    pairs: RewardPairs
-    groups: list[dict[str, Any]] | None
-    measure: functools.partial[dict[str, Any]]
-    facts: dict[str, Any]
-
-
-def parts(config: TrainConfig, view: View, device: torch.device, beta: float) -> RewardParts:
+def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device) -> Parts:
     """Return head, embeddings and data; the head's weights come from the seed. Raises TableError for data that cannot be split."""
     _, settings = settings_of(config.reward_head, config.method)
-    other = _held_out(config)
+    beta = recipe.beta or 1.0
+    other = _held_out(config, recipe)
     if other:
         _check_apart(view, other)
     kept, out, users = divided(config, view)
@@ -52,7 +44,7 @@ def parts(config: TrainConfig, view: View, device: torch.device, beta: float) ->
     index = {name: place for place, name in enumerate(users)}
     stored = Stored(view, embeds, cache_root(config, view))
     apart = Stored(other, embeds, cache_root(config, other)) if other else stored
-    pairs, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, other.entries if other else out, apart, index)
+    data, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
     head = make(settings, Sizes(embeds.image_width, embeds.prompt_width, users))
     some = RewardPairs(view, kept[:: max(1, len(kept) // MOST)], stored, index).whole()
@@ -61,17 +53,20 @@ def parts(config: TrainConfig, view: View, device: torch.device, beta: float) ->
     facts |= {name: getattr(config, name) for name in ("held_out_dataset_name", "held_out_split_name")} | {"users": len(users)}
     model = RewardModel(head.to(device), embeds.fingerprint, config.pretrained_model_name_or_path, beta)
     measure = functools.partial(measured, head, held_out, beta, config.seed)
-    return RewardParts(model, RewardLikelihood(), pairs, head.groups(config.learning_rate), measure, facts)
+    groups = head.groups(config.learning_rate)
+    table, index = view.table.fingerprint, order(config, view)
+    more: dict[str, Any] = {"facts": facts, "groups": groups, "measure": measure}
+    return Parts("reward", recipe, model, RewardLikelihood(), NoReference(), data, table, index, **more)
 
 
-def _held_out(config: TrainConfig) -> View | None:
+def _held_out(config: TrainConfig, recipe: Recipe) -> View | None:
     """Return the records of a dataset of their own to measure on, if there is one."""
     if config.held_out_dataset_name is None:
         return None
     folder = str(Path(config.output_dir) / "held_out")
     own = {"dataset_name": config.held_out_dataset_name, "dataset_split_name": config.held_out_split_name, "reader": None}
     other = replace(config, **own, output_dir=folder, max_train_samples=None)
-    return open_dataset(other, reuse=int(os.environ.get("RANK", "0")) > 0)  # that the first process has imported
+    return open_dataset(other, recipe, reuse=int(os.environ.get("RANK", "0")) > 0)  # that the first process has imported
 
 
 def _check_apart(view: View, other: View) -> None:

@@ -12,11 +12,10 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.checkpoint import checkpoint
 
 from diffalign.core.errors import ConfigError
+from diffalign.methods.build.common import DTYPES
 from diffalign.methods.checks import check_memory_format
 from diffalign.methods.config import TrainConfig
 from diffalign.models.users import branch
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def quantization_config(config: TrainConfig) -> BitsAndBytesConfig | TorchAoConfig | None:

@@ -1,4 +1,4 @@
-"""From a config to the parts that train a language model."""
+"""From a recipe to the parts that train a language model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from diffalign.core.specs import bind
 from diffalign.core.types import Reference
 from diffalign.data.view import View
-from diffalign.methods.build import speed
-from diffalign.methods.build.bind import cache_root
+from diffalign.methods.build.common import DTYPES, cache_root, order
 from diffalign.methods.checks import check_text
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
 from diffalign.models.reference import AdapterOff, Cached, Frozen, NoReference
-from diffalign.models.text import forward as lm_forward
+from diffalign.models.text import forward
 from diffalign.models.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
 from diffalign.models.text.network import LanguageModel, load_language_model, load_tokenizer
 from diffalign.models.text.pairs import TextPairs
 from diffalign.models.text.reference import precomputed
 from diffalign.models.text.template import Template, read_chat_template
 from diffalign.models.text.truncation import Limit
-from diffalign.objectives import facts
 
 logger = logging.getLogger(__name__)
 BATCH = 8  # records whose reference is computed at once
@@ -35,12 +35,11 @@ def aggregation(config: TrainConfig) -> Aggregation:
     return bind("likelihood", LIKELIHOODS, config.likelihood or "sum")()
 
 
-def pairs(config: TrainConfig, view: View) -> TextPairs:
+def pairs(config: TrainConfig, recipe: Recipe, view: View) -> TextPairs:
     """Return the training data as token ids; only the tokenizer is loaded."""
     tokenizer = load_tokenizer(config.pretrained_model_name_or_path, config.revision, chat_template(config))
-    ((objective, _),) = config.part("objective").items()
     limit = Limit(config.max_length, config.truncation_mode)
-    return TextPairs(view, Template(tokenizer), limit, mismatched=facts(objective).mismatched)
+    return TextPairs(view, Template(tokenizer), limit, mismatched=recipe.facts.mismatched)
 
 
 def chat_template(config: TrainConfig) -> str | None:
@@ -48,19 +47,19 @@ def chat_template(config: TrainConfig) -> str | None:
     return None if config.chat_template is None else read_chat_template(config.chat_template)
 
 
-def told(config: TrainConfig, data: TextPairs) -> dict[str, Any]:
+def facts(config: TrainConfig, data: TextPairs) -> dict[str, Any]:
     """Return what the use of a result depends on, and what a checkpoint must agree in."""
     same = {name: getattr(config, name) for name in ("likelihood", "max_length", "truncation_mode")}
     return {"conversational": data.conversational, "chat_template": chat_template(config), **same}
 
 
-def backbone(config: TrainConfig, device: torch.device) -> LanguageModel:
+def backbone(config: TrainConfig, device: torch.device, *, full: bool = False) -> LanguageModel:
     """Return the loaded model, frozen."""
     return load_language_model(
         config.pretrained_model_name_or_path,
         device,
-        precision=speed.DTYPES[config.mixed_precision],
-        full=config.tuning == "full",
+        precision=DTYPES[config.mixed_precision],
+        full=full,
         revision=config.revision,
         variant=config.variant,
         quantization=config.quantization,
@@ -68,10 +67,10 @@ def backbone(config: TrainConfig, device: torch.device) -> LanguageModel:
     )
 
 
-def equip(config: TrainConfig, model: LanguageModel) -> None:
+def equip(config: TrainConfig, recipe: Recipe, model: LanguageModel) -> None:
     """Attach an adapter to a frozen model, or make every weight trainable; switch on what saves memory and time."""
     network: Any = model.network
-    if config.tuning == "full":
+    if recipe.tuning == "full":
         network.requires_grad_(True)
     else:
         torch.manual_seed(config.seed)
@@ -81,7 +80,7 @@ def equip(config: TrainConfig, model: LanguageModel) -> None:
             rank=config.rank,
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
-            dora=config.tuning == "dora",
+            dora=recipe.tuning == "dora",
         )
     if config.gradient_checkpointing:
         # transformers 5.23 has renamed it; the last version for Python 3.10 knows the old name alone.
@@ -91,40 +90,43 @@ def equip(config: TrainConfig, model: LanguageModel) -> None:
         network.compile(options={"emulate_precision_casts": True})
 
 
-def likelihood(config: TrainConfig, model: LanguageModel, longest: int) -> SequenceLikelihood:
+def likelihood(config: TrainConfig, recipe: Recipe, model: LanguageModel, longest: int) -> SequenceLikelihood:
     """Return the likelihood with those switches that the model can do, for texts of up to `longest` tokens."""
     wanted = Switches(config.share_prompt, config.padding_free, config.logits_chunk)
-    ((objective, _),) = config.part("objective").items()
-    needs = frozenset(facts(objective).tokens)
-    return SequenceLikelihood(model.read, aggregation(config), lm_forward.able(model.network, wanted, longest), needs)
+    needs = frozenset(recipe.facts.tokens)
+    return SequenceLikelihood(model.read, aggregation(config), forward.able(model.network, wanted, longest), needs)
 
 
-def reference(config: TrainConfig, model: LanguageModel, device: torch.device) -> Reference:
+def reference(config: TrainConfig, recipe: Recipe, model: LanguageModel, device: torch.device) -> Reference:
     """Return what the policy is compared with."""
-    if not config.compares:
+    if not recipe.compares:
         return NoReference()
-    if config.tuning != "full":
+    if recipe.tuning != "full":
         return AdapterOff(model.network, adapters.disabled)
-    return Frozen(backbone(config, device).network)
+    return Frozen(backbone(config, device, full=True).network)
 
 
-def parts(config: TrainConfig, view: View, device: torch.device) -> tuple[LanguageModel, SequenceLikelihood, Reference, TextPairs]:
-    """Return the model, its likelihood, what it is compared with, and the data. Texts are tokenised before weights load."""
-    check_text(config)
-    aggregation(config)
-    data = pairs(config, view)
-    model = backbone(config, device)
-    said = likelihood(config, model, data.longest)
-    if config.compares and config.precompute_ref_log_probs and said.distributions:
+def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device) -> Parts:
+    """Return the parts of a run. Texts are tokenised before weights load."""
+    check_text(config, recipe)
+    data = pairs(config, recipe, view)
+    model = backbone(config, device, full=recipe.tuning == "full")
+    own_likelihood = likelihood(config, recipe, model, data.longest)
+    precomputes = recipe.compares and config.precompute_ref_log_probs
+    if precomputes and own_likelihood.distributions:
         logger.info("the objective reads the reference's whole distributions, which are not kept: it is run in every step")
-    if not config.compares or not config.precompute_ref_log_probs or said.distributions:
-        equip(config, model)
-        return model, said, reference(config, model, device), data
-    # Before anything is attached or trained, the network is its own reference: no second one is ever loaded.
-    start = AdapterOff(model.network, lambda _: contextlib.nullcontext())
-    data.reference = precomputed(data, said, start, cache_root(config, view), reference_facts(config, model), device, BATCH)
-    equip(config, model)
-    return model, said, Cached(), data
+    if precomputes and not own_likelihood.distributions:
+        # Before anything is attached or trained, the network is its own reference: no second one is ever loaded.
+        start = AdapterOff(model.network, lambda _: contextlib.nullcontext())
+        depends_on = reference_facts(config, model)
+        data.reference = precomputed(data, own_likelihood, start, cache_root(config, view), depends_on, device, BATCH)
+        compared: Reference = Cached()
+        equip(config, recipe, model)
+    else:
+        equip(config, recipe, model)
+        compared = reference(config, recipe, model, device)
+    table, index = view.table.fingerprint, order(config, view)
+    return Parts("text", recipe, model, own_likelihood, compared, data, table, index, facts=facts(config, data))
 
 
 def reference_facts(config: TrainConfig, model: LanguageModel) -> dict[str, Any]:

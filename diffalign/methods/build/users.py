@@ -11,9 +11,10 @@ from diffalign.core.errors import ConfigError
 from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.features import clip_width, features
-from diffalign.models.users.attach import encoder_settings, equip, read_texts
+from diffalign.models.users.attach import equip, read_texts
 from diffalign.models.users.encoders import PairsEncoder, Sizes, UserEncoder, make
 from diffalign.models.users.evidence import (
     ChoicesEvidence,
@@ -25,52 +26,60 @@ from diffalign.models.users.evidence import (
     read_vectors,
 )
 from diffalign.models.users.pretrain import fit
-from diffalign.models.users.settings import PairsSettings, ProfileSettings, VectorSettings, VlmSettings
+from diffalign.models.users.settings import PairsSettings, ProfileSettings, Settings, VectorSettings, VlmSettings
 from diffalign.models.users.vlm import VlmStates, vlm_sizes
 
 logger = logging.getLogger(__name__)
 UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | VectorEvidence
 
 
-def attach(config: TrainConfig, model: Backbone, known: UserEvidence | Sizes) -> UserEncoder:
+def encoder_settings(recipe: Recipe) -> Settings:
+    """Return the settings of the recipe's user encoder. Raises ValueError where users are not told apart."""
+    if recipe.users is None:
+        raise ValueError("this recipe tells no users apart")
+    return recipe.users()
+
+
+def attach(config: TrainConfig, recipe: Recipe, model: Backbone, evidence: UserEvidence | Sizes) -> UserEncoder:
     """Put a new user branch and its encoder on a denoiser, and make these two all that is trained; return the encoder.
 
     With the evidence itself, not its sizes alone, an encoder of pairs is fitted to it.
     """
     torch.manual_seed(config.seed)
-    encoder = make(encoder_settings(config.users or ""), known if isinstance(known, Sizes) else known.sizes)
-    if isinstance(known, ChoicesEvidence) and isinstance(encoder, PairsEncoder):
-        fit(encoder, known, encoder.known, config.seed)
+    encoder = make(encoder_settings(recipe), evidence if isinstance(evidence, Sizes) else evidence.sizes)
+    if isinstance(evidence, ChoicesEvidence) and isinstance(encoder, PairsEncoder):
+        fit(encoder, evidence, encoder.known, config.seed)
     return equip(model.denoiser, encoder, seed=config.seed)
 
 
-def evidence(config: TrainConfig, model: Backbone, view: View, users: Users, root: Path) -> UserEvidence:
+def evidence(recipe: Recipe, model: Backbone, view: View, users: Users, root: Path) -> UserEvidence:
     """Return what is known of the training users, computed now or read from the caches under `root`."""
     device = next(model.denoiser.parameters()).device
-    known = encoder_settings(config.users or "")
-    if isinstance(known, PairsSettings):
-        return ChoicesEvidence(view, users, features(known.features, model, device=device), known, root)
-    if isinstance(known, VlmSettings):
-        states = VlmStates(known.model, known.revision, device=device, max_new_tokens=known.max_new_tokens)
-        return StatesEvidence(view, users, states, known, root)
-    if isinstance(known, ProfileSettings):
-        return VectorEvidence(users, read_texts(model, read_profiles(known.profiles, users.names)), contents(known.profiles))
-    if isinstance(known, VectorSettings):
-        return VectorEvidence(users, read_vectors(known.vectors, users.names), contents(known.vectors))
+    settings = encoder_settings(recipe)
+    if isinstance(settings, PairsSettings):
+        return ChoicesEvidence(view, users, features(settings.features, model, device=device), settings, root)
+    if isinstance(settings, VlmSettings):
+        states = VlmStates(settings.model, settings.revision, device=device, max_new_tokens=settings.max_new_tokens)
+        return StatesEvidence(view, users, states, settings, root)
+    if isinstance(settings, ProfileSettings):
+        return VectorEvidence(users, read_texts(model, read_profiles(settings.profiles, users.names)), contents(settings.profiles))
+    if isinstance(settings, VectorSettings):
+        return VectorEvidence(users, read_vectors(settings.vectors, users.names), contents(settings.vectors))
     return IndexEvidence(users)
 
 
-def expected_sizes(config: TrainConfig, model: Backbone, users: tuple[str, ...]) -> Sizes:
+def expected_sizes(recipe: Recipe, model: Backbone, users: tuple[str, ...]) -> Sizes:
     """Return the sizes of the encoder, from config files alone. Raises ConfigError where only the evidence itself can tell."""
-    known = encoder_settings(config.users or "")
-    if isinstance(known, PairsSettings) and known.features == "latents":
+    settings = encoder_settings(recipe)
+    if isinstance(settings, PairsSettings) and settings.features == "latents":
         channels, height, width = model.latent_shape(model.resolution, model.resolution)
         return Sizes(users, channels * min(8, height) * min(8, width))
-    if isinstance(known, PairsSettings):
-        return Sizes(users, clip_width(known.features))
-    if isinstance(known, VlmSettings):
-        rows, width = vlm_sizes(known.model, known.revision)
+    if isinstance(settings, PairsSettings):
+        return Sizes(users, clip_width(settings.features))
+    if isinstance(settings, VlmSettings):
+        rows, width = vlm_sizes(settings.model, settings.revision)
         return Sizes(users, width, rows)
-    if isinstance(known, ProfileSettings | VectorSettings):
-        raise ConfigError(f"`user_encoder` {config.users}: its size is that of what is known of users, which --dry_run does not read")
+    if isinstance(settings, ProfileSettings | VectorSettings):
+        given = recipe.users and recipe.users.spec
+        raise ConfigError(f"`user_encoder` {given}: its size is that of what is known of users, which --dry_run does not read")
     return Sizes(users)

@@ -22,6 +22,13 @@ class Layout:
     needed: tuple[str, ...]  # parts it cannot do without
     optional: tuple[str, ...] = ()  # parts that hold weights or words, and may be absent
     t5: str | None = None  # the text encoder that is too large for float32
+    flow: bool = False  # a flow-matching model
+    guidance: bool = False  # distilled: it is told the guidance scale
+
+    @property
+    def traits(self) -> set[str]:
+        """Return which of `TRAITS` it has."""
+        return {name for name in TRAITS if getattr(self, name)}
 
 
 _SD3_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
@@ -32,8 +39,15 @@ LAYOUTS = {
     "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO),
     "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, t5="text_encoder"),
     "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, t5="text_encoder"),
-    "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3"),
-    "FluxPipeline": Layout("flux", "transformer", _TWO, t5="text_encoder_2"),
+    "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
+    "FluxPipeline": Layout("flux", "transformer", _TWO, t5="text_encoder_2", flow=True, guidance=True),
+}
+
+# Traits that a key of the config may ask for, and who has them.
+TRAITS = {
+    "flow": "flow models (sd3, flux)",
+    "guidance": "guidance-distilled models (flux)",
+    "t5": "the prompts of T5 (pixart, sd3, flux)",
 }
 
 

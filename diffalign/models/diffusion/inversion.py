@@ -29,12 +29,10 @@ def ddim_inversion(
     eta: float = 0.0,
     end: End = "grid",
     label: Label = "source",
-    driver: Literal["policy", "reference", "ema"] = "policy",  # noqa: ARG001  # read by the builder
 ) -> Noised:
     """Return x0 (B,K,C,H,W) inverted towards one random t a record, and the noise that x0 and x_t then imply.
 
-    `steps` and the rest are those of `invert`; `driver` says whose network `predict` is, and is read where the parts are put
-    together. Source: InPO (2503.18454) and SmPO (2506.02698) as released.
+    `steps` and the rest are those of `invert`. Source: InPO (2503.18454) and SmPO (2506.02698) as released.
     """
     t = path.sample_t(len(x0), generator).to(x0.device)
 

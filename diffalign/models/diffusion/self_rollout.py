@@ -27,14 +27,13 @@ def self_rollout(
     steps: int = 24,
     grid: int = 25,
     guidance: float = -1.0,
-    driver: Literal["policy", "reference", "ema"] = "ema",  # noqa: ARG001  # read by the builder
 ) -> Noised:
     """Return points (B,1,C,H,W) noised anew after a rollout, with the network's guided estimate of x0 as what is right there.
 
     `start` "noise" begins at pure noise, needs no image (x0 may have K = 0) and takes 1 to `steps` of `grid` solver steps, drawn by
     record; "image" begins at candidate 0 noised at a random time of the grid and takes exactly `steps` (5 as released), fewer at
     the clean end. `guidance` w asks for output + w (output - output under the empty prompt); at -1 the conditional pass is not
-    run, at 0 the other one is not. `driver` says whose network `predict` is (the release: a moving average of the policy).
+    run, at 0 the other one is not.
     """
     if not 1 <= steps <= grid or not math.isfinite(guidance):
         raise ConfigError(f"self_rollout: steps {steps}, guidance {guidance}; expected 1 to `grid` ({grid}) steps, and a finite guidance")

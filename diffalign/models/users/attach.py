@@ -9,11 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffalign.core.specs import bind
 from diffalign.core.types import Condition
 from diffalign.models.users import branch
 from diffalign.models.users.encoders import UserEncoder
-from diffalign.models.users.settings import USER_ENCODERS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +26,6 @@ class TextReader(Protocol):
     def pipeline(self, *, whole: bool = True) -> Any:
         """Return the stock pipeline, whose tokenizers tell how long a text is."""
         ...
-
-
-def encoder_settings(spec: Any) -> Settings:
-    """Return the settings that a `user_encoder` spec means."""
-    return bind("user_encoder", USER_ENCODERS, spec)()
 
 
 def equip(denoiser: Any, encoder: UserEncoder, state: branch.State | None = None, *, seed: int = 0) -> UserEncoder:

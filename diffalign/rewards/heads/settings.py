@@ -1,8 +1,7 @@
-"""What a reward head can be told, and which keys of a training configuration a reward model knows. Nothing here imports torch."""
+"""The constants of reward heads. Nothing here imports torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +36,6 @@ class PalSettings:
 
 HEADS: dict[str, Any] = {"bt": BtSettings, "pal": PalSettings}
 Settings = BtSettings | PalSettings
-KNOWN = (  # keys that a reward model knows; any other must be left alone
-    *("pretrained_model_name_or_path", "revision", "reward_head", "held_out_share", "held_out_dataset_name", "held_out_split_name"),
-    *("dataset_name", "dataset_split_name", "reader", "transforms", "max_train_samples", "skip_bad", "curriculum"),
-    *("method", "objective", "beta", "label_smoothing"),
-    *("output_dir", "overwrite_output_dir", "seed", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"),
-    *("learning_rate", "lr_scheduler", "lr_warmup_steps", "optimizer", "use_8bit_adam", "adam_beta1", "adam_beta2"),
-    *("adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision", "use_ema", "ema_decay", "cache_dir"),
-    *("dataloader_num_workers", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to", "log_every"),
-    *("max_bad_steps", "spike_factor"),
-)
-OWN = ("reward_head", "held_out_share", "held_out_dataset_name", "held_out_split_name")
 
 
 def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
@@ -64,38 +52,6 @@ def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
     if settings == PalSettings(kind="B", score="dist"):
         raise ConfigError("reward_head `pal`: kind B compares by the angle; leave out `score: dist`")
     return name, settings
-
-
-def check_reward(config: Any, *, trains_reward: bool) -> None:
-    """Raise ConfigError for keys of reward models where none is trained and, where one is, for all others; nothing is loaded."""
-    changed = {f.name for f in dataclasses.fields(config) if not _default(f, getattr(config, f.name))}
-    if not trains_reward:
-        if odd := [name for name in OWN if name in changed]:
-            raise ConfigError(f"`{odd[0]}` is of reward models; `method` is {config.method}, expected reward_bt or reward_pal")
-        return
-    if odd := sorted(changed - set(KNOWN)):
-        raise ConfigError(f"`{odd[0]}` means nothing to a reward model, a head on frozen embeddings; leave it out")
-    settings_of(config.reward_head, config.method)
-    if not 0.0 < config.held_out_share < 1.0:
-        raise ConfigError(f"`held_out_share` is {config.held_out_share}; expected a share of the prompts, above 0 and below 1")
-    if config.held_out_split_name is not None and config.held_out_dataset_name is None:
-        raise ConfigError("`held_out_split_name` is of `held_out_dataset_name`, and there is none; name it, or leave both out")
-    ((objective, constants),) = config.part("objective").items()
-    if objective != "simpo" or constants.get("gamma") != 0 or constants.get("alpha", 0) != 0:
-        raise ConfigError(
-            "objective of a reward model is {simpo: {beta: BETA, gamma: 0}}: with a margin, or shaped by `alpha`, differences of rewards "
-            f"would be no logits of preference; found {{{objective}: {dict(constants)}}}"
-        )
-    if any(single("transform", spec)[0] == "invert" for spec in config.transforms or ()):
-        raise ConfigError("transform `invert` would make a reward of what people do not prefer; leave it out")
-    check_embeds(config.pretrained_model_name_or_path)
-
-
-def _default(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Return whether `value` is the default of a field."""
-    if field.default_factory is not dataclasses.MISSING:
-        return value == field.default_factory()
-    return value == field.default
 
 
 def check_embeds(name: str) -> None:

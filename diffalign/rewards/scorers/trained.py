@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.core.runs import RUN
+from diffalign.core.runs import Run
 from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.transforms import orient, pairs
@@ -73,25 +72,25 @@ def trained(*, path: str, user: str | int | None = None, name: str | None = None
     training; ConfigError for a user who is not known.
     """
     folder, user = Path(path), None if user is None else str(user)
-    if not (folder / RUN).is_file() or not (folder / FILE).is_file():
-        raise CheckpointError(f"{folder}: no finished run of reward_bt or reward_pal (it lacks {RUN} or {FILE})")
-    run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    run = Run.open(folder, expects="reward")
+    if not (folder / FILE).is_file():
+        raise CheckpointError(f"{folder}: the run's weights are missing; expected {FILE}")
     head, source, beta = load_head(folder / FILE)
     if user is not None and not isinstance(head, PalHead):
-        raise ConfigError(f"scorer `trained`: {folder} is a run of {run['method']}, which knows no users; leave out `user`")
+        raise ConfigError(f"scorer `trained`: {folder} is a run of {run.method}, which knows no users; leave out `user`")
     known = isinstance(head, PalHead) and user in head.sizes.users
     if isinstance(head, PalHead) and user is not None and not known and not Path(user).exists():
         hint = did_you_mean(user, head.sizes.users)
         raise ConfigError(f"scorer `trained`: `user` is {user!r}, no user of {folder} and no file with pairs.{hint}")
-    embeds = load_embeds(run["base"], run["revision"], device)
+    embeds = load_embeds(run.base, run.facts["revision"], device)
     if embeds.fingerprint != source:
-        raise CheckpointError(f"{folder}: made on other embeddings than {run['base']} gives now; a head is only good with its own")
+        raise CheckpointError(f"{folder}: made on other embeddings than {run.base} gives now; a head is only good with its own")
     logits = None
     if isinstance(head, PalHead) and user is not None:
         logits = head.logits[head.sizes.users.index(user)] if known else fit_to_file(head, embeds, user, beta)
         logits = logits.to(device)
     called = "trained" if user is None else f"trained-{user if known else Path(user).stem}"
-    return Trained(name or called, head.to(device), embeds, beta, run["revision"], torch.device(device), logits)
+    return Trained(name or called, head.to(device), embeds, beta, run.facts["revision"], torch.device(device), logits)
 
 
 def fit_to_file(head: PalHead, embeds: Embeds, dataset_name: str, beta: float) -> Tensor:

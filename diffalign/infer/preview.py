@@ -1,44 +1,23 @@
-"""Validation pictures of a run as it stands, drawn as its method means the result to be used."""
+"""Pictures of a network as it stands in training, drawn as its method means the result to be used."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from diffalign.core.parts import Parts
 from diffalign.data.users import UserPairs
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
-from diffalign.infer.text.rewriter import Rewriter
 from diffalign.infer.users.pipeline import UserPipeline
-from diffalign.methods import METHODS
 from diffalign.methods.config import TrainConfig
-from diffalign.models.text.network import LanguageModel
+from diffalign.methods.parts import Parts
 from diffalign.models.users.attach import encoder_of
 
 USERS = 3  # of the training whose pictures are shown, after those of nobody
-
-
-@torch.no_grad()
-def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
-    """Write answers to the validation prompts with seeds 0, 1, ...: a sheet as `file`.png, or texts as `file`.txt.
-
-    The sheet of a personalised run has a row for nobody and for each of a few users.
-    """
-    file.parent.mkdir(exist_ok=True)
-    if isinstance(parts.backbone, LanguageModel):
-        model = parts.backbone
-        writer = Rewriter(model.network, model.tokenizer, conversational=parts.facts["conversational"])
-        texts = writer(config.validation_prompts, seed=0)
-        shown = "".join(f"{prompt}\n  -> {text}\n" for prompt, text in zip(config.validation_prompts, texts, strict=True))
-        file.with_suffix(".txt").write_text(shown, encoding="utf-8")
-        return
-    sheet(parts, config, label).save(file.with_suffix(".png"))
 
 
 @torch.no_grad()
@@ -53,7 +32,7 @@ def sheet(parts: Parts, config: TrainConfig, label: str) -> Image.Image:
 @torch.no_grad()
 def drawn(parts: Parts, config: TrainConfig, prompts: Sequence[str], seeds: Sequence[int], label: str) -> list[list[Image.Image]]:
     """Return a picture for each prompt and seed: one row of them or, where users are told apart, that of nobody and of a few users."""
-    negative = METHODS[config.method].inference == "negative_guidance"
+    negative = parts.recipe.inference == "negative_guidance"
     pipe = parts.backbone.pipeline()
     shape: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
     with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():

@@ -1,27 +1,69 @@
-"""What `diffalign eval agreement` and `diffalign eval ratings` do."""
+"""`diffalign eval agreement`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffalign.cli.options.judging import AgreementConfig, RatingsConfig
 from diffalign.core.errors import ConfigError
-from diffalign.data.readers.base import Row
-from diffalign.evaluate.judgements import SIGNS, Judgements, prompts_in, read_judgements, require, rows_of, verdict_of
-from diffalign.rewards.agreement import CONVENTIONS, Estimate, counted, describe, raters
+from diffalign.evaluate.options import VOTES
 
 if TYPE_CHECKING:
-    from diffalign.evaluate.ratings import Vote
+    from diffalign.evaluate.judgements import Judgements
+    from diffalign.rewards.agreement import Estimate
+
+ABOUT = "how well scorers agree with people"
+HELP = (
+    VOTES
+    + """accuracy:
+  ties_dropped   pairs that people call tied do not count; equal scores are half right
+  ties_half      one point where both say the same, half where one of the two says tie
+  ties_class     one point where both say the same, a tie included; scores no further apart than the threshold are tied, which is chosen
+                 on the same pairs
+A table's rankings are compared within each ranking; things without a score are left out of that scorer's numbers, and counted.
+examples:
+  diffalign eval agreement --dataset_name scored --destination agreement.json
+  diffalign eval agreement --dataset_name ratings.csv --human human_avg --prompt text_id --scores clipscore_vitb32 tifa_vilt
+  diffalign eval agreement --dataset_name votes.csv --votes human_vote --scores pickscore     (pickscore_0 and pickscore_1)
+  diffalign eval agreement --dataset_name votes.csv --votes annotator1 annotator2 annotator3 --scores judge
+"""
+)
 
 
-def agreement(config: AgreementConfig) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CONFIG:
+    """Say how well scorers agree with people: pairwise accuracy under three conventions for ties, Pearson, Spearman and Kendall's tau-b,
+    over all and by prompt, with 95 % intervals that redraw prompts; and how well people agree with each other."""
+
+    dataset_name: str
+    """Preference table with scores (its votes, ranks or `human` ratings are the people), or a dataset file with columns."""
+    scores: list[str] = field(default_factory=list)
+    """Scorers. Of a table: its named scores, all of them if not given. Of ratings: columns of numbers. Of votes: NAME for two columns
+    NAME_0 and NAME_1 with the scores of the left and the right, or one column of verdicts in the words of votes."""
+    human: str | None = None
+    """What people say of single things, larger is better: a column of numbers, or a named score of a table."""
+    votes: list[str] = field(default_factory=list)
+    """What people say of two things: columns of votes, one for each rater; several are compared with each other and judged by majority."""
+    prompt: str | None = None
+    """Column that tells prompts apart; `prompt`, if there is one. Without it every vote stands for itself."""
+    both_bad: Literal["tie", "drop"] = "tie"
+    """What a vote that both are bad counts as: a tie, or no vote."""
+    destination: str | None = None
+    """Write all numbers to this JSON file too."""
+    resamples: int = 1000
+    """Redraws of the prompts for the intervals."""
+    seed: int = 0
+    """Seed of the redraws."""
+
+
+def run(config: CONFIG) -> int:
     """Print, and write if asked, how well scorers and raters agree."""
-    _check_resamples(config.resamples)
+    from diffalign.evaluate.judgements import check_resamples, read_judgements, write_numbers
+    from diffalign.rewards.agreement import counted, describe
+
+    check_resamples(config.resamples)
     given = {name: getattr(config, name) for name in ("scores", "human", "votes", "prompt", "both_bad")}
     said = read_judgements(config.dataset_name, **given)
     if not counted(said.human)["pairs"]:
@@ -39,76 +81,16 @@ def agreement(config: AgreementConfig) -> int:
         facts["scorers"][name] = {"without_score": said.left_out[name]} | found
         print("\n".join(_lines(name, facts["scorers"][name])))
     print("\n".join(_summary(facts)))
-    _write(config.destination, facts)
+    if config.destination is not None:
+        write_numbers(config.destination, facts)
+        print(f"all numbers: {config.destination}")
     return 0
-
-
-def ratings(config: RatingsConfig) -> int:
-    """Print, and write if asked, the ratings of models."""
-    _check_resamples(config.resamples)
-    if bool(config.scores) == bool(config.models or config.votes):
-        raise ConfigError("`diffalign eval ratings` needs --models and --votes, or --scores with a column for each model")
-    if config.scores and len(set(config.scores)) < 2:
-        raise ConfigError("`scores` names one model's column; expected two or more")
-    if not config.scores and (len(config.models) != 2 or not config.votes):
-        given = f"`models` names {len(config.models)} columns and `votes` {len(config.votes)}"
-        raise ConfigError(f"{given}; expected two, of the left and the right model, and at least one")
-    from diffalign.evaluate.ratings import bradley_terry, table  # pandas takes a second to import
-
-    votes = _votes(config, rows_of(config.dataset_name))
-    rated = bradley_terry(votes, virtual_ties=config.virtual_ties, resamples=config.resamples, seed=config.seed)
-    print(table(rated))
-    _write(config.destination, [asdict(rating) for rating in rated])
-    return 0
-
-
-def _votes(config: RatingsConfig, rows: Sequence[Row]) -> list[Vote]:
-    """Return the votes as cast, or those of a scorer."""
-    from diffalign.evaluate.ratings import Vote, votes_of_scores
-
-    require(rows, [*config.models, *config.votes, *config.scores])
-    prompts = prompts_in(rows, config.prompt)
-    if config.scores:
-        return votes_of_scores({model: [row.number(model) for row in rows] for model in dict.fromkeys(config.scores)}, prompts)
-    votes: list[Vote] = []
-    for row, prompt in zip(rows, prompts, strict=True):
-        left, right = (str(row.get(name)) for name in config.models)
-        for verdict in (verdict_of(row, name) for name in config.votes):
-            if verdict != "both_bad" or config.both_bad == "tie":
-                votes.append(Vote(left, right, (1.0 + SIGNS.get(verdict, 0.0)) / 2.0, prompt))
-    return votes
-
-
-RUN: dict[str, Callable[[Any], int]] = {"agreement": agreement, "ratings": ratings}
-
-
-def _check_resamples(resamples: int) -> None:
-    if resamples < 100:
-        raise ConfigError(f"`resamples` is {resamples}; expected at least 100, or the ends of an interval mean nothing")
-
-
-def _write(destination: str | None, facts: Any) -> None:
-    if destination is None:
-        return
-    path = Path(destination)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(facts), indent=2) + "\n", encoding="utf-8")
-    print(f"all numbers: {path}")
-
-
-def _plain(value: Any) -> Any:
-    """Return nested results as JSON has them; a number that is none becomes null."""
-    if isinstance(value, Estimate):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _raters(said: Judgements) -> dict[str, dict[str, float]]:
     """Return the agreement of every two raters, on the rows where both give a verdict."""
+    from diffalign.rewards.agreement import raters
+
     found: dict[str, dict[str, float]] = {}
     for one, other in combinations(said.raters, 2):
         both = [(a, b) for a, b in zip(said.raters[one], said.raters[other], strict=True) if a is not None and b is not None]
@@ -120,6 +102,8 @@ def _raters(said: Judgements) -> dict[str, dict[str, float]]:
 
 def _lines(name: str, found: Mapping[str, Any]) -> list[str]:
     """Return what is said of one scorer."""
+    from diffalign.rewards.agreement import CONVENTIONS
+
     missing = f" ({found['without_score']} without a score left out)" if found["without_score"] else ""
     lines = [f"{name}: {found['pairs']} pairs of {found['prompts']} prompts, {found['strict']} strict, {found['ties']} tied{missing}"]
     for title, names in (("accuracy", CONVENTIONS), ("correlation", ("pearson", "spearman", "kendall"))):

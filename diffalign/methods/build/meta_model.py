@@ -21,12 +21,13 @@ from torch.overrides import TorchFunctionMode
 from diffalign.core.errors import ConfigError
 from diffalign.data.table import is_table
 from diffalign.data.users import names_of
-from diffalign.methods.build.bind import DTYPES, settings
+from diffalign.methods.build.common import DTYPES
 from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import equip
+from diffalign.methods.build.image import equip, settings
 from diffalign.methods.build.users import expected_sizes
-from diffalign.methods.checks import check_family
+from diffalign.methods.checks import check_image
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, resolve
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
@@ -43,14 +44,14 @@ class Outline:
     mode: FakeTensorMode
 
 
-def outline(config: TrainConfig, device: torch.device) -> Outline:
+def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outline:
     """Return what `diffalign train` would train. Raises CheckpointError for a folder or hub id that is no supported pipeline."""
     name = resolve(config.pretrained_model_name_or_path)
     index, layout = model_index(name, config.revision, config.variant)
-    check_family(config, layout)
+    check_image(config, recipe, layout)
     kind, parts = str(index["_class_name"]), {}
     own_vae = config.pretrained_vae_model_name_or_path is None
-    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=config.tuning == "full", own_vae=own_vae)
+    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full", own_vae=own_vae)
     for part, value in index.items():
         if isinstance(value, list | tuple):
             library, own = value
@@ -63,8 +64,10 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
     pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **EXTRAS.get(layout.family, {})})
     family: Any = _forced(BACKBONES[layout.family])
     model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
-    known = None if config.users is None else expected_sizes(config, model, _users(config))
-    equip(config, model, known=known, kernels=False)  # another kernel keeps no more than what is counted, and may be at home elsewhere
+    sizes = None if recipe.users is None else expected_sizes(recipe, model, _users(config, recipe))
+    equip(
+        config, recipe, model, evidence=sizes, kernels=False
+    )  # another kernel keeps no more than what is counted, and may be at home elsewhere
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # tokens have numbers
     for part in parts.values():
         if isinstance(part, nn.Module):
@@ -72,13 +75,13 @@ def outline(config: TrainConfig, device: torch.device) -> Outline:
     return Outline(kind, layout, parts, model, mode)
 
 
-def _users(config: TrainConfig) -> tuple[str, ...]:
+def _users(config: TrainConfig, recipe: Recipe) -> tuple[str, ...]:
     """Return the users of the training. Raises ConfigError where their number decides how much is trained, and there is no table yet."""
     if is_table(config.dataset_name):
-        return names_of(open_dataset(config))
-    if {"mixture", "one_hot"} & set(config.users or ()):
+        return names_of(open_dataset(config, recipe))
+    if recipe.users is not None and recipe.users.name in ("mixture", "one_hot"):
         raise ConfigError(
-            f"`user_encoder` {config.users} has a row for each user, and {config.dataset_name} is no table yet; import it first"
+            f"`user_encoder` {recipe.users.spec} has a row for each user, and {config.dataset_name} is no table yet; import it first"
         )
     return ()
 

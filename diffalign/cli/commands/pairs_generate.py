@@ -1,23 +1,34 @@
-"""What `diffalign pairs` does."""
+"""`diffalign pairs generate`."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from diffalign.core.errors import ConfigError
-from diffalign.data.prompts import prompts_to_draw
+from diffalign.core.runs import Run
 from diffalign.infer.options import GenerateConfig
-from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
+
+CONFIG = GenerateConfig
+ABOUT = "draw, score and rank a model's own images"
+HELP = """The table has every image with its scores and its rank: `diffalign train --method rank_dpo` learns from the whole rankings,
+other methods from their pairs.
+examples:
+  diffalign pairs generate --prompts prompts.txt --scorers '{taste: {name: high}}' --output_dir ranked
+  diffalign pairs generate --pretrained_model_name_or_path outputs/mine --dataset_name votes --scorers adherence --output_dir ranked
+  accelerate launch -m diffalign.cli pairs generate ...            (every process draws and scores its share)
+"""
 
 
-def generate(config: GenerateConfig) -> int:
+def run(config: GenerateConfig) -> int:
     """Write the table and say what it holds."""
+    from diffalign.data.prompts import prompts_to_draw
+    from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
+
     prompts = prompts_to_draw(config.prompts, config.dataset_name, config.dataset_split_name, most=config.max_prompts, seed=config.seed)
     name = config.pretrained_model_name_or_path
     if is_language_model(name):
         raise ConfigError(f"{name}: a language model; `diffalign pairs generate` draws images")
-    if not (Path(name) / "run.json").is_file():
+    if not Run.is_in(name):
         check_folder(resolve(name), config.variant)
     from diffalign.infer.generate_pairs import generate  # torch and diffusers take seconds to import
 

@@ -1,4 +1,4 @@
-"""`diffalign train --dry_run` of a language model: what would be trained, and the memory of weights and optimiser; no weight is loaded."""
+"""A language model as it would be trained, from its config file alone; no weight is loaded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from diffalign.core.errors import CheckpointError
-from diffalign.methods.build import text as textbuild
-from diffalign.methods.build.speed import DTYPES
-from diffalign.methods.checks import check_text
+from diffalign.methods.build import text as builder
+from diffalign.methods.build.common import DTYPES
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
 from diffalign.models.backbones.folders import resolve
 from diffalign.models.text.network import LanguageModel
@@ -18,28 +18,27 @@ NOTE = """Left out: activations, which grow with the tokens of a batch (gradient
 memory. The reference adds nothing: its log-probabilities are computed before training, or an adapter is switched off for it."""
 
 
-def outline(config: TrainConfig) -> LanguageModel:
+def outline(config: TrainConfig, recipe: Recipe) -> LanguageModel:
     """Return the model that would be trained, without numbers and adapter. Raises CheckpointError for what is no causal language model."""
     name = config.pretrained_model_name_or_path
     try:
         found = AutoConfig.from_pretrained(resolve(name), revision=config.revision)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(found, dtype=DTYPES["no" if config.tuning == "full" else config.mixed_precision])
+            network = AutoModelForCausalLM.from_config(found, dtype=DTYPES["no" if recipe.tuning == "full" else config.mixed_precision])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name}: no causal language model of transformers ({error})") from error
     return LanguageModel(network.requires_grad_(False), None, name, DTYPES[config.mixed_precision])
 
 
-def described(config: TrainConfig) -> tuple[LanguageModel, list[tuple[str, str]]]:
+def described(config: TrainConfig, recipe: Recipe) -> tuple[LanguageModel, list[tuple[str, str]]]:
     """Return the model and what is trained, as rows."""
-    check_text(config)
-    textbuild.aggregation(config)
-    model = outline(config)
+    builder.aggregation(config)
+    model = outline(config, recipe)
     layers = ", ".join(config.lora_layers or model.lora_targets)
-    textbuild.equip(config, model)
+    builder.equip(config, recipe, model)
     trained, total = (sum(p.numel() for p in found) for found in (trainable(model.network), model.network.parameters()))
-    base = total if config.tuning == "full" else total - trained
-    how = "all weights" if config.tuning == "full" else f"{config.tuning} of rank {config.rank} on {layers}"
+    base = total if recipe.tuning == "full" else total - trained
+    how = "all weights" if recipe.tuning == "full" else f"{recipe.tuning} of rank {config.rank} on {layers}"
     return model, [
         ("model", f"{config.pretrained_model_name_or_path} ({type(model.network).__name__})"),
         ("parameters", f"{base:,}"),

@@ -1,0 +1,62 @@
+"""`diffalign train`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from diffalign.cli.parser import plain
+from diffalign.core.runs import Run
+from diffalign.methods.config import TrainConfig
+
+ABOUT = "fine-tune a model on preferences"
+HELP = """beta: the score of an image is -1/2 times the mean squared denoising error over its latent, and beta multiplies differences of
+scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to where it started. 2000 to 5000 is usual.
+  diffusers train_diffusion_dpo.py (SD1.5)   --beta_dpo 2500 there = 5000 here
+  diffusers train_diffusion_dpo_sdxl.py      --beta_dpo 5000 there = 5000 here
+  SimpleTuner and other sums over the latent beta there * 2 * C * H * W = beta here (SD1.5 at 512 px: * 32768)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CONFIG(TrainConfig):
+    """Fine-tune a model on preferences."""
+
+    dry_run: bool = False
+    """Say what would be trained and how much memory it takes; load and write nothing."""
+
+
+def run(config: CONFIG) -> int:
+    """Train and say where the result lies; or only say what would be trained."""
+    training = plain(config, TrainConfig)
+    if config.dry_run:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(_outlook(training))
+        return 0
+    if training.generate:
+        from diffalign.train import rounds  # what draws takes seconds to import
+
+        folder = rounds.train(training)
+    else:
+        from diffalign.train.align import train
+
+        folder = train(training)
+    if Run.open(folder, expects=("image", "text", "reward")).kind == "reward":
+        print(f"done: {folder}; use it as the scorer {{trained: {{path: {folder}}}}}")
+    else:
+        print(f"done: {folder}; use it with diffalign.load({str(folder)!r})")
+    return 0
+
+
+def _outlook(config: TrainConfig) -> str:
+    """Return what a run would train, without its output folder being looked at."""
+    from diffalign.methods.checks import check
+
+    recipe = check(config)
+    if config.generate:
+        from diffalign.train import rounds
+
+        return rounds.outlook(config, recipe)
+    from diffalign.infer.kinds.table import KINDS
+
+    return KINDS[recipe.kind or "image"].outlook(config, recipe, 2)

@@ -1,0 +1,19 @@
+"""The command line as it was typed, for what reports say of how they were made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextvars import ContextVar
+
+_WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
+
+
+def set_command_line(words: Sequence[str]) -> None:
+    """Note the words behind `diffalign`."""
+    _WORDS.set(tuple(words))
+
+
+def command_line() -> str:
+    """Return the whole line."""
+    return shlex.join(["diffalign", *_WORDS.get()])

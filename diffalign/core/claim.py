@@ -1,0 +1,87 @@
+"""Replacing an earlier run: it is moved aside, comes back if the new one ends before its first checkpoint or result, and is removed after.
+
+What is moved lies in `.replaced` inside the folder. Each move is a rename, and `settle` can tell from what lies there how far a killed
+process had come: so nothing is lost at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+ASIDE, OWNER, COMPLETE = ".replaced", "owner.json", "complete"
+# What a new run leaves that is worth more than the old one.
+PROGRESS = ("run.json", "checkpoint-*", "round-*/run.json", "round-*/checkpoint-*")
+
+
+@contextlib.contextmanager
+def claim(folder: Path, patterns: Sequence[str]) -> Iterator[None]:
+    """Move what matches `patterns` in `folder` aside for the block; see above for when it comes back."""
+    settle(folder)
+    earlier = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not earlier:
+        yield
+        return
+    aside = folder / ASIDE
+    aside.mkdir()
+    process = psutil.Process()
+    owner = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "patterns": list(patterns)}
+    (aside / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+    try:
+        for path in earlier:
+            path.replace(aside / path.name)
+        (aside / COMPLETE).touch()
+        yield
+    finally:
+        _settle(folder, list(patterns))
+
+
+def settle(folder: Path) -> None:
+    """Tidy up after a killed claim of `folder`: put the earlier run back, or remove it where the new one had got somewhere.
+
+    A claim whose process lives, or is of another machine, is left alone.
+    """
+    aside = folder / ASIDE
+    if not aside.is_dir():
+        return
+    try:
+        owner = json.loads((aside / OWNER).read_text(encoding="utf-8"))
+        host, pid, started, patterns = (owner[name] for name in ("host", "pid", "started", "patterns"))
+    except (OSError, ValueError, KeyError, TypeError):
+        host, pid, started, patterns = socket.gethostname(), -1, 0.0, []  # killed before anything was moved
+    if host != socket.gethostname() or (pid != os.getpid() and _lives(pid, started)):
+        return
+    _settle(folder, patterns)
+
+
+def _lives(pid: int, started: float) -> bool:
+    with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+        return psutil.Process(pid).create_time() == started
+    return False
+
+
+def _settle(folder: Path, patterns: Sequence[str]) -> None:
+    """Put the earlier run back, unless the new one has left a checkpoint or a result."""
+    aside = folder / ASIDE
+    if (aside / COMPLETE).exists():  # all that lies in the folder itself is of the new run
+        if any(True for pattern in PROGRESS for _ in folder.glob(pattern)):
+            shutil.rmtree(aside)
+            return
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+            _remove(path)
+        (aside / COMPLETE).unlink()
+    for path in sorted(aside.iterdir()):
+        if path.name != OWNER:
+            path.replace(folder / path.name)
+    shutil.rmtree(aside)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Image generators: used as stock diffusers pipelines."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.core.errors import CheckpointError
+from diffalign.core.runs import Run
+from diffalign.infer.preview import sheet
+from diffalign.infer.users.personal import Personal
+from diffalign.methods.build import dry_run, meta_model
+from diffalign.methods.build.image import parts as build  # noqa: F401  # one of the five names
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import Recipe
+from diffalign.models import adapters
+from diffalign.models.adapters import WEIGHTS, load_lora
+from diffalign.models.backbones.table import load_denoiser, load_pipeline
+from diffalign.models.users import branch
+from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
+    """Write pictures of the validation prompts with seeds 0, 1, ... as `file`.png; of a personalised run a row for each of a few users."""
+    if parts.recipe.inference == "negative_guidance" and parts.recipe.tuning == "full":
+        return  # two networks would be needed to show what it is for
+    file.parent.mkdir(exist_ok=True)
+    sheet(parts, config, label).save(file.with_suffix(".png"))
+
+
+def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
+    """Write the user branch with its encoder, the adapter, or the denoiser; of full training for guidance also an adapter of its change."""
+    backbone, recipe = parts.backbone, parts.recipe
+    pipe, component = backbone.pipeline(whole=False), backbone.component
+    if recipe.tuning == "user":
+        denoiser: Any = backbone.denoiser
+        branch.save(denoiser, folder / BRANCH, {"encoder": denoiser.user_encoder.fingerprint()})
+        save_encoder(denoiser.user_encoder, folder / ENCODER)
+        return
+    if recipe.tuning != "full":
+        adapters.save_lora(pipe, folder, component)
+        return
+    adapters.save_full(backbone.denoiser, folder / component)
+    if recipe.inference == "negative_guidance":  # it takes an adapter: one network serves both branches
+        base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
+        kept = adapters.save_difference(pipe, base, backbone.denoiser, folder, component=component)
+        logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)
+
+
+def load(run: Run, *, dtype: torch.dtype, device: str | torch.device) -> Any:
+    """Return the stock pipeline with the run's result, or of a personalised run a `Personal` around it."""
+    made = with_result(run, dtype)
+    (made.pipe if isinstance(made, Personal) else made).to(device)
+    return made
+
+
+def with_result(run: Run, dtype: torch.dtype, device_map: str | None = None, under: Run | None = None) -> Any:
+    """Return the base of a run with its adapter, its denoiser or its user branch; this one on top of the run `under`, if given."""
+    if run.personal:
+        pipe = base_of(run, dtype=dtype, device_map=device_map) if under is None else with_result(under, dtype, device_map)
+        return Personal(pipe, run)
+    weights = run.folder / (run.component if run.full else WEIGHTS)
+    if not weights.exists():
+        raise CheckpointError(f"{run.folder}: the run's weights are missing; expected {weights.name}")
+    pipe = base_of(run, dtype=dtype, device_map=device_map, denoiser=weights if run.full else None)
+    if not run.full:
+        load_lora(pipe, run.folder, run.component)
+    return pipe
+
+
+def base_of(run: Run, *, dtype: torch.dtype = torch.float32, device_map: str | None = None, denoiser: Path | None = None) -> Any:
+    """Return the stock pipeline of the model that a run started from, on the CPU unless `device_map` says otherwise.
+
+    `denoiser` is a folder whose network stands in for the model's own.
+    """
+    options = {name: run.facts.get(name) for name in ("revision", "variant", "vae")}
+    return load_pipeline(run.base, **options, dtype=dtype, device_map=device_map, denoiser=denoiser)
+
+
+def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
+    """Return what would be trained, and the memory of a step on records of so many candidates, where they are no table yet."""
+    outline, view = meta_model.outline(config, recipe, torch.device("cuda")), dry_run.opened(config, recipe)
+    rows = [*dry_run.model_rows(config, recipe, outline), *dry_run.step_rows(config, recipe, outline.model, view)]
+    memory = dry_run.memory(config, recipe, outline, candidates if view is None else len(view.entries[0].order))
+    encoders = dry_run.readable(dry_run.encoder_bytes(outline))
+    before = [] if config.cache == "off" else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
+    return "\n".join([*dry_run.aligned(rows), "", *dry_run.table(memory), "", dry_run.NOTE, *before])

@@ -1,0 +1,33 @@
+"""What a training step uses. A builder of `methods.build` makes it from a recipe; the trainer knows nothing else of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffalign.core.keys import Kind
+from diffalign.core.parts import Index, Pairs
+from diffalign.core.types import Condition, Likelihood, Reference
+from diffalign.methods.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one run, loaded."""
+
+    kind: Kind
+    recipe: Recipe
+    backbone: Any  # a Trained; of image models a Backbone
+    likelihood: Likelihood
+    reference: Reference
+    pairs: Pairs
+    table: str  # fingerprint of the table of records
+    index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
+    penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json and checkpoints say besides
+    groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
+    measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is measured of the result before run.json is written
