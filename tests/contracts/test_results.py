@@ -14,9 +14,9 @@ from peft import PeftModel
 
 import diffalign
 from diffalign.data.importing import import_dataset
-from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import Trainer, trainer_for
+from tests.checked import checked
 from tests.contracts.calls import recorded
 from tests.micro_models import IDLE, SIDE, picture, stock
 
@@ -35,8 +35,8 @@ def table(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(folder: Path, table: Path, output: Path, **options: Any) -> Trainer:
     """Return the trainer of three steps on a model."""
     paths = {"pretrained_model_name_or_path": str(folder), "dataset_name": str(table), "output_dir": str(output)}
-    config = TrainConfig(**{**paths, **OPTIONS, **options}).check()
-    return Trainer(config, open_dataset(config))
+    config = checked(TrainConfig(**{**paths, **OPTIONS, **options}))
+    return trainer_for(config)
 
 
 @pytest.fixture

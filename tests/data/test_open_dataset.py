@@ -12,6 +12,7 @@ from diffalign.data.table import write_table
 from diffalign.methods.build import data as dataset
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.objectives.base import Facts
 
 
@@ -139,9 +140,9 @@ def test_a_single_score_ranks_candidates_where_gains_are_chances(tmp_path):
     write_table(tmp_path / "t", rows)
     for name in ("lipo", "rank_dpo"):
         chosen = config(tmp_path / "t", objective={name: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
-        assert columns(open_dataset(chosen, kind="text")) == {"gains": ((1.0, 0.5, 0.0),)}
+        assert columns(open_dataset(chosen, recipe_of(chosen, "text"))) == {"gains": ((1.0, 0.5, 0.0),)}
     chosen = config(tmp_path / "t", objective={"infonca": {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
-    assert columns(open_dataset(chosen, kind="text")) == {"gains": ((22.0, 21.5, 21.0),)}  # rewards of any scale
+    assert columns(open_dataset(chosen, recipe_of(chosen, "text"))) == {"gains": ((22.0, 21.5, 21.0),)}  # rewards of any scale
 
 
 @pytest.mark.parametrize("objective", ["lipo", "rank_dpo", "sppo"])
@@ -152,7 +153,7 @@ def test_gains_that_are_no_chances_are_refused_with_their_cure(tmp_path, objecti
         open_dataset(named["pickscore"], kind="text")
     assert columns(open_dataset(named["share"], kind="text")) == {"gains": ((0.0, 1.0),)}
     cured = replace(named["pickscore"], scores={}, transforms=[{"share_beaten": {"scores": ["pickscore"]}}, "pairs"])
-    assert columns(open_dataset(cured, kind="text")) == {"gains": ((1.0, 0.0),)}
+    assert columns(open_dataset(cured, recipe_of(cured, "text"))) == {"gains": ((1.0, 0.0),)}
 
 
 @pytest.mark.parametrize("objective", ["exo", "nca"])
@@ -160,10 +161,10 @@ def test_lists_without_gains_are_refused_where_only_pairs_have_labels(tmp_path, 
     write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0}, {"s": 1.0})])
     listed = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
     with pytest.raises(TableError, match=rf"`{objective}` reads `gains` of lists, here of 3 candidates: name a score as `scores: {{gains"):
-        open_dataset(listed, kind="text")
+        open_dataset(listed, recipe_of(listed, "text"))
     assert columns(open_dataset(replace(listed, scores={"gains": "s"}), kind="text")) == {"gains": ((3.0, 2.0, 1.0),)}
     shared = replace(listed, transforms=["share_beaten", *listed.transforms])
-    assert columns(open_dataset(shared, kind="text")) == {"gains": ((1.0, 0.5, 0.0),)}
+    assert columns(open_dataset(shared, recipe_of(shared, "text"))) == {"gains": ((1.0, 0.5, 0.0),)}
     assert open_dataset(replace(listed, transforms=["pairs"]), kind="text").columns == ()
 
 
@@ -172,7 +173,7 @@ def test_lists_without_gains_are_refused_where_only_pairs_have_labels(tmp_path, 
 def test_losses_of_ranks_refuse_weights_and_offsets_of_records(tmp_path, objective, transform):
     write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0})])
     chosen = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=["pairs"])
-    assert len(open_dataset(chosen, kind="text")) == 1
+    assert len(open_dataset(chosen, recipe_of(chosen, "text"))) == 1
     with pytest.raises(TableError, match=f"the losses of `{objective}` belong to ranks .* leave out the transforms that give them"):
         open_dataset(replace(chosen, transforms=["pairs", {transform: {"score": "s"}}]), kind="text")
 

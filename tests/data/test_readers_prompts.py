@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.cli.commands.run import data_inspect
-from diffalign.cli.options.options import InspectConfig
+from diffalign.cli.commands import data_inspect
 from diffalign.core.errors import RecordError, TableError
 from diffalign.data.importing import import_dataset
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ def test_other_files_need_the_reader_named(tmp_path):
 
 def test_a_list_of_prompts_can_be_inspected(lines, tmp_path, capsys):
     import_dataset(str(lines), tmp_path / "table")
-    assert data_inspect(InspectConfig(dataset_name=str(tmp_path / "table"))) == 0
+    assert data_inspect.run(data_inspect.CONFIG(dataset_name=str(tmp_path / "table"))) == 0
     assert "a ring" in capsys.readouterr().out
 
 
 def test_methods_that_compare_pictures_refuse_prompts(lines, tmp_path):
     config = TrainConfig(dataset_name=str(lines), output_dir=str(tmp_path / "run"))
     with pytest.raises((RecordError, TableError), match=r"prompts.txt"):
-        open_dataset(config)
+        open_dataset(config, recipe_of(config))
 
 
 def test_a_missing_text_file_is_named(tmp_path):

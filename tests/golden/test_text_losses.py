@@ -10,9 +10,8 @@ import math
 import pytest
 import torch
 
-from diffalign.objectives import OBJECTIVES
+from diffalign.objectives import OBJECTIVES, bind_objective, implicit_rewards
 from diffalign.objectives.base import nll, surprise
-from diffalign.objectives.implicit_reward import implicit_reward
 from diffalign.objectives.listwise import log_target, ranks
 from diffalign.objectives.token import token_ratios
 from tests.golden.text_losses import GOLDEN, Pairs, lists, tensor
@@ -232,7 +231,7 @@ def test_losses_gradients_and_rewards_of_pairs_are_the_golden_ones(name):
             (gradient,) = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)
             torch.testing.assert_close(gradient, tensor(entry[f"grad_pi_{side}"]), **exact)
     if "reward_w" in entry:
-        rewards = implicit_reward(objective or "dpo", make(p), constants)
+        rewards = implicit_rewards(bind_objective({objective or "dpo": constants}), make(p))
         torch.testing.assert_close(rewards[:, :2], torch.stack([tensor(entry["reward_w"]), tensor(entry["reward_l"])], dim=1), **exact)
 
 

@@ -12,6 +12,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.methods import checks as configcheck
 from diffalign.methods.checks import check_sides
 from diffalign.methods.config import TrainConfig
+from tests.checked import checked
 from tests.micro_models import write_micro
 
 ELSEWHERE = {"_native_npu", "_native_xla"}  # for other accelerators than this package is made for
@@ -47,16 +48,16 @@ def present(monkeypatch):
 )
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(present, values, message):
     with pytest.raises(ConfigError, match=message):
-        config(**values).check()
+        checked(config(**values))
 
 
 def test_either_of_two_packages_gives_an_8_bit_optimiser_but_only_one_pages_it(present):
     present.add("torchao")
-    assert config(use_8bit_adam=True).check().optimizer_name == "adamw_8bit"
+    assert checked(config(use_8bit_adam=True)).optimizer_name == "adamw_8bit"
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
-        config(optimizer="paged_adamw_8bit").check()
+        checked(config(optimizer="paged_adamw_8bit"))
     present.add("bitsandbytes")
-    assert config(optimizer="paged_adamw_8bit").check().optimizer_name == "paged_adamw_8bit"
+    assert checked(config(optimizer="paged_adamw_8bit")).optimizer_name == "paged_adamw_8bit"
 
 
 @pytest.mark.parametrize(
@@ -78,18 +79,18 @@ def test_either_of_two_packages_gives_an_8_bit_optimiser_but_only_one_pages_it(p
 def test_switches_that_exclude_each_other_are_refused(present, values, message):
     present |= {"bitsandbytes", "torchao", "xformers", "kernels", "flash_attn"}
     with pytest.raises(ConfigError, match=message):
-        config(**values).check()
+        checked(config(**values))
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8", "fp8"])
 def test_a_user_branch_may_lie_beside_a_quantised_base(present, name):
     present |= {"bitsandbytes", "torchao"}
-    assert config(quantization=name, method="ppd").check().tuning == "user"
+    assert checked(config(quantization=name, method="ppd")).tuning == "user"
 
 
 @pytest.mark.parametrize("text", ["672,1568;688,1504", " 64 , 32;32,64 ", "512,512"])
 def test_buckets_are_read_as_diffusers_reads_them(text):
-    assert list(config(aspect_ratio_buckets=text).check().buckets) == parse_buckets_string(text)
+    assert list(checked(config(aspect_ratio_buckets=text)).buckets) == parse_buckets_string(text)
 
 
 @pytest.mark.parametrize("text", ["", "64", "64,", "64,32;", "64x32", "64,32,16", "-64,32", "64.0,32", "64,32 32,64", "high,wide"])
@@ -97,13 +98,13 @@ def test_text_that_names_no_buckets_is_refused(text):
     with pytest.raises(ValueError, match=r"Bucket string cannot be empty|Invalid"):
         parse_buckets_string(text)
     with pytest.raises(ConfigError, match=r"`aspect_ratio_buckets`: found '.*'; expected height,width in pixels, and `;` between"):
-        config(aspect_ratio_buckets=text).check()
+        checked(config(aspect_ratio_buckets=text))
 
 
 @pytest.mark.parametrize(("text", "named"), [("64,64;64,36", "64,36"), ("30,64", "30,64"), ("64,64;0,64", "0,64")])
 def test_a_bucket_that_latents_cannot_fill_is_named(text, named):
     with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} of a unet; expected multiples of 8"):
-        config(aspect_ratio_buckets=text).check()
+        checked(config(aspect_ratio_buckets=text))
 
 
 @pytest.mark.parametrize("component", ["unet", "transformer"])
@@ -120,22 +121,22 @@ def test_transformers_take_latents_in_patches(component):
 def test_the_kind_of_a_model_folder_is_known_before_its_weights_are(tmp_path):
     model = write_micro("sd3", tmp_path / "sd3")
     with pytest.raises(ConfigError, match="64,40 of a transformer"):
-        config(pretrained_model_name_or_path=str(model), aspect_ratio_buckets="64,32;64,40").check()
+        checked(config(pretrained_model_name_or_path=str(model), aspect_ratio_buckets="64,32;64,40"))
 
 
 def test_buckets_without_images_are_refused():
     with pytest.raises(ConfigError, match="`self_npo` learns from prompts alone; leave them out"):
-        config(method="self_npo", aspect_ratio_buckets="64,32").check()
+        checked(config(method="self_npo", aspect_ratio_buckets="64,32"))
     images = {"trajectory": {"self_rollout": {"start": "image", "steps": 2}}, "transforms": ["orient", "preferred"]}
-    config(method="self_npo", aspect_ratio_buckets="64,32", **images).check()
+    checked(config(method="self_npo", aspect_ratio_buckets="64,32", **images))
 
 
 def test_the_users_words_for_attention_lead_to_those_of_diffusers(present):
     present.add("xformers")
-    assert config().check().attention_name is None
-    assert config(attention_backend="sdpa").check().attention_name == "native"
-    assert config(enable_xformers_memory_efficient_attention=True).check().attention_name == "xformers"
-    both = config(enable_xformers_memory_efficient_attention=True, attention_backend="xformers").check()
+    assert checked(config()).attention_name is None
+    assert checked(config(attention_backend="sdpa")).attention_name == "native"
+    assert checked(config(enable_xformers_memory_efficient_attention=True)).attention_name == "xformers"
+    both = checked(config(enable_xformers_memory_efficient_attention=True, attention_backend="xformers"))
     assert both.attention_name == "xformers"
 
 

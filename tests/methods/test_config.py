@@ -18,6 +18,7 @@ from diffalign.methods.config import ALIASES, TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
 from diffalign.models.diffusion.trajectory import TRAJECTORIES
 from diffalign.objectives import OBJECTIVES
+from tests.checked import checked
 from tests.killing import killed_at
 
 NAN = float("nan")
@@ -71,29 +72,29 @@ def spread(table):
 @pytest.mark.parametrize(("key", "value"), spread(REFUSED))
 def test_a_value_that_cannot_be_meant_is_refused_by_name(key, value):
     with pytest.raises(ConfigError, match=rf"`{key}` is "):
-        config(**{key: value}).check()
+        checked(config(**{key: value}))
 
 
 @pytest.mark.parametrize(("key", "value"), spread(ACCEPTED))
 def test_the_ends_of_every_range_are_accepted(key, value):
     own = config(**{key: value})
-    assert own.check() is own
+    assert checked(own) is own
 
 
 def test_the_refusal_says_what_was_expected():
     with pytest.raises(ConfigError, match=r"`label_smoothing` is 0.5; expected a share in \[0, 0.5\)"):
-        config(label_smoothing=0.5).check()
+        checked(config(label_smoothing=0.5))
 
 
 @pytest.mark.parametrize(("key", "value", "meant"), [("method", "difusion_dpo", "diffusion_dpo"), ("objective", "hing", "hinge")])
 def test_an_unknown_method_or_objective_names_the_nearest(key, value, meant):
     with pytest.raises(ConfigError, match=rf"`{key}` is '{value}'. Did you mean `{meant}`\?"):
-        config(**{key: value}).check()
+        checked(config(**{key: value}))
 
 
 def test_an_objective_without_its_beta_is_refused():
     with pytest.raises(ConfigError, match="objective `hinge` needs `beta`"):
-        config(objective="hinge").check()
+        checked(config(objective="hinge"))
 
 
 def test_aliases_lead_to_keys_and_hide_none():

@@ -19,9 +19,10 @@ from diffalign.data.sampler import sample_generator
 from diffalign.methods import METHODS
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed
 from diffalign.train.align import train
-from diffalign.train.trainer import Trainer, preference_step
+from diffalign.train.trainer import Trainer, preference_step, trainer_for
 from tests.micro import write_micro_sd
 
 INVERSION = {"ddim_inversion": {"steps": 3, "renoise": 1, "eta": 0.1, "driver": "reference"}}
@@ -99,7 +100,7 @@ def test_mapo_asks_no_reference(config):
 @pytest.mark.parametrize("driver", ["policy", "reference", "ema"])
 def test_the_driver_runs_the_inversion(config, driver):
     config = replace(config, method="inpo", max_train_steps=1, trajectory={"ddim_inversion": {"steps": 3, "driver": driver}})
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     seen = calls_of(trainer)
     trainer.fit()
     assert seen[-2:] == [(8, False), (8, True)]
@@ -110,7 +111,7 @@ def test_the_driver_runs_the_inversion(config, driver):
 def test_the_moving_average_follows_at_its_decay_and_drives(config):
     trajectory = {"ddim_inversion": {"steps": 2, "driver": "ema"}}
     config = replace(config, method="inpo", trajectory=trajectory, ema_decay=0.75, max_train_steps=1)
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     before = [p.detach().clone() for p in trainer.parameters]
     trainer.fit()
     assert trainer.ema is not None
@@ -125,8 +126,8 @@ def test_the_moving_average_follows_at_its_decay_and_drives(config):
 
 def test_kept_points_are_those_that_a_step_would_draw(config):
     config = replace(config, method="inpo", trajectory=INVERSION, proportion_empty_prompts=0.5)
-    live = Trainer(config, open_dataset(config))
-    kept = Trainer(replace(config, trajectory_cache=2), open_dataset(config))
+    live = trainer_for(config)
+    kept = trainer_for(replace(config, trajectory_cache=2))
     assert isinstance(kept.parts.pairs, Precomputed)
     for position in range(4):
         batch = live.parts.pairs.to_batch([live.parts.pairs[position, 0]])
@@ -146,7 +147,7 @@ def test_kept_points_are_those_that_a_step_would_draw(config):
 
 def test_a_step_on_kept_points_asks_the_network_as_often_as_diffusion_dpo(config):
     config = replace(config, method="smpo", trajectory_cache=2, max_train_steps=3)
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     seen = calls_of(trainer)
     trainer.fit()
     assert seen == [(8, False), (8, True)] * 3
@@ -154,7 +155,7 @@ def test_a_step_on_kept_points_asks_the_network_as_often_as_diffusion_dpo(config
 
 def test_an_epoch_takes_the_next_point(config):
     config = replace(config, method="inpo", trajectory_cache=2)
-    pairs = Trainer(config, open_dataset(config)).parts.pairs
+    pairs = trainer_for(config).parts.pairs
     first, second, again = (pairs.to_batch([pairs[0, epoch]]).query.noised for epoch in range(3))
     assert torch.equal(first.x_t, again.x_t)
     assert not torch.equal(first.x_t, second.x_t)
@@ -162,11 +163,11 @@ def test_an_epoch_takes_the_next_point(config):
 
 def test_another_schedule_has_points_of_its_own(config, tmp_path):
     config = replace(config, method="inpo", trajectory_cache=1)
-    Trainer(config, open_dataset(config))
+    trainer_for(config)
     other = shutil.copytree(config.pretrained_model_name_or_path, tmp_path / "other")
     schedule = other / "scheduler" / "scheduler_config.json"
     schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"beta_end": 0.02}))
-    Trainer(replace(config, pretrained_model_name_or_path=str(other)), open_dataset(config))
+    Trainer(replace(config, pretrained_model_name_or_path=str(other)), open_dataset(config, recipe_of(config)))
     assert len(list((tmp_path / "cache").glob("points-*"))) == 2
 
 
@@ -183,13 +184,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, changes):
 
 def test_a_second_run_finds_its_points_and_flipped_labels_share_them(config, tmp_path):
     config = replace(config, method="inpo", trajectory=INVERSION, trajectory_cache=1)
-    Trainer(config, open_dataset(config))
+    trainer_for(config)
     flipped = replace(config, transforms=["pairs", "drop_ties", {"flip_labels": {"share": 1.0}}, "orient"])
-    again = Trainer(flipped, open_dataset(flipped))
+    again = trainer_for(flipped)
     assert isinstance(again.parts.pairs, Precomputed)
     assert again.parts.pairs.missing() == []
     other = replace(config, trajectory={"ddim_inversion": {**INVERSION["ddim_inversion"], "steps": 2}})
-    Trainer(other, open_dataset(other))
+    trainer_for(other)
     assert len(list((tmp_path / "cache").glob("points-*"))) == 2
 
 
@@ -239,7 +240,7 @@ def test_self_npo_from_images_asks_for_one_candidate(config):
 
 def test_a_wholly_unconditional_target_runs_one_pass_a_move(config):
     config = replace(config, method="self_npo", trajectory={"self_rollout": {"steps": 1, "guidance": -1.0}})
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     seen = calls_of(trainer)
     batch = trainer.parts.pairs.to_batch([trainer.parts.pairs[p, 0] for p in range(4)])
     assert batch.x0.shape[1] == 0

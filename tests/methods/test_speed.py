@@ -15,13 +15,13 @@ from torch import nn
 
 from diffalign.core.errors import ConfigError
 from diffalign.methods.build import speed
-from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import add_lora
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.trajectory_cache import network_facts
 from diffalign.train.align import train
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
 from tests.micro_models import write_micro
 
 OLD = {"sdxl": UNet2DConditionModel, "pixart": PixArtTransformer2DModel, "sd3": SD3Transformer2DModel}
@@ -56,7 +56,7 @@ def run(micro_sd, pairs_file, output_dir, **values):
     # The step is linear in the gradient and beta small: see test_train.py.
     fixed = {"max_train_steps": 3, "train_batch_size": 4, "rank": 2, "adam_epsilon": 1.0, "learning_rate": 1.0, "beta": 10.0}
     own = config(**{**options, **fixed, **values})
-    folder = Trainer(own, open_dataset(own)).fit()
+    folder = trainer_for(own).fit()
     weights = load_file(next(file for pattern in ("*.safetensors", "unet/*.safetensors") for file in folder.glob(pattern)))
     return weights, [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
 
@@ -200,7 +200,7 @@ def test_the_quantised_base_is_loaded_as_the_config_says(micro_sd, pairs_file, t
     )
     monkeypatch.setattr(speed, "quantization_config", lambda own: f"as {own.quantization}")
     own = config(pretrained_model_name_or_path=str(micro_sd), dataset_name=str(pairs_file), quantization="nf4", output_dir=str(tmp_path))
-    build.backbone(own, torch.device("cpu"))
+    build.backbone(own, recipe_of(own), torch.device("cpu"))
     assert given["quantization"] == "as nf4"
 
 

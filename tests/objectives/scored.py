@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffalign.core.types import Scores, Tokens
-from diffalign.objectives import facts
+from diffalign.objectives import OBJECTIVES
 
 PROBABILITIES = {"orpo", "asft"}  # scores above 0 are no log-probabilities
 SHARES = (0.5, 0.3, 0.2)  # of a sum in each of three tokens
@@ -37,7 +37,7 @@ def tokens_of(policy, reference):
 
 def fitted(name, policy, reference=None, prob=None, **fields):
     """Return scores for the objective `name` from those (B, 2) of a pair. Exchanging its candidates exchanges all that is made up."""
-    needs = facts(name)
+    needs = OBJECTIVES[name].facts
     if name in PROBABILITIES:
         policy = torch.nn.functional.logsigmoid(policy)
     policy = widened(policy, needs.candidates)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.core.types import Scores, Tokens
-from diffalign.objectives import OBJECTIVES, facts
+from diffalign.objectives import OBJECTIVES
 from tests.objectives.scored import fitted
 
-REFERENCE_FREE = {name for name in OBJECTIVES if not facts(name).reference}
+REFERENCE_FREE = {name for name in OBJECTIVES if not OBJECTIVES[name].facts.reference}
 BETA = 0.5  # every constant without a default takes this in the contracts
 SILENT_TIES = {"smpo", "d3po", "apo_zero", "kto"}  # a tie has no gradient at all
 # Those that look at candidate 0 alone, at gains or the order given, or at ranks in the batch; all others compare under a soft label.
@@ -49,10 +49,10 @@ def rows(*values):
 every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 soft = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - WITHOUT_LABEL))
 tied = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - REFERENCE_FREE - WITHOUT_LABEL - ANCHORED - PULLING))
-alone = pytest.mark.parametrize("name", sorted(name for name in OBJECTIVES if not facts(name).coupled))
+alone = pytest.mark.parametrize("name", sorted(name for name in OBJECTIVES if not OBJECTIVES[name].facts.coupled))
 differentiable = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - STOPPED))
 normalised = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - OF_SUMS - REFUSING))
-together = pytest.mark.parametrize("coupled", sorted(name for name in OBJECTIVES if facts(name).coupled))
+together = pytest.mark.parametrize("coupled", sorted(name for name in OBJECTIVES if OBJECTIVES[name].facts.coupled))
 quick = settings(deadline=None, max_examples=15)
 number = st.floats(-20.0, 20.0, allow_subnormal=False)  # a trainer in the same process flushes them
 share = st.floats(0.0, 1.0, allow_subnormal=False)
@@ -201,7 +201,7 @@ def test_a_length_normalised_likelihood_compares_scores_per_token(name):
 def test_objectives_of_token_sums_refuse_a_length_normalised_likelihood(name):
     s = fitted(name, rows((-1.0, -1.2)), rows((-1.1, -1.2)))
     normalised = dataclasses.replace(s, lengths=torch.ones_like(s.policy), normalized=True)
-    assert facts(name).sums == (name in REFUSING)
+    assert OBJECTIVES[name].facts.sums == (name in REFUSING)
     if name in REFUSING:
         with pytest.raises(ValueError, match="adds sums over tokens to log-ratios, which `likelihood: mean` divides by lengths"):
             bound(name)(normalised)
@@ -211,7 +211,7 @@ def test_objectives_of_token_sums_refuse_a_length_normalised_likelihood(name):
 
 @every
 def test_what_an_objective_reads_is_in_its_facts(name):
-    needs = facts(name)
+    needs = OBJECTIVES[name].facts
     assert needs.of_ranks == (name in OF_RANKS)
     assert not {*needs.optional} & {*needs.columns}
     assert not needs.chances or "gains" in (*needs.columns, *needs.optional)
@@ -220,7 +220,7 @@ def test_what_an_objective_reads_is_in_its_facts(name):
 @every
 def test_what_an_objective_needs_is_named_where_it_is_missing(name):
     policy = rows((-1.0, -1.2))
-    s, needs = Scores(policy, policy), facts(name)
+    s, needs = Scores(policy, policy), OBJECTIVES[name].facts
     if needs.columns and name not in LABELLED_PAIRS:
         with pytest.raises(ValueError, match=f"reads `{needs.columns[0]}` of every candidate"):
             bound(name)(s)

@@ -14,11 +14,13 @@ from diffalign.objectives import (
     OBJECTIVES,
     adpo,
     aot,
+    bind_objective,
     bvpo,
     denoise,
     dpo,
     exo,
     gpo,
+    implicit_rewards,
     infonca,
     kto,
     lipo,
@@ -34,7 +36,6 @@ from diffalign.objectives import (
     wpo,
 )
 from diffalign.objectives.base import diverged
-from diffalign.objectives.implicit_reward import implicit_reward
 from diffalign.objectives.listwise import ranks
 from diffalign.objectives.reference_free import log_odds
 
@@ -239,8 +240,8 @@ def test_divergences_are_finite_and_like_reverse_kl_near_equality(divergence):
 
 def test_rewards_are_beta_times_the_log_ratio_unless_the_objective_has_its_own():
     s = Scores(rows((-6.0, -4.0)), rows((-8.0, -4.0)), lengths=rows((3.0, 2.0)), normalized=True)
-    assert implicit_reward("dpo", s, {"beta": 0.5}).tolist() == [[1.0, 0.0]]  # never length-normalised
-    assert implicit_reward("adpo", s, {"tau": 4.0}).tolist() == [[0.5, 0.0]]
-    assert implicit_reward("simpo", s, {}).tolist() == [[-4.0, -4.0]]  # beta 2 times the means -2
-    assert implicit_reward("denoise", s, {}).tolist() == [[-6.0, -4.0]]
-    assert implicit_reward("rank_dpo", s, {"beta": 0.5}).tolist() == [[1.0, 0.0]]
+    assert implicit_rewards(bind_objective({"dpo": {"beta": 0.5}}), s).tolist() == [[1.0, 0.0]]  # never length-normalised
+    assert implicit_rewards(bind_objective({"adpo": {"tau": 4.0}}), s).tolist() == [[0.5, 0.0]]
+    assert implicit_rewards(bind_objective({"simpo": {}}), s).tolist() == [[-4.0, -4.0]]  # beta 2 times the means -2
+    assert implicit_rewards(bind_objective({"denoise": {}}), s).tolist() == [[-6.0, -4.0]]
+    assert implicit_rewards(bind_objective({"rank_dpo": {"beta": 0.5}}), s).tolist() == [[1.0, 0.0]]

@@ -10,6 +10,7 @@ from diffalign.data.sampler import Sampler, loader
 from diffalign.methods.build import image as build
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from scripts.bench_step import VARIANTS, flops, render_table, step_flops, table_rows
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def test_attention_is_its_two_matmuls():
 @pytest.fixture
 def parts(micro_sd, pairs_file, tmp_path):
     config = TrainConfig(pretrained_model_name_or_path=str(micro_sd), dataset_name=str(pairs_file), output_dir=str(tmp_path), rank=2)
-    return build.parts(config, open_dataset(config), CPU)
+    return build.parts(config, recipe := recipe_of(config), open_dataset(config, recipe), CPU)
 
 
 def batch(parts, records):

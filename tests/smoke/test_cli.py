@@ -177,6 +177,7 @@ def test_import_is_light():
 def test_every_recipe_binds(path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if every optional package were installed
     from diffalign.methods.build.bind import objective, trajectory
+
     from diffalign.methods.config_file import from_mapping
 
     config = from_mapping(load_yaml(path) | {"dataset_name": "x"}, str(path))

@@ -23,14 +23,15 @@ from diffalign.data.world.scenes import random_scene, render
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.build.image import parts as build_parts
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable
 from diffalign.models.reference import NoReference
-from diffalign.objectives import OBJECTIVES, facts
+from diffalign.objectives import OBJECTIVES
 from diffalign.train.step import preference_step
 from tests.paths import ASSETS
 
 MODEL = ASSETS / "tiny-sd"
-ON_IMAGES = sorted(name for name in OBJECTIVES if facts(name).diffusion != "N")
+ON_IMAGES = sorted(name for name in OBJECTIVES if OBJECTIVES[name].facts.diffusion != "N")
 LIST = 4
 # Of the size that half an error asks for; those with defaults keep them.
 CONSTANTS = {"beta": 500.0, "beta_plus": 500.0, "beta_minus": 250.0, "eta": 500.0, "tau": 500.0, "gamma": 0.5, "own_weight": 1.0}
@@ -63,7 +64,7 @@ def setting(table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     given = {"pretrained_model_name_or_path": str(MODEL), "dataset_name": str(table), "output_dir": str(folder)}
     asked = TrainConfig(**given, objective={"infonca": {"beta": 500.0}}, **OPTIONS)
-    parts = build_parts(asked, open_dataset(asked), torch.device("cpu"))
+    parts = build_parts(asked, recipe := recipe_of(asked), open_dataset(asked, recipe), torch.device("cpu"))
     return parts, parts.pairs.to_batch([parts.pairs[i, 0] for i in range(2)])
 
 
@@ -75,7 +76,7 @@ def bound(name):
 
 def told(name, batch):
     """Return the batch with as many candidates as the objective reads, and the columns that it needs."""
-    needs = facts(name)
+    needs = OBJECTIVES[name].facts
     count = LIST if needs.diffusion == "L" else needs.candidates
     ramp = torch.linspace(1.0, 0.0, count).expand(2, count)
     values = {"gains": ramp, "margin": 0.1 * ramp, "hallucinated": 1.0 - ramp, "previous": -0.1 * ramp, "teacher": -ramp - 0.5}
@@ -115,7 +116,7 @@ def before(setting):
 def test_it_trains_an_adapter_of_the_embedded_model(setting, before, name):
     parts, batch = setting
     denoiser, learnt = parts.backbone.denoiser, {id(p) for p in trainable(parts.backbone.denoiser)}
-    compared = parts.reference if facts(name).reference else NoReference()
+    compared = parts.reference if OBJECTIVES[name].facts.reference else NoReference()
     losses, size = taken(replace(parts, objective=bound(name), reference=compared), told(name, batch))
     assert all(math.isfinite(loss) for loss in losses)
     assert size > 0.0

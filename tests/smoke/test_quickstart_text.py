@@ -7,9 +7,9 @@ import json
 import pytest
 
 import diffalign
+from diffalign.cli.demo.options import TextQuickstartConfig
 from diffalign.cli.demo.prompts import TextQuickstart
 from diffalign.cli.main import main
-from diffalign.cli.options.options import TextQuickstartConfig
 from diffalign.data.table import read_table
 from diffalign.data.world.captions import parse
 

@@ -21,10 +21,12 @@ from diffalign.data.table import write_table
 from diffalign.evaluate.heldout import heldout_log_ratios
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed
 from diffalign.train.align import train
 from diffalign.train.step import preference_step
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
+from tests.checked import checked
 from tests.micro_models import write_micro
 from tests.processes import launch
 
@@ -48,17 +50,19 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def config(micro_sd, table, tmp_path):
-    return TrainConfig(
-        pretrained_model_name_or_path=str(micro_sd),
-        dataset_name=str(table),
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(tmp_path / "cache"),
-        aspect_ratio_buckets=BUCKETS,
-        max_train_steps=4,
-        train_batch_size=4,
-        learning_rate=1e-2,
-        rank=2,
-    ).check()
+    return checked(
+        TrainConfig(
+            pretrained_model_name_or_path=str(micro_sd),
+            dataset_name=str(table),
+            output_dir=str(tmp_path / "run"),
+            cache_dir=str(tmp_path / "cache"),
+            aspect_ratio_buckets=BUCKETS,
+            max_train_steps=4,
+            train_batch_size=4,
+            learning_rate=1e-2,
+            rank=2,
+        )
+    )
 
 
 def log_of(folder):
@@ -67,7 +71,7 @@ def log_of(folder):
 
 def trainer_of(config):
     """Return a trainer whose adapter already says something."""
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trainer.parameters:
@@ -111,7 +115,7 @@ def test_a_mixed_step_has_the_gradient_and_the_scalars_of_its_records_one_by_one
 
 
 def test_a_run_in_buckets_shows_the_denoiser_both_shapes_and_no_other(config):
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     shapes = []
     trainer.network.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     trainer.fit()
@@ -149,7 +153,7 @@ def test_a_checkpoint_goes_on_only_in_the_order_that_it_began(config):
 
 def test_kept_points_of_a_bucket_are_those_that_a_step_would_draw(config):
     config = replace(config, method="inpo", trajectory=INVERSION)
-    live, kept = (Trainer(c, open_dataset(c)) for c in (config, replace(config, trajectory_cache=1)))
+    live, kept = (trainer_for(c) for c in (config, replace(config, trajectory_cache=1)))
     assert isinstance(kept.parts.pairs, Precomputed)
     for position, entry in enumerate(live.view.entries):
         batch = live.parts.pairs.to_batch([live.parts.pairs[position, 0]])
@@ -175,7 +179,7 @@ def test_pairs_of_mixed_shapes_are_judged_each_as_by_itself(config):
 
 def test_sdxl_is_told_the_frame_of_every_image(config, tmp_path):
     config = replace(config, pretrained_model_name_or_path=str(write_micro("sdxl", tmp_path / "sdxl")), random_flip=True, max_train_steps=2)
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     told = []
     trainer.network.register_forward_pre_hook(
         lambda _, __, named: told.append(named["added_cond_kwargs"]["time_ids"].clone()), with_kwargs=True
@@ -197,7 +201,9 @@ def test_two_processes_give_the_weights_of_one_though_their_passes_differ_in_num
     apart = replace(config, gradient_accumulation_steps=2, cache_dir=str(tmp_path / "cache of two"), output_dir=str(tmp_path / "two"))
     launch(tmp_path, [asdict(apart)])
     two = load_file(tmp_path / "two" / WEIGHTS)
-    kinds = Sizes(open_dataset(config), Framing(32, buckets=config.buckets)).buckets(open_dataset(config))
+    kinds = Sizes(open_dataset(config, recipe_of(config)), Framing(32, buckets=config.buckets)).buckets(
+        open_dataset(config, recipe_of(config))
+    )
     ranks = [Sampler(13, 5, 2, 2, rank, config.seed, kinds) for rank in range(2)]
     assert all(len(ranks[0].passes(step)) != len(ranks[1].passes(step)) for step in range(3))
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6

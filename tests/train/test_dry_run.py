@@ -17,15 +17,15 @@ from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.importing import import_dataset
 from diffalign.data.sampler import loader
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.build import dry_run as dryrun
 from diffalign.methods.build.image import backbone, equip
+from diffalign.methods.build.meta_model import Kept, activations, outline
 from diffalign.methods.build.users import expected_sizes
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapters import trainable
-from diffalign.train import dry_run as dryrun
-from diffalign.train.meta_model import Kept, activations, outline
 from diffalign.train.optimizer import make_optimizer
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
+from tests.checked import checked
 from tests.infer.user_runs import write_votes
 from tests.micro import write_pairs
 from tests.micro_models import write_micro
@@ -110,9 +110,9 @@ def allocations(watched):
 
 def peak(own):
     """Return the largest number of bytes that lay in memory at once while a trainer was made and took three steps."""
-    Trainer(own, open_dataset(own))  # fills the cache
+    trainer_for(own)  # fills the cache
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
-        trainer = Trainer(own, open_dataset(own))
+        trainer = trainer_for(own)
         trainer._begin()
         batches = loader(trainer.parts.pairs, trainer.sampler, 0, 3, 0)
         for _ in range(3):
@@ -297,5 +297,5 @@ def test_what_training_would_refuse_a_dry_run_refuses(models, family, values, er
 def test_nothing_is_compiled_and_no_kernel_asked_for(models, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if flash_attn were installed, for another machine
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: pytest.fail("compiled"))
-    own = config(models["flux"], torch_compile=True, attention_backend="flash").check()
+    own = checked(config(models["flux"], torch_compile=True, attention_backend="flash"))
     assert sizes(own) == sizes(config(models["flux"]))

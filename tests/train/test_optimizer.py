@@ -13,6 +13,7 @@ from transformers import Adafactor
 
 from diffalign.methods.config import TrainConfig
 from diffalign.train.optimizer import make_optimizer
+from tests.checked import checked
 
 CONSTANTS = {"learning_rate": 1e-3, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_weight_decay": 0.1, "adam_epsilon": 1e-6}
 GIVEN = {"lr": 1e-3, "betas": (0.8, 0.95), "weight_decay": 0.1, "eps": 1e-6}
@@ -44,7 +45,7 @@ def present(monkeypatch):
 
 def made(**values):
     parameters = [nn.Parameter(torch.ones(2, 3))]
-    return make_optimizer(TrainConfig(dataset_name="pairs", **CONSTANTS, **values).check(), parameters), parameters
+    return make_optimizer(checked(TrainConfig(dataset_name="pairs", **CONSTANTS, **values)), parameters), parameters
 
 
 @pytest.mark.parametrize(

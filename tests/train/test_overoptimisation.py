@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 import diffalign
 from diffalign.core.errors import ConfigError
-from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapters import trained_state
 from diffalign.train.align import align
 from diffalign.train.overoptimisation import Watch
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
 from scripts.overoptimise import SETTINGS, captions, votes
+from tests.checked import checked
 
 PROMPTS = ["a star", "a circle", "a heart", "a ring", "a cross"]
 JUDGES = """
@@ -112,8 +112,8 @@ def facts(folder):
 
 
 def run(config, **changes):
-    config = replace(config, **changes).check()
-    return Trainer(config, open_dataset(config)).fit()
+    config = checked(replace(config, **changes))
+    return trainer_for(config).fit()
 
 
 def test_the_alarm_must_hold_for_the_patience_in_a_row(look, config, caplog):
@@ -276,7 +276,7 @@ def test_drift_is_told_at_every_evaluation(look, config):
 )
 def test_a_watch_that_cannot_be_meant_is_refused(config, changes, message):
     with pytest.raises(ConfigError, match=message):
-        replace(config, **changes).check()
+        checked(replace(config, **changes))
 
 
 def test_prompts_and_judges_that_are_none_are_refused_before_weights_load(config, judges):

@@ -12,14 +12,15 @@ import torch
 
 from diffalign.data.importing import import_dataset
 from diffalign.data.sampler import loader, sample_generator
+from diffalign.infer.preview import USERS
+from diffalign.infer.preview import sheet as drawn_sheet
 from diffalign.methods.build import image as build
-from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.train.step import preference_step
-from diffalign.train.trainer import Trainer
-from diffalign.train.validation import USERS
-from diffalign.train.validation import sheet as drawn_sheet
+from diffalign.train.trainer import trainer_for
+from tests.checked import checked
 from tests.infer.user_runs import write_votes
 from tests.micro_models import SIDE, write_micro
 
@@ -50,28 +51,30 @@ def config(files, table, tmp_path):
         folder = files / family
         model = folder if folder.is_dir() else write_micro(family, folder)
         options = {"max_sequence_length": 16} if family in ("sd3", "flux", "pixart") else {}
-        return TrainConfig(
-            **{
-                "pretrained_model_name_or_path": str(model),
-                "dataset_name": str(table),
-                "output_dir": str(tmp_path / "run"),
-                "method": "ppd",
-                "user_encoder": PAIRS,
-                "max_train_steps": 3,
-                "train_batch_size": 5,
-                "resolution": SIDE,
-                "learning_rate": 1e-2,
-                "adam_weight_decay": 0.0,  # which would move what learns nothing
-                **options,
-                **values,
-            }
-        ).check()
+        return checked(
+            TrainConfig(
+                **{
+                    "pretrained_model_name_or_path": str(model),
+                    "dataset_name": str(table),
+                    "output_dir": str(tmp_path / "run"),
+                    "method": "ppd",
+                    "user_encoder": PAIRS,
+                    "max_train_steps": 3,
+                    "train_batch_size": 5,
+                    "resolution": SIDE,
+                    "learning_rate": 1e-2,
+                    "adam_weight_decay": 0.0,  # which would move what learns nothing
+                    **options,
+                    **values,
+                }
+            )
+        )
 
     return make
 
 
 def trainer_of(config):
-    return Trainer(config, open_dataset(config))
+    return trainer_for(config)
 
 
 def steps(trainer, count):
@@ -135,8 +138,8 @@ def test_the_reference_is_the_base_model_whoever_asks(config, family):
     with torch.no_grad():
         query = trainer.parts.likelihood.prepare(trainer.network, batch, generators)
         policy = trainer.parts.likelihood.score(trainer.network.eval(), query)
-        base = build.backbone(own, torch.device("cpu"))
-        plain = DiffusionLikelihood(base.path, base.predict, build.trajectory(own))
+        base = build.backbone(own, recipe_of(own), torch.device("cpu"))
+        plain = DiffusionLikelihood(base.path, base.predict, recipe_of(own).trajectory)
         expected = plain.score(base.denoiser, query)
     assert torch.equal(trainer.parts.reference.score(trainer.parts.likelihood, query), expected)
     assert (policy - expected).abs().max() > 1e-5

@@ -21,7 +21,8 @@ from diffalign.methods.config import TrainConfig
 from diffalign.models.trajectory_cache import Precomputed
 from diffalign.models.users import branch
 from diffalign.train import align as api
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
+from tests.checked import checked
 from tests.infer.user_runs import choices, write_votes
 from tests.micro import write_pairs
 from tests.models.users.vlm_models import write_llava
@@ -58,7 +59,7 @@ def config(micro_sd, table, tmp_path):
 
 def begun(config):
     """Return what a run would train, by name, before its first step."""
-    trainer = Trainer(config, open_dataset(config))
+    trainer = trainer_for(config)
     state = branch.state_of(trainer.network)
     own = {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()}
     return {**own, **{name: value.clone() for name, value in trainer.network.user_encoder.state_dict().items()}}
@@ -157,10 +158,10 @@ def test_cached_and_live_latents_give_the_same_losses(config, tmp_path):
 
 def test_kept_points_are_those_of_the_base_and_users_are_told_beside_them(config, tmp_path):
     kept = {"trajectory": INVERSION, "trajectory_cache": 2, "cache_dir": str(tmp_path / "cache")}
-    config = replace(config, **kept).check()
-    plain = replace(config, method="inpo", user_encoder=None, train_method="lora", rank=2).check()
-    Trainer(plain, open_dataset(plain))
-    trainer = Trainer(config, open_dataset(config))
+    config = checked(replace(config, **kept))
+    plain = checked(replace(config, method="inpo", user_encoder=None, train_method="lora", rank=2))
+    trainer_for(plain)
+    trainer = trainer_for(config)
     assert len(list((tmp_path / "cache").glob("points-*"))) == 1  # a network with a branch that is off is its base
     points = trainer.parts.pairs.pairs
     assert isinstance(points, Precomputed)

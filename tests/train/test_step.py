@@ -15,10 +15,11 @@ from diffalign.data.sampler import sample_generator
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.build.image import parts as build_parts
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable
 from diffalign.models.reference import Frozen
 from diffalign.train.step import candidate, one_by_one, preference_step
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def config(micro_sd, pairs_file, tmp_path):
 
 def setting(config, batch_size=4):
     """Return (parts, batch, driving) in float64, with an adapter that already says something."""
-    parts = build_parts(config, open_dataset(config), CPU)
+    parts = build_parts(config, recipe := recipe_of(config), open_dataset(config, recipe), CPU)
     denoiser = parts.backbone.denoiser.double().train()
     if isinstance(parts.reference, Frozen):
         parts.reference.model.double()
@@ -144,7 +145,7 @@ def test_the_trainer_gives_the_same_weights_in_turn(config, tmp_path):
     weights, logs = [], []
     for sequential in (False, True):
         own = replace(config, sequential_candidates=sequential, output_dir=str(tmp_path / str(sequential))).check()
-        folder = Trainer(own, open_dataset(own)).fit()
+        folder = trainer_for(own).fit()
         weights.append(load_file(folder / "pytorch_lora_weights.safetensors"))
         logs.append([json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()])
     assert max(value.abs().max() for name, value in weights[0].items() if "lora_B" in name) > 1e-3

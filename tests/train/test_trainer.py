@@ -14,7 +14,8 @@ from diffalign.core.errors import CheckpointError, TrainingError
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.train.align import align
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
+from tests.checked import checked
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def config(micro_sd, pairs_file, tmp_path):
 
 def run(config, **changes):
     """Train and return (final weights, log rows)."""
-    config = replace(config, **changes).check()
-    folder = Trainer(config, open_dataset(config)).fit()
+    config = checked(replace(config, **changes))
+    folder = trainer_for(config).fit()
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     files = list(folder.glob("*.safetensors")) + list(folder.glob("unet/*.safetensors"))
     return load_file(files[0]), log
@@ -171,7 +172,7 @@ def test_a_run_that_falls_apart_is_stopped_and_says_why(config, caplog):
 
 
 def test_label_smoothing_and_beta_reach_the_objective(config):
-    trainer = Trainer(replace(config, beta=77.0, label_smoothing=0.1), open_dataset(config))
+    trainer = trainer_for(replace(config, beta=77.0, label_smoothing=0.1))
     assert trainer.parts.objective.keywords == {"beta": 77.0, "label_smoothing": 0.1}
 
 

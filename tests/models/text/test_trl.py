@@ -17,7 +17,7 @@ from diffalign.models.text.likelihood import SequenceLikelihood, Switches, ld_dp
 from diffalign.models.text.pairs import TextPairs
 from diffalign.models.text.template import Template
 from diffalign.models.text.truncation import Limit
-from diffalign.objectives import OBJECTIVES, facts
+from diffalign.objectives import OBJECTIVES
 from tests.models.text.models import folder, llama, tokenizer
 from tests.models.text.tables import real_records, view_of
 
@@ -123,7 +123,7 @@ def scored(bench: Bench, aggregation: str, needs: frozenset[str]) -> Scores:
 
 
 def same_as_trl(bench: Bench, settings: dict[str, Any], name: str, constants: dict[str, Any], aggregation: str = "sum") -> None:
-    scores = scored(bench, aggregation, frozenset(facts(name).tokens))
+    scores = scored(bench, aggregation, frozenset(OBJECTIVES[name].facts.tokens))
     loss = OBJECTIVES[name](scores, **constants).mean()
     agree((loss.detach(), flat_gradient(loss, bench.policy, keep=True)), theirs(bench, settings))
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.models.users.attach import encoder_settings
+from diffalign.core.specs import bind
 from diffalign.models.users.encoders import Sizes, make
 from diffalign.models.users.settings import USER_ENCODERS, OneHotSettings, PairsSettings
 from diffalign.models.users.store import load_encoder, load_tokens, save_encoder, save_tokens
@@ -32,7 +32,7 @@ FORMS = {
 def built(form, **more):
     ((name, constants),) = FORMS[form].items()
     torch.manual_seed(0)
-    return make(encoder_settings({name: {"tokens": U, "width": D, **constants, **more}}), SIZES)
+    return make(bind("user_encoder", USER_ENCODERS, {name: {"tokens": U, "width": D, **constants, **more}})(), SIZES)
 
 
 def known(form, seed=0, hidden=8):
@@ -281,10 +281,10 @@ def test_an_encoder_of_another_kind_than_its_file_says_is_refused(tmp_path, fact
 )
 def test_constants_that_cannot_be_meant_are_named(spec, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        encoder_settings(spec)
+        bind("user_encoder", USER_ENCODERS, spec)()
 
 
 def test_what_users_must_bring_depends_on_the_encoder():
-    assert encoder_settings({"pairs": {"max_shots": 8}}) == PairsSettings(max_shots=8)
-    assert encoder_settings("one_hot").least == OneHotSettings().least == 2
-    assert encoder_settings({"vlm": {"model": "m", "shots": 3}}).least == 6
+    assert bind("user_encoder", USER_ENCODERS, {"pairs": {"max_shots": 8}})() == PairsSettings(max_shots=8)
+    assert bind("user_encoder", USER_ENCODERS, "one_hot")().least == OneHotSettings().least == 2
+    assert bind("user_encoder", USER_ENCODERS, {"vlm": {"model": "m", "shots": 3}})().least == 6

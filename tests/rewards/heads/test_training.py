@@ -22,6 +22,7 @@ from diffalign.data.table import write_table
 from diffalign.methods.build import reward as rewardbuild
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.rewards.heads.embeds import ClipEmbeds, PixelEmbeds
 from diffalign.rewards.heads.pairs import split
 from diffalign.rewards.table import load_scorer
@@ -154,7 +155,7 @@ def test_held_out_pairs_are_not_those_of_the_training_and_have_a_split_of_their_
     with pytest.raises(TableError, match="the held-out pairs are those that are trained on"):
         train(config)
     asked = []
-    monkeypatch.setattr(rewardbuild, "open_dataset", lambda other, reuse: asked.append(other) or open_dataset(config))
+    monkeypatch.setattr(rewardbuild, "open_dataset", lambda other, reuse: asked.append(other) or open_dataset(config, recipe_of(config)))
     with pytest.raises(TableError, match="those that are trained on"):
         train(replace(config, reader="trl", dataset_split_name="train", held_out_split_name="test"))
     assert [(other.reader, other.dataset_split_name) for other in asked] == [(None, "test")]
@@ -167,7 +168,7 @@ def test_what_embeds_leaves_the_memory_before_the_training(town, tmp_path, monke
     made = []
     monkeypatch.setattr(rewardbuild, "load_embeds", lambda *_: made.append(weakref.ref(own := Own())) or own)
     config = TrainConfig(pretrained_model_name_or_path="pixels", method="reward_bt", dataset_name=str(town / "votes"))
-    parts = rewardbuild.parts(config, open_dataset(config), torch.device("cpu"), 1.0)
+    parts = rewardbuild.parts(config, recipe := recipe_of(config, "reward"), open_dataset(config, recipe), torch.device("cpu"))
     gc.collect()
     assert made[0]() is None
     assert parts.model.fingerprint() == PixelEmbeds.fingerprint
