@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-ASIDE, OWNER, COMPLETE = ".replaced", "owner.json", "complete"
+ASIDE, DISCARDED, OWNER, COMPLETE = ".replaced", ".replaced-discarded", "owner.json", "complete"
 # What a new run leaves that is worth more than the old one.
 PROGRESS = ("run.json", "checkpoint-*", "round-*/run.json", "round-*/checkpoint-*")
 
@@ -43,11 +43,12 @@ def claim(folder: Path, patterns: Sequence[str]) -> Iterator[None]:
         _settle(folder, list(patterns))
 
 
-def settle(folder: Path) -> None:
+def settle(folder: Path, *, during_claim: bool = False) -> None:
     """Tidy up after a killed claim of `folder`: put the earlier run back, or remove it where the new one had got somewhere.
 
-    A claim whose process lives, or is of another machine, is left alone.
+    A claim whose process lives, or is of another machine, is left alone; so is one of this process, `during_claim`.
     """
+    shutil.rmtree(folder / DISCARDED, ignore_errors=True)
     aside = folder / ASIDE
     if not aside.is_dir():
         return
@@ -56,7 +57,8 @@ def settle(folder: Path) -> None:
         host, pid, started, patterns = (owner[name] for name in ("host", "pid", "started", "patterns"))
     except (OSError, ValueError, KeyError, TypeError):
         host, pid, started, patterns = socket.gethostname(), -1, 0.0, []  # killed before anything was moved
-    if host != socket.gethostname() or (pid != os.getpid() and _lives(pid, started)):
+    own = pid == os.getpid()
+    if host != socket.gethostname() or (own and during_claim) or (not own and _lives(pid, started)):
         return
     _settle(folder, patterns)
 
@@ -72,7 +74,8 @@ def _settle(folder: Path, patterns: Sequence[str]) -> None:
     aside = folder / ASIDE
     if (aside / COMPLETE).exists():  # all that lies in the folder itself is of the new run
         if any(True for pattern in PROGRESS for _ in folder.glob(pattern)):
-            shutil.rmtree(aside)
+            aside.replace(folder / DISCARDED)  # at once: half an aside would look like one whose moves had not ended
+            shutil.rmtree(folder / DISCARDED)
             return
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             _remove(path)

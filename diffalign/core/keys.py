@@ -46,6 +46,7 @@ class KeyFacts:
     trait: str | None = None  # a trait that the model's layout must have: flow, guidance, t5
     resume: bool = False  # whether a run that goes on from a checkpoint must have the same value
     changes: Changes = "training"
+    uses: tuple[str, ...] = ()  # who else reads the key, by a word: see `keys_for`
 
 
 def key(
@@ -56,9 +57,10 @@ def key(
     trait: str | None = None,
     resume: bool = False,
     changes: Changes = "training",
+    uses: tuple[str, ...] = (),
 ) -> T:
     """Return a dataclass field with facts; to a type checker it is its default. A list or dict is copied for every config."""
-    metadata = {"facts": KeyFacts(range, kinds, trait, resume, changes)}
+    metadata = {"facts": KeyFacts(range, kinds, trait, resume, changes, uses)}
     made: Any = (
         field(default_factory=lambda: type(default)(default), metadata=metadata)  # pyright: ignore[reportCallIssue]
         if isinstance(default, list | dict)
@@ -70,6 +72,11 @@ def key(
 def facts_of(config: Any) -> dict[str, KeyFacts]:
     """Return the facts of every key of a config (or its class), by name."""
     return {item.name: item.metadata.get("facts", KeyFacts()) for item in dataclasses.fields(config)}
+
+
+def keys_for(config: Any, use: str) -> tuple[str, ...]:
+    """Return the keys of a config (or its class) that have a use, in their order."""
+    return tuple(name for name, facts in facts_of(config).items() if use in facts.uses)
 
 
 def default_of(item: dataclasses.Field[Any]) -> Any:

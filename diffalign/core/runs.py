@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffalign.core.claim import settle
 from diffalign.core.errors import CheckpointError
 from diffalign.core.keys import Kind
 
@@ -44,6 +45,8 @@ class Run:
     @classmethod
     def _read(cls, folder: Path) -> Run:
         file = folder / RUN
+        if not file.is_file():
+            settle(folder, during_claim=True)  # it may be all that a killed run has left of an earlier one
         if not file.is_file():
             raise CheckpointError(f"{folder}: no finished run (it has no {RUN}); expected the output_dir of `diffalign train`")
         try:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import plain, write
+from diffalign.core.keys import check_ranges, keys_for
 from diffalign.core.processes import process_state
 from diffalign.core.runs import Run
 from diffalign.core.specs import bind
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 RESULT, PAGE, GRID, IMAGES = "eval.json", "eval.html", "grid.png", "images"  # within the destination
-HOW = ("images_per_prompt", "seed", "num_inference_steps", "guidance_scale")
-DRAWING = ("runs", "scorers", "reward", "taste", "positive")  # which mean nothing to pairs alone
+HOW = keys_for(EvalConfig, "how")  # what decides how pictures are drawn
 SHOWN, COLUMNS, SIDE = 32, 8, 256  # of grid.png: prompts, pictures in a row or a few more, and the longest side of each in pixels
 
 
@@ -115,14 +115,12 @@ def destination(config: EvalConfig) -> Path:
 
 def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
     """Raise the error that the settings deserve by themselves."""
-    for option in ("images_per_prompt", "num_inference_steps"):
-        if getattr(config, option) < 1:
-            raise ConfigError(f"`{option}` is {getattr(config, option)}; expected at least one")
+    check_ranges(config)
     bind("feature", drift.FEATURES, config.features, device="cpu")
     if config.taste is not None:
         known("taste", config.taste, TASTES)
     run = Run.open(config.output_dir)
-    if given := [option for option in DRAWING if getattr(config, option) and not prompts]:
+    if given := [option for option in keys_for(config, "drawn") if getattr(config, option) and not prompts]:
         raise ConfigError(f"`{given[0]}` is for pictures; give --prompts to draw, or leave it out")
     if config.dataset_name is not None:
         check_pairs(run, config.dataset_name, config.dataset_split_name, config.reader)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from diffalign.core.keys import AT_LEAST_ONE, Kind, key
 from diffalign.core.specs import Spec
+
+PICTURES: tuple[Kind, ...] = ("image",)  # keys that mean nothing to a language model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,25 +18,25 @@ class EvalConfig:
 
     output_dir: str
     """Folder of a finished `diffalign train` run. Its own base model is what all are compared with."""
-    runs: list[str] = field(default_factory=list)
+    runs: list[str] = key([], kinds=PICTURES, uses=("drawn",))
     """More to compare: folders of finished runs, or pipelines (folder in diffusers layout, or hub id). NAME=PATH gives a name of its own;
     else it is the last part of the path. From three models on, the base counting, a Bradley-Terry table is made."""
     prompts: list[str] = field(default_factory=list)
     """Prompts, files of prompts, or names of sets (partiprompts, geneval, hpsv2, pickapic, ...); each prompt counts once."""
-    max_prompts: int | None = None
+    max_prompts: int | None = key(None, kinds=PICTURES)
     """Take only so many of the prompts, drawn by `seed`."""
-    images_per_prompt: int = 2
+    images_per_prompt: int = key(2, AT_LEAST_ONE, kinds=PICTURES, uses=("how",))
     """Images of each prompt by each model; diversity needs at least two."""
-    scorers: list[Spec] = field(default_factory=list)
+    scorers: list[Spec] = key([], kinds=PICTURES, uses=("drawn",))
     """Judges, constants as {hps: {version: "2.0"}}; see `diffalign score --help`. If not given, those of pickscore, hps, imagereward,
     clipscore and aesthetic that were not used in training; where every prompt is a caption of the embedded world, adherence."""
-    reward: Spec | None = None
+    reward: Spec | None = key(None, kinds=PICTURES, uses=("drawn",))
     """The scorer that training optimised, for the alarm; found in the facts of the run if they say."""
-    taste: str | None = None
+    taste: str | None = key(None, kinds=PICTURES, uses=("drawn",))
     """The same, where it is a taste of the embedded world: warm, large, centred, ..."""
-    features: Spec = "pixels"
+    features: Spec = key("pixels", kinds=PICTURES)
     """Features that diversity is a distance of: pixels (CIELAB of 8 by 8 areas), or {clip: {model: ...}}."""
-    destination: str | None = None
+    destination: str | None = key(None, kinds=PICTURES)
     """Folder of the results; `eval` in output_dir if not given."""
     dataset_name: str | None = None
     """Labelled pairs not trained on, for the implicit accuracy of the run in output_dir."""
@@ -43,27 +46,27 @@ class EvalConfig:
     """Layout of that dataset; found by its columns if not given."""
     device: str | None = None
     """Where to run, for example cuda; a GPU if there is one."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(None, kinds=PICTURES)
     """Precision of all models; the one of the training if not given."""
-    num_inference_steps: int = 25
+    num_inference_steps: int = key(25, AT_LEAST_ONE, kinds=PICTURES, uses=("how",))
     """Denoising steps of every picture."""
-    guidance_scale: float = 5.0
+    guidance_scale: float = key(5.0, kinds=PICTURES, uses=("how",))
     """Guidance of every picture."""
-    positive: str | None = None
+    positive: str | None = key(None, kinds=PICTURES, uses=("drawn",))
     """For a run of diffusion_npo or self_npo: the run it steers; it is then compared with plain guidance on that run."""
-    alpha: float = 1.0
+    alpha: float = key(1.0, kinds=PICTURES)
     """For such a run: how much of `positive` its branch keeps."""
-    beta: float = 1.0
+    beta: float = key(1.0, kinds=PICTURES)
     """For such a run: its own weight."""
-    user: str | None = None
+    user: str | None = key(None, kinds=PICTURES)
     """For a personalised run: whom it draws for, a file of `diffalign user embed`."""
-    user_id: str | None = None
+    user_id: str | None = key(None, kinds=PICTURES)
     """For a personalised run, instead: a user of `pairs`, or one of the training (encoders one_hot and mixture)."""
-    pairs: str | None = None
+    pairs: str | None = key(None, kinds=PICTURES)
     """For a personalised run, instead: a dataset with the choices of a user, of `user_id` if there are several."""
-    seed: int = 0
+    seed: int = key(0, uses=("how",))
     """Seed of the pictures and of the intervals."""
-    overwrite: bool = False
+    overwrite: bool = key(False, kinds=PICTURES)
     """Draw and score everything anew: where a scorer has changed that is no file, such as a server."""
 
 

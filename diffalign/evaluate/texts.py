@@ -28,9 +28,6 @@ from diffalign.models.text.head import States
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe, suppression, top_k
 
-# What `diffalign eval` takes of texts.
-TEXTS = ("output_dir", "prompts", "dataset_name", "dataset_split_name", "reader", "device", "seed")
-
 
 def compare_texts(
     output_dir: str | Path,

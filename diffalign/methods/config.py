@@ -12,6 +12,7 @@ from diffalign.core.specs import Spec
 IMAGE: tuple[Kind, ...] = ("image",)
 TEXT: tuple[Kind, ...] = ("text",)
 REWARD: tuple[Kind, ...] = ("reward",)
+CARD = ("card",)  # keys that a model card shows
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
 
@@ -55,7 +56,7 @@ class TrainConfig:
     """Data transforms in order, instead of the method's own; for example [pairs, {flip_labels: {share: 0.2}}, orient]."""
     max_train_samples: int | None = key(None, AT_LEAST_ONE, kinds=ANY, changes="data")
     """Use only the first so many rows."""
-    resolution: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, resume=True, changes="model")
+    resolution: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, resume=True, changes="model", uses=CARD)
     """Side of the training images in pixels; the model's own if not given."""
     aspect_ratio_buckets: str | None = key(None, kinds=IMAGE, resume=True)
     """Sizes of the training images instead, as "height,width;height,width;...": a record's images all get the one nearest to their
@@ -132,7 +133,7 @@ class TrainConfig:
     precompute_ref_log_probs: bool = key(True, kinds=TEXT)
     """Of texts: the reference's log-probabilities are computed once, for each token, before training."""
 
-    train_method: Literal["lora", "dora", "full", "user"] | None = None
+    train_method: Literal["lora", "dora", "full", "user"] | None = key(None, uses=CARD)
     """Low-rank adapter, the same with learned magnitudes, all weights of the network, or a user branch beside the text's attention
     alone; lora if not given, user for PPD."""
     user_encoder: Spec | None = None
@@ -141,20 +142,20 @@ class TrainConfig:
     shots; mixture: prototypes; one_hot; profile: profiles (JSON file {user: text}); vector: vectors (JSON file {user: [number, ...]})."""
     user_dropout: float = key(0.1, SHARE_BELOW_ONE)
     """Share of users dropped in training; the negative half of guidance uses the zero user."""
-    rank: int = key(8, ABOVE_ZERO)
+    rank: int = key(8, ABOVE_ZERO, uses=CARD)
     """Rank of the adapter."""
-    lora_alpha: float | None = key(None, ABOVE_ZERO, resume=True)
+    lora_alpha: float | None = key(None, ABOVE_ZERO, resume=True, uses=CARD)
     """Scale of the adapter is lora_alpha / rank; the rank itself if not given."""
     lora_dropout: float = key(0.0, SHARE_BELOW_ONE)
     """Dropout in the adapter; adds noise to the policy alone, so zero is best with a reference."""
-    lora_layers: list[str] | None = None
+    lora_layers: list[str] | None = key(None, uses=CARD)
     """Names of the layers that get an adapter; if not given attention projections, of language models all linear layers but the head."""
 
     output_dir: str = key("outputs/train", kinds=ANY, changes="nothing")
     """Folder for weights, checkpoints, logs and pictures."""
     overwrite_output_dir: bool = key(False, kinds=ANY, changes="nothing")
     """Train anew in a folder that holds a run, and remove that run."""
-    seed: int = key(0, kinds=ANY, resume=True, changes="data")
+    seed: int = key(0, kinds=ANY, resume=True, changes="data", uses=CARD)
     """Seed of every draw. A draw belongs to a record and an epoch, not to a batch."""
     train_batch_size: int = key(4, ABOVE_ZERO, kinds=ANY)
     """Records in one forward pass, for each process."""
@@ -162,9 +163,9 @@ class TrainConfig:
     """Forward passes in an optimiser step; equals the batch that is as many times larger."""
     max_train_steps: int = key(1000, ABOVE_ZERO, kinds=ANY)
     """Optimiser steps."""
-    learning_rate: float = key(1e-5, ABOVE_ZERO, kinds=ANY)
+    learning_rate: float = key(1e-5, ABOVE_ZERO, kinds=ANY, uses=CARD)
     """Peak learning rate."""
-    lr_scheduler: str = key("constant_with_warmup", Range(lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}"), kinds=ANY)
+    lr_scheduler: str = key("constant_with_warmup", Range(lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}"), kinds=ANY, uses=CARD)
     """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, ..."""
     lr_warmup_steps: int = key(0, NOT_NEGATIVE, kinds=ANY)
     """Optimiser steps of linear warm-up."""
@@ -182,7 +183,7 @@ class TrainConfig:
     """Epsilon of AdamW."""
     max_grad_norm: float = key(1.0, ABOVE_ZERO, kinds=ANY)
     """Gradients are clipped to this norm."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model")
+    mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD)
     """Precision of the networks; errors and losses are in float32 always."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from diffalign.cli.invocation import command_line
 from diffalign.core.errors import ConfigError
+from diffalign.core.keys import changed, facts_of
 from diffalign.core.runs import Run
 from diffalign.evaluate.options import EvalConfig
 from diffalign.rewards.base import standing
@@ -62,12 +62,11 @@ def _texts(config: EvalConfig, prompts: list[str]) -> int:
     """Compare a language model's run with its base. Raises ConfigError for what only pictures have."""
     import torch
 
-    from diffalign.evaluate.texts import TEXTS, compare_texts
+    from diffalign.evaluate.texts import compare_texts
 
-    plain = EvalConfig(output_dir=config.output_dir)
-    for option in fields(config):
-        if option.name not in TEXTS and getattr(config, option.name) != getattr(plain, option.name):
-            raise ConfigError(f"`{option.name}` is for image models, and {config.output_dir} is the run of a language model")
+    for name in changed(config):
+        if "text" not in facts_of(config)[name].kinds:
+            raise ConfigError(f"`{name}` is for image models, and {config.output_dir} is the run of a language model")
     facts = compare_texts(
         config.output_dir,
         prompts,

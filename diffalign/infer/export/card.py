@@ -14,16 +14,17 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from diffalign.core.keys import keys_for
 from diffalign.core.runs import Run
 from diffalign.data.table import MANIFEST, is_table
 from diffalign.infer.export.user_card import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
+from diffalign.methods.config import TrainConfig
 from diffalign.models.adapters import WEIGHTS
 from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.rewards.base import standing
 
-SETTINGS = ("train_method", "rank", "lora_alpha", "lora_layers", "resolution", "learning_rate", "lr_scheduler", "mixed_precision", "seed")
 PICTURE = "pictures.png"
 
 
@@ -161,7 +162,7 @@ def _training(source: Source) -> dict[str, Any]:
     facts = {"method": run["method"], "objective": run.get("objective"), "trajectory": run.get("trajectory")}
     facts |= {"base": public(run["base"]), "revision": run.get("revision")}
     facts |= {"optimiser steps": run.get("steps"), "records in a step": run.get("batch"), "records": run.get("records")}
-    return facts | {setting.replace("_", " "): source.settings.get(setting) for setting in SETTINGS}
+    return facts | {setting.replace("_", " "): source.settings.get(setting) for setting in keys_for(TrainConfig, "card")}
 
 
 def _data(source: Source) -> str:
