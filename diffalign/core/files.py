@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, whatever is killed while they are written."""
+"""Files and folders that are there whole or not at all, whatever is killed while they are written."""
 
 from __future__ import annotations
 
@@ -74,15 +74,20 @@ def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def write(texts: Mapping[Path, str]) -> None:
-    """Write files of one folder, making it: each of them whole or not at all."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to, which takes its place on success and vanishes on an error; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporaries[path].write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write(texts: Mapping[Path, str]) -> None:
+    """Write files of one folder, making it: each of them whole or not at all, and none before all are on the disk."""
+    with contextlib.ExitStack() as stack:
+        for path, text in reversed(texts.items()):  # a stack is left from its top, so the first file takes its place first
+            stack.enter_context(atomic_file(path)).write_text(text, encoding="utf-8", errors="xmlcharrefreplace")

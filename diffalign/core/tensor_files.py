@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.core.errors import CheckpointError
+from diffalign.core.files import atomic_file
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-    """Write contiguous tensors on the CPU, and what is known of them, under a temporary name first; folders are made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(dict(tensors), temporary, metadata={"format": "pt", **facts})
-    temporary.replace(file)
+    """Write contiguous tensors on the CPU, and what is known of them; folders are made."""
+    with atomic_file(file) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt", **facts})
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import TableError
+from diffalign.core.files import write
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -112,9 +113,7 @@ def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
     if not manifest.exists():
-        temporary = manifest.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"fingerprint": key, **facts}, indent=2) + "\n")
-        temporary.replace(manifest)
+        write({manifest: json.dumps({"fingerprint": key, **facts}, indent=2) + "\n"})
     if json.loads(manifest.read_text()).get("fingerprint") != key:
         raise TableError(f"{folder}: a cache of another table, model or size (stale fingerprint); remove the folder")
     return folder

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import RecordError, TableError
+from diffalign.core.files import atomic_file
 from diffalign.data.records import Candidate, Record, decode_image, encode_image
 from diffalign.data.table import CHUNK, Table
 from diffalign.data.transforms import orient
@@ -183,10 +184,9 @@ def contact_sheet(table: Table, path: str | Path, rows: int = 8, seed: int = 0) 
         sheet.paste(strip, (0, top))
         top += strip.height
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(encode_image(sheet))
-    return temporary.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(encode_image(sheet))
+    return path
 
 
 def _strip(record: Record) -> Image.Image:

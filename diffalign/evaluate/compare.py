@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.files import plain, write
+from diffalign.core.files import atomic_file, plain, write
 from diffalign.core.keys import check_ranges, keys_for
 from diffalign.core.processes import process_state
 from diffalign.core.runs import Run
@@ -230,7 +230,6 @@ def _grid(shown: Sequence[Shown], folder: Path) -> str:
     scale = min(1.0, SIDE / max(width, height))
     side = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = len(first[0].images) * max(1, COLUMNS // len(first[0].images))
-    temporary = folder / f".{GRID}"
-    grid([tile if tile.size == side else tile.resize(side) for tile in tiles], columns).save(temporary, "PNG")
-    temporary.replace(folder / GRID)
+    with atomic_file(folder / GRID) as temporary:
+        grid([tile if tile.size == side else tile.resize(side) for tile in tiles], columns).save(temporary, "PNG")
     return GRID

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.files import write
 from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
@@ -162,7 +163,4 @@ def score_parts(parts: Sequence[Parts], own: Sequence[int], spec: Spec, device: 
         rows = values.reshape(len(records), model.images_per_prompt).tolist()
         about = {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec}
         facts = {"scorer": about, "scores": [[value if math.isfinite(value) else None for value in row] for row in rows]}
-        path = model.scores(part, spec)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
-        temporary.replace(path)
+        write({model.scores(part, spec): json.dumps(facts)})

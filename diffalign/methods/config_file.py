@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.files import write
 from diffalign.core.runs import CONFIG, Run
 from diffalign.methods.config import ALIASES, TrainConfig
 
@@ -95,6 +96,4 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
     """Write every key of `config`, so that the file alone repeats the run; it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
+    write({path: yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)})

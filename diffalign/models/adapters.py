@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.files import atomic_folder
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -146,11 +146,8 @@ def _load_peft(model: Any, file: Path, prefix: str, name: str) -> None:
 
 def save_full(model: Any, folder: Path) -> None:
     """Write all weights of the denoiser to `folder` (diffusers layout, safetensors); an older folder is replaced at the end."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
 
 
 def load_result(model: Any, folder: Path, *, full: bool, component: str) -> None:

@@ -7,7 +7,6 @@ import gc
 import itertools
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError, TableError
-from diffalign.core.files import settle
+from diffalign.core.files import atomic_file, settle, write
 from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
 from diffalign.data.records import Record, decode_image
@@ -117,7 +116,7 @@ def _compute(table: Table, stem: Path, spec: Spec, device: str, part: int, todo:
     """Add the scores of `todo` to `done` and, part by part, to files that begin with `stem`; return what is known of the scorer."""
     scorer = load_scorer(spec, device=device)
     about = {name: getattr(scorer, name) for name in ("name", "scale", "licence", "max_tokens", "revision")} | {"spec": spec}
-    _place(stem.with_suffix(".json"), lambda file: file.write_text(json.dumps(about), encoding="utf-8"))
+    write({stem.with_suffix(".json"): json.dumps(about)})
     images, size = _images(table, set(todo)), min(BATCH, part)
     found: dict[Key, float] = {}
     with tqdm(total=len(todo) + len(done), initial=len(done), desc=f"score {scorer.name}", unit=" images", disable=None) as bar:
@@ -187,12 +186,6 @@ def _write(stem: Path, found: dict[Key, float], done: dict[Key, float]) -> None:
     columns = {"id": [key[0] for key in found], "candidate": [key[1] for key in found], "score": list(found.values())}
     if found:
         file = stem.with_name(f"{stem.name}-{len(done):09d}.parquet")
-        _place(file, lambda temporary: pq.write_table(pa.table(columns), temporary))
+        with atomic_file(file) as temporary:
+            pq.write_table(pa.table(columns), temporary)
     done |= found
-
-
-def _place(file: Path, write: Any) -> None:
-    """Write a file under another name first, so that it is there whole or not at all."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    write(temporary)
-    temporary.replace(file)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.core.errors import CheckpointError
-from diffalign.core.files import atomic_folder
+from diffalign.core.files import atomic_folder, write
 
 WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"
 
@@ -91,9 +91,7 @@ def keep_log(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line, logged in _log_lines(path) if logged <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write({path: "".join(kept)})
 
 
 def _log_lines(path: Path) -> Iterator[tuple[str, int]]:

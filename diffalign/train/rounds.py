@@ -23,7 +23,7 @@ from typing import Any
 
 from diffalign.core.claim import claim, settle
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
-from diffalign.core.files import atomic_folder, write
+from diffalign.core.files import atomic_file, atomic_folder, write
 from diffalign.core.keys import facts_of, require
 from diffalign.core.processes import process_state
 from diffalign.core.runs import CONFIG, RUN, Run
@@ -231,9 +231,8 @@ def _take(source: Path, destination: Path) -> None:
         with atomic_folder(destination) as temporary:
             shutil.copytree(source, temporary, dirs_exist_ok=True)
     elif source.is_file():
-        temporary = destination.with_name(f"{destination.name}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(destination)
+        with atomic_file(destination) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _joined(logs: list[Path], starts: list[int]) -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 import diffalign
 from diffalign.cli.demo.options import QuickstartConfig
 from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.files import atomic_file
 from diffalign.data.records import encode_image
 from diffalign.data.world.captions import parse, random_caption
 from diffalign.data.world.judge import mean_adherence
@@ -256,9 +257,8 @@ class Quickstart:
 
 
 def _write_pairs(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(rows), temporary)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def fresh(folder: Path) -> None:

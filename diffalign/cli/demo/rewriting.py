@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.stats import bootstrap
 
+from diffalign.core.intervals import bootstrapped
 from diffalign.data.records import Candidate, Message, Record
 from diffalign.data.world import rewrites
 from diffalign.data.world.judge import adherence, read
@@ -88,8 +88,4 @@ class Gain:
 def gain(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Gain:
     """Return by how much `after` lies above `before`, prompt by prompt; the interval is bootstrapped over prompts."""
     gaps = np.asarray(after) - np.asarray(before)
-    mean = float(gaps.mean())
-    if np.ptp(gaps) == 0.0:
-        return Gain(mean, mean, mean)
-    low, high = bootstrap((gaps,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(seed)).confidence_interval
-    return Gain(mean, float(low), float(high))
+    return Gain(float(gaps.mean()), *bootstrapped(gaps, seed))

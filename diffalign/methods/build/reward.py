@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from diffalign.core.errors import TableError
+from diffalign.core.files import atomic_file
 from diffalign.data.view import Entry, View
 from diffalign.methods.build.common import cache_root, order
 from diffalign.methods.build.data import open_dataset
@@ -124,7 +125,6 @@ def measured(head: Head, held_out: RewardPairs, beta: float, seed: int, folder: 
     if isinstance(head, PalHead):
         facts["unknown_users"] = int((batch.users < 0).sum())
     logger.info("%s", in_words(facts))
-    temporary = folder / f".{PICTURE}"
-    reliability(facts["bins"]).save(temporary, "PNG")
-    temporary.replace(folder / PICTURE)
+    with atomic_file(folder / PICTURE) as temporary:
+        reliability(facts["bins"]).save(temporary, "PNG")
     return {"held_out": facts}
