@@ -89,5 +89,5 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def write(texts: Mapping[Path, str]) -> None:
     """Write files of one folder, making it: each of them whole or not at all, and none before all are on the disk."""
     with contextlib.ExitStack() as stack:
-        for path, text in reversed(texts.items()):  # a stack is left from its top, so the first file takes its place first
+        for path, text in reversed(list(texts.items())):  # a stack is left from its top, so the first file takes its place first
             stack.enter_context(atomic_file(path)).write_text(text, encoding="utf-8", errors="xmlcharrefreplace")

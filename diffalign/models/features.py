@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -15,17 +14,17 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModelWithProjection, PretrainedConfig
+from transformers import AutoImageProcessor
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.data.cache import fingerprint as hashed
 from diffalign.data.pixels import centred
+from diffalign.models.clip import Clip, config_of
+from diffalign.models.weights import UNREADABLE, weights_hash
 
 SIDE = 8  # of the latents, at most: enough to tell colours and places, and 256 numbers for four channels
 BATCH = 32  # images at once
 OPEN_CLIP = "open_clip:"
-UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what transformers raises for a model that it cannot load
-CLIPS: dict[str, Any] = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
 
 
 class Features(Protocol):
@@ -138,32 +137,17 @@ Loaded = tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Sequence[Image.I
 
 
 def _transformers(name: str, revision: str | None) -> Loaded:
-    """Return a CLIP of transformers. The whole one is asked for its image features: its projection is as wide as its own config says."""
+    """Return a CLIP of transformers; of a whole one the projection is as wide as its own config says."""
+    clip = Clip.load(name, revision, "cpu", "either")
     try:
-        kind = _config(name, revision).model_type
         processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-        network = whole(CLIPS[kind], name, revision)
     except UNREADABLE as error:
         raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
-
-    def embed(pixels: Tensor) -> Tensor:
-        if kind == "clip_vision_model":
-            return network(pixel_values=pixels).image_embeds
-        found = network.get_image_features(pixel_values=pixels)
-        return found if isinstance(found, Tensor) else found.pooler_output  # transformers 4 gave the embeddings themselves
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
         return processor(images=list(images), return_tensors="pt")["pixel_values"]
 
-    return network, embed, prepare, processor.to_json_string()
-
-
-def _config(name: str, revision: str | None) -> Any:
-    """Return the config of a CLIP of transformers."""
-    facts, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    if (kind := facts.get("model_type")) not in CLIPS:
-        raise CheckpointError(f"{name}: a model of type `{kind}`; features come from a CLIP ({', '.join(CLIPS)})")
-    return CLIPS[kind].config_class.from_dict(facts)
+    return clip.network, clip.images, prepare, processor.to_json_string()
 
 
 def clip_width(name: str, revision: str | None = None) -> int:
@@ -174,31 +158,9 @@ def clip_width(name: str, revision: str | None = None) -> int:
         config: Any = open_clip.get_model_config(_architecture(name)[0])
         return int(config["embed_dim"])
     try:
-        return int(_config(name, revision).projection_dim)
+        return int(config_of(name, revision).projection_dim)
     except UNREADABLE as error:
         raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
-
-
-def whole(kind: Any, name: str, revision: str | None, **settings: Any) -> Any:
-    """Return a model of transformers with every weight from safetensors; `kind` is its class or an auto class.
-
-    Raises CheckpointError if some are not there: transformers would draw them at random. Its own errors, UNREADABLE, pass.
-    """
-    settings |= {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
-    network, report = kind.from_pretrained(name, revision=revision, **settings)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(f"{name}: {len(missing)} weights of a {type(network).__name__} are not there, such as `{missing[0]}`")
-    return network
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Return a hash over the names, shapes and first numbers of all weights."""
-    digest = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.flatten()[:256].cpu().double().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _open_clip(name: str, revision: str | None) -> Loaded:

@@ -69,12 +69,12 @@ def pixels(*, side: int = 8) -> Features:
 
 def clip(*, model: str = CLIP_L, revision: str | None = None, device: str = "cpu") -> Features:
     """Return the unit image embeddings of a CLIP in a folder or on the hub; distances are in [0, 2]."""
-    network, frame = vision(model, revision, device)
+    clip, frame = vision(model, revision, device)
 
     @torch.no_grad()
     def embedded(images: Sequence[Image.Image]) -> np.ndarray:
         parts = [frame.pixels(images[start : start + BATCH]).to(device) for start in range(0, len(images), BATCH)]
-        found = [F.normalize(network(pixel_values=part).image_embeds, dim=-1) for part in parts]
+        found = [F.normalize(clip.images(part), dim=-1) for part in parts]
         return torch.cat(found).double().cpu().numpy()
 
     return embedded

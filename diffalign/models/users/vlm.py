@@ -21,8 +21,8 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoM
 from diffalign.core import tensor_files as files
 from diffalign.core.errors import CheckpointError, TableError
 from diffalign.data.cache import fingerprint as hashed
-from diffalign.models.features import UNREADABLE, weights_hash, whole
 from diffalign.models.users.choices import Choice, contents
+from diffalign.models.weights import UNREADABLE, weights_hash, whole
 
 logger = logging.getLogger(__name__)
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.cache import fingerprint
 from diffalign.data.pixels import centred
-from diffalign.models.features import OPEN_CLIP, UNREADABLE, ClipFeatures
+from diffalign.models.clip import Clip, load_tokenizer
+from diffalign.models.features import OPEN_CLIP, ClipFeatures
 from diffalign.rewards.heads.settings import PIXELS
 
 BATCH = 32  # prompts at once
@@ -80,30 +81,22 @@ class ClipEmbeds:
     def __init__(self, name: str, revision: str | None = None, device: torch.device | str = "cpu") -> None:
         if name.startswith(OPEN_CLIP):
             raise ConfigError(f"{name}: reward models read a CLIP of transformers, with its text half; give its folder or hub id")
-        self._seen = ClipFeatures(name, revision, device)
-        if not isinstance(self._seen.network, CLIPModel):
+        self._features = ClipFeatures(name, revision, device)
+        if not isinstance(self._features.network, CLIPModel):
             raise CheckpointError(f"{name}: the image half of a CLIP alone; a reward model reads its prompts too, give a whole one")
-        self._network: Any = self._seen.network
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        except UNREADABLE as error:
-            raise CheckpointError(f"{name}: the CLIP's tokenizer cannot be loaded: {error}") from error
-        self.max_tokens: int | None = int(self._network.config.text_config.max_position_embeddings)
-        self.fingerprint = self._seen.fingerprint  # a hash of both halves
-        self.image_width, self.prompt_width = self._seen.width, int(self._network.config.projection_dim)
+        self._clip = Clip(self._features.network, torch.device(device))
+        self._tokenizer = load_tokenizer(name, revision)
+        self.max_tokens: int | None = self._clip.max_tokens
+        self.fingerprint = self._features.fingerprint  # a hash of both halves
+        self.image_width, self.prompt_width = self._features.width, int(self._clip.network.config.projection_dim)
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return (N, F)."""
-        return self._seen(images)
+        return self._features(images)
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str]) -> Tensor:
         """Return (N, D); what is longer than `max_tokens` is cut."""
-        found = []
-        for start in range(0, len(prompts), BATCH):
-            part = list(prompts[start : start + BATCH])
-            given = self._tokenizer(part, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt")
-            told = {key: given[key].to(self._network.device) for key in ("input_ids", "attention_mask")}
-            embeds = self._network.get_text_features(**told)
-            found.append((embeds if isinstance(embeds, Tensor) else embeds.pooler_output).float().cpu())  # transformers 4 gave tensors
-        return F.normalize(torch.cat(found), dim=1) * self.prompt_width**0.5
+        parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+        embeds = torch.cat([self._clip.texts(self._tokenizer, part, padding="max_length").float().cpu() for part in parts])
+        return F.normalize(embeds, dim=1) * self.prompt_width**0.5

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
+from transformers import AutoImageProcessor
 
 from diffalign.core.errors import CheckpointError
-from diffalign.models.features import UNREADABLE, whole
+from diffalign.models.clip import Clip, load_tokenizer
+from diffalign.models.weights import UNREADABLE
 from diffalign.rewards.scorers.frame import Frame
 from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 
@@ -27,13 +27,13 @@ def pickscore(*, model: str = PICKSCORE, processor: str | None = None, revision:
     where it has none, as the published one.
     """
     own = (Path(model) / "preprocessor_config.json").is_file()
-    network, frame, tokens, longest = _clip(model, processor or (model if own else CLIP_H), revision, device)
+    clip, frame, cosine = _compared(model, processor or (model if own else CLIP_H), revision, device)
 
     def formula(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        return network.logit_scale.exp() * _cosine(network, pixels, tokens(prompts))
+        return clip.network.logit_scale.exp() * cosine(pixels, prompts)
 
     scale = "100 times the cosine of image and prompt, usually 17 to 24; compares images of one prompt: chances are the softmax over them"
-    return Network("pickscore", scale, "MIT (code; the weights name none)", longest, revision, frame, formula, device)
+    return Network("pickscore", scale, "MIT (code; the weights name none)", clip.max_tokens, revision, frame, formula, device)
 
 
 def clipscore(
@@ -48,13 +48,13 @@ def clipscore(
 
     The paper has weight 2.5, ViT-B/32 and captions that begin with the prefix "A photo depicts "; torchmetrics has weight 100.
     """
-    network, frame, tokens, longest = _clip(model, model, revision, device)
+    clip, frame, cosine = _compared(model, model, revision, device)
 
     def formula(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        return weight * _cosine(network, pixels, tokens([prefix + prompt for prompt in prompts])).clamp(min=0.0)
+        return weight * cosine(pixels, [prefix + prompt for prompt in prompts]).clamp(min=0.0)
 
     scale = f"{weight:g} times the cosine of image and prompt of {model}, not below zero; usually {0.2 * weight:g} to {0.38 * weight:g}"
-    return Network("clipscore", scale, "MIT (OpenAI's and LAION's weights)", longest, revision, frame, formula, device)
+    return Network("clipscore", scale, "MIT (OpenAI's and LAION's weights)", clip.max_tokens, revision, frame, formula, device)
 
 
 def aesthetic(
@@ -70,13 +70,13 @@ def aesthetic(
     `revision` is of `model`.
     """
     weights = read_weights(head, "aesthetic-model.pth")
-    network, frame = vision(model, revision, device)
+    clip, frame = vision(model, revision, device)
     predictor = linear_head(weights["layers.0.weight"].shape[1] if "layers.0.weight" in weights else 1)
     fill(predictor, {key.removeprefix("layers."): value.float() for key, value in weights.items()}, head)
     frozen(predictor, device)
 
     def formula(pixels: Tensor, _: Sequence[str]) -> Tensor:
-        return predictor(F.normalize(network(pixel_values=pixels).image_embeds, dim=-1)).squeeze(-1)
+        return predictor(F.normalize(clip.images(pixels), dim=-1)).squeeze(-1)
 
     scale = "mean rating of people on 1 to 10, usually 4 to 7; prompts are not read"
     return Network("aesthetic", scale, "Apache-2.0 (head), MIT (CLIP)", None, revision, frame, formula, device)
@@ -91,35 +91,25 @@ def linear_head(width: int) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-Tokens = Callable[[Sequence[str]], Any]
+Cosine = Callable[[Tensor, Sequence[str]], Tensor]
 
 
-def _clip(name: str, processor: str, revision: str | None, device: str) -> tuple[Any, Frame, Tokens, int]:
-    """Return a CLIP, its frame, its tokenizer and how many tokens it reads. Raises CheckpointError if any of them does not load."""
-    known = revision if processor == name else None
-    try:
-        network = whole(CLIPModel, name, revision, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(processor, revision=known, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{name}: no CLIP with a tokenizer can be loaded from here: {error}") from error
-    frozen(network, device)
-    longest = network.config.text_config.max_position_embeddings
+def _compared(name: str, processor: str, revision: str | None, device: str) -> tuple[Clip, Frame, Cosine]:
+    """Return a CLIP, its frame, and the cosines (N,) of pixels and texts. Raises CheckpointError if any of its files does not load."""
+    processor_revision = revision if processor == name else None
+    clip = Clip.load(name, revision, device, "both", dtype=torch.float32)
+    tokenizer = load_tokenizer(processor, processor_revision)
 
-    def tokens(prompts: Sequence[str]) -> Any:
-        given = tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        return {name: given[name].to(device) for name in ("input_ids", "attention_mask")}
+    def cosine(pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        image, text = clip.images(pixels), clip.texts(tokenizer, texts)
+        return (F.normalize(image, dim=-1) * F.normalize(text, dim=-1)).sum(dim=-1)
 
-    return network, frame_of(processor, known), tokens, longest
+    return clip, frame_of(processor, processor_revision), cosine
 
 
-def vision(name: str, revision: str | None, device: str) -> tuple[Any, Frame]:
+def vision(name: str, revision: str | None, device: str) -> tuple[Clip, Frame]:
     """Return the image half of a CLIP and its frame. Raises CheckpointError if it does not load."""
-    try:
-        network = whole(CLIPVisionModelWithProjection, name, revision, dtype=torch.float32)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{name}: no CLIP can be loaded from here: {error}") from error
-    frozen(network, device)
-    return network, frame_of(name, revision)
+    return Clip.load(name, revision, device, "image", dtype=torch.float32), frame_of(name, revision)
 
 
 def frame_of(name: str, revision: str | None) -> Frame:
@@ -132,10 +122,3 @@ def frame_of(name: str, revision: str | None) -> Frame:
     if side is None or side != crop or int(facts.get("resample", 3)) != 3:
         raise CheckpointError(f"{name}: an image processor that does not resize bicubically and crop, as a CLIP's does")
     return Frame(side, "floor", tuple(facts["image_mean"]), tuple(facts["image_std"]))
-
-
-def _cosine(network: Any, pixels: Tensor, tokens: Any) -> Tensor:
-    """Return (N,) cosines of images and texts."""
-    image, text = network.get_image_features(pixel_values=pixels), network.get_text_features(**tokens)
-    first, second = (v if isinstance(v, Tensor) else v.pooler_output for v in (image, text))  # transformers 4 gave tensors
-    return (F.normalize(first, dim=-1) * F.normalize(second, dim=-1)).sum(dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from diffalign.core.errors import CheckpointError
-from diffalign.models.features import UNREADABLE
+from diffalign.models.weights import UNREADABLE
 from diffalign.rewards.scorers.clip import linear_head
 from diffalign.rewards.scorers.frame import Frame
 from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights

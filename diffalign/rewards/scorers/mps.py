@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from diffalign.core.errors import CheckpointError
-from diffalign.models.features import UNREADABLE
+from diffalign.models.weights import UNREADABLE
 from diffalign.rewards.scorers.clip import CLIP_H, frame_of
 from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 

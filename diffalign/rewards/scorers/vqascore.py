@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.models.features import UNREADABLE, whole
 from diffalign.models.users.vlm import chat, checked, encoded
+from diffalign.models.weights import UNREADABLE, whole
 from diffalign.rewards.scorers.function import Asked
 from diffalign.rewards.scorers.network import frozen
 
