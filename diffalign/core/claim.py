@@ -57,8 +57,8 @@ def settle(folder: Path, *, during_claim: bool = False) -> None:
         host, pid, started, patterns = (owner[name] for name in ("host", "pid", "started", "patterns"))
     except (OSError, ValueError, KeyError, TypeError):
         host, pid, started, patterns = socket.gethostname(), -1, 0.0, []  # killed before anything was moved
-    own = pid == os.getpid()
-    if host != socket.gethostname() or (own and during_claim) or (not own and _lives(pid, started)):
+    ours = pid == os.getpid()
+    if host != socket.gethostname() or (ours and during_claim) or (not ours and _lives(pid, started)):
         return
     _settle(folder, patterns)
 

@@ -41,19 +41,19 @@ def bind(kind: str, table: Mapping[str, Callable[..., Any]], spec: Spec, **defau
     >>> bind("step", {"shift": lambda x, *, by=1: x + by}, {"shift": {"by": 2}})(1)
     3
     """
-    name, given = single(kind, spec)
+    name, written = single(kind, spec)
     if name not in table:
         raise ConfigError(f"there is no {kind} `{name}`.{did_you_mean(name, table)}")
     accepted = {n: p for n, p in inspect.signature(table[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for constant in given:
+    for constant in written:
         if constant not in accepted:
             raise ConfigError(f"{kind} `{name}` takes no `{constant}`.{did_you_mean(constant, accepted)}")
-    _check_types(kind, name, table[name], given)
+    _check_types(kind, name, table[name], written)
     constants = {n: p.default for n, p in accepted.items() if p.default is not p.empty}
-    constants |= {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(given)
+    constants |= {n: v for n, v in defaults.items() if n in accepted and v is not None} | dict(written)
     if missing := [n for n in accepted if n not in constants]:
         raise ConfigError(f"{kind} `{name}` needs `{missing[0]}`; give it as {{{name}: {{{missing[0]}: ...}}}}")
-    return Bound(name, given, constants, table[name])
+    return Bound(name, written, constants, table[name])
 
 
 def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:

@@ -140,7 +140,7 @@ class TextBatch:
         """Return the batch on `device`."""
 
         def moved(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
-            return tuple(tuple(ids.to(device) for ids in own) for own in parts)
+            return tuple(tuple(ids.to(device) for ids in texts) for texts in parts)
 
         reference = None if self.reference is None else self.reference.to(device)
         return TextBatch(moved(self.prompts), moved(self.completions), self.prob.to(device), self.ids, reference, self.labels.to(device))

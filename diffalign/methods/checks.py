@@ -298,10 +298,10 @@ def parse_buckets(text: str | None) -> tuple[tuple[int, int], ...]:
     """Return (height, width) of every bucket of "672,1568;688,1504", as diffusers' scripts take them. Raises ConfigError for other text."""
     buckets = []
     for pair in () if text is None else text.strip().split(";"):
-        found = re.fullmatch(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*", pair)
-        if found is None:
+        match = re.fullmatch(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*", pair)
+        if match is None:
             raise ConfigError(f"`aspect_ratio_buckets`: found {pair!r}; expected height,width in pixels, and `;` between the buckets")
-        buckets.append((int(found[1]), int(found[2])))
+        buckets.append((int(match[1]), int(match[2])))
     return tuple(buckets)
 
 

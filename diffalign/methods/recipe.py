@@ -64,13 +64,13 @@ def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
     from diffalign.models.diffusion.trajectory import DRIVERS, TRAJECTORIES
 
     ((name, constants),) = part(config, "trajectory").items()
-    own = {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}
+    of_trajectory = {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}
     users = users_of(config)
     return Recipe(
         method=METHODS[config.method],
         kind=kind,
         objective=bind_objective(part(config, "objective")),
-        trajectory=bind("trajectory", TRAJECTORIES, {name: own}),
+        trajectory=bind("trajectory", TRAJECTORIES, {name: of_trajectory}),
         driver=constants.get("driver", DRIVERS.get(name, "policy")),
         error=bind("error", ERRORS, part(config, "error")),
         transforms=tuple(transforms_of(config)),

@@ -41,8 +41,8 @@ def find(output_dir: Path, wanted: str) -> Path | None:
     Raises CheckpointError if a named one is missing or incomplete.
     """
     if wanted == "latest":
-        found = _all(output_dir)
-        return found[-1] if found else None
+        complete = _all(output_dir)
+        return complete[-1] if complete else None
     for folder in (Path(wanted), output_dir / wanted):
         if folder.is_dir():
             if missing := _missing(folder):
@@ -78,8 +78,8 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _all(output_dir: Path) -> list[Path]:
     """Return complete checkpoints, oldest first, by number and not by name."""
-    found = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return [path for _, path in sorted(found) if not _missing(path)]
+    numbered = [(int(m.group(1)), p) for p in output_dir.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+    return [path for _, path in sorted(numbered) if not _missing(path)]
 
 
 def _missing(folder: Path) -> list[str]:

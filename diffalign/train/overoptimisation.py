@@ -105,24 +105,24 @@ class Watch:
 
     def look(self, parts: Parts, step: int, facts: Mapping[str, Any]) -> None:
         """Judge pictures of the network as it is, write it to `best/` if it is, and count alarms; `facts` are for its run.json."""
-        seen = self._seen(parts, step)
-        base = self.base = self.base or seen
+        pictures = self._seen(parts, step)
+        base = self.base = self.base or pictures
         shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
-        held_out = [change(base.scores[name], scores, shown, name) for name, scores in seen.scores.items()]
+        held_out = [change(base.scores[name], scores, shown, name) for name, scores in pictures.scores.items()]
         rewards = [held_out.pop()] if self.config.eval_reward else []
         if self.recent:
             steps = [str(number) for number in range(len(self.recent))]
             rewards.append(change([0.5] * len(self.recent), self.recent, steps, "implicit_acc"))
-        variety = change(base.diversity, seen.diversity, self.prompts, "diversity")
+        variety = change(base.diversity, pictures.diversity, self.prompts, "diversity")
         rung = (reasons for reward in rewards if (reasons := alarm(reward, held_out, variety)))
-        reasons = [*next(rung, []), *_unjudged(base, seen)]
+        reasons = [*next(rung, []), *_unjudged(base, pictures)]
         effects = [held.effect for held in held_out]
         gained = fmean(effects) if all(map(math.isfinite, effects)) else math.nan
         if step and not reasons and gained >= (-math.inf if self.best is None else self.best[1]):
             self.best = step, gained
             self._keep(parts, {"steps": step, "held_out": gained, **facts})
         self._count(reasons, step)
-        self._tell(seen, [*held_out, *rewards, variety], gained, reasons, step)
+        self._tell(pictures, [*held_out, *rewards, variety], gained, reasons, step)
 
     def shared(self) -> dict[str, float]:
         """Return what is logged of the last look, which is the first process's, as is whether to stop."""
@@ -194,15 +194,15 @@ class Watch:
             best = "" if self.best is None else f" The best weights, of step {self.best[0]}, are in {self.config.output_dir}/{BEST}."
             logger.warning("stopped at %s.%s", self.stopped, best)
 
-    def _tell(self, seen: Seen, changes: Sequence[Change], gained: float, reasons: list[str], step: int) -> None:
+    def _tell(self, pictures: Seen, changes: Sequence[Change], gained: float, reasons: list[str], step: int) -> None:
         """Write a row of eval.jsonl, and note what is logged."""
-        levels = {name: fmean(_judged(scores) or [math.nan]) for name, scores in seen.scores.items()}
-        levels |= {"diversity": fmean(seen.diversity), "saturation": seen.saturation, "sharpness": seen.sharpness}
+        levels = {name: fmean(_judged(scores) or [math.nan]) for name, scores in pictures.scores.items()}
+        levels |= {"diversity": fmean(pictures.diversity), "saturation": pictures.saturation, "sharpness": pictures.sharpness}
         row = {"step": step, **levels, "changes": list(map(asdict, changes)), "held_out": gained, "alarm": reasons}
         with (Path(self.config.output_dir) / EVALUATIONS).open("a", encoding="utf-8") as log:
             log.write(json.dumps(plain(row)) + "\n")
-        told = levels | {f"{one.name}_change": one.value for one in changes} | {"held_out": gained, "alarm": float(bool(reasons))}
-        self.said = {f"eval/{name}": value for name, value in told.items() if math.isfinite(value)}
+        logged = levels | {f"{one.name}_change": one.value for one in changes} | {"held_out": gained, "alarm": float(bool(reasons))}
+        self.said = {f"eval/{name}": value for name, value in logged.items() if math.isfinite(value)}
 
 
 def _unjudged(base: Seen, seen: Seen) -> list[str]:

@@ -108,34 +108,36 @@ def planned(config: TrainConfig) -> list[Round]:
     rounds: list[Round] = []
     for number in range(1, config.rounds + 1):
         folder, before = Path(config.output_dir) / f"round-{number}", rounds[-1].training.output_dir if rounds else config.start_from
-        given = bool(config.dataset_name) and number == 1
+        has_data = bool(config.dataset_name) and number == 1
         drawn = replace(drawing, output_dir=str(folder / "data"), seed=drawing.seed + SPACING * (number - 1))
         if before is not None:  # a run knows its own
             drawn = replace(
                 drawn, **dict.fromkeys(("revision", "variant", "pretrained_vae_model_name_or_path")), pretrained_model_name_or_path=before
             )
         plain = {} if number == 1 else {"reader": None, "dataset_split_name": None}
-        own = replace(
+        training = replace(
             config,
             rounds=1,
             generate={},
-            dataset_name=config.dataset_name if given else drawn.output_dir,
+            dataset_name=config.dataset_name if has_data else drawn.output_dir,
             start_from=before,
             output_dir=str(folder),
             overwrite_output_dir=False,
             seed=config.seed + SPACING * (number - 1),
             **plain,
         )
-        rounds.append(Round(number, None if given else drawn, tuple(subset(prompts, drawing.max_prompts, drawing.seed, number - 1)), own))
+        rounds.append(
+            Round(number, None if has_data else drawn, tuple(subset(prompts, drawing.max_prompts, drawing.seed, number - 1)), training)
+        )
     return rounds
 
 
 def _drawing(config: TrainConfig) -> GenerateConfig:
     """Return what `generate` says, with what the training says of the model. Raises ConfigError for unknown names, types and its own."""
-    known = [field.name for field in dataclasses.fields(GenerateConfig) if field.name not in FROM_TRAINING]
+    flags = [field.name for field in dataclasses.fields(GenerateConfig) if field.name not in FROM_TRAINING]
     for name in config.generate:
-        if name not in known:
-            raise ConfigError(f"`generate` takes no `{name}`.{did_you_mean(name, known)}")
+        if name not in flags:
+            raise ConfigError(f"`generate` takes no `{name}`.{did_you_mean(name, flags)}")
     values = {name: getattr(config, name) for name in MODEL} | {"seed": config.seed, "output_dir": config.output_dir} | config.generate
     if isinstance(values.get("prompts"), str):
         values["prompts"] = [values["prompts"]]
@@ -203,18 +205,27 @@ def _gather(folder: Path, rounds: list[Path]) -> None:
     for name in RESULTS:
         _take(rounds[-1] / name, folder / name)
     facts = [_facts(round_) for round_ in rounds]
-    starts = list(accumulate((known["steps"] for known in facts), initial=0))
+    starts = list(accumulate((facts_of_round["steps"] for facts_of_round in facts), initial=0))
     for round_, done in zip(rounds, starts, strict=False):
         _pictures(round_ / "validation", folder / "validation", done)
     for name in (LOG, EVALUATIONS):
         if (rounds[-1] / name).is_file():
             write({folder / name: _joined([round_ / name for round_ in rounds], starts)})
-    said = [{name: known.get(name) for name in ("seed", "table", "records", "steps", "skipped")} for known in facts]
+    summaries = [{name: facts_of_round.get(name) for name in ("seed", "table", "records", "steps", "skipped")} for facts_of_round in facts]
     whole = {name: value for name, value in facts[-1].items() if name != "start"}
-    whole |= {"seed": facts[0]["seed"], "steps": starts[-1], "skipped": sum(known["skipped"] for known in facts), "rounds": said}
+    whole |= {
+        "seed": facts[0]["seed"],
+        "steps": starts[-1],
+        "skipped": sum(facts_of_round["skipped"] for facts_of_round in facts),
+        "rounds": summaries,
+    }
     if whole.get("stopped"):
         whole["stopped"] = f"round {len(rounds)}, {whole['stopped']}"
-    kept = [(round_, done, known["best"]) for round_, done, known in zip(rounds, starts, facts, strict=False) if known.get("best")]
+    kept = [
+        (round_, done, facts_of_round["best"])
+        for round_, done, facts_of_round in zip(rounds, starts, facts, strict=False)
+        if facts_of_round.get("best")
+    ]
     for round_, done, best in kept[-1:]:
         _take(round_ / BEST, folder / BEST)
         whole["best"] = best | {"step": done + best["step"]}

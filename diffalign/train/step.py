@@ -27,8 +27,8 @@ def preference_step(
     with driving() as network:
         query = parts.likelihood.prepare(network, batch, generator)
     reference = parts.reference.score(parts.likelihood, query)
-    own = one_by_one(parts.likelihood, policy, query) if sequential else parts.likelihood.score(policy, query)
-    scores = parts.likelihood.scores(own, reference, batch)
+    scored = one_by_one(parts.likelihood, policy, query) if sequential else parts.likelihood.score(policy, query)
+    scores = parts.likelihood.scores(scored, reference, batch)
     return parts.recipe.objective(scores).mean(), scores
 
 
@@ -48,6 +48,6 @@ def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Tensor:
 
 def candidate(query: Query, k: int) -> Query:
     """Return the query of candidate `k` alone."""
-    noised, own = query.noised, slice(k, k + 1)
-    frames = None if query.frames is None else query.frames[:, own]
-    return replace(query, noised=replace(noised, x_t=noised.x_t[:, own], target=noised.target[:, own]), frames=frames)
+    noised, place = query.noised, slice(k, k + 1)
+    frames = None if query.frames is None else query.frames[:, place]
+    return replace(query, noised=replace(noised, x_t=noised.x_t[:, place], target=noised.target[:, place]), frames=frames)

@@ -64,21 +64,25 @@ def run(config: CONFIG) -> int:
     from diffalign.rewards.agreement import counted, describe
 
     check_resamples(config.resamples)
-    given = {name: getattr(config, name) for name in ("scores", "human", "votes", "prompt", "both_bad")}
-    said = read_judgements(config.dataset_name, **given)
-    if not counted(said.human)["pairs"]:
+    options = {name: getattr(config, name) for name in ("scores", "human", "votes", "prompt", "both_bad")}
+    judgements = read_judgements(config.dataset_name, **options)
+    if not counted(judgements.human)["pairs"]:
         raise ConfigError(
             f"{config.dataset_name}: no two things under one prompt, so nothing to compare; --prompt names the column of prompts"
         )
-    if not said.scorers and len(said.raters) < 2:
+    if not judgements.scorers and len(judgements.raters) < 2:
         print("no --scores are given, and there is one rater at most: only the votes are counted")
-    facts: dict[str, Any] = {"human": counted(said.human) | {"unlabelled": said.unlabelled}, "votes": said.counts, "raters": _raters(said)}
+    facts: dict[str, Any] = {
+        "human": counted(judgements.human) | {"unlabelled": judgements.unlabelled},
+        "votes": judgements.counts,
+        "raters": _raters(judgements),
+    }
     facts["scorers"] = {}
-    for name, judged in said.scorers.items():
-        if not counted(judged)["pairs"]:
+    for name, pairs in judgements.scorers.items():
+        if not counted(pairs)["pairs"]:
             raise ConfigError(f"{config.dataset_name}: no two things under one prompt have a score `{name}`")
-        found = describe(judged, resamples=config.resamples, seed=config.seed)
-        facts["scorers"][name] = {"without_score": said.left_out[name]} | found
+        numbers = describe(pairs, resamples=config.resamples, seed=config.seed)
+        facts["scorers"][name] = {"without_score": judgements.left_out[name]} | numbers
         print("\n".join(_lines(name, facts["scorers"][name])))
     print("\n".join(_summary(facts)))
     if config.destination is not None:
@@ -87,31 +91,33 @@ def run(config: CONFIG) -> int:
     return 0
 
 
-def _raters(said: Judgements) -> dict[str, dict[str, float]]:
+def _raters(judgements: Judgements) -> dict[str, dict[str, float]]:
     """Return the agreement of every two raters, on the rows where both give a verdict."""
     from diffalign.rewards.agreement import raters
 
-    found: dict[str, dict[str, float]] = {}
-    for one, other in combinations(said.raters, 2):
-        both = [(a, b) for a, b in zip(said.raters[one], said.raters[other], strict=True) if a is not None and b is not None]
+    agreements: dict[str, dict[str, float]] = {}
+    for one, other in combinations(judgements.raters, 2):
+        both = [(a, b) for a, b in zip(judgements.raters[one], judgements.raters[other], strict=True) if a is not None and b is not None]
         if both:
             first, second = zip(*both, strict=True)
-            found |= {pair: {"rows": len(both)} | numbers for pair, numbers in raters({one: first, other: second}).items()}
-    return found
+            agreements |= {pair: {"rows": len(both)} | numbers for pair, numbers in raters({one: first, other: second}).items()}
+    return agreements
 
 
-def _lines(name: str, found: Mapping[str, Any]) -> list[str]:
+def _lines(name: str, numbers: Mapping[str, Any]) -> list[str]:
     """Return what is said of one scorer."""
     from diffalign.rewards.agreement import CONVENTIONS
 
-    missing = f" ({found['without_score']} without a score left out)" if found["without_score"] else ""
-    lines = [f"{name}: {found['pairs']} pairs of {found['prompts']} prompts, {found['strict']} strict, {found['ties']} tied{missing}"]
+    missing = f" ({numbers['without_score']} without a score left out)" if numbers["without_score"] else ""
+    lines = [
+        f"{name}: {numbers['pairs']} pairs of {numbers['prompts']} prompts, {numbers['strict']} strict, {numbers['ties']} tied{missing}"
+    ]
     for title, names in (("accuracy", CONVENTIONS), ("correlation", ("pearson", "spearman", "kendall"))):
         for key in names:
-            said = [f"{where} {_shown(found[k])}" for where, k in (("overall", key), ("by prompt", f"{key}_by_prompt")) if k in found]
-            if said:
-                lines.append(f"  {title:11} {key:12} " + "   ".join(said))
-    return [*lines, f"  scores no further apart than {found['tie_threshold']:.4g} are tied in ties_class"]
+            shown = [f"{where} {_shown(numbers[k])}" for where, k in (("overall", key), ("by prompt", f"{key}_by_prompt")) if k in numbers]
+            if shown:
+                lines.append(f"  {title:11} {key:12} " + "   ".join(shown))
+    return [*lines, f"  scores no further apart than {numbers['tie_threshold']:.4g} are tied in ties_class"]
 
 
 def _shown(estimate: Estimate | None) -> str:
@@ -129,7 +135,7 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
     lines += [
         f"  {name}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) for name, counts in facts["votes"].items()
     ]
-    lines += [f"  {pair}: equal {found['agreed']:.3f}, kappa {found['kappa']:.3f}" for pair, found in facts["raters"].items()]
+    lines += [f"  {pair}: equal {agreement['agreed']:.3f}, kappa {agreement['kappa']:.3f}" for pair, agreement in facts["raters"].items()]
     if human["unlabelled"]:
         lines.append(f"  {human['unlabelled']} records without a label left out")
     return [*lines, "in brackets: 95 % interval; number of prompts"] if facts["scorers"] else lines

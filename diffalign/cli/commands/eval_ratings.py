@@ -59,8 +59,8 @@ def run(config: CONFIG) -> int:
     if config.scores and len(set(config.scores)) < 2:
         raise ConfigError("`scores` names one model's column; expected two or more")
     if not config.scores and (len(config.models) != 2 or not config.votes):
-        given = f"`models` names {len(config.models)} columns and `votes` {len(config.votes)}"
-        raise ConfigError(f"{given}; expected two, of the left and the right model, and at least one")
+        counts = f"`models` names {len(config.models)} columns and `votes` {len(config.votes)}"
+        raise ConfigError(f"{counts}; expected two, of the left and the right model, and at least one")
     from diffalign.evaluate.ratings import bradley_terry, table  # pandas takes a second to import
 
     votes = _votes(config, rows_of(config.dataset_name))

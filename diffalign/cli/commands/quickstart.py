@@ -78,10 +78,10 @@ def run(config: CONFIG) -> int:
 
 def _options(config: CONFIG, loop: type) -> dict[str, object]:
     """Return the flags that were given, for one of the loops. Raises ConfigError for a flag of the other one."""
-    known = {item.name for item in fields(loop)}
+    flags = {item.name for item in fields(loop)}
     options = {name: getattr(config, name) for name in changed(config) if name != "text"}
     for name in options:
-        if name not in known:
+        if name not in flags:
             raise ConfigError(f"`{name}` is a flag of `diffalign quickstart {'without' if config.text else 'with'} --text`")
     return options
 

@@ -100,9 +100,9 @@ def _opened(config: CONFIG, folder: Path) -> Table:
 
 def _line(table: Table, name: str, scale: str, unjudged: int) -> str:
     """Return mean and range of a score over the images that have it."""
-    found = [candidate.scores[name] for record in table for candidate in record.candidates if name in candidate.scores]
+    scores = [candidate.scores[name] for record in table for candidate in record.candidates if name in candidate.scores]
     left = f", {unjudged} not judged" if unjudged else ""
-    if not found:
+    if not scores:
         return f"{name}: no image could be judged{left} ({scale})"
-    mean = math.fsum(found) / len(found)
-    return f"{name}: mean {mean:.4f}, {min(found):.4f} to {max(found):.4f}, {len(found)} images{left} ({scale})"
+    mean = math.fsum(scores) / len(scores)
+    return f"{name}: mean {mean:.4f}, {min(scores):.4f} to {max(scores):.4f}, {len(scores)} images{left} ({scale})"

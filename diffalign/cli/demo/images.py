@@ -165,8 +165,8 @@ class Quickstart:
     def _draw(self, pipe: Any, prompts: Sequence[str], stream: int, label: str) -> list[Image.Image]:
         config = self.config
         seeds = [config.seed * 1_000_003 + stream * 100_003 + i for i in range(len(prompts))]
-        told = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
-        return draw(pipe, prompts, seeds, **told, max_sequence_length=self.training.max_sequence_length, label=label)
+        settings = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
+        return draw(pipe, prompts, seeds, **settings, max_sequence_length=self.training.max_sequence_length, label=label)
 
     def _sample_pairs(self) -> tuple[Path, list[Image.Image]]:
         """Write pairs.parquet and heldout.parquet; return the latter and the base pictures of the evaluation prompts."""

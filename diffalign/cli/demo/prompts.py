@@ -104,8 +104,8 @@ class TextQuickstart:
         """Return `each` rewrites of every prompt, drawn from the same noise: what differs is the words alone."""
         first = self._seed(stream)
         texts = writer(prompts, seed=first, num_return_sequences=each)
-        asked = [(prompt, first + i) for i, prompt in enumerate(prompts) for _ in range(each)]
-        return studio.judged([prompt for prompt, _ in asked], texts, [seed for _, seed in asked], label)
+        seeded = [(prompt, first + i) for i, prompt in enumerate(prompts) for _ in range(each)]
+        return studio.judged([prompt for prompt, _ in seeded], texts, [seed for _, seed in seeded], label)
 
     def _write_pairs(self, name: str, base: Rewriter, studio: Studio, prompts: Sequence[str], stream: int) -> int:
         """Write the table `name` of judged rewrites and return how many pairs it holds that are clear enough."""

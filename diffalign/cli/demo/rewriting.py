@@ -49,8 +49,8 @@ class Studio:
 
     def judged(self, prompts: Sequence[str], texts: Sequence[str], seeds: Sequence[int], label: str = "draw") -> list[Rewrite]:
         """Return the rewrite `texts` of `prompts` with their pictures, one for each of `seeds`, and scores."""
-        told = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
-        images = draw(self.pipe, texts, seeds, **told, label=label)
+        settings = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        images = draw(self.pipe, texts, seeds, **settings, label=label)
         made = []
         for prompt, text, image, far in zip(prompts, texts, images, self.meaning(prompts, texts), strict=True):
             reading = read(image)

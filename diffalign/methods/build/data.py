@@ -58,14 +58,14 @@ def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Seque
     `gains` that nothing gives are the table's score, if it has exactly one, or the share of the other candidates that each beats by it,
     where they are chances of winning; of ranks and labels alone they are that share.
     """
-    parts, known = [single("transform", spec) for spec in specs], table.manifest["scores"]
-    made = {constants.get("into", "gains" if name == "share_beaten" else None) for name, constants in parts}
+    written, table_scores = [single("transform", spec) for spec in specs], table.manifest["scores"]
+    made = {constants.get("into", "gains" if name == "share_beaten" else None) for name, constants in written}
     columns = {column: column for column in (*needs.columns, *(c for c in needs.optional if c in made))} | dict(scores)
-    if columns.get("gains") != "gains" or "gains" in made or "gains" in known or len(known) > 1:
+    if columns.get("gains") != "gains" or "gains" in made or "gains" in table_scores or len(table_scores) > 1:
         return columns, []
-    if known and not needs.chances:
-        return columns | {"gains": next(iter(known))}, []
-    return columns, [functools.partial(share_beaten, scores=tuple(known))]
+    if table_scores and not needs.chances:
+        return columns | {"gains": next(iter(table_scores))}, []
+    return columns, [functools.partial(share_beaten, scores=tuple(table_scores))]
 
 
 def _check_candidates(objective: str, needs: Facts, view: View) -> None:
@@ -73,8 +73,8 @@ def _check_candidates(objective: str, needs: Facts, view: View) -> None:
     needed, counts = needs.candidates, sorted({len(entry.order) for entry in view.entries})
     cure = "put `pairs`, or {list_of: {candidates: K}}, among the transforms"
     if len(counts) > 1:
-        found = " and ".join(map(str, counts))
-        raise TableError(f"{view.table.path}: records of {found} candidates; those of a batch have equally many: {cure}")
+        numbers = " and ".join(map(str, counts))
+        raise TableError(f"{view.table.path}: records of {numbers} candidates; those of a batch have equally many: {cure}")
     if counts[0] < needed and needed > 1:  # a method that makes its own pictures needs none
         raise TableError(
             f"{view.table.path}: objective `{objective}` compares {needed} candidates a record; found {counts[0]} after the "
@@ -131,10 +131,10 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
     defaults: dict[str, Any] = {}
     if name == "soft_label":
         score = constants.get("score", "")
-        known = table.manifest["scores"]
-        if score not in known:
-            raise ConfigError(f"transform `soft_label`: the table has no score `{score}`.{did_you_mean(score, known)}")
-        defaults = {"low": known[score]["min"], "high": known[score]["max"]}
+        table_scores = table.manifest["scores"]
+        if score not in table_scores:
+            raise ConfigError(f"transform `soft_label`: the table has no score `{score}`.{did_you_mean(score, table_scores)}")
+        defaults = {"low": table_scores[score]["min"], "high": table_scores[score]["max"]}
     records = apply(itertools.islice(without_content(table), limit), before)
     if name == "list_of" and "candidates" not in constants:
         counts = Counter(len(record.candidates) for record in records)

@@ -40,7 +40,7 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tuple[str, str]]:
     """Return what is trained."""
     denoiser = outline.model.denoiser
-    trained, total = (sum(p.numel() for p in found) for found in (trainable(denoiser), denoiser.parameters()))
+    trained, total = (sum(p.numel() for p in parameters) for parameters in (trainable(denoiser), denoiser.parameters()))
     if recipe.tuning == "full":
         base, how = total, "all weights"
     elif recipe.users is not None:
@@ -140,11 +140,11 @@ def _frozen(config: TrainConfig, denoiser: nn.Module) -> float:
 
 def _dtypes(config: TrainConfig, denoiser: nn.Module) -> str:
     """Return the dtypes that frozen weights lie in."""
-    found = Counter[str]()
+    counts = Counter[str]()
     for parameter in denoiser.parameters():
         if not parameter.requires_grad:
-            found[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
-    names = [name for name, _ in found.most_common()]
+            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    names = [name for name, _ in counts.most_common()]
     return ", ".join([config.quantization, *names] if config.quantization else names) or "none"
 
 

@@ -54,10 +54,10 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full", own_vae=own_vae)
     for part, value in index.items():
         if isinstance(value, list | tuple):
-            library, own = value
-            wanted = part in (layout.component, *layout.needed, *layout.optional) and own is not None
+            library, class_name = value
+            wanted = part in (layout.component, *layout.needed, *layout.optional) and class_name is not None
             where = {"subfolder": part, "revision": config.revision}
-            parts[part] = _part(library, str(own), name, where, dtypes.get(part, torch.float32)) if wanted else None
+            parts[part] = _part(library, str(class_name), name, where, dtypes.get(part, torch.float32)) if wanted else None
     if (other := config.pretrained_vae_model_name_or_path) is not None:
         parts["vae"] = _part("diffusers", AutoencoderKL.__name__, resolve(other), {}, dtypes["vae"])
     flags = {key: value for key, value in index.items() if key not in parts and not key.startswith("_")}
@@ -88,16 +88,16 @@ def _users(config: TrainConfig, recipe: Recipe) -> tuple[str, ...]:
 
 def _part(library: str, kind: str, name: str, where: dict[str, Any], dtype: torch.dtype) -> Any:
     """Return a part of a pipeline: a network on the meta device, or a tokenizer or scheduler as it is."""
-    own: Any = getattr(importlib.import_module(library), kind)
-    if not issubclass(own, nn.Module):
-        return own.from_pretrained(name, **where)
-    network: Any = own  # which the test above would narrow to a bare Module
+    kind_class: Any = getattr(importlib.import_module(library), kind)
+    if not issubclass(kind_class, nn.Module):
+        return kind_class.from_pretrained(name, **where)
+    network: Any = kind_class  # which the test above would narrow to a bare Module
     make, read = (
         (network, network.config_class.from_pretrained) if library == "transformers" else (network.from_config, network.load_config)
     )
-    found = read(name, **where)
+    config = read(name, **where)
     with torch.device("meta"):
-        return nn.Module.to(make(found), dtype)  # the classes' own methods warn of it
+        return nn.Module.to(make(config), dtype)  # the classes' own methods warn of it
 
 
 def _place(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
@@ -161,10 +161,10 @@ class Kept:
         for value in inputs:
             if isinstance(value, Tensor):
                 self.pack(value)
-        own = Kept([], _seen=dict(self._seen))
-        with torch.autograd.graph.saved_tensors_hooks(own.pack, lambda kept: kept):
+        inner = Kept([], _seen=dict(self._seen))
+        with torch.autograd.graph.saved_tensors_hooks(inner.pack, lambda kept: kept):
             output = module(*inputs)
-        self.largest = max(self.largest, own.bytes)
+        self.largest = max(self.largest, inner.bytes)
         return output
 
 
@@ -184,7 +184,7 @@ def _fused(
     device = query.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        query, key, value = (given.to(dtype) for given in (query, key, value))
+        query, key, value = (x.to(dtype) for x in (query, key, value))
         attn_mask = attn_mask.to(dtype) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=more.get("scale"))[0]

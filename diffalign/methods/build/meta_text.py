@@ -22,9 +22,11 @@ def outline(config: TrainConfig, recipe: Recipe) -> LanguageModel:
     """Return the model that would be trained, without numbers and adapter. Raises CheckpointError for what is no causal language model."""
     name = config.pretrained_model_name_or_path
     try:
-        found = AutoConfig.from_pretrained(resolve(name), revision=config.revision)
+        model_config = AutoConfig.from_pretrained(resolve(name), revision=config.revision)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(found, dtype=DTYPES["no" if recipe.tuning == "full" else config.mixed_precision])
+            network = AutoModelForCausalLM.from_config(
+                model_config, dtype=DTYPES["no" if recipe.tuning == "full" else config.mixed_precision]
+            )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{name}: no causal language model of transformers ({error})") from error
     return LanguageModel(network.requires_grad_(False), None, name, DTYPES[config.mixed_precision])
@@ -36,7 +38,7 @@ def described(config: TrainConfig, recipe: Recipe) -> tuple[LanguageModel, list[
     model = outline(config, recipe)
     layers = ", ".join(config.lora_layers or model.lora_targets)
     builder.equip(config, recipe, model)
-    trained, total = (sum(p.numel() for p in found) for found in (trainable(model.network), model.network.parameters()))
+    trained, total = (sum(p.numel() for p in parameters) for parameters in (trainable(model.network), model.network.parameters()))
     base = total if recipe.tuning == "full" else total - trained
     how = "all weights" if recipe.tuning == "full" else f"{recipe.tuning} of rank {config.rank} on {layers}"
     return model, [

@@ -65,8 +65,8 @@ def _held_out(config: TrainConfig, recipe: Recipe) -> View | None:
     if config.held_out_dataset_name is None:
         return None
     folder = str(Path(config.output_dir) / "held_out")
-    own = {"dataset_name": config.held_out_dataset_name, "dataset_split_name": config.held_out_split_name, "reader": None}
-    other = replace(config, **own, output_dir=folder, max_train_samples=None)
+    dataset = {"dataset_name": config.held_out_dataset_name, "dataset_split_name": config.held_out_split_name, "reader": None}
+    other = replace(config, **dataset, output_dir=folder, max_train_samples=None)
     return open_dataset(other, recipe, reuse=int(os.environ.get("RANK", "0")) > 0)  # that the first process has imported
 
 

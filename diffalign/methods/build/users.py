@@ -80,6 +80,6 @@ def expected_sizes(recipe: Recipe, model: Backbone, users: tuple[str, ...]) -> S
         rows, width = vlm_sizes(settings.model, settings.revision)
         return Sizes(users, width, rows)
     if isinstance(settings, ProfileSettings | VectorSettings):
-        given = recipe.users and recipe.users.spec
-        raise ConfigError(f"`user_encoder` {given}: its size is that of what is known of users, which --dry_run does not read")
+        spec = recipe.users and recipe.users.spec
+        raise ConfigError(f"`user_encoder` {spec}: its size is that of what is known of users, which --dry_run does not read")
     return Sizes(users)
