@@ -1,4 +1,4 @@
-"""Comparing finished runs with their base: draw, score, judge; in parts, so that a killed evaluation goes on where it was."""
+"""Comparing finished runs with their base: draw, score, judge; in shards, so that a killed evaluation goes on where it was."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from diffalign.evaluate.pages.grid import Shown
 from diffalign.evaluate.panel import Panel, panel
 from diffalign.evaluate.statistics import Drift, Judged, alarmed, compared, rated, summarised
 from diffalign.infer.sample import grid
-from diffalign.infer.shards import PART, Parts, draw_parts, score_parts
+from diffalign.infer.shards import SHARD, Drawings, draw_shards, score_drawings
 from diffalign.methods.checks import known
 from diffalign.rewards import drift
 
@@ -92,18 +92,18 @@ def _added(config: EvalConfig, facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _drawn(
     config: EvalConfig, judges: Panel, models: Sequence[Entry], prompts: tuple[str, ...], state: PartialState, device: str
-) -> dict[str, Parts]:
+) -> dict[str, Drawings]:
     """Return the images of every model, drawn and scored: this process does its share, and waits for the others."""
-    drawn = {entry.name: _parts(config, entry, prompts) for entry in models}
+    drawn = {entry.name: _drawings(config, entry, prompts) for entry in models}
     if config.overwrite and state.is_main_process:
         shutil.rmtree(destination(config) / IMAGES, ignore_errors=True)
     state.wait_for_everyone()
     own = range(state.process_index, len(drawn[BASE]), state.num_processes)
     for entry in models:
         gc.collect()  # so that one model has left the memory before the next is loaded
-        draw_parts(drawn[entry.name], own, entry.opened)
+        draw_shards(drawn[entry.name], own, entry.opened)
     for spec in judges.all:  # one is in memory at a time
-        score_parts(list(drawn.values()), own, spec, device)
+        score_drawings(list(drawn.values()), own, spec, device)
     state.wait_for_everyone()
     return drawn
 
@@ -135,10 +135,10 @@ def _panel(config: EvalConfig, prompts: Sequence[str]) -> Panel:
     return panel(prompts, runs, scorers=config.scorers, reward=config.reward, taste=config.taste)
 
 
-def _parts(config: EvalConfig, entry: Entry, prompts: tuple[str, ...]) -> Parts:
+def _drawings(config: EvalConfig, entry: Entry, prompts: tuple[str, ...]) -> Drawings:
     how: dict[str, Any] = {name: getattr(config, name) for name in HOW}
     folder = destination(config) / IMAGES / entry.name
-    return Parts(folder=folder, prompts=prompts, model=entry.name, facts=entry.facts, command="eval", overwrite=True, **how)
+    return Drawings(folder=folder, prompts=prompts, model=entry.name, facts=entry.facts, command="eval", overwrite=True, **how)
 
 
 def _told(config: EvalConfig, models: Sequence[Entry]) -> dict[str, Any]:
@@ -147,11 +147,11 @@ def _told(config: EvalConfig, models: Sequence[Entry]) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in HOW}, "runs": runs}
 
 
-def _by_scorer(judges: Panel, drawn: Mapping[str, Parts]) -> list[Judged]:
+def _by_scorer(judges: Panel, drawn: Mapping[str, Drawings]) -> list[Judged]:
     """Return what each scorer says of all models. Raises ConfigError where two have one name."""
     found: list[Judged] = []
     for spec in judges.all:
-        scored = {who: parts.scored(spec) for who, parts in drawn.items()}
+        scored = {who: drawings.scored(spec) for who, drawings in drawn.items()}
         about = scored[BASE][0]
         if about["name"] in [one.about["name"] for one in found]:
             raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
@@ -160,11 +160,11 @@ def _by_scorer(judges: Panel, drawn: Mapping[str, Parts]) -> list[Judged]:
     return found
 
 
-def _judged(config: EvalConfig, found: Sequence[Judged], drawn: Mapping[str, Parts], device: str) -> dict[str, Any]:
+def _judged(config: EvalConfig, found: Sequence[Judged], drawn: Mapping[str, Drawings], device: str) -> dict[str, Any]:
     """Return what the scores and the pictures say."""
     seed, prompts = config.seed, drawn[BASE].prompts
     features = drift.features(config.features, device=device)
-    looks = {who: _look(parts, features) for who, parts in drawn.items()}
+    looks = {who: _look(drawings, features) for who, drawings in drawn.items()}
     runs = [name for name in drawn if name != BASE]
     alarms = {run: alarmed(found, looks, BASE, run, prompts, seed) for run in runs}
     facts: dict[str, Any] = {
@@ -181,10 +181,10 @@ def _judged(config: EvalConfig, found: Sequence[Judged], drawn: Mapping[str, Par
     return facts
 
 
-def _look(parts: Parts, features: drift.Features) -> Drift:
+def _look(drawings: Drawings, features: drift.Features) -> Drift:
     """Return how one model's pictures look; exact checks are of the prompts that are captions of the embedded world."""
     spread, vivid, sharp, right = [], [], [], []
-    for record in tqdm(parts.records(), desc=f"look at {parts.model}", unit=" prompts", total=len(parts.prompts), disable=None):
+    for record in tqdm(drawings.records(), desc=f"look at {drawings.model}", unit=" prompts", total=len(drawings.prompts), disable=None):
         images = [decode_image(candidate.image or b"", record.source) for candidate in record.candidates]
         spread.append(drift.diversity(images, features))
         vivid += [drift.saturation(image) for image in images]
@@ -198,12 +198,12 @@ def _look(parts: Parts, features: drift.Features) -> Drift:
 class Pictures(Mapping[str, Image.Image]):
     """Image `number` of prompt `index` by every model, each read when it is asked for."""
 
-    drawn: Mapping[str, Parts]
+    drawn: Mapping[str, Drawings]
     index: int
     number: int
 
     def __getitem__(self, name: str) -> Image.Image:
-        record = read_table(self.drawn[name].images(self.index // PART))[self.index % PART]
+        record = read_table(self.drawn[name].images(self.index // SHARD))[self.index % SHARD]
         return decode_image(record.candidates[self.number].image or b"", record.source)
 
     def __iter__(self) -> Iterator[str]:
@@ -213,7 +213,7 @@ class Pictures(Mapping[str, Image.Image]):
         return len(self.drawn)
 
 
-def _shown(found: Sequence[Judged], drawn: Mapping[str, Parts]) -> list[Shown]:
+def _shown(found: Sequence[Judged], drawn: Mapping[str, Drawings]) -> list[Shown]:
     """Return every drawing with its scores, in the order of the prompts."""
     return [
         Shown(prompt, Pictures(drawn, i, k), {who: {one.name: float(one.values[who][i, k]) for one in found} for who in drawn})

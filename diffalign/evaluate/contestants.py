@@ -18,7 +18,7 @@ from diffalign.infer.users.personal import Personal
 from diffalign.methods.build.common import DTYPES
 from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
 from diffalign.models.backbones.table import load_pipeline
-from diffalign.rewards.score_table import stamps
+from diffalign.rewards.shards import stamps
 
 BASE = "base"
 

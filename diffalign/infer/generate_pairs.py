@@ -1,4 +1,4 @@
-"""Preference tables of a model's own images: K a prompt, drawn, scored, ranked; in parts, so that a killed run goes on where it was."""
+"""Preference tables of a model's own images: K a prompt, drawn, scored, ranked; in shards, so that a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.data.transforms.scores import share_beaten
 from diffalign.infer.load import load
 from diffalign.infer.options import GenerateConfig
-from diffalign.infer.shards import Parts, draw_parts, drawn_as, score_parts, stamped
+from diffalign.infer.shards import Drawings, draw_shards, drawn_as, score_drawings, stamped
 from diffalign.methods.build.common import DTYPES
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
@@ -41,19 +41,19 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
     """
     check(config, prompts)
     torch.set_flush_denormal(True)
-    parts = _parts(config, prompts)
-    whole = _whole(config, parts)
+    drawings = _drawings(config, prompts)
+    whole = _whole(config, drawings)
     state = process_state()
-    own = range(0) if whole else range(state.process_index, len(parts), state.num_processes)
+    own = range(0) if whole else range(state.process_index, len(drawings), state.num_processes)
     device = torch.device(state.device or "cpu")
-    draw_parts(parts, own, lambda: _pipeline(config, device))
+    draw_shards(drawings, own, lambda: _pipeline(config, device))
     for spec in config.scorers:  # one is in memory at a time
-        score_parts([parts], own, spec, str(device))
+        score_drawings([drawings], own, spec, str(device))
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    table = read_table(config.output_dir) if whole else _merge(config, parts)
-    shutil.rmtree(parts.folder)
+    table = read_table(config.output_dir) if whole else _merge(config, drawings)
+    shutil.rmtree(drawings.folder)
     return table
 
 
@@ -77,11 +77,11 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
                 raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which knows its own; leave it out")
 
 
-def _parts(config: GenerateConfig, prompts: Sequence[str]) -> Parts:
+def _drawings(config: GenerateConfig, prompts: Sequence[str]) -> Drawings:
     """Return where the images and scores lie until the table is whole."""
     name, path = config.pretrained_model_name_or_path, Path(config.output_dir).resolve()
     further = ("resolution", "max_sequence_length", "mixed_precision", *WHAT)
-    return Parts(
+    return Drawings(
         folder=path.with_name(f"{path.name}.parts"),
         prompts=tuple(dict.fromkeys(prompts)),
         images_per_prompt=config.images_per_prompt,
@@ -95,16 +95,16 @@ def _parts(config: GenerateConfig, prompts: Sequence[str]) -> Parts:
     )
 
 
-def _whole(config: GenerateConfig, parts: Parts) -> bool:
+def _whole(config: GenerateConfig, drawings: Drawings) -> bool:
     """Return whether the table is there, and a kill came before its parts were removed. Raises TableError for any other table there."""
     settle(Path(config.output_dir))
     if config.overwrite or not is_table(config.output_dir):
         return False
     table = read_table(config.output_dir)
     made, count = table.manifest, len(table) + table.manifest["rejected_rows"]
-    asked = (_settings(config), config.scorers, len(parts.prompts))
+    asked = (_settings(config), config.scorers, len(drawings.prompts))
     same = (made.get("generated"), [about["spec"] for about in made.get("scorers", ())], count) == asked
-    if same and parts.folder.is_dir() and set(table.column("prompt")) <= set(parts.prompts):
+    if same and drawings.folder.is_dir() and set(table.column("prompt")) <= set(drawings.prompts):
         return True
     raise TableError(f"{config.output_dir} exists already; choose another folder, or overwrite it with --overwrite")
 
@@ -125,10 +125,10 @@ def _pipeline(config: GenerateConfig, device: torch.device) -> tuple[Any, dict[s
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), told
 
 
-def _merge(config: GenerateConfig, parts: Parts) -> Table:
-    """Write the table of all parts, ranked and filtered."""
+def _merge(config: GenerateConfig, drawings: Drawings) -> Table:
+    """Write the table of all shards, ranked and filtered."""
     rejected: list[dict[str, str]] = []
-    found = [parts.scored(spec) for spec in config.scorers]
+    found = [drawings.scored(spec) for spec in config.scorers]
     names = [about["name"] for about, _ in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(names)}; leave one out")
@@ -136,7 +136,7 @@ def _merge(config: GenerateConfig, parts: Parts) -> Table:
         raise ConfigError(f"`rank_by` is {config.rank_by!r}, and no scorer gives it.{did_you_mean(config.rank_by, names)}")
 
     def kept() -> Iterator[Record]:
-        for i, record in enumerate(parts.records()):
+        for i, record in enumerate(drawings.records()):
             known = _with_scores(record, {about["name"]: values[i].tolist() for about, values in found})
             left, reason = ranked(known, names if config.rank_by is None else [config.rank_by], config.min_margin)
             if left is None:

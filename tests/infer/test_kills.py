@@ -95,7 +95,7 @@ def test_pairs_generate_replaces_a_table_whole(make, before):
 
 def test_score_leaves_the_same_table(before):
     def score(folder):
-        score_table(read_table(folder / "drawn"), folder / "scored", ["red", "blue"], part=3)
+        score_table(read_table(folder / "drawn"), folder / "scored", ["red", "blue"], shard=1)
 
     killed_everywhere(score, before)
 
@@ -103,7 +103,7 @@ def test_score_leaves_the_same_table(before):
 def test_score_replaces_the_table_that_it_scores_whole(before):
     def score(folder):
         settle(folder / "drawn")  # as the command does before it looks for its input
-        score_table(read_table(folder / "drawn"), folder / "drawn", ["red", "blue"], overwrite=True, part=3)
+        score_table(read_table(folder / "drawn"), folder / "drawn", ["red", "blue"], overwrite=True, shard=1)
 
     killed_everywhere(score, before)
 

@@ -76,27 +76,27 @@ def test_a_candidate_with_a_prompt_of_its_own_is_scored_under_that(tmp_path):
 
 def test_killed_ten_times_at_random_points_it_writes_the_same_file(tmp_path):
     table = write_rows(tmp_path / "table", 21)  # 42 images, and a kill lets three of them by at most
-    whole = score_table(table, tmp_path / "whole", [RED, "adherence"], part=2)
+    whole = score_table(table, tmp_path / "whole", [RED, "adherence"], shard=1)
     rng = np.random.default_rng(0)
     for _ in range(10):
         mine.fail_after[:] = [int(rng.integers(0, 4))]
         with pytest.raises(KeyboardInterrupt):
-            score_table(table, tmp_path / "killed", ["adherence", RED], part=2)
+            score_table(table, tmp_path / "killed", ["adherence", RED], shard=1)
         assert not (tmp_path / "killed").exists()
     mine.fail_after.clear()
-    found = score_table(table, tmp_path / "killed", [RED, "adherence"], part=2)
+    found = score_table(table, tmp_path / "killed", [RED, "adherence"], shard=1)
     assert (found.path / ROWS).read_bytes() == (whole.path / ROWS).read_bytes()
     assert found.manifest == whole.manifest
 
 
 def test_what_is_finished_is_not_scored_again_after_a_kill(table, tmp_path):
-    mine.fail_after[:] = [8]  # of thirteen images: three parts of two, and part of the next
+    mine.fail_after[:] = [8]  # of thirteen images: three records (2 + 3 + 2), and part of the next
     with pytest.raises(KeyboardInterrupt):
-        score_table(table, tmp_path / "scored", [RED], part=3)
+        score_table(table, tmp_path / "scored", [RED], shard=1)
     mine.fail_after.clear()
     mine.calls.clear()
-    score_table(table, tmp_path / "scored", [RED], part=3)
-    assert sum(mine.calls) == 13 - 6
+    score_table(table, tmp_path / "scored", [RED], shard=1)
+    assert sum(mine.calls) == 13 - 7
 
 
 def test_scorers_of_one_name_texts_and_no_scorers_are_refused(table, tmp_path):
