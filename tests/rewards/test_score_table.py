@@ -90,7 +90,7 @@ def test_killed_ten_times_at_random_points_it_writes_the_same_file(tmp_path):
 
 
 def test_what_is_finished_is_not_scored_again_after_a_kill(table, tmp_path):
-    mine.fail_after[:] = [8]  # of thirteen images: three records (2 + 3 + 2), and part of the next
+    mine.fail_after[:] = [8]  # of thirteen images: four records (1 + 2 + 3 + 1), and part of the next
     with pytest.raises(KeyboardInterrupt):
         score_table(table, tmp_path / "scored", [RED], shard=1)
     mine.fail_after.clear()

@@ -19,12 +19,13 @@ from diffalign.data.view import View
 from diffalign.methods.build import speed
 from diffalign.methods.build import users as user_build
 from diffalign.methods.build.common import DTYPES, cache_root, order
-from diffalign.methods.checks import check_image, check_sides, parse_buckets
+from diffalign.methods.checks import check_image, parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
 from diffalign.models.backbones.base import Backbone, Settings
+from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Start
@@ -48,7 +49,9 @@ def settings(config: TrainConfig) -> Settings:
 
 def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backbone:
     """Return the loaded model, frozen."""
-    check_image(config, recipe, model_index(config.pretrained_model_name_or_path, config.revision, config.variant)[1])
+    name = config.pretrained_model_name_or_path
+    if not is_local(resolve(name)):  # of which nothing was known before
+        check_image(config, recipe, model_index(name, config.revision)[1])
     if recipe.inference == "negative_guidance":
         check_guided(config.pretrained_model_name_or_path, config.revision)
     return load_backbone(
@@ -61,6 +64,7 @@ def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backb
         variant=config.variant,
         vae=config.pretrained_vae_model_name_or_path,
         quantization=speed.quantization_config(config),
+        check=False,
     )
 
 
@@ -125,7 +129,6 @@ def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torc
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
     """Return the training data, cached on disk (filled now) or live."""
     buckets = parse_buckets(config.aspect_ratio_buckets)
-    check_sides(buckets, model.component)
     framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip, buckets)
     encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
     if config.cache == "off":

@@ -25,7 +25,6 @@ from diffalign.methods.build.common import DTYPES
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.build.image import equip, settings
 from diffalign.methods.build.users import expected_sizes
-from diffalign.methods.checks import check_image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, resolve
@@ -47,8 +46,7 @@ class Outline:
 def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outline:
     """Return what `diffalign train` would train. Raises CheckpointError for a folder or hub id that is no supported pipeline."""
     name = resolve(config.pretrained_model_name_or_path)
-    index, layout = model_index(name, config.revision, config.variant)
-    check_image(config, recipe, layout)
+    index, layout = model_index(name, config.revision)
     kind, parts = str(index["_class_name"]), {}
     own_vae = config.pretrained_vae_model_name_or_path is None
     dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full", own_vae=own_vae)

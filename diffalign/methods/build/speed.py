@@ -6,14 +6,13 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import BitsAndBytesConfig, SD3Transformer2DModel, TorchAoConfig, UNet2DConditionModel
+from diffusers import BitsAndBytesConfig, SD3Transformer2DModel, TorchAoConfig
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.checkpoint import checkpoint
 
 from diffalign.core.errors import ConfigError
 from diffalign.methods.build.common import DTYPES
-from diffalign.methods.checks import check_memory_format
 from diffalign.methods.config import TrainConfig
 from diffalign.models.users import branch
 
@@ -46,7 +45,6 @@ def apply(config: TrainConfig, denoiser: Any, *, kernels: bool = True) -> None:
     if config.attention_name is not None:
         _attend(denoiser, config.attention_name, kernels)
     if config.channels_last:
-        check_memory_format(config, "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer")
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # diffusers hides torch's keyword
     if config.gradient_checkpointing:
         # Given here, for diffusers' own makes torch.compile warn of a cached function in it.

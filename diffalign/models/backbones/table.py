@@ -61,7 +61,32 @@ def load_pipeline(
     in half precision); `denoiser` is a folder with a network that stands in for the model's own; `quantization` is a
     PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if it is of no supported kind, or does not load.
     """
-    index, layout = model_index(name, revision, variant)
+    check_folder(resolve(name), variant)
+    return _pipeline(
+        name,
+        revision=revision,
+        variant=variant,
+        dtype=dtype,
+        vae=vae,
+        device_map=device_map,
+        quantization=quantization,
+        denoiser=denoiser,
+    )
+
+
+def _pipeline(
+    name: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    vae: str | None = None,
+    device_map: str | None = None,
+    quantization: Any = None,
+    denoiser: Path | None = None,
+) -> Any:
+    """Return the pipeline of a folder that has been checked, or of a hub id."""
+    index, layout = model_index(name, revision)
     options = {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map, **EXTRAS.get(layout.family, {})}
     # A part that the index names as absent must be passed as absent, else diffusers takes it for missing.
     options |= dict.fromkeys(part for part in layout.optional if (index.get(part) or [None])[0] is None)
@@ -90,15 +115,18 @@ def load_backbone(
     variant: str | None = None,
     vae: str | None = None,
     quantization: Any = None,
+    check: bool = True,
 ) -> Pretrained:
-    """Return a model on `device` that computes in `precision`.
+    """Return a model on `device` that computes in `precision`; without `check`, from a folder that has been checked already.
 
     The denoiser lies in `precision` as well, unless all of it is to be trained (`full`): weights that an optimiser moves stay float32.
     """
-    layout = model_index(name, revision, variant)[1]
+    if check:
+        check_folder(resolve(name), variant)
+    layout = model_index(name, revision)[1]
     dtypes = part_dtypes(layout, precision, full=full, own_vae=vae is None)
     mapped = PipelineQuantizationConfig(quant_mapping={layout.component: quantization}) if quantization is not None else None
-    pipe = load_pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped)
+    pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped)
     return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
 
 
@@ -115,7 +143,8 @@ def part_dtypes(layout: Layout, precision: torch.dtype, *, full: bool, own_vae: 
 
 def load_denoiser(name: str, *, revision: str | None = None, variant: str | None = None) -> Any:
     """Return the denoiser alone, float32 and frozen. Raises CheckpointError that names the model if it does not load."""
-    index, layout = model_index(name, revision, variant)
+    check_folder(resolve(name), variant)
+    index, layout = model_index(name, revision)
     options = {"subfolder": layout.component, "revision": revision, "variant": variant, "dtype": torch.float32}
     return _load(getattr(diffusers, index[layout.component][1]), name, options).requires_grad_(False).eval()
 
@@ -136,15 +165,13 @@ def _of(dtype: torch.dtype | Mapping[str, torch.dtype], part: str) -> torch.dtyp
     return dtype if isinstance(dtype, torch.dtype) else dtype.get(part, dtype.get("default", torch.float32))
 
 
-def model_index(name: str, revision: str | None = None, variant: str | None = None) -> tuple[dict[str, Any], Layout]:
+def model_index(name: str, revision: str | None = None) -> tuple[dict[str, Any], Layout]:
     """Return model_index.json and the layout of its class; of a hub id, only that file is fetched.
 
     Raises CheckpointError for what is no pipeline, or of no supported kind.
     """
-    folder = resolve(name)
-    check_folder(folder, variant)
     try:
-        index: Any = DiffusionPipeline.load_config(folder, revision=revision)
+        index: Any = DiffusionPipeline.load_config(resolve(name), revision=revision)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: no diffusers pipeline ({error})") from error
     return index, layout_of(index.get("_class_name"), name)
