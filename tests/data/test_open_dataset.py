@@ -9,25 +9,30 @@ import pytest
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
-from diffalign.methods.build import data as dataset
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
+from diffalign.objectives import OBJECTIVES
 from diffalign.objectives.base import Facts
+from diffalign.train.align import train
 
 
 @pytest.fixture
 def needs(monkeypatch):
-    """Say what the config's objective needs."""
+    """Say what the method's own objective needs."""
 
     def told(**needed):
-        monkeypatch.setattr(dataset, "facts", lambda name: Facts(**needed))
+        monkeypatch.setitem(OBJECTIVES, "dpo", replace(OBJECTIVES["dpo"], facts=Facts(**needed)))
 
     return told
 
 
 def config(path, **fields):
     return TrainConfig(dataset_name=str(path), **fields)
+
+
+def opened(config, kind="text"):
+    return open_dataset(config, recipe_of(config, kind))
 
 
 def ranking(number, *scores, ranks=None):
@@ -42,30 +47,30 @@ def columns(view):
 
 def test_a_table_of_texts_trains_a_language_model_alone(tmp_path):
     write_table(tmp_path / "t", [ranking(0, {}, {})])
-    assert len(open_dataset(config(tmp_path / "t"), kind="text")) == 1
-    assert len(open_dataset(config(tmp_path / "t"), kind=None)) == 1
+    assert len(opened(config(tmp_path / "t"))) == 1
+    assert len(opened(config(tmp_path / "t"), None)) == 1
     with pytest.raises(TableError, match="t: a table of texts; the model of this run trains on pairs of images"):
-        open_dataset(config(tmp_path / "t"))
+        opened(config(tmp_path / "t"), "image")
 
 
 def test_a_column_is_read_from_the_score_that_the_config_names(tmp_path, needs):
     needs(columns=("gains",))
     write_table(tmp_path / "t", [ranking(0, {"a": 0.1, "b": 0.2}, {"a": 0.3, "b": 0.4})])
-    assert columns(open_dataset(config(tmp_path / "t", scores={"gains": "b"}), kind="text")) == {"gains": ((0.2, 0.4),)}
+    assert columns(opened(config(tmp_path / "t", scores={"gains": "b"}))) == {"gains": ((0.2, 0.4),)}
     with pytest.raises(TableError, match=r"the objective reads `gains`.*Known: a, b\. Say which score it is as `scores: \{gains: NAME\}`"):
-        open_dataset(config(tmp_path / "t"), kind="text")
+        opened(config(tmp_path / "t"))
 
 
 def test_the_only_score_of_a_table_is_its_gains(tmp_path, needs):
     needs(columns=("gains",))
     write_table(tmp_path / "t", [ranking(0, {"likes": 5.0}, {"likes": 4.0})])
-    assert columns(open_dataset(config(tmp_path / "t"), kind="text")) == {"gains": ((5.0, 4.0),)}
+    assert columns(opened(config(tmp_path / "t"))) == {"gains": ((5.0, 4.0),)}
 
 
 def test_ranks_give_gains_over_the_whole_ranking(tmp_path, needs):
     needs(columns=("gains",))
     write_table(tmp_path / "t", [ranking(0, {}, {}, {}, ranks=[2.0, 1.0, 3.0])])
-    view = open_dataset(config(tmp_path / "t"), kind="text")  # pairs of ranks 1-2, 1-3, 2-3
+    view = opened(config(tmp_path / "t"))  # pairs of ranks 1-2, 1-3, 2-3
     assert columns(view) == {"gains": ((1.0, 0.5), (1.0, 0.0), (0.5, 0.0))}
 
 
@@ -73,8 +78,8 @@ def test_gains_that_a_transform_makes_are_those_that_are_read(tmp_path, needs):
     needs(columns=("gains",))
     write_table(tmp_path / "t", [ranking(0, {"likes": 5.0}, {"likes": 4.0})])
     chain = ["pairs", {"weighted": {"scores": {"likes": 0.1}, "into": "gains"}}]
-    assert columns(open_dataset(config(tmp_path / "t", transforms=chain), kind="text")) == {"gains": ((0.5, 0.4),)}
-    assert columns(open_dataset(config(tmp_path / "t", transforms=["share_beaten", "pairs"]), kind="text")) == {"gains": ((1.0, 0.0),)}
+    assert columns(opened(config(tmp_path / "t", transforms=chain))) == {"gains": ((0.5, 0.4),)}
+    assert columns(opened(config(tmp_path / "t", transforms=["share_beaten", "pairs"]))) == {"gains": ((1.0, 0.0),)}
 
 
 def test_an_objective_of_more_candidates_than_the_records_have_is_refused(tmp_path, needs):
@@ -83,31 +88,31 @@ def test_an_objective_of_more_candidates_than_the_records_have_is_refused(tmp_pa
     with pytest.raises(
         TableError, match=r"objective `dpo` compares 3 candidates a record; found 2 after the transforms: choose transforms"
     ):
-        open_dataset(config(tmp_path / "t"), kind="text")
-    assert len(open_dataset(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]), kind="text")) == 1
+        opened(config(tmp_path / "t"))
+    assert len(opened(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]))) == 1
 
 
 def test_a_single_candidate_is_no_pair(tmp_path):
     write_table(tmp_path / "t", [ranking(0, {}, {})])
     with pytest.raises(TableError, match="objective `dpo` compares 2 candidates a record; found 1 after the transforms: put `pairs`"):
-        open_dataset(config(tmp_path / "t", transforms=["pairs", "preferred"]), kind="text")
+        opened(config(tmp_path / "t", transforms=["pairs", "preferred"]))
 
 
 def test_records_of_different_numbers_of_candidates_are_refused(tmp_path):
     labelled = [replace(ranking(number, *[{}] * count), prob=1.0) for number, count in enumerate((2, 3))]
     write_table(tmp_path / "t", labelled)
     with pytest.raises(TableError, match=r"records of 2 and 3 candidates; those of a batch have equally many: put `pairs`, or {list_of"):
-        open_dataset(config(tmp_path / "t", transforms=[]), kind="text")
+        opened(config(tmp_path / "t", transforms=[]))
 
 
 def test_lists_whose_best_two_tie_have_something_to_say(tmp_path):
     write_table(tmp_path / "t", [ranking(0, {}, {}, {}, ranks=[1.0, 1.0, 2.0])])
-    assert open_dataset(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]), kind="text").entries[0].prob == 0.5
+    assert opened(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}])).entries[0].prob == 0.5
 
 
 def test_a_list_without_a_number_takes_as_many_candidates_as_most_records_have(tmp_path):
     write_table(tmp_path / "t", [ranking(n, *[{}] * count, ranks=[3.0, 1.0, 2.0, 4.0][:count]) for n, count in enumerate((4, 3, 2, 3))])
-    view = open_dataset(config(tmp_path / "t", transforms=["list_of"]), kind="text")
+    view = opened(config(tmp_path / "t", transforms=["list_of"]))
     assert [(entry.id[-1], entry.order) for entry in view.entries] == [("0", (1, 2, 0)), ("1", (1, 2, 0)), ("3", (1, 2, 0))]
 
 
@@ -115,11 +120,11 @@ def test_the_threshold_of_lowest_is_that_of_the_share_after_earlier_transforms(t
     rows = [ranking(n, {"ches": value}, {"ches": -9.0}) for n, value in enumerate((4.0, 1.0, 3.0, 2.0))]
     write_table(tmp_path / "t", rows)
     chain = ["pairs", {"lowest": {"score": "ches", "share": 0.5}}]
-    assert [entry.id for entry in open_dataset(config(tmp_path / "t", transforms=chain), kind="text").entries] == ["r1/0-1", "r3/0-1"]
-    first = open_dataset(config(tmp_path / "t", transforms=chain, max_train_samples=2), kind="text")  # of 4 and 1
+    assert [entry.id for entry in opened(config(tmp_path / "t", transforms=chain)).entries] == ["r1/0-1", "r3/0-1"]
+    first = opened(config(tmp_path / "t", transforms=chain, max_train_samples=2))  # of 4 and 1
     assert [entry.id for entry in first.entries] == ["r1/0-1"]
     given = ["pairs", {"lowest": {"score": "ches", "most": 3.0}}]
-    assert len(open_dataset(config(tmp_path / "t", transforms=given), kind="text")) == 3
+    assert len(opened(config(tmp_path / "t", transforms=given))) == 3
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_the_threshold_of_lowest_is_that_of_the_share_after_earlier_transforms(t
 )
 def test_transforms_with_wrong_constants_are_refused_before_the_import(tmp_path, spec, message):
     with pytest.raises(ConfigError, match=message):
-        open_dataset(config(tmp_path / "nothing there", transforms=[spec]), kind="text")
+        train(config(tmp_path / "nothing there", transforms=[spec], output_dir=str(tmp_path / "run")))
 
 
 def test_a_single_score_ranks_candidates_where_gains_are_chances(tmp_path):
@@ -140,9 +145,9 @@ def test_a_single_score_ranks_candidates_where_gains_are_chances(tmp_path):
     write_table(tmp_path / "t", rows)
     for name in ("lipo", "rank_dpo"):
         chosen = config(tmp_path / "t", objective={name: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
-        assert columns(open_dataset(chosen, recipe_of(chosen, "text"))) == {"gains": ((1.0, 0.5, 0.0),)}
+        assert columns(opened(chosen)) == {"gains": ((1.0, 0.5, 0.0),)}
     chosen = config(tmp_path / "t", objective={"infonca": {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
-    assert columns(open_dataset(chosen, recipe_of(chosen, "text"))) == {"gains": ((22.0, 21.5, 21.0),)}  # rewards of any scale
+    assert columns(opened(chosen)) == {"gains": ((22.0, 21.5, 21.0),)}  # rewards of any scale
 
 
 @pytest.mark.parametrize("objective", ["lipo", "rank_dpo", "sppo"])
@@ -150,10 +155,10 @@ def test_gains_that_are_no_chances_are_refused_with_their_cure(tmp_path, objecti
     write_table(tmp_path / "t", [ranking(0, {"pickscore": 22.0, "share": 0.0}, {"pickscore": 21.0, "share": 1.0})])
     named = {name: config(tmp_path / "t", objective={objective: {"beta": 0.1}}, scores={"gains": name}) for name in ("pickscore", "share")}
     with pytest.raises(TableError, match=r"chances of winning, in \[0, 1\], and `pickscore` is 22 in r0/0-1: put {share_beaten: {scores"):
-        open_dataset(named["pickscore"], kind="text")
-    assert columns(open_dataset(named["share"], kind="text")) == {"gains": ((0.0, 1.0),)}
+        opened(named["pickscore"])
+    assert columns(opened(named["share"])) == {"gains": ((0.0, 1.0),)}
     cured = replace(named["pickscore"], scores={}, transforms=[{"share_beaten": {"scores": ["pickscore"]}}, "pairs"])
-    assert columns(open_dataset(cured, recipe_of(cured, "text"))) == {"gains": ((1.0, 0.0),)}
+    assert columns(opened(cured)) == {"gains": ((1.0, 0.0),)}
 
 
 @pytest.mark.parametrize("objective", ["exo", "nca"])
@@ -161,11 +166,11 @@ def test_lists_without_gains_are_refused_where_only_pairs_have_labels(tmp_path, 
     write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0}, {"s": 1.0})])
     listed = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
     with pytest.raises(TableError, match=rf"`{objective}` reads `gains` of lists, here of 3 candidates: name a score as `scores: {{gains"):
-        open_dataset(listed, recipe_of(listed, "text"))
-    assert columns(open_dataset(replace(listed, scores={"gains": "s"}), kind="text")) == {"gains": ((3.0, 2.0, 1.0),)}
+        opened(listed)
+    assert columns(opened(replace(listed, scores={"gains": "s"}))) == {"gains": ((3.0, 2.0, 1.0),)}
     shared = replace(listed, transforms=["share_beaten", *listed.transforms])
-    assert columns(open_dataset(shared, recipe_of(shared, "text"))) == {"gains": ((1.0, 0.5, 0.0),)}
-    assert open_dataset(replace(listed, transforms=["pairs"]), kind="text").columns == ()
+    assert columns(opened(shared)) == {"gains": ((1.0, 0.5, 0.0),)}
+    assert opened(replace(listed, transforms=["pairs"])).columns == ()
 
 
 @pytest.mark.parametrize("objective", ["aot", "aot_unpaired"])
@@ -173,9 +178,9 @@ def test_lists_without_gains_are_refused_where_only_pairs_have_labels(tmp_path, 
 def test_losses_of_ranks_refuse_weights_and_offsets_of_records(tmp_path, objective, transform):
     write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0})])
     chosen = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=["pairs"])
-    assert len(open_dataset(chosen, recipe_of(chosen, "text"))) == 1
+    assert len(opened(chosen)) == 1
     with pytest.raises(TableError, match=f"the losses of `{objective}` belong to ranks .* leave out the transforms that give them"):
-        open_dataset(replace(chosen, transforms=["pairs", {transform: {"score": "s"}}]), kind="text")
+        opened(replace(chosen, transforms=["pairs", {transform: {"score": "s"}}]))
 
 
 @pytest.mark.parametrize(
@@ -188,4 +193,8 @@ def test_losses_of_ranks_refuse_weights_and_offsets_of_records(tmp_path, objecti
 )
 def test_a_score_for_a_column_that_nothing_reads_is_refused_before_the_import(tmp_path, objective, column, message):
     with pytest.raises(ConfigError, match=message):
-        open_dataset(config(tmp_path / "nothing there", objective={objective: {"beta": 0.1}}, scores={column: "s"}), kind="text")
+        train(
+            config(
+                tmp_path / "nothing there", objective={objective: {"beta": 0.1}}, scores={column: "s"}, output_dir=str(tmp_path / "run")
+            )
+        )
