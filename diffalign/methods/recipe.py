@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.keys import Kind
 from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.methods import METHODS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from diffalign.methods.config import TrainConfig
 
 Tuning = Literal["lora", "dora", "full", "user"]
+Driver = Literal["policy", "reference", "ema"]
 Constants = dict[str, dict[str, Any]]  # {name: constants}
 
 
@@ -31,7 +33,7 @@ class Recipe:
     kind: Kind | None  # of model; None for a hub id, which only its data tell
     objective: Bound
     trajectory: Bound
-    driver: str  # whose network runs the trajectory: policy | reference | ema
+    driver: Driver  # whose network runs the trajectory
     error: Bound
     transforms: tuple[Spec, ...]
     users: Bound | None  # the user encoder, where users are told apart
@@ -61,23 +63,33 @@ class Recipe:
 def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
     """Return what `config` means. Raises ConfigError for a name or constant that is none."""
     from diffalign.models.diffusion.likelihood import ERRORS
-    from diffalign.models.diffusion.trajectory import DRIVERS, TRAJECTORIES
 
-    ((name, constants),) = part(config, "trajectory").items()
-    of_trajectory = {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}
+    trajectory, driver = _trajectory(config)
     users = users_of(config)
     return Recipe(
         method=METHODS[config.method],
         kind=kind,
         objective=bind_objective(part(config, "objective")),
-        trajectory=bind("trajectory", TRAJECTORIES, {name: of_trajectory}),
-        driver=constants.get("driver", DRIVERS.get(name, "policy")),
+        trajectory=trajectory,
+        driver=driver,
         error=bind("error", ERRORS, part(config, "error")),
         transforms=tuple(transforms_of(config)),
         users=None if users is None else bind("user_encoder", USER_ENCODERS, users),
         tuning=tuning_of(config),
         compares=compares(config),
     )
+
+
+def _trajectory(config: TrainConfig) -> tuple[Bound, Driver]:
+    """Return the trajectory, and whose network runs it, which stands among its constants."""
+    from diffalign.models.diffusion.trajectory import DRIVERS, TRAJECTORIES
+
+    ((name, constants),) = part(config, "trajectory").items()
+    of_trajectory = {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}
+    trajectory, driver = bind("trajectory", TRAJECTORIES, {name: of_trajectory}), constants.get("driver", DRIVERS.get(name, "policy"))
+    if driver not in get_args(Driver):
+        raise ConfigError(f"trajectory `{name}`: `driver` is {driver!r}.{did_you_mean(str(driver), get_args(Driver))}")
+    return trajectory, driver
 
 
 def part(config: TrainConfig, kind: Literal["objective", "trajectory", "error"]) -> Constants:

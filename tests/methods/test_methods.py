@@ -22,7 +22,8 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed
 from diffalign.train.align import train
-from diffalign.train.trainer import Trainer, preference_step, trainer_for
+from diffalign.train.step import preference_step
+from diffalign.train.trainer import trainer_for
 from tests.micro import write_micro_sd
 
 INVERSION = {"ddim_inversion": {"steps": 3, "renoise": 1, "eta": 0.1, "driver": "reference"}}
@@ -90,7 +91,7 @@ def test_every_method_trains_and_moves_its_weights(config, method, model, reques
 
 
 def test_mapo_asks_no_reference(config):
-    trainer = Trainer(replace(config, method="mapo", max_train_steps=1), open_dataset(replace(config, method="mapo")))
+    trainer = trainer_for(replace(config, method="mapo", max_train_steps=1))
     seen = calls_of(trainer)
     trainer.fit()
     assert seen == [(8, True)]
@@ -126,14 +127,14 @@ def test_the_moving_average_follows_at_its_decay_and_drives(config):
 
 def test_kept_points_are_those_that_a_step_would_draw(config):
     config = replace(config, method="inpo", trajectory=INVERSION, proportion_empty_prompts=0.5)
-    live = trainer_for(config)
+    live, entries = trainer_for(config), open_dataset(config, recipe_of(config)).entries
     kept = trainer_for(replace(config, trajectory_cache=2))
     assert isinstance(kept.parts.pairs, Precomputed)
     for position in range(4):
         batch = live.parts.pairs.to_batch([live.parts.pairs[position, 0]])
         for draw in range(2):
-            row = live.view.entries[position].row
-            entry_order = list(live.view.entries[position].order)
+            row = entries[position].row
+            entry_order = list(entries[position].order)
             with live.parts.reference.driving() as network:
                 natural = replace(batch, x0=batch.x0[:, np.argsort(entry_order)])
                 query = live.parts.likelihood.prepare(network, natural, [record_generator(f"0:{row}", draw)])
@@ -167,7 +168,7 @@ def test_another_schedule_has_points_of_its_own(config, tmp_path):
     other = shutil.copytree(config.pretrained_model_name_or_path, tmp_path / "other")
     schedule = other / "scheduler" / "scheduler_config.json"
     schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"beta_end": 0.02}))
-    Trainer(replace(config, pretrained_model_name_or_path=str(other)), open_dataset(config, recipe_of(config)))
+    trainer_for(replace(config, pretrained_model_name_or_path=str(other)))
     assert len(list((tmp_path / "cache").glob("points-*"))) == 2
 
 
