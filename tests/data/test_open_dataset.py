@@ -194,7 +194,5 @@ def test_losses_of_ranks_refuse_weights_and_offsets_of_records(tmp_path, objecti
 def test_a_score_for_a_column_that_nothing_reads_is_refused_before_the_import(tmp_path, objective, column, message):
     with pytest.raises(ConfigError, match=message):
         train(
-            config(
-                tmp_path / "nothing there", objective={objective: {"beta": 0.1}}, scores={column: "s"}, output_dir=str(tmp_path / "run")
-            )
+            config(tmp_path / "nothing there", objective={objective: {"beta": 0.1}}, scores={column: "s"}, output_dir=str(tmp_path / "run"))
         )

@@ -9,11 +9,13 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.training_utils import parse_buckets_string
 
 from diffalign.core.errors import ConfigError
-from diffalign.methods import checks as configcheck
-from diffalign.methods.checks import check_sides
+from diffalign.methods import packages
+from diffalign.methods.checks import check, check_sides, parse_buckets
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import tuning_of
 from tests.checked import checked
 from tests.micro_models import write_micro
+from tests.paths import ASSETS
 
 ELSEWHERE = {"_native_npu", "_native_xla"}  # for other accelerators than this package is made for
 
@@ -85,12 +87,12 @@ def test_switches_that_exclude_each_other_are_refused(present, values, message):
 @pytest.mark.parametrize("name", ["nf4", "int8", "fp8"])
 def test_a_user_branch_may_lie_beside_a_quantised_base(present, name):
     present |= {"bitsandbytes", "torchao"}
-    assert checked(config(quantization=name, method="ppd")).tuning == "user"
+    assert tuning_of(checked(config(quantization=name, method="ppd"))) == "user"
 
 
 @pytest.mark.parametrize("text", ["672,1568;688,1504", " 64 , 32;32,64 ", "512,512"])
 def test_buckets_are_read_as_diffusers_reads_them(text):
-    assert list(checked(config(aspect_ratio_buckets=text)).buckets) == parse_buckets_string(text)
+    assert list(parse_buckets(checked(config(aspect_ratio_buckets=text)).aspect_ratio_buckets)) == parse_buckets_string(text)
 
 
 @pytest.mark.parametrize("text", ["", "64", "64,", "64,32;", "64x32", "64,32,16", "-64,32", "64.0,32", "64,32 32,64", "high,wide"])
@@ -102,9 +104,11 @@ def test_text_that_names_no_buckets_is_refused(text):
 
 
 @pytest.mark.parametrize(("text", "named"), [("64,64;64,36", "64,36"), ("30,64", "30,64"), ("64,64;0,64", "0,64")])
-def test_a_bucket_that_latents_cannot_fill_is_named(text, named):
-    with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} of a unet; expected multiples of 8"):
-        checked(config(aspect_ratio_buckets=text))
+def test_a_bucket_that_latents_cannot_fill_is_named(text, named, tmp_path):
+    for model in (str(ASSETS / "tiny-sd"), "of/a-hub"):
+        own = config(pretrained_model_name_or_path=model, aspect_ratio_buckets=text, output_dir=str(tmp_path))
+        with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} of a unet; expected multiples of 8"):
+            check(own)
 
 
 @pytest.mark.parametrize("component", ["unet", "transformer"])
@@ -121,7 +125,7 @@ def test_transformers_take_latents_in_patches(component):
 def test_the_kind_of_a_model_folder_is_known_before_its_weights_are(tmp_path):
     model = write_micro("sd3", tmp_path / "sd3")
     with pytest.raises(ConfigError, match="64,40 of a transformer"):
-        checked(config(pretrained_model_name_or_path=str(model), aspect_ratio_buckets="64,32;64,40"))
+        check(config(pretrained_model_name_or_path=str(model), aspect_ratio_buckets="64,32;64,40", output_dir=str(tmp_path / "run")))
 
 
 def test_buckets_without_images_are_refused():
@@ -142,11 +146,11 @@ def test_the_users_words_for_attention_lead_to_those_of_diffusers(present):
 
 def test_every_backend_of_diffusers_is_known_to_train_or_known_not_to():
     names = {backend.value for backend in AttentionBackendName}
-    assert names == set(configcheck.ATTENTION) | set(configcheck.FORWARD_ONLY) | ELSEWHERE
-    assert not set(configcheck.ATTENTION) & set(configcheck.FORWARD_ONLY)
+    assert names == set(packages.ATTENTION) | set(packages.FORWARD_ONLY) | ELSEWHERE
+    assert not set(packages.ATTENTION) & set(packages.FORWARD_ONLY)
 
 
 def test_every_package_that_can_be_missing_has_a_way_to_get_it():
-    packages = {*configcheck.QUANTIZATIONS.values(), *filter(None, configcheck.ATTENTION.values())}
-    packages |= {name for names in configcheck.OPTIMIZERS.values() for name in names}
-    assert packages == set(configcheck.PIP)
+    needed = {*packages.QUANTIZATIONS.values(), *filter(None, packages.ATTENTION.values())}
+    needed |= {name for names in packages.OPTIMIZERS.values() for name in names}
+    assert needed == set(packages.PIP)

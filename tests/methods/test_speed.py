@@ -107,7 +107,7 @@ def test_a_transformer_has_no_channels():
 
 def test_a_transformer_is_refused_channels_before_it_is_loaded(tmp_path, monkeypatch):
     folder = write_micro("flux", tmp_path / "flux")
-    monkeypatch.setattr("diffalign.train.align.open_dataset", lambda own: pytest.fail("went on"))
+    monkeypatch.setattr("diffalign.train.align.open_dataset", lambda *_, **__: pytest.fail("went on"))
     with pytest.raises(ConfigError, match="`channels_last` orders"):
         train(config(pretrained_model_name_or_path=str(folder), output_dir=str(tmp_path / "run"), channels_last=True))
 
