@@ -182,7 +182,7 @@ def test_an_offset_asks_for_a_larger_lead_or_is_named_as_ignored(name):
     shifted = bound(name)(fitted(name, policy, reference, offset=rows(100.0, 0.0)))
     assert (shifted[0] > plain[0]) == (name not in IGNORING_OFFSET)
     assert shifted[1] == plain[1]
-    words = inspect.getdoc(OBJECTIVES[name]) + inspect.getdoc(inspect.getmodule(OBJECTIVES[name]))
+    words = inspect.getdoc(OBJECTIVES[name].loss) + inspect.getdoc(inspect.getmodule(OBJECTIVES[name].loss))
     assert name not in IGNORING_OFFSET or "offset" in words
 
 
@@ -240,7 +240,7 @@ def test_what_an_objective_needs_is_named_where_it_is_missing(name):
 @every
 def test_an_objective_cites_its_source(name):
     if name in OBJECTIVES.keys() - {"made_up"}:
-        assert re.search(r"\d{4}\.\d{5}", inspect.getdoc(OBJECTIVES[name]))
+        assert re.search(r"\d{4}\.\d{5}", inspect.getdoc(OBJECTIVES[name].loss))
 
 
 def gradient_at_tie(name, policy):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.objectives import OBJECTIVES, margin
-from diffalign.objectives.base import compared, pairwise, weighted
+from diffalign.objectives.base import Facts, Objective, compared, pairwise, weighted
+from diffalign.objectives.implicit_reward import log_ratio
 from diffalign.train.align import train
 from tests.golden import make_objectives
 from tests.golden import test_objectives as golden
@@ -35,7 +36,7 @@ def restated(policy, reference, prob, *, beta):
 
 @pytest.fixture(autouse=True)
 def _table_line(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "made_up", made_up)
+    monkeypatch.setitem(OBJECTIVES, "made_up", Objective(made_up, Facts(), log_ratio))
 
 
 @pytest.mark.parametrize("test", CONTRACTS)
@@ -46,7 +47,8 @@ def test_every_contract_can_be_asked_of_it(test):
 
 
 def test_a_contract_that_does_not_hold_is_noticed(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "made_up", lambda s, *, beta: -beta * margin(s.log_ratio))  # deaf to the label
+    deaf = Objective(lambda s, *, beta: -beta * margin(s.log_ratio), Facts(), log_ratio)  # to the label
+    monkeypatch.setitem(OBJECTIVES, "made_up", deaf)
     with pytest.raises(AssertionError):
         contract.test_a_tie_has_no_gradient_where_the_log_ratios_are_equal(name="made_up")
 
@@ -77,5 +79,6 @@ rank: 2
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     assert len(log) == 2
     assert log[0]["loss"] == pytest.approx(1.0, abs=1e-5)  # z = 0: relu(1 - 0)^2
+    assert log[1]["rewards/chosen"] == pytest.approx(3.0 * log[1]["log_ratio/chosen"], rel=1e-5)  # of the same table line
     weights = load_file(folder / "pytorch_lora_weights.safetensors")
     assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)

@@ -58,8 +58,8 @@ def about(value):
 
 
 def test_two_names_of_the_field_are_one_function():
-    assert OBJECTIVES["dno"] is dpo
-    assert OBJECTIVES["rank_dpo"] is lipo
+    assert OBJECTIVES["dno"].loss is dpo
+    assert OBJECTIVES["rank_dpo"].loss is lipo
 
 
 def test_adpo_is_dpo_at_the_inverse_temperature():
