@@ -17,11 +17,14 @@ from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.importing import import_dataset
 from diffalign.data.sampler import loader
-from diffalign.methods.build import dry_run as dryrun
+from diffalign.infer.kinds.table import KINDS
+from diffalign.methods.build import dry_run
 from diffalign.methods.build.image import backbone, equip
 from diffalign.methods.build.meta_model import Kept, activations, outline
 from diffalign.methods.build.users import expected_sizes
+from diffalign.methods.checks import check
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable
 from diffalign.train.optimizer import make_optimizer
 from diffalign.train.trainer import trainer_for
@@ -46,15 +49,27 @@ def config(model, **values):
     return TrainConfig(**{"pretrained_model_name_or_path": str(model), "dataset_name": "pairs", "rank": 2, **values})
 
 
+def outlined(own, device=CPU):
+    """Return the model without numbers."""
+    return outline(own, recipe_of(own), device)
+
+
 def sizes(own, device=CPU):
     """Return {what: bytes} of a dry run."""
-    return dict(dryrun.memory(own, outline(own, device)))
+    return dict(dry_run.memory(own, recipe_of(own), outlined(own, device)))
+
+
+def report(own):
+    """Return what `diffalign train --dry_run` says, whatever lies in the output folder."""
+    recipe = check(replace(own, overwrite_output_dir=True))
+    return KINDS[recipe.kind].outlook(own, recipe, 2)
 
 
 def loaded(own):
     """Return the model as it is trained."""
-    model = backbone(own, CPU)
-    equip(own, model, known=expected_sizes(own, model, ()) if own.users else None)
+    recipe = recipe_of(own)
+    model = backbone(own, recipe, CPU)
+    equip(own, recipe, model, evidence=expected_sizes(recipe, model, ()) if recipe.users else None)
     return model
 
 
@@ -79,22 +94,22 @@ def kept_in_truth(own, images):
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # PyTorch, of the norms of queries in bfloat16
 def test_without_numbers_as_many_bytes_are_kept_as_with(models, family, values):
     own = config(models[family], **values)
-    assert activations(own, outline(own, CPU), 3) == kept_in_truth(own, 3) > 0
+    assert activations(own, outlined(own), 3) == kept_in_truth(own, 3) > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_drawn_for_a_gpu_where_there_is_none(models, family):
     own = config(models[family])
-    assert activations(own, outline(own, CUDA), 2) == activations(own, outline(own, CPU), 2)
+    assert activations(own, outlined(own, CUDA), 2) == activations(own, outlined(own), 2)
     half = replace(own, mixed_precision="bf16")
-    on_gpu = activations(half, outline(half, CUDA), 2)  # whose norms stay float32
-    assert activations(half, outline(half, CPU), 2) < on_gpu < activations(own, outline(own, CUDA), 2)
+    on_gpu = activations(half, outlined(half, CUDA), 2)  # whose norms stay float32
+    assert activations(half, outlined(half), 2) < on_gpu < activations(own, outlined(own, CUDA), 2)
 
 
 def test_drawing_for_a_gpu_leaves_mixed_precision_as_it_was(models):
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.get_default_dtype()
     own = config(models["sd"], mixed_precision="bf16")
-    activations(own, outline(own, CUDA), 2)
+    activations(own, outlined(own, CUDA), 2)
     assert (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.get_default_dtype()) == before
 
 
@@ -146,9 +161,9 @@ def test_the_estimate_is_near_what_a_run_takes(name, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.parquet", count=32, side=72, users=4)
     options = {"train_batch_size": 16, "max_train_steps": 3, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
     own = config("assets/tiny-sd", dataset_name=str(pairs), **options | MEASURED[name])
-    drawn = outline(own, CPU)
+    drawn = outlined(own)
     encoders = sum(p.numel() * 4 for part in ("vae", "text_encoder") for p in drawn.parts[part].parameters())  # on the CPU they stay
-    estimate = encoders + sum(size for _, size in dryrun.memory(own, drawn))
+    estimate = encoders + sum(size for _, size in dry_run.memory(own, recipe_of(own), drawn))
     gradients = sizes(own)["gradients"] if name == "full" else 0  # come as activations go
     assert estimate - gradients == pytest.approx(peak(own), rel=0.08)
 
@@ -195,11 +210,11 @@ def test_quantised_linear_layers_are_as_small_as_their_kind(models):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_user_branch_is_counted_as_it_is_attached(models, family):
     own = config(models[family], method="ppd")
-    drawn = outline(own, CPU)
+    drawn = outlined(own)
     counts = [sum(p.numel() for p in trainable(denoiser)) for denoiser in (drawn.model.denoiser, loaded(own).denoiser)]
     assert counts[0] == counts[1] > 0
     assert sizes(own)["trained weights (float32)"] == 4 * counts[0]
-    assert "user branch with the encoder pairs" in dryrun.report(own)
+    assert "user branch with the encoder pairs" in report(own)
     half, lora = sizes(replace(own, mixed_precision="bf16")), sizes(config(models[family], mixed_precision="bf16"))
     assert half["trained weights (float32)"] == 4 * counts[0]
     assert half["base weights (bfloat16, float32)"] > lora["base weights (bfloat16)"]  # biases that stay zero, in single precision
@@ -214,7 +229,7 @@ def test_networks_that_see_users_pairs_are_counted_by_their_configs(models, tmp_
         write_llava(tmp_path / "llava")
         (tmp_path / "llava" / "model.safetensors").unlink()
         spec, width = {"vlm": {"model": str(tmp_path / "llava"), "width": 8}}, 16 * 8
-    encoder: Any = outline(config(models["sd"], method="ppd", user_encoder=spec), CPU).model.denoiser.user_encoder
+    encoder: Any = outlined(config(models["sd"], method="ppd", user_encoder=spec)).model.denoiser.user_encoder
     read = encoder.image[0] if clip else encoder.project
     assert read.weight.numel() == width
     assert encoder.tokens == 4  # of the settings, or the states of three layers and of the embedding
@@ -223,11 +238,11 @@ def test_networks_that_see_users_pairs_are_counted_by_their_configs(models, tmp_
 def test_where_users_are_rows_a_table_says_how_many(models, tmp_path):
     table = import_dataset(str(write_votes(tmp_path / "votes.parquet")), tmp_path / "table")
     spec = {"one_hot": {"tokens": 2, "width": 8}}
-    drawn = outline(config(models["sd"], method="ppd", user_encoder=spec, dataset_name=str(table.path)), CPU)
+    drawn = outlined(config(models["sd"], method="ppd", user_encoder=spec, dataset_name=str(table.path)))
     assert drawn.model.denoiser.user_encoder.table.weight.shape == (2, 16)  # pyright: ignore[reportAttributeAccessIssue]
     for known, sentence in ((spec, "has a row for each user, and pairs is no table yet"), ({"vector": {"vectors": "x"}}, "does not read")):
         with pytest.raises(ConfigError, match=sentence):
-            dryrun.report(config(models["sd"], method="ppd", user_encoder=known))
+            report(config(models["sd"], method="ppd", user_encoder=known))
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
@@ -238,13 +253,13 @@ def test_the_state_of_an_optimiser_is_as_large_as_predicted(name):
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()]
-    assert dryrun.state_bytes(name, parameters) == sum(v.numel() * v.element_size() for v in tensors)
+    assert dry_run.state_bytes(name, parameters) == sum(v.numel() * v.element_size() for v in tensors)
 
 
 def test_states_of_8_bits_keep_small_tensors_whole():
     # Two states of one byte, and a scale of four bytes for each 256 of either; below 4096 numbers, two of four bytes.
-    assert dryrun.state_bytes("adamw_8bit", [torch.zeros(64, 64)]) == 2 * 4096 + 2 * 4 * 16
-    assert dryrun.state_bytes("paged_adamw_8bit", [torch.zeros(4095)]) == 8 * 4095
+    assert dry_run.state_bytes("adamw_8bit", [torch.zeros(64, 64)]) == 2 * 4096 + 2 * 4 * 16
+    assert dry_run.state_bytes("paged_adamw_8bit", [torch.zeros(4095)]) == 8 * 4095
 
 
 def test_a_moving_average_is_as_large_as_what_it_follows(models):
@@ -275,8 +290,15 @@ def test_the_command_says_what_would_be_trained_and_writes_nothing(models, pairs
     assert "An estimate" in said
 
 
+def test_an_earlier_run_is_no_reason_not_to_say_it(models, pairs_file, tmp_path, capsys):
+    (tmp_path / "run.json").write_text("{}")
+    words = ["--dataset_name", str(pairs_file), "--output_dir", str(tmp_path), "--pretrained_model_name_or_path", models["sd"]]
+    assert main(["train", "--dry_run", *words]) == 0
+    assert "An estimate" in capsys.readouterr().out
+
+
 def test_a_dataset_that_is_no_table_is_left_closed(models, pairs_file):
-    assert f"{pairs_file} is not opened" in dryrun.report(config(models["sd"], dataset_name=str(pairs_file)))
+    assert f"{pairs_file} is not opened" in report(config(models["sd"], dataset_name=str(pairs_file)))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +313,7 @@ def test_a_dataset_that_is_no_table_is_left_closed(models, pairs_file):
 )
 def test_what_training_would_refuse_a_dry_run_refuses(models, family, values, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        dryrun.report(config(models[family] if family else tmp_path / "none", **values))
+        report(config(models[family] if family else tmp_path / "none", **values))
 
 
 def test_nothing_is_compiled_and_no_kernel_asked_for(models, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffalign.cli.parser import plain
 from diffalign.core.runs import Run
@@ -52,7 +52,7 @@ def _outlook(config: TrainConfig) -> str:
     """Return what a run would train, without its output folder being looked at."""
     from diffalign.methods.checks import check
 
-    recipe = check(config)
+    recipe = check(replace(config, overwrite_output_dir=True))
     if config.generate:
         from diffalign.train import rounds
 
