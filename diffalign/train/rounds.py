@@ -35,6 +35,7 @@ from diffalign.infer.generate_pairs import check as check_drawing
 from diffalign.infer.generate_pairs import generate
 from diffalign.infer.kinds import image
 from diffalign.infer.options import GenerateConfig
+from diffalign.methods.checks import check
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml, typed
 from diffalign.methods.recipe import Recipe
@@ -69,6 +70,7 @@ def train(config: TrainConfig) -> Path:
     if state.is_main_process:
         settle(folder)  # what a killed run may have left
     state.wait_for_everyone()
+    check(config)
     plan = planned(config)
     patterns = replaced_by(config) if state.is_main_process else ()
     state.wait_for_everyone()  # so that no process looks for an earlier run that has been moved
