@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import diffalign
 from diffalign.cli.main import main
-from diffalign.core.errors import ConfigError, TableError
+from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.data.records import decode_image
 from diffalign.data.table import ROWS, read_table
 from diffalign.infer import generate_pairs as generating
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(micro_sd, wh
         (Trainer, "optimizer_step", 1),  # after its first checkpoint
         (Bright, "__call__", 0),  # the second is drawn, and not scored
         (Trainer, "optimizer_step", 1),
-        (rounds, "_write", 1),  # everything is in place but run.json
+        (rounds, "write", 1),  # everything is in place but run.json
     ]
     for where, name, survived in kills:
         with monkeypatch.context() as patch:
@@ -244,8 +244,9 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(micro_sd, tmp_
 
 def test_a_start_must_be_a_finished_run_of_the_same_model_and_shape(whole, micro_sd, pairs_file, tmp_path):
     config = config_of(micro_sd, tmp_path / "run", rounds=1, generate={}, dataset_name=str(pairs_file), start_from=str(whole))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: no finished run \\(it has no run.json\\)"):
+        api.train(replace(config, start_from=str(tmp_path)))
     for wrong, message in (
-        ({"start_from": str(tmp_path)}, "is no finished run"),
         ({"rank": 4}, "has rank 2, and this run 4"),
         ({"lora_alpha": 1.0}, "has lora_alpha 2, and this run 1.0"),
         ({"pretrained_model_name_or_path": "assets/tiny-sd"}, "has base .*, and this run assets/tiny-sd"),
