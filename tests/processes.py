@@ -15,11 +15,11 @@ from torch import Tensor
 
 EACH = """
 import json, sys
-from diffalign import api, rounds
-from diffalign.config import TrainConfig
+from diffalign.methods.config import TrainConfig
+from diffalign.train import align, rounds
 for options in json.loads(sys.argv[1]):
     config = TrainConfig(**options)
-    (rounds.train if config.generate else api.run)(config)
+    (rounds.train if config.generate else align.run)(config)
 """
 LEARNT = ("pytorch_lora_weights.safetensors", "ip_adapter.safetensors", "user_encoder.safetensors")
 

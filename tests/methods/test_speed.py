@@ -54,7 +54,7 @@ def config(**values):
 def run(micro_sd, pairs_file, output_dir, **values):
     """Train three steps; return (weights, log)."""
     options = {"pretrained_model_name_or_path": str(micro_sd), "dataset_name": str(pairs_file), "output_dir": str(output_dir)}
-    # The step is linear in the gradient and beta small: see test_train.py.
+    # The step is linear in the gradient and beta small: see test_trainer.py.
     fixed = {"max_train_steps": 3, "train_batch_size": 4, "rank": 2, "adam_epsilon": 1.0, "learning_rate": 1.0, "beta": 10.0}
     own = config(**{**options, **fixed, **values})
     folder = trainer_for(own).fit()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import json
 import math
@@ -26,7 +25,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable
 from diffalign.models.reference import NoReference
-from diffalign.objectives import OBJECTIVES
+from diffalign.objectives import OBJECTIVES, bind_objective
 from diffalign.train.step import preference_step
 from tests.paths import ASSETS
 
@@ -71,7 +70,7 @@ def setting(table, tmp_path_factory):
 def bound(name):
     parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
     needed = {p.name: CONSTANTS[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-    return functools.partial(OBJECTIVES[name], **(needed | OTHERS.get(name, {})))
+    return bind_objective({name: needed | OTHERS.get(name, {})})
 
 
 def told(name, batch):
@@ -117,7 +116,8 @@ def test_it_trains_an_adapter_of_the_embedded_model(setting, before, name):
     parts, batch = setting
     denoiser, learnt = parts.backbone.denoiser, {id(p) for p in trainable(parts.backbone.denoiser)}
     compared = parts.reference if OBJECTIVES[name].facts.reference else NoReference()
-    losses, size = taken(replace(parts, objective=bound(name), reference=compared), told(name, batch))
+    asked = replace(parts, recipe=replace(parts.recipe, objective=bound(name)), reference=compared)
+    losses, size = taken(asked, told(name, batch))
     assert all(math.isfinite(loss) for loss in losses)
     assert size > 0.0
     assert losses[-1] < losses[0]

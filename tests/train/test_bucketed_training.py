@@ -20,6 +20,7 @@ from diffalign.data.sampler import Sampler
 from diffalign.data.table import write_table
 from diffalign.evaluate.heldout import heldout_log_ratios
 from diffalign.methods.build.data import open_dataset
+from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed
@@ -155,7 +156,7 @@ def test_kept_points_of_a_bucket_are_those_that_a_step_would_draw(config):
     config = replace(config, method="inpo", trajectory=INVERSION)
     live, kept = (trainer_for(c) for c in (config, replace(config, trajectory_cache=1)))
     assert isinstance(kept.parts.pairs, Precomputed)
-    for position, entry in enumerate(live.view.entries):
+    for position, entry in enumerate(open_dataset(config, recipe_of(config)).entries):
         batch = live.parts.pairs.to_batch([live.parts.pairs[position, 0]])
         order = list(entry.order)
         natural = replace(batch, x0=batch.x0[:, np.argsort(order)], frames=batch.frames[:, np.argsort(order)])
@@ -195,15 +196,14 @@ def test_sdxl_is_told_the_frame_of_every_image(config, tmp_path):
 
 
 def test_two_processes_give_the_weights_of_one_though_their_passes_differ_in_number(config, tmp_path):
-    linear = {"adam_epsilon": 1.0, "learning_rate": 1.0, "beta": 10.0}  # see test_train.py
+    linear = {"adam_epsilon": 1.0, "learning_rate": 1.0, "beta": 10.0}  # see test_trainer.py
     config = replace(config, **linear, train_batch_size=5, gradient_accumulation_steps=4, max_train_steps=3)
     one = load_file(train(config) / WEIGHTS)
     apart = replace(config, gradient_accumulation_steps=2, cache_dir=str(tmp_path / "cache of two"), output_dir=str(tmp_path / "two"))
     launch(tmp_path, [asdict(apart)])
     two = load_file(tmp_path / "two" / WEIGHTS)
-    kinds = Sizes(open_dataset(config, recipe_of(config)), Framing(32, buckets=config.buckets)).buckets(
-        open_dataset(config, recipe_of(config))
-    )
+    view = open_dataset(config, recipe_of(config))
+    kinds = Sizes(view, Framing(32, buckets=parse_buckets(config.aspect_ratio_buckets))).buckets(view)
     ranks = [Sampler(13, 5, 2, 2, rank, config.seed, kinds) for rank in range(2)]
     assert all(len(ranks[0].passes(step)) != len(ranks[1].passes(step)) for step in range(3))
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 import diffalign
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
+from diffalign.core.runs import Run
 from diffalign.data.importing import import_dataset
 from diffalign.evaluate.heldout import accuracy_on
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed
 from diffalign.models.users import branch
 from diffalign.train import align as api
@@ -30,7 +32,7 @@ from tests.models.users.vlm_models import write_llava
 NAMES = ("ann", "bob", "cy")
 CONSTANTS = {"tokens": 2, "width": 8, "hidden": 8, "max_shots": 2, "fit_steps": 2, "fit_batch": 4}
 PAIRS, VARIATIONAL = {"pairs": CONSTANTS}, {"pairs": {**CONSTANTS, "variational": True, "kl_weight": 0.1}}
-# The step is linear in the gradient and beta small: see test_train.py.
+# The step is linear in the gradient and beta small: see test_trainer.py.
 LINEAR = {"adam_epsilon": 1.0, "learning_rate": 1.0, "beta": 10.0, "max_grad_norm": 1e9, "max_train_steps": 4}
 INVERSION = {"ddim_inversion": {"steps": 3, "renoise": 1, "eta": 0.1, "driver": "reference"}}
 
@@ -121,13 +123,13 @@ def test_users_who_are_described_otherwise_are_not_gone_on_with(config, tmp_path
     with pytest.raises(CheckpointError, match="made with user_source"):
         run(vector, max_train_steps=6, resume_from_checkpoint="latest")
     with pytest.raises(CheckpointError, match="what is known of these users"):
-        accuracy_on(Path(vector.output_dir), config.dataset_name, None, None, "cpu")
+        accuracy_on(Run.open(vector.output_dir), config.dataset_name, None, None, "cpu")
 
 
 def test_a_finished_encoder_is_judged_as_it_is(config, monkeypatch):
     run(config)
     monkeypatch.setattr("diffalign.methods.build.users.fit", lambda *_: pytest.fail("fitted, though the run's encoder replaces it"))
-    assert 0.0 <= accuracy_on(Path(config.output_dir), config.dataset_name, None, None, "cpu") <= 1.0
+    assert 0.0 <= accuracy_on(Run.open(config.output_dir), config.dataset_name, None, None, "cpu") <= 1.0
 
 
 def test_accumulation_equals_the_large_batch(config, tmp_path):
@@ -238,7 +240,8 @@ def test_validation_pictures_are_drawn_from_step_0(config):
 
 
 def test_align_takes_records_that_name_their_users(micro_sd, table, tmp_path):
-    records = list(open_dataset(TrainConfig(dataset_name=str(table), output_dir=str(tmp_path / "data"))))
+    votes = TrainConfig(dataset_name=str(table), output_dir=str(tmp_path / "data"))
+    records = list(open_dataset(votes, recipe_of(votes)))
     options = {"max_train_steps": 2, "train_batch_size": 3, "user_encoder": PAIRS}
     folder = api.align(str(micro_sd), records, method="ppd", output_dir=tmp_path / "run", **options)
     personal = diffalign.load(folder)
@@ -250,7 +253,7 @@ def test_align_takes_records_that_name_their_users(micro_sd, table, tmp_path):
 
 
 def test_data_that_name_no_users_are_refused_before_weights_are_loaded(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffalign.train.trainer.Trainer", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("diffalign.train.trainer.make_trainer", lambda *_, **__: pytest.fail("built"))
     pairs = write_pairs(tmp_path / "pairs.parquet", count=3)
     with pytest.raises(TableError, match=r"no user has 2 labelled pairs.*Records name their user in the column user_id"):
         api.train(replace(config, dataset_name=str(pairs)))

@@ -140,12 +140,11 @@ def test_dropout_of_the_adapter_falls_alike_in_both_passes(config):
 
 
 def test_the_trainer_gives_the_same_weights_in_turn(config, tmp_path):
-    # The step is linear in the gradient and beta small: see test_train.py.
+    # The step is linear in the gradient and beta small: see test_trainer.py.
     config = replace(config, adam_epsilon=1.0, learning_rate=1.0, beta=10.0, gradient_accumulation_steps=2)
     weights, logs = [], []
     for sequential in (False, True):
-        own = replace(config, sequential_candidates=sequential, output_dir=str(tmp_path / str(sequential))).check()
-        folder = trainer_for(own).fit()
+        folder = trainer_for(replace(config, sequential_candidates=sequential, output_dir=str(tmp_path / str(sequential)))).fit()
         weights.append(load_file(folder / "pytorch_lora_weights.safetensors"))
         logs.append([json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()])
     assert max(value.abs().max() for name, value in weights[0].items() if "lora_B" in name) > 1e-3

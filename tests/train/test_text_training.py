@@ -10,12 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import diffalign
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
-from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping
-from diffalign.methods.recipe import recipe_of
 from diffalign.train.align import train
-from diffalign.train.trainer import Trainer
+from diffalign.train.trainer import trainer_for
 from tests.models.text.models import folder, llama, tokenizer
 
 PAIRS = [
@@ -131,7 +129,7 @@ def test_objectives_that_need_more_than_sums_train(world, tmp_path, objective, l
 
 def test_reference_free_objectives_need_no_reference(world, tmp_path):
     made = config(world, tmp_path / "run", objective="simpo", likelihood="mean", reference="none")
-    assert Trainer(made, open_dataset(made, recipe_of(made, "text"))).parts.reference.score(None, None) is None
+    assert trainer_for(made).parts.reference.score(None, None) is None
 
 
 def test_a_curriculum_shows_the_largest_gaps_first(world, tmp_path):
@@ -148,7 +146,7 @@ def test_a_curriculum_shows_the_largest_gaps_first(world, tmp_path):
     diffalign.write_table(tmp_path / "table", records)
     made = config(world, tmp_path / "run", dataset_name=str(tmp_path / "table"), curriculum={"gap": {"score": "taste", "stages": 2}})
     made = from_mapping({**vars_of(made), "max_train_steps": 2}, "test")
-    sampler = Trainer(made, open_dataset(made, recipe_of(made, "text"))).sampler
+    sampler = trainer_for(made).sampler
     seen = [{position for position, _ in sampler.indices(part)} for step in range(2) for part in sampler.passes(step)]
     assert seen == [{4, 5, 6, 7}, {0, 1, 2, 3}]
 

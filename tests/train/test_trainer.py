@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from diffalign.core.errors import CheckpointError, TrainingError
 from diffalign.methods.build.data import open_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.recipe import recipe_of
 from diffalign.train.align import align
 from diffalign.train.trainer import trainer_for
 from tests.checked import checked
@@ -173,7 +174,7 @@ def test_a_run_that_falls_apart_is_stopped_and_says_why(config, caplog):
 
 def test_label_smoothing_and_beta_reach_the_objective(config):
     trainer = trainer_for(replace(config, beta=77.0, label_smoothing=0.1))
-    assert trainer.parts.objective.keywords == {"beta": 77.0, "label_smoothing": 0.1}
+    assert trainer.parts.recipe.objective.spec == {"dpo": {"beta": 77.0, "label_smoothing": 0.1}}
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -186,7 +187,8 @@ def test_validation_grids_are_drawn_from_step_0(config, precision):
 def test_align_takes_records_and_returns_a_folder_that_loads(micro_sd, pairs_file, tmp_path):
     import diffalign
 
-    records = list(open_dataset(TrainConfig(dataset_name=str(pairs_file), output_dir=str(tmp_path / "data"))))
+    pairs = TrainConfig(dataset_name=str(pairs_file), output_dir=str(tmp_path / "data"))
+    records = list(open_dataset(pairs, recipe_of(pairs)))
     folder = align(str(micro_sd), records, output_dir=tmp_path / "run", max_train_steps=2, train_batch_size=4, rank=2)
     pipe = diffalign.load(folder)
     assert pipe.unet.peft_config
