@@ -17,7 +17,7 @@ from diffalign.core.runs import Run
 from diffalign.core.specs import bind, single
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
-from diffalign.methods.config import TrainConfig
+from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.packages import check_switches
 from diffalign.methods.recipe import Recipe, compares, part, recipe_of, transforms_of, tuning_of, users_of
@@ -43,7 +43,7 @@ EARLIER = ("run.json", "train_log.jsonl", "checkpoint-*", "round-*")  # what tel
 def check(config: TrainConfig) -> Recipe:
     """Return what `config` means. Raises ConfigError or CheckpointError for the first thing in it that cannot be meant.
 
-    Cheap checks come first, so that a misspelt key is refused in milliseconds; the last ones import torch.
+    Cheap checks come first, so that a misspelt key is refused in milliseconds; the last ones may import torch.
     """
     check_keys(config)
     kind = kind_of(config)
@@ -58,15 +58,17 @@ def check(config: TrainConfig) -> Recipe:
         check_image(config, recipe, layout)
     else:
         check_sides(parse_buckets(config.aspect_ratio_buckets), "unet")  # of a hub id nothing more is known yet
-    from diffalign.methods.build.trial import check_step  # imports torch
+    if config.objective or config.trajectory or config.error or config.trajectory_cache or "forward" not in recipe.trajectory_spec:
+        from diffalign.methods.build.trial import check_step  # torch takes seconds to import, so only where something may not fit
 
-    check_step(config, recipe)
+        check_step(config, recipe)
     return recipe
 
 
 def check_keys(config: TrainConfig) -> None:
     """Check the keys by themselves and against each other; no file is read, and torch is not imported."""
     known("method", config.method, METHODS)
+    known("lr_scheduler", config.lr_scheduler, SCHEDULES)
     check_ranges(config)
     require(
         "dataset_name",
@@ -175,7 +177,7 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
             raise ConfigError(f"`{key}` is for image models, and {config.pretrained_model_name_or_path} is a language model")
     if recipe.users is not None or recipe.tuning == "user":
         raise ConfigError("users are told apart in image models alone; choose another method than ppd for a language model")
-    if recipe.trajectory.name != "forward" or recipe.error.name != "squared":
+    if "forward" not in recipe.trajectory_spec or "squared" not in recipe.error_spec:
         raise ConfigError(f"method `{config.method}` is made for image models; choose dpo, with the objective, for a language model")
     objective, likelihood = recipe.objective, single("likelihood", config.likelihood or "sum")[0]
     name = f"objective.{objective.name}.beta"

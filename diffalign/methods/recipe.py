@@ -1,6 +1,6 @@
-"""What a training config means: the parts of its method with their constants, bound once and handed on.
+"""What a training config means: the parts of its method with their constants, put together once and handed on.
 
-Importing this takes no torch; `recipe_of` does, for the trajectory and the error.
+Nothing here imports torch before the trajectory or the error is asked for, so that bad data are refused in a second.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Tuning = Literal["lora", "dora", "full", "user"]
 Driver = Literal["policy", "reference", "ema"]
 Constants = dict[str, dict[str, Any]]  # {name: constants}
+# Whose network a trajectory runs if the config does not say: policy, reference or ema (a moving average of the policy, as in Self-NPO's
+# release). `forward` runs none.
+DRIVERS = {"ddim_inversion": "policy", "self_rollout": "ema"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +35,27 @@ class Recipe:
     method: Method
     kind: Kind | None  # of model; None for a hub id, which only its data tell
     objective: Bound
-    trajectory: Bound
+    trajectory_spec: Constants  # without its driver
     driver: Driver  # whose network runs the trajectory
-    error: Bound
+    error_spec: Constants
     transforms: tuple[Spec, ...]
     users: Bound | None  # the user encoder, where users are told apart
     tuning: Tuning  # what is trained
     compares: bool  # whether the policy is compared with a reference
+
+    @property
+    def trajectory(self) -> Bound:
+        """Return the trajectory. Raises ConfigError for a name or constant that is none."""
+        from diffalign.models.diffusion.trajectory import TRAJECTORIES
+
+        return bind("trajectory", TRAJECTORIES, self.trajectory_spec)
+
+    @property
+    def error(self) -> Bound:
+        """Return the error between output and target. Raises ConfigError for a name or constant that is none."""
+        from diffalign.models.diffusion.likelihood import ERRORS
+
+        return bind("error", ERRORS, self.error_spec)
 
     @property
     def facts(self) -> Facts:
@@ -61,18 +78,16 @@ class Recipe:
 
 
 def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
-    """Return what `config` means. Raises ConfigError for a name or constant that is none."""
-    from diffalign.models.diffusion.likelihood import ERRORS
-
+    """Return what `config` means. Raises ConfigError for a name or constant that is none (see `Recipe` for trajectory and error)."""
     trajectory, driver = _trajectory(config)
     users = users_of(config)
     return Recipe(
         method=METHODS[config.method],
         kind=kind,
         objective=bind_objective(part(config, "objective")),
-        trajectory=trajectory,
+        trajectory_spec=trajectory,
         driver=driver,
-        error=bind("error", ERRORS, part(config, "error")),
+        error_spec=part(config, "error"),
         transforms=tuple(transforms_of(config)),
         users=None if users is None else bind("user_encoder", USER_ENCODERS, users),
         tuning=tuning_of(config),
@@ -80,16 +95,13 @@ def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
     )
 
 
-def _trajectory(config: TrainConfig) -> tuple[Bound, Driver]:
-    """Return the trajectory, and whose network runs it, which stands among its constants."""
-    from diffalign.models.diffusion.trajectory import DRIVERS, TRAJECTORIES
-
+def _trajectory(config: TrainConfig) -> tuple[Constants, Driver]:
+    """Return the trajectory as it is written, and whose network runs it, which stands among its constants."""
     ((name, constants),) = part(config, "trajectory").items()
-    of_trajectory = {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}
-    trajectory, driver = bind("trajectory", TRAJECTORIES, {name: of_trajectory}), constants.get("driver", DRIVERS.get(name, "policy"))
+    driver = constants.get("driver", DRIVERS.get(name, "policy")) if name in DRIVERS else "policy"
     if driver not in get_args(Driver):
         raise ConfigError(f"trajectory `{name}`: `driver` is {driver!r}.{did_you_mean(str(driver), get_args(Driver))}")
-    return trajectory, driver
+    return {name: {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}}, driver
 
 
 def part(config: TrainConfig, kind: Literal["objective", "trajectory", "error"]) -> Constants:

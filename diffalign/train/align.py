@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,29 @@ def train(config: TrainConfig, records: Iterable[Record] | None = None) -> Path:
 def run(config: TrainConfig, records: Iterable[Record] | None = None) -> Path:
     """Do what `train` does, and keep the processes of a launch together for what comes next."""
     folder, first = Path(config.output_dir), int(os.environ.get("RANK", "0")) == 0
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if first:
         settle(folder)  # what a killed run may have left
     recipe = check(config)
-    from diffalign.train import checkpoint  # torch and diffusers take seconds to import; what is above needs neither
-    from diffalign.train.results import replaced_by
-    from diffalign.train.trainer import make_trainer
-
-    patterns = replaced_by(config) if first else ()
-    resumed = checkpoint.find(folder, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-    process_state().wait_for_everyone()  # so that no process looks for an earlier run that has been moved
-    with claim(folder, patterns):
+    patterns, resumed = _earlier(config) if config.overwrite_output_dir or config.resume_from_checkpoint else ((), None)
+    if launched:
+        process_state().wait_for_everyone()  # so that no process looks for an earlier run that has been moved
+    with claim(folder, patterns if first else ()):
         if records is not None:
             write_table(Path(config.dataset_name), records, overwrite=is_table(config.dataset_name))
-        view = _open_together(config, recipe)
+        view = _open_together(config, recipe) if launched else open_dataset(config, recipe)
+        from diffalign.train.trainer import make_trainer  # torch and diffusers take seconds to import; what is above needs neither
+
         return make_trainer(config, recipe, view, fit=resumed is None).fit()
+
+
+def _earlier(config: TrainConfig) -> tuple[Sequence[str], Path | None]:
+    """Return the patterns of what is moved aside of an earlier run, and the checkpoint that the run goes on from."""
+    from diffalign.train import checkpoint
+    from diffalign.train.results import replaced_by
+
+    resumed = checkpoint.find(Path(config.output_dir), config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    return replaced_by(config), resumed
 
 
 def _open_together(config: TrainConfig, recipe: Recipe) -> View:

@@ -27,9 +27,6 @@ def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, s
     return Noised(mix(path, x0, noise, t), t, target(path, x0, noise, t), path.weight(t).to(x0))
 
 
-# Whose network a trajectory runs if the config does not say: policy, reference or ema (a moving average of the policy, as in Self-NPO's
-# release). `forward` runs none.
-DRIVERS = {"ddim_inversion": "policy", "self_rollout": "ema"}
 TRAJECTORIES: dict[str, Trajectory] = {
     "forward": forward,
     "ddim_inversion": ddim_inversion,
