@@ -10,14 +10,16 @@ import sys
 import pytest
 import yaml
 
-from diffalign.cli.main import main
+from diffalign.cli.main import main, names
 from diffalign.methods import METHODS
-from diffalign.methods.config_file import load_yaml
+from diffalign.methods.config_file import from_mapping, load_yaml
+from diffalign.methods.recipe import recipe_of
+from tests.checked import checked
 from tests.micro import write_pairs
 from tests.paths import CONFIGS
 
 # Fails the moment torch is imported, so a refusal that passes here was made before that.
-GUARD = "import sys; sys.modules['torch'] = None; from diffalign.cli import main; sys.exit(main(sys.argv[1:]))"
+GUARD = "import sys; sys.modules['torch'] = None; from diffalign.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def refused(*arguments):
@@ -83,7 +85,9 @@ def test_an_unknown_command_method_and_reader_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [["quickstart"], ["train"], ["data", "import"], ["data", "inspect"], ["data", "validate"], ["eval"], ["env"]]
+    "command",
+    [["quickstart"], ["quickstart", "--text"], *map(list, names())],
+    ids=" ".join,
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -176,14 +180,12 @@ def test_import_is_light():
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_binds(path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if every optional package were installed
-    from diffalign.methods.build.bind import objective, trajectory
-
-    from diffalign.methods.config_file import from_mapping
-
-    config = from_mapping(load_yaml(path) | {"dataset_name": "x"}, str(path))
+    config = checked(from_mapping(load_yaml(path) | {"dataset_name": "x"}, str(path)))
+    recipe = recipe_of(config)
     assert path.read_text().startswith("# ")
-    assert callable(objective(config))
-    assert callable(trajectory(config))
+    assert callable(recipe.objective)
+    assert callable(recipe.trajectory)
+    assert callable(recipe.error)
     assert path.name.removeprefix("text_").startswith(config.method) or path.parent.name in ("tiny", "base")
 
 
