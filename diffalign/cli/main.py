@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     """Run the command that the first words name with the others as its flags."""
     table = names()
-    for count in (2, 1):
+    second = len(words) > 1 and words[0] in GROUPS and not words[1].startswith("-")  # `eval` is a command, and a group of others
+    for count in (2,) if second else (2, 1):
         if (name := tuple(words[:count])) in table:
             command = _command(name)
             from diffalign.cli.parser import parse  # jsonargparse takes a while to import

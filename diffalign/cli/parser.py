@@ -45,7 +45,11 @@ def parse(config: type[T], words: Sequence[str], *, prog: str, epilog: str) -> T
     parser = parser_of(config, prog, epilog)
     path = _config_path(words) if issubclass(config, TrainConfig) else None
     if path is not None:
-        parser.set_defaults(load_yaml(path))
+        file = load_yaml(path)
+        parser.set_defaults(file)
+        for action in parser._actions:
+            if action.nargs == "?" and action.dest in file:
+                action.const = file[action.dest]  # the flag standing alone does not take back what the file says
     values = {name: value for name, value in parser.parse_args(list(words)).as_dict().items() if name != "config"}
     return config(**flattened(config, values))
 

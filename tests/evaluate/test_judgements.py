@@ -160,7 +160,8 @@ def test_the_command_rates_models_by_a_scorer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["agrement"], "choose from 'agreement', 'ratings'"),
+        (["agrement"], "`diffalign eval` has no command `agrement`. Did you mean `agreement`?"),
+        (["votes"], "`diffalign eval` has no command `votes`. Known: agreement, ratings."),
         (
             ["agreement", "--dataset_name", "tifa.csv", "--human", "human_avg", "--resamples", "5"],
             "`resamples` is 5; expected at least 100",
