@@ -53,7 +53,7 @@ def run(tmp_path):
 
 def write_run(folder, **facts):
     folder.mkdir(parents=True)
-    known = {"method": "diffusion_dpo", "base": "assets/tiny-sd", "table": None, "kind": "image"}
+    known = {"method": "diffusion_dpo", "base": "assets/tiny-sd", "train_method": "lora", "table": None, "kind": "image"}
     (folder / "run.json").write_text(json.dumps(known | facts))
     return folder
 
@@ -152,13 +152,12 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
     other = write_run(tmp_path / "npo", inference="negative_guidance", method="diffusion_npo")
     twice = [{"clipscore": {"model": model}} for model in ("a", "b")]
     for options, message in (
-        ({"images_per_prompt": 0}, "`images_per_prompt` is 0; expected at least one"),
+        ({"images_per_prompt": 0}, "`images_per_prompt` is 0; expected at least 1"),
         ({"scorers": ["rde"]}, "Did you mean `red`"),
         ({"taste": "hig"}, "Did you mean `high`"),
         ({"features": "pixel"}, "Did you mean `pixels`"),
         ({"runs": [str(run)]}, "two of the models are called `good`; name one of --runs as NAME=PATH"),
-        ({"runs": [str(text)]}, "a run of dpo that answers with texts; expected runs that draw"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; expected at least one"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; expected at least 1"),
         ({"features": "pixel"}, "there is no feature `pixel`"),
         ({"scorers": twice}, "`scorers`: two of them give a score named `clipscore`"),
         ({"positive": str(other)}, "`positive` for these and personalised runs; this is diffusion_dpo"),
@@ -166,8 +165,12 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(config(run, **options), PROMPTS)
-    with pytest.raises(CheckpointError, match="a scorer and no generator"):
-        evaluate(config(run, runs=[str(scorer)]), PROMPTS)
+    for folder, message in (
+        (text, "a run of dpo, which answers with texts; expected one of kind image"),
+        (scorer, "a scorer and no generator"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            evaluate(config(run, runs=[str(folder)]), PROMPTS)
     with pytest.raises(ConfigError, match="`scorers` is for pictures; give --prompts"):
         evaluate(config(run, dataset_name="tests/data/fixtures"), [])
     with pytest.raises(CheckpointError, match="no such model folder"):
