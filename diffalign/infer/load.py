@@ -54,7 +54,7 @@ def load(
     check_layers(run, under, alpha, beta)
     if run.steers:
         return _placed(_steered(run, under, alpha, beta, dtype, device_map), device, device_map)
-    if device_map is None and under is None:
+    if run.kind != "image" or (device_map is None and under is None):  # `device_map` is of pipelines
         return KINDS[run.kind].load(run, dtype=dtype, device=device)
     return _placed(with_result(run, dtype, device_map, under), device, device_map)
 

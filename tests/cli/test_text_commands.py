@@ -7,6 +7,7 @@ import pytest
 import diffalign
 from diffalign.cli.main import main
 from diffalign.data.table import read_table
+from diffalign.infer.text.rewriter import Rewriter
 from tests.models.text.models import folder, llama, tokenizer
 
 ROWS = [{"prompt": f"the word {i}", "chosen": f" is {i} and more", "rejected": " no"} for i in range(6)]
@@ -38,6 +39,12 @@ def test_a_dry_run_counts_what_training_trains(world, tmp_path, capsys):
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in said
     assert "6: 667 passes in 1000 steps" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_loads_as_what_answers_however_it_is_placed(world):
+    plain, mapped = (diffalign.load(world / "run", **placed) for placed in ({}, {"device_map": "cpu"}))
+    assert isinstance(plain, Rewriter)
+    assert plain(["the word 1"], seed=0, max_new_tokens=4) == mapped(["the word 1"], seed=0, max_new_tokens=4)
 
 
 def test_eval_tells_what_the_run_says_of_pairs_and_writes_texts(world, capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from diffalign.core.errors import ConfigError, TableError
+from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.data.records import Candidate, Record, decode_image
 from diffalign.data.table import ROWS, read_table
 from diffalign.infer import generate_pairs as module
@@ -197,7 +198,6 @@ def test_a_prompt_with_an_image_that_cannot_be_judged_is_left_out_where_that_sco
         ({"scorers": []}, "`scorers` is empty"),
         ({"scorers": ["rde"]}, "Did you mean `red`"),
         ({"rank_by": "rid"}, "`rank_by` is 'rid', and no scorer gives it. Did you mean `red`"),
-        ({"scorers": [{"trained": {"path": "outputs/mistyped"}}]}, "outputs/mistyped is no finished run"),
         ({"scorers": [{"hps": {"model": "/mistyped/hps.pt"}}]}, "scorer `hps`: `model` is '/mistyped/hps.pt', and there is no such file"),
         ({"scorers": [{"taste": {"name": "hihg"}}]}, "there is no taste `hihg`. Did you mean `high`"),
         ({"scorers": [{"function": {"path": "tests.infer.test_generate_pairs:mistyped"}}]}, "there is no function `mistyped`"),
@@ -210,6 +210,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(config, option
         generate(replace(config, **options), PROMPTS)
     with pytest.raises(ConfigError, match="there is no prompt to draw"):
         generate(config, [])
+
+
+def test_a_scorer_that_is_no_reward_model_is_refused_before_anything_is_drawn(config, tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text(json.dumps({"method": "diffusion_dpo", "base": "assets/tiny-sd", "train_method": "lora"}))
+    monkeypatch.setattr(drawing, "draw", None)
+    drawn = "which draws pictures; expected one of kind reward"
+    for path, message in (("outputs/mistyped", "outputs/mistyped: no finished run"), (tmp_path, drawn)):
+        with pytest.raises(CheckpointError, match=message):
+            generate(replace(config, scorers=[{"trained": {"path": str(path)}}]), PROMPTS)
 
 
 def test_scores_that_cannot_rank_are_refused_and_the_images_are_kept_for_the_next_try(config, monkeypatch):

@@ -61,7 +61,7 @@ def test_stock_diffusers_draws_what_diffalign_load_draws(micro_sd, used, train_m
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no finished training run \(it has no run.json\)"):
+    with pytest.raises(CheckpointError, match=r"no finished run \(it has no run.json\)"):
         diffalign.load(tmp_path)
 
 

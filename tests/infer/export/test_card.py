@@ -209,7 +209,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(base, tmp_path):
     ):
         with pytest.raises(ConfigError, match=re.escape(sentence)):
             export_run(run, tmp_path / "out", **options)
-    with pytest.raises(CheckpointError, match="no finished training run"):
+    with pytest.raises(CheckpointError, match="no finished run"):
         export_run(tmp_path, tmp_path / "out")
     (run / "pytorch_lora_weights.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"weights are missing; expected pytorch_lora_weights\.safetensors"):

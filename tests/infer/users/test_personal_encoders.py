@@ -15,7 +15,6 @@ from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.core.types import Noised, Query
 from diffalign.infer.users import personal as module
 from diffalign.infer.users.mixture import fit_weights
-from diffalign.methods.build import image as build
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.trajectory import forward
 from diffalign.models.features import ClipFeatures
@@ -23,6 +22,7 @@ from diffalign.models.users.attach import equip
 from diffalign.models.users.encoders import Sizes, make
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.models.users.vlm import VlmStates
+from diffalign.objectives import OBJECTIVES
 from tests.infer.runs import write_run
 from tests.infer.user_runs import SMALL, TOKENS, WIDTH, choices, write_user_run
 from tests.micro_models import stock, write_micro
@@ -167,7 +167,7 @@ def test_fitted_weights_lower_the_loss_of_the_pairs(mixture):
     losses = []
 
     def objective(scores):
-        loss = build.OBJECTIVES["dpo"](scores, beta=5.0)
+        loss = OBJECTIVES["dpo"](scores, beta=5.0)
         losses.append(loss.mean().item())
         return loss
 
@@ -199,7 +199,7 @@ def test_the_fit_finds_the_prototype_that_the_pairs_speak_for(mixture):
     for best in range(3):
         gains = -torch.ones(3)
         gains[best] = 1.0
-        weights = fit_weights(*told, Known(gains), functools.partial(build.OBJECTIVES["dpo"], beta=5.0), steps=60, draws=1)
+        weights = fit_weights(*told, Known(gains), functools.partial(OBJECTIVES["dpo"], beta=5.0), steps=60, draws=1)
         assert weights[best] > 0.8
 
 

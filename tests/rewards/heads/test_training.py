@@ -25,8 +25,10 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.rewards.heads.embeds import ClipEmbeds, PixelEmbeds
 from diffalign.rewards.heads.pairs import split
+from diffalign.rewards.scorers.trained import Trained
 from diffalign.rewards.table import load_scorer
 from diffalign.train.align import align, train
+from tests.infer.runs import write_run
 from tests.rewards.models import SIDE, cropped, pictures, spelt, write_clip
 
 QUICK = {"train_batch_size": 16, "max_train_steps": 40, "learning_rate": 1e-2, "log_every": 20}
@@ -155,7 +157,7 @@ def test_held_out_pairs_are_not_those_of_the_training_and_have_a_split_of_their_
     with pytest.raises(TableError, match="the held-out pairs are those that are trained on"):
         train(config)
     asked = []
-    monkeypatch.setattr(rewardbuild, "open_dataset", lambda other, reuse: asked.append(other) or open_dataset(config, recipe_of(config)))
+    monkeypatch.setattr(rewardbuild, "open_dataset", lambda other, recipe, reuse: asked.append(other) or open_dataset(config, recipe))
     with pytest.raises(TableError, match="those that are trained on"):
         train(replace(config, reader="trl", dataset_split_name="train", held_out_split_name="test"))
     assert [(other.reader, other.dataset_split_name) for other in asked] == [(None, "test")]
@@ -171,7 +173,7 @@ def test_what_embeds_leaves_the_memory_before_the_training(town, tmp_path, monke
     parts = rewardbuild.parts(config, recipe := recipe_of(config, "reward"), open_dataset(config, recipe), torch.device("cpu"))
     gc.collect()
     assert made[0]() is None
-    assert parts.model.fingerprint() == PixelEmbeds.fingerprint
+    assert parts.backbone.fingerprint() == PixelEmbeds.fingerprint
 
 
 def test_candidates_that_answer_prompts_of_their_own_are_refused(tmp_path):
@@ -246,8 +248,38 @@ def test_the_command_line_trains_scores_and_says_what_it_would_do(town, tmp_path
     spec = f"[{{trained: {{path: {tmp_path / 'r'}}}}}]"
     assert main(["score", "--dataset_name", str(town / "votes"), "--scorers", spec, "--output_dir", str(tmp_path / "scored")]) == 0
     assert diffalign.read_table(tmp_path / "scored").manifest["scores"].keys() == {"trained"}
+
+
+def test_a_run_loads_as_its_scorer(town):
+    """Of PAL as that of the average user."""
+    shown, told = [grey(20), grey(120), grey(230)], 3 * ["prompt 2"]
+    for name in ("bt", "pal"):
+        loaded, scorer = diffalign.load(town / name), load_scorer({"trained": {"path": str(town / name)}})
+        assert isinstance(loaded, Trained)
+        assert loaded.name == "trained"
+        np.testing.assert_array_equal(loaded(shown, told), scorer(shown, told))
+
+
+def test_what_wants_a_generator_refuses_a_scorer(town, tmp_path, micro_sd, pairs_file, capsys):
+    run, out = str(town / "bt"), str(tmp_path / "out")
+    training = ["train", "--pretrained_model_name_or_path", str(micro_sd), "--dataset_name", str(pairs_file)]
+    for words in (
+        ["eval", "--output_dir", run, "--prompts", "a star"],
+        ["eval", "--output_dir", run, "--dataset_name", str(town / "votes")],
+        ["export", "--output_dir", run, "--destination", out],
+        ["user", "embed", "--output_dir", run, "--dataset_name", str(town / "votes"), "--destination", out],
+        ["pairs", "generate", "--pretrained_model_name_or_path", run, "--prompts", "x", "--scorers", "adherence", "--output_dir", out],
+        [*training, "--start_from", run, "--output_dir", out],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"a run of reward_bt, a scorer and no generator; use it as the scorer {{trained: {{path: {run}}}}}" in said
+    with pytest.raises(ConfigError, match="`positive` for these and personalised runs; this is reward_bt"):
+        diffalign.load(run, positive=write_run(tmp_path / "run", micro_sd))
     with pytest.raises(CheckpointError, match="a scorer and no generator"):
-        diffalign.load(tmp_path / "r")
+        diffalign.load(write_run(tmp_path / "npo", micro_sd, method="diffusion_npo"), positive=run)
+    assert not (tmp_path / "out").exists()
+    assert not (town / "bt" / "eval").exists()
 
 
 @pytest.mark.parametrize(
@@ -289,5 +321,5 @@ def test_pal_needs_users_and_the_scorer_known_ones(town, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             load_scorer({"trained": {"path": str(town / run), "user": str(user)}})
-    with pytest.raises(CheckpointError, match="no finished run of reward_bt"):
+    with pytest.raises(CheckpointError, match="no finished run"):
         load_scorer({"trained": {"path": str(tmp_path)}})
