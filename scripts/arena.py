@@ -33,8 +33,8 @@ from diffalign.infer.load import load
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
 from diffalign.methods import METHODS
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import pairs as build_pairs
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import pairs as build_pairs
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping
 from diffalign.models import adapters

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core.types import Labels
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.methods.recipe import recipe_of

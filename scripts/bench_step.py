@@ -39,8 +39,8 @@ from diffalign.core.types import Batch
 from diffalign.data.sampler import loader
 from diffalign.data.world.captions import VOCABULARY, random_caption
 from diffalign.data.world.scenes import random_scene, render
-from diffalign.methods.build import image as build
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders import image as build
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
 from diffalign.methods.recipe import recipe_of

@@ -15,7 +15,7 @@ from diffalign.infer.kinds.image import base_of
 from diffalign.infer.load import check_layers, load
 from diffalign.infer.shards import drawn_as, stamped
 from diffalign.infer.users.personal import Personal
-from diffalign.methods.build.common import DTYPES
+from diffalign.methods.builders.common import DTYPES
 from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.shards import stamps

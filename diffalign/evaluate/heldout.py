@@ -19,8 +19,8 @@ from diffalign.data.sampler import positions_alike, sample_generator
 from diffalign.data.table import is_table, read_table
 from diffalign.infer.users.personal import restore
 from diffalign.methods import METHODS
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import parts
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import parts
 from diffalign.methods.config_file import config_of
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import recipe_of

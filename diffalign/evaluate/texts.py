@@ -18,8 +18,8 @@ from diffalign.core.runs import Run
 from diffalign.core.types import Scores
 from diffalign.infer.kinds.text import base_writer
 from diffalign.infer.load import load
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.text import parts
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.text import parts
 from diffalign.methods.config_file import config_of
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import recipe_of

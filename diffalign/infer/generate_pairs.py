@@ -22,7 +22,7 @@ from diffalign.data.transforms.scores import share_beaten
 from diffalign.infer.load import load
 from diffalign.infer.options import GenerateConfig
 from diffalign.infer.shards import Drawings, draw_shards, drawn_as, score_drawings, stamped
-from diffalign.methods.build.common import DTYPES
+from diffalign.methods.builders.common import DTYPES
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 

@@ -59,7 +59,7 @@ def check(config: TrainConfig) -> Recipe:
     else:
         check_sides(parse_buckets(config.aspect_ratio_buckets), "unet")  # of a hub id nothing more is known yet
     if config.objective or config.trajectory or config.error or config.trajectory_cache or "forward" not in recipe.trajectory_spec:
-        from diffalign.methods.build.trial import check_step  # torch takes seconds to import, so only where something may not fit
+        from diffalign.methods.builders.trial import check_step  # torch takes seconds to import, so only where something may not fit
 
         check_step(config, recipe)
     return recipe

@@ -1,4 +1,4 @@
-"""What a training step uses. A builder of `methods.build` makes it from a recipe; the trainer knows nothing else of a method."""
+"""What a training step uses. A builder of `methods.builders` makes it from a recipe; the trainer knows nothing else of a method."""
 
 from __future__ import annotations
 

@@ -72,10 +72,6 @@ class Recipe:
         """Return how the result is used: plain, negative_guidance, user or reward."""
         return "user" if self.tuning == "user" else self.method.inference
 
-    def has_transform(self, *names: str) -> bool:
-        """Return whether one of the transforms has one of these names."""
-        return any(single("transform", spec)[0] in names for spec in self.transforms)
-
 
 def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
     """Return what `config` means. Raises ConfigError for a name or constant that is none (see `Recipe` for trajectory and error)."""

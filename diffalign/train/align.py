@@ -13,7 +13,7 @@ from diffalign.core.processes import process_state
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
 from diffalign.data.view import View
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.checks import check
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping

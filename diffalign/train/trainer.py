@@ -25,7 +25,7 @@ from diffalign.core.types import Batch
 from diffalign.data.sampler import Sampler, loader
 from diffalign.data.view import View
 from diffalign.infer.kinds.table import KINDS
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.checks import check_keys, kind_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml

@@ -9,7 +9,7 @@ import pytest
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.objectives import OBJECTIVES

@@ -9,7 +9,7 @@ import pytest
 from diffalign.cli.commands import data_inspect
 from diffalign.core.errors import RecordError, TableError
 from diffalign.data.importing import import_dataset
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 

@@ -19,8 +19,7 @@ from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.config import ALIASES, TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
-from diffalign.methods.recipe import recipe_of
-from diffalign.models.diffusion.trajectory import DRIVERS
+from diffalign.methods.recipe import DRIVERS, recipe_of
 from diffalign.objectives import OBJECTIVES
 from tests.checked import checked
 from tests.killing import killed_at
@@ -303,7 +302,7 @@ def test_a_mapping_with_a_wrong_key_type_or_value_is_refused(values, message):
         checked(from_mapping({"dataset_name": "pairs"} | values, "call"))
 
 
-@pytest.mark.parametrize("module", ["diffalign", "diffalign.methods.config", "diffalign.methods.build.data"])
+@pytest.mark.parametrize("module", ["diffalign", "diffalign.methods.config", "diffalign.methods.builders.data"])
 def test_a_typo_is_found_without_importing_torch(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

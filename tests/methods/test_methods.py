@@ -17,7 +17,7 @@ from diffalign.data.importing import import_dataset
 from diffalign.data.pixels import record_generator
 from diffalign.data.sampler import sample_generator
 from diffalign.methods import METHODS
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed

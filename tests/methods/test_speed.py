@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diffalign.core.errors import ConfigError
-from diffalign.methods.build import speed
+from diffalign.methods.builders import speed
 from diffalign.methods.checks import check_memory_format
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
@@ -192,7 +192,7 @@ def test_int8_and_fp8_are_torchaos_weights_alone(name, kind, monkeypatch):
 
 
 def test_the_quantised_base_is_loaded_as_the_config_says(micro_sd, pairs_file, tmp_path, monkeypatch):
-    from diffalign.methods.build import image as build
+    from diffalign.methods.builders import image as build
 
     given = {}
     real = build.load_backbone

@@ -7,8 +7,8 @@ import torch
 from peft.tuners.lora import Linear
 
 from diffalign.data.sampler import Sampler, loader
-from diffalign.methods.build import image as build
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders import image as build
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from scripts.bench_step import VARIANTS, flops, render_table, step_flops, table_rows

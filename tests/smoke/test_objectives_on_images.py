@@ -19,8 +19,8 @@ from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
 from diffalign.data.world.captions import random_caption
 from diffalign.data.world.scenes import random_scene, render
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import parts as build_parts
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import parts as build_parts
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable

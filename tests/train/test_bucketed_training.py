@@ -19,7 +19,7 @@ from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.sampler import Sampler
 from diffalign.data.table import write_table
 from diffalign.evaluate.heldout import heldout_log_ratios
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of

@@ -18,10 +18,10 @@ from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.importing import import_dataset
 from diffalign.data.sampler import loader
 from diffalign.infer.kinds.table import KINDS
-from diffalign.methods.build import dry_run
-from diffalign.methods.build.image import backbone, equip
-from diffalign.methods.build.meta_model import Kept, activations, outline
-from diffalign.methods.build.users import expected_sizes
+from diffalign.methods.builders import dry_run
+from diffalign.methods.builders.image import backbone, equip
+from diffalign.methods.builders.meta_model import Kept, activations, outline
+from diffalign.methods.builders.users import expected_sizes
 from diffalign.methods.checks import check
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of

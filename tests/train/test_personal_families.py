@@ -14,7 +14,7 @@ from diffalign.data.importing import import_dataset
 from diffalign.data.sampler import loader, sample_generator
 from diffalign.infer.preview import USERS
 from diffalign.infer.preview import sheet as drawn_sheet
-from diffalign.methods.build import image as build
+from diffalign.methods.builders import image as build
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood

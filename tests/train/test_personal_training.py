@@ -17,7 +17,7 @@ from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.core.runs import Run
 from diffalign.data.importing import import_dataset
 from diffalign.evaluate.heldout import accuracy_on
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.trajectory_cache import Precomputed
@@ -105,7 +105,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, encoder, mo
     part = replace(config, **options, output_dir=str(tmp_path / "part"), checkpointing_steps=2, max_train_steps=5)
     run(part)
     shutil.rmtree(tmp_path / "part" / "checkpoint-4")  # as if it had been killed before
-    monkeypatch.setattr("diffalign.methods.build.users.fit", lambda *_: pytest.fail("fitted once more, though the checkpoint replaces it"))
+    monkeypatch.setattr(
+        "diffalign.methods.builders.users.fit", lambda *_: pytest.fail("fitted once more, though the checkpoint replaces it")
+    )
     rest, rest_log = run(part, resume_from_checkpoint="latest")
     assert_same(whole, rest)
     assert [row["loss"] for row in rest_log] == [row["loss"] for row in whole_log]
@@ -128,7 +130,7 @@ def test_users_who_are_described_otherwise_are_not_gone_on_with(config, tmp_path
 
 def test_a_finished_encoder_is_judged_as_it_is(config, monkeypatch):
     run(config)
-    monkeypatch.setattr("diffalign.methods.build.users.fit", lambda *_: pytest.fail("fitted, though the run's encoder replaces it"))
+    monkeypatch.setattr("diffalign.methods.builders.users.fit", lambda *_: pytest.fail("fitted, though the run's encoder replaces it"))
     assert 0.0 <= accuracy_on(Run.open(config.output_dir), config.dataset_name, None, None, "cpu") <= 1.0
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from diffalign.data.sampler import sample_generator
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import parts as build_parts
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import parts as build_parts
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable

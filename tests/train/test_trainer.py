@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from diffalign.core.errors import CheckpointError, TrainingError
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.train.align import align
@@ -126,7 +126,7 @@ def test_policy_and_reference_agree_to_the_bit_at_step_0_in_half_precision(confi
 
 
 def test_no_reference_builds_and_runs_no_second_network(config, monkeypatch):
-    monkeypatch.setattr("diffalign.methods.build.image.load_denoiser", lambda *_, **__: pytest.fail("a second network was built"))
+    monkeypatch.setattr("diffalign.methods.builders.image.load_denoiser", lambda *_, **__: pytest.fail("a second network was built"))
     _, log = run(config, objective="denoise", reference="none", train_method="full", max_train_steps=2)
     assert "log_ratio/chosen" not in log[0]
 

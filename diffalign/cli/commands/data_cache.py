@@ -30,7 +30,7 @@ class CONFIG(TrainConfig):
 def run(config: CONFIG) -> int:
     """Fill the caches that `diffalign train` with the same settings would fill, and say what was done."""
     from diffalign.data.table import is_table
-    from diffalign.methods.build.data import open_dataset
+    from diffalign.methods.builders.data import open_dataset
     from diffalign.methods.checks import check
 
     if not is_table(config.dataset_name):

@@ -40,8 +40,8 @@ def run(config: CONFIG) -> int:
         raise ConfigError(f"`output_dir` is {config.output_dir}, the table itself; expected the folder of a new one")
     import torch
 
-    from diffalign.methods.build import text
-    from diffalign.methods.build.data import open_dataset
+    from diffalign.methods.builders import text
+    from diffalign.methods.builders.data import open_dataset
     from diffalign.methods.checks import check
     from diffalign.methods.config import TrainConfig
     from diffalign.models.text.ches import scored

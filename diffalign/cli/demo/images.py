@@ -35,8 +35,8 @@ from diffalign.evaluate.pages.training import Comparison, write_report
 from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import pairs as build_pairs
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import pairs as build_pairs
 from diffalign.methods.checks import check_keys
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of

@@ -12,8 +12,8 @@ from diffalign.core.errors import CheckpointError
 from diffalign.core.runs import Run
 from diffalign.infer.preview import sheet
 from diffalign.infer.users.personal import Personal
-from diffalign.methods.build import dry_run, meta_model
-from diffalign.methods.build.image import parts as build  # noqa: F401  # one of the five names
+from diffalign.methods.builders import dry_run, meta_model
+from diffalign.methods.builders.image import parts as build  # noqa: F401  # one of the five names
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe

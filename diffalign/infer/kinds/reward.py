@@ -8,8 +8,8 @@ import torch
 
 from diffalign.core.runs import Run
 from diffalign.data.view import View
-from diffalign.methods.build import dry_run
-from diffalign.methods.build import reward as builder
+from diffalign.methods.builders import dry_run
+from diffalign.methods.builders import reward as builder
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe

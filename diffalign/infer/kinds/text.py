@@ -10,8 +10,8 @@ from diffalign.core.errors import CheckpointError
 from diffalign.core.runs import Run
 from diffalign.data.view import View
 from diffalign.infer.text.rewriter import Rewriter
-from diffalign.methods.build import dry_run, meta_text
-from diffalign.methods.build import text as builder
+from diffalign.methods.builders import dry_run, meta_text
+from diffalign.methods.builders import text as builder
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe

@@ -19,7 +19,7 @@ from diffalign.core.runs import Run
 from diffalign.data.records import Record
 from diffalign.infer.users.mixture import fit_weights
 from diffalign.infer.users.pipeline import UserPipeline, at_strength, shortlist
-from diffalign.methods.build.image import settings
+from diffalign.methods.builders.image import settings
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.backbones.folders import resolve

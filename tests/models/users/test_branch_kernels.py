@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffalign.core.errors import ConfigError
-from diffalign.methods.build import speed
+from diffalign.methods.builders import speed
 from diffalign.methods.config import TrainConfig
 from diffalign.models.users import branch
 from tests.models.users.denoisers import WIDTH, answer, fill, micro, users

@@ -19,8 +19,8 @@ from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.table import write_table
-from diffalign.methods.build import reward as rewardbuild
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders import reward as rewardbuild
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.rewards.heads.embeds import ClipEmbeds, PixelEmbeds

@@ -11,7 +11,7 @@ import torch
 from diffalign.core.specs import bind
 from diffalign.core.types import Reference
 from diffalign.data.view import View
-from diffalign.methods.build.common import DTYPES, cache_root, order
+from diffalign.methods.builders.common import DTYPES, cache_root, order
 from diffalign.methods.checks import check_text
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts

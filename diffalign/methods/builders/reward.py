@@ -15,8 +15,8 @@ import torch
 from diffalign.core.errors import TableError
 from diffalign.core.files import atomic_file
 from diffalign.data.view import Entry, View
-from diffalign.methods.build.common import cache_root, order
-from diffalign.methods.build.data import open_dataset
+from diffalign.methods.builders.common import cache_root, order
+from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe

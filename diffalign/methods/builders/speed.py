@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.checkpoint import checkpoint
 
 from diffalign.core.errors import ConfigError
-from diffalign.methods.build.common import DTYPES
+from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.config import TrainConfig
 from diffalign.models.users import branch
 

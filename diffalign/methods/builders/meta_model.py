@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from diffalign.core.errors import ConfigError
 from diffalign.data.table import is_table
 from diffalign.data.users import names_of
-from diffalign.methods.build.common import DTYPES
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.image import equip, settings
-from diffalign.methods.build.users import expected_sizes
+from diffalign.methods.builders.common import DTYPES
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import equip, settings
+from diffalign.methods.builders.users import expected_sizes
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, resolve

@@ -16,9 +16,9 @@ from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
-from diffalign.methods.build import speed
-from diffalign.methods.build import users as user_build
-from diffalign.methods.build.common import DTYPES, cache_root, order
+from diffalign.methods.builders import speed
+from diffalign.methods.builders import users as user_build
+from diffalign.methods.builders.common import DTYPES, cache_root, order
 from diffalign.methods.checks import check_image, parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from diffalign.core.errors import CheckpointError
-from diffalign.methods.build import text as builder
-from diffalign.methods.build.common import DTYPES
+from diffalign.methods.builders import text as builder
+from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable

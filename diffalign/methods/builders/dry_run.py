@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from diffalign.core.parts import Trained
 from diffalign.data.table import is_table
 from diffalign.data.view import View
-from diffalign.methods.build.common import DTYPES
-from diffalign.methods.build.data import open_dataset
-from diffalign.methods.build.meta_model import Outline, activations
+from diffalign.methods.builders.common import DTYPES
+from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.meta_model import Outline, activations
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
