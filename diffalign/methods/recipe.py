@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diffalign.core.errors import ConfigError, did_you_mean
@@ -95,6 +96,9 @@ def _trajectory(config: TrainConfig) -> tuple[Constants, Driver]:
     """Return the trajectory as it is written, and whose network runs it, which stands among its constants."""
     ((name, constants),) = part(config, "trajectory").items()
     driver = constants.get("driver", DRIVERS.get(name, "policy")) if name in DRIVERS else "policy"
+    for constant in constants:
+        if name in DRIVERS and constant != "driver" and get_close_matches(constant, ["driver"], cutoff=0.8):
+            raise ConfigError(f"trajectory `{name}` takes no `{constant}`. Did you mean `driver`?")
     if driver not in get_args(Driver):
         raise ConfigError(f"trajectory `{name}`: `driver` is {driver!r}.{did_you_mean(str(driver), get_args(Driver))}")
     return {name: {constant: value for constant, value in constants.items() if constant != "driver" or name not in DRIVERS}}, driver

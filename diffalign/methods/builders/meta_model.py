@@ -25,9 +25,10 @@ from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import equip, settings
 from diffalign.methods.builders.users import expected_sizes
+from diffalign.methods.checks import check_image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
-from diffalign.models.backbones.folders import Layout, resolve
+from diffalign.models.backbones.folders import Layout, is_local, resolve
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
 
@@ -47,6 +48,8 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     """Return what `diffalign train` would train. Raises CheckpointError for a folder or hub id that is no supported pipeline."""
     name = resolve(config.pretrained_model_name_or_path)
     index, layout = model_index(name, config.revision)
+    if not is_local(name):  # of which nothing was known before
+        check_image(config, recipe, layout)
     kind, parts = str(index["_class_name"]), {}
     own_vae = config.pretrained_vae_model_name_or_path is None
     dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full", own_vae=own_vae)
