@@ -8,7 +8,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo FORCE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt clean FORCE
+.PHONY: help demo test check fmt dist clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ check: $(STAMP) ## lint, format, types, layers
 fmt: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
+
+dist: $(STAMP) ## build wheel and sdist into dist/, and check them
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dist]"
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean: ## remove caches, builds and the demo's output; .venv and other outputs stay
 	rm -rf $(DEMO) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

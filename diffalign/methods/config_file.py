@@ -31,12 +31,22 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FA
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
+def find_config(path: str | Path) -> Path:
+    """Return a config file; one of the recipes `configs/...` is found wherever the package is installed."""
+    path = Path(path)
+    if path.exists() or path.parts[:1] != ("configs",):
+        return path
+    package = Path(__file__).resolve().parents[1]
+    places = (package.parent / "configs", package / "_configs")
+    return next((file for place in places if (file := place.joinpath(*path.parts[1:])).is_file()), path)
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Return the keys of a YAML config under their own names (aliases resolved), on top of those of the file that `base` names.
 
     Raises ConfigError that names the file for an unknown key, with the nearest known one, and for YAML that does not parse.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such config file")
     try:

@@ -34,7 +34,6 @@ ENDS: dict[Range, tuple[tuple[float, ...], tuple[float, ...]]] = {
     SHARE_BELOW_ONE: ((-0.1, 1.0, NAN), (0.0, 0.9999)),
     SHARE_BELOW_HALF: ((-0.1, 0.5, NAN), (0.0, 0.49)),
 }
-OF_THEIR_OWN = {"lr_scheduler"}  # whose range is of no other key
 FREE = {"seed", "logit_mean", "mode_scale"}  # any number can be meant
 LATER = {"held_out_share"}  # refused with the other keys of reward models: see tests/rewards/heads
 RANGES = {name: facts.range for name, facts in facts_of(TrainConfig).items() if facts.range in ENDS}
@@ -122,7 +121,7 @@ def test_every_number_has_a_range_unless_any_can_be_meant():
     hints = get_type_hints(TrainConfig)
     numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
     assert set(RANGES) == numbers - FREE - LATER
-    assert {name for name, facts in facts_of(TrainConfig).items() if facts.range is not None} == set(RANGES) | OF_THEIR_OWN
+    assert {name for name, facts in facts_of(TrainConfig).items() if facts.range is not None} == set(RANGES)
 
 
 def test_the_refusal_says_what_was_expected():
@@ -306,3 +305,10 @@ def test_a_mapping_with_a_wrong_key_type_or_value_is_refused(values, message):
 def test_a_typo_is_found_without_importing_torch(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_yaml("configs/tiny/diffusion_dpo.yaml")["method"] == "diffusion_dpo"
+    with pytest.raises(ConfigError, match=r"configs/tiny/none\.yaml: there is no such config file"):
+        load_yaml("configs/tiny/none.yaml")
