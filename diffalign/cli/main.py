@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -33,6 +34,8 @@ EXAMPLES = """examples:
 Every command has --help, with its flags and more examples.
 """
 Words = tuple[str, ...]
+# What a disk or its rights refuse; any other error of the system is a fault of ours.
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except DiffalignError as error:
         sys.stderr.write(f"diffalign: error: {error}\n")
-        return 2
+        return error.status
     except KeyboardInterrupt:
-        sys.stderr.write("diffalign: stopped; a training run goes on from its last checkpoint with --resume_from_checkpoint latest\n")
+        sys.stderr.write("diffalign: stopped\n")
         return 130
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"diffalign: error: {where}{error.strerror}\n")
+        return 2
 
 
 def _run(words: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
+from diffalign.core.locks import lives, owner
 
 ASIDE, DISCARDED, OWNER, COMPLETE = ".replaced", ".replaced-discarded", "owner.json", "complete"
 # What a new run leaves that is worth more than the old one.
@@ -31,9 +31,7 @@ def claim(folder: Path, patterns: Sequence[str]) -> Iterator[None]:
         return
     aside = folder / ASIDE
     aside.mkdir()
-    process = psutil.Process()
-    owner = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "patterns": list(patterns)}
-    (aside / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+    (aside / OWNER).write_text(json.dumps(owner() | {"patterns": list(patterns)}), encoding="utf-8")
     try:
         for path in earlier:
             path.replace(aside / path.name)
@@ -53,20 +51,15 @@ def settle(folder: Path, *, during_claim: bool = False) -> None:
     if not aside.is_dir():
         return
     try:
-        owner = json.loads((aside / OWNER).read_text(encoding="utf-8"))
-        host, pid, started, patterns = (owner[name] for name in ("host", "pid", "started", "patterns"))
+        holder = json.loads((aside / OWNER).read_text(encoding="utf-8"))
+        host, pid, started, patterns = (holder[name] for name in ("host", "pid", "started", "patterns"))
     except (OSError, ValueError, KeyError, TypeError):
-        host, pid, started, patterns = socket.gethostname(), -1, 0.0, []  # killed before anything was moved
-    ours = pid == os.getpid()
-    if host != socket.gethostname() or (ours and during_claim) or (not ours and _lives(pid, started)):
+        _settle(folder, [])  # killed before anything was moved
+        return
+    ours = (host, pid) == (socket.gethostname(), os.getpid())
+    if during_claim if ours else lives(host, pid, started) is not False:
         return
     _settle(folder, patterns)
-
-
-def _lives(pid: int, started: float) -> bool:
-    with contextlib.suppress(psutil.Error, ValueError, OverflowError):
-        return psutil.Process(pid).create_time() == started
-    return False
 
 
 def _settle(folder: Path, patterns: Sequence[str]) -> None:

@@ -7,7 +7,9 @@ from difflib import get_close_matches
 
 
 class DiffalignError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose; `status` is the exit status that the command line gives it."""
+
+    status = 2
 
 
 class ConfigError(DiffalignError):

@@ -85,7 +85,8 @@ def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, work
     """Yield the batches of all forward passes from one step to another; decoding runs in `workers` processes."""
     # A list, not the generator itself: the loader asks for its length, and workers may be started afresh.
     passes = list(sampler.batches(first_step, last_step))
-    rows: Any = DataLoader(cast("Dataset[Any]", pairs), batch_sampler=passes, collate_fn=list, num_workers=workers)
+    own = torch.Generator()  # else the loader would draw from the one that dropout draws from, at the first step of every process
+    rows: Any = DataLoader(cast("Dataset[Any]", pairs), batch_sampler=passes, collate_fn=list, num_workers=workers, generator=own)
     for part in rows:
         yield pairs.to_batch(part)
 

@@ -68,6 +68,7 @@ def check(config: TrainConfig) -> Recipe:
 def check_keys(config: TrainConfig) -> None:
     """Check the keys by themselves and against each other; no file is read, and torch is not imported."""
     known("method", config.method, METHODS)
+    require("output_dir", config.output_dir, lambda v: bool(v.strip()), "the folder of the run")
     known("lr_scheduler", config.lr_scheduler, SCHEDULES)
     check_ranges(config)
     require(

@@ -61,9 +61,9 @@ class TrainConfig:
     aspect_ratio_buckets: str | None = key(None, kinds=IMAGE, resume=True)
     """Sizes of the training images instead, as "height,width;height,width;...": a record's images all get the one nearest to their
     aspect ratios (the geometric mean), and a forward pass holds one size. `resolution` is then that of validation pictures."""
-    random_crop: bool = key(False, kinds=IMAGE)
+    random_crop: bool = key(False, kinds=IMAGE, resume=True)
     """Crop at random instead of in the middle; both candidates alike."""
-    random_flip: bool = key(False, kinds=IMAGE)
+    random_flip: bool = key(False, kinds=IMAGE, resume=True)
     """Mirror at random; both candidates alike."""
     skip_bad: bool = key(False, kinds=ANY, changes="data")
     """Leave out rows that cannot be read, and list them in the manifest, instead of stopping at the first."""
@@ -183,7 +183,7 @@ class TrainConfig:
     """Epsilon of AdamW."""
     max_grad_norm: float = key(1.0, ABOVE_ZERO, kinds=ANY)
     """Gradients are clipped to this norm."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD)
+    mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD, resume=True)
     """Precision of the networks; errors and losses are in float32 always."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
@@ -199,7 +199,7 @@ class TrainConfig:
     """Memory format of UNets that convolutions are faster in; the mathematics is the same."""
     torch_compile: bool = False
     """Compile the denoiser: a slow first step, faster ones after it."""
-    use_ema: bool = key(False, kinds=ANY)
+    use_ema: bool = key(False, kinds=ANY, resume=True)
     """Keep, and save, a moving average of the trained weights."""
     ema_decay: float = key(0.999, SHARE_BELOW_ONE, kinds=ANY, resume=True)
     """Decay of the moving average."""

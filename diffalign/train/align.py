@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from diffalign.core.claim import claim, settle
 from diffalign.core.errors import ConfigError
+from diffalign.core.locks import locked
 from diffalign.core.processes import process_state
 from diffalign.data.records import Record
 from diffalign.data.table import is_table, write_table
@@ -74,7 +76,7 @@ def run(config: TrainConfig, records: Iterable[Record] | None = None) -> Path:
     patterns, resumed = _earlier(config) if config.overwrite_output_dir or config.resume_from_checkpoint else ((), None)
     if launched:
         process_state().wait_for_everyone()  # so that no process looks for an earlier run that has been moved
-    with claim(folder, patterns if first else ()):
+    with locked(folder) if first else nullcontext(), claim(folder, patterns if first else ()):
         if records is not None:
             write_table(Path(config.dataset_name), records, overwrite=is_table(config.dataset_name))
         view = _open_together(config, recipe) if launched else open_dataset(config, recipe)

@@ -4,7 +4,7 @@ the moving average of what they train."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,19 @@ def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | lis
 def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Any:
     """Return the schedule of the learning rate. It is not prepared: accelerate would step it once for each process."""
     return get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
+
+
+def restore_optimizer(optimizer: Any, schedule: Any, state: Mapping[str, Any]) -> None:
+    """Take over a checkpoint's moments and step; rates, decays and betas are those that the optimiser was made with now."""
+    wanted = [
+        {name: group[name] for name in ("initial_lr", "weight_decay", "betas", "eps") if name in group} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    schedule.base_lrs = [group["initial_lr"] for group in wanted]
+    for group, own, factor in zip(optimizer.param_groups, wanted, schedule.lr_lambdas, strict=True):
+        group.update(own, lr=own["initial_lr"] * factor(schedule.last_epoch))
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # which a schedule says until its next step
 
 
 def make_average(config: TrainConfig, parameters: Sequence[nn.Parameter], *, drives: bool) -> EMAModel | None:

@@ -16,6 +16,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +26,7 @@ from diffalign.core.claim import claim, settle
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.files import atomic_file, atomic_folder, write
 from diffalign.core.keys import facts_of, require
+from diffalign.core.locks import locked
 from diffalign.core.processes import process_state
 from diffalign.core.runs import CONFIG, RUN, Run
 from diffalign.core.specs import single
@@ -74,7 +76,7 @@ def train(config: TrainConfig) -> Path:
     plan = planned(config)
     patterns = replaced_by(config) if state.is_main_process else ()
     state.wait_for_everyone()  # so that no process looks for an earlier run that has been moved
-    with claim(folder, patterns):
+    with locked(folder) if state.is_main_process else nullcontext(), claim(folder, patterns):
         _play_all(config, plan, state)
     state.wait_for_everyone()
     state.destroy_process_group()

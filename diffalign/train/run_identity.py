@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from diffalign.core.keys import facts_of
+from diffalign.core.errors import CheckpointError
+from diffalign.core.keys import default_of, facts_of
 from diffalign.data.sampler import Sampler
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import load_yaml
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import part
 from diffalign.models.backbones.folders import lasting
@@ -33,3 +38,31 @@ def identity(config: TrainConfig, parts: Parts, sampler: Sampler) -> dict[str, A
         encoder: Any = parts.backbone.network.user_encoder
         facts |= {"user_encoder": parts.recipe.users.spec, "user_dropout": config.user_dropout, "user_source": encoder.sizes.source}
     return facts
+
+
+def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], config: TrainConfig, processes: int) -> None:
+    """Raise CheckpointError where a checkpoint's facts are not those of this run; a key that it does not know had its default."""
+    defaults = {item.name: default_of(item) for item in dataclasses.fields(config)}
+    for name, value in here.items():
+        before = there.get(name, defaults.get(name))
+        if before == value:
+            continue
+        if name == "batch":
+            once = config.train_batch_size * processes
+            cure = f"{value} = {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated x {processes} processes; "
+            cure += (
+                f"keep it with --gradient_accumulation_steps {before // once}" if before % once == 0 else "keep it with another batch size"
+            )
+            raise CheckpointError(f"{folder}: made with {before} records a step, this run has {cure}")
+        raise CheckpointError(f"{folder}: made with {name} {before}, this run has {value}; choose another output_dir")
+
+
+def changes(file: Path, config: TrainConfig) -> Iterator[str]:
+    """Yield what a run that goes on does otherwise than its config.yaml says: "learning_rate: 0.001 -> 1e-05"."""
+    if not file.is_file():
+        return
+    before = load_yaml(file)
+    for name, facts in facts_of(config).items():
+        now = getattr(config, name)
+        if facts.changes == "training" and name in before and before[name] != now:
+            yield f"{name}: {before[name]} -> {now}"

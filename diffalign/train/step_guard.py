@@ -46,8 +46,9 @@ class Guard:
         logger.warning("step %d skipped: %s", step, reason)
         if self.bad_in_a_row >= self.max_bad_steps:
             raise TrainingError(
-                f"step {step}: {self.bad_in_a_row} bad steps in a row, the last one: {reason}. The last checkpoint is whole. "
-                "Lower learning_rate, raise beta, or use mixed_precision bf16 rather than fp16."
+                f"step {step}: {self.bad_in_a_row} bad steps in a row, the last one: {reason}. The last checkpoint is whole: go on "
+                "from it with --resume_from_checkpoint latest and a lower --learning_rate. A larger beta, or mixed_precision bf16 rather "
+                "than fp16, needs a new output_dir."
             )
         return False
 

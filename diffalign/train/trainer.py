@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffalign.core.errors import CheckpointError
+from diffalign.core.runs import CONFIG
 from diffalign.core.types import Batch
 from diffalign.data.sampler import Sampler, loader
 from diffalign.data.view import View
@@ -36,12 +38,14 @@ from diffalign.models.reference import eval_mode, exchanged
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
 from diffalign.train import checkpoint
-from diffalign.train.optimizer import make_average, make_optimizer, make_schedule
+from diffalign.train.launch import refuse_engines
+from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
-from diffalign.train.run_identity import identity
+from diffalign.train.run_identity import changes, check_same, identity
 from diffalign.train.save import save_result
 from diffalign.train.step import preference_step
 from diffalign.train.step_guard import Guard
+from diffalign.train.stopping import StoppedError, StopRequest
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
@@ -54,8 +58,11 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     """
     torch.set_flush_denormal(True)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
+    refuse_engines(config)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
+        # The passes of a step are ours; accelerate's own accumulation, which its launcher may ask for, would divide the gradient again.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=config.report_to,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
@@ -88,6 +95,7 @@ class Trainer:
         self.sampler = Sampler(len(parts.pairs), *division, config.seed, parts.pairs.buckets, parts.index)
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         self.watch = Watch.of(config)
+        self.stop = StopRequest()
         self.step = 0
         self.seconds: list[float] = []
 
@@ -97,7 +105,7 @@ class Trainer:
         self._resume()
         self._begin()
         batches = loader(self.parts.pairs, self.sampler, self.step, config.max_train_steps, config.dataloader_num_workers)
-        with self._progress() as bar, (self.output_dir / LOG).open("a") as log:
+        with self.stop.listening(), self._progress() as bar, (self.output_dir / LOG).open("a") as log:
             if self.step == 0:
                 self._validate()
             if self.step == 0 and self.watch.due(0):
@@ -107,14 +115,17 @@ class Trainer:
                 scalars = self.optimizer_step(batches)
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
+                stop, saved = scalars.pop("stop") > 0.0, False
                 self.guard.watch(scalars, self.step)
                 scalars = self._evaluated(scalars)
                 if self.step % config.log_every == 0 or self.watch.due(self.step):
                     self._log(log, scalars)
                 bar.update()
                 bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in scalars})
-                if self.step % config.checkpointing_steps == 0:
-                    self._save_checkpoint()
+                if stop or self.step % config.checkpointing_steps == 0:
+                    saved = self._save_checkpoint()
+                if stop and self.step < config.max_train_steps:
+                    raise self._stopped(saved)
                 if self.step % config.validation_steps == 0 or self.step == config.max_train_steps or self.watch.stopped:
                     self._validate()
         self._finish()
@@ -154,7 +165,12 @@ class Trainer:
                 penalty = self._penalty(batch)
                 self.accelerator.backward((loss + penalty.pop("penalty", 0.0)) / (records / len(samples)))
             weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
-            scalars = {"loss": loss.detach(), **describe(scores, recipe.beta, implicit_rewards(recipe.objective, scores)), **penalty}
+            scalars = {
+                "stop": loss.new_tensor(float(self.stop.signal is not None)),
+                "loss": loss.detach(),
+                **describe(scores, recipe.beta, implicit_rewards(recipe.objective, scores)),
+                **penalty,
+            }
             gathered.append({name: weight * value for name, value in scalars.items()})
         names = list(gathered[0])
         means = torch.stack([torch.stack([scalars[name].float() for scalars in gathered]).mean() for name in names])
@@ -191,7 +207,7 @@ class Trainer:
                 shutil.rmtree(stale, ignore_errors=True)
             for log in (LOG, EVALUATIONS):
                 checkpoint.keep_log(self.output_dir / log, self.step or -1)  # what step 0 says is said anew
-            save_yaml(config, self.output_dir / "config.yaml")
+            save_yaml(config, self.output_dir / CONFIG)
             self._announce()
         self.accelerator.wait_for_everyone()
         if config.report_to:
@@ -203,7 +219,9 @@ class Trainer:
         """Log the scale of beta, the effective batch, and how much is trained."""
         recipe, paper = self.parts.recipe, self.parts.recipe.method.paper_batch
         logger.info("%d records, %d trainable parameters", len(self.parts.pairs), sum(p.numel() for p in self.parameters))
-        logger.info("effective batch %d records%s", self.sampler.effective, f" (paper: {paper})" if paper else "")
+        division = f"{self.config.train_batch_size} x {self.config.gradient_accumulation_steps} accumulated x {self.sampler.processes}"
+        division += " process" if self.sampler.processes == 1 else " processes"
+        logger.info("effective batch %d records: %s%s", self.sampler.effective, division, f" (paper: {paper})" if paper else "")
         if recipe.beta is not None and recipe.compares:
             logger.info("%s", self.parts.backbone.beta_in_words(recipe.beta))
 
@@ -228,7 +246,15 @@ class Trainer:
         """Return what must be the same for a checkpoint to be gone on from."""
         return identity(self.config, self.parts, self.sampler) | self.watch.identity()
 
-    def _save_checkpoint(self) -> None:
+    def _stopped(self, saved: bool) -> StoppedError:
+        """Return the end of a run that a signal stops."""
+        number = self.stop.signal or signal.SIGTERM  # another process of the launch got it
+        cure = "go on with --resume_from_checkpoint latest" if saved else "its checkpoint could not be written"
+        return StoppedError(f"stopped by {number.name} after step {self.step} of {self.config.max_train_steps}; {cure}", 128 + number)
+
+    def _save_checkpoint(self) -> bool:
+        """Write a checkpoint and return whether it is there; where the disk is full, training goes on without it."""
+        saved = True
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -240,19 +266,21 @@ class Trainer:
                 "watch": self.watch.state(),
             }
             limit = self.config.checkpoints_total_limit
-            checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._identity(), limit)
+            try:
+                checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._identity(), limit)
+            except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
+                saved = False
+                logger.warning("step %d: the checkpoint could not be written, training goes on without it (%s)", self.step, error)
         self.accelerator.wait_for_everyone()
+        return saved
 
     def _load_checkpoint(self, folder: Path) -> None:
         """Take over weights and state of a checkpoint. Raises CheckpointError for one of another run."""
-        there = checkpoint.facts(folder)
-        for name, value in self._identity().items():
-            if there.get(name) != value:
-                raise CheckpointError(f"{folder}: made with {name} {there.get(name)}, this run has {value}; choose another output_dir")
+        facts = checkpoint.facts(folder)
+        check_same(folder, facts, self._identity(), self.config, self.sampler.processes)
         weights, state = checkpoint.load(folder)
         adapters.load_trained_state(self.network, weights)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        restore_optimizer(self.optimizer, self.schedule, state)
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
@@ -260,7 +288,9 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.restore(state["guard"])
         self.watch.restore(state.get("watch", {}))  # which checkpoints of earlier versions lack
-        self.step = there["step"]
+        self.step = facts["step"]
+        for change in changes(self.output_dir / CONFIG, self.config):
+            logger.info("%s from step %d", change, self.step)
 
     def _validate(self) -> None:
         """Answer the validation prompts with seeds 0, 1, ... into validation/step-N."""

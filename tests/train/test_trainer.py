@@ -167,7 +167,7 @@ def test_a_checkpoint_of_other_data_or_another_seed_is_refused(config):
 
 
 def test_a_run_that_falls_apart_is_stopped_and_says_why(config, caplog):
-    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"bad steps in a row.*Lower learning_rate"):
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"bad steps in a row.*lower --learning_rate"):
         run(config, learning_rate=1e30, max_bad_steps=3, max_train_steps=50, max_grad_norm=1e30)
     assert sum("skipped" in record.message for record in caplog.records) == 3
 

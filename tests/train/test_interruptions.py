@@ -1,0 +1,191 @@
+"""Signals, full disks, launchers, and runs that go on with other settings."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffalign.cli.main import main
+from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.locks import LOCK, locked, owner
+from diffalign.methods.config import TrainConfig
+from diffalign.train import checkpoint
+from diffalign.train.align import train
+from diffalign.train.launch import ENGINES, refuse_engines
+from diffalign.train.stopping import StoppedError, StopRequest
+from diffalign.train.trainer import Trainer, trainer_for
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def config(micro_sd, pairs_file, tmp_path):
+    return TrainConfig(
+        pretrained_model_name_or_path=str(micro_sd),
+        dataset_name=str(pairs_file),
+        output_dir=str(tmp_path / "run"),
+        max_train_steps=4,
+        train_batch_size=4,
+        learning_rate=1e-3,
+        rank=2,
+        lora_dropout=0.1,
+    )
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+
+def signalled(monkeypatch, number, step):
+    """Send this process a signal while a step is being taken."""
+    gradients = Trainer._gradients
+
+    def taking(self, batches):
+        if self.step == step:
+            os.kill(os.getpid(), number)
+        return gradients(self, batches)
+
+    monkeypatch.setattr(Trainer, "_gradients", taking)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_training_after_the_step_with_a_checkpoint_that_goes_on_to_the_same_bits(config, tmp_path, monkeypatch, number):
+    whole = train(replace(config, output_dir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        signalled(patch, number, 1)
+        with pytest.raises(StoppedError, match=rf"stopped by {number.name} after step 2 of 4; go on with --resume_from_checkpoint") as stop:
+            train(config)
+    assert stop.value.status == 128 + number
+    folder = tmp_path / "run"
+    assert checkpoint.facts(folder / "checkpoint-2")["step"] == 2
+    assert not (folder / LOCK).exists()
+    assert train(replace(config, resume_from_checkpoint="latest")) == folder
+    ours, expected = load_file(folder / WEIGHTS), load_file(whole / WEIGHTS)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert rows(folder) == rows(whole)
+
+
+def test_the_handlers_of_the_process_are_back_after_training_and_a_second_signal_ends_at_once():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stop = StopRequest()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal is signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(_listens()))
+    thread.start()
+    thread.join()
+    assert seen == [True]
+
+
+def _listens():
+    with StopRequest().listening():
+        return True
+
+
+def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(config, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with caplog.at_level(logging.WARNING):
+        folder = trainer_for(replace(config, checkpointing_steps=2)).fit()
+    assert (folder / "run.json").exists()
+    assert "step 2: the checkpoint could not be written" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, config, capsys):
+    (tmp_path / "file").write_text("in its place")
+    with pytest.raises(ConfigError, match=r"`output_dir`: .*file cannot be written"):
+        train(replace(config, output_dir=str(tmp_path / "file")))
+    assert main(["train", "--dataset_name", config.dataset_name, "--output_dir", ""]) == 2
+    assert "`output_dir` is ''; expected the folder of the run" in capsys.readouterr().err
+
+
+def test_a_folder_is_held_by_one_run_and_not_by_a_dead_one(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with locked(folder), pytest.raises(ConfigError, match=rf"b is being written by process {os.getpid()}"), locked(folder):
+        pass
+    assert not (tmp_path / "a").exists()  # nothing was written
+    folder.mkdir(parents=True)
+    for left in ("", json.dumps(owner() | {"started": 0.0})):  # of a kill while it was written, and of a process that has died
+        (folder / LOCK).write_text(left)
+        with locked(folder):
+            (folder / "result").touch()
+        assert [path.name for path in folder.iterdir()] == ["result"]
+    (folder / LOCK).write_text(json.dumps(owner() | {"host": "elsewhere"}))
+    with pytest.raises(ConfigError, match=r"of elsewhere; wait for it .*remove .*\.lock"), locked(folder):
+        pass
+
+
+def test_a_second_run_in_one_folder_is_refused_while_the_first_one_trains(config, monkeypatch):
+    refused = []
+    gradients = Trainer._gradients
+
+    def second(self, batches):
+        if not refused:
+            with pytest.raises(ConfigError, match="is being written by process") as refusal:
+                train(replace(config, overwrite_output_dir=True))
+            refused.append(refusal)
+        return gradients(self, batches)
+
+    monkeypatch.setattr(Trainer, "_gradients", second)
+    folder = train(config)
+    assert len(refused) == 1
+    assert len(rows(folder)) == 4
+
+
+@pytest.mark.parametrize(("variable", "engine"), ENGINES.items())
+def test_a_launch_that_shards_the_model_is_refused_by_name(config, monkeypatch, variable, engine):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match=f"accelerate was told to use {engine}"):
+        refuse_engines(config)
+
+
+def test_the_launchers_own_accumulation_divides_nothing(config, tmp_path, monkeypatch, caplog):
+    plain = train(replace(config, output_dir=str(tmp_path / "plain")))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with caplog.at_level(logging.WARNING):
+        folder = train(config)
+    assert rows(folder) == rows(plain)
+    assert "says gradient_accumulation_steps 4, and the config 1" in caplog.text
+
+
+def test_rates_that_change_on_resume_count_and_are_said(config, caplog):
+    folder = train(replace(config, checkpointing_steps=2))
+    (folder / "run.json").unlink()
+    later = replace(config, resume_from_checkpoint="checkpoint-2", learning_rate=5e-4, adam_weight_decay=0.5)
+    (folder / "checkpoint-4").rename(folder / "moved")
+    trainer = trainer_for(later)
+    with caplog.at_level(logging.INFO):
+        trainer.fit()
+    assert [row["lr"] for row in rows(folder)] == [1e-3, 1e-3, 5e-4, 5e-4]
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert "learning_rate: 0.001 -> 0.0005 from step 2" in caplog.text
+    assert "adam_weight_decay: 0.01 -> 0.5 from step 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_batch_size": 2}, r"4 records a step, this run has 2 = 2 x 1 accumulated x 1 processes; .*--gradient_accumulation_steps 2"),
+        ({"random_flip": True}, "random_flip False, this run has True; choose another output_dir"),
+        ({"use_ema": True}, "use_ema False, this run has True"),
+    ],
+)
+def test_what_cannot_change_on_resume_is_refused_with_its_cure(config, change, message):
+    train(replace(config, checkpointing_steps=2, max_train_steps=2))
+    with pytest.raises(CheckpointError, match=message):
+        trainer_for(replace(config, resume_from_checkpoint="latest", **change)).fit()
