@@ -1,0 +1,180 @@
+"""Runs what the README and the documentation say: every command and every block of Python, in order, in a copy of the repository.
+
+python -m scripts.docs_check                                 all pages; the copy is removed afterwards
+python -m scripts.docs_check --folder outputs/docs_check     in a copy that stays and is used again, for some `--pages` alone
+
+A block under `<!-- not run: REASON -->` is left out, and counted. A block of Python is a program of its own. Without network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jsonargparse import auto_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^```(?P<language>bash|python)[^\n]*\n(?P<text>.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
+LEFT_OUT = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->\s*\Z", re.DOTALL)
+LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", "outputs", "site", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+LIMIT = 1800.0  # seconds of one command
+TAIL = 30  # lines of what a failed command said
+WIDTH = 110  # letters of a command in the table
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One command, or one block of Python."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    reason: str | None = None  # why it is not run
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a deed."""
+
+    deed: Deed
+    outcome: str  # ran, FAILED or skipped
+    seconds: float = 0.0
+    said: str = ""
+
+
+def all_pages(root: Path) -> list[str]:
+    """Return the README and the pages of the site, in the order of its menu."""
+
+    def files(entry: object) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield f"docs/{entry}"
+        else:
+            for one in entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ():
+                yield from files(one)
+
+    menu = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    return ["README.md", *(page for page in files(menu) if (root / page).is_file())]
+
+
+def deeds(page: str, text: str) -> list[Deed]:
+    """Return what a page says to do: each command of a bash block, and each Python block as a whole."""
+    found = []
+    for fence in FENCE.finditer(text):
+        left_out = LEFT_OUT.search(text[: fence.start()])
+        reason = None if left_out is None else " ".join(left_out["reason"].split())
+        first = text.count("\n", 0, fence.start()) + 2
+        whole = [(0, fence["text"])]
+        for offset, words in whole if fence["language"] == "python" else commands(fence["text"]):
+            found.append(Deed(page, first + offset, fence["language"], words, reason))
+    return found
+
+
+def commands(block: str) -> Iterator[tuple[int, str]]:
+    """Yield each command of a bash block with its line: lines that end in a backslash go on, comments are none."""
+    begun, parts = 0, []
+    for number, line in enumerate(block.splitlines()):
+        begun = begun if parts else number
+        parts.append(line)
+        if line.rstrip().endswith("\\"):
+            continue
+        command = "\n".join(parts)
+        if command.strip() and not command.lstrip().startswith("#"):
+            yield begun, command
+        parts = []
+
+
+def copy(folder: Path) -> None:
+    """Copy the repository to `folder`, with a .venv that runs this very Python, so that `make` and `diffalign` work there."""
+    shutil.copytree(ROOT, folder, ignore=LEFT_BEHIND, dirs_exist_ok=True)
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    for name, runs in (("python", ""), ("diffalign", " -m diffalign.cli"), ("accelerate", " -m accelerate.commands.accelerate_cli")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{runs} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+    (folder / ".venv" / ".installed").touch()  # later than what make would install
+
+
+def run(deed: Deed, folder: Path) -> Done:
+    """Do it in `folder`, and say how it went."""
+    if deed.reason is not None:
+        return Done(deed, "skipped", said=deed.reason)
+    python, shell = [sys.executable, "-c", deed.text], ["bash", "-e", "-o", "pipefail", "-c", deed.text]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            python if deed.language == "python" else shell,
+            cwd=folder,
+            env=environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Done(deed, "FAILED", time.perf_counter() - start, f"it took more than {LIMIT:.0f} seconds")
+    return Done(deed, "ran" if done.returncode == 0 else "FAILED", time.perf_counter() - start, done.stdout)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables of a command: the copy's programs and package first, and no hub."""
+    return os.environ | {
+        "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+
+
+def table(results: Sequence[Done]) -> str:
+    """Return a line for each deed, and how many there are of each kind."""
+    lines = []
+    for one in results:
+        words = " ".join(one.deed.text.split()) if one.deed.language == "bash" else f"python: {one.deed.text.strip().splitlines()[-1]}"
+        shown = words if len(words) <= WIDTH else f"{words[: WIDTH - 3]}..."
+        why = f"   [{one.said}]" if one.outcome == "skipped" else ""
+        lines.append(f"{one.outcome:7} {one.seconds:7.1f} s  {f'{one.deed.page}:{one.deed.line}':34} {shown}{why}")
+    counts = ", ".join(f"{sum(one.outcome == kind for one in results)} {kind}" for kind in ("ran", "FAILED", "skipped"))
+    return "\n".join([*lines, f"{counts}; {sum(one.seconds for one in results) / 60:.1f} minutes"])
+
+
+def main(pages: list[str] | None = None, folder: Path | None = None) -> None:
+    """Run the pages, print the table, and exit with 1 where something failed.
+
+    Args:
+        pages: these pages alone, for example docs/beta.md.
+        folder: where the copy of the repository lies; it stays. A temporary one if not given.
+    """
+    known = all_pages(ROOT)
+    if strange := [page for page in pages or () if page not in known]:
+        sys.exit(f"{strange[0]}: not a page of the documentation; expected one of {', '.join(known)}")
+    place = Path(tempfile.mkdtemp(prefix="docs_check_")) if folder is None else folder.resolve()
+    copy(place)
+    results = []
+    for page in pages or known:
+        for deed in deeds(page, (ROOT / page).read_text(encoding="utf-8")):
+            results.append(run(deed, place))
+            print(table(results[-1:]).splitlines()[0], flush=True)
+            if results[-1].outcome == "FAILED":
+                print("\n".join(f"    {line}" for line in results[-1].said.splitlines()[-TAIL:]), flush=True)
+    if folder is None:
+        shutil.rmtree(place)
+    print(f"\n{table(results)}")
+    sys.exit(any(one.outcome == "FAILED" for one in results))
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
