@@ -1,4 +1,4 @@
-"""What mkdocs does besides: files of the repository as part of the site, equations as MathML, and no page that fetches from elsewhere.
+"""What mkdocs does besides: the repository's files in the site, equations as MathML, plain defaults, and no page that fetches from elsewhere.
 
 Pages link to each other and to the repository's files by relative paths, which work where the files lie and in the site alike.
 """
@@ -9,6 +9,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import griffe
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
@@ -57,3 +58,12 @@ def on_post_build(config):
     for page in Path(config.site_dir).rglob("*.html"):
         if found := FETCHED.search(page.read_text(encoding="utf-8")):
             raise PluginError(f"{page}: fetches from elsewhere: {found[0]}")
+
+
+class Keys(griffe.Extension):
+    """Shows the default of a config's key, and not the call that declares it."""
+
+    def on_attribute(self, *, attr, loader, **rest):
+        """Put the first argument of `key(...)` in the place of the call."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "key" and attr.value.arguments:
+            attr.value = attr.value.arguments[0]
