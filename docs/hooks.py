@@ -1,4 +1,4 @@
-"""What mkdocs does besides: the repository's files in the site, equations as MathML, plain defaults, and no page that fetches from elsewhere.
+"""What mkdocs does besides: the repository's files in the site, equations as MathML, plain defaults, and nothing fetched from elsewhere.
 
 Pages link to each other and to the repository's files by relative paths, which work where the files lie and in the site alike.
 """
@@ -20,7 +20,7 @@ SHOWN = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "assets/*/README.md", "as
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 MATH = re.compile(r"\$\$(.+?)\$\$|\$`(.+?)`\$", re.DOTALL)
 FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
-FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]+src=\"(?:https?:)?//[^\"]*|<link[^>]+rel=\"(?:stylesheet|preload|preconnect)\"[^>]+//")
+FETCHED = re.compile(r'<(?:script|img|iframe|source)[^>]+src="(?:https?:)?//|<link[^>]+rel="(?:stylesheet|preload|preconnect)"[^>]+//')
 
 
 def on_files(files, config):
@@ -30,7 +30,7 @@ def on_files(files, config):
     return files
 
 
-def on_page_markdown(markdown, page, config, files):
+def on_page_markdown(markdown, page, **_):
     """Turn links of the repository into links of the site, and equations into MathML; code stays as it is."""
     inside, outside = page.file.src_uri.removeprefix(f"{REPOSITORY}/"), f"docs/{page.file.src_uri}"
     here = posixpath.dirname(inside if page.file.src_uri.startswith(f"{REPOSITORY}/") else outside)
@@ -63,7 +63,7 @@ def on_post_build(config):
 class Keys(griffe.Extension):
     """Shows the default of a config's key, and not the call that declares it."""
 
-    def on_attribute(self, *, attr, loader, **rest):
+    def on_attribute(self, *, attr, **_):
         """Put the first argument of `key(...)` in the place of the call."""
         if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "key" and attr.value.arguments:
             attr.value = attr.value.arguments[0]

@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(?P<language>bash|python)[^\n]*\n(?P<text>.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
-LEFT_OUT = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->\s*\Z", re.DOTALL)
+LEFT_OUT = re.compile(r"<!--\s*not run:\s*(?P<reason>(?:(?!-->).)*?)\s*-->\s*\Z", re.DOTALL)
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", "outputs", "site", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 ERRORS = "docs/errors.md"  # whose headings are parts of messages
 LIMIT = 1800.0  # seconds of one command
@@ -54,7 +54,7 @@ class Done:
 
 
 def all_pages(root: Path) -> list[str]:
-    """Return the README and the pages of the site, in the order of its menu."""
+    """Return the README, the pages of the site in the order of its menu, and the cards of the embedded models."""
 
     def files(entry: object) -> Iterator[str]:
         if isinstance(entry, str):
@@ -64,7 +64,8 @@ def all_pages(root: Path) -> list[str]:
                 yield from files(one)
 
     menu = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    return ["README.md", *(page for page in files(menu) if (root / page).is_file())]
+    cards = sorted(card.relative_to(root).as_posix() for card in root.glob("assets/*/README.md"))
+    return ["README.md", *(page for page in files(menu) if (root / page).is_file()), *cards]
 
 
 def deeds(page: str, text: str) -> list[Deed]:
@@ -121,7 +122,7 @@ def run(deed: Deed, folder: Path) -> Done:
     python, shell = [sys.executable, "-c", deed.text], ["bash", "-e", "-o", "pipefail", "-c", deed.text]
     start = time.perf_counter()
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  # the repository's own documentation
             python if deed.language == "python" else shell,
             cwd=folder,
             env=environment(folder),

@@ -82,7 +82,8 @@ def main(folder: Path = Path("outputs/picture"), destination: Path = Path("asset
     page = compose(cells(strip), prompts, said, times)
     page.quantize(colors=256, dither=Image.Dither.NONE).save(destination, optimize=True)
     low, high = facts["ci95"]
-    print(f"{destination}: {page.width} x {page.height} pixels, {destination.stat().st_size / 1000:.0f} kB; the first {len(prompts)} prompts")
+    kilobytes = destination.stat().st_size / 1000
+    print(f"{destination}: {page.width} x {page.height} pixels, {kilobytes:.0f} kB; the first {len(prompts)} prompts")
     print(f"{facts['command']}, seed {facts['seed']}: {facts['pairs_train']} pairs, {facts['steps']} steps")
     print(f"win rate {facts['win_rate']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {facts['prompts_heldout']} prompts")
     print(f"adherence {facts['adherence_base']:.3f} -> {facts['adherence_aligned']:.3f}; where the prompt names what the taste judges:")
