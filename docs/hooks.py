@@ -50,7 +50,7 @@ def _link(link, here, page):
 def _mathml(found):
     block, line = found.groups()
     made = convert((block or line).strip(), display="block" if block else "inline")
-    return f'<div class="equation">{made}</div>' if block else made
+    return f'<div class="equation">{made}</div>' if block else f"<span>{made}</span>"  # a line that begins with <math> would be a block
 
 
 def on_post_build(config):
