@@ -153,7 +153,7 @@ def table(results: Sequence[Done]) -> str:
     """Return a line for each deed, and how many there are of each kind."""
     lines = []
     for one in results:
-        words = " ".join(one.deed.text.split()) if one.deed.language == "bash" else f"python: {one.deed.text.strip().splitlines()[-1]}"
+        words = " ".join(one.deed.text.replace("\\\n", " ").split()) if one.deed.language == "bash" else f"python: {one.deed.text.strip().splitlines()[-1]}"
         shown = words if len(words) <= WIDTH else f"{words[: WIDTH - 3]}..."
         why = f"   [{one.said}]" if one.outcome == "skipped" else ""
         lines.append(f"{one.outcome:7} {one.seconds:7.1f} s  {f'{one.deed.page}:{one.deed.line}':34} {shown}{why}")
