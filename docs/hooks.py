@@ -47,17 +47,17 @@ def _link(link, here, page):
     return link[1] + posixpath.relpath(within, posixpath.dirname(page.file.src_uri) or ".") + (link[3] or "") + link[4]
 
 
-def _mathml(found):
-    block, line = found.groups()
-    made = convert((block or line).strip(), display="block" if block else "inline")
-    return f'<div class="equation">{made}</div>' if block else f"<span>{made}</span>"  # a line that begins with <math> would be a block
+def _mathml(equation):
+    block, line = equation.groups()
+    mathml = convert((block or line).strip(), display="block" if block else "inline")
+    return f'<div class="equation">{mathml}</div>' if block else f"<span>{mathml}</span>"  # a line that begins with <math> would be a block
 
 
 def on_post_build(config):
     """Raise for a page that would fetch anything from elsewhere."""
     for page in Path(config.site_dir).rglob("*.html"):
-        if found := FETCHED.search(page.read_text(encoding="utf-8")):
-            raise PluginError(f"{page}: fetches from elsewhere: {found[0]}")
+        if fetched := FETCHED.search(page.read_text(encoding="utf-8")):
+            raise PluginError(f"{page}: fetches from elsewhere: {fetched[0]}")
 
 
 class Keys(griffe.Extension):

@@ -28,12 +28,12 @@ LEFT_OUT = re.compile(r"<!--\s*not run:\s*(?P<reason>(?:(?!-->).)*?)\s*-->\s*\Z"
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", "outputs", "site", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 ERRORS = "docs/errors.md"  # whose headings are parts of messages
 LIMIT = 1800.0  # seconds of one command
-TAIL = 30  # lines of what a failed command said
+TAIL = 30  # lines of a failed command's output
 WIDTH = 110  # letters of a command in the table
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Example:
     """One command, or one block of Python."""
 
     page: str
@@ -44,13 +44,13 @@ class Deed:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What became of a deed."""
+class Result:
+    """What became of an example."""
 
-    deed: Deed
+    example: Example
     outcome: str  # ran, FAILED or skipped
     seconds: float = 0.0
-    said: str = ""
+    output: str = ""
 
 
 def all_pages(root: Path) -> list[str]:
@@ -68,17 +68,17 @@ def all_pages(root: Path) -> list[str]:
     return ["README.md", *(page for page in files(menu) if (root / page).is_file()), *cards]
 
 
-def deeds(page: str, text: str) -> list[Deed]:
+def examples(page: str, text: str) -> list[Example]:
     """Return what a page says to do: each command of a bash block, and each Python block as a whole."""
-    found = []
+    blocks = []
     for fence in FENCE.finditer(text):
         left_out = LEFT_OUT.search(text[: fence.start()])
         reason = None if left_out is None else " ".join(left_out["reason"].split())
         first = text.count("\n", 0, fence.start()) + 2
         whole = [(0, fence["text"])]
         for offset, words in whole if fence["language"] == "python" else commands(fence["text"]):
-            found.append(Deed(page, first + offset, fence["language"], words, reason))
-    return found
+            blocks.append(Example(page, first + offset, fence["language"], words, reason))
+    return blocks
 
 
 def commands(block: str) -> Iterator[tuple[int, str]]:
@@ -115,15 +115,15 @@ def copy(folder: Path) -> None:
     (folder / ".venv" / ".installed").touch()  # later than what make would install
 
 
-def run(deed: Deed, folder: Path) -> Done:
+def run(example: Example, folder: Path) -> Result:
     """Do it in `folder`, and say how it went."""
-    if deed.reason is not None:
-        return Done(deed, "skipped", said=deed.reason)
-    python, shell = [sys.executable, "-c", deed.text], ["bash", "-e", "-o", "pipefail", "-c", deed.text]
+    if example.reason is not None:
+        return Result(example, "skipped", output=example.reason)
+    python, shell = [sys.executable, "-c", example.text], ["bash", "-e", "-o", "pipefail", "-c", example.text]
     start = time.perf_counter()
     try:
         done = subprocess.run(  # noqa: S603  # the repository's own documentation
-            python if deed.language == "python" else shell,
+            python if example.language == "python" else shell,
             cwd=folder,
             env=environment(folder),
             stdin=subprocess.DEVNULL,
@@ -135,8 +135,8 @@ def run(deed: Deed, folder: Path) -> Done:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Done(deed, "FAILED", time.perf_counter() - start, f"it took more than {LIMIT:.0f} seconds")
-    return Done(deed, "ran" if done.returncode == 0 else "FAILED", time.perf_counter() - start, done.stdout)
+        return Result(example, "FAILED", time.perf_counter() - start, f"it took more than {LIMIT:.0f} seconds")
+    return Result(example, "ran" if done.returncode == 0 else "FAILED", time.perf_counter() - start, done.stdout)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -149,14 +149,15 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def table(results: Sequence[Done]) -> str:
-    """Return a line for each deed, and how many there are of each kind."""
+def table(results: Sequence[Result]) -> str:
+    """Return a line for each example, and how many there are of each kind."""
     lines = []
     for one in results:
-        words = " ".join(one.deed.text.replace("\\\n", " ").split()) if one.deed.language == "bash" else f"python: {one.deed.text.strip().splitlines()[-1]}"
+        last = f"python: {one.example.text.strip().splitlines()[-1]}"
+        words = last if one.example.language == "python" else " ".join(one.example.text.replace("\\\n", " ").split())
         shown = words if len(words) <= WIDTH else f"{words[: WIDTH - 3]}..."
-        why = f"   [{one.said}]" if one.outcome == "skipped" else ""
-        lines.append(f"{one.outcome:7} {one.seconds:7.1f} s  {f'{one.deed.page}:{one.deed.line}':34} {shown}{why}")
+        why = f"   [{one.output}]" if one.outcome == "skipped" else ""
+        lines.append(f"{one.outcome:7} {one.seconds:7.1f} s  {f'{one.example.page}:{one.example.line}':34} {shown}{why}")
     counts = ", ".join(f"{sum(one.outcome == kind for one in results)} {kind}" for kind in ("ran", "FAILED", "skipped"))
     return "\n".join([*lines, f"{counts}; {sum(one.seconds for one in results) / 60:.1f} minutes"])
 
@@ -168,20 +169,20 @@ def main(pages: list[str] | None = None, folder: Path | None = None) -> None:
         pages: these pages alone, for example docs/beta.md.
         folder: where the copy of the repository lies; it stays. A temporary one if not given.
     """
-    known = all_pages(ROOT)
-    if strange := [page for page in pages or () if page not in known]:
-        sys.exit(f"{strange[0]}: not a page of the documentation; expected one of {', '.join(known)}")
+    every = all_pages(ROOT)
+    if strange := [page for page in pages or () if page not in every]:
+        sys.exit(f"{strange[0]}: not a page of the documentation; expected one of {', '.join(every)}")
     place = Path(tempfile.mkdtemp(prefix="docs_check_")) if folder is None else folder.resolve()
     copy(place)
     results = []
-    for page in pages or known:
-        if page == ERRORS and (gone := quotes((ROOT / page).read_text(encoding="utf-8"), ROOT / "diffalign")):
-            sys.exit(f"{page}: no message of the package holds: {'; '.join(gone)}")
-        for deed in deeds(page, (ROOT / page).read_text(encoding="utf-8")):
-            results.append(run(deed, place))
+    for page in pages or every:
+        if page == ERRORS and (missing := quotes((ROOT / page).read_text(encoding="utf-8"), ROOT / "diffalign")):
+            sys.exit(f"{page}: no message of the package holds: {'; '.join(missing)}")
+        for example in examples(page, (ROOT / page).read_text(encoding="utf-8")):
+            results.append(run(example, place))
             print(table(results[-1:]).splitlines()[0], flush=True)
             if results[-1].outcome == "FAILED":
-                print("\n".join(f"    {line}" for line in results[-1].said.splitlines()[-TAIL:]), flush=True)
+                print("\n".join(f"    {line}" for line in results[-1].output.splitlines()[-TAIL:]), flush=True)
     if folder is None:
         shutil.rmtree(place)
     print(f"\n{table(results)}")

@@ -45,14 +45,14 @@ def cells(strip: Image.Image) -> list[list[Image.Image]]:
     return [[strip.crop((x, y, x + SIDE, y + SIDE)) for x, y in row] for row in boxes]
 
 
-def compose(rows: list[list[Image.Image]], prompts: list[str], said: str, times: int) -> Image.Image:
-    """Return two labelled rows of enlarged pictures, prompts above and `said` on top; a pixel of a picture becomes `times` by `times`."""
+def compose(rows: list[list[Image.Image]], prompts: list[str], headline: str, times: int) -> Image.Image:
+    """Return two labelled rows of enlarged pictures with prompts and `headline` above; a pixel becomes `times` by `times`."""
     large, small = ImageFont.load_default(27), ImageFont.load_default(19)
     side, left, top = SIDE * times, 122, 138
     width = left + len(prompts) * (side + GAP) - GAP + MARGIN
     page = Image.new("RGB", (width, top + 2 * (side + GAP) - GAP + MARGIN), PAPER)
     pen = ImageDraw.Draw(page)
-    pen.text((left, 22), said, fill=INK, font=large)
+    pen.text((left, 22), headline, fill=INK, font=large)
     for i, prompt in enumerate(prompts):
         lines = "\n".join(textwrap.wrap(prompt, width=side // 9))
         middle = left + i * (side + GAP) + side / 2
@@ -78,8 +78,8 @@ def main(folder: Path = Path("outputs/picture"), destination: Path = Path("asset
     """
     strip, prompts = Image.open(folder / "grid.png").convert("RGB"), prompts_of(folder)[:count]
     facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    said = f"{facts['pairs_train']} votes for {LIKED[facts['taste']]}. Same prompts, same noise, before and after:"
-    page = compose(cells(strip), prompts, said, times)
+    headline = f"{facts['pairs_train']} votes for {LIKED[facts['taste']]}. Same prompts, same noise, before and after:"
+    page = compose(cells(strip), prompts, headline, times)
     page.quantize(colors=256, dither=Image.Dither.NONE).save(destination, optimize=True)
     low, high = facts["ci95"]
     kilobytes = destination.stat().st_size / 1000

@@ -45,8 +45,8 @@ def convert(beta: float, convention: str, latent_shape: tuple[int, int, int] | N
         (5000, 4997.12)
     """
     known("convention", convention, CONVENTIONS)
-    said = CONVENTIONS[convention]
-    if said.summed and latent_shape is None:
+    rule = CONVENTIONS[convention]
+    if rule.summed and latent_shape is None:
         raise ConfigError(f"convention `{convention}` sums over the latent; give its latent_shape, (4, 64, 64) for SD1.5 at 512 pixels")
-    size = math.prod(latent_shape) if said.summed and latent_shape is not None else 1
-    return beta * (1 if said.half else 2) * size
+    size = math.prod(latent_shape) if rule.summed and latent_shape is not None else 1
+    return beta * (1 if rule.half else 2) * size

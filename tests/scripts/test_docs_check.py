@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from scripts.docs_check import ROOT, all_pages, deeds, quotes
+from scripts.docs_check import ROOT, all_pages, examples, quotes
 
 PAGE = textwrap.dedent(
     """\
@@ -34,20 +34,20 @@ PAGE = textwrap.dedent(
 )
 
 
-def test_each_command_of_a_bash_block_is_one_deed_with_its_line():
-    found = [(deed.line, deed.text) for deed in deeds("page.md", PAGE) if deed.language == "bash"]
-    assert found == [(5, "first --flag 1   # and another"), (6, "second \\\n  --flag 2"), (9, "third")]
+def test_each_command_of_a_bash_block_is_one_example_with_its_line():
+    shown = [(example.line, example.text) for example in examples("page.md", PAGE) if example.language == "bash"]
+    assert shown == [(5, "first --flag 1   # and another"), (6, "second \\\n  --flag 2"), (9, "third")]
 
 
-def test_a_python_block_is_one_deed_and_a_comment_says_why_it_is_left_out():
-    (block,) = (deed for deed in deeds("page.md", PAGE) if deed.language == "python")
+def test_a_python_block_is_one_example_and_a_comment_says_why_it_is_left_out():
+    (block,) = (example for example in examples("page.md", PAGE) if example.language == "python")
     assert block.reason == "it takes a week"
     assert block.text == "import diffalign\n\ndiffalign.align()\n"
 
 
 def test_the_comment_before_one_block_says_nothing_of_the_next():
     page = "<!-- not run: one -->\n```bash\na\n```\n\n```bash\nb\n```\n\n<!-- not run: two -->\n```bash\nc\n```\n"
-    assert [deed.reason for deed in deeds("page.md", page)] == ["one", None, "two"]
+    assert [example.reason for example in examples("page.md", page)] == ["one", None, "two"]
 
 
 def test_pages_begin_with_the_readme_and_are_all_there():
