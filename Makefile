@@ -8,13 +8,13 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo FORCE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt dist clean FORCE
+.PHONY: help demo test check fmt docs docs-check dist clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## align the embedded Stable Diffusion and write the report
-	$(BIN)/diffalign quickstart --output_dir $(DEMO)
+	$(BIN)/diffalign quickstart --taste bright_background --output_dir $(DEMO)
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP) ## run the tests, offline
@@ -30,6 +30,13 @@ fmt: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
+docs: $(VENV)/.docs ## build the documentation into site/, without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The pages: $(CURDIR)/site/index.html"
+
+docs-check: $(STAMP) ## run every command of the README and the documentation in a copy of the repository (about half an hour)
+	$(BIN)/python -m scripts.docs_check
+
 dist: $(STAMP) ## build wheel and sdist into dist/, and check them
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dist]"
 	rm -rf dist
@@ -37,12 +44,16 @@ dist: $(STAMP) ## build wheel and sdist into dist/, and check them
 	$(BIN)/twine check --strict dist/*
 
 clean: ## remove caches, builds and the demo's output; .venv and other outputs stay
-	rm -rf $(DEMO) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(DEMO) dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt $(BROKEN)
 	@$(SETUP)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 # A Python counts only if it runs (version managers leave shims that do not) and is new enough; the tested 3.10 to 3.13 go first.

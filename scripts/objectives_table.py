@@ -1,4 +1,4 @@
-"""Writes OBJECTIVES.md from the table of objectives: what each is called, computes and needs.
+"""Writes docs/objectives.md from the table of objectives: what each is called, computes and needs.
 
 python -m scripts.objectives_table            write the file
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffalign.objectives import OBJECTIVES
 
-FILE = Path(__file__).resolve().parents[1] / "OBJECTIVES.md"
+FILE = Path(__file__).resolve().parents[1] / "docs" / "objectives.md"
 HEAD = """# Objectives
 
 Made by `python -m scripts.objectives_table`. In a config: `objective: NAME`, or `{NAME: {constant: value}}`; in Python

@@ -186,7 +186,7 @@ chat model it answers a short prompt with a fuller caption:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from diffalign.infer.rewrite import Rewriter
+from diffalign.infer.text.rewriter import Rewriter
 
 rewriter = Rewriter(AutoModelForCausalLM.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}"))
 rewriter("a red circle", seed=0)  # {example!r}

@@ -82,8 +82,8 @@ class TrainConfig:
     beta: float | None = key(None, ABOVE_ZERO, kinds=ANY)
     """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. Of texts it multiplies nats: 0.1 is usual
     (5 with likelihood mean). Of images it multiplies half the mean squared error over the latent, as in the Diffusion-DPO release: 2000
-    to 5000 is usual. From the diffusers SD1.5 script: double it. From a sum over the latent (SimpleTuner): multiply by twice its size,
-    2 C H W (32768 for SD1.5 at 512 px). MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and larger
+    to 5000 is usual. From the diffusers SD1.5 script: double it. From half a sum over the latent (SimpleTuner): multiply by its size,
+    C H W (16384 for SD1.5 at 512 px). MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and larger
     moves further from the start."""
     label_smoothing: float | None = key(None, SHARE_BELOW_HALF, kinds=ANY)
     """Share in [0, 0.5) of labels taken to be wrong (objectives dpo, robust, exo and others)."""

@@ -14,7 +14,8 @@ HELP = """beta: the score of an image is -1/2 times the mean squared denoising e
 scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to where it started. 2000 to 5000 is usual.
   diffusers train_diffusion_dpo.py (SD1.5)   --beta_dpo 2500 there = 5000 here
   diffusers train_diffusion_dpo_sdxl.py      --beta_dpo 5000 there = 5000 here
-  SimpleTuner and other sums over the latent beta there * 2 * C * H * W = beta here (SD1.5 at 512 px: * 32768)
+  SimpleTuner, half a sum over the latent    beta there * C * H * W = beta here (SD1.5 at 512 px: * 16384)
+  a sum over the latent without one half     beta there * 2 * C * H * W = beta here
 """
 
 
