@@ -14,7 +14,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## align the embedded Stable Diffusion and write the report
-	$(BIN)/diffalign quickstart --taste bright_background --output_dir $(DEMO)
+	$(BIN)/diffalign quickstart --output_dir $(DEMO)
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP) ## run the tests, offline
