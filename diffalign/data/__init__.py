@@ -1,1 +1,1 @@
-"""The preference-data layer: readers -> records -> transforms -> table -> batches. Text and image rows take the same way."""
+"""Preference data, of images and texts alike: readers make records, a table keeps them, transforms and a view turn them into batches."""

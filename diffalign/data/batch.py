@@ -1,6 +1,6 @@
-"""From a view to batches: `LivePairs` encodes images and prompts in every step, `CachedPairs` once, on disk, before training.
+"""Batches of a view: `LivePairs` encodes images and prompts in every step, `CachedPairs` once before training, to disk.
 
-Both are torch datasets over (position, epoch) and give the same batch for the same draw.
+Both are torch datasets over (position, epoch) and give the same batch for the same indices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.parts import Index
 from diffalign.core.types import Batch, Condition
-from diffalign.data.buckets import Sizes
+from diffalign.data.buckets import ImageSizes
 from diffalign.data.cache import Bank, fingerprint, open_folder, packed, progress, row_shape, unpacked
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
@@ -29,20 +29,20 @@ from diffalign.data.view import Entry, View
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """The frozen halves of a backbone, as functions."""
+    """The frozen image and prompt encoders of a backbone, as functions."""
 
     image: Callable[[Tensor, Tensor], Tensor]  # pixels (N,3,h,w), noise (N,C,H,W) -> latents (N,C,H,W)
     prompt: Callable[[Sequence[str]], Condition]
-    latent_shape: Callable[[int, int], tuple[int, int, int]]  # pixels high and wide -> (C, H, W)
+    latent_shape: Callable[[int, int], tuple[int, int, int]]  # height and width in pixels -> (C, H, W)
     fingerprint: str
 
 
 class LivePairs(Dataset[dict[str, Any]]):
-    """Decodes and frames images (in loader processes); `to_batch` runs VAE and text encoder."""
+    """Training data that decodes, resizes and crops images in loader processes; `to_batch` runs the VAE and the text encoder."""
 
     def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int) -> None:
         self.view, self.encoders, self.framing, self.variants = view, encoders, framing, variants
-        self.sizes = Sizes(view, framing)
+        self.sizes = ImageSizes(view, framing)
         self.buckets = self.sizes.buckets(view)
         self.empty = {name: value.cpu() for name, value in encoders.prompt([""]).items()}
 
@@ -78,7 +78,10 @@ def _batch(view: View, entries: Sequence[Entry], x0: Tensor, condition: Conditio
 
 
 def framed(record: Record, variant: int, framing: Framing, size: Size, encoders: Encoders) -> dict[str, Tensor]:
-    """Return "pixels" (K, 3, h, w), "frames" (K, 6) and posterior "noise" (K, C, H, W) of a table's record; drawn by id and variant."""
+    """Return "pixels" (K, 3, h, w), "frames" (K, 6) and the VAE posterior's "noise" (K, C, H, W) of a record's images, as in the table.
+
+    What is random depends on the record's id and `variant` alone.
+    """
     generator = record_generator(record.id, variant)
     pixels, frames = candidate_pixels(record, framing, generator, size)
     noise = torch.randn((len(pixels), *encoders.latent_shape(*size)), generator=generator)
@@ -86,7 +89,7 @@ def framed(record: Record, variant: int, framing: Framing, size: Size, encoders:
 
 
 def encoded(encoders: Encoders, pixels: Tensor, noise: Tensor, names: Sequence[str]) -> Tensor:
-    """Return latents (N, C, H, W). Raises CheckpointError with the names of those images whose latents are not finite."""
+    """Return latents (N, C, H, W) of N images. Raises CheckpointError with the `names` of the images whose latents are not finite."""
     try:
         return encoders.image(pixels, noise)
     except LatentError as error:
@@ -94,7 +97,7 @@ def encoded(encoders: Encoders, pixels: Tensor, noise: Tensor, names: Sequence[s
 
 
 class CachedPairs(Dataset[dict[str, Any]]):
-    """Reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing."""
+    """Training data that reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing."""
 
     def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int, root: Path, batch_size: int = 16) -> None:
         self.view, self.variants = view, variants
@@ -103,7 +106,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         facts = {"table": view.table.fingerprint, "model": encoders.fingerprint}
         folder = open_folder(root, "latents", facts | {"framing": asdict(framing), "variants": variants})
         self.folder = folder
-        self.sizes = Sizes(view, framing, Bank(folder, "buckets", len(view.table), (), "int64") if framing.buckets else None)
+        self.sizes = ImageSizes(view, framing, Bank(folder, "buckets", len(view.table), (), "int64") if framing.buckets else None)
         self.buckets = self.sizes.buckets(view)
         self._shapes = {size: encoders.latent_shape(*size) for size in (framing.square, *framing.buckets)}
         self.row_shape = row_shape([self._shapes[size] for size in framing.buckets or (framing.square,)])
@@ -114,10 +117,11 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
             self._prompts.setdefault(prompt, len(self._prompts))
-        made = sorted({entry.prompt for entry in view.entries} - self._prompts.keys())  # by transforms
-        self._prompts |= {prompt: len(self._prompts) + i for i, prompt in enumerate(made)}
-        told = {"made": fingerprint({"prompts": made})} if made else {}
-        self._conditions = self._fill_prompts(encoders, open_folder(root, "prompts", facts | told), batch_size)
+        transformed = sorted({entry.prompt for entry in view.entries} - self._prompts.keys())  # prompts that are not the table's
+        self._prompts |= {prompt: len(self._prompts) + i for i, prompt in enumerate(transformed)}
+        if transformed:
+            facts |= {"made": fingerprint({"prompts": transformed})}
+        self._conditions = self._fill_prompts(encoders, open_folder(root, "prompts", facts), batch_size)
         self.empty = {name: torch.from_numpy(bank.read([0])) for name, bank in self._conditions.items()}
 
     def __len__(self) -> int:
@@ -131,10 +135,10 @@ class CachedPairs(Dataset[dict[str, Any]]):
 
     def images(self, row: int, order: Sequence[int], epoch: int) -> dict[str, Tensor]:
         """Return "latents" (K, C, H, W) and "frames" (K, 6) of a table row's candidates in `order`; K = 0 for a prompt alone."""
-        rows = self.bank_rows(row, epoch % self.variants, self.variants)
-        own = [rows[i] for i in order]
-        latents = unpacked(self._latents.read(own), self.latent_shape(row))
-        return {"latents": torch.from_numpy(latents), "frames": torch.from_numpy(self._frames.read(own))}
+        candidate_rows = self.bank_rows(row, epoch % self.variants, self.variants)
+        rows = [candidate_rows[i] for i in order]
+        latents = unpacked(self._latents.read(rows), self.latent_shape(row))
+        return {"latents": torch.from_numpy(latents), "frames": torch.from_numpy(self._frames.read(rows))}
 
     def latent_shape(self, row: int) -> tuple[int, int, int]:
         """Return (C, H, W) of the latents of a table row."""
@@ -147,7 +151,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         return _batch(self.view, [row["entry"] for row in rows], latents, condition, self.empty, frames)
 
     def bank_rows(self, row: int, variant: int, variants: int) -> list[int]:
-        """Return the positions, in a bank of `variants` for each candidate, of all candidates of a table row."""
+        """Return the rows in which a bank with `variants` rows per candidate holds one variant of all candidates of a table row."""
         return [first * variants + variant for first in range(int(self.first[row]), int(self.first[row + 1]))]
 
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int) -> None:
@@ -155,18 +159,18 @@ class CachedPairs(Dataset[dict[str, Any]]):
         jobs = [(row, v) for row in rows for v in range(variants) if self._lacks(self.bank_rows(row, v, variants))]
         for part in progress(sorted(jobs, key=lambda job: self.sizes[job[0]]), batch_size, "cache latents"):
             for size, group in itertools.groupby(part, key=lambda job: self.sizes[job[0]]):
-                own = list(group)
-                records = [self.view.table[row] for row, _ in own]
-                loaded = [framed(record, v, framing, size, encoders) for record, (_, v) in zip(records, own, strict=True)]
+                same_size = list(group)
+                records = [self.view.table[row] for row, _ in same_size]
+                loaded = [framed(record, v, framing, size, encoders) for record, (_, v) in zip(records, same_size, strict=True)]
                 names = [f"{record.source}, candidate {i}" for record in records for i in range(len(record.candidates))]
                 pixels, frames, noise = (torch.cat([images[name] for images in loaded]) for name in ("pixels", "frames", "noise"))
                 latents = encoded(encoders, pixels, noise, names)
-                places = [i for row, v in own for i in self.bank_rows(row, v, variants)]
-                self._frames.write(places, frames.numpy())
-                self._latents.write(places, packed(latents.float().cpu().numpy(), self.row_shape))
+                bank_rows = [i for row, v in same_size for i in self.bank_rows(row, v, variants)]
+                self._frames.write(bank_rows, frames.numpy())
+                self._latents.write(bank_rows, packed(latents.float().cpu().numpy(), self.row_shape))
 
     def _lacks(self, rows: Sequence[int]) -> bool:
-        """Return whether latents or frames of any of the bank's rows are missing: a row is there only if both are."""
+        """Return whether the latents or the frames of any of these rows of the banks are missing."""
         return bool(self._latents.missing(rows) or self._frames.missing(rows))
 
     def _fill_prompts(self, encoders: Encoders, folder: Path, batch_size: int) -> dict[str, Bank]:

@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: which of a few sizes the images of a row get, and an order of the records in which batches share one.
+"""Aspect-ratio buckets: which of a few sizes the images of a table row get, and an order of records in which batches share one size.
 
-A row's bucket is chosen from all its images, whatever transforms make of the row: its records differ in order and labels, not in size.
+A row's bucket is chosen from all its images, before any transform, so every record made of the row has the same bucket.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from diffalign.data.pixels import Framing, Size
 from diffalign.data.records import Record
 from diffalign.data.view import View
 
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations of a picture that is turned by a quarter
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations of an image that is turned by 90 degrees
 
 
 def nearest(sizes: Sequence[Size], buckets: Sequence[Size]) -> int:
-    """Return the number of the bucket whose aspect ratio is nearest, as a ratio, to the geometric mean of those of `sizes`.
+    """Return the index of the bucket whose log aspect ratio is nearest to the mean log aspect ratio of `sizes`; the first on a tie.
 
-    The first of several. For one image and buckets of one area this is the choice of diffusers' `find_nearest_bucket`, which among
-    buckets of unlike area leans to the small ones.
+    For one image and buckets of equal area this is the choice of diffusers' `find_nearest_bucket`, which prefers small buckets where
+    areas differ.
     """
     ratio = sum(math.log(height / width) for height, width in sizes) / len(sizes)
     distances = [abs(math.log(height / width) - ratio) for height, width in buckets]
@@ -34,30 +34,30 @@ def nearest(sizes: Sequence[Size], buckets: Sequence[Size]) -> int:
 
 
 def image_size(data: bytes, where: str) -> Size:
-    """Return (height, width) of the upright image in `data`, from its header alone. Raises RecordError that names `where`."""
+    """Return (height, width) of the upright image in `data`, read from its header. Raises RecordError that names `where`."""
     try:
         image = Image.open(io.BytesIO(data))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
-    # The method of the base class: that of PNG files decodes the whole picture to look behind it for an orientation.
+    # The base class's method: that of PNG files decodes the whole image to look for EXIF data after it.
     turned = Image.Image.getexif(image).get(Base.Orientation) in SIDEWAYS
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def record_bucket(record: Record, buckets: Sequence[Size]) -> int:
-    """Return the number of a record's bucket."""
+    """Return the index of the bucket of a record's images."""
     return nearest([image_size(c.image or b"", f"{record.source}, candidate {i}") for i, c in enumerate(record.candidates)], buckets)
 
 
-class Sizes:
-    """The size that the images of each table row get; the constructor reads their headers, where there are buckets.
+class ImageSizes:
+    """The size that the images of each table row get; where there are buckets, the constructor reads the images' headers.
 
-    What `bank` (table rows,) holds is not read again, and what is read goes into it.
+    A `bank` (table rows,) keeps the bucket of each row on disk, so that no header is read twice.
     """
 
     def __init__(self, view: View, framing: Framing, bank: Bank | None = None) -> None:
         self.framing = framing
-        self.numbers = np.full(len(view.table), -1)  # of buckets; -1 is the square
+        self.numbers = np.full(len(view.table), -1)  # (table rows,) index of each row's bucket; -1 is the square
         rows = sorted({entry.row for entry in view.entries if entry.order}) if framing.buckets else []
         for part in progress(rows if bank is None else bank.missing(rows), 64, "read image sizes"):
             self.numbers[part] = [record_bucket(view.table[row], framing.buckets) for row in part]
@@ -71,14 +71,14 @@ class Sizes:
         return self.framing.square if number < 0 else self.framing.buckets[number]
 
     def buckets(self, view: View) -> np.ndarray | None:
-        """Return the number of the bucket of each of the view's records, None where all images get one size."""
+        """Return (records,) the index of the bucket of each of the view's records, or None where all images get one size."""
         return self.numbers[[entry.row for entry in view.entries]] if self.framing.buckets else None
 
 
-def alike(items: Iterable[int], kinds: Sequence[int] | np.ndarray) -> list[list[int]]:
-    """Return `items` apart by kind, `kinds[i]` being that of the i-th; in order, and kinds in the order in which they appear.
+def grouped(items: Iterable[int], kinds: Sequence[int] | np.ndarray) -> list[list[int]]:
+    """Return `items` in groups of one kind, where `kinds[i]` is the kind of the i-th item; groups and items keep their order.
 
-    >>> alike([7, 8, 9], [1, 0, 1])
+    >>> grouped([7, 8, 9], [1, 0, 1])
     [[7, 9], [8]]
     """
     groups: dict[int, list[int]] = {}
@@ -88,23 +88,23 @@ def alike(items: Iterable[int], kinds: Sequence[int] | np.ndarray) -> list[list[
 
 
 def block_order(kinds: np.ndarray, block: int, first: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a random permutation of the records, `kinds` (n,) being their buckets, in which as many blocks as can be hold one bucket.
+    """Return a random permutation of n records in which as many blocks as possible hold records of one bucket; `kinds` (n,) are buckets.
 
-    A block is `block` samples of the run that start at a multiple of it; the records are samples `first` to `first + n`. So an epoch may
-    begin and end within a block: those two pieces, and fewer whole blocks than there are buckets, are made up of what is left over.
+    The run's samples are cut into blocks of `block`, and these records are samples `first` to `first + n`. An epoch may therefore begin
+    and end within a block. These two partial blocks, and some whole ones (fewer than there are buckets), mix the remaining records.
     """
     head = min(-first % block, len(kinds))
     whole = (len(kinds) - head) // block
-    pure, left = _pure_blocks(kinds, block, rng)
-    # There may be room for one block less than there are.
-    rest = np.concatenate([pure[whole:].ravel(), left])
+    pure, remainder = _pure_blocks(kinds, block, rng)
+    # There may be room for one pure block less than there are.
+    rest = np.concatenate([pure[whole:].ravel(), remainder])
     mixed = rest[head : head + (whole - len(pure[:whole])) * block].reshape(-1, block)
     blocks = rng.permutation(np.concatenate([pure[:whole], mixed]))
     return np.concatenate([rest[:head], blocks.ravel(), rest[head + mixed.size :]])
 
 
 def _pure_blocks(kinds: np.ndarray, block: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return blocks of one kind each, (m, block), in random order, and what is left over, less than a block of any kind."""
+    """Return blocks of one kind each, (m, block), in random order, and the remaining records, fewer than `block` of each kind."""
     shuffled = rng.permutation(len(kinds))
     groups = [shuffled[kinds[shuffled] == kind] for kind in rng.permutation(np.unique(kinds))]
     cuts = [len(group) // block * block for group in groups]

@@ -1,7 +1,7 @@
-"""Arrays on disk beside a table, filled row by row: latents, prompt embeddings, and whatever else is computed once.
+"""Arrays on disk beside a table, filled row by row: latents, prompt embeddings and anything else that is computed once.
 
-A cache names what it was computed from (its fingerprint); one made from anything else is refused. A row counts once its numbers
-are on disk, so a killed run goes on where it was, and other transforms of the same table find their rows already there.
+The folder of a cache holds a fingerprint of what it was computed from, and a cache of anything else is refused. A row is flagged when
+its values are on disk, so a run continues a cache that a killed run left, and other transforms of the same table reuse its rows.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 
 class Bank:
-    """A memory-mapped array (rows, *shape) in `folder`, with a flag for each row that is there."""
+    """A memory-mapped array (rows, *shape) in `folder`, with a flag for each row that says whether it is filled."""
 
     def __init__(self, folder: Path, name: str, rows: int, shape: tuple[int, ...], dtype: str) -> None:
         self.folder, self.name = folder, name
         values, filled = folder / f"{name}.npy", folder / f"{name}.filled.npy"
         if not values.exists():
-            filled.unlink(missing_ok=True)  # or its flags would vouch for zeros
+            filled.unlink(missing_ok=True)  # or old flags would mark rows of zeros as filled
         self._values = _open(values, (max(rows, 1), *shape), dtype)  # an empty file cannot be mapped
         self._filled = _open(filled, (max(rows, 1),), "bool")
 
     def __reduce__(self) -> tuple[type[Bank], tuple[Any, ...]]:
         rows, *shape = self._values.shape
-        return Bank, (self.folder, self.name, rows, tuple(shape), self._values.dtype.name)  # a pickled memory map is a copy
+        return Bank, (self.folder, self.name, rows, tuple(shape), self._values.dtype.name)  # pickling a memory map would copy it
 
     def missing(self, rows: Sequence[int]) -> list[int]:
-        """Return those of `rows` that are not there yet, ascending, once each."""
+        """Return those of `rows` that are not filled yet, ascending, once each."""
         wanted = np.unique(np.asarray(rows, dtype=np.int64))
         return wanted[~self._filled[wanted]].tolist()
 
     def write(self, rows: Sequence[int], values: np.ndarray) -> None:
-        """Store values (len(rows), *shape), and flag the rows when they are on disk."""
+        """Store values (len(rows), *shape), then flag the rows as filled."""
         self._values[rows] = values
         self._values.flush()
         self._filled[rows] = True
         self._filled.flush()
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Return a copy (len(rows), *shape). Raises TableError if a row is not there."""
+        """Return a copy (len(rows), *shape). Raises TableError if a row is not filled."""
         if not self._filled[list(rows)].all():
             raise TableError(f"{self.folder}: `{self.name}` lacks rows; remove the folder and start again")
         return np.array(self._values[list(rows)])
@@ -65,25 +65,25 @@ def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        with contextlib.suppress(FileExistsError):  # another run was first: its file stays, and both fill it
+        with contextlib.suppress(FileExistsError):  # another run created the file first, and both fill it
             os.link(temporary, path)
         temporary.unlink()
     try:
-        found = np.lib.format.open_memmap(path, mode="r+")
+        values = np.lib.format.open_memmap(path, mode="r+")
     except ValueError as error:
         raise TableError(f"{path}: damaged ({error}); remove the folder and start again") from error
-    if found.shape != shape or found.dtype != np.dtype(dtype):
-        raise TableError(f"{path}: found {found.dtype} {found.shape}, expected {dtype} {shape}; remove the folder and start again")
-    return found
+    if values.shape != shape or values.dtype != np.dtype(dtype):
+        raise TableError(f"{path}: found {values.dtype} {values.shape}, expected {dtype} {shape}; remove the folder and start again")
+    return values
 
 
 def row_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape of a bank's rows that hold arrays of `shapes`: theirs if it is one, else flat and as long as the longest."""
+    """Return the shape of a bank's rows that can hold arrays of `shapes`: their common shape, or flat and as long as the largest."""
     return shapes[0] if len(set(shapes)) == 1 else (max(map(math.prod, shapes)),)
 
 
 def packed(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return values (N, *any) as rows of `shape`, flat and filled up with zeros where they are not of it."""
+    """Return values (N, *any) as rows of `shape`; values of another shape are flattened and padded with zeros."""
     if values.shape[1:] == shape:
         return values
     flat = values.reshape(len(values), math.prod(values.shape[1:]))
@@ -91,12 +91,12 @@ def packed(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def unpacked(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return values (N, *shape) of rows that `packed` made."""
+    """Return the values (N, *shape) of rows that were made by `packed`."""
     return rows if rows.shape[1:] == shape else rows[:, : math.prod(shape)].reshape(len(rows), *shape)
 
 
 def progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
-    """Yield `jobs` in parts of `size` under a progress bar."""
+    """Yield `jobs` in chunks of `size`, with a progress bar."""
     with tqdm(total=len(jobs), desc=label, disable=None if jobs else True) as bar:
         for start in range(0, len(jobs), size):
             yield jobs[start : start + size]
@@ -104,9 +104,9 @@ def progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
 
 
 def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:
-    """Return the cache folder `kind`-<hash> under `root` for `facts`, made if it is new.
+    """Return the cache folder `kind`-<hash of `facts`> under `root`, and create it if it is not there.
 
-    Raises TableError if the folder holds a cache of something else.
+    Raises TableError if the folder holds a cache with another fingerprint.
     """
     key = fingerprint(facts)
     folder = root / f"{kind}-{key[:12]}"

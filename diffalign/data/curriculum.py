@@ -1,4 +1,4 @@
-"""Which records a sample is drawn from where training has an order: clear preferences first, close ones last."""
+"""Curricula: training in stages, of which the first takes the clearest preferences and the last the closest ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from diffalign.data.view import Entry, View, without_content
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """Training in stages: stage s of a run of `samples` samples takes the records of `parts[s]`, in random orders without repetition.
+    """Training in stages of equal length: stage s of a run of `samples` samples goes through the records `parts[s]` in random orders.
 
     Curry-DPO (2403.07230, reconstructed from memory): pairs sorted by the gap of their scores, the largest gap first, plain DPO in every
-    stage. There the reference of a stage is the model of the one before; here it stays the start of the run. Chaining runs, each from
-    the result of the last with one stage's pairs (the transform `min_margin`), gives the paper's.
+    stage. In the paper the reference of a stage is the model of the stage before; here it is the run's first model throughout. A chain
+    of runs gives the paper's: each starts from the result of the last and trains on one stage's pairs (the transform `min_margin`).
     """
 
-    parts: tuple[np.ndarray, ...]  # the positions of each stage, none empty
+    parts: tuple[np.ndarray, ...]  # the positions of each stage's records, none empty
     samples: int
     seed: int = 0
 
@@ -29,9 +29,9 @@ class Stages:
         """Return (position, epoch) of a sample number of the run; the stages divide the run into equal shares."""
         stage = min(sample * len(self.parts) // self.samples, len(self.parts) - 1)
         first = -(-stage * self.samples // len(self.parts))
-        own = self.parts[stage]
-        epoch, place = divmod(sample - first, len(own))
-        return int(own[_order(self.seed, stage, epoch, len(own))[place]]), epoch
+        positions = self.parts[stage]
+        epoch, place = divmod(sample - first, len(positions))
+        return int(positions[_order(self.seed, stage, epoch, len(positions))[place]]), epoch
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,9 +40,9 @@ def _order(seed: int, stage: int, epoch: int, records: int) -> np.ndarray:
 
 
 def by_gap(gaps: np.ndarray, stages: int) -> tuple[np.ndarray, ...]:
-    """Return the positions (n,) of each stage, for gaps (records,): equal shares, the largest gaps first, ties in their order.
+    """Return the positions (n,) of each stage, for gaps (records,): equal shares, the largest gaps first, equal gaps in their order.
 
-    Raises ConfigError for fewer than one stage, or more than records.
+    Raises ConfigError for fewer than one stage, or more stages than records.
     """
     if not 1 <= stages <= len(gaps):
         raise ConfigError(f"curriculum: stages is {stages}; expected 1 to {len(gaps)}, the number of records")
@@ -50,21 +50,21 @@ def by_gap(gaps: np.ndarray, stages: int) -> tuple[np.ndarray, ...]:
 
 
 def gap(view: View, *, score: str | None = None, stages: int = 3) -> tuple[np.ndarray, ...]:
-    """Return the positions of each stage, those first whose first candidate is furthest above the second: by a score, or by rank.
+    """Return the positions of each stage; first come records whose first candidate is furthest above the second, in a score or in rank.
 
-    Scores and ranks are the table's own. Raises TableError where a candidate has none, or a record no second candidate.
+    Scores and ranks are those of the table. Raises TableError where a candidate has none, or a record has no second candidate.
     """
-    known = [record.candidates for record in without_content(view.table)]
+    candidates = [record.candidates for record in without_content(view.table)]
 
     def value(entry: Entry, place: int) -> float:
         if place >= len(entry.order):
             raise TableError(f"{view.table.path}: a curriculum of gaps compares two candidates; {entry.id} has {len(entry.order)}")
-        candidate = known[entry.row][entry.order[place]]
-        found = candidate.rank if score is None else candidate.scores.get(score)
-        if found is None:
-            own = f"score `{score}`; its scores are {sorted(candidate.scores) or 'none'}" if score else "rank; name a score instead"
-            raise TableError(f"{view.table.path}: the curriculum orders pairs by a gap, and {entry.id} has no {own}")
-        return -found if score is None else found
+        candidate = candidates[entry.row][entry.order[place]]
+        number = candidate.rank if score is None else candidate.scores.get(score)
+        if number is None:
+            missing = f"score `{score}`; its scores are {sorted(candidate.scores) or 'none'}" if score else "rank; name a score instead"
+            raise TableError(f"{view.table.path}: the curriculum orders pairs by a gap, and {entry.id} has no {missing}")
+        return -number if score is None else number
 
     return by_gap(np.array([value(entry, 0) - value(entry, 1) for entry in view.entries]), stages)
 

@@ -1,4 +1,4 @@
-"""Reads a dataset of any known layout into a preference table."""
+"""Imports a dataset of any known layout into a preference table."""
 
 from __future__ import annotations
 
@@ -26,9 +26,21 @@ def import_dataset(
     overwrite: bool = False,
     limit: int | None = None,
 ) -> Table:
-    """Read `source` with the named reader (or the one its columns fit) into a table at `path`, and return it.
+    """Import a dataset into a preference table and return the table.
 
-    Raises ConfigError for an unknown reader, RecordError for the first bad row unless `skip_bad`, TableError if no row is left.
+    Args:
+        source: dataset file, folder or hub id.
+        path: folder of the new table.
+        reader: a key of `READERS`; without it the reader is found from the columns of the first row.
+        split: split of a hub dataset, or the files of a folder that have this name.
+        skip_bad: leave out rows that cannot be read, and list them in the manifest, instead of raising RecordError for the first.
+        overwrite: replace a table at `path`.
+        limit: number of records to import at most; all if None.
+
+    Raises ConfigError for an unknown reader, RecordError for a bad row, TableError if `path` is taken or no row can be read.
+
+    Example:
+        >>> import_dataset("votes.csv", Path("outputs/votes"), reader="columns")  # doctest: +SKIP
     """
     name = reader or detect(source, split)
     if name not in READERS:
@@ -40,7 +52,7 @@ def import_dataset(
 
 
 def open_any(dataset_name: str) -> Table:
-    """Return the table at `dataset_name`, or a dataset imported into a temporary table that lives as long as the process."""
+    """Return the table at `dataset_name`, or import a dataset of any other kind into a temporary table, removed when the process ends."""
     if is_table(dataset_name):
         return read_table(dataset_name)
     folder = tempfile.mkdtemp(prefix="diffalign-")

@@ -1,4 +1,4 @@
-"""What a table holds and what is wrong with it: a summary, a few rows to look at, a contact sheet, and problems by record."""
+"""Looks into a table: a summary, a preview of a few records as text or as a contact sheet of images, and a list of problems."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from diffalign.data.table import CHUNK, Table
 from diffalign.data.transforms import orient
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 mean that the image is turned by 90 degrees
 CELL, GAP, LINE, LEAST_WIDTH = 192, 8, 18, 616  # pixels of a contact sheet
-PREFERRED, OTHER, INK, PAPER = "#1a7f37", "#c8c8c8", "#202020", "#ffffff"
-LISTED = 8  # sizes and reasons that `render_summary` prints
+PREFERRED, DISPREFERRED, INK, PAPER = "#1a7f37", "#c8c8c8", "#202020", "#ffffff"
+LISTED = 8  # sizes, and reasons for rejection, that `render_summary` prints
 
 
 def summary(table: Table) -> dict[str, Any]:
-    """Return what `table` holds, as plain JSON values. Image sizes come from the file headers; no pixel is decoded."""
+    """Return counts, ranges and quantiles of what `table` holds, as plain JSON values. Image sizes are read from the file headers."""
     prompts, users = table.column("prompt"), Counter(user for user in table.column("user") if user is not None)
     per_record: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
@@ -58,11 +58,11 @@ def summary(table: Table) -> dict[str, Any]:
 
 
 def image_size(data: bytes | pa.Buffer) -> tuple[int, int] | None:
-    """Return (width, height) of the upright image from its header alone, or None if it is none of `FORMATS`."""
+    """Return (width, height) of the upright image, read from its header, or None if its format is not one of `FORMATS`."""
     try:
-        # without a list of formats Pillow also tries those that seek behind the end, which Arrow's reader refuses
+        # without a list of formats Pillow also tries some that seek past the end, which Arrow's reader refuses
         with Image.open(pa.BufferReader(data), formats=FORMATS) as image:
-            # getexif of a PNG without EXIF decodes the pixels to look behind them
+            # getexif of a PNG without EXIF decodes the pixels to look for EXIF data after them
             turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
             return (image.height, image.width) if turned else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -74,13 +74,13 @@ def _size_name(size: tuple[int, int] | None) -> str:
 
 
 def _labels(probs: Sequence[float | None]) -> dict[str, int]:
-    known = [prob for prob in probs if prob is not None]
+    labels = [prob for prob in probs if prob is not None]
     return {
-        "first_preferred": sum(prob > 0.5 for prob in known),
-        "second_preferred": sum(prob < 0.5 for prob in known),
-        "ties": sum(prob == 0.5 for prob in known),
-        "soft": sum(prob not in (0.0, 0.5, 1.0) for prob in known),  # of the preferred ones
-        "unlabelled": len(probs) - len(known),
+        "first_preferred": sum(prob > 0.5 for prob in labels),
+        "second_preferred": sum(prob < 0.5 for prob in labels),
+        "ties": sum(prob == 0.5 for prob in labels),
+        "soft": sum(prob not in (0.0, 0.5, 1.0) for prob in labels),  # these are also counted as first or second preferred
+        "unlabelled": len(probs) - len(labels),
     }
 
 
@@ -110,7 +110,7 @@ def render_summary(facts: dict[str, Any]) -> str:
         ("rows", f"{rows} of {facts['kind']}s, {facts['prompts']} distinct prompts"),
         ("labels", f"{strict} strict ({labels['soft']} soft), {labels['ties']} ties, {labels['unlabelled']} unlabelled"),
         ("balance", f"first preferred {_share(labels['first_preferred'], strict)}, second {_share(labels['second_preferred'], strict)}"),
-        ("candidates", ", ".join(f"{count} in {_share(found, rows)} of rows" for count, found in facts["candidates_per_record"].items())),
+        ("candidates", ", ".join(f"{count} in {_share(n, rows)} of rows" for count, n in facts["candidates_per_record"].items())),
         ("users", f"{users['count']}, {users['rows_without']} rows without one"),
         ("rows per user", _spread(users["rows_per_user"])),
         ("prompt length", _spread(facts["prompt_length"])),
@@ -146,7 +146,7 @@ def _sample(table: Table, rows: int, seed: int) -> list[Record]:
 
 
 def _marked(record: Record) -> list[tuple[Candidate, str, bool]]:
-    """Return candidates with a word on each and whether it is a preferred one, the better ones first."""
+    """Return (candidate, its rank or label in words, whether it is a preferred one), the better ones first."""
     if len(record.candidates) == 2 and record.prob is not None:
         (pair,) = orient(record)
         prob = pair.prob or 0.0
@@ -160,7 +160,7 @@ def _marked(record: Record) -> list[tuple[Candidate, str, bool]]:
 
 
 def preview(table: Table, rows: int = 8, seed: int = 0) -> list[str]:
-    """Return printable lines that show `rows` records drawn by `seed`: prompt, then candidates, the preferred one marked `*`."""
+    """Return printable lines that show `rows` random records: the prompt, then the candidates, the preferred one marked `*`."""
     lines = []
     for record in _sample(table, rows, seed):
         lines.append(f"[{record.id}] {textwrap.shorten(record.prompt, 120, placeholder=' ...')}")
@@ -171,9 +171,9 @@ def preview(table: Table, rows: int = 8, seed: int = 0) -> list[str]:
 
 
 def contact_sheet(table: Table, path: str | Path, rows: int = 8, seed: int = 0) -> Path:
-    """Write a PNG with one row for each of `rows` records drawn by `seed`: the prompt, and the candidates, the preferred one first.
+    """Write a PNG that shows `rows` random records, one per row: the prompt, and the candidates, the preferred one first.
 
-    The preferred candidate has a green frame. Raises TableError for a table of texts; `preview` shows those.
+    The preferred candidate has a green frame. Returns the path. Raises TableError for a table of texts; `preview` shows those.
     """
     if table.manifest["kind"] != "image":
         raise TableError(f"{table.path} holds texts; a contact sheet needs images, `preview` shows texts")
@@ -200,7 +200,7 @@ def _strip(record: Record) -> Image.Image:
     top = 2 * GAP + 2 * LINE
     for number, (candidate, word, preferred) in enumerate(marked):
         left = GAP + number * (CELL + GAP)
-        color = PREFERRED if preferred else OTHER
+        color = PREFERRED if preferred else DISPREFERRED
         pen.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), outline=color, width=3)
         try:
             image = ImageOps.contain(decode_image(candidate.image or b"", record.source), (CELL, CELL))
@@ -212,31 +212,31 @@ def _strip(record: Record) -> Image.Image:
 
 
 def validate(table: Table, resolution: int | None = None) -> list[str]:
-    """Return the problems worth knowing before training, one sentence each, with the record's id and source.
+    """Return the problems that should be known before training, one sentence each, with the record's id and source.
 
-    Every image is decoded. With `resolution`, images with a shorter side than that are named: training would upscale them.
+    Every image is decoded. With `resolution`, images whose shorter side is below it are named: training would upscale them.
     """
     problems: list[str] = []
-    earlier = _Earlier()
-    preference = False
+    earlier_pairs = _EarlierPairs()
+    has_preference = False
     for record in tqdm(table, desc="validate", unit=" rows", disable=None):
         where = f"{record.id} ({record.source})"
-        problems += [f"{where}: {problem}" for problem in (*_faults(record, resolution), *earlier.compare(record))]
+        problems += [f"{where}: {problem}" for problem in (*_problems(record, resolution), *earlier_pairs.compare(record))]
         ranks = {candidate.rank for candidate in record.candidates} - {None}
-        preference = preference or record.prob not in (None, 0.5) or len(ranks) > 1
-    if not preference:
+        has_preference = has_preference or record.prob not in (None, 0.5) or len(ranks) > 1
+    if not has_preference:
         problems.append(f"{table.path}: no strict pair among {len(table)} records; there is nothing to learn from")
     return problems
 
 
-def _faults(record: Record, resolution: int | None) -> Iterator[str]:
+def _problems(record: Record, resolution: int | None) -> Iterator[str]:
     if not record.prompt.strip() and not any((candidate.prompt or "").strip() for candidate in record.candidates):
         yield "the prompt is empty"
-    first: dict[bytes, int] = {}
+    first_with: dict[bytes, int] = {}  # digest -> index of the first candidate that has it
     for index, candidate in enumerate(record.candidates):
-        other = first.setdefault(_digest(candidate), index)
-        if other != index:
-            yield f"candidates {other} and {index} are identical"
+        first = first_with.setdefault(_digest(candidate), index)
+        if first != index:
+            yield f"candidates {first} and {index} are identical"
         if candidate.image is None:
             continue
         try:
@@ -253,24 +253,24 @@ def _digest(candidate: Candidate) -> bytes:
     return hashlib.sha256(content + (candidate.prompt or "").encode()).digest()
 
 
-class _Earlier:
-    """The pairs met so far: finds those that come again, and those that come again with the opposite label."""
+class _EarlierPairs:
+    """Remembers the pairs of a table, to find repeated pairs and pairs that are repeated with the opposite label."""
 
     def __init__(self) -> None:
-        self.owners: dict[tuple[bytes, str | None], str] = {}  # (pair, user) -> id
+        self.ids: dict[tuple[bytes, str | None], str] = {}  # (pair, user) -> id of its first record
         self.preferred: dict[bytes, tuple[str, bytes]] = {}  # pair -> (id, digest of the preferred candidate)
 
     def compare(self, record: Record) -> Iterator[str]:
-        """Yield how `record` repeats or contradicts an earlier one; other users may repeat a pair."""
+        """Yield a problem if an earlier record has the same pair and the opposite preference, or the same pair and the same user."""
         digests = [_digest(candidate) for candidate in record.candidates]
         turns = repr([(message.role, message.content) for message in record.messages])
         key = hashlib.sha256(repr((record.prompt, turns)).encode() + b"".join(sorted(digests))).digest()
         if len(set(digests)) == 2 == len(digests) and record.prob is not None and record.prob != 0.5:
-            best = digests[0] if record.prob > 0.5 else digests[1]
-            twin, other = self.preferred.setdefault(key, (record.id, best))
-            if other != best:
-                yield f"prefers the other candidate than record {twin} of the same pair"
+            preferred = digests[0] if record.prob > 0.5 else digests[1]
+            earlier_id, earlier_preferred = self.preferred.setdefault(key, (record.id, preferred))
+            if earlier_preferred != preferred:
+                yield f"has the opposite preference of record {earlier_id}, which is the same pair"
                 return
-        twin = self.owners.setdefault((key, record.user), record.id)
-        if twin != record.id:
-            yield f"is the same pair as record {twin}"
+        earlier_id = self.ids.setdefault((key, record.user), record.id)
+        if earlier_id != record.id:
+            yield f"is the same pair as record {earlier_id}"

@@ -1,4 +1,4 @@
-"""Images to tensors. All candidates of a record share one size, one crop and one flip: a difference between them is never the crop's."""
+"""Images as tensors. All candidates of a record share one size, crop and flip, so that the candidates never differ by these."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How an image becomes a square of `resolution` pixels or, where there are buckets, one of their sizes."""
+    """How images are resized, cropped and flipped: to a square of `resolution` pixels, or to one of the buckets' sizes if there are any."""
 
     resolution: int
     random_crop: bool = False
@@ -31,7 +31,7 @@ class Framing:
 
 
 def record_generator(record_id: str, variant: int) -> torch.Generator:
-    """Return the generator of everything drawn about the images of a record: the same in a cached and in a live run."""
+    """Return the generator for everything random about a record's images: the same in a cached and in a live run."""
     digest = hashlib.sha256(f"{record_id}\0{variant}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -39,9 +39,9 @@ def record_generator(record_id: str, variant: int) -> torch.Generator:
 def candidate_pixels(record: Record, framing: Framing, generator: torch.Generator, size: Size | None = None) -> tuple[Tensor, Tensor]:
     """Return pixels (K, 3, H, W) in [-1, 1] and frames (K, 6), float32, of a record's images at `size` (the framing's square if None).
 
-    Each is resized (bilinear, antialiased) to cover the size; then same relative crop, same flip. A frame is what SDXL (2307.01952) is
-    told, in pixels: height and width of the file's image, top and left of the crop in the resized one, height and width of the result.
-    Raises RecordError that names the record if an image does not decode.
+    Each image is resized (bilinear, antialiased) to cover the size; all get the same relative crop and the same flip. A frame is the
+    size condition of SDXL (2307.01952), in pixels: height and width of the original image, top and left of the crop in the resized
+    image, height and width of the result. Raises RecordError that names the record if an image does not decode.
     """
     across, down, coin = torch.rand(3, generator=generator).tolist()
     place = (across, down) if framing.random_crop else (0.5, 0.5)
@@ -51,8 +51,8 @@ def candidate_pixels(record: Record, framing: Framing, generator: torch.Generato
     return torch.stack(pixels), torch.tensor(frames, dtype=torch.float32)
 
 
-def centred(image: Image.Image, resolution: int) -> Tensor:
-    """Return pixels (3, R, R) in [-1, 1], float32, of the middle of an RGB image, framed as a record's without chance."""
+def center_crop(image: Image.Image, resolution: int) -> Tensor:
+    """Return pixels (3, R, R) in [-1, 1], float32, of an RGB image, resized as a record's images are and cropped to its centre."""
     return _framed(image, (resolution, resolution), (0.5, 0.5), flip=False)[0]
 
 
@@ -65,5 +65,5 @@ def _framed(image: Image.Image, size: Size, place: tuple[float, float], flip: bo
     left, top = round((wide - width) * place[0]), round((high - height) * place[1])
     image = image.crop((left, top, left + width, top + height))
     if flip:
-        image, left = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), wide - width - left  # where it lies in the mirrored image
+        image, left = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), wide - width - left  # of the crop in the mirrored image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0, (*original, top, left, height, width)

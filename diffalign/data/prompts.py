@@ -1,4 +1,4 @@
-"""Prompts to draw, as commands take them: known sets by name, files, or the prompts themselves."""
+"""Prompts as commands take them: the name of a known set, a file, or a prompt itself."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from diffalign.data.table import is_table, read_table
 
 BUNDLED = Path(__file__).resolve().parent / "prompt_sets"
 SUFFIXES = (".txt", *FORMATS)
-NEAR = 0.9  # difflib's ratio from which one word counts as a misspelt name of a set
-CURE = " If the word is a prompt, write it into a .txt file"
+NEAR = 0.9  # difflib's ratio from which a single word counts as a misspelt name of a set
+HINT = " If the word is a prompt, write it into a .txt file"
 STYLES = ("anime", "concept-art", "paintings", "photo")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """A set of prompts that has a name; `files` finds the files that hold it, and downloads what is not bundled."""
+    """A published set of prompts, which can be asked for by its name."""
 
     about: str
     licence: str
     source: str
-    files: Callable[[], list[Path]]
+    files: Callable[[], list[Path]]  # returns the files that hold the prompts, downloaded first if they are not bundled
 
 
 def _bundled(folder: str, pattern: str) -> list[Path]:
@@ -38,19 +38,19 @@ def _bundled(folder: str, pattern: str) -> list[Path]:
 
 
 def _downloaded(repository: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the files of a hub dataset that match each of `patterns`, in their order. Raises ConfigError where one has none."""
-    from huggingface_hub import snapshot_download  # a second to import, needed for sets that are not bundled alone
+    """Return the files of a hub dataset that match each of `patterns`, in that order. Raises ConfigError if a pattern has no match."""
+    from huggingface_hub import snapshot_download  # takes a second to import, and only sets that are not bundled need it
 
     try:
         folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{repository}: the hub gives no prompts ({reason}); name a file instead") from error
-    found = [sorted(folder.glob(pattern)) for pattern in patterns]
-    for pattern, files in zip(patterns, found, strict=True):
+    matches = [sorted(folder.glob(pattern)) for pattern in patterns]
+    for pattern, files in zip(patterns, matches, strict=True):
         if not files:
-            raise ConfigError(f"{repository}: the dataset on the hub, or what is kept of it here, has no {pattern}; name a file instead")
-    return [file for files in found for file in files]
+            raise ConfigError(f"{repository}: the dataset on the hub, or its copy in the cache, has no {pattern}; name a file instead")
+    return [file for files in matches for file in files]
 
 
 PROMPT_SETS = {
@@ -61,14 +61,14 @@ PROMPT_SETS = {
         partial(_bundled, "partiprompts", "*.tsv"),
     ),
     "geneval": PromptSet(
-        "GenEval: 553 prompts of objects, counts, colours and places. Its own score needs an object detector and is not computed here; "
-        "these are its prompts alone. `shapes/checks.py` has such a score for the embedded world",
+        "GenEval: 553 prompts of objects, counts, colours and places, without GenEval's score, which needs an object detector. "
+        "`diffalign/data/world/checks.py` has such a score for the embedded world",
         "MIT",
         "github.com/djghosh13/geneval (2310.11513), bundled",
         partial(_bundled, "geneval", "*.jsonl"),
     ),
     "t2i-compbench": PromptSet(
-        "T2I-CompBench++: the training prompts of eight kinds (5559 distinct); its evaluation draws other ones",
+        "T2I-CompBench++: the training prompts of eight kinds (5559 distinct); the benchmark evaluates on other prompts",
         "MIT",
         "github.com/Karine-Huang/T2I-CompBench (2307.06350), bundled",
         partial(_bundled, "t2i-compbench", "*.txt"),
@@ -89,22 +89,22 @@ PROMPT_SETS = {
 
 
 def prompts_of(values: Sequence[str]) -> list[str]:
-    """Return the prompts that `values` mean, in their order: each is the name of one of `PROMPT_SETS`, a file, or a prompt.
+    """Return the prompts of `values`, in their order: each value is the name of one of `PROMPT_SETS`, a file, or a prompt.
 
-    A file is .txt with a prompt a line, a JSON list of texts, or any table (.tsv, .csv, .jsonl, .json, .parquet, .arrow) with a column
-    prompt, caption or Prompt. A set holds each of its prompts once; in a file, and among prompts, one may come again. Raises ConfigError
-    for a file that is not there and for what looks like the name of a file or set but is none, RecordError that names file and row for
-    what is no prompt, TableError for a file without any.
+    A file is .txt with one prompt per line, a JSON list of texts, or any table (.tsv, .csv, .jsonl, .json, .parquet, .arrow) with a
+    column prompt, caption or Prompt. Prompts of a set are distinct; those of files and of `values` may repeat. Raises ConfigError for a
+    missing file and for what looks like the name of a file or set but is not, RecordError that names file and row for a value that is
+    not a prompt, TableError for a file without prompts.
     """
-    return [prompt for value in values for prompt in _meant(value)]
+    return [prompt for value in values for prompt in _expanded(value)]
 
 
 def prompts_to_draw(
-    values: Sequence[str], dataset_name: str | None = None, split: str | None = None, *, most: int | None = None, seed: int = 0
+    values: Sequence[str], dataset_name: str | None = None, split: str | None = None, *, limit: int | None = None, seed: int = 0
 ) -> list[str]:
-    """Return the prompts that `values`, or else the table or dataset `dataset_name`, name, each once, and at most `most` of them.
+    """Return the distinct prompts of `values`, or of the table or dataset `dataset_name`; a random `limit` of them if that is not None.
 
-    Raises ConfigError where both name prompts.
+    Raises ConfigError if there are both values and a dataset.
     """
     if values and dataset_name is not None:
         raise ConfigError("`prompts` and `dataset_name` both name prompts; leave one of them out")
@@ -113,41 +113,40 @@ def prompts_to_draw(
         prompts = read_table(dataset_name).column("prompt")
     elif dataset_name is not None:
         prompts = (record.prompt for record in read(PROMPTS, dataset_name, split=split))
-    return subset(list(dict.fromkeys(prompts)), most, seed)
+    return subset(list(dict.fromkeys(prompts)), limit, seed)
 
 
-def subset(prompts: Sequence[str], most: int | None, seed: int = 0, turn: int = 0) -> list[str]:
-    """Return `most` of the prompts in their order, all if None or if they are fewer; every one is as likely, so sorted sets stay mixed.
+def subset(prompts: Sequence[str], limit: int | None, seed: int = 0, turn: int = 0) -> list[str]:
+    """Return a uniformly random `limit` of the prompts, in their order; all of them if `limit` is None or larger than their number.
 
-    They are the first of a permutation by numpy's default_rng(seed): the same for the same list, and part of every larger subset. The next
-    `turn` has the next of them, and after the last comes the first. Raises ConfigError where `most` is below one.
+    They are the first `limit` of a permutation by numpy's default_rng(seed), so a larger subset contains a smaller one. Turn n takes the
+    n-th `limit` of the permutation, and begins again after its end. Raises ConfigError if `limit` is below one.
     """
-    if most is None:
+    if limit is None:
         return list(prompts)
-    if most < 1:
-        raise ConfigError(f"`max_prompts` is {most}; expected at least one prompt")
-    count = min(most, len(prompts))
-    kept = np.roll(np.random.default_rng(seed).permutation(len(prompts)), -turn * count)[:count]
-    return [prompts[int(index)] for index in sorted(kept)]
+    if limit < 1:
+        raise ConfigError(f"`max_prompts` is {limit}; expected at least one prompt")
+    count = min(limit, len(prompts))
+    chosen = np.roll(np.random.default_rng(seed).permutation(len(prompts)), -turn * count)[:count]
+    return [prompts[int(index)] for index in sorted(chosen)]
 
 
-def _meant(value: str) -> list[str]:
+def _expanded(value: str) -> list[str]:
     if value in PROMPT_SETS:
         return list(dict.fromkeys(prompt for file in PROMPT_SETS[value].files() for prompt in _read(file)))
     if value.endswith(SUFFIXES) or re.fullmatch(r"\S+\.[A-Za-z]\w{1,7}", value):
         return _read(_file(value))
     if not re.search(r"\s", value) and get_close_matches(value.lower(), PROMPT_SETS, cutoff=NEAR):
-        cure = did_you_mean(value.lower(), PROMPT_SETS)
-        raise ConfigError(f"`prompts`: there is no set `{value}`.{cure}{CURE}")
+        raise ConfigError(f"`prompts`: there is no set `{value}`.{did_you_mean(value.lower(), PROMPT_SETS)}{HINT}")
     return [value]
 
 
 def _file(value: str) -> Path:
     if not Path(value).is_file():
-        cure = did_you_mean(Path(value).stem.lower(), PROMPT_SETS)
-        raise ConfigError(f"`prompts`: there is no file {value}, and no set of that name.{cure}{CURE}")
+        near = did_you_mean(Path(value).stem.lower(), PROMPT_SETS)
+        raise ConfigError(f"`prompts`: there is no file {value}, and no set of that name.{near}{HINT}")
     if not value.endswith(SUFFIXES):
-        raise ConfigError(f"`prompts`: {value} is no kind of file that holds prompts; expected one of {', '.join(SUFFIXES)}")
+        raise ConfigError(f"`prompts`: {value} is not a kind of file that holds prompts; expected one of {', '.join(SUFFIXES)}")
     return Path(value)
 
 
@@ -158,5 +157,5 @@ def _read(path: Path) -> list[str]:
             raise RecordError(f"{record.source}: the prompt is empty")
         prompts.append(record.prompt.strip())
     if not prompts:
-        raise TableError(f"{path}: no prompt in the file; expected one a line")
+        raise TableError(f"{path}: no prompt in the file; expected one per line")
     return prompts

@@ -1,4 +1,4 @@
-"""The record that every dataset becomes: a prompt, K candidates with named scores, a soft preference, a user, provenance."""
+"""The record that every dataset is turned into: a prompt, K candidates with named scores, a soft preference, a user, provenance."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Candidate:
     rank: float | None = None  # 1 = best; equal ranks are ties; gaps are allowed
     model: str | None = None
     uid: str | None = None
-    prompt: str | None = None  # only where a candidate answers a prompt of its own (joint preferences)
+    prompt: str | None = None  # only where the candidates of a record answer different prompts (joint preferences)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One preference. Candidate 0 is the preferred one wherever `prob` is above one half; readers never reorder."""
+    """One preference. Candidate 0 is the preferred one if `prob` is above one half; readers keep the order of the dataset."""
 
     id: str
     prompt: str
@@ -45,18 +45,18 @@ class Record:
     source: str = ""  # file or hub id, and row
     messages: tuple[Message, ...] = ()  # the conversation that ends in `prompt`, for chat templates; empty for a plain prompt
     meta: Mapping[str, str] = field(default_factory=dict)
-    weight: float | None = None  # on the record's loss; only transforms set it, tables do not keep it
-    offset: float | None = None  # subtracted inside the sigmoid; likewise
+    weight: float | None = None  # factor of the record's loss; set by transforms only, never stored in a table
+    offset: float | None = None  # subtracted inside the sigmoid; set by transforms only, never stored in a table
 
     @property
     def kind(self) -> str:
-        """Return what the candidates are: image, text, or prompt where there are none."""
+        """Return what the candidates are, "image" or "text", or "prompt" if there are none."""
         if not self.candidates:
             return "prompt"
         return "text" if self.candidates[0].image is None else "image"
 
     def check(self) -> Record:
-        """Return the record itself, or raise RecordError that says what of it cannot be used."""
+        """Return the record unchanged. Raises RecordError if a part of it cannot be used."""
         if not self.candidates and self.prob is not None:
             raise RecordError(f"{self.source}: no candidates; expected at least one image or text")
         kinds = {(c.image is not None, c.text is not None) for c in self.candidates}
@@ -86,7 +86,7 @@ class Record:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether `text` can be stored as UTF-8; JSON may hold half a surrogate pair, which cannot."""
+    """Return whether `text` can be stored as UTF-8, which half a surrogate pair, legal in JSON, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -95,7 +95,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """Return the upright RGB image in `data`, fully decoded; transparency becomes white, 16 bits a channel become 8.
+    """Return the upright RGB image in `data`, fully decoded; transparency becomes white, 16 bits per channel become 8.
 
     Raises RecordError that names `where`.
     """
@@ -105,7 +105,7 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
-    if image.mode.startswith("I;16"):  # Pillow clips instead of scaling, which turns such pictures white
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips instead of scaling, which turns such images white
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -121,7 +121,7 @@ def encode_image(image: Image.Image) -> bytes:
 
 
 def check_images(record: Record) -> Record:
-    """Return `record` if each of its images decodes; raise RecordError otherwise."""
+    """Return `record` unchanged. Raises RecordError if one of its images does not decode."""
     for index, candidate in enumerate(record.candidates):
         if candidate.image is not None:
             decode_image(candidate.image, f"{record.source}, candidate {index}")

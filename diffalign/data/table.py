@@ -1,6 +1,6 @@
 """Preference tables on disk: a folder with `records.arrow` (memory-mapped, random access) and `manifest.json`.
 
-Written under a temporary name and renamed, so that a table is there whole or not at all.
+A table is written under a temporary name and then renamed, so a killed process never leaves half a table.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from diffalign.data.records import Candidate, Message, Record
 
 VERSION = 1
 ROWS, MANIFEST = "records.arrow", "manifest.json"
-CHUNK = 64  # rows in a record batch: what one random access maps
-REJECTED = 1000  # rejected rows that a manifest lists; all are counted
+CHUNK = 64  # rows of an Arrow record batch, which is the unit of random access
+REJECTED = 1000  # rejected rows that a manifest lists at most; all of them are counted
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _CANDIDATE = pa.struct(
@@ -72,9 +72,10 @@ def from_row(row: dict[str, Any]) -> Record:
 
 
 class Table(Sequence[Record]):
-    """Records on disk by position; also `manifest` and `path`. Rows are read when asked for, never all at once.
+    """A sequence of records on disk, with its `manifest` and `path`. A record is read when it is indexed, never all at once.
 
-    Raises TableError if the files do not fit together or are of another version; `read_table` gives the friendlier messages.
+    Raises TableError if the files do not fit together or are of another version. Use `read_table`, which also explains missing and
+    damaged files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,12 +89,12 @@ class Table(Sequence[Record]):
         if not self._reader.schema.equals(SCHEMA):
             raise TableError(f"{path} is damaged (the columns of {ROWS} are not those of a preference table); import the dataset again")
         chunks = self._reader.num_record_batches
-        found = (chunks - 1) * CHUNK + self._reader.get_batch(chunks - 1).num_rows if chunks else 0
-        if found != self._rows:
-            raise TableError(f"{path} is damaged ({found} rows in {ROWS}, {self._rows} in {MANIFEST}); import the dataset again")
+        rows = (chunks - 1) * CHUNK + self._reader.get_batch(chunks - 1).num_rows if chunks else 0
+        if rows != self._rows:
+            raise TableError(f"{path} is damaged ({rows} rows in {ROWS}, {self._rows} in {MANIFEST}); import the dataset again")
 
     def __reduce__(self) -> tuple[type[Table], tuple[Path]]:
-        return Table, (self.path,)  # an open Arrow file cannot travel to a worker process
+        return Table, (self.path,)  # an open Arrow file cannot be pickled for a worker process
 
     def __len__(self) -> int:
         return self._rows
@@ -119,7 +120,7 @@ class Table(Sequence[Record]):
                 yield from_row(row)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows as memory-mapped Arrow batches of `SCHEMA`; columns that are not looked at are not read."""
+        """Yield the rows as memory-mapped Arrow batches of `SCHEMA`; only the columns that are used are read from disk."""
         for index in range(self._reader.num_record_batches):
             yield self._reader.get_batch(index)
 
@@ -129,7 +130,7 @@ class Table(Sequence[Record]):
 
     @property
     def fingerprint(self) -> str:
-        """The content's hash, as written in the manifest; caches beside the table are keyed by it."""
+        """Return the hash of the content, from the manifest; caches beside the table are keyed by it."""
         return str(self.manifest["fingerprint"])
 
 
@@ -138,7 +139,7 @@ def _number(value: float | None) -> float | None:
 
 
 class _Audit:
-    """Counts what goes into a table."""
+    """Counts and hashes the records that go into a table, and makes its manifest."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -150,11 +151,12 @@ class _Audit:
 
     def add(self, record: Record) -> None:
         if record.id in self.ids:
-            raise RecordError(f"{record.source}: id `{record.id}` stands in the table already; ids must be unique")
+            raise RecordError(f"{record.source}: another record of the table has the id `{record.id}`; ids must be unique")
         self.ids.add(record.id)
         self.kinds[record.kind] += 1
         if len(self.kinds) > 1:
-            raise RecordError(f"{record.source}: a table holds images, texts or prompts alone, not a mixture")
+            kinds = " and ".join(f"{kind}s" for kind in self.kinds)
+            raise RecordError(f"{record.source}: found {kinds} in one table; expected images, texts or prompts alone")
         if record.prob is not None:
             self.counts["ties" if record.prob == 0.5 else "strict"] += 1
         if record.user is not None:
@@ -166,7 +168,7 @@ class _Audit:
         self._fold(record)
 
     def _fold(self, record: Record) -> None:
-        """Take everything a model or an objective may see into the digest; provenance stays out, so that a moved file is the same."""
+        """Add to the hash everything that a model or an objective may use; provenance is left out, so a moved file has the same hash."""
         for candidate in record.candidates:
             self.digest.update(hashlib.sha256(candidate.image or (candidate.text or "").encode()).digest())
             scores = sorted((name, float(value)) for name, value in candidate.scores.items())
@@ -195,16 +197,27 @@ def write_table(
     overwrite: bool = False,
     **manifest: Any,
 ) -> Table:
-    """Write `records` to the folder `path` and return the table, opened.
+    """Write `records` to a preference table and return it, opened.
 
-    `rejected` (read after the last record, so a reader may still fill it) and any further keywords go into the manifest.
-    Raises TableError if `path` exists and `overwrite` is not set, if nothing is left to write, or if a keyword is one of the
-    manifest's own; RecordError if a record is not valid, is of the other kind, or repeats an id.
+    Args:
+        path: folder of the table.
+        records: any iterable of records, all of images, all of texts or all of prompts alone, with unique ids.
+        rejected: rows that could not be read, as {"where", "reason"}, for the manifest. It is read after the last record, so the
+            iterator of `records` may still append to it.
+        overwrite: replace a table at `path`; a folder that is not a table is never replaced.
+        manifest: further keys for the manifest, such as the source of the records.
+
+    Raises TableError if `path` exists and may not be replaced, if there is no record, or if a key of `manifest` is one that is counted
+    here; RecordError if a record is not valid, is of another kind than the first, or repeats an id.
+
+    Example:
+        >>> pair = Candidate(image=Path("a.png").read_bytes()), Candidate(image=Path("b.png").read_bytes())  # doctest: +SKIP
+        >>> write_table("outputs/mine", [Record("0", "a red star", pair, prob=1.0)])  # doctest: +SKIP
     """
     path = Path(path)
     if path.exists() and not is_table(path):
         raise TableError(
-            f"{path} exists and is not a preference table (it lacks {MANIFEST} or {ROWS}); it is left alone, choose another folder"
+            f"{path} exists and is not a preference table (it lacks {MANIFEST} or {ROWS}), so it is not replaced; choose another folder"
         )
     if path.exists() and not overwrite:
         raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
@@ -218,16 +231,27 @@ def write_table(
         facts = audit.manifest()
         if not facts["rows"]:
             reason = f"; first of {len(rejected)} rejected: {rejected[0]['reason']}" if rejected else ""
-            raise TableError(f"{path}: no record is left to write{reason}")
+            raise TableError(f"{path}: there is no record to write{reason}")
         facts |= {"rejected_rows": len(rejected), "rejected": list(rejected)[:REJECTED]}
         if clash := sorted(facts.keys() & manifest.keys()):
-            raise TableError(f"{path}: the manifest's `{clash[0]}` is counted, not given; choose another name for it")
+            raise TableError(f"{path}: the manifest's `{clash[0]}` is counted from the records; choose another name for the key")
         (folder / MANIFEST).write_text(json.dumps(facts | manifest, indent=2) + "\n", encoding="utf-8")
     return Table(path)
 
 
 def read_table(path: str | Path) -> Table:
-    """Return the table in folder `path`. Raises TableError if it is missing, damaged or of another version."""
+    """Return the table in a folder.
+
+    Args:
+        path: folder that `write_table` or `diffalign data import` has written.
+
+    Raises TableError if the table is missing, damaged or of another version.
+
+    Example:
+        >>> table = read_table("outputs/mine")  # doctest: +SKIP
+        >>> len(table), table[0].prompt  # doctest: +SKIP
+        (1, 'a red star')
+    """
     path = Path(path)
     missing = [name for name in (ROWS, MANIFEST) if not (path / name).is_file()]
     if missing:
@@ -239,7 +263,7 @@ def read_table(path: str | Path) -> Table:
 
 
 def is_table(path: str | Path) -> bool:
-    """Return whether `path` is a folder that `write_table` made."""
+    """Return whether `path` is a folder with the files of a preference table."""
     return (Path(path) / MANIFEST).is_file() and (Path(path) / ROWS).is_file()
 
 

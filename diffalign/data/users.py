@@ -1,4 +1,7 @@
-"""Records by who chose: users sampled uniformly, each with other choices of its user as evidence, of other rows and other pictures."""
+"""Records by user, for personalisation: users are sampled uniformly, and each record comes with evidence, other choices of its user.
+
+Evidence shares neither a table row nor an image with the record.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from diffalign.core.parts import Index, Pairs
 from diffalign.core.types import Batch, Condition
 from diffalign.data.view import View
 
-EDGE = 4096  # bytes; images of large datasets are not read to their ends for it
-Evidence = Callable[[int, np.random.Generator], dict[str, Tensor]]  # of the user of a position, drawn for it: keys begin with "user"
+EDGE = 4096  # bytes of an image's head and tail that are hashed; reading large datasets whole would take long
+# (position, generator) -> evidence of the user of the record at the position, drawn with the generator; keys begin with "user".
+Evidence = Callable[[int, np.random.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,17 +33,17 @@ class Users:
     names: tuple[str, ...]  # sorted
     positions: tuple[np.ndarray, ...]
     rows: np.ndarray  # (records,) the table row of each position
-    pictures: np.ndarray  # (records, K) int64, hashes of each position's images
+    image_hashes: np.ndarray  # (records, K) int64, of each position's images
     seed: int = 0
 
     @classmethod
     def of(cls, view: View, seed: int = 0) -> Users:
-        """Return the users of a view, every record of which has one."""
-        names, found = names_of(view), {}
+        """Return the users of a view in which every record has a user."""
+        names, positions = user_names(view), {}
         for position, entry in enumerate(view.entries):
-            found.setdefault(entry.user or "", []).append(position)
+            positions.setdefault(entry.user or "", []).append(position)
         rows = np.array([entry.row for entry in view.entries])
-        return cls(names, tuple(np.array(found[name]) for name in names), rows, _pictures(view), seed)
+        return cls(names, tuple(np.array(positions[name]) for name in names), rows, _image_hashes(view), seed)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,56 +52,56 @@ class Users:
     def owner(self) -> np.ndarray:
         """Return (records,) the user of each position, as an index into `names`."""
         owner = np.zeros(len(self.rows), dtype=np.int64)
-        for user, own in enumerate(self.positions):
-            owner[own] = user
+        for user, positions in enumerate(self.positions):
+            owner[positions] = user
         return owner
 
     def index(self, sample: int) -> Index:
-        """Return (position, round) of sample number `sample`: a round takes every user once, and one of its records, in random order."""
+        """Return (position, round) of sample number `sample`: each round takes one record of every user, in random order."""
         turn, place = divmod(sample, len(self))
         user = int(_round(self.seed, turn, len(self))[place])
-        own = self.positions[user]
-        cycle, nth = divmod(turn, len(own))
-        return int(own[np.random.default_rng([self.seed, cycle, 1 + user]).permutation(len(own))[nth]]), turn
+        positions = self.positions[user]
+        cycle, nth = divmod(turn, len(positions))
+        return int(positions[np.random.default_rng([self.seed, cycle, 1 + user]).permutation(len(positions))[nth]]), turn
 
-    def others(self, position: int) -> np.ndarray:
-        """Return the positions of the same user's other records, which share neither table row nor picture with it; there may be none."""
-        own = self.positions[self.owner[position]]
-        return own[~self.tell_of(position, own)]
+    def evidence_positions(self, position: int) -> np.ndarray:
+        """Return the positions of the same user's records that overlap with `position` in neither row nor image; may be empty."""
+        positions = self.positions[self.owner[position]]
+        return positions[~self.overlaps(position, positions)]
 
-    def tell_of(self, position: int, others: np.ndarray) -> np.ndarray:
-        """Return which of the positions `others` tell of the record itself: they share its row, or a picture with it."""
-        shown = np.isin(self.pictures[others], self.pictures[position]).any(axis=1)
-        return shown | (self.rows[others] == self.rows[position])
+    def overlaps(self, position: int, positions: np.ndarray) -> np.ndarray:
+        """Return (len(positions),) bool: which of these records share the table row, or an image, with the record at `position`."""
+        same_image = np.isin(self.image_hashes[positions], self.image_hashes[position]).any(axis=1)
+        return same_image | (self.rows[positions] == self.rows[position])
 
-    def alone(self) -> int:
-        """Return how many records have no others."""
-        return sum(not len(self.others(position)) for position in range(len(self.rows)))
+    def without_evidence(self) -> int:
+        """Return the number of records for which the user has no evidence."""
+        return sum(not len(self.evidence_positions(position)) for position in range(len(self.rows)))
 
 
-def names_of(view: View) -> tuple[str, ...]:
+def user_names(view: View) -> tuple[str, ...]:
     """Return the users of a view, sorted; no image is read."""
     return tuple(sorted({entry.user or "" for entry in view.entries}))
 
 
-def _pictures(view: View) -> np.ndarray:
+def _image_hashes(view: View) -> np.ndarray:
     """Return (records, K) hashes of the encoded images of each position."""
-    wanted: dict[int, list[int]] = {}
+    positions_of: dict[int, list[int]] = {}  # table row -> positions
     for position, entry in enumerate(view.entries):
-        wanted.setdefault(entry.row, []).append(position)
-    found, base = np.zeros((len(view), max((len(entry.order) for entry in view.entries), default=0)), np.int64), 0
+        positions_of.setdefault(entry.row, []).append(position)
+    hashes, base = np.zeros((len(view), max((len(entry.order) for entry in view.entries), default=0)), np.int64), 0
     for batch in view.table.batches():
         lists = batch.column("candidates")
         images, offsets = lists.values.field("image"), lists.offsets.to_numpy()
         for row in range(batch.num_rows):
-            for position in wanted.get(base + row, ()):
-                found[position] = [_digest(images[int(offsets[row]) + place]) for place in view.entries[position].order]
+            for position in positions_of.get(base + row, ()):
+                hashes[position] = [_digest(images[int(offsets[row]) + place]) for place in view.entries[position].order]
         base += batch.num_rows
-    return found
+    return hashes
 
 
 def _digest(image: pa.Scalar) -> int:
-    """Return a hash of the length, the head and the tail of an encoded image: where these agree, so does the rest."""
+    """Return a hash of the length, the head and the tail of an encoded image; compressed files that agree in these are the same."""
     data = memoryview(image.as_buffer() or b"")
     digest = hashlib.blake2b(len(data).to_bytes(8, "little"), digest_size=8)
     digest.update(data[:EDGE])
@@ -107,14 +111,14 @@ def _digest(image: pa.Scalar) -> int:
 
 @functools.lru_cache(maxsize=2)
 def _round(seed: int, turn: int, users: int) -> np.ndarray:
-    """Return the users (users,) of a round in their order."""
+    """Return (users,) the users in the order of a round."""
     return np.random.default_rng([seed, turn, 0]).permutation(users)
 
 
 class UserPairs(Dataset[dict[str, Any]]):
-    """Training data whose batches also say who chose: the condition holds evidence of each record's user, and "user_kept" (B,).
+    """Training data whose condition also holds evidence of each record's user, and "user_kept" (B,): 0 where the user is dropped.
 
-    All of it is drawn by record and round, as crops are. A user is dropped, its tokens zero, with the chance `dropout`.
+    A user is dropped, its tokens set to zero, with probability `dropout`. All draws depend on record and round alone, as crops do.
     """
 
     def __init__(self, pairs: Pairs, users: Users, evidence: Evidence, dropout: float) -> None:
@@ -127,13 +131,13 @@ class UserPairs(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         digest = hashlib.sha256(f"{self.users.seed}:{index[0]}:{index[1]}:user".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        known = {"user_kept": torch.tensor(float(rng.random() >= self.dropout)), **self.evidence(index[0], rng)}
-        return self.pairs[index] | {"evidence": known}
+        evidence = {"user_kept": torch.tensor(float(rng.random() >= self.dropout)), **self.evidence(index[0], rng)}
+        return self.pairs[index] | {"evidence": evidence}
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket, with their users' evidence in its condition."""
         batch = self.pairs.to_batch(rows)
-        known = {name: torch.stack([row["evidence"][name] for row in rows]) for name in rows[0]["evidence"]}
-        query = batch.query and replace(batch.query, condition={**batch.query.condition, **known})
-        condition: Condition = {**batch.condition, **{name: value.to(batch.prob.device) for name, value in known.items()}}
+        evidence = {name: torch.stack([row["evidence"][name] for row in rows]) for name in rows[0]["evidence"]}
+        query = batch.query and replace(batch.query, condition={**batch.query.condition, **evidence})
+        condition: Condition = {**batch.condition, **{name: value.to(batch.prob.device) for name, value in evidence.items()}}
         return replace(batch, condition=condition, query=query)

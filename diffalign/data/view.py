@@ -1,4 +1,4 @@
-"""A table seen through transforms: rows filtered, swapped or expanded without copying, or even reading, one image."""
+"""A table after transforms: records are filtered, reordered or expanded without copying, or even reading, an image."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a transformed record comes from (its row, which of the row's candidates in which order) and all of it but the content."""
+    """A transformed record without the content of its candidates, and where it comes from: the table row and the candidates' order."""
 
     row: int
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # the record's candidates, as positions among those of the row
     id: str
     prompt: str
     prob: float
@@ -34,13 +34,13 @@ class Entry:
     messages: tuple[Message, ...] = ()
     weight: float | None = None
     offset: float | None = None
-    columns: tuple[tuple[float, ...], ...] = ()  # of each column of the view, the candidates' numbers in `order`
+    columns: tuple[tuple[float, ...], ...] = ()  # for each column of the view, the candidates' numbers in `order`
 
 
 class View(Sequence[Record]):
-    """The first `limit` rows of `table` (all if None) after `transforms`; entries are light, images are read when a record is asked for.
+    """The first `limit` rows of `table` (all if None) after `transforms`; images are read when a record is indexed.
 
-    `columns` says which score of the candidates an objective reads as which column. Raises TableError if a candidate lacks one.
+    `columns`, {column: score}, names the candidates' scores that an objective reads. Raises TableError if a candidate lacks one.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class View(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         entry = self.entries[index]
         whole = self.table[entry.row]
-        own = {name: getattr(entry, name) for name in ("id", "prompt", "prob", "messages", "weight", "offset")}
-        return replace(whole, candidates=tuple(whole.candidates[i] for i in entry.order), **own)
+        changes = {name: getattr(entry, name) for name in ("id", "prompt", "prob", "messages", "weight", "offset")}
+        return replace(whole, candidates=tuple(whole.candidates[i] for i in entry.order), **changes)
 
 
 def without_content(table: Table) -> Iterator[Record]:
@@ -68,9 +68,9 @@ def without_content(table: Table) -> Iterator[Record]:
     for batch in table.batches():
         lists = batch.column("candidates")
         values = lists.values
-        none = {"image": pa.nulls(len(values), pa.large_binary()), "text": pa.nulls(len(values), pa.large_string())}
+        nulls = {"image": pa.nulls(len(values), pa.large_binary()), "text": pa.nulls(len(values), pa.large_string())}
         names = [field.name for field in values.type]
-        light = pa.StructArray.from_arrays([none.get(n, values.field(n)) for n in names], fields=list(values.type))
+        light = pa.StructArray.from_arrays([nulls.get(n, values.field(n)) for n in names], fields=list(values.type))
         rows = batch.set_column(batch.schema.get_field_index("candidates"), "candidates", pa.ListArray.from_arrays(lists.offsets, light))
         for row in rows.to_pylist():
             record = from_row(row)
@@ -89,36 +89,36 @@ def _entry(table: Table, row: int, record: Record, columns: Mapping[str, str]) -
 def _column(table: Table, record: Record, column: str, score: str) -> tuple[float, ...]:
     for candidate in record.candidates:
         if score not in candidate.scores:
-            known = sorted({*table.manifest["scores"], *candidate.scores})
-            cure = f".{did_you_mean(score, known)} Say which score it is as `scores: {{{column}: NAME}}`"
+            names = sorted({*table.manifest["scores"], *candidate.scores})
+            hint = f".{did_you_mean(score, names)} Name the score to read as `scores: {{{column}: NAME}}`"
             raise TableError(
                 f"{table.path}: the objective reads `{column}` of every candidate, and the score `{score}` is missing in "
-                f"{record.source}{cure if known else '; the table has no scores'}"
+                f"{record.source}{hint if names else '; the table has no scores'}"
             )
     return tuple(candidate.scores[score] for candidate in record.candidates)
 
 
 def with_users(view: View, least: int) -> View:
-    """Keep the records of users who have at least `least` rows, and say how many were left out; return the view.
+    """Remove from the view the records of users with fewer than `least` rows, log how many these are, and return the view.
 
-    Raises TableError where no user is left.
+    Raises TableError if no user is left.
     """
     rows: dict[str, set[int]] = {}
     for entry in view.entries:
         if entry.user:
             rows.setdefault(entry.user, set()).add(entry.row)
-    kept = [entry for entry in view.entries if entry.user and len(rows[entry.user]) >= least]
-    users = {entry.user for entry in kept}
+    entries = [entry for entry in view.entries if entry.user and len(rows[entry.user]) >= least]
+    users = {entry.user for entry in entries}
     if not users:
         most = max(map(len, rows.values()), default=0)
         raise TableError(
-            f"{view.table.path}: no user has {least} labelled pairs, which this user encoder needs of each (one to learn from, the others "
+            f"{view.table.path}: no user has {least} labelled pairs, which this user encoder needs of each (one to train on, the others "
             f"as evidence); found {len(rows)} named users, the most active with {most} pairs. Records name their user in the column user_id"
         )
-    if len(kept) < len(view.entries):
+    if len(entries) < len(view.entries):
         logger.info(
             "%d of %d records are left out: they name no user, or one with fewer than %d pairs; %d users are left",
-            *(len(view.entries) - len(kept), len(view.entries), least, len(users)),
+            *(len(view.entries) - len(entries), len(view.entries), least, len(users)),
         )
-    view.entries = kept
+    view.entries = entries
     return view

@@ -15,7 +15,7 @@ from diffalign.core.specs import single
 from diffalign.data.readers import READERS
 from diffalign.data.readers.base import read
 from diffalign.data.readers.detect import detect
-from diffalign.data.sampler import positions_alike, sample_generator
+from diffalign.data.sampler import positions_by_bucket, sample_generator
 from diffalign.data.table import is_table, read_table
 from diffalign.infer.users.personal import restore
 from diffalign.methods import METHODS
@@ -39,7 +39,7 @@ def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed
     policy = parts.backbone.denoiser
     policy.eval()
     likelihood, ratios = DiffusionLikelihood(parts.backbone.path, parts.backbone.predict, forward), {}
-    for positions in tqdm(positions_alike(parts.pairs, batch_size), desc="held-out pairs", disable=None):
+    for positions in tqdm(positions_by_bucket(parts.pairs, batch_size), desc="held-out pairs", disable=None):
         batch = parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]).to(next(policy.parameters()).device)
         total = torch.zeros(batch.x0.shape[:2], device=batch.x0.device)
         for repeat in range(draws):

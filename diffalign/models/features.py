@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.data.cache import fingerprint as hashed
-from diffalign.data.pixels import centred
+from diffalign.data.pixels import center_crop
 from diffalign.models.clip import Clip, config_of
 from diffalign.models.weights import UNREADABLE, weights_hash
 
@@ -103,7 +103,7 @@ class LatentFeatures:
         """Return features (N, F), float32, on the CPU."""
         found = []
         for start in range(0, len(images), BATCH):
-            pixels = torch.stack([centred(image, self._resolution) for image in images[start : start + BATCH]])
+            pixels = torch.stack([center_crop(image, self._resolution) for image in images[start : start + BATCH]])
             latents = self._encode(pixels, torch.zeros(len(pixels), *self._shape))
             found.append(F.adaptive_avg_pool2d(latents.float(), self._side).flatten(1).cpu())
         return torch.cat(found)

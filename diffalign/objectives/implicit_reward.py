@@ -1,7 +1,7 @@
-"""The implicit reward of every candidate (B, K), by objective: what reports call `rewards/chosen` and `rewards/rejected`, as TRL does.
+"""The implicit rewards (B, K) of objectives, which are reported as `rewards/chosen` and `rewards/rejected`, as in TRL.
 
-A reward is never length-normalised and has no divergence, as in TRL. Without a reference the policy's score takes the log-ratio's place,
-per token where the loss compares means. `c` are all constants of the loss.
+A reward is never length-normalised and has no divergence, as in TRL. Objectives without a reference use the policy's score instead of
+the log-ratio, per token where the loss compares means. The argument `c` holds all constants of the loss.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffalign.objectives.base import column, own, per_token, reference_of
+from diffalign.objectives.base import column, per_token, policy_scores, reference_scores
 from diffalign.objectives.reference_free import shaped
-from diffalign.objectives.token import divergence_of
+from diffalign.objectives.token import sequence_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffalign.core.types import Scores
 
 
-def log_ratio(s: Scores, c: Mapping[str, Any]) -> Tensor:
+def times_beta(s: Scores, c: Mapping[str, Any]) -> Tensor:
     """Return beta * log-ratio: the reward of DPO (2305.18290 eq. 5)."""
     return c["beta"] * s.log_ratio
 
@@ -39,42 +39,42 @@ def times_beta_plus(s: Scores, c: Mapping[str, Any]) -> Tensor:
     return c["beta_plus"] * s.log_ratio
 
 
-def policy_score(s: Scores, c: Mapping[str, Any]) -> Tensor:  # noqa: ARG001  # every reward is called alike
-    """Return the policy's score itself, where beta is no scale of it (MaPO)."""
+def policy_score(s: Scores, c: Mapping[str, Any]) -> Tensor:  # noqa: ARG001  # all rewards have one signature
+    """Return the policy's score, for objectives in which beta does not scale it (MaPO)."""
     return s.policy
 
 
 def policy_mean(s: Scores, c: Mapping[str, Any]) -> Tensor:
-    """Return beta * the mean log-probability, shaped by `alpha` where the loss has one (SimPO)."""
+    """Return beta * the mean log-probability, reshaped by `alpha` if the loss has this constant (SimPO)."""
     return c.get("beta", 1.0) * shaped(per_token(s, s.policy), c.get("alpha", 0.0))
 
 
 def cpo(s: Scores, c: Mapping[str, Any]) -> Tensor:
-    """Return beta * the policy's score, shaped by `alpha`: per token where CPO's loss compares means."""
+    """Return beta * the policy's score, reshaped by `alpha`; per token for the loss types that compare means."""
     means = c["loss_type"] in ("ipo", "tpo-l")
-    return c["beta"] * shaped(per_token(s, s.policy) if means else own(s), c["alpha"])
+    return c["beta"] * shaped(per_token(s, s.policy) if means else policy_scores(s), c["alpha"])
 
 
 def triple_po(s: Scores, c: Mapping[str, Any]) -> Tensor:
-    """Return CPO's reward unshaped: the `alpha` of triple_po weighs the NLL."""
+    """Return CPO's reward without reshaping: the constant `alpha` of triple_po is the weight of the NLL."""
     return cpo(s, {**c, "alpha": 0.0})
 
 
 def dpo_gamma(s: Scores, c: Mapping[str, Any]) -> Tensor:
     """Return beta * (policy - gamma * reference)."""
-    return c["beta"] * (own(s) - c["gamma"] * reference_of(s))
+    return c["beta"] * (policy_scores(s) - c["gamma"] * reference_scores(s))
 
 
 def modpo(s: Scores, c: Mapping[str, Any]) -> Tensor:
-    """Return (beta * log-ratio - the other objectives' margin) / own weight (2310.03708)."""
+    """Return (beta * log-ratio - `margin`) / own_weight, where `margin` is the column of the other objectives (2310.03708)."""
     return (c["beta"] * s.log_ratio - column(s, "margin")) / c["own_weight"]
 
 
 def tdpo(s: Scores, c: Mapping[str, Any]) -> Tensor:
     """Return beta * (log-ratio + sequence KL) (2404.11999)."""
-    return c["beta"] * (s.log_ratio + divergence_of(s))
+    return c["beta"] * (s.log_ratio + sequence_kl(s))
 
 
 def poft(s: Scores, c: Mapping[str, Any]) -> Tensor:
-    """Return beta * (mean log-probability - the teacher's)."""
+    """Return beta * (mean log-probability - the mean log-probability of the teachers)."""
     return c["beta"] * (per_token(s, s.policy) - column(s, "teacher"))

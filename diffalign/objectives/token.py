@@ -1,7 +1,7 @@
-"""Objectives that read every token of a completion: for texts alone. An image has no tokens; weights over its area would be another thing.
+"""Objectives that use the log-probability of every token of a completion, so they are for texts only.
 
-Sums run over the completion's tokens; all but `wpo`, whose weight has no unit, refuse a length-normalised likelihood, as their papers
-have sums. All honour `prob` and `offset`.
+They add up tokens, as their papers do, and raise ValueError under a length-normalised likelihood; `wpo`, whose weight has no unit, does
+not. All use `prob` and `offset`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from diffalign.objectives.base import (
-    ahead,
     both_orders,
-    compared,
-    given_reference,
+    log_ratios,
     margin,
-    of_tokens,
+    minus_offset,
+    neg_log_sigmoid,
     pairwise,
-    summed,
-    surprise,
+    require_reference,
+    require_sums,
+    token_field,
     tokens_of,
     weighted,
 )
@@ -30,63 +30,65 @@ if TYPE_CHECKING:
 Mask = Literal["none", "activation"]
 
 
-def divergence_of(s: Scores) -> Tensor:
+def sequence_kl(s: Scores) -> Tensor:
     """Return the sum (B, K) of KL(reference || policy) over the tokens of each completion."""
     tokens = tokens_of(s)
-    return (of_tokens(tokens.kl, "kl") * tokens.mask).sum(dim=2)
+    return (token_field(tokens.kl, "kl") * tokens.mask).sum(dim=2)
 
 
 @weighted
 def tdpo(s: Scores, *, beta: float = 0.1, alpha: float | None = 0.5) -> Tensor:
-    """Return -log sigmoid(beta * (margin - alpha * (K_l - K_w))), K = sum of KL(reference || policy), K of the preferred without gradient.
+    """Return -log sigmoid(beta * (margin - alpha * (K_l - K_w))), K = sum over tokens of KL(reference || policy).
 
-    TDPO2 (2404.11999 as in AlignDistil's repository: beta 0.1, alpha 0.5). alpha None is TDPO1: no factor, and both K have a gradient.
+    TDPO2 (2404.11999 as in AlignDistil's repository: beta 0.1, alpha 0.5); K_w has no gradient. With alpha None it is TDPO1: no factor,
+    and both K have a gradient.
     """
-    u, kl = summed(s).log_ratio, divergence_of(s)
+    u, kl = require_sums(s).log_ratio, sequence_kl(s)
 
     def loss(first: int, second: int) -> Tensor:
         extra = kl[:, second] - kl[:, first] if alpha is None else alpha * (kl[:, second] - kl[:, first].detach())
-        return surprise(ahead(s, beta * (u[:, first] - u[:, second] - extra), first))
+        return neg_log_sigmoid(minus_offset(s, beta * (u[:, first] - u[:, second] - extra), first))
 
     return both_orders(s, loss)
 
 
 @weighted
 def wpo(s: Scores, *, beta: float = 0.01, clamp: bool = True) -> Tensor:
-    """Return `dpo` times the weights of both candidates, w = exp(mean over tokens of [log p_t - log sum_v p_v^2]), without gradient.
+    """Return `dpo` times w of both candidates, w = exp(mean over tokens of [log p_t - log sum_v p_v^2]), without gradient.
 
-    WPO (2406.11827 as released: beta 0.01, the product at most 1); `clamp` false is TRL's `use_weighting`. A completion that the policy
-    would hardly write counts little. With a length-normalised likelihood the margin alone is of means, as in TRL's `sigmoid_norm`.
+    WPO (2406.11827 as released: beta 0.01, the product of the weights at most 1); without `clamp` it is TRL's `use_weighting`. Completions
+    that are improbable under the policy count little. With a length-normalised likelihood only the margin is made of means, as in TRL's
+    `sigmoid_norm`.
     """
     tokens = tokens_of(s)
-    surplus = (tokens.policy.detach() - of_tokens(tokens.collision, "collision")) * tokens.mask
+    surplus = (tokens.policy.detach() - token_field(tokens.collision, "collision")) * tokens.mask
     weight = (surplus.sum(dim=2) / tokens.mask.sum(dim=2))[:, :2].sum(dim=1).exp()
-    return (weight.clamp(max=1.0) if clamp else weight) * pairwise(s, beta * margin(compared(s)))
+    return (weight.clamp(max=1.0) if clamp else weight) * pairwise(s, beta * margin(log_ratios(s)))
 
 
 def token_weights(s: Scores, mask: Mask) -> Tensor:
-    """Return the weight (B, K, L) of every token: 1, or its share of the reference's largest activation; 0 beyond the completion."""
+    """Return the weight (B, K, L) of every token: 1, or with `mask` "activation" that of `Tokens`; 0 after the completion's end."""
     tokens = tokens_of(s)
     weights = tokens.mask.to(tokens.policy)
-    return weights if mask == "none" else weights * of_tokens(tokens.activation, "activation")
+    return weights if mask == "none" else weights * token_field(tokens.activation, "activation")
 
 
 def token_ratios(s: Scores) -> Tensor:
-    """Return log policy - log reference (B, K, L) of every token. Raises ValueError where the method has no reference."""
-    given_reference(summed(s))
+    """Return log policy - log reference (B, K, L) of every token. Raises ValueError if the method has no reference."""
+    require_reference(require_sums(s))
     tokens = tokens_of(s)
-    return tokens.policy - of_tokens(tokens.reference, "reference")
+    return tokens.policy - token_field(tokens.reference, "reference")
 
 
 @weighted
 def sparse_po(s: Scores, *, beta: float = 0.1, mask: Mask = "activation") -> Tensor:
-    """Return -log sigmoid(beta * margin over the pair of sum_t m_t (u_t + KL_t)), u_t the tokens' log-ratios, KL_t of reference || policy.
+    """Return -log sigmoid(beta * margin of sum_t m_t (u_t + KL_t)), u_t the token's log-ratio, KL_t its KL(reference || policy).
 
-    SparsePO (2410.05102; reconstructed from memory, the idea from its abstract) with one mask for both terms. mask none is TDPO1;
-    activation is the size of the reference's last hidden state over the largest of the completion (the paper's is of several layers, and
-    it learns masks as well).
+    SparsePO (2410.05102; reconstructed from its abstract and from memory) with one mask m for both terms. With `mask` none it is TDPO1;
+    activation is the norm of the reference's last hidden state, divided by the largest in the completion. The paper uses several layers,
+    and also learns masks.
     """
-    kl = of_tokens(tokens_of(s).kl, "kl")
+    kl = token_field(tokens_of(s).kl, "kl")
     return pairwise(s, beta * margin((token_weights(s, mask) * (token_ratios(s) + kl)).sum(dim=2)))
 
 
@@ -94,11 +96,12 @@ def sparse_po(s: Scores, *, beta: float = 0.1, mask: Mask = "activation") -> Ten
 def tab_po(s: Scores, *, beta: float = 0.1, mask: Mask = "none", barrier: float = 0.1, threshold: float = 0.5) -> Tensor:
     """Return -log sigmoid(beta * margin of sum_t m_t u_t) + barrier * mean over the preferred's tokens of m_t [p_t < threshold] (-log p_t).
 
-    TAB-PO (2603.00025): one reading of its abstract; weights, barrier and threshold are unknown, and all tokens count as critical.
+    TAB-PO (2603.00025), reconstructed from its abstract, which does not state the weights m, the barrier or the threshold; here all tokens
+    count as critical.
     """
     tokens, weights = tokens_of(s), token_weights(s, mask)
-    unsure = tokens.policy.detach().exp() < threshold
-    barriers = -(weights * unsure * tokens.policy).sum(dim=2) / tokens.mask.sum(dim=2)
+    improbable = tokens.policy.detach().exp() < threshold
+    barriers = -(weights * improbable * tokens.policy).sum(dim=2) / tokens.mask.sum(dim=2)
     return pairwise(s, beta * margin((weights * token_ratios(s)).sum(dim=2))) + barrier * both_orders(
         s, lambda first, _: barriers[:, first]
     )

@@ -1,14 +1,14 @@
-"""Objectives that are DPO and a further term: of the preferred candidate, of a further answer, or of a further pair.
+"""Objectives that add a term to DPO: of the preferred candidate, of a further answer, or of a further pair.
 
-Further answers are candidates 2, 3, ... of the record. The DPO part honours `prob` and `offset`; a term of the preferred candidate alone
-is shared out by `prob`.
+Further answers are candidates 2, 3, ... of the record. The DPO part uses `prob` and `offset`; a term of the preferred candidate alone is
+mixed over both orders by `prob`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffalign.objectives.base import both_orders, compared, margin, need, nll, pairwise, prob_of, surprise, weighted
+from diffalign.objectives.base import both_orders, log_ratios, margin, neg_log_sigmoid, nll, pairwise, prob_of, require_candidates, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,91 +17,92 @@ if TYPE_CHECKING:
 
 
 def _dpo(s: Scores, beta: float) -> Tensor:
-    return pairwise(s, beta * margin(compared(s)))
+    return pairwise(s, beta * margin(log_ratios(s)))
 
 
 @weighted
 def rpo(s: Scores, *, beta: float, eta: float = 0.005, scaling: Literal["sum", "mean"] = "sum") -> Tensor:
     """Return `dpo` - eta * beta * log-likelihood of the preferred ("sum"), or + eta * its NLL per token ("mean").
 
-    RPO (2405.16436; "sum" as released, with beta 0.01; "mean" is TRL's recipe of `sigmoid` and `sft`, another scale). For images the
-    likelihood is half the denoising error, below zero, in both.
+    RPO (2405.16436; "sum" as released, with beta 0.01; "mean" is TRL's combination of `sigmoid` and `sft`, on another scale). For images
+    the log-likelihood is minus half the denoising error, in both.
     """
     term = both_orders(s, lambda first, _: -beta * s.policy[:, first] if scaling == "sum" else nll(s, first))
     return _dpo(s, beta) + eta * term
 
 
-def _third(s: Scores) -> Tensor:
-    """Return the log-ratio (B,) of the further answer. Raises ValueError where there is none."""
-    need(s, 3, "a further answer as candidate 2")
-    return compared(s)[:, 2]
+def _third_log_ratio(s: Scores) -> Tensor:
+    """Return the log-ratio (B,) of candidate 2. Raises ValueError for records of two candidates."""
+    require_candidates(s, 3, "a further answer as candidate 2")
+    return log_ratios(s)[:, 2]
 
 
 @weighted
 def selm(s: Scores, *, beta: float, alpha: float = 1e-3) -> Tensor:
-    """Return `dpo` + alpha * beta * log-ratio of an answer of the reference, candidate 2: optimism about what it does not say.
+    """Return `dpo` + alpha * beta * log-ratio of candidate 2, an answer of the reference: encourages other answers than the reference's.
 
-    SELM (2405.19332 as released: beta 0.01, alpha 1e-3 or 1e-4; the reference is the previous iterate, which wrote the answer).
+    SELM (2405.19332 as released: beta 0.01, alpha 1e-3 or 1e-4; the reference is the previous iterate, which wrote candidate 2).
     """
-    return _dpo(s, beta) + alpha * beta * _third(s)
+    return _dpo(s, beta) + alpha * beta * _third_log_ratio(s)
 
 
 @weighted
 def xpo(s: Scores, *, beta: float, alpha: float = 1e-5) -> Tensor:
-    """Return `dpo` + alpha * log-likelihood of candidate 2, the answer of the reference, which is one of the judged pair again.
+    """Return `dpo` + alpha * log-likelihood of candidate 2, which is the reference's answer, a copy of candidate 0 or 1.
 
-    XPO (2405.21046 as in TRL: alpha 1e-5). Beside `selm` the term has neither beta nor reference, whose part is constant.
+    XPO (2405.21046 as in TRL: alpha 1e-5). Unlike in `selm`, the term has no beta, and no reference, because that part is constant.
     """
-    need(s, 3, "the reference's answer as candidate 2")
+    require_candidates(s, 3, "the reference's answer as candidate 2")
     return _dpo(s, beta) + alpha * s.policy[:, 2]
 
 
 @weighted
 def vpo(s: Scores, *, beta: float, alpha: float = 0.01, optimistic: bool = False) -> Tensor:
-    """Return `dpo` -+ alpha * beta * log-ratio of candidate 2, an answer of the calibration policy: minus offline, plus when `optimistic`.
+    """Return `dpo` - alpha * beta * log-ratio of candidate 2, an answer of the calibration policy; if `optimistic`, plus instead of minus.
 
-    VPO (2405.19320; derived from its stated aim, reward likelihood and a bias of the value function; alpha unknown). With the preferred as
-    candidate 2 and offline it is `rpo`; optimistic, with the previous iterate's answer, `selm`.
+    VPO (2405.19320; reconstructed from its stated aim, a reward likelihood with a bias of the value function; its alpha is unknown). With
+    minus and the preferred answer as candidate 2 it is `rpo`; optimistic, with the previous iterate's answer, it is `selm`.
     """
-    return _dpo(s, beta) + (alpha if optimistic else -alpha) * beta * _third(s)
+    return _dpo(s, beta) + (alpha if optimistic else -alpha) * beta * _third_log_ratio(s)
 
 
 @weighted
 def bvpo(s: Scores, *, beta: float, alpha: float = 0.5) -> Tensor:
-    """Return alpha * `dpo` of candidates 0 and 1, with traces of thought, + (1 - alpha) * `dpo` of 2 and 3, without.
+    """Return alpha * `dpo` of candidates 0 and 1, with reasoning traces, + (1 - alpha) * `dpo` of candidates 2 and 3, without traces.
 
-    BVPO (2510.05095, from its description; alpha 1/2 is a start, the paper has a closed form). One label and one offset serve both pairs.
+    BVPO (2510.05095, from its description; the paper has a closed form for alpha, and 1/2 is our default). Both pairs share the label and
+    the offset.
     """
-    need(s, 4, "the pair without traces as candidates 2 and 3")
-    u = compared(s)
+    require_candidates(s, 4, "the pair without traces as candidates 2 and 3")
+    u = log_ratios(s)
     return alpha * pairwise(s, beta * margin(u)) + (1.0 - alpha) * pairwise(s, beta * margin(u[:, 2:]))
 
 
 @weighted
 def mapl(s: Scores, *, beta: float, inter: float = 1.0) -> Tensor:
-    """Return `dpo` of candidates 0 and 1 + inter * `dpo` of how far the margin of 2 and 3, of several instructions, lies above theirs.
+    """Return `dpo` of candidates 0 and 1 + inter * `dpo` of the margin of candidates 2 and 3 minus the margin of 0 and 1.
 
-    MAPL (2505.12845; in part from its description, the term between samples and its weight are reconstructed). The loss within a
-    sample compares prompts for one answer: it is `dpo` on candidates with prompts of their own. `offset` is a lead of candidate 0 over 1,
-    so the term between samples has none.
+    MAPL (2505.12845; partly from its description, the second term and its weight are reconstructed). Candidates 2 and 3 answer several
+    instructions at once. The paper's other loss compares prompts for one answer: that is `dpo` on candidates with different prompts. The
+    second term has no `offset`, which is a margin of candidate 0 over 1.
     """
-    need(s, 4, "the pair of several instructions as candidates 2 and 3")
-    u = compared(s)
-    further = beta * (margin(u[:, 2:]) - margin(u))
-    return pairwise(s, beta * margin(u)) + inter * both_orders(s, lambda first, _: surprise(-further if first else further))
+    require_candidates(s, 4, "the pair of several instructions as candidates 2 and 3")
+    u = log_ratios(s)
+    difference = beta * (margin(u[:, 2:]) - margin(u))
+    return pairwise(s, beta * margin(u)) + inter * both_orders(s, lambda first, _: neg_log_sigmoid(-difference if first else difference))
 
 
 @weighted
 def srpo(s: Scores, *, beta: float, alpha: float = 0.5) -> Tensor:
-    """Return the squared distances of self-improvement from its optimum, mixed by alpha; no margin is inside a sigmoid.
+    """Return squared distances of log-ratios from their optimum under self-improvement, mixed by alpha; there is no sigmoid.
 
-    SRPO (2406.01660; derived from its stated aim, and alpha from memory). Candidates: w, l, then w written after l, l after w, w after w,
-    l after l; u are log-ratios and c = p - 1/2:
+    SRPO (2406.01660; derived from its stated aim, and alpha from memory). Candidates are w, l, then w written after l, l after w, w after
+    w, l after l. With u the log-ratios and c = p - 1/2 the loss is
     (1-alpha) (c - beta/2 [u(w|l) - u(l|w) + u_w - u_l])^2 + alpha/2 [(c - beta (u(w|l) - u(l|l)))^2 + (c + beta (u(l|w) - u(w|w)))^2].
-    `offset` is not used: the aim is c.
+    `offset` is not used, because c is the target.
     """
-    need(s, 6, "the answers written after each other as candidates 2 to 5")
-    u, c = beta * compared(s), prob_of(s) - 0.5
-    better = c - 0.5 * (u[:, 2] - u[:, 3] + margin(u))
-    after_loser, after_winner = c - (u[:, 2] - u[:, 5]), c + (u[:, 3] - u[:, 4])
-    return (1.0 - alpha) * better**2 + 0.5 * alpha * (after_loser**2 + after_winner**2)
+    require_candidates(s, 6, "the answers written after each other as candidates 2 to 5")
+    u, c = beta * log_ratios(s), prob_of(s) - 0.5
+    preference = c - 0.5 * (u[:, 2] - u[:, 3] + margin(u))
+    after_dispreferred, after_preferred = c - (u[:, 2] - u[:, 5]), c + (u[:, 3] - u[:, 4])
+    return (1.0 - alpha) * preference**2 + 0.5 * alpha * (after_dispreferred**2 + after_preferred**2)

@@ -15,7 +15,7 @@ from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.cache import Bank, open_folder
 from diffalign.data.pixels import Framing, candidate_pixels, record_generator
 from diffalign.data.records import Candidate, Record, encode_image
-from diffalign.data.sampler import Sampler, loader, positions_alike
+from diffalign.data.sampler import Sampler, loader, positions_by_bucket
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, invert, orient, pairs, prompt_only
 from diffalign.data.view import View
@@ -116,7 +116,7 @@ def test_frames_stand_beside_their_candidates_after_a_swap(view):
 def test_live_and_cached_pairs_of_a_bucket_give_the_same_batch(view, tmp_path, variants):
     sources = live(view, variants=variants), cached(view, tmp_path, variants=variants)
     assert np.array_equal(sources[0].buckets, sources[1].buckets)
-    for positions in positions_alike(sources[1], 2):
+    for positions in positions_by_bucket(sources[1], 2):
         indices = [(position, epoch) for epoch in range(4) for position in positions]
         ours, stored = (source.to_batch([source[index] for index in indices]) for source in sources)
         torch.testing.assert_close(ours.x0, stored.x0, rtol=1e-6, atol=1e-6)
@@ -201,10 +201,10 @@ def test_a_loader_gives_a_batch_for_every_pass(view, tmp_path, kind, workers):
 
 def test_every_record_has_its_turn_in_parts_of_one_bucket(view):
     source = live(view)
-    parts = positions_alike(source, 2)
+    parts = positions_by_bucket(source, 2)
     assert sorted(position for part in parts for position in part) == list(range(len(view)))
     assert all(len(part) <= 2 and len({int(source.buckets[position]) for position in part}) == 1 for part in parts)
-    assert positions_alike(live(view, Framing(8)), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert positions_by_bucket(live(view, Framing(8)), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_prompts_alone_are_of_the_square_and_read_no_image(table, tmp_path, monkeypatch):

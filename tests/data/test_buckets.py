@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffalign.core.errors import RecordError
-from diffalign.data.buckets import alike, block_order, image_size, nearest
+from diffalign.data.buckets import block_order, grouped, image_size, nearest
 from diffalign.data.records import decode_image
 from diffalign.data.sampler import Sampler
 
@@ -68,7 +68,7 @@ def test_an_image_without_a_header_is_named(data):
 
 
 def test_items_are_parted_in_the_order_in_which_their_kinds_appear():
-    assert alike(range(5), [2, 0, 2, 1, 0]) == [[0, 2], [1, 4], [3]]
+    assert grouped(range(5), [2, 0, 2, 1, 0]) == [[0, 2], [1, 4], [3]]
 
 
 def order(kinds, block, first=0, seed=0):

@@ -139,7 +139,7 @@ def test_rows_rejected_while_reading_stand_in_the_manifest(tmp_path):
 
 
 def test_a_keyword_cannot_replace_what_the_manifest_counts(tmp_path):
-    with pytest.raises(TableError, match="the manifest's `scores` is counted, not given"):
+    with pytest.raises(TableError, match="the manifest's `scores` is counted"):
         write_table(tmp_path / "t", pairs(1), scores={"clip": [0, 1]})
     assert names(tmp_path) == []
 
@@ -166,13 +166,13 @@ def test_the_fingerprint_follows_everything_a_model_or_an_objective_sees(tmp_pat
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(RecordError, match=r"rows\.csv row 0: id `0` stands in the table already"):
+    with pytest.raises(RecordError, match=r"rows\.csv row 0: .* id `0`; ids must be unique"):
         write_table(tmp_path / "t", [*pairs(CHUNK), pair(0)])
     assert names(tmp_path) == []
 
 
 def test_images_and_texts_do_not_share_a_table(tmp_path):
-    with pytest.raises(RecordError, match="row 1: a table holds images, texts or prompts alone, not a mixture"):
+    with pytest.raises(RecordError, match=r"row 1: .*; expected images, texts or prompts alone"):
         write_table(tmp_path / "t", [pair(0), pair(1, candidates=(Candidate(image=b"x"),))])
     assert names(tmp_path) == []
 

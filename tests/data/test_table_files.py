@@ -78,16 +78,16 @@ def test_what_is_not_a_table_is_left_alone(tmp_path, overwrite):
     (tmp_path / "photos" / "dear.txt").write_text("keep me")
     (tmp_path / "note").write_text("keep me")
     for name in ("photos", "note"):
-        with pytest.raises(TableError, match=r"is not a preference table .* it is left alone"):
+        with pytest.raises(TableError, match=r"is not a preference table .* choose another folder"):
             write_table(tmp_path / name, pairs(1), overwrite=overwrite)
     assert (tmp_path / "photos" / "dear.txt").read_text() == (tmp_path / "note").read_text() == "keep me"
 
 
 def test_an_empty_table_is_not_written(tmp_path):
-    with pytest.raises(TableError, match=r"no record is left to write$"):
+    with pytest.raises(TableError, match=r"there is no record to write$"):
         write_table(tmp_path / "t", [])
     rejected = [{"where": "row 0", "reason": "row 0: no label"}]
-    with pytest.raises(TableError, match="no record is left to write; first of 1 rejected: row 0: no label"):
+    with pytest.raises(TableError, match="no record to write; first of 1 rejected: row 0: no label"):
         write_table(tmp_path / "t", [], rejected=rejected)
     assert names(tmp_path) == []
 

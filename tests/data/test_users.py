@@ -58,7 +58,7 @@ def drawing(users, dropout=0.0, drawn=False):
     """Return data whose evidence is the user's index and two of their other positions, in the order drawn."""
 
     def evidence(position, rng):
-        return {"user": torch.from_numpy(rng.choice(users.others(position), 2, replace=False))}
+        return {"user": torch.from_numpy(rng.choice(users.evidence_positions(position), 2, replace=False))}
 
     return UserPairs(Plain(len(users.rows), drawn), users, evidence, dropout)
 
@@ -104,7 +104,7 @@ def test_evidence_never_shares_a_row_with_the_record(tmp_path):
     users = Users.of(ranked)
     assert len(ranked) == 18
     for position, entry in enumerate(ranked.entries):
-        others = users.others(position)
+        others = users.evidence_positions(position)
         assert len(others) == 3 * (3 if entry.user == "ann" else 1)
         assert {ranked.entries[other].user for other in others} == {entry.user}
         assert entry.row not in {ranked.entries[other].row for other in others}
@@ -140,8 +140,8 @@ def test_evidence_never_shows_a_picture_of_the_record(tmp_path):
     # 1 shows a picture of 0, in the other place; 2 is 3 once more; 4 shares with somebody else's alone
     records = shared(votes([("ann", 4), ("bob", 2)]), (1, 1, 0, 0), (0, 2, 3, 0), (1, 2, 3, 1), (0, 4, 0, 0))
     users = Users.of(view_of(tmp_path, records))
-    assert [users.others(position).tolist() for position in range(6)] == [[2, 3], [2, 3], [0, 1], [0, 1], [5], [4]]
-    assert users.alone() == 0
+    assert [users.evidence_positions(position).tolist() for position in range(6)] == [[2, 3], [2, 3], [0, 1], [0, 1], [5], [4]]
+    assert users.without_evidence() == 0
 
 
 def test_pictures_are_told_apart_by_their_ends_and_length(tmp_path):
@@ -152,14 +152,14 @@ def test_pictures_are_told_apart_by_their_ends_and_length(tmp_path):
         candidates = (Candidate(image=content), records[place].candidates[1])
         records[place] = replace(records[place], candidates=candidates, prob=1.0)
     users = Users.of(view_of(tmp_path, records))
-    assert [users.others(position).tolist() for position in (0, 1)] == [[1, 2, 3], [0, 2, 3, 4]]
+    assert [users.evidence_positions(position).tolist() for position in (0, 1)] == [[1, 2, 3], [0, 2, 3, 4]]
 
 
 def test_records_that_share_a_picture_with_all_others_of_their_user_are_counted(tmp_path):
     records = shared(votes([("ann", 3), ("bob", 2)]), (0, 1, 0, 0), (0, 2, 0, 0), (0, 3, 0, 0))
     users = Users.of(view_of(tmp_path, records))
-    assert users.alone() == 3
-    assert [len(users.others(position)) for position in range(5)] == [0, 0, 0, 1, 1]
+    assert users.without_evidence() == 3
+    assert [len(users.evidence_positions(position)) for position in range(5)] == [0, 0, 0, 1, 1]
 
 
 def test_the_share_of_dropped_users_is_the_one_asked_for(users):
@@ -236,4 +236,4 @@ def test_one_user_alone_can_be_learned_from(tmp_path):
     users = Users.of(view_of(tmp_path, votes([("ann", 2)])))
     assert [users.index(sample)[1] for sample in range(4)] == [0, 1, 2, 3]
     assert IndexEvidence(users)(1, np.random.default_rng(0)) == {"user": torch.tensor(0)}
-    assert users.others(0).tolist() == [1]
+    assert users.evidence_positions(0).tolist() == [1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffalign.objectives import OBJECTIVES, bind_objective, implicit_rewards
-from diffalign.objectives.base import nll, surprise
+from diffalign.objectives.base import neg_log_sigmoid, nll
 from diffalign.objectives.listwise import log_target, ranks
 from diffalign.objectives.token import token_ratios
 from tests.golden.text_losses import GOLDEN, Pairs, lists, tensor
@@ -147,8 +147,8 @@ def shifted(p, place):
     return p.scores(policy=policy, offset=tensor([DELTA] * 8))
 
 
-case("trl/bco_first_step_w", "bco", lambda p: shifted(p, 0), lambda p: -surprise(tensor([DELTA] * 8)), beta=0.1)
-case("trl/bco_first_step_l", "bco", lambda p: shifted(p, 1), lambda p: -surprise(tensor([-DELTA] * 8)), beta=0.1)
+case("trl/bco_first_step_w", "bco", lambda p: shifted(p, 0), lambda p: -neg_log_sigmoid(tensor([DELTA] * 8)), beta=0.1)
+case("trl/bco_first_step_l", "bco", lambda p: shifted(p, 1), lambda p: -neg_log_sigmoid(tensor([-DELTA] * 8)), beta=0.1)
 
 
 def nash_md(p):
@@ -252,7 +252,7 @@ def every_order(s):
     """Return Tree-PO's released term: over ordered pairs, its diagonal of log 2 included in the sum and not in the count."""
     u, order = s.log_ratio[0], s.columns["gains"][0]
     lead = (u[:, None] - u) * (order[:, None] - order).sign()
-    return surprise(lead).sum() / (len(u) * (len(u) - 1))
+    return neg_log_sigmoid(lead).sum() / (len(u) * (len(u) - 1))
 
 
 LIST_CASES = {

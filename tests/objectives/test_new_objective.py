@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.objectives import OBJECTIVES, margin
-from diffalign.objectives.base import Facts, Objective, compared, pairwise, weighted
-from diffalign.objectives.implicit_reward import log_ratio
+from diffalign.objectives.base import Facts, Objective, log_ratios, pairwise, weighted
+from diffalign.objectives.implicit_reward import times_beta
 from diffalign.train.align import train
 from tests.golden import make_objectives
 from tests.golden import test_objectives as golden
@@ -25,7 +25,7 @@ FURTHER = {"dtype": torch.float32, "ahead": 3.0}  # what some contracts are told
 @weighted
 def made_up(s, *, beta):
     """Return p relu(1 - z)^2 + (1-p) relu(1 + z)^2 with z = beta * margin of the log-ratios."""
-    return pairwise(s, beta * margin(compared(s)), lambda z: (1.0 - z).relu() ** 2)
+    return pairwise(s, beta * margin(log_ratios(s)), lambda z: (1.0 - z).relu() ** 2)
 
 
 def restated(policy, reference, prob, *, beta):
@@ -36,7 +36,7 @@ def restated(policy, reference, prob, *, beta):
 
 @pytest.fixture(autouse=True)
 def _table_line(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "made_up", Objective(made_up, Facts(), log_ratio))
+    monkeypatch.setitem(OBJECTIVES, "made_up", Objective(made_up, Facts(), times_beta))
 
 
 @pytest.mark.parametrize("test", CONTRACTS)
@@ -47,7 +47,7 @@ def test_every_contract_can_be_asked_of_it(test):
 
 
 def test_a_contract_that_does_not_hold_is_noticed(monkeypatch):
-    deaf = Objective(lambda s, *, beta: -beta * margin(s.log_ratio), Facts(), log_ratio)  # to the label
+    deaf = Objective(lambda s, *, beta: -beta * margin(s.log_ratio), Facts(), times_beta)  # to the label
     monkeypatch.setitem(OBJECTIVES, "made_up", deaf)
     with pytest.raises(AssertionError):
         contract.test_a_tie_has_no_gradient_where_the_log_ratios_are_equal(name="made_up")

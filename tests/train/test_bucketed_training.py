@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffalign.core.errors import CheckpointError
-from diffalign.data.buckets import Sizes
+from diffalign.data.buckets import ImageSizes
 from diffalign.data.pixels import Framing, record_generator
 from diffalign.data.records import Candidate, Record, encode_image
 from diffalign.data.sampler import Sampler
@@ -203,7 +203,7 @@ def test_two_processes_give_the_weights_of_one_though_their_passes_differ_in_num
     launch(tmp_path, [asdict(apart)])
     two = load_file(tmp_path / "two" / WEIGHTS)
     view = open_dataset(config, recipe_of(config))
-    kinds = Sizes(view, Framing(32, buckets=parse_buckets(config.aspect_ratio_buckets))).buckets(view)
+    kinds = ImageSizes(view, Framing(32, buckets=parse_buckets(config.aspect_ratio_buckets))).buckets(view)
     ranks = [Sampler(13, 5, 2, 2, rank, config.seed, kinds) for rank in range(2)]
     assert all(len(ranks[0].passes(step)) != len(ranks[1].passes(step)) for step in range(3))
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6

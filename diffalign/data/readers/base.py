@@ -1,7 +1,7 @@
 """What all readers share: opening files, folders and hub datasets as rows, and turning rows into records one by one.
 
-A reader is two functions: `rows(path)` yields `Row`s, `parse(row)` makes one of them a record or raises RecordError. `read` joins
-them, so that a bad row names its file and number, and can be skipped and listed without losing the rows behind it.
+A reader is two functions: `rows(path)` yields `Row`s, and `parse(row)` turns one into a record or raises RecordError. `read` joins
+them: the error of a bad row names its file and number, and a bad row can be skipped and listed while the rows after it are still read.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import pyarrow.parquet as pq
 from diffalign.core.errors import RecordError, did_you_mean
 from diffalign.data.records import Record, check_images
 
-CSV_LIMIT = 2**27  # one field of a CSV file may be a whole story
-BATCH = 64  # rows that are plain Python objects at a time; a `save_to_disk` file may hold a thousand images in one record batch
+CSV_LIMIT = 2**27  # characters in one field of a CSV file, which may be a whole story
+BATCH = 64  # rows held as Python objects at a time; a `save_to_disk` file may hold a thousand images in one record batch
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BOOKKEEPING = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row: its columns, where it stands ('votes.csv row 3'), and the folder that relative paths in it start from."""
+    """One raw row: its columns, its place ('votes.csv row 3'), and the folder that relative paths in it start from."""
 
     value: Mapping[str, Any]
     where: str
     id: str  # short and unique in the dataset: 'votes.csv:3'
     folder: Path = Path()
-    broken: str = ""  # why the row cannot be read at all; raised when a column is asked for, so that `read` can pass it over
+    broken: str = ""  # why the row cannot be read at all; raised when a column is read, so that `read` can skip the row
 
     def get(self, name: str, kind: type | tuple[type, ...] = object, *, aliases: tuple[str, ...] = ()) -> Any:
         """Return column `name` (or the first alias present). Raises RecordError if it is missing, null or of another type."""
@@ -116,22 +116,20 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One dataset layout. `columns` are what a row must have for the layout to be recognised without being named ("a|b": either);
-    `matches` looks at the values where names alone do not tell layouts apart.
-    """
+    """One dataset layout: how its rows are opened, how a row becomes a record, and by what the layout is recognised."""
 
     rows: Callable[[str, str | None], Iterator[Row]]  # (path or hub id, split)
     parse: Callable[[Row], Record]
-    columns: tuple[str, ...] = ()
-    about: str = ""
-    matches: Callable[[Row], bool] | None = None
-    candidates: bool = True  # whether a record without any is an error
+    columns: tuple[str, ...] = ()  # which a row must have for the layout to be detected; "a|b" means either
+    about: str = ""  # one line for the list of layouts
+    matches: Callable[[Row], bool] | None = None  # a look at a row's values, where column names alone do not tell layouts apart
+    candidates: bool = True  # whether a record without candidates is an error
 
 
 def read(
     reader: Reader, source: str, *, split: str | None = None, rejected: list[dict[str, str]] | None = None, verify_images: bool = True
 ) -> Iterator[Record]:
-    """Yield the records of `source`. A bad row raises RecordError, or with `rejected` is appended there as {where, reason}."""
+    """Yield the records of `source`. A bad row raises RecordError, or with a list `rejected` is appended to it as {where, reason}."""
     for row in reader.rows(source, split):
         try:
             record = reader.parse(row).check()
@@ -145,8 +143,9 @@ def read(
 
 
 def open_rows(source: str, split: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a parquet, arrow, JSON, JSONL, CSV or TSV file, of a folder of such files, of a `save_to_disk` folder, or
-    of a hub dataset (streamed). With `split`, only the files of a folder and the split of a hub dataset that have that name; a
+    """Yield the rows of a dataset file, of a folder of such files (also one made by `save_to_disk`), or of a hub dataset, streamed.
+
+    Files are parquet, arrow, JSON, JSONL, CSV or TSV. `split` selects the files of a folder, or the split of a hub dataset, by name; a
     single file is read whole. Raises RecordError if nothing can be opened.
     """
     path = Path(source).expanduser()
@@ -165,7 +164,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """Return what the name of a file ends in: `.jsonl`, or `.jsonl.gz` if it is packed."""
+    """Return the suffix of a file's name: `.jsonl`, or `.jsonl.gz` if it is compressed."""
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
@@ -182,7 +181,7 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
 
 
 def _is_bookkeeping(file: Path) -> bool:
-    """Whether `datasets` or a download tool wrote `file` for itself: descriptions, caches of `map`, hidden files and folders."""
+    """Return whether `file` holds no rows but was left by `datasets` or a download tool: descriptions, caches of `map`, hidden files."""
     cached = file.name.startswith("cache-") and file.suffix == ".arrow"
     return file.name in BOOKKEEPING or cached or any(part.startswith(".") for part in file.parts)
 
@@ -201,8 +200,8 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
             if not isinstance(value, Mapping):
                 broken = f"{where}: found {_short(value)}; expected an object with named columns"
                 value = {}
-            elif None in value:  # where DictReader puts what it has no column for
-                broken = f"{where}: {len(value[None])} fields more than the header names; expected quotes round text that holds commas"
+            elif None in value:  # where DictReader puts fields beyond the header
+                broken = f"{where}: {len(value[None])} fields more than the header names; expected quotes around text that holds commas"
             yield Row(value, where, f"{name}:{number}", path.parent, broken)
     except (pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError, csv.Error, zlib.error, EOFError, OSError) as error:
         raise RecordError(f"{path}: cannot be read as {kind} ({error})") from error
@@ -217,7 +216,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _arrow(path: Path) -> Iterator[dict[str, Any]]:
-    """Both Arrow layouts: the stream that `datasets` writes, and the file with a footer."""
+    """Yield the rows of both Arrow layouts: the stream that `datasets` writes, and the file with a footer."""
     with pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             file = pa.ipc.open_file(source)
@@ -240,7 +239,7 @@ def _json(path: Path) -> Iterator[Any]:
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    """Yield a value a line; a line that is not JSON becomes its error, so that the lines behind it are still read."""
+    """Yield one value per line; a line that is not JSON yields its error, so that the lines after it are still read."""
     with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as lines:
         for line in lines:
             if line.strip():
@@ -259,7 +258,7 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_quoted(path: Path) -> bool:
-    """Whether quotes in a TSV file may enclose fields, as pandas writes them; the format has none, so `"a" b` is a field with quotes."""
+    """Return whether quotes in a TSV file enclose fields, as pandas writes them. TSV itself has no quoting: there `"a" b` is one field."""
     with path.open(encoding="utf-8-sig", newline="") as lines:
         try:
             collections.deque(csv.reader(lines, delimiter="\t", strict=True), maxlen=0)
@@ -280,7 +279,7 @@ FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {
 
 
 def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
-    from datasets import load_dataset  # a second to import, needed for hub ids alone
+    from datasets import load_dataset  # takes a second to import, and only hub ids need it
 
     try:
         dataset = load_dataset(name, split=split or "train", streaming=True)
@@ -292,5 +291,5 @@ def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
             yield Row(value, f"{name} row {number}", f"{name}:{number}")
     except RecordError:
         raise
-    except Exception as error:  # the hub client raises dozens of kinds; each means that this dataset cannot be read from here
+    except Exception as error:  # the hub client raises dozens of kinds, and each means that the dataset cannot be read
         raise RecordError(f"{name}: neither a local path nor a hub dataset that loads ({type(error).__name__}: {error})") from error

@@ -1,4 +1,4 @@
-"""What the text readers share: message lists in their published spellings, and the record of a conversation and its answers."""
+"""What the text readers share: message lists in the published layouts, and records made of a conversation and its answers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ def messages(row: Row, name: str) -> tuple[Message, ...]:
 
 
 def message(where: str, value: Any) -> Message:
-    """Return one message, {role, content} or {from, value}; its content is a text or a list of text parts."""
+    """Return the message in `value`, {role, content} or {from, value}, whose content is a text or a list of text parts.
+
+    Raises RecordError that begins with `where` for any other value.
+    """
     if not isinstance(value, dict):
         raise RecordError(f"{where} is {type(value).__name__}; expected an object with `role` and `content`, or `from` and `value`")
     role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
     if role not in ROLES:
-        raise RecordError(f"{where} has role {role!r}; expected a known one.{did_you_mean(str(role), ROLES)}")
+        raise RecordError(f"{where} has an unknown role {role!r}.{did_you_mean(str(role), ROLES)}")
     if isinstance(content, list):
         content = "".join(_part(where, part) for part in content)
     if not isinstance(content, str):
@@ -58,27 +61,27 @@ def common_start(first: Part, second: Part) -> int:
 
 
 def split_history(chosen: Sequence[Message], rejected: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
-    """Return the common leading messages and what follows them on each side: at least the last message, even where both are equal."""
+    """Return the leading messages that both have in common, and the rest of each: at least its last message, even where all are equal."""
     cut = common_start(chosen[:-1], rejected[:-1])
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
 def answer(row: Row, name: str, completion: Sequence[Message]) -> str:
-    """Return the text of a completion. Raises RecordError unless it is one assistant message."""
+    """Return the text of a completion from column `name`. Raises RecordError unless it is one assistant message."""
     roles = [m.role for m in completion]
     if roles != ["assistant"]:
-        found = f"{len(roles)} message(s), {' + '.join(roles)}," if roles else "no message"
-        raise RecordError(f"{row.where}: column `{name}` holds {found} after the prompt; expected one assistant message")
+        turns = f"{len(roles)} message(s), {' + '.join(roles)}," if roles else "no message"
+        raise RecordError(f"{row.where}: column `{name}` holds {turns} after the prompt; expected one assistant message")
     return completion[0].content
 
 
 def chat_record(
     row: Row, history: Sequence[Message], candidates: Sequence[Candidate], *, prob: float | None, meta: dict[str, str] | None = None
 ) -> Record:
-    """Return the record of a conversation; its `prompt` is the last turn. Raises RecordError unless a user or a tool speaks last."""
+    """Return the record of a conversation; its `prompt` is the last turn. Raises RecordError unless that is a user's or a tool's."""
     if not history or history[-1].role not in ("user", "tool"):
-        found = f"ends in a turn of role {history[-1].role}" if history else "is empty"
-        raise RecordError(f"{row.where}: the conversation before the answers {found}; expected a user or tool turn last")
+        ending = f"ends in a turn of role {history[-1].role}" if history else "is empty"
+        raise RecordError(f"{row.where}: the conversation before the answers {ending}; expected a user or tool turn last")
     return Record(
         id=row.id,
         prompt=history[-1].content,

@@ -1,7 +1,7 @@
-"""The neutral layout for people's own image pairs, in JSONL, CSV, TSV, parquet or arrow; paths start at the file's folder.
+"""The layout for people's own image pairs, in JSONL, CSV, TSV, parquet or arrow; paths are relative to the file's folder.
 
-`prompt` (or `caption`), `image_0`, `image_1` and `label_0` in [0, 1], the share of votes for image_0, or "tie"; or `chosen` and
-`rejected` without a label. Optional: `label_1`, `user_id` (or `user`), `model_0`, `model_1`, `weight`.
+Columns: `prompt` (or `caption`); `image_0`, `image_1` and `label_0`, which is the share of votes for image_0 in [0, 1], or "tie"; or
+`chosen` and `rejected` without a label. Optional: `label_1`, `user_id` (or `user`), `model_0`, `model_1`, `weight`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SIDES = (("image_0", "model_0", "chosen"), ("image_1", "model_1", "rejected"))
 
 
 def parse(row: Row) -> Record:
-    """Return the pair as it stands, image_0 first."""
+    """Return the pair in the order of its columns, image_0 first."""
     candidates = tuple(
         Candidate(image=row.image(image, aliases=(alias,)), model=row.optional(model, aliases=(f"{alias}_model",)))
         for image, model, alias in SIDES
@@ -49,7 +49,7 @@ def _share(row: Row, name: str) -> float:
 
 
 def holds_images(row: Row) -> bool:
-    """Whether both candidates of a row are image bytes, `{bytes, path}` structs or paths of images, as against texts."""
+    """Return whether both candidates of a row are images (bytes, a `{bytes, path}` struct or the path of an image file), not texts."""
     values = [next((row.value[key] for key in (image, alias) if key in row.value), None) for image, _, alias in SIDES]
     return all(_is_image(value) for value in values)
 
@@ -64,6 +64,6 @@ COLUMNS = Reader(
     open_rows,
     parse,
     ("prompt|caption", "image_0|chosen", "image_1|rejected"),
-    "image pairs of your own (prompt, image_0, image_1, label_0; or prompt, chosen, rejected)",
+    "your own image pairs (prompt, image_0, image_1, label_0; or prompt, chosen, rejected)",
     holds_images,
 )

@@ -1,6 +1,6 @@
 """Image pairs without a table: `w/` + `l/`, `chosen/` + `rejected/` (the same name in both), or `x.png` + `x-rejected.png`.
 
-Any folder below the source may hold such a layout. Captions come from `x.txt` beside either image, or from `metadata.jsonl`
+Any folder below the source may hold such pairs. A caption comes from `x.txt` beside either image, or from `metadata.jsonl`
 (file_name, text) in any of the folders.
 """
 
@@ -21,7 +21,7 @@ Images = dict[str, list[Path]]  # by path below their folder, without the suffix
 
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
-    """Yield a row a pair, sorted by path; with `split`, only pairs below a folder of that name."""
+    """Yield one row per pair, sorted by path; with `split`, only pairs below a folder of that name."""
     root = Path(source).expanduser()
     captions = {
         file.parent / row.text("file_name"): row.text("text") for file in root.rglob("metadata.jsonl") for row in open_rows(str(file))
@@ -44,7 +44,7 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
 def _pairs(folder: Path, root: Path) -> Iterator[tuple[Images, Images]]:
     sides = {name for names in SIDES for name in names}
     if sides.intersection(folder.relative_to(root).parts):
-        return  # its images were found from above
+        return  # its images were found from its parent folder
     for first, second in SIDES:
         if (folder / first).is_dir() or (folder / second).is_dir():
             yield _images(folder / first, "**/*"), _images(folder / second, "**/*")
@@ -55,15 +55,15 @@ def _pairs(folder: Path, root: Path) -> Iterator[tuple[Images, Images]]:
 
 
 def _images(folder: Path, pattern: str) -> Images:
-    found: Images = {}
+    images: Images = {}
     for path in sorted(folder.glob(pattern)):
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return found
+            images.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return images
 
 
 def _row(root: Path, pair: Path, preferred: list[Path], dispreferred: list[Path], captions: dict[Path, str]) -> Row:
-    """Return the pair's row, broken where an image or the caption is missing or there is more than one."""
+    """Return the pair's row, broken where an image or the caption is missing or is there more than once."""
     images = [*preferred, *dispreferred]
     first, problem = images[0], ""
     texts: list[str] = []

@@ -12,12 +12,12 @@ from diffalign.data.readers.chat import chat_record
 from diffalign.data.records import Candidate, Message, Record
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-SECOND = "second row"  # where `rows` puts the row of the second response; no column has a space in its name
+SECOND = "second row"  # the key under which `rows` puts the row of the second response; no column has a space in its name
 TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def rows(source: str, split: str | None = None) -> Iterator[Row]:
-    """Yield rows with a preference as they are, and of two consecutive rated rows with one prompt the first, holding the second."""
+    """Yield rows with a preference unchanged; join two consecutive rated rows of one prompt into the first, which holds the second."""
     first: Row | None = None
     for row in open_rows(source, split):
         if first is not None and row.value.get("prompt", row) == first.value.get("prompt"):  # a missing prompt equals no other
@@ -34,7 +34,7 @@ def rows(source: str, split: str | None = None) -> Iterator[Row]:
 
 
 def parse(row: Row) -> Record:
-    """Return the pair in the order of the file; `prob` is 1, 0 or one half by the strength, or by helpfulness where rated."""
+    """Return the pair in the order of the file; `prob` is 1, 0 or one half, by the preference's strength or by rated helpfulness."""
     return _preference(row) if "preference_strength" in row.value else _ratings(row)
 
 
@@ -56,8 +56,8 @@ def _ratings(row: Row) -> Record:
     history = turns(row.text("prompt"))
     if len(candidates) != 2:
         raise RecordError(f"{row.where}: found one rated response to its prompt; expected two consecutive rows with one prompt")
-    first, other = (c.scores["helpfulness"] for c in candidates)
-    return chat_record(row, history, candidates, prob=_prob(first - other))
+    helpful = [c.scores["helpfulness"] for c in candidates]
+    return chat_record(row, history, candidates, prob=_prob(helpful[0] - helpful[1]))
 
 
 def _prob(advantage: float) -> float:
@@ -65,7 +65,7 @@ def _prob(advantage: float) -> float:
 
 
 def turns(prompt: str) -> list[Message]:
-    """Return the conversation of a prompt: one user turn, or several with the markers <extra_id_1>Assistant and <extra_id_1>User."""
+    """Return the conversation in a prompt: one user turn, or several that begin with <extra_id_1>User or <extra_id_1>Assistant."""
     start, *parts = TURN.split(prompt)
     contents = zip(parts[::2], parts[1::2], strict=True)
     return [Message("user", start), *(Message(speaker.lower(), content) for speaker, content in contents)]

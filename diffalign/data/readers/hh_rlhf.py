@@ -1,4 +1,4 @@
-"""Anthropic HH-RLHF: two dialogues as texts of "Human:" and "Assistant:" turns that part at the last answer (2204.05862)."""
+"""Anthropic HH-RLHF: two dialogues as texts of "Human:" and "Assistant:" turns, which differ in the last answer (2204.05862)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def parse(row: Row) -> Record:
-    """Return the pair, chosen first. The conversation is all that stands before the last "Assistant:" which both have in common."""
+    """Return the pair, chosen first. The conversation is the text before the last "Assistant:" that both have in common."""
     sides = {name: row.text(name) for name in ("chosen", "rejected")}
     shared = sides["chosen"][: common_start(*sides.values())]
     cut = shared.rfind(ASSISTANT)
@@ -37,7 +37,7 @@ def turns(text: str) -> list[Message]:
 
 
 def matches(row: Row) -> bool:
-    """Whether both texts start with a human turn."""
+    """Return whether both texts start with a human turn."""
     return all(str(row.value.get(name)).startswith(HUMAN) for name in ("chosen", "rejected"))
 
 

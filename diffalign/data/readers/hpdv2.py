@@ -1,7 +1,7 @@
 """HPDv2 raw JSON beside its images (2306.09341): `train.json` holds pairs, `test.json` rankings of up to nine images.
 
-A rank is the annotators' average; the lower, the better: the release scores a model by inversions against ranks that start at
-the highest logit.
+A rank is the annotators' average, and lower is better: the released evaluation counts inversions against ranks that begin at the
+highest logit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
 
-FOLDERS = (".", "train", "test")  # where copies of the dataset keep the images, from the folder of the JSON file
+FOLDERS = (".", "train", "test")  # where copies of the dataset keep the images, relative to the folder of the JSON file
 
 
 def parse(row: Row) -> Record:

@@ -1,6 +1,6 @@
-"""ImageRewardDB (2304.05977): rankings in raw JSON, or one image a row with ratings from 1 to 7; images beside the file.
+"""ImageRewardDB (2304.05977): rankings in raw JSON, or one image per row with ratings from 1 to 7; images lie beside the file.
 
-Rank 1 is the best; ranks have gaps and ties. Prompts repeat, so a ranking is known by its id.
+Rank 1 is the best; ranks have gaps and ties. Several rankings may share a prompt, so a ranking is identified by its id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
 
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
-    """Yield one row a ranking: consecutive one-image rows with the same `prompt_id` are joined, other rows are passed on."""
+    """Yield one row per ranking: consecutive one-image rows with the same `prompt_id` are joined, other rows are left as they are."""
     for key, group in groupby(open_rows(source, split), key=_key):
         if key is None:
             yield from group
@@ -55,7 +55,7 @@ def _candidate(row: Row, image: object, rank: float) -> Candidate:
 
 
 def _tabular_image(row: Row) -> bytes:
-    """Return the image; `image_path` starts at the root of the dataset, but its JSON files lie beside their images."""
+    """Return the image of a row. `image_path` is relative to the dataset's root, so the folder of the file is searched for its name too."""
     value = row.get("image", (bytes, dict, str), aliases=("image_path",))
     try:
         return row.encoded(value, "image")
@@ -69,5 +69,5 @@ IMAGEREWARD = Reader(
     rows,
     parse,
     ("id", "prompt", "generations", "ranking"),
-    "ImageRewardDB rankings (id, prompt, generations, ranking) or its table of one image a row (image, prompt_id, prompt, rank)",
+    "ImageRewardDB rankings (id, prompt, generations, ranking) or its table of one image per row (image, prompt_id, prompt, rank)",
 )

@@ -11,12 +11,12 @@ from diffalign.data.records import Candidate, Message, Record
 
 
 def parse(row: Row) -> Record:
-    """Return the pair, chosen first; of an unpaired row one candidate, without `prob`, its label in `meta`."""
+    """Return the pair, chosen first. An unpaired row becomes one candidate without `prob`, and its label goes into `meta`."""
     for columns, layout in LAYOUTS.items():
         if set(columns) <= row.value.keys():
             return layout(row)
     expected = ", or ".join(" + ".join(columns) for columns in LAYOUTS)
-    raise RecordError(row.broken or f"{row.where}: no column but {', '.join(row.value)}; expected {expected}")
+    raise RecordError(row.broken or f"{row.where}: the columns are {', '.join(row.value)}; expected {expected}")
 
 
 def _sharegpt(row: Row) -> Record:
@@ -59,12 +59,12 @@ def _turns(row: Row) -> list[Message]:
     rounds = row.get("history", list) if row.value.get("history") else []
     for number, pair in enumerate(rounds):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise RecordError(f"{row.where}: column `history` round {number} is no pair of texts; expected [question, answer]")
+            raise RecordError(f"{row.where}: column `history` round {number} is not a pair of texts; expected [question, answer]")
     return [Message(role, text) for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 def matches(row: Row) -> bool:
-    """Whether the columns of one of the layouts are there."""
+    """Return whether the row has all columns of one of the layouts."""
     return any(set(columns) <= row.value.keys() for columns in LAYOUTS)
 
 

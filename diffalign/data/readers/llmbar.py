@@ -8,7 +8,7 @@ from diffalign.data.records import Candidate, Record
 
 
 def parse(row: Row) -> Record:
-    """Return the pair as shown; `label` is the number of the better output."""
+    """Return the pair in the file's order; `label` is the number of the better output."""
     label = row.number("label")
     if label not in (1.0, 2.0):
         raise RecordError(f"{row.where}: column `label` is {label:g}; expected 1 or 2")

@@ -1,6 +1,6 @@
-"""Open Image Preferences v1, binarized: parquet with the preferred image under `chosen` and the models' names.
+"""Open Image Preferences v1, binarized: parquet with the preferred image in column `chosen` and the models' names.
 
-It is the chosen/rejected form of the neutral columns, so it shares their `parse`; every label is 1.
+It is the chosen/rejected form of the `columns` layout and shares its `parse`; every label is 1.
 """
 
 from __future__ import annotations

@@ -7,16 +7,16 @@ from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Candidate, Record
 
 ANNOTATORS = ("annotator1", "annotator2", "annotator3")
-SHARES = {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}  # a vote's share for response1; 0 is a tie
+SHARES = {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}  # how much a vote counts for response1; vote 0 is a tie
 
 
 def parse(row: Row) -> Record:
-    """Return the pair as shown; `prob` is the mean vote for response1, a tie counting half; `meta` keeps each vote."""
+    """Return the pair in the file's order; `prob` is the mean vote for response1, a tie counting half, and `meta` holds each vote."""
     votes = {name: row.number(name) for name in ANNOTATORS}
     for name, vote in votes.items():
         if vote not in SHARES:
             raise RecordError(f"{row.where}: column `{name}` is {vote:g}; expected 0 (tie), 1 or 2")
-    # Six published responses are the JSON value true: the text "True", which lost its quotes upstream.
+    # Six published responses are the JSON value true: upstream, the text "True" lost its quotes.
     responses = [str(row.get(name, (str, bool))) for name in ("response1", "response2")]
     extra = row.optional("input")
     return Record(

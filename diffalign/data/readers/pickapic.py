@@ -8,7 +8,10 @@ from diffalign.data.records import Candidate, Record
 
 
 def parse(row: Row) -> Record:
-    """Return the pair as shown; `label_0` is 1 where jpg_0 won, 0 where jpg_1 won, 0.5 for a tie; unlabelled where not `has_label`."""
+    """Return the pair in the file's order. `prob` is `label_0`: 1 where jpg_0 won, 0 where jpg_1 won, 0.5 for a tie.
+
+    It is None where the column `has_label` is false.
+    """
     candidates = tuple(
         Candidate(
             image=row.image(f"jpg_{side}"),
@@ -18,7 +21,7 @@ def parse(row: Row) -> Record:
         )
         for side in (0, 1)
     )
-    shown = row.optional("num_example_per_prompt")
+    examples = row.optional("num_example_per_prompt")
     return Record(
         id=row.id,
         prompt=row.text("caption"),
@@ -26,7 +29,7 @@ def parse(row: Row) -> Record:
         prob=None if row.value.get("has_label") is False else _label(row),
         user=row.optional("user_id"),
         source=row.where,
-        meta={} if shown is None else {"num_example_per_prompt": shown},
+        meta={} if examples is None else {"num_example_per_prompt": examples},
     )
 
 

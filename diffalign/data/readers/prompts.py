@@ -1,4 +1,7 @@
-"""Prompts alone, for methods that make their own pictures and for evaluation: one a line of a .txt file, a JSON list, or a column."""
+"""Prompts without candidates, for methods that draw their own images and for evaluation.
+
+They come one per line of a .txt file, from a JSON list of texts, or from a column of any other dataset.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row, open_rows
 from diffalign.data.records import Record
 
-LINE = "line of a text file"  # a column that only such rows have
-COLUMNS = ("prompt", "caption", "Prompt")  # PartiPrompts' is the last
-PEEK = 1024  # characters that tell a list of texts from a list of rows
+LINE = "line of a text file"  # a column that only rows of text files and of JSON lists have
+COLUMNS = ("prompt", "caption", "Prompt")  # the last is that of PartiPrompts
+PEEK = 1024  # leading characters that are looked at to tell a list of texts from a list of rows
 
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
-    """Yield the lines of a text file that hold something, the texts of a JSON list of texts, or the rows of any other source."""
+    """Yield the non-empty lines of a text file, the texts of a JSON list of texts, or the rows of any other source."""
     path = Path(source)
     if path.suffix == ".txt":
         texts, where = _lines(path), "line"
     elif path.suffix == ".json" and path.is_file() and _is_list_of_texts(path):
-        texts, where = _listed(path), "row"
+        texts, where = _json_texts(path), "row"
     else:
         yield from open_rows(source, split)
         return
@@ -46,7 +49,7 @@ def _is_list_of_texts(path: Path) -> bool:
         return re.match(r'\s*\[\s*"', file.read(PEEK)) is not None
 
 
-def _listed(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_texts(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         return enumerate(json.loads(path.read_text(encoding="utf-8-sig")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -55,15 +58,15 @@ def _listed(path: Path) -> Iterator[tuple[int, Any]]:
 
 def parse(row: Row) -> Record:
     """Return the prompt, without candidates."""
-    first, *others = COLUMNS
-    return Record(id=row.id, prompt=row.text(first, aliases=tuple(others)), candidates=(), source=row.where)
+    name, *aliases = COLUMNS
+    return Record(id=row.id, prompt=row.text(name, aliases=tuple(aliases)), candidates=(), source=row.where)
 
 
 PROMPTS = Reader(
     rows,
     parse,
     ("|".join(COLUMNS),),
-    "prompts alone, one a line of a .txt file or in a JSON list; name it for other files with a prompt column",
+    "prompts alone, one per line of a .txt file or in a JSON list; for a prompt column of other files, name this reader",
     matches=lambda row: LINE in row.value,
     candidates=False,
 )

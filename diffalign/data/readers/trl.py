@@ -1,4 +1,4 @@
-"""TRL's preference format: `chosen` and `rejected` with a `prompt` or, where it is implicit, with a common beginning; texts or messages."""
+"""TRL's preference format: `chosen` and `rejected`, texts or messages, with a `prompt` or with a common beginning that serves as one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def parse(row: Row) -> Record:
         return _pair(row, row.text("prompt"), chosen, rejected)
     prompt = implicit_prompt(chosen, rejected)
     if not prompt or chosen == rejected:
-        found = "are the same text" if chosen == rejected else "have no beginning in common"
-        raise RecordError(f"{row.where}: `chosen` and `rejected` {found}; expected a column `prompt`, or a beginning to take as one")
+        problem = "are the same text" if chosen == rejected else "have no beginning in common"
+        raise RecordError(f"{row.where}: `chosen` and `rejected` {problem}; expected a column `prompt`, or a common beginning")
     return _pair(row, prompt, chosen[len(prompt) :], rejected[len(prompt) :])
 
 
@@ -29,20 +29,20 @@ def _pair(row: Row, prompt: str, chosen: str, rejected: str) -> Record:
 
 
 def implicit_prompt(chosen: str, rejected: str) -> str:
-    """Return the common beginning, less the word in which the texts part and less one space, which starts both answers.
+    """Return the common beginning up to the last whole word that both share; the space after it belongs to the answers.
 
-    TRL's `extract_prompt` gives the same except that it cuts through a word; such a prompt has other tokens than its whole text.
+    TRL's `extract_prompt` differs in that it may cut within a word. The tokens of such a prompt are not the first tokens of the whole text.
 
     >>> implicit_prompt("The sky is blue.", "The sky is black.")
     'The sky is'
     """
     shared = chosen[: common_start(chosen, rejected)]
-    started = sum(1 for _ in takewhile(_in_word, reversed(shared)))
-    return shared[: len(shared) - started].removesuffix(" ")
+    partial_word = sum(1 for _ in takewhile(_in_word, reversed(shared)))
+    return shared[: len(shared) - partial_word].removesuffix(" ")
 
 
 def _in_word(character: str) -> bool:
-    """Whether `character` is a digit or a letter with case: scripts without case mostly do without spaces as well."""
+    """Return whether `character` is a digit or a letter with case; most scripts without case do not separate words by spaces either."""
     return character.isdigit() or character.lower() != character.upper()
 
 
@@ -53,7 +53,7 @@ def _conversation(row: Row) -> Record:
         history = messages(row, "prompt")
     else:
         history, chosen, rejected = split_history(chosen, rejected)
-        # Many datasets carry the last turn in `prompt` and repeat it in both conversations; it is needed only where they do not.
+        # Many datasets repeat the last turn of the conversations in `prompt`; the column is needed only where the conversations lack it.
         if not history and "prompt" in row.value:
             history = (Message("user", row.text("prompt")),)
     texts = answer(row, "chosen", chosen), answer(row, "rejected", rejected)
@@ -61,7 +61,7 @@ def _conversation(row: Row) -> Record:
 
 
 def matches(row: Row) -> bool:
-    """Whether `chosen` is a text or a list of messages, and neither an image file nor a layout with a reader of its own."""
+    """Return whether `chosen` is a text or a list of messages, and neither an image file nor of a layout that has another reader."""
     chosen = row.value.get("chosen")
     if "instruction" in row.value or "conversations" in row.value:
         return False

@@ -8,7 +8,7 @@ from diffalign.data.records import Candidate, Record
 
 
 def parse(row: Row) -> Record:
-    """Return the pair, chosen first, with the score `rating` of each; sides of equal rating stay a strict preference."""
+    """Return the pair, chosen first, with the score `rating` of each; equal ratings do not make it a tie."""
     history, chosen, rejected = split_history(messages(row, "chosen"), messages(row, "rejected"))
     candidates = [
         Candidate(text=answer(row, side, completion), scores={"rating": row.number(f"score_{side}")})
@@ -19,7 +19,7 @@ def parse(row: Row) -> Record:
 
 
 def matches(row: Row) -> bool:
-    """Whether `chosen` is a list of messages."""
+    """Return whether `chosen` is a list of messages."""
     return isinstance(row.value.get("chosen"), list)
 
 

@@ -1,7 +1,7 @@
-"""Record -> records: orient, filter, invert, soften, expand. Pure; the only place where candidates change order.
+"""Transforms: pure functions from a record to records, by name. They alone may change the order of candidates.
 
-A transform returns a tuple: empty drops the record, several expand it (a ranking into its pairs). None may look at what an image or a
-text holds: a view gives them records without content.
+A transform returns a tuple: an empty one drops the record, several records expand it (a ranking into its pairs). Transforms never see
+the images or texts of candidates, because a view gives them records without content.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
 def apply(records: Iterable[Record], transforms: Sequence[Transform]) -> Iterator[Record]:
     """Yield every record after all `transforms`, in order."""
     for record in records:
-        kept: tuple[Record, ...] = (record,)
+        transformed: tuple[Record, ...] = (record,)
         for transform in transforms:
-            kept = tuple(new for old in kept for new in transform(old))
-        yield from kept
+            transformed = tuple(new for old in transformed for new in transform(old))
+        yield from transformed

@@ -1,4 +1,4 @@
-"""Transforms that say which candidates a record has, and in which order."""
+"""Transforms that choose a record's candidates and their order."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Literal
 
 from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate, Record
-from diffalign.data.transforms.base import labelled, oriented, score_of, swapped
+from diffalign.data.transforms.base import labelled_pair, require_oriented, score_of, swapped
 
 
 def orient(record: Record) -> tuple[Record, ...]:
     """Return the pair with the preferred candidate first (`prob` at least one half); exact ties keep their order."""
-    return (swapped(record) if labelled(record)[1] < 0.5 else record,)
+    return (swapped(record) if labelled_pair(record)[1] < 0.5 else record,)
 
 
 def invert(record: Record) -> tuple[Record, ...]:
-    """Return the pair with its candidates exchanged, label and offset kept: trains the opposite taste (Diffusion-NPO, npo.md A1)."""
-    known, prob = labelled(record)
-    return (replace(swapped(known), prob=prob, offset=known.offset),)  # not turned back: 1 - (1 - p) is not p
+    """Return the pair with its candidates exchanged, but not its label and offset: trains the opposite preference (Diffusion-NPO)."""
+    pair, prob = labelled_pair(record)
+    return (replace(swapped(pair), prob=prob, offset=pair.offset),)  # not flipped twice: in floating point 1 - (1 - p) is not p
 
 
 def by_factuality(record: Record, *, score: str = "hallucinated") -> tuple[Record, ...]:
-    """Return the pair with its candidates exchanged and the label kept where only the preferred one hallucinates.
+    """Return the oriented pair, its candidates exchanged and its label kept if the preferred candidate alone hallucinates.
 
     F-DPO's flip (2601.03027, data preparation of the released code): a pair whose flags are (1, 0) becomes one with (0, 1). The flag is
-    a score, 0 or 1. A pair whose second candidate is preferred is oriented first. Raises RecordError for a flag that is neither.
+    the candidates' `score`, 0 (factual) or 1 (hallucinated). Raises RecordError for any other value.
     """
-    (known,) = orient(record)
-    flags = tuple(score_of(known, candidate, score) for candidate in known.candidates)
+    (pair,) = orient(record)
+    flags = tuple(score_of(pair, candidate, score) for candidate in pair.candidates)
     if not {0.0, 1.0}.issuperset(flags):
         raise RecordError(f"{record.source}: `{score}` is {flags[0]:g} and {flags[1]:g}; expected 0 (factual) or 1 (hallucinated)")
-    return invert(known) if flags == (1.0, 0.0) else (known,)
+    return invert(pair) if flags == (1.0, 0.0) else (pair,)
 
 
 def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "all", score: str | None = None) -> tuple[Record, ...]:
-    """Return the labelled pairs of a ranking of K candidates, better first; equal ranks give `prob` one half.
+    """Return the labelled pairs of a ranking of K candidates, the better candidate first; equal ranks give `prob` one half.
 
-    Ordered by `rank`, or by the named `score` if given. `all`: K(K-1)/2; `best_worst`: 1; `adjacent`: K-1. A record that is a
-    labelled pair already is returned as it is. Candidates without a rank are passed over.
+    The ranking is by `rank`, or by a named `score`. `how` takes all K(K-1)/2 pairs, the one of best and worst, or the K-1 of adjacent
+    candidates. A labelled pair is returned unchanged, unless there is a `score`. Candidates without a rank are left out.
     """
     if score is None and record.prob is not None and len(record.candidates) == 2:
         return (record,)
@@ -63,9 +63,9 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
 
 
 def list_of(record: Record, *, candidates: int, score: str | None = None) -> tuple[Record, ...]:
-    """Return the best so many candidates of a ranking, best first, as one record for objectives of lists; none if there are fewer.
+    """Return a record of the best `candidates` of a ranking, best first, for listwise objectives; drop rankings that have fewer.
 
-    Ordered by `rank`, or by the named `score` if given; candidates without a rank are passed over. `prob` is that of the first two.
+    The ranking is by `rank`, or by a named `score`; candidates without a rank are left out. `prob` is 1, or one half if the best two tie.
     """
     if candidates < 2:
         raise ConfigError(f"list_of: candidates is {candidates}; expected at least 2")
@@ -76,16 +76,16 @@ def list_of(record: Record, *, candidates: int, score: str | None = None) -> tup
 
 
 def _ranked(record: Record, score: str | None) -> list[tuple[float, Candidate]]:
-    """Return (key, candidate), best first: the smallest key."""
+    """Return (key, candidate) of the ranked candidates, sorted by key, which is smallest for the best."""
     keyed = [(c.rank if score is None else -score_of(record, c, score), c) for c in record.candidates]
     return sorted(((key, c) for key, c in keyed if key is not None), key=lambda item: item[0])
 
 
 def preferred(record: Record) -> tuple[Record, ...]:
-    """Return the record with its first candidate alone: supervised training. Raises RecordError if that is not the preferred one."""
-    return (replace(oriented(record, "preferred"), candidates=record.candidates[:1], prob=None),)
+    """Return the record with its first candidate alone, for supervised training. Raises RecordError if that is not the preferred one."""
+    return (replace(require_oriented(record, "preferred"), candidates=record.candidates[:1], prob=None),)
 
 
 def prompt_only(record: Record) -> tuple[Record, ...]:
-    """Return the record without its candidates, for methods that make their own pictures; no image is read."""
+    """Return the record without its candidates, for methods that draw their own images; no image is read."""
     return (replace(record, candidates=(), prob=None),)

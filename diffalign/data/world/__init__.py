@@ -1,1 +1,1 @@
-"""The embedded world: one antialiased shape on a plain background, with captions, an exact judge, tastes and users."""
+"""The embedded world: images of one shape on a plain background, with captions, an exact judge, and simulated tastes and users."""

@@ -1,4 +1,4 @@
-"""Captions of scenes, and what a caption names: "a large red heart at the left on a gray background", "a star"."""
+"""Captions of scenes, such as "a large red heart at the left on a gray background" or "a star", and how they are parsed."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def full_caption(scene: Scene) -> str:
 
 
 def random_caption(scene: Scene, rng: np.random.Generator, keep: float = 0.5, without: Sequence[str] = ()) -> str:
-    """Return a caption that names the shape, and each other attribute with chance `keep`; those in `without` never."""
+    """Return a caption that names the shape, and each other attribute with probability `keep`, but none of those in `without`."""
     named = {name: value for name, value in scene.attributes().items() if name == "shape" or rng.random() < keep}
     return caption({name: value for name, value in named.items() if name not in without})
 
 
 def parse(prompt: str) -> dict[str, str]:
-    """Return the attributes that `prompt` names; words outside the world are passed over.
+    """Return the attributes that `prompt` names, {attribute: value}; words that are not in the vocabulary are ignored.
 
     >>> parse("a large star on a gray background")
     {'size': 'large', 'shape': 'star', 'background': 'gray'}

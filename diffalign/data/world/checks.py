@@ -1,10 +1,8 @@
-"""Exact checks of pictures of the embedded world, after GenEval: what a prompt names is in the picture, or it is not.
+"""Exact checks of whether images of the embedded world show what their prompts name, after GenEval (2310.11513, djghosh13/geneval).
 
-GenEval (Ghosh, Hajishirzi, Schmidt, "GenEval: An object-focused framework for evaluating text-to-image alignment", 2310.11513;
-djghosh13/geneval) asks of each picture whether everything its prompt names is there, takes the share of correct pictures in each
-kind of task, and as overall score the mean of these shares, so that a kind with many prompts counts no more than one with few. It
-finds objects with a detector; here the judge that measures pictures (`judge.read`) takes its place, and kinds of tasks are
-attributes.
+GenEval counts an image as correct if it shows everything its prompt names. Its overall score is the mean, over kinds of tasks, of the
+share of correct images, so that every kind counts the same however many prompts it has. GenEval finds objects with a detector; here
+`judge.read` measures the image, and the kinds of tasks are the attributes.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from diffalign.data.world.scenes import ATTRIBUTES
 
 
 def is_caption(text: str) -> bool:
-    """Return whether `text` is a caption of the world's own grammar, word for word.
+    """Return whether `text` is exactly a caption of the embedded world.
 
     >>> is_caption("a red star at the left"), is_caption("a star red"), is_caption("at the left")
     (True, False, False)
@@ -31,25 +29,25 @@ def is_caption(text: str) -> bool:
 def checks(prompt: str, image: Image.Image) -> dict[str, bool]:
     """Return for each attribute that `prompt` names (size, color, shape, position, background) whether `image` shows it.
 
-    Each is checked by itself: a blue star fails `color` for "a red star" and passes `shape`. A picture without a shape passes none
-    but perhaps `background`. Nothing for a prompt that names nothing; the share that passes is the judge's adherence.
+    Each is checked separately: a blue star fails `color` for "a red star" and passes `shape`. An image without a shape can pass
+    `background` alone. The result is empty for a prompt that names no attribute; the share that passes is `judge.adherence`.
     """
     return matches(prompt, read(image))
 
 
-def shares(found: Sequence[dict[str, bool]]) -> dict[str, float]:
-    """Return what part of the pictures is right, of the `checks` of each, all in [0, 1].
+def shares(results: Sequence[dict[str, bool]]) -> dict[str, float]:
+    """Return the shares in [0, 1] of correct images, from the `checks` of each image.
 
-    `all`: pictures that show everything their prompt names (GenEval's correct pictures); then each attribute, among the pictures
-    whose prompt names it; `overall`: the mean over these attributes (GenEval's overall score, with attributes for its tasks).
-    Pictures whose prompt names nothing count nowhere; empty where that is all of them.
+    `all` is the share of images that show everything their prompt names; each attribute's share is among the images whose prompt names
+    it; `overall` is the mean over the attributes. Images whose prompt names nothing are not counted; without others the result is empty.
 
     >>> shares([{"shape": True, "color": False}, {"shape": True}, {}])
     {'all': 0.5, 'color': 0.0, 'shape': 1.0, 'overall': 0.5}
     """
-    named = [one for one in found if one]
-    if not named:
+    counted = [result for result in results if result]
+    if not counted:
         return {}
-    columns = {name: [one[name] for one in named if name in one] for name in ATTRIBUTES}
+    columns = {name: [result[name] for result in counted if name in result] for name in ATTRIBUTES}
     parts = {name: sum(column) / len(column) for name, column in columns.items() if column}
-    return {"all": sum(all(one.values()) for one in named) / len(named)} | parts | {"overall": sum(parts.values()) / len(parts)}
+    correct = sum(all(result.values()) for result in counted) / len(counted)
+    return {"all": correct} | parts | {"overall": sum(parts.values()) / len(parts)}

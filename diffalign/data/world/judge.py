@@ -1,4 +1,4 @@
-"""Reads a picture back into its attributes, by measurement alone: no network, and no knowledge of how it was made."""
+"""Reads the attributes of an image of the embedded world back from its pixels, by measurement alone, without a network."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from diffalign.data.world.captions import parse
 from diffalign.data.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZE, SIZES, draw
 
 GRID = 20  # side of the normalised matte that is compared with the templates
-LEAST_CONTRAST = 30.0  # below this distance (of 441) between shape and background there is no shape
-LEAST_OVERLAP = 0.62  # below this intersection over union the outline is none of the known shapes
+LEAST_CONTRAST = 30.0  # RGB distance (of 441 at most) between shape and background below which there is no shape
+LEAST_OVERLAP = 0.62  # intersection over union below which an outline is no shape of the world
 SIZE_BORDER = (SIZES["small"][1] + SIZES["large"][0]) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one picture shows. `attributes` lacks what cannot be told; the numbers are NaN without a shape."""
+    """What one image shows. If it shows no shape, the numbers of the shape are NaN."""
 
-    attributes: dict[str, str]
+    attributes: dict[str, str]  # {attribute: value}, without the attributes that cannot be recognised
     fill: np.ndarray  # (3,) RGB in 0..255
     ground: np.ndarray  # (3,) RGB in 0..255
-    center: tuple[float, float]  # pixels from the middle of a 64x64 picture
-    radius: float  # largest half-extent, pixels of a 64x64 picture
+    center: tuple[float, float]  # pixels from the middle of a 64x64 image
+    radius: float  # largest half-extent, pixels of a 64x64 image
     overlap: float  # intersection over union with the best template
 
 
@@ -43,7 +43,7 @@ def _normalised(matte: np.ndarray, center: np.ndarray, radius: float) -> np.ndar
 
 
 def _matte(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return fill, ground and the share (H, W) of fill in every pixel, or None where nothing stands out."""
+    """Return the RGB of fill and ground and the share (H, W) of fill in every pixel, or None if nothing stands out from the ground."""
     border = np.concatenate(
         [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]
     )
@@ -54,14 +54,14 @@ def _matte(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | No
         return None
     fill = np.median(pixels[distance > 0.75 * top], axis=0)
     axis = fill - ground
-    if axis @ axis < LEAST_CONTRAST**2:  # what stands out has no colour of its own, as in a gradient
+    if axis @ axis < LEAST_CONTRAST**2:  # the pixels that stand out have no common colour, as in a gradient
         return None
     matte = np.clip(((pixels - ground) @ axis) / (axis @ axis), 0.0, 1.0)
     return (fill, ground, matte) if matte.max() > 0.5 else None
 
 
 def _box(matte: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return centre (x, y) and largest half-extent of the biggest connected part, in pixels from the top left corner."""
+    """Return centre (x, y), from the top left corner, and largest half-extent of the biggest connected part, both in pixels."""
     labels, count = ndimage.label(matte > 0.5)  # pyright: ignore[reportGeneralTypeIssues]  # scipy has no types
     sizes = ndimage.sum_labels(np.ones_like(labels), labels, range(1, count + 1))
     part = labels == 1 + int(np.argmax(sizes))
@@ -87,17 +87,16 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
 
 
 def read(image: Image.Image) -> Reading:
-    """Return what `image` shows; any size, read at 64x64."""
+    """Return what `image` shows; an image of any size is read at 64x64."""
     rgb = image.convert("RGB")
     if rgb.size != (SIZE, SIZE):
         rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BOX)
     pixels = np.asarray(rgb, dtype=np.float64)
-    found = _matte(pixels)
-    if found is None:
-        ground = np.median(pixels.reshape(-1, 3), axis=0)
-        nowhere = float("nan")
-        return Reading({"background": _nearest(ground, BACKGROUNDS)}, np.full(3, nowhere), ground, (nowhere, nowhere), nowhere, 0.0)
-    fill, ground, matte = found
+    parts = _matte(pixels)
+    if parts is None:
+        ground, nan = np.median(pixels.reshape(-1, 3), axis=0), float("nan")
+        return Reading({"background": _nearest(ground, BACKGROUNDS)}, np.full(3, nan), ground, (nan, nan), nan, 0.0)
+    fill, ground, matte = parts
     corner, radius = _box(matte)
     templates, owners = _templates()
     crop = _normalised(matte, corner, radius)
@@ -117,16 +116,16 @@ def read(image: Image.Image) -> Reading:
 
 
 def matches(prompt: str, reading: Reading) -> dict[str, bool]:
-    """Return for each attribute named in `prompt` whether the picture shows it; each by itself, whatever the others are."""
+    """Return for each attribute named in `prompt` whether the image shows it, each independently of the others."""
     return {name: reading.attributes.get(name) == value for name, value in parse(prompt).items()}
 
 
 def adherence(prompt: str, reading: Reading) -> float:
-    """Return the share in [0, 1] of the attributes named in `prompt` that the picture shows; NaN if it names none."""
-    found = matches(prompt, reading).values()
-    return sum(found) / len(found) if found else float("nan")
+    """Return the share in [0, 1] of the attributes named in `prompt` that the image shows; NaN if it names none."""
+    shown = matches(prompt, reading).values()
+    return sum(shown) / len(shown) if shown else float("nan")
 
 
 def mean_adherence(prompts: Sequence[str], images: Sequence[Image.Image]) -> float:
-    """Return the mean adherence over pairs of prompt and picture; prompts that name nothing are passed over."""
+    """Return the mean adherence over pairs of prompt and image, without the prompts that name nothing."""
     return float(np.nanmean([adherence(p, read(i)) for p, i in zip(prompts, images, strict=True)]))

@@ -1,4 +1,4 @@
-"""Short prompts, fuller captions of the same scene, and how much of its meaning a short prompt keeps in a rewrite."""
+"""Short prompts, rewrites of them into fuller captions, and how much of a prompt's meaning a rewrite preserves."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def short_prompts(most: int = 2) -> list[str]:
-    """Return every caption that names a shape and at most so many other attributes, in a fixed order; 1168 for two.
+def short_prompts(max_attributes: int = 2) -> list[str]:
+    """Return every caption that names a shape and at most `max_attributes` others, in a fixed order; 1168 for two.
 
     >>> short_prompts(0)[:2], short_prompts(1)[8:10]
     (['a circle', 'a square'], ['a small circle', 'a large circle'])
     """
     prompts = []
-    for count in range(most + 1):
+    for count in range(max_attributes + 1):
         for names in itertools.combinations(OPTIONAL, count):
             values = itertools.product(SHAPES, *(ATTRIBUTES[name] for name in names))
             prompts += [caption(dict(zip(("shape", *names), chosen, strict=True))) for chosen in values]
     return prompts
 
 
-def kept(prompt: str, rewrite: str) -> dict[str, bool]:
+def preserved(prompt: str, rewrite: str) -> dict[str, bool]:
     """Return for each attribute that `prompt` names whether `rewrite` names it with the same value.
 
-    >>> kept("a red star at the left", "a large red star at the top")
+    >>> preserved("a red star at the left", "a large red star at the top")
     {'color': True, 'shape': True, 'position': False}
     """
     named = parse(rewrite)
@@ -37,31 +37,31 @@ def kept(prompt: str, rewrite: str) -> dict[str, bool]:
 
 
 def distance(prompt: str, rewrite: str) -> float:
-    """Return the share in [0, 1] of what `prompt` names that `rewrite` lost; 0 where it names nothing, so that nothing can be lost.
+    """Return the share in [0, 1] of the attributes of `prompt` that `rewrite` changes or drops; 0 if the prompt names none.
 
-    The place of one minus the cosine of sentence embeddings in Sem-DPO (2507.20133). Attributes that the rewrite adds cost nothing.
+    It stands in for the distance in Sem-DPO (2507.20133), 1 - cosine of sentence embeddings. Attributes that the rewrite adds do not count.
 
     >>> distance("a red star", "a large red star"), distance("a red star", "a blue star"), distance("hello", "a star")
     (0.0, 0.5, 0.0)
     """
-    same = kept(prompt, rewrite).values()
+    same = preserved(prompt, rewrite).values()
     return 1.0 - sum(same) / len(same) if same else 0.0
 
 
 def random_rewrite(prompt: str, rng: np.random.Generator, *, add: float = 0.7, drift: float = 0.2) -> str:
-    """Return a caption that names what `prompt` names and more; what it means drifts with chance `drift`.
+    """Return a caption that names the attributes of `prompt` and at least one more, if it leaves any open.
 
-    Each attribute left open is named with chance `add`, at least one in all, its value uniform. Where the meaning drifts, one of the
-    attributes that `prompt` names takes another value. Raises ValueError for a prompt that names no shape.
+    Each open attribute is named with probability `add`, its value uniform. With probability `drift`, one attribute of the prompt is
+    changed to another value. Raises ValueError for a prompt that names no shape.
     """
     named = parse(prompt)
     if "shape" not in named:
         raise ValueError(f"`{prompt}` names no shape, and a caption must")
-    open_ones = [name for name in OPTIONAL if name not in named]
-    added = [name for name in open_ones if rng.random() < add]
-    if open_ones and not added:
-        added = [str(rng.choice(open_ones))]
+    open_attributes = [name for name in OPTIONAL if name not in named]
+    added = [name for name in open_attributes if rng.random() < add]
+    if open_attributes and not added:
+        added = [str(rng.choice(open_attributes))]
     if rng.random() < drift:
-        moved = str(rng.choice(list(named)))
-        named[moved] = str(rng.choice([value for value in ATTRIBUTES[moved] if value != named[moved]]))
+        changed = str(rng.choice(list(named)))
+        named[changed] = str(rng.choice([value for value in ATTRIBUTES[changed] if value != named[changed]]))
     return caption(named | {name: str(rng.choice(ATTRIBUTES[name])) for name in added})

@@ -1,4 +1,4 @@
-"""Scenes of one shape, 64x64 RGB, drawn antialiased with jitter. A scene is five named attributes; everything else is chance."""
+"""Scenes: five named attributes of one shape on a background, drawn as antialiased 64x64 RGB images with random jitter."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The five attributes of one picture; each field holds one of the names in `ATTRIBUTES`."""
+    """The five attributes of one image; each field holds one of the values in `ATTRIBUTES`."""
 
     shape: str
     color: str
@@ -102,7 +102,7 @@ def all_scenes() -> list[Scene]:
 
 
 def withheld_scenes(share: float = 0.125) -> frozenset[Scene]:
-    """Return the combinations that no embedded model sees in training: a fixed pseudo-random `share` of all."""
+    """Return the combinations that no embedded model is trained on: a fixed pseudo-random `share` of all."""
     scenes = all_scenes()
     order = np.random.default_rng(64).permutation(len(scenes))
     return frozenset(scenes[i] for i in order[: round(share * len(scenes))])
@@ -119,7 +119,7 @@ def outline(shape: str, angle: float = 0.0) -> np.ndarray:
 def draw(
     shape: str, fill: tuple, ground: tuple, center: tuple[float, float], radius: float, angle: float, mode: str = "RGB"
 ) -> Image.Image:
-    """Return one antialiased shape; `center` and `radius` (largest half-extent) in pixels of the 64x64 result."""
+    """Return an image of one antialiased shape; `center` and `radius` (largest half-extent) are in pixels of the 64x64 image."""
     scale = SUPERSAMPLE
     image = Image.new(mode, (SIZE * scale, SIZE * scale), ground if mode == "RGB" else ground[0])
     pen = ImageDraw.Draw(image)
@@ -132,7 +132,7 @@ def draw(
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Return a fresh 64x64 drawing of `scene`; place, size, angle and both colours jitter within the attribute's name."""
+    """Return a 64x64 drawing of `scene`; place, size, angle and colours are random within the range of the attribute's value."""
     offset = np.array(POSITIONS[scene.position]) + rng.uniform(-1.5, 1.5, size=2)
     fill, ground = (
         tuple(int(v) for v in np.clip(np.array(base) + rng.normal(0.0, spread, size=3), 0, 255))
@@ -143,5 +143,5 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def random_scene(rng: np.random.Generator, **fixed: str) -> Scene:
-    """Return a scene with uniform attributes; `fixed` ones are kept."""
+    """Return a scene whose attributes are uniformly random, except those in `fixed`."""
     return Scene(**{name: fixed.get(name) or str(rng.choice(values)) for name, values in ATTRIBUTES.items()})

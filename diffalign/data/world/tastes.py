@@ -1,4 +1,4 @@
-"""Tastes: what somebody likes in a picture, as a score in [0, 1]; and simulated users, who vote by a mixture of tastes."""
+"""Tastes, which score what somebody may like in an image, in [0, 1], and simulated users, who vote by a mixture of tastes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Taste = Callable[[Reading], float]
 FAR = 12.0  # pixels between the middle and an off-centre shape
-# The attributes that a prompt must leave open for a taste to have a say.
+# The attributes that a prompt must leave open if images of it are to differ in a taste.
 OPEN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "warm": ("color",),
     "large": ("size",),
@@ -35,38 +35,38 @@ def _luminance(rgb: np.ndarray) -> float:
 
 
 def warm(r: Reading) -> float:
-    """Red and orange over blue and green: red minus blue of the shape."""
+    """Return a score that is high for red and orange shapes and low for blue and green ones: red minus blue, scaled."""
     return float(0.5 + (r.fill[0] - r.fill[2]) / 510.0)
 
 
 def large(r: Reading) -> float:
-    """Half-extent of the shape, from the smallest small one to the largest large one."""
+    """Return the half-extent of the shape: 0 for the smallest small one, 1 for the largest large one."""
     low, high = SIZES["small"][0], SIZES["large"][1]
     return (r.radius - low) / (high - low)
 
 
 def centred(r: Reading) -> float:
-    """One in the middle, zero where an off-centre shape sits."""
+    """Return 1 for a shape in the middle, 0 for one at an off-centre position."""
     return 1.0 - float(np.hypot(*r.center)) / FAR
 
 
 def bright_background(r: Reading) -> float:
-    """Luminance of the background."""
+    """Return the luminance of the background."""
     return _luminance(r.ground)
 
 
 def contrast(r: Reading) -> float:
-    """Distance in luminance between shape and background."""
+    """Return the difference in luminance between shape and background, scaled."""
     return abs(_luminance(r.fill) - _luminance(r.ground)) / 0.8
 
 
 def bright_shape(r: Reading) -> float:
-    """Luminance of the shape: yellow and cyan over blue and purple."""
+    """Return the luminance of the shape, which is high for yellow and cyan and low for blue and purple."""
     return _luminance(r.fill)
 
 
 def high(r: Reading) -> float:
-    """Shapes near the top of the picture."""
+    """Return a score that is high for shapes near the top of the image."""
     return 0.5 - r.center[1] / (2 * FAR)
 
 
@@ -82,7 +82,7 @@ TASTES: dict[str, Taste] = {
 
 
 def taste_score(name: str, image: Image.Image | Reading) -> float:
-    """Return the score in [0, 1] of a picture under taste `name`; a picture without a shape scores 0.
+    """Return the score in [0, 1] of an image under taste `name`; an image without a shape scores 0.
 
     Raises ConfigError if there is no such taste.
     """
@@ -96,7 +96,7 @@ def taste_score(name: str, image: Image.Image | Reading) -> float:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A simulated person: utility = sum of weight x taste; votes by Bradley-Terry at `temperature` (0 = never errs)."""
+    """A simulated person, who votes by Bradley-Terry on the utility, the weighted sum of tastes; at `temperature` 0 without error."""
 
     weights: Mapping[str, float]
     temperature: float = 0.0
@@ -107,19 +107,19 @@ class User:
         return sum(weight * taste_score(name, reading) for name, weight in self.weights.items())
 
     def prob(self, first: Image.Image | Reading, second: Image.Image | Reading) -> float:
-        """Return the chance in [0, 1] that this user prefers `first` (Bradley and Terry, 1952); 0.5 for equal utility."""
+        """Return the probability that this user prefers `first` to `second` (Bradley and Terry, 1952); 0.5 for equal utility."""
         gap = self.utility(first) - self.utility(second)
         if self.temperature == 0.0:
             return 0.5 * (1.0 + float(np.sign(gap)))
         return float(expit(gap / self.temperature))
 
     def vote(self, first: Image.Image | Reading, second: Image.Image | Reading, rng: np.random.Generator) -> float:
-        """Return a drawn label: 1.0 for `first`, 0.0 for `second`, 0.5 for an exact tie."""
-        chance = self.prob(first, second)
-        return 0.5 if chance == 0.5 else float(rng.random() < chance)
+        """Return a random label: 1.0 for `first`, 0.0 for `second`, 0.5 for an exact tie."""
+        prob = self.prob(first, second)
+        return 0.5 if prob == 0.5 else float(rng.random() < prob)
 
 
 def random_user(rng: np.random.Generator, temperature: float = 0.05) -> User:
-    """Return a user with a random direction over all tastes; weights sum to one in absolute value and may be negative."""
+    """Return a user with random weights of all tastes; they may be negative, and their absolute values sum to one."""
     draw = rng.normal(size=len(TASTES))
     return User(dict(zip(TASTES, draw / np.abs(draw).sum(), strict=True)), temperature)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffalign.core.types import Batch, Scores
-from diffalign.data.pixels import centred
+from diffalign.data.pixels import center_crop
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.reference import AdapterOff
@@ -64,7 +64,7 @@ def _batches(model: Backbone, choices: Sequence[Choice]) -> Iterator[Batch]:
     empty = model.encode_prompt([""])
     for start in range(0, len(choices), size):
         part = choices[start : start + size]
-        pixels = torch.stack([centred(image, model.resolution) for c in part for image in (c.preferred, c.dispreferred)])
+        pixels = torch.stack([center_crop(image, model.resolution) for c in part for image in (c.preferred, c.dispreferred)])
         latents = model.encode_image(pixels, torch.zeros(len(pixels), *shape))
         condition = model.encode_prompt([choice.prompt for choice in part])
         yield Batch(latents.unflatten(0, (len(part), 2)), condition, empty, torch.ones(len(part))).to(device)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffalign.core.errors import ConfigError
 from diffalign.data.table import is_table
-from diffalign.data.users import names_of
+from diffalign.data.users import user_names
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import equip, settings
@@ -79,7 +79,7 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
 def _users(config: TrainConfig, recipe: Recipe) -> tuple[str, ...]:
     """Return the users of the training. Raises ConfigError where their number decides how much is trained, and there is no table yet."""
     if is_table(config.dataset_name):
-        return names_of(open_dataset(config, recipe))
+        return user_names(open_dataset(config, recipe))
     if recipe.users is not None and recipe.users.name in ("mixture", "one_hot"):
         raise ConfigError(
             f"`user_encoder` {recipe.users.spec} has a row for each user, and {config.dataset_name} is no table yet; import it first"

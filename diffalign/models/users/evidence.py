@@ -46,7 +46,7 @@ class ChoicesEvidence:
         self.bank = Bank(folder, "features", int(self.first[-1]), (features.width,), "float32")
         self.sizes = Sizes(users.names, features.width, source=features.source)
         self._fill(features)
-        _warn(users.alone(), len(view))
+        _warn(users.without_evidence(), len(view))
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the evidence of one record, up to `max_shots` pairs, and "user_query" (2, F), the record's own.
@@ -61,7 +61,7 @@ class ChoicesEvidence:
         return self._drawn(position, int(np.exp(rng.random() * np.log(min(self.shots, FEW) + 1.0))), rng)
 
     def _drawn(self, position: int, most: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        others = self.users.others(position)
+        others = self.users.evidence_positions(position)
         count = min(len(others), most)
         seen = self.read([position, *rng.choice(others, count, replace=False).tolist()])
         known, mask = torch.zeros(self.shots, *seen.shape[1:]), torch.zeros(self.shots)
@@ -110,7 +110,7 @@ class StatesEvidence:
 
     def _others(self, position: int) -> list[Tensor]:
         own = self.chunks[self.users.owner[position]]
-        return [states for chunk, states in own if not self.users.tell_of(position, chunk).any()]
+        return [states for chunk, states in own if not self.users.overlaps(position, chunk).any()]
 
 
 def _warn(alone: int, records: int) -> None:

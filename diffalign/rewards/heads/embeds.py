@@ -14,7 +14,7 @@ from transformers import CLIPModel
 
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.cache import fingerprint
-from diffalign.data.pixels import centred
+from diffalign.data.pixels import center_crop
 from diffalign.models.clip import Clip, load_tokenizer
 from diffalign.models.features import OPEN_CLIP, ClipFeatures
 from diffalign.rewards.heads.settings import PIXELS
@@ -57,7 +57,7 @@ class PixelEmbeds:
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return (N, 256)."""
-        pixels = torch.stack([centred(image, SIDE) for image in images])
+        pixels = torch.stack([center_crop(image, SIDE) for image in images])
         border = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[:, :, :, 0], pixels[:, :, :, -1]], dim=2)
         apart = (pixels - border.median(dim=2).values[:, :, None, None]).abs().mean(dim=1, keepdim=True)
         return F.adaptive_avg_pool2d(torch.cat([pixels, apart], dim=1), GRID).flatten(1)

@@ -7,7 +7,7 @@ import pytest
 
 from diffalign.data.world.captions import parse
 from diffalign.data.world.checks import is_caption
-from diffalign.data.world.rewrites import distance, kept, random_rewrite, short_prompts
+from diffalign.data.world.rewrites import distance, preserved, random_rewrite, short_prompts
 
 
 def test_short_prompts_are_all_captions_with_at_most_two_attributes_besides_the_shape():
@@ -19,7 +19,7 @@ def test_short_prompts_are_all_captions_with_at_most_two_attributes_besides_the_
 
 
 def test_a_rewrite_that_only_adds_keeps_everything():
-    assert kept("a red circle", "a large red circle at the top on a white background") == {"color": True, "shape": True}
+    assert preserved("a red circle", "a large red circle at the top on a white background") == {"color": True, "shape": True}
     assert distance("a red circle", "a large red circle at the top on a white background") == 0.0
 
 
@@ -32,7 +32,7 @@ def test_what_is_changed_and_what_is_left_out_is_lost_alike():
 
 
 def test_a_prompt_outside_the_world_has_nothing_to_lose():
-    assert kept("hello", "a star") == {}
+    assert preserved("hello", "a star") == {}
     assert distance("hello", "a star") == 0.0
 
 
@@ -52,7 +52,7 @@ def test_a_random_rewrite_without_drift_names_more_and_loses_nothing():
 
 def test_a_random_rewrite_drifts_in_one_attribute_as_often_as_told():
     rng = np.random.default_rng(0)
-    lost = [list(kept("a red star", random_rewrite("a red star", rng, drift=0.2)).values()).count(False) for _ in range(2000)]
+    lost = [list(preserved("a red star", random_rewrite("a red star", rng, drift=0.2)).values()).count(False) for _ in range(2000)]
     assert set(lost) == {0, 1}
     # four standard deviations: 4 * sqrt(0.2 * 0.8 / 2000) = 0.036
     assert np.mean(lost) == pytest.approx(0.2, abs=0.036)

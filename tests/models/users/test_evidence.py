@@ -84,7 +84,7 @@ def test_the_evidence_is_features_of_other_rows_preferred_first(view, tmp_path):
     assert evidence.sizes == Sizes(("ann", "bob"), 2, source="the numbers")
     known = {position: places(view, position) for position in range(len(view))}
     for position in (0, len(view) - 1):
-        others = [known[other] for other in users.others(position).tolist()]
+        others = [known[other] for other in users.evidence_positions(position).tolist()]
         row = {number for other, entry in enumerate(view.entries) if entry.row == view.entries[position].row for number in known[other]}
         for drawn in draws(evidence, position):
             assert drawn.keys() == {"user", "user_mask", "user_query"}
