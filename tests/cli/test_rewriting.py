@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,13 +77,21 @@ def test_the_attributes_lost_are_the_distance_of_meaning():
 
 
 def test_a_gain_is_the_mean_of_paired_differences_with_an_interval_about_it():
-    before = [0.1, 0.4, 0.2, 0.3]
-    # differences 0.4, 0.0, 0.2, 0.2: mean 0.2
-    found = gain(before, [0.5, 0.4, 0.4, 0.5])
-    assert found.mean == pytest.approx(0.2)
-    assert 0.0 <= found.low < 0.2 < found.high <= 0.4
+    before = [0.1, 0.4, 0.2, 0.3, 0.2]
+    # differences 0.4, 0.0, 0.2, 0.2, 0.2: mean 0.2
+    gained = gain(before, [0.5, 0.4, 0.4, 0.5, 0.4])
+    assert gained.mean == pytest.approx(0.2)
+    assert 0.0 <= gained.low < 0.2 < gained.high <= 0.4
 
 
 def test_a_gain_that_is_the_same_everywhere_has_no_spread():
-    assert gain([0.0, 0.5], [0.25, 0.75]) == gain([0.5, 0.0], [0.75, 0.25])
-    assert (gain([0.0, 0.5], [0.25, 0.75]).low, gain([0.0, 0.5], [0.25, 0.75]).high) == (0.25, 0.25)
+    before = [0.0, 0.125, 0.25, 0.5, 0.625]
+    same = gain(before, [score + 0.25 for score in before])
+    assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
+
+
+def test_of_fewer_than_five_prompts_no_interval_is_given():
+    few = gain([0.0, 0.5], [0.25, 0.75])
+    assert few.mean == 0.25
+    assert math.isnan(few.low)
+    assert math.isnan(few.high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from functools import partial
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ def painted(pipe, prompts, seeds, **told):
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     monkeypatch.setattr(drawing, "draw", painted)
-    monkeypatch.setattr(drawing.gc, "collect", lambda: None)  # it takes a second, and nothing large is loaded
+    monkeypatch.setattr(gc, "collect", lambda: None)  # it takes a second, and nothing large is loaded
     monkeypatch.setattr(entries, "base_of", lambda folder, **options: SimpleNamespace(to=lambda device: "tiny-sd"))
     monkeypatch.setattr(entries, "load_pipeline", lambda path, **options: SimpleNamespace(to=lambda device: "plain"))
     monkeypatch.setattr(entries, "load", lambda path, **options: str(path).rpartition("/")[2])
