@@ -17,6 +17,7 @@ from diffalign.data.readers.pickapic import PICKAPIC
 from diffalign.data.readers.prompts import PROMPTS
 from diffalign.data.readers.trl import TRL
 from diffalign.data.readers.ultrafeedback import ULTRAFEEDBACK
+from diffalign.data.readers.votes import VOTES
 
 READERS: dict[str, Reader] = {
     "columns": COLUMNS,
@@ -33,6 +34,7 @@ READERS: dict[str, Reader] = {
     "prompts": PROMPTS,
     "trl": TRL,
     "ultrafeedback": ULTRAFEEDBACK,
+    "votes": VOTES,
 }
 
 __all__ = ["READERS", "Reader", "Row", "open_rows", "read"]

@@ -1,0 +1,359 @@
+"""Votes on pictures, in one SQLite file with a folder of pictures beside it: who was shown what, and what they answered.
+
+The store gives every question that it asks an id, and of all answers to an id the first counts: a double click, a retry or a second tab
+is one vote. A vote is one short transaction, and on the disk before it is confirmed. Nothing is overwritten: an undone vote is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import random
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from diffalign.core.errors import RecordError, TableError
+from diffalign.core.files import atomic_file
+from diffalign.data import store_schema as sql
+from diffalign.data.records import Candidate, Record, decode_image
+
+SUFFIXES = (".db", ".sqlite", ".sqlite3")
+# The chance that the picture on the left is preferred, by answer; a skipped question says nothing.
+PROBABILITIES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
+ANSWERS = (*PROBABILITIES, "skip")
+RANKING = "ranking"
+NO_SEED = -1
+BUSY_SECONDS = 10.0  # how long a writer waits for another one
+CANDIDATES = 64  # open pairs that a chooser sees at once
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPicture:
+    """A picture of a question: its file, and what drew it (hidden from voters until they have answered)."""
+
+    id: int
+    file: Path
+    model: str
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Pictures of one prompt that a user is asked to compare; the first one stands on the left."""
+
+    id: str
+    user: str
+    prompt: str
+    pictures: tuple[ShownPicture, ...]
+    repeats: str | None = None  # id of an earlier question with the same pictures, the other way round
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """The answer to a question: a word of `ANSWERS`, or "ranking" with the rank of each picture, 1 = best."""
+
+    question: str
+    answer: str
+    ranks: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+    second_answer: str = ""
+    at: float = 0.0  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPair:
+    """Two pictures that a user has not compared yet."""
+
+    id: int
+    prompt: str
+    first: ShownPicture
+    second: ShownPicture
+
+
+Choose = Callable[[Sequence[OpenPair]], int]  # returns the index of the pair to ask next
+
+
+class VoteStore:
+    """A vote store, made if there is none at `path`. One object serves all threads of a process; several processes may open a file.
+
+    Raises TableError for a file that is no vote store or of a newer version.
+
+    Example:
+        >>> with VoteStore("votes.db") as store:  # doctest: +SKIP
+        ...     store.add_pictures("a red star", [left, right], model="tiny-sd", seeds=[0, 1])
+        ...     (question,) = store.questions("ada")
+        ...     store.vote(question.id, "ada", "left")
+    """
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self.folder = self.path.with_name(f"{self.path.name}.pictures")
+        if read_only and not self.path.is_file():
+            raise TableError(f"{self.path}: there is no such vote store")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        address = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        self._lock = threading.RLock()
+        self._database = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            version = sql.version_of(self._database, self.path)
+            if read_only and version == 0:
+                raise TableError(f"{self.path}: an empty file; expected a vote store")
+            if not read_only:
+                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    self._database.execute(f"PRAGMA {pragma}")
+                sql.migrate(self._database, self.path)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    def __enter__(self) -> VoteStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """Give the database in a transaction that is on the disk at the end, or undone on an error."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")  # a later lock could fail where another process has written meanwhile
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+
+    def _rows(self, statement: str, *values: object) -> list[tuple]:
+        with self._lock:
+            return self._database.execute(statement, values).fetchall()
+
+    def _user(self, name: str) -> int:
+        """Return the number of a user, who is added if new."""
+        rows = self._rows("SELECT id FROM users WHERE name = ?", name)
+        if not rows:
+            self._database.execute("INSERT OR IGNORE INTO users (name, created) VALUES (?, ?)", (name, time.time()))
+            rows = self._rows("SELECT id FROM users WHERE name = ?", name)
+        return rows[0][0]
+
+    # Pictures
+
+    def add_pictures(self, prompt: str, images: Sequence[bytes], *, model: str = "", seeds: Sequence[int] | None = None) -> int:
+        """Add encoded pictures of a prompt, and every pair of them with each other and with those that were there; return how many are new.
+
+        Raises RecordError for a picture that does not decode.
+        """
+        files = [self._keep(image, f"{self.path}, picture {n} of {prompt!r}") for n, image in enumerate(images)]
+        with self._write() as database:
+            database.execute("INSERT OR IGNORE INTO prompts (text) VALUES (?)", (prompt,))
+            ((number,),) = database.execute("SELECT id FROM prompts WHERE text = ?", (prompt,)).fetchall()
+            new = 0
+            for file, seed in zip(files, seeds or [NO_SEED] * len(files), strict=True):
+                row = (number, file, model, seed, time.time())
+                added = database.execute("INSERT OR IGNORE INTO pictures (prompt, file, model, seed, added) VALUES (?, ?, ?, ?, ?)", row)
+                if added.rowcount:
+                    new += 1
+                    database.execute(sql.PAIR_WITH_EARLIER, (added.lastrowid, number, file))
+        return new
+
+    def add_records(self, records: Iterable[Record]) -> int:
+        """Add the pictures of a dataset's records as pairs to vote on, without its own labels; return how many are new."""
+        new = 0
+        for record in records:
+            if record.kind != "image":
+                raise RecordError(f"{record.source}: found {record.kind}s; expected pictures to vote on")
+            for candidate in record.candidates:
+                assert candidate.image is not None  # of a record of images
+                new += self.add_pictures(candidate.prompt or record.prompt, [candidate.image], model=candidate.model or "")
+        return new
+
+    def _keep(self, image: bytes, where: str) -> str:
+        """Write a picture under its hash, unless it is there, and return the name of its file inside the folder."""
+        decode_image(image, where)
+        kind = (Image.open(io.BytesIO(image)).format or "png").lower()
+        digest = hashlib.sha256(image).hexdigest()
+        name = f"{digest[:2]}/{digest}.{kind}"
+        if not (self.folder / name).exists():
+            with atomic_file(self.folder / name) as file:
+                file.write_bytes(image)
+        return name
+
+    # Questions and votes
+
+    def questions(
+        self, user: str, count: int = 1, *, choose: Choose | None = None, repeats: float = 0.0, rng: random.Random | None = None
+    ) -> list[Question]:
+        """Return the next questions of a user: those that are still unanswered, then new ones; fewer than `count` where no pair is left.
+
+        Args:
+            user: name of the voter, added if new.
+            count: how many, so that a page can load the next pictures while one looks at these.
+            choose: picks one of up to 64 open pairs that were shown least; the first, which is random among equals, if None.
+            repeats: share in [0, 1] of questions that repeat an earlier one with the sides exchanged, to measure consistency.
+            rng: of the sides, repeats and order.
+        """
+        rng = rng or random.Random()  # noqa: S311, decides what is shown and protects nothing
+        with self._write() as database:
+            voter = self._user(user)
+            waiting = [name for (name,) in database.execute(sql.UNANSWERED, (voter, count))]
+            while len(waiting) < count:
+                again = self._earlier(voter) if repeats and rng.random() < repeats else None
+                asked = self._ask_again(voter, again) if again else self._ask(voter, choose, rng)
+                if asked is None:
+                    break
+                waiting.append(asked)
+        return [self.question(name) for name in waiting]
+
+    def _ask(self, voter: int, choose: Choose | None, rng: random.Random) -> str | None:
+        """Ask about a pair that the user has not compared yet, one of those that were shown least; None if there is none."""
+        rows = self._rows(sql.OPEN_PAIRS, voter, CANDIDATES)
+        if not rows:
+            return None
+        rng.shuffle(rows)
+        rows.sort(key=lambda row: row[-2:])  # stable, so that equals stay in random order
+        pairs = [OpenPair(row[0], row[1], self._picture(*row[2:6]), self._picture(*row[6:10])) for row in rows]
+        pair = pairs[choose(pairs) if choose else 0]
+        sides = [pair.first.id, pair.second.id]
+        rng.shuffle(sides)
+        return self._show(voter, pair.prompt, pair.id, sides)
+
+    def _earlier(self, voter: int) -> str | None:
+        """Return a question that the user decided a while ago, and that was not repeated yet."""
+        rows = self._rows(sql.REPEATABLE, voter)
+        return rows[0][0] if rows else None
+
+    def _ask_again(self, voter: int, earlier: str) -> str:
+        question = self.question(earlier)
+        ((pair,),) = self._rows("SELECT pair FROM shown WHERE id = ?", earlier)
+        return self._show(voter, question.prompt, pair, [picture.id for picture in reversed(question.pictures)], earlier)
+
+    def _show(self, voter: int, prompt: str, pair: int | None, pictures: Sequence[int], repeats: str | None = None) -> str:
+        name = uuid.uuid4().hex
+        self._database.execute(sql.SHOW, (name, voter, prompt, pair, repeats, time.time()))
+        rows = [(name, position, picture) for position, picture in enumerate(pictures)]
+        self._database.executemany("INSERT INTO shown_pictures VALUES (?, ?, ?)", rows)
+        self._database.execute("UPDATE pairs SET times_shown = times_shown + 1 WHERE id = ?", (pair,))
+        return name
+
+    def question(self, name: str) -> Question:
+        """Return a question by its id. Raises RecordError if there is none."""
+        rows = self._rows(sql.QUESTION, name)
+        if not rows:
+            raise RecordError(f"{self.path}: there is no question `{name[:40]}`")
+        user, prompt, repeats = rows[0]
+        pictures = tuple(self._picture(*row) for row in self._rows(sql.PICTURES_OF, name))
+        return Question(name, user, prompt, pictures, repeats)
+
+    def _picture(self, number: int, file: str, model: str, seed: int) -> ShownPicture:
+        return ShownPicture(number, self.folder / file, model, None if seed == NO_SEED else seed)
+
+    def vote(
+        self, question: str, user: str, answer: str, *, ranks: Sequence[int] = (), reasons: Sequence[str] = (), second_answer: str = ""
+    ) -> Vote:
+        """Record a user's answer and return the vote that counts: this one, or the first if the question was answered before.
+
+        Raises RecordError for a question that was not put to this user, or for an answer that does not fit it.
+        """
+        asked = self.question(question)
+        if asked.user != user:
+            raise RecordError(f"{self.path}: the question `{question}` was not put to {user!r}")
+        self._check(asked, answer, ranks)
+        with self._write() as database:
+            row = (question, self._user(user), answer, json.dumps(list(ranks)), json.dumps(list(reasons)), second_answer, time.time())
+            database.execute(sql.VOTE, row)
+        (vote,) = self._votes(question=question)
+        return vote
+
+    def _check(self, asked: Question, answer: str, ranks: Sequence[int]) -> None:
+        if answer == RANKING:
+            if len(ranks) != len(asked.pictures) or not all(1 <= rank <= len(ranks) for rank in ranks):
+                raise RecordError(f"{self.path}: the ranks are {list(ranks)}; expected one from 1 to {len(asked.pictures)} a picture")
+        elif answer not in ANSWERS or ranks or (len(asked.pictures) != 2 and answer != "skip"):
+            raise RecordError(f"{self.path}: the answer is {answer!r}; expected {', '.join(ANSWERS)}, or {RANKING} with ranks")
+
+    def undo(self, user: str) -> Question | None:
+        """Withdraw the user's last vote and return its question, which is asked again next; None if there is none."""
+        with self._write() as database:
+            row = database.execute(sql.LAST_VOTE, (self._user(user),)).fetchone()
+            if row is None:
+                return None
+            database.execute("UPDATE votes SET withdrawn = ? WHERE id = ?", (time.time(), row[0]))
+        return self.question(row[1])
+
+    def correct(self, question: str, editor: str, answer: str | None) -> None:
+        """Put an owner's answer in the place of the vote that counts, or none; the voter's own one is kept as withdrawn."""
+        if answer is not None:
+            self._check(self.question(question), answer, ())
+        with self._write() as database:
+            database.execute("UPDATE votes SET withdrawn = ? WHERE shown = ? AND withdrawn IS NULL", (time.time(), question))
+            if answer is not None:
+                database.execute(sql.VOTE, (question, self._user(editor), answer, "[]", "[]", "", time.time()))
+
+    # What was voted
+
+    def votes(self, user: str | None = None) -> list[Vote]:
+        """Return the votes that count, of one user or of all, in the order in which they were given."""
+        return self._votes(user)
+
+    def _votes(self, user: str | None = None, question: str | None = None) -> list[Vote]:
+        votes = []
+        for name, answer, ranks, reasons, second_answer, at in self._rows(sql.VOTES, user, question):
+            votes.append(Vote(name, answer, tuple(json.loads(ranks)), tuple(json.loads(reasons)), second_answer, at))
+        return votes
+
+    def users(self) -> list[str]:
+        """Return the names of all who were asked something."""
+        return [name for (name,) in self._rows("SELECT name FROM users ORDER BY id")]
+
+    def consistency(self, user: str) -> tuple[int, int]:
+        """Return how many repeated questions a user answered with the same picture, and how many were decided both times."""
+        answers = {vote.question: vote.answer for vote in self.votes(user) if vote.answer in ("left", "right")}
+        repeats = [(name, earlier) for name, earlier in self._rows(sql.REPEATS, user) if name in answers and earlier in answers]
+        return sum(answers[name] != answers[earlier] for name, earlier in repeats), len(repeats)
+
+    def records(self) -> Iterator[Record]:
+        """Yield a record for every vote that counts and is not skipped: the picture on the left first, ranked if the vote is a ranking."""
+        for vote in self.votes():
+            if vote.answer != "skip":
+                yield self._record(vote)
+
+    def _record(self, vote: Vote) -> Record:
+        question = self.question(vote.question)
+        ranks = vote.ranks or (None,) * len(question.pictures)
+        candidates = tuple(
+            Candidate(image=self._read(picture.file), model=picture.model or None, uid=picture.file.stem, rank=rank)
+            for picture, rank in zip(question.pictures, ranks, strict=True)
+        )
+        meta = {"answer": vote.answer, "reasons": ", ".join(vote.reasons), "second_answer": vote.second_answer}
+        meta |= {"repeats": question.repeats or "", "voted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(vote.at))}
+        return Record(
+            question.id,
+            question.prompt,
+            candidates,
+            PROBABILITIES.get(vote.answer),
+            user=question.user,
+            source=f"{self.path} vote {question.id}",
+            meta={name: value for name, value in meta.items() if value},
+        )
+
+    def _read(self, file: Path) -> bytes:
+        try:
+            return file.read_bytes()
+        except FileNotFoundError as error:
+            raise RecordError(
+                f"{self.path}: the picture {file} is gone; copy the folder {self.folder.name} together with the store"
+            ) from error

@@ -1,0 +1,101 @@
+"""The tables of a vote store, as steps from each version of the schema to the next, and what is asked of them.
+
+A store's version is SQLite's `user_version`. A step is never changed once it is released; what changes is a further step.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from diffalign.core.errors import TableError
+
+# Every statement of a step, in order; the number of steps is the newest version.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL)",
+        "CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE)",
+        # A picture is a file of the folder beside the store, named by its hash; a model drew it from a seed, as far as that is known.
+        """CREATE TABLE pictures (
+            id INTEGER PRIMARY KEY, prompt INTEGER NOT NULL REFERENCES prompts, file TEXT NOT NULL,
+            model TEXT NOT NULL, seed INTEGER NOT NULL, added REAL NOT NULL, UNIQUE (prompt, file, model, seed))""",
+        # Two pictures of one prompt that can be compared, and how often they were.
+        """CREATE TABLE pairs (
+            id INTEGER PRIMARY KEY, prompt INTEGER NOT NULL REFERENCES prompts,
+            first INTEGER NOT NULL REFERENCES pictures, second INTEGER NOT NULL REFERENCES pictures,
+            times_shown INTEGER NOT NULL DEFAULT 0, UNIQUE (first, second))""",
+        # What a user was asked: the pictures lie in `shown_pictures`, position 0 on the left. `pair` is NULL for a ranking.
+        """CREATE TABLE shown (
+            id TEXT PRIMARY KEY, user INTEGER NOT NULL REFERENCES users, prompt INTEGER NOT NULL REFERENCES prompts,
+            pair INTEGER REFERENCES pairs, repeats TEXT REFERENCES shown, at REAL NOT NULL)""",
+        """CREATE TABLE shown_pictures (
+            shown TEXT NOT NULL REFERENCES shown, position INTEGER NOT NULL, picture INTEGER NOT NULL REFERENCES pictures,
+            PRIMARY KEY (shown, position))""",
+        # Answers are never changed or removed: one that no longer counts has the time of its withdrawal.
+        """CREATE TABLE votes (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, shown TEXT NOT NULL REFERENCES shown, voter INTEGER NOT NULL REFERENCES users,
+            answer TEXT NOT NULL, ranks TEXT NOT NULL, reasons TEXT NOT NULL, second_answer TEXT NOT NULL,
+            at REAL NOT NULL, withdrawn REAL)""",
+        "CREATE UNIQUE INDEX one_vote_counts ON votes (shown) WHERE withdrawn IS NULL",
+        "CREATE INDEX shown_to ON shown (user, pair)",
+        "CREATE INDEX shown_of ON shown (user, prompt)",
+        "CREATE INDEX pictures_of ON pictures (prompt)",
+    ),
+)
+
+
+def migrate(database: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables to the newest version, each step in a transaction. Raises TableError for a store of a newer diffalign."""
+    version = version_of(database, path)
+    for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
+        database.execute("BEGIN IMMEDIATE")
+        if version_of(database, path) < number:  # another process may have made the step meanwhile
+            for statement in step:
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {number}")
+        database.execute("COMMIT")
+
+
+def version_of(database: sqlite3.Connection, path: Path) -> int:
+    """Return the version of a store's tables. Raises TableError for a file that is no vote store, or of a newer version."""
+    try:
+        version = int(database.execute("PRAGMA user_version").fetchone()[0])
+        names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        raise TableError(f"{path}: no vote store ({error}); expected a file that `diffalign app` made") from error
+    if version > len(MIGRATIONS):
+        raise TableError(f"{path}: a vote store of version {version}; this diffalign reads up to {len(MIGRATIONS)}, a newer one reads it")
+    if (version == 0 and names) or (version > 0 and "shown" not in names):
+        raise TableError(f"{path}: a SQLite file with other tables ({', '.join(sorted(names)[:5])}); expected a vote store")
+    return version
+
+
+# Two pictures of a prompt with the same pixels are no pair.
+PAIR_WITH_EARLIER = """INSERT INTO pairs (prompt, first, second)
+    SELECT prompt, id, ?1 FROM pictures WHERE prompt = ?2 AND id < ?1 AND file <> ?3"""
+UNANSWERED = """SELECT id FROM shown WHERE user = ?
+    AND NOT EXISTS (SELECT 1 FROM votes WHERE votes.shown = shown.id AND withdrawn IS NULL) ORDER BY at, rowid LIMIT ?"""
+# Pairs that a user was not shown: those of the prompts that this user saw least come first, then those that all users saw least.
+OPEN_PAIRS = """SELECT pairs.id, prompts.text, a.id, a.file, a.model, a.seed, b.id, b.file, b.model, b.seed,
+        (SELECT COUNT(*) FROM shown WHERE shown.user = ?1 AND shown.prompt = pairs.prompt) AS of_prompt, times_shown
+    FROM pairs JOIN prompts ON prompts.id = pairs.prompt JOIN pictures a ON a.id = first JOIN pictures b ON b.id = second
+    WHERE NOT EXISTS (SELECT 1 FROM shown WHERE shown.user = ?1 AND shown.pair = pairs.id)
+    ORDER BY of_prompt, times_shown, RANDOM() LIMIT ?2"""
+# A decided question of a user with at least five later ones, that was not repeated and is no repeat itself.
+REPEATABLE = """SELECT shown.id FROM shown JOIN votes ON votes.shown = shown.id AND withdrawn IS NULL
+    WHERE shown.user = ? AND pair IS NOT NULL AND repeats IS NULL AND answer IN ('left', 'right')
+    AND NOT EXISTS (SELECT 1 FROM shown again WHERE again.repeats = shown.id)
+    AND (SELECT COUNT(*) FROM shown later WHERE later.user = shown.user AND later.rowid > shown.rowid) >= 5
+    ORDER BY RANDOM() LIMIT 1"""
+REPEATS = "SELECT shown.id, repeats FROM shown JOIN users ON users.id = user WHERE repeats IS NOT NULL AND users.name = ?"
+SHOW = "INSERT INTO shown VALUES (?, ?, (SELECT id FROM prompts WHERE text = ?), ?, ?, ?)"
+QUESTION = """SELECT users.name, prompts.text, repeats FROM shown JOIN users ON users.id = user JOIN prompts ON prompts.id = prompt
+    WHERE shown.id = ?"""
+PICTURES_OF = """SELECT pictures.id, file, model, seed FROM shown_pictures JOIN pictures ON pictures.id = picture
+    WHERE shown = ? ORDER BY position"""
+VOTE = """INSERT INTO votes (shown, voter, answer, ranks, reasons, second_answer, at) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO NOTHING"""
+LAST_VOTE = "SELECT id, shown FROM votes WHERE voter = ? AND withdrawn IS NULL ORDER BY id DESC LIMIT 1"
+VOTES = """SELECT shown.id, answer, ranks, reasons, second_answer, votes.at FROM votes JOIN shown ON shown.id = votes.shown
+    JOIN users ON users.id = shown.user WHERE withdrawn IS NULL AND (users.name = ?1 OR ?1 IS NULL) AND (shown.id = ?2 OR ?2 IS NULL)
+    ORDER BY votes.id"""
