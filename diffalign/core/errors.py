@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+MOST_LISTED, MOST_COMPARED, LONGEST = 30, 10_000, 300  # names in a message, names that a misspelt one is compared with, characters of one
+
 
 class DiffalignError(Exception):
     """Base of every error this package raises on purpose; `status` is the exit status that the command line gives it."""
@@ -40,18 +42,34 @@ class TrainingError(DiffalignError):
     """Training cannot go on: too many bad steps, or nothing to train on."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown `name`: the nearest known one, or all of them where none is near.
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a hint for a `name` that is none of `names`: the nearest of them, or all where none is near.
 
     >>> did_you_mean("ddpo", ["dpo", "ipo"]), did_you_mean("x", ["dpo", "ipo"])
     (' Did you mean `dpo`?', ' Known: dpo, ipo.')
     """
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}."
+    names = sorted(names)
+    near = get_close_matches(name[:LONGEST], names[:MOST_COMPARED], n=1, cutoff=0.6)
+    return f" Did you mean `{near[0]}`?" if near else f" Known: {listed(names)}."
 
 
-def known(name: str, value: str, table: Iterable[str]) -> None:
+def listed(names: Iterable[str]) -> str:
+    """Return names with commas between them, no more than an error can show.
+
+    >>> listed(map(str, range(200_000)))[-25:]
+    '28, 29 and 199,970 others'
+    """
+    names = list(names)
+    shown = ", ".join(shortened(name) for name in names[:MOST_LISTED])
+    return shown if len(names) <= MOST_LISTED else f"{shown} and {len(names) - MOST_LISTED:,} others"
+
+
+def shortened(text: str) -> str:
+    """Return a text as it is, or the beginning of a long one."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def check_name(key: str, value: str, table: Iterable[str]) -> None:
     """Raise ConfigError for the value of a key that is not in `table`, with the nearest that is."""
     if value not in table:
-        raise ConfigError(f"`{name}` is {value!r}.{did_you_mean(value, table)}")
+        raise ConfigError(f"`{key}` is {shortened(value)!r}.{did_you_mean(value, table)}")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.files import atomic_file, plain, write
 from diffalign.core.keys import check_ranges, keys_for
 from diffalign.core.processes import process_state
@@ -35,7 +35,6 @@ from diffalign.evaluate.panel import Panel, panel
 from diffalign.evaluate.statistics import Drift, Judged, alarmed, compared, rated, summarised
 from diffalign.infer.sample import grid
 from diffalign.infer.shards import SHARD, Drawings, draw_shards, score_drawings
-from diffalign.methods.checks import known
 from diffalign.rewards import drift
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
     check_ranges(config)
     bind("feature", drift.FEATURES, config.features, device="cpu")
     if config.taste is not None:
-        known("taste", config.taste, TASTES)
+        check_name("taste", config.taste, TASTES)
     run = Run.open(config.output_dir)
     if given := [option for option in keys_for(config, "drawn") if getattr(config, option) and not prompts]:
         raise ConfigError(f"`{given[0]}` is for pictures; give --prompts to draw, or leave it out")

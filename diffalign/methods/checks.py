@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from diffalign.core.errors import ConfigError, did_you_mean, known
+from diffalign.core.errors import ConfigError, check_name, did_you_mean
 from diffalign.core.keys import Kind, changed, check_ranges, facts_of, require
 from diffalign.core.runs import Run
 from diffalign.core.specs import bind, single
@@ -67,9 +67,9 @@ def check(config: TrainConfig) -> Recipe:
 
 def check_keys(config: TrainConfig) -> None:
     """Check the keys by themselves and against each other; no file is read, and torch is not imported."""
-    known("method", config.method, METHODS)
+    check_name("method", config.method, METHODS)
     require("output_dir", config.output_dir, lambda v: bool(v.strip()), "the folder of the run")
-    known("lr_scheduler", config.lr_scheduler, SCHEDULES)
+    check_name("lr_scheduler", config.lr_scheduler, SCHEDULES)
     check_ranges(config)
     require(
         "dataset_name",
@@ -189,7 +189,7 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
         raise ConfigError("objective `mapo` is made for denoising errors; choose another for a language model, for example dpo")
     if config.attention_name not in (None, "native"):
         raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
-    known("likelihood", likelihood, LIKELIHOODS)
+    check_name("likelihood", likelihood, LIKELIHOODS)
     if recipe.facts.sums and likelihood in ("mean", "ld_dpo"):
         raise ConfigError(f"objective `{objective.name}` adds up tokens itself, and `likelihood` is {likelihood}; leave it out")
 
@@ -197,7 +197,7 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
 def _check_objective(config: TrainConfig) -> None:
     """Check an objective's constants wherever they stood, and that it has the reference it compares with."""
     ((name, constants),) = part(config, "objective").items()
-    known("objective", name, OBJECTIVES)
+    check_name("objective", name, OBJECTIVES)
     bind_objective({name: constants})
     for constant in ("beta", "tau", "scale", "snr", "steps", "beta_plus", "beta_minus", "eta", "own_weight"):
         require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")

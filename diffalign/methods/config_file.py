@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-import yaml
-
+from diffalign.core.documents import read_yaml, yaml_of
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.files import write
 from diffalign.core.runs import CONFIG, Run
 from diffalign.methods.config import ALIASES, TrainConfig
 
 T = TypeVar("T")
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-5 as a number, and off and no as words, as YAML 1.2 does; PyYAML speaks YAML 1.1 and takes them for text and false."""
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag != _BOOL] for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def find_config(path: str | Path) -> Path:
@@ -41,25 +27,20 @@ def find_config(path: str | Path) -> Path:
     return next((file for place in places if (file := place.joinpath(*path.parts[1:])).is_file()), path)
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
     """Return the keys of a YAML config under their own names (aliases resolved), on top of those of the file that `base` names.
 
+    `above` are the files whose `base` has led here.
     Raises ConfigError that names the file for an unknown key, with the nearest known one, and for YAML that does not parse.
     """
     path = find_config(path)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such config file")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found a {type(values).__name__}; expected keys and values")
+    values = read_yaml(path)
     base = values.pop("base", None)
-    try:
-        below = {} if base is None else load_yaml(path.parent / str(base))
-    except RecursionError as error:
-        raise ConfigError(f"{path}: `base` leads back to this file") from error
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: `base` leads back to this file")
+    below = {} if base is None else load_yaml(path.parent / str(base), [*above, path.resolve()])
     return below | known_keys(values, str(path))
 
 
@@ -106,4 +87,4 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
     """Write every key of `config`, so that the file alone repeats the run; it is there whole or not at all."""
-    write({path: yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)})
+    write({path: yaml_of(dataclasses.asdict(config))})

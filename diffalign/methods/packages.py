@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from diffalign.core.errors import ConfigError, known
+from diffalign.core.errors import ConfigError, check_name
 from diffalign.methods.recipe import tuning_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _check_packages(config: TrainConfig) -> None:
     if (name := config.attention_name) is not None:
         if name in FORWARD_ONLY:
             raise ConfigError(f"`attention_backend` is {name!r}, which has no backward pass: it is for inference alone")
-        known("attention_backend", name, (*ATTENTION, "sdpa"))
+        check_name("attention_backend", name, (*ATTENTION, "sdpa"))
         _installed(f"attention_backend: {name}", filter(None, (ATTENTION[name],)))
     if config.report_to is not None and importlib.util.find_spec(config.report_to) is None:
         raise ConfigError(f"`report_to` is {config.report_to!r}, which is not installed; expected a tracker such as tensorboard")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from diffalign.core.errors import ConfigError, known
+from diffalign.core.errors import ConfigError, check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def convert(beta: float, convention: str, latent_shape: tuple[int, int, int] | N
         >>> convert(2500, "diffusers_sd15"), convert(0.305, "simpletuner", (4, 64, 64))
         (5000, 4997.12)
     """
-    known("convention", convention, CONVENTIONS)
+    check_name("convention", convention, CONVENTIONS)
     rule = CONVENTIONS[convention]
     if rule.summed and latent_shape is None:
         raise ConfigError(f"convention `{convention}` sums over the latent; give its latent_shape, (4, 64, 64) for SD1.5 at 512 pixels")

@@ -18,7 +18,7 @@ import diffalign
 from diffalign.cli.demo.images import Clock, fresh
 from diffalign.cli.demo.options import TextQuickstartConfig
 from diffalign.cli.demo.rewriting import Rewrite, Studio, attribute_distance, gain, preferences
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.runs import Run
 from diffalign.data.table import write_table
 from diffalign.data.world.captions import parse
@@ -30,7 +30,7 @@ from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.text.meaning import SentenceDistance
 from diffalign.infer.text.rewriter import Rewriter
-from diffalign.methods.checks import check_keys, known
+from diffalign.methods.checks import check_keys
 from diffalign.methods.config import TrainConfig
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.models.text.network import load_language_model
@@ -46,7 +46,7 @@ class TextQuickstart:
     """One run of the loop; every phase is a method, and none knows more than a user's script would."""
 
     def __init__(self, config: TextQuickstartConfig, command: str) -> None:
-        known("taste", config.taste, TASTES)
+        check_name("taste", config.taste, TASTES)
         if min(config.train_prompts, config.eval_prompts, config.rewrites_per_prompt - 1, config.seed + 1) < 1:
             raise ConfigError("quickstart needs at least one train and one eval prompt, two rewrites a prompt, and a seed of zero or more")
         prompts = short_prompts()
