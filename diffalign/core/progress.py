@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sized
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm as bar_of_the_terminal
 from tqdm.std import tqdm
 
+T = TypeVar("T")
 SECONDS = 10.0  # between two lines
 
 
@@ -41,7 +42,7 @@ def progress(
     items: Iterable[Any] | None = None,
     *,
     desc: str,
-    unit: str,
+    unit: str = "",
     total: int | None = None,
     initial: int = 0,
     hidden: bool = False,
@@ -51,7 +52,7 @@ def progress(
     Args:
         items: what is looped over.
         desc: what is being done, as a verb: draw pairs.
-        unit: what is counted, in the plural.
+        unit: what is counted, in the plural; nothing if `desc` says it.
         total: how many there are; the length of `items` if they have one.
         initial: how many of them were done before.
         hidden: whether nothing is to be shown, as for what takes a moment.
@@ -60,7 +61,7 @@ def progress(
         >>> [n for n in progress([1, 2], desc="count", unit="numbers", hidden=True)]
         [1, 2]
     """
-    options: dict[str, Any] = {"desc": desc, "unit": f" {unit}", "total": total, "initial": initial}
+    options: dict[str, Any] = {"desc": desc, "unit": f" {unit}".rstrip(), "total": total, "initial": initial}
     if hidden:
         return tqdm(items, disable=True)
     if sys.stderr.isatty():
@@ -68,3 +69,12 @@ def progress(
     of = " of {total_fmt}" if total is not None or isinstance(items, Sized) else ""
     form = f"{{desc}}: {{n_fmt}}{of}{{unit}} in {{elapsed}}{', {remaining} left' if of else ''}{{postfix}}"
     return ProgressLines(items, **options, bar_format=form, mininterval=SECONDS, miniters=1)
+
+
+def chunks(items: Sequence[T], size: int, desc: str) -> Iterator[Sequence[T]]:
+    """Yield `items` in chunks of `size`, and report how many of them are done."""
+    with progress(desc=desc, total=len(items), hidden=not items) as bar:
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            yield part
+            bar.update(len(part))

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.parts import Index
+from diffalign.core.progress import chunks
 from diffalign.core.types import Batch, Condition
 from diffalign.data.buckets import ImageSizes
-from diffalign.data.cache import Bank, fingerprint, open_folder, packed, progress, row_shape, unpacked
+from diffalign.data.cache import Bank, fingerprint, open_folder, packed, row_shape, unpacked
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
 from diffalign.data.records import Record
@@ -157,7 +158,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int) -> None:
         rows, variants = sorted({entry.row for entry in self.view.entries if entry.order}), self.variants
         jobs = [(row, v) for row in rows for v in range(variants) if self._lacks(self.bank_rows(row, v, variants))]
-        for part in progress(sorted(jobs, key=lambda job: self.sizes[job[0]]), batch_size, "cache latents"):
+        for part in chunks(sorted(jobs, key=lambda job: self.sizes[job[0]]), batch_size, "cache latents"):
             for size, group in itertools.groupby(part, key=lambda job: self.sizes[job[0]]):
                 same_size = list(group)
                 records = [self.view.table[row] for row, _ in same_size]
@@ -179,7 +180,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         used = {"": 0} | {entry.prompt: self._prompts[entry.prompt] for entry in self.view.entries}
         missing = {i for bank in banks.values() for i in bank.missing(list(used.values()))}
         jobs = [(prompt, i) for prompt, i in used.items() if i in missing]
-        for part in progress(jobs, 4 * batch_size, "cache prompts"):
+        for part in chunks(jobs, 4 * batch_size, "cache prompts"):
             for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
                 banks[name].write([i for _, i in part], value.float().cpu().numpy())
         return banks

@@ -14,7 +14,8 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from diffalign.core.errors import RecordError
-from diffalign.data.cache import Bank, progress
+from diffalign.core.progress import chunks
+from diffalign.data.cache import Bank
 from diffalign.data.pixels import Framing, Size
 from diffalign.data.records import Record
 from diffalign.data.view import View
@@ -59,7 +60,7 @@ class ImageSizes:
         self.framing = framing
         self.numbers = np.full(len(view.table), -1)  # (table rows,) index of each row's bucket; -1 is the square
         rows = sorted({entry.row for entry in view.entries if entry.order}) if framing.buckets else []
-        for part in progress(rows if bank is None else bank.missing(rows), 64, "read image sizes"):
+        for part in chunks(rows if bank is None else bank.missing(rows), 64, "read image sizes"):
             self.numbers[part] = [record_bucket(view.table[row], framing.buckets) for row in part]
             if bank is not None:
                 bank.write(part, self.numbers[part])

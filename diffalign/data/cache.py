@@ -11,12 +11,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from diffalign.core.errors import TableError
 from diffalign.core.files import write
@@ -93,14 +92,6 @@ def packed(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def unpacked(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the values (N, *shape) of rows that were made by `packed`."""
     return rows if rows.shape[1:] == shape else rows[:, : math.prod(shape)].reshape(len(rows), *shape)
-
-
-def progress(jobs: list[Any], size: int, label: str) -> Iterator[list[Any]]:
-    """Yield `jobs` in chunks of `size`, with a progress bar."""
-    with tqdm(total=len(jobs), desc=label, disable=None if jobs else True) as bar:
-        for start in range(0, len(jobs), size):
-            yield jobs[start : start + size]
-            bar.update(len(jobs[start : start + size]))
 
 
 def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:

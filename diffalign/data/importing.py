@@ -8,9 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.progress import progress
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.detect import detect
 from diffalign.data.table import Table, is_table, read_table, write_table
@@ -47,7 +46,7 @@ def import_dataset(
         raise ConfigError(f"there is no reader `{name}`.{did_you_mean(name, READERS)}")
     rejected: list[dict[str, str]] = []
     records = read(READERS[name], source, split=split, rejected=rejected if skip_bad else None)
-    bar = tqdm(itertools.islice(records, limit), desc=f"import {name}", unit=" rows", total=limit, disable=None)
+    bar = progress(itertools.islice(records, limit), desc=f"import {name}", unit="rows", total=limit)
     return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, dataset_name=source, split=split)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm.auto import tqdm
 
 from diffalign.core.errors import RecordError, TableError
 from diffalign.core.files import atomic_file
+from diffalign.core.progress import progress
 from diffalign.data.records import Candidate, Record, decode_image, encode_image
 from diffalign.data.table import CHUNK, Table
 from diffalign.data.transforms import orient
@@ -33,7 +33,7 @@ def summary(table: Table) -> dict[str, Any]:
     per_record: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
     lengths: list[int] = []
-    for batch in tqdm(table.batches(), desc="inspect", total=-(-len(table) // CHUNK), unit=" chunks", disable=None):
+    for batch in progress(table.batches(), desc="inspect", total=-(-len(table) // CHUNK), unit="chunks"):
         column = batch.column("candidates")
         per_record.update(column.value_lengths().to_pylist())
         content = column.flatten()
@@ -219,7 +219,7 @@ def validate(table: Table, resolution: int | None = None) -> list[str]:
     problems: list[str] = []
     earlier_pairs = _EarlierPairs()
     has_preference = False
-    for record in tqdm(table, desc="validate", unit=" rows", disable=None):
+    for record in progress(table, desc="validate", unit="rows"):
         where = f"{record.id} ({record.source})"
         problems += [f"{where}: {problem}" for problem in (*_problems(record, resolution), *earlier_pairs.compare(record))]
         ranks = {candidate.rank for candidate in record.candidates} - {None}

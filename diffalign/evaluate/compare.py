@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.files import atomic_file, plain, write
 from diffalign.core.keys import check_ranges, keys_for
 from diffalign.core.processes import process_state
+from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.core.specs import bind
 from diffalign.core.version import __version__
@@ -183,7 +183,7 @@ def _judged(config: EvalConfig, found: Sequence[Judged], drawn: Mapping[str, Dra
 def _look(drawings: Drawings, features: drift.Features) -> Drift:
     """Return how one model's pictures look; exact checks are of the prompts that are captions of the embedded world."""
     spread, vivid, sharp, right = [], [], [], []
-    for record in tqdm(drawings.records(), desc=f"look at {drawings.model}", unit=" prompts", total=len(drawings.prompts), disable=None):
+    for record in progress(drawings.records(), desc=f"look at {drawings.model}", unit="prompts", total=len(drawings.prompts)):
         images = [decode_image(candidate.image or b"", record.source) for candidate in record.candidates]
         spread.append(drift.diversity(images, features))
         vivid += [drift.saturation(image) for image in images]

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.core.specs import single
 from diffalign.data.readers import READERS
@@ -39,7 +39,7 @@ def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed
     policy = parts.backbone.denoiser
     policy.eval()
     likelihood, ratios = DiffusionLikelihood(parts.backbone.path, parts.backbone.predict, forward), {}
-    for positions in tqdm(positions_by_bucket(parts.pairs, batch_size), desc="held-out pairs", disable=None):
+    for positions in progress(positions_by_bucket(parts.pairs, batch_size), desc="judge held-out pairs", unit="batches"):
         batch = parts.pairs.to_batch([parts.pairs[p, 0] for p in positions]).to(next(policy.parameters()).device)
         total = torch.zeros(batch.x0.shape[:2], device=batch.x0.device)
         for repeat in range(draws):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.core.types import Scores
 from diffalign.infer.kinds.text import base_writer
@@ -99,7 +99,7 @@ def scored(built: Parts, reward: Callable[[Scores], Tensor], batch_size: int = 8
     """Return the scores of all pairs in `built`, without what objectives of tokens read, and their rewards (B, K), on the CPU."""
     found: list[Scores] = []
     rewards: list[Tensor] = []
-    for start in tqdm(range(0, len(built.pairs), batch_size), desc="held-out pairs", disable=None):
+    for start in progress(range(0, len(built.pairs), batch_size), desc="judge held-out pairs", unit="batches"):
         part = range(start, min(start + batch_size, len(built.pairs)))
         batch = built.pairs.to_batch([built.pairs[position, 0] for position in part]).to(built.backbone.device)
         reference = built.reference.score(built.likelihood, batch)

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
+from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
@@ -51,7 +50,7 @@ def embed_users(
         found = pairs_of(view, user_id)
         files = _files(found, Path(destination), overwrite=overwrite)
         personal = load(output_dir, device=device)
-        bar = tqdm(files.items(), desc="embed users", unit=" users", disable=None if len(files) > 1 else True)
+        bar = progress(files.items(), desc="embed users", unit="users", hidden=len(files) < 2)
         made = {file: personal.for_user([view[position] for position in found[user][:max_pairs]]) for user, file in bar}
         for file, one in made.items():  # only once all could be made
             one.save(file)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.progress import progress
 from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.models.backbones.table import component_of
 
@@ -42,7 +42,7 @@ def draw(
         options["max_sequence_length"] = max_sequence_length
     batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(stock, resolution) ** 2))
     images: list[Image.Image] = []
-    with tqdm(total=len(prompts), desc=label, unit=" images", disable=None if len(prompts) > 16 else True) as bar:
+    with progress(total=len(prompts), desc=label, unit="images", hidden=len(prompts) <= 16) as bar:
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]

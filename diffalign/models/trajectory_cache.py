@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from diffalign.core.parts import Index
+from diffalign.core.progress import chunks
 from diffalign.core.types import Batch, Query, Reference
 from diffalign.data.batch import CachedPairs
-from diffalign.data.cache import Bank, open_folder, packed, progress, unpacked
+from diffalign.data.cache import Bank, open_folder, packed, unpacked
 from diffalign.data.pixels import record_generator
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood, with_dropped
@@ -54,7 +55,7 @@ class Precomputed(Dataset[dict[str, Any]]):
         self._times = [Bank(folder, f"t-{d}", rows, (), "float64") for d in range(draws)]
         self._drops = [Bank(folder, f"drop-{d}", rows, (), "bool") for d in range(draws)]
         with torch.no_grad(), reference.driving() as network:
-            for part in progress(self.missing(), 16, "cache trajectory"):
+            for part in chunks(self.missing(), 16, "cache trajectory"):
                 for (draw, *_), group in itertools.groupby(part, key=lambda job: (job[0], *self._kind(job[1]))):
                     self._fill(draw, [row for _, row in group], likelihood, network, device, seed)
 

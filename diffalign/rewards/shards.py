@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from diffalign.core.files import write
+from diffalign.core.progress import progress
 from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
 from diffalign.data.records import Record, decode_image
@@ -48,7 +48,7 @@ def score_shards(shards: Sequence[Shard], spec: Spec, device: str) -> None:
     gc.collect()  # so that what was in memory before has left it
     scorer = load_scorer(spec, device=device)
     about = {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec}
-    for shard in tqdm(missing, desc=f"score {scorer.name}", unit=" shards", disable=None):
+    for shard in progress(missing, desc=f"score {scorer.name}", unit="shards"):
         scores = _scored(scorer, shard.records())
         write({shard.file: json.dumps({"scorer": about, "scores": scores})})
     del scorer

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import atomic_folder, plain
 from diffalign.core.intervals import LEAST_PROMPTS
+from diffalign.core.progress import progress
 from diffalign.core.specs import Spec, bind
 from diffalign.data.cache import fingerprint
 from diffalign.data.prompts import prompts_of
@@ -160,7 +160,7 @@ class Watch:
         shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
         (images,) = drawn(parts, self.config, shown, range(len(shown)), f"evaluation at step {step}")
         scores: dict[str, list[float]] = {}
-        for spec in tqdm([*self.scorers, *filter(None, (self.config.eval_reward,))], desc="judge", unit=" scorers", disable=None):
+        for spec in progress([*self.scorers, *filter(None, (self.config.eval_reward,))], desc="judge", unit="scorers"):
             scorer = load_scorer(spec, device=str(parts.backbone.device))
             if scorer.name in scores:
                 raise ConfigError(f"`eval_scorers` and `eval_reward`: two of them give a score named `{scorer.name}`; leave one out")

@@ -20,8 +20,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from diffalign.core.progress import progress
 from diffalign.core.runs import CONFIG
 from diffalign.core.types import Batch
 from diffalign.data.sampler import Sampler, loader
@@ -120,8 +120,8 @@ class Trainer:
                 scalars = self._evaluated(scalars)
                 if self.step % config.log_every == 0 or self.watch.due(self.step):
                     self._log(log, scalars)
-                bar.update()
                 bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in scalars})
+                bar.update()
                 if stop or self.step % config.checkpointing_steps == 0:
                     saved = self._save_checkpoint()
                 if stop and self.step < config.max_train_steps:
@@ -227,8 +227,8 @@ class Trainer:
 
     def _progress(self) -> Any:
         """Return the bar of the steps; only the first process shows one."""
-        hidden = None if self.accelerator.is_main_process else True
-        return tqdm(total=self.config.max_train_steps, initial=self.step, desc="train", disable=hidden)
+        hidden = not self.accelerator.is_main_process
+        return progress(total=self.config.max_train_steps, initial=self.step, desc="train", unit="steps", hidden=hidden)
 
     def _park(self) -> None:
         """Take the encoders off the accelerator where everything they say is cached."""

@@ -8,10 +8,10 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.progress import progress
 from diffalign.data.records import Message, Record
 from diffalign.models.text.template import Template
 
@@ -80,7 +80,7 @@ class Rewriter:
         asked = [ids for ids in map(self._ids, given) for _ in range(num_return_sequences)]
         first = torch.Generator().seed() % 2**32 if seed is None else seed
         texts: list[str] = []
-        for start in tqdm(range(0, len(asked), BATCH), desc="rewrite", unit=" batches", disable=None if len(asked) > BATCH else True):
+        for start in progress(range(0, len(asked), BATCH), desc="rewrite", unit="batches", hidden=len(asked) <= BATCH):
             part = asked[start : start + BATCH]
             texts += self._answers(part, range(first + start, first + start + len(part)), temperature, max_new_tokens)
         return texts[0] if isinstance(prompts, str) and num_return_sequences == 1 else texts

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from diffalign.core.progress import progress
 from diffalign.core.types import Batch, Scores
 from diffalign.data.pixels import center_crop
 from diffalign.models.backbones.base import Backbone
@@ -40,7 +40,7 @@ def fit_weights(
     logits = encoder.usual().clone().requires_grad_()
     optimizer, reference = torch.optim.Adam([logits], lr=learning_rate), AdapterOff(model.denoiser, branch.disabled)
     generator, batches = torch.Generator().manual_seed(seed), list(_batches(model, choices))
-    with tqdm(total=steps, desc="fit user", disable=None) as bar:
+    with progress(total=steps, desc="fit user", unit="steps") as bar:
         for _ in range(steps):
             optimizer.zero_grad()
             for batch in draws * batches:

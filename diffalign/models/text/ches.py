@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffalign.core.progress import chunks
 from diffalign.core.types import TextBatch
-from diffalign.data.cache import progress
 from diffalign.data.records import Record
 from diffalign.models.text.layout import lay_out
 from diffalign.models.text.likelihood import Read
@@ -23,7 +23,7 @@ def scored(pairs: TextPairs, read: Read, model: Any, device: torch.device, batch
 
     They are written for a new table: the view should do no more than `pairs` and `orient`. Records beyond the limit are left out.
     """
-    for part in progress(list(range(len(pairs))), batch_size, "compare hidden states"):
+    for part in chunks(list(range(len(pairs))), batch_size, "compare hidden states"):
         found = zip(*(x.tolist() for x in similarity(read, model, pairs.to_batch([pairs[i, 0] for i in part]).to(device))), strict=True)
         for position, (plain, normalised) in zip(part, found, strict=True):
             record = pairs.view[position]

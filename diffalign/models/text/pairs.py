@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from diffalign.core.errors import TableError
 from diffalign.core.parts import Index
+from diffalign.core.progress import chunks
 from diffalign.core.types import TextBatch
-from diffalign.data.cache import progress
 from diffalign.data.labels import labels_of
 from diffalign.data.view import View
 from diffalign.models.text.template import Encoded, Template
@@ -139,7 +139,7 @@ def _tensor(ids: np.ndarray) -> Tensor:
 def _admitted(view: View, template: Template, limit: Limit) -> list[Encoded]:
     """Tokenise a view, take out of its entries what the limit leaves out, and return the rest."""
     records: list[Encoded] = []
-    for part in progress(list(range(len(view))), PART, "tokenise"):
+    for part in chunks(list(range(len(view))), PART, "tokenise"):
         records += template.encode([view[i] for i in part])
     parted = [i for i, record in enumerate(records) if record.lost]
     if parted:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.progress import chunks
 from diffalign.core.types import Reference
-from diffalign.data.cache import Bank, open_folder, progress
+from diffalign.data.cache import Bank, open_folder
 from diffalign.models.text.likelihood import SequenceLikelihood
 from diffalign.models.text.pairs import TextPairs
 
@@ -63,7 +64,7 @@ def precomputed(
     done = Bank(folder, "records", len(pairs), (), "bool")
     # The longest first: what does not fit into memory fails at once.
     missing = sorted(done.missing(range(len(pairs))), key=lambda i: -max(lengths[i]))
-    for part in progress(missing, size, "reference log-probabilities"):
+    for part in chunks(missing, size, "reference log-probabilities"):
         batch = pairs.to_batch([pairs[i, 0] for i in part]).to(device)
         said = reference.score(likelihood, batch).tokens.float().cpu().numpy()
         flat = [said[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]

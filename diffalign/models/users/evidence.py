@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from diffalign.core.errors import ConfigError
-from diffalign.data.cache import Bank, open_folder, progress
+from diffalign.core.progress import chunks
+from diffalign.data.cache import Bank, open_folder
 from diffalign.data.records import decode_image
 from diffalign.data.users import Users
 from diffalign.data.view import View
@@ -79,7 +80,7 @@ class ChoicesEvidence:
         wanted = [(entry.row, int(self.first[entry.row]) + i, i) for entry in self.view.entries for i in entry.order]
         missing = set(self.bank.missing([place for _, place, _ in wanted]))
         jobs = sorted({job for job in wanted if job[1] in missing})
-        for part in progress(jobs, 32, "cache user features"):
+        for part in chunks(jobs, 32, "cache user features"):
             records = {row: self.view.table[row] for row, _, _ in part}
             images = [decode_image(records[row].candidates[i].image or b"", f"{records[row].source}, candidate {i}") for row, _, i in part]
             self.bank.write([place for _, place, _ in part], features(images).numpy())
@@ -96,7 +97,7 @@ class StatesEvidence:
         folder = open_folder(root, "users", {"table": view.table.fingerprint, "model": states.fingerprint})
         self.chunks: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in users.names]
         jobs = [(user, chunk) for user in range(len(users)) for chunk in _chunks(users, user, settings)]
-        for part in progress(jobs, 1, "read users' pairs"):
+        for part in chunks(jobs, 1, "read users' pairs"):
             for user, chunk in part:
                 choices = [choice(view, int(position)) for position in chunk]
                 self.chunks[user].append((chunk, cached(states, folder, users.names[user], choices)))

@@ -11,8 +11,8 @@ import logging
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from diffalign.core.progress import progress
 from diffalign.models.users.encoders import PairsEncoder
 from diffalign.models.users.evidence import ChoicesEvidence
 from diffalign.models.users.settings import PairsSettings
@@ -32,7 +32,7 @@ def fit(encoder: PairsEncoder, evidence: ChoicesEvidence, known: PairsSettings, 
     kept = users[len(users) // 10 :]
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / known.fit_steps)
-    with tqdm(total=known.fit_steps, desc="fit user encoder", disable=None) as bar:
+    with progress(total=known.fit_steps, desc="fit user encoder", unit="steps") as bar:
         for step in range(known.fit_steps):
             batch = _batch(evidence, kept, known.fit_batch, rng)
             for name in ("user", "user_query"):

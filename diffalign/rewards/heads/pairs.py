@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from diffalign.core.errors import TableError
 from diffalign.core.parts import Index
+from diffalign.core.progress import chunks
 from diffalign.core.types import Labels, Scores
-from diffalign.data.cache import Bank, fingerprint, open_folder, progress
+from diffalign.data.cache import Bank, fingerprint, open_folder
 from diffalign.data.labels import labels_of
 from diffalign.data.records import decode_image
 from diffalign.data.view import Entry, View
@@ -79,11 +80,11 @@ class Stored:
         self._prompts = Bank(told, "prompts", len(names), (embeds.prompt_width,), "float32")
         self._place = {name: place for place, name in enumerate(names)}
         rows = sorted({entry.row for entry in view.entries})
-        for part in progress([row for row in rows if self._images.missing(self._all(row))], PART, "embed images"):
+        for part in chunks([row for row in rows if self._images.missing(self._all(row))], PART, "embed images"):
             records = [view.table[row] for row in part]
             shown = [decode_image(c.image or b"", f"{r.source}, candidate {i}") for r in records for i, c in enumerate(r.candidates)]
             self._images.write([place for row in part for place in self._all(row)], embeds.images(shown).numpy())
-        for part in progress(self._prompts.missing(range(len(names))), 4 * PART, "embed prompts"):
+        for part in chunks(self._prompts.missing(range(len(names))), 4 * PART, "embed prompts"):
             self._prompts.write(part, embeds.prompts([names[place] for place in part]).numpy())
 
     def _all(self, row: int) -> range:
