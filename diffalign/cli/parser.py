@@ -15,6 +15,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 from diffalign.core.errors import did_you_mean
 from diffalign.core.keys import default_of
 from diffalign.core.specs import Spec
+from diffalign.core.trust import reaching, trusted, unmarked, untrusted
 from diffalign.methods.config import ALIASES, TrainConfig
 from diffalign.methods.config_file import load_yaml
 
@@ -44,14 +45,32 @@ def parse(config: type[T], words: Sequence[str], *, prog: str, epilog: str) -> T
     """
     parser = parser_of(config, prog, epilog)
     path = _config_path(words) if issubclass(config, TrainConfig) else None
-    if path is not None:
-        file = load_yaml(path)
-        parser.set_defaults(file)
-        for action in parser._actions:
-            if action.nargs == "?" and action.dest in file:
-                action.const = file[action.dest]  # the flag standing alone does not take back what the file says
-    values = {name: value for name, value in parser.parse_args(list(words)).as_dict().items() if name != "config"}
-    return config(**flattened(config, values))
+    file: Mapping[str, Any] = {} if path is None else unmarked(load_yaml(path))
+    parser.set_defaults(dict(file))
+    for action in parser._actions:
+        if action.nargs == "?" and action.dest in file:
+            action.const = file[action.dest]  # the flag standing alone does not take back what the file says
+    parsed = parser.parse_args(list(words)).as_dict()
+    values = {name: value for name, value in parsed.items() if name in get_type_hints(config)}
+    return config(**flattened(config, _marked(values, file, words, trust=bool(parsed.get("trust_scorers")))))
+
+
+def _marked(values: dict[str, Any], file: Mapping[str, Any], words: Sequence[str], *, trust: bool) -> dict[str, Any]:
+    """Return `values` of which those of a config file are untrusted (see `core.trust`), but for specs that a flag names, too."""
+    from_file = {name: values[name] for name in file if not any(_has_flag(words, flag) for flag in _flags(name))}
+    if trust:
+        return values | trusted(from_file)
+    named = list(reaching([value for name, value in values.items() if name not in from_file]))
+    return values | untrusted(from_file, but=named)
+
+
+def _flags(name: str) -> list[str]:
+    """Return how a key is called on the command line."""
+    return [f"--{name}", *(f"--{alias}" for alias, key in ALIASES.items() if key == name)]
+
+
+def _has_flag(words: Sequence[str], flag: str) -> bool:
+    return any(word == flag or word.startswith(f"{flag}=") for word in words)
 
 
 def parser_of(config: type, prog: str, epilog: str) -> Parser:
@@ -64,10 +83,16 @@ def parser_of(config: type, prog: str, epilog: str) -> Parser:
         if dataclasses.is_dataclass(base):
             helps = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(base).params} | helps
     for item in dataclasses.fields(config):
-        names = [f"--{item.name}", *(f"--{alias}" for alias, name in ALIASES.items() if name == item.name)]
-        parser.add_argument(*names, **_keywords(item, hints[item.name], helps[item.name]))
+        parser.add_argument(*_flags(item.name), **_keywords(item, hints[item.name], helps[item.name]))
     if issubclass(config, TrainConfig):
         parser.add_argument("--config", help="YAML file with any of these keys; flags override it.")
+        parser.add_argument(
+            "--trust_scorers",
+            action=ActionYesNo,
+            default=False,
+            help="Use the scorers of kind function and http that the config file names: they run code, or send prompts and pictures to a "
+            "server. Those that flags name are used without this word.",
+        )
     return parser
 
 

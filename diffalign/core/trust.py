@@ -38,7 +38,19 @@ def trusted(value: Any) -> Any:
     """Return `value` as if the user had written it, and log what it makes run or contacts."""
     for spec in reaching(value):
         logger.warning("trusted: %s", in_words(spec))
-    return _plain(value)
+    return unmarked(value)
+
+
+def unmarked(value: Any) -> Any:
+    """Return a copy of `value` in plain dicts, for a library that knows no others; `marked_like` gives the mark back."""
+    if isinstance(value, Mapping):
+        return {name: unmarked(inner) for name, inner in value.items()}
+    return type(value)(map(unmarked, value)) if isinstance(value, list | tuple) else value
+
+
+def marked_like(original: Any, copy: Any) -> Any:
+    """Return `copy`, untrusted where `original` is."""
+    return untrusted(copy) if is_untrusted(original) else copy
 
 
 def is_untrusted(value: Any) -> bool:
@@ -81,9 +93,3 @@ def in_words(spec: Mapping[str, Any]) -> str:
     constants = spec[name] if isinstance(spec[name], Mapping) else {}
     where = redacted(str(constants.get(REACHING[name])))[:200]
     return f"runs the code of {where!r}" if name == "function" else f"sends prompts and pictures to {where!r}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -12,6 +12,7 @@ from diffalign.core.documents import read_yaml, yaml_of
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.files import write
 from diffalign.core.runs import CONFIG, Run
+from diffalign.core.trust import marked_like, unmarked
 from diffalign.methods.config import ALIASES, TrainConfig
 
 T = TypeVar("T")
@@ -80,7 +81,8 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
     try:
-        return kind(**parser.parse_object(dict(values)).as_dict())
+        made = parser.parse_object(unmarked(values)).as_dict()
+        return kind(**{name: marked_like(values.get(name), value) for name, value in made.items()})
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
