@@ -5,22 +5,17 @@ A row's bucket is chosen from all its images, before any transform, so every rec
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
-from PIL.ExifTags import Base
 
-from diffalign.core.errors import RecordError
 from diffalign.core.progress import chunks
 from diffalign.data.cache import Bank
+from diffalign.data.pictures import image_size
 from diffalign.data.pixels import Framing, Size
 from diffalign.data.records import Record
 from diffalign.data.view import View
-
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations of an image that is turned by 90 degrees
 
 
 def nearest(sizes: Sequence[Size], buckets: Sequence[Size]) -> int:
@@ -32,17 +27,6 @@ def nearest(sizes: Sequence[Size], buckets: Sequence[Size]) -> int:
     ratio = sum(math.log(height / width) for height, width in sizes) / len(sizes)
     distances = [abs(math.log(height / width) - ratio) for height, width in buckets]
     return distances.index(min(distances))
-
-
-def image_size(data: bytes, where: str) -> Size:
-    """Return (height, width) of the upright image in `data`, read from its header. Raises RecordError that names `where`."""
-    try:
-        image = Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
-    # The base class's method: that of PNG files decodes the whole image to look for EXIF data after it.
-    turned = Image.Image.getexif(image).get(Base.Orientation) in SIDEWAYS
-    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def record_bucket(record: Record, buckets: Sequence[Size]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import textwrap
 from collections import Counter
@@ -16,12 +17,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from diffalign.core.errors import RecordError, TableError
 from diffalign.core.files import atomic_file
 from diffalign.core.progress import progress
-from diffalign.data.records import Candidate, Record, decode_image, encode_image
+from diffalign.data.pictures import decode_image, encode_image, read_header
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import CHUNK, Table
 from diffalign.data.transforms import orient
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 mean that the image is turned by 90 degrees
 CELL, GAP, LINE, LEAST_WIDTH = 192, 8, 18, 616  # pixels of a contact sheet
 PREFERRED, DISPREFERRED, INK, PAPER = "#1a7f37", "#c8c8c8", "#202020", "#ffffff"
 LISTED = 8  # sizes, and reasons for rejection, that `render_summary` prints
@@ -38,7 +38,7 @@ def summary(table: Table) -> dict[str, Any]:
         per_record.update(column.value_lengths().to_pylist())
         content = column.flatten()
         if table.manifest["kind"] == "image":
-            sizes.update(_size_name(image_size(image.as_buffer())) for image in content.field("image"))
+            sizes.update(_size_name(image.as_buffer()) for image in content.field("image"))
         else:
             lengths += [len(text) for text in content.field("text").to_pylist()]
     return {
@@ -57,20 +57,15 @@ def summary(table: Table) -> dict[str, Any]:
     }
 
 
-def image_size(data: bytes | pa.Buffer) -> tuple[int, int] | None:
-    """Return (width, height) of the upright image, read from its header, or None if its format is not one of `FORMATS`."""
-    try:
-        # without a list of formats Pillow also tries some that seek past the end, which Arrow's reader refuses
-        with Image.open(pa.BufferReader(data), formats=FORMATS) as image:
-            # getexif of a PNG without EXIF decodes the pixels to look for EXIF data after them
-            turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
-            return (image.height, image.width) if turned else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def _size_name(size: tuple[int, int] | None) -> str:
-    return "unreadable" if size is None else f"{size[0]}x{size[1]}"
+def _size_name(image: bytes | pa.Buffer) -> str:
+    """Return width and height of the upright image, read from its header: `512x768`, or `unreadable`."""
+    # Arrow's reader touches the header's pages alone, but refuses to seek past the end, as some of Pillow's formats do.
+    sources = (lambda: image,) if isinstance(image, bytes) else (lambda: pa.BufferReader(image), image.to_pybytes)
+    for source in sources:
+        with contextlib.suppress(RecordError):
+            header = read_header(source(), "")
+            return f"{header.width}x{header.height}"
+    return "unreadable"
 
 
 def _labels(probs: Sequence[float | None]) -> dict[str, int]:
@@ -165,7 +160,7 @@ def preview(table: Table, rows: int = 8, seed: int = 0) -> list[str]:
     for record in _sample(table, rows, seed):
         lines.append(f"[{record.id}] {textwrap.shorten(record.prompt, 120, placeholder=' ...')}")
         for candidate, word, preferred in _marked(record):
-            shown = candidate.text if candidate.image is None else f"image {_size_name(image_size(candidate.image))}"
+            shown = candidate.text if candidate.image is None else f"image {_size_name(candidate.image)}"
             lines.append(f"  {'*' if preferred else ' '} {word}: {textwrap.shorten(shown or '', 200, placeholder=' ...')}")
     return lines
 
@@ -245,7 +240,7 @@ def _problems(record: Record, resolution: int | None) -> Iterator[str]:
             yield str(error)
             continue
         if resolution is not None and min(image.size) < resolution:
-            yield f"candidate {index} is {_size_name(image.size)}; training at {resolution} would upscale it"
+            yield f"candidate {index} is {image.width}x{image.height}; training at {resolution} would upscale it"
 
 
 def _digest(candidate: Candidate) -> bytes:

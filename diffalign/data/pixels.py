@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.data.records import Record, decode_image
-
-Size = tuple[int, int]  # height, width
+from diffalign.data.pictures import Size, decode_image, image_size
+from diffalign.data.records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +45,24 @@ def candidate_pixels(record: Record, framing: Framing, generator: torch.Generato
     across, down, coin = torch.rand(3, generator=generator).tolist()
     place = (across, down) if framing.random_crop else (0.5, 0.5)
     flip = framing.random_flip and coin < 0.5
-    images = [decode_image(c.image or b"", f"{record.source}, candidate {i}") for i, c in enumerate(record.candidates)]
-    pixels, frames = zip(*(_framed(image, size or framing.square, place, flip) for image in images), strict=True)
+    size, framed = size or framing.square, []
+    for number, candidate in enumerate(record.candidates):
+        data, where = candidate.image or b"", f"{record.source}, candidate {number}"
+        framed.append(_framed(decode_image(data, where, least=size), image_size(data, where), size, place, flip))
+    pixels, frames = zip(*framed, strict=True)
     return torch.stack(pixels), torch.tensor(frames, dtype=torch.float32)
 
 
 def center_crop(image: Image.Image, resolution: int) -> Tensor:
     """Return pixels (3, R, R) in [-1, 1], float32, of an RGB image, resized as a record's images are and cropped to its centre."""
-    return _framed(image, (resolution, resolution), (0.5, 0.5), flip=False)[0]
+    return _framed(image, (image.height, image.width), (resolution, resolution), (0.5, 0.5), flip=False)[0]
 
 
-def _framed(image: Image.Image, size: Size, place: tuple[float, float], flip: bool) -> tuple[Tensor, tuple[int, ...]]:
-    original, (height, width) = (image.height, image.width), size
-    scale = max(width / image.width, height / image.height)
-    wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+def _framed(image: Image.Image, original: Size, size: Size, place: tuple[float, float], flip: bool) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the pixels and the frame of `image`, which may have been decoded at a fraction of its `original` size."""
+    height, width = size
+    scale = max(width / original[1], height / original[0])
+    wide, high = max(width, round(original[1] * scale)), max(height, round(original[0] * scale))
     if image.size != (wide, high):
         image = image.resize((wide, high), Image.Resampling.BILINEAR)
     left, top = round((wide - width) * place[0]), round((high - height) * place[1])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageOps
-
 from diffalign.core.errors import RecordError
+from diffalign.data.pictures import decode_image
+from diffalign.data.pictures import encode_image as encode_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +91,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def decode_image(data: bytes, where: str) -> Image.Image:
-    """Return the upright RGB image in `data`, fully decoded; transparency becomes white, 16 bits per channel become 8.
-
-    Raises RecordError that names `where`.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips instead of scaling, which turns such images white
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
-def encode_image(image: Image.Image) -> bytes:
-    """Return `image` as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def check_images(record: Record) -> Record:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from diffalign.core.specs import Spec, bind
+from diffalign.data.colours import flattened
 from diffalign.rewards.scorers.clip import CLIP_L, vision
 from diffalign.rewards.scorers.network import BATCH
 
@@ -61,7 +62,7 @@ def pixels(*, side: int = 8) -> Features:
     """
 
     def described(images: Sequence[Image.Image]) -> np.ndarray:
-        small = [image.convert("RGB").resize((side, side), Image.Resampling.BOX) for image in images]
+        small = [flattened(image).resize((side, side), Image.Resampling.BOX) for image in images]
         return np.stack([_lab(_rgb(image)).ravel() / side for image in small])
 
     return described
@@ -85,7 +86,7 @@ FEATURES: dict[str, Callable[..., Features]] = {"pixels": pixels, "clip": clip}
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """Return (H, W, 3) in [0, 1]."""
-    return np.asarray(image.convert("RGB"), dtype=np.float64) / 255.0
+    return np.asarray(flattened(image), dtype=np.float64) / 255.0
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import IMAGE_SUFFIXES, open_rows
+from diffalign.data.pictures import is_picture_name
+from diffalign.data.readers.base import open_rows
 from diffalign.data.records import Candidate, Record
 
 
@@ -19,9 +20,9 @@ def images_of(folder: str, prompts: Sequence[str] = ()) -> Iterator[Record]:
     their names. Raises RecordError if there is no image.
     """
     root = Path(folder).expanduser()
-    files = sorted((path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES), key=_in_order)
+    files = sorted((path for path in root.rglob("*") if is_picture_name(path.name)), key=_in_order)
     if not files:
-        raise RecordError(f"{root}: no image ({', '.join(IMAGE_SUFFIXES)}) in the folder")
+        raise RecordError(f"{root}: no image in the folder; expected files such as .png, .jpg or .webp")
     groups = dict.fromkeys(prompts, files) or _by_prompt(root, files)
     for index, (prompt, members) in enumerate(groups.items()):
         candidates = tuple(Candidate(image=file.read_bytes(), uid=file.relative_to(root).as_posix()) for file in members)

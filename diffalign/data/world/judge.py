@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from diffalign.data.colours import flattened
 from diffalign.data.world.captions import parse
 from diffalign.data.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZE, SIZES, draw
 
@@ -88,7 +89,7 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
 
 def read(image: Image.Image) -> Reading:
     """Return what `image` shows; an image of any size is read at 64x64."""
-    rgb = image.convert("RGB")
+    rgb = flattened(image)
     if rgb.size != (SIZE, SIZE):
         rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BOX)
     pixels = np.asarray(rgb, dtype=np.float64)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffalign.data.colours import flattened
+
 SMALL, LARGEST = 128, 384  # pixels: up to the first, images are enlarged without smoothing; beyond the second, they are scaled down
 STYLE = Path(__file__).with_name("html.css")
 HUGE = 1e100  # counts as not finite: it could not be drawn
@@ -68,7 +70,7 @@ def bracket(low: float, high: float, middle: int) -> str:
 
 def picture(image: Image.Image, alt: str) -> str:
     """Return an element that holds the picture itself: a small one unchanged as PNG, a large one scaled down as JPEG."""
-    small, buffer, image = max(image.size) <= SMALL, io.BytesIO(), image.convert("RGB")
+    small, buffer, image = max(image.size) <= SMALL, io.BytesIO(), flattened(image).copy()
     image.thumbnail((LARGEST, LARGEST))
     image.save(buffer, "PNG" if small else "JPEG", quality=90)
     source = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from diffalign.core.errors import ConfigError, RecordError
-from diffalign.data.records import Record, decode_image, encode_image
+from diffalign.data.pictures import decode_image, upright
+from diffalign.data.records import Record
 from diffalign.data.transforms import orient
 
 Picture = Image.Image | bytes | str | Path  # drawn, encoded, or a file's name
@@ -68,7 +69,7 @@ def _labelled(record: Record) -> Choice:
 def _opened(picture: Any, where: str) -> Image.Image:
     """Return the upright RGB image that `picture` holds or names."""
     if isinstance(picture, Image.Image):
-        return _upright(picture, where)
+        return upright(picture, where)
     if isinstance(picture, bytes):
         return decode_image(picture, where)
     if not isinstance(picture, (str, Path)):
@@ -76,21 +77,8 @@ def _opened(picture: Any, where: str) -> Image.Image:
     try:
         data = Path(picture).read_bytes()
     except OSError as error:
-        raise RecordError(f"{where}: {picture} cannot be read ({error.strerror}); expected a JPEG, PNG or WebP file") from error
+        raise RecordError(f"{where}: {picture} cannot be read ({error.strerror}); expected an image file") from error
     return decode_image(data, f"{where}: {picture}")
-
-
-def _upright(image: Image.Image, where: str) -> Image.Image:
-    """Return a copy of `image` as `decode_image` would give its file; an opened file is read here, which may fail."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: the image does not decode ({error}); expected a whole JPEG, PNG or WebP file") from error
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"):  # what PNG has no room for
-        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-    return decode_image(encode_image(image), where)
 
 
 def contradictions(choices: Sequence[Choice]) -> list[tuple[int, int]]:

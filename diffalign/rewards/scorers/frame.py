@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from diffalign.data.colours import flattened
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -49,7 +51,7 @@ class Frame:
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         height, width = self._size(image.height, image.width)
-        resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        resized = flattened(image).resize((width, height), Image.Resampling.BICUBIC)
         top, left = self._corner(height), self._corner(width)
         return resized.crop((left, top, left + self.side, top + self.side))
 
@@ -70,4 +72,4 @@ class Frame:
 
 def _tensor(image: Image.Image) -> Tensor:
     """Return (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255.0
+    return torch.from_numpy(np.asarray(flattened(image)).copy()).permute(2, 0, 1).float() / 255.0

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.data.colours import flattened
 from diffalign.models.users.vlm import chat, checked, encoded
 from diffalign.models.weights import UNREADABLE, whole
 from diffalign.rewards.scorers.function import Asked
@@ -48,7 +49,7 @@ def vqascore(
     def ask(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         found = []
         for image, prompt in zip(images, prompts, strict=True):
-            inputs = encoded(processor, _asked(processor, question, prompt), [image.convert("RGB")]).to(device, network.dtype)
+            inputs = encoded(processor, _asked(processor, question, prompt), [flattened(image)]).to(device, network.dtype)
             found.append(float(network(**inputs).logits[0, -1].double().softmax(dim=-1)[yes]))
         return found
 
