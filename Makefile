@@ -8,7 +8,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo FORCE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt docs docs-check dist clean FORCE
+.PHONY: help demo app test check fmt docs docs-check dist clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ help: ## list the targets
 demo: $(STAMP) ## align the embedded Stable Diffusion and write the report
 	$(BIN)/diffalign quickstart --output_dir $(DEMO)
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
+
+app: $(STAMP) ## open the app: vote on pictures, train on the votes
+	$(BIN)/diffalign app --inbrowser
 
 test: $(STAMP) ## run the tests, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -21,6 +21,7 @@ ABOUT = "Align image generators, and the language models that prompt them, with 
 GROUPS = {
     "data": "import, inspect and validate preference datasets",
     "pairs": "make preferences without voters",
+    "votes": "pictures for people to vote on",
     "user": "make a personalised run's users known to it",
     "eval": "judge models, and judge the judges",
 }

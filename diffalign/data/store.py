@@ -170,6 +170,14 @@ class VoteStore:
                     database.execute(sql.PAIR_WITH_EARLIER, (added.lastrowid, number, file))
         return new
 
+    def unseen(self) -> int:
+        """Return how many pairs nobody was shown."""
+        return self._rows("SELECT COUNT(*) FROM pairs WHERE times_shown = 0")[0][0]
+
+    def count(self, prompt: str, model: str) -> int:
+        """Return how many pictures of a prompt a model has drawn."""
+        return self._rows(sql.COUNT, prompt, model)[0][0]
+
     def add_records(self, records: Iterable[Record]) -> int:
         """Add the pictures of a dataset's records as pairs to vote on, without its own labels; return how many are new."""
         new = 0

@@ -56,3 +56,28 @@ class GenerateConfig:
     names them."""
     overwrite: bool = False
     """Replace a table that lies in output_dir, and parts that were drawn with other settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawVotesConfig:
+    """Draw pictures into a vote store, as pairs to vote on: several of each prompt, from a model or from several, blind."""
+
+    dataset_name: str
+    """Vote store, made if there is none."""
+    pretrained_model_name_or_path: list[str] = field(default_factory=lambda: ["assets/tiny-sd"])
+    """What draws: folders in diffusers layout, hub ids or finished runs. Of several, each draws every prompt, and the voter is not told
+    which one drew what."""
+    prompts: list[str] = field(default_factory=list)
+    """Prompts, files of them, or sets by name; captions of the embedded world if not given."""
+    images_per_prompt: int = 2
+    """Pictures of each prompt and model, in each turn."""
+    ahead: int = 24
+    """Draw until so many pairs wait that nobody has seen."""
+    follow: bool = False
+    """Go on, and draw again whenever fewer are left, until the process that started this one ends."""
+    num_inference_steps: int = 25
+    """Solver steps of every picture."""
+    guidance_scale: float = 5.0
+    """Guidance of every picture."""
+    seed: int = 0
+    """Seed. Every picture has its own, made of this one, its prompt and its number."""

@@ -1,0 +1,87 @@
+"""What the vote page asks of the server: the next questions of a voter, a vote, the last one undone, a picture."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from scipy.stats import binomtest
+
+from diffalign.app.voters import AccessError
+from diffalign.core.errors import RecordError
+from diffalign.data.store import Choose, Question, VoteStore
+
+AHEAD = 3  # questions that a page holds, so that the next pictures are there before they are needed
+ENOUGH = 60  # votes of which a model can learn a taste that one sees
+REASONS = ("prompt", "anatomy", "text", "colour", "composition", "style")
+VOTES_IN_TEN_SECONDS = 60  # of one voter; a hand does not vote faster
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """The votes of one store, as a page sees them. Every method takes the voter's name, and shows nobody another one's questions."""
+
+    store: VoteStore
+    repeats: float = 0.0  # share of questions that are asked twice
+    choose: Choose | None = None
+    _recent: dict[str, deque[float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def state(self, voter: str) -> dict[str, Any]:
+        """Return the voter's next questions and progress, as the page's script reads them."""
+        questions = self.store.questions(voter, AHEAD, choose=self.choose, repeats=self.repeats)
+        return {"questions": [self._shown(question) for question in questions], "progress": self.progress(voter), "reasons": REASONS}
+
+    def vote(self, voter: str, question: str, answer: str, reasons: list[str]) -> dict[str, Any]:
+        """Record a vote and return the new state, with what drew the two pictures.
+
+        Raises RecordError for a question of somebody else, or an answer or reason that is none; AccessError for votes faster than a hand.
+        """
+        unknown = [reason for reason in reasons if reason not in REASONS]
+        if unknown:
+            raise RecordError(f"there is no reason {unknown[0]!r}; expected some of {', '.join(REASONS)}")
+        self._slow_down(voter)
+        counted = self.store.vote(question, voter, answer, reasons=reasons)
+        models = [picture.model for picture in self.store.question(question).pictures]
+        return self.state(voter) | {"last": {"answer": counted.answer, "models": models}}
+
+    def undo(self, voter: str) -> dict[str, Any]:
+        """Withdraw the voter's last vote and return the new state, which begins with its question."""
+        undone = self.store.undo(voter)
+        return self.state(voter) | {"undone": undone is not None}
+
+    def picture(self, voter: str, question: str, position: int) -> str:
+        """Return a picture of a question as a data URL. Raises RecordError for a question of somebody else."""
+        asked = self.store.question(question)
+        if asked.user != voter or not 0 <= position < len(asked.pictures):
+            raise RecordError(f"there is no picture {position} of the question `{question[:40]}`")
+        file = asked.pictures[position].file
+        kind = mimetypes.guess_type(file.name)[0] or "image/png"
+        return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+    def progress(self, voter: str) -> dict[str, Any]:
+        """Return how many votes there are, how many are enough, and how far the voter agrees with himself, with its interval."""
+        votes = sum(vote.answer != "skip" for vote in self.store.votes(voter))
+        same, repeated = self.store.consistency(voter)
+        agreement = None
+        if repeated:
+            span = binomtest(same, repeated).proportion_ci(method="wilson")
+            agreement = [same / repeated, float(span.low), float(span.high)]
+        return {"votes": votes, "enough": ENOUGH, "agreement": agreement, "repeated": repeated}
+
+    def _shown(self, question: Question) -> dict[str, Any]:
+        """Return what the page is told of a question: not what drew the pictures."""
+        return {"id": question.id, "prompt": question.prompt, "pictures": len(question.pictures)}
+
+    def _slow_down(self, voter: str) -> None:
+        now = time.monotonic()
+        with self._lock:
+            recent = self._recent.setdefault(voter, deque(maxlen=VOTES_IN_TEN_SECONDS))
+            if len(recent) == VOTES_IN_TEN_SECONDS and now - recent[0] < 10.0:
+                raise AccessError(f"more than {VOTES_IN_TEN_SECONDS} votes in ten seconds; wait a moment")
+            recent.append(now)

@@ -1,0 +1,113 @@
+"""The app as a `gr.Blocks`, and what runs beside it: the process that draws ahead, and the queue of trainings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from diffalign.app.ballot import Ballot
+from diffalign.app.jobs import Queue
+from diffalign.app.options import AppConfig
+from diffalign.app.pages.train import Workshop, train_page
+from diffalign.app.pages.vote import vote_page
+from diffalign.app.voters import Accounts
+from diffalign.core.errors import ConfigError
+from diffalign.data.store import VoteStore
+from diffalign.methods.config_file import load_yaml
+
+logger = logging.getLogger(__name__)
+JOBS = "trainings"
+BYTES = "8mb"  # the largest upload
+BETA = 2000.0  # where a recipe names none
+
+
+def build(config: AppConfig) -> gr.Blocks:
+    """Return the app's pages, which `gr.mount_gradio_app` mounts into a server of one's own; `at_work` runs what they need beside them.
+
+    Raises ConfigError or TableError for a recipe, accounts or a store that cannot be read.
+
+    Example:
+        >>> config = AppConfig(dataset_name="votes.db")  # doctest: +SKIP
+        >>> with at_work(config):  # doctest: +SKIP
+        ...     build(config).launch()
+    """
+    accounts = _accounts(config)
+    store = VoteStore(config.dataset_name)
+    beta = load_yaml(config.config).get("beta", BETA)
+    workshop = Workshop(config, store, Queue(Path(config.output_dir) / JOBS), accounts, float(beta))
+    with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        with gr.Tab("Vote"):
+            vote_page(Ballot(store, config.repeats), accounts)
+        with gr.Tab("Train"):
+            train_page(workshop)
+    return blocks
+
+
+def serve(config: AppConfig) -> None:
+    """Serve the app until it is interrupted. Raises ConfigError for settings that cannot be meant, before anything is started."""
+    if config.share and config.auth is None:
+        raise ConfigError("`share` opens the app to everybody who has the address; give --auth FILE with those who may log in")
+    accounts = _accounts(config)
+    if config.share:
+        logger.warning("--share: the page is reached through Gradio's servers, which see what is sent")
+    if not accounts.by_name and config.server_name not in ("127.0.0.1", "localhost"):
+        logger.warning("without --auth, everybody who reaches %s:%d may vote, train and delete", config.server_name, config.server_port)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with at_work(config):
+        build(config).launch(
+            server_name=config.server_name,
+            server_port=config.server_port,
+            auth=accounts.admits if accounts.by_name else None,
+            root_path=config.root_path,
+            share=config.share,
+            inbrowser=config.inbrowser,
+            footer_links=[],
+            run_history=False,
+            max_file_size=BYTES,
+            theme=gr.themes.Default(),
+        )
+
+
+@contextlib.contextmanager
+def at_work(config: AppConfig) -> Iterator[None]:
+    """Draw pictures ahead of the voters and work through the queue of trainings while the block runs."""
+    drawing = _drawing(config) if config.ahead else None
+    queue, ended = Queue(Path(config.output_dir) / JOBS), threading.Event()
+
+    def work() -> None:
+        while not ended.wait(1.0):
+            try:
+                queue.step()
+            except Exception:
+                logger.exception("the queue of trainings could not be read; it is looked at again")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if drawing is not None:
+            drawing.terminate()
+            drawing.wait()
+
+
+def _drawing(config: AppConfig) -> subprocess.Popen[bytes]:
+    """Start the process that draws; it ends when this one does."""
+    models = [config.pretrained_model_name_or_path, *config.runs]
+    command = ["votes", "draw", "--dataset_name", config.dataset_name, "--pretrained_model_name_or_path", *models]
+    command += ["--ahead", str(config.ahead), "--follow", *(["--prompts", config.prompts] if config.prompts else [])]
+    return subprocess.Popen([sys.executable, "-m", "diffalign.cli", *command], stdin=subprocess.DEVNULL)  # noqa: S603, a list of our own making
+
+
+def _accounts(config: AppConfig) -> Accounts:
+    return Accounts.read(config.auth) if config.auth else Accounts()

@@ -1,0 +1,192 @@
+"""Trainings as processes of their own: they outlive the page and the server, and wait for each other in a queue.
+
+A job is a folder with job.json, what was voted until then as a table, the log of its process, and `run`, the output_dir of `diffalign
+train`. All that is known of a job is read from there, so a restarted server, or a killed one, misses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from diffalign.core.errors import ConfigError
+from diffalign.core.files import write
+from diffalign.core.runs import Run
+from diffalign.data.records import Record
+from diffalign.data.table import write_table
+
+State = Literal["waiting", "running", "done", "stopped", "failed"]
+JOB, VOTES, LOG, RUN = "job.json", "votes", "log.txt", "run"
+TRAIN_LOG = "train_log.jsonl"
+TRAIN = (sys.executable, "-m", "diffalign.cli", "train")
+TAIL = 4000  # characters of a process's log that are read at most
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training."""
+
+    folder: Path
+    flags: tuple[str, ...]  # of `diffalign train`
+    asked: float  # when it was put into the queue, seconds since 1970
+    pid: int | None = None  # of the process that was started last
+    born: float = 0.0  # when that process was made: a number is used again, this is not
+    held: bool = False  # whether somebody stopped it
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def run(self) -> Path:
+        """Return the output_dir."""
+        return self.folder / RUN
+
+    @property
+    def alive(self) -> bool:
+        """Return whether its process runs."""
+        try:
+            process = psutil.Process(self.pid or -1)
+            return abs(process.create_time() - self.born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, ValueError):
+            return False
+
+    @property
+    def state(self) -> State:
+        """Return how far it is."""
+        if self.alive:
+            return "running"
+        if Run.is_in(self.run):
+            return "done"
+        if self.pid is None:
+            return "stopped" if self.held else "waiting"
+        return "stopped" if self.held else "failed"
+
+    @property
+    def command(self) -> str:
+        """Return what one would type to do the same."""
+        return shlex.join(["diffalign", "train", *self.flags])
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the lines of the training's log, by step."""
+        return list(_json_lines(self.run / TRAIN_LOG))
+
+    def words(self) -> str:
+        """Return the end of what its process wrote."""
+        with contextlib.suppress(OSError):
+            return (self.folder / LOG).read_bytes()[-TAIL:].decode(errors="replace")
+        return ""
+
+    def save(self) -> None:
+        """Write job.json."""
+        facts = {"flags": self.flags, "asked": self.asked, "pid": self.pid, "born": self.born, "held": self.held}
+        write({self.folder / JOB: json.dumps(facts, indent=2) + "\n"})
+
+
+class Queue:
+    """The jobs in a folder; at most one runs at a time."""
+
+    def __init__(self, folder: Path, command: Sequence[str] = TRAIN) -> None:
+        self.folder, self.command = folder, command
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs, oldest first."""
+        return sorted((_read(file.parent) for file in self.folder.glob(f"*/{JOB}")), key=lambda job: job.asked)
+
+    def job(self, name: str) -> Job:
+        """Return the job of a name. Raises ConfigError if there is none."""
+        for job in self.jobs():
+            if job.name == name:
+                return job
+        raise ConfigError(f"there is no training called {name!r}")
+
+    def add(self, name: str, records: Iterable[Record], flags: Sequence[str]) -> Job:
+        """Put a training on `records` into the queue. `flags` are those of `diffalign train` but data and folder.
+
+        Raises ConfigError for a name that cannot be a folder's or is taken, TableError where there is no record.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name):
+            raise ConfigError(f"the name is {name!r}; expected up to 64 letters, digits, points, dashes and underscores")
+        folder = self.folder / name
+        if folder.exists():
+            raise ConfigError(f"there is a training called {name!r} already; choose another name")
+        try:
+            write_table(folder / VOTES, records)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # so that the name is free
+            raise
+        data = ("--dataset_name", str(folder / VOTES), "--output_dir", str(folder / RUN), "--resume_from_checkpoint", "latest")
+        job = Job(folder, (*flags, *data), time.time())
+        job.save()
+        return job
+
+    def step(self) -> Job | None:
+        """Start the next waiting job if none runs, and return it."""
+        self._children = [child for child in self._children if child.poll() is None]  # which also lets ended ones go
+        jobs = self.jobs()
+        waiting = [job for job in jobs if job.state == "waiting"]
+        if not waiting or any(job.alive for job in jobs):
+            return None
+        return self._start(waiting[0])
+
+    def _start(self, job: Job) -> Job:
+        with (job.folder / LOG).open("ab") as log:
+            command = [*self.command, *job.flags]  # a list, which no shell reads; an owner chose what is in it
+            child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603, see above
+        self._children.append(child)
+        started = Job(job.folder, job.flags, job.asked, child.pid, psutil.Process(child.pid).create_time())
+        started.save()
+        return started
+
+    def stop(self, name: str) -> None:
+        """Let a job end with a checkpoint, or leave the queue."""
+        job = self.job(name)
+        Job(job.folder, job.flags, job.asked, job.pid, job.born, held=True).save()
+        if job.alive and job.pid is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(job.pid).send_signal(signal.SIGTERM)
+
+    def resume(self, name: str) -> None:
+        """Put a job that was stopped, or that failed, into the queue again; it goes on at its last checkpoint."""
+        job = self.job(name)
+        if job.state not in ("stopped", "failed"):
+            raise ConfigError(f"the training {name!r} is {job.state}; only one that was stopped or failed goes on")
+        Job(job.folder, job.flags, job.asked).save()
+
+    def delete(self, name: str) -> None:
+        """Remove a job with all that it made. Raises ConfigError while it runs."""
+        job = self.job(name)
+        if job.alive:
+            raise ConfigError(f"the training {name!r} runs; stop it first")
+        aside = job.folder.with_name(f".{name}.deleted")
+        shutil.rmtree(aside, ignore_errors=True)
+        job.folder.replace(aside)  # at once, so that two who delete it do not meet half of it
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _read(folder: Path) -> Job:
+    facts = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    return Job(folder, tuple(facts["flags"]), facts["asked"], facts["pid"], facts["born"], facts["held"])
+
+
+def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Yield the whole lines of a log, the last of which may be half written."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)

@@ -1,0 +1,213 @@
+// The vote page: what a hand, a finger or a key does becomes one vote for the question that was on screen, and is sent until it arrives.
+const page = element.querySelector(".vote");
+const part = (name) => page.querySelector(name);
+const pictures = [...page.querySelectorAll(".picture img")];
+const REST = 250; // milliseconds in which a new pair takes no answer: a double click is meant for the one before
+const WAIT = [500, 1000, 2000, 4000, 8000]; // milliseconds between attempts to send
+const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", x: "both_bad", s: "skip" };
+const SIDES = ["Left", "Right"];
+
+let questions = []; // the one on screen first
+let loaded = new Map(); // question id -> promise of its data URLs
+let reasons = new Set();
+let sending = Promise.resolve(); // votes go one after the other, in the order they were given
+let unsent = 0;
+let full = null; // which picture is shown in full size
+
+function remembered(name, make) {
+  try {
+    const kept = localStorage.getItem(name) ?? make();
+    localStorage.setItem(name, kept);
+    return kept;
+  } catch {
+    return null; // the browser keeps nothing
+  }
+}
+
+const secret = remembered("diffalign-voter", () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join(""));
+const pending = () => JSON.parse(remembered("diffalign-unsent", () => "[]") ?? "[]");
+function keep(votes) {
+  try { localStorage.setItem("diffalign-unsent", JSON.stringify(votes)); } catch { /* the vote is sent all the same */ }
+}
+
+async function ask(call, data) {
+  const answer = await server[call]({ ...data, secret });
+  if (answer.error) throw Object.assign(new Error(answer.error), { refused: true });
+  return answer;
+}
+
+function trouble(text) {
+  const box = part(".trouble");
+  box.textContent = text ?? "";
+  box.hidden = !text;
+}
+
+function load(question) {
+  if (!loaded.has(question.id)) {
+    const urls = Array.from({ length: question.pictures }, (_, position) =>
+      ask("picture", { question: question.id, position }).then(async ({ url }) => {
+        const image = new Image();
+        image.src = url;
+        await image.decode();
+        return image;
+      }));
+    loaded.set(question.id, Promise.all(urls));
+  }
+  return loaded.get(question.id);
+}
+
+async function show() {
+  const [question] = questions;
+  page.dataset.state = question ? "asking" : "empty";
+  page.dataset.question = question?.id ?? "";
+  part(".prompt").textContent = question ? question.prompt : "There is nothing to vote on just now. New pictures appear here by themselves.";
+  pictures.forEach((image) => { image.removeAttribute("src"); image.alt = ""; });
+  close();
+  if (!question) return;
+  try {
+    const images = await load(question);
+    if (questions[0]?.id !== question.id) return;
+    images.forEach((image, side) => {
+      pictures[side].src = image.src;
+      pictures[side].alt = `${SIDES[side]} picture for: ${question.prompt}`;
+      pictures[side].dataset.small = image.naturalWidth < 256;
+    });
+    setTimeout(() => { if (questions[0]?.id === question.id) page.dataset.open = question.id; }, REST);
+    questions.slice(1).forEach((next) => load(next).catch(() => loaded.delete(next.id)));
+  } catch (error) {
+    loaded.delete(question.id);
+    trouble(`The pictures did not come (${error.message}).`);
+    setTimeout(refresh, WAIT[2]);
+  }
+}
+
+function take(state, done) {
+  const before = questions[0]?.id;
+  questions = state.questions.filter((question) => !done.has(question.id));
+  for (const id of loaded.keys()) if (!questions.some((question) => question.id === id)) loaded.delete(id);
+  part(".undo").disabled = state.progress.votes === 0 && !state.last;
+  part(".progress").textContent = progress(state.progress);
+  if (state.last) part(".last").textContent = last(state.last);
+  if (questions[0]?.id !== before || page.dataset.state !== "asking") show();
+  else questions.slice(1).forEach((next) => load(next).catch(() => loaded.delete(next.id)));
+}
+
+function progress({ votes, enough, agreement, repeated }) {
+  const more = votes < enough ? `${enough - votes} more make a model worth training` : "enough to train a model";
+  const rate = agreement && `You agree with yourself ${agreement[0].toFixed(2)} (${agreement[1].toFixed(2)} to ${agreement[2].toFixed(2)}, ${repeated} asked twice)`;
+  return [`${votes} ${votes === 1 ? "vote" : "votes"}; ${more}`, rate].filter(Boolean).join(". ");
+}
+
+function last({ answer, models }) {
+  const names = models.map((model, side) => model && `${SIDES[side].toLowerCase()}: ${model}`).filter(Boolean).join(", ");
+  return `Last vote: ${answer.replace("_", " ")}${names && ` (${names})`}`;
+}
+
+const answered = () => new Set(pending().map((vote) => vote.question));
+
+async function send(vote) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const state = await ask("vote", vote);
+      keep(pending().filter((other) => other.question !== vote.question));
+      trouble();
+      take(state, answered());
+      return;
+    } catch (error) {
+      if (error.refused) { // it cannot be sent again
+        keep(pending().filter((other) => other.question !== vote.question));
+        trouble(error.message);
+        await refresh();
+        return;
+      }
+      trouble("The server does not answer. Your vote is kept here, and sent when it does.");
+      await new Promise((resolve) => setTimeout(resolve, WAIT[Math.min(attempt, WAIT.length - 1)]));
+    }
+  }
+}
+
+function vote(answer) {
+  const [question] = questions;
+  if (!question || page.dataset.open !== question.id) return;
+  const cast = { question: question.id, answer, reasons: [...reasons] };
+  reasons.clear();
+  page.querySelectorAll(".reasons button").forEach((button) => button.setAttribute("aria-pressed", "false"));
+  keep([...pending(), cast]);
+  questions = questions.slice(1);
+  unsent += 1;
+  show();
+  sending = sending.then(() => send(cast)).finally(() => { unsent -= 1; page.dataset.unsent = unsent; });
+  page.dataset.unsent = unsent;
+}
+
+async function undo() {
+  await sending;
+  try { take(await ask("undo", {}), new Set()); } catch (error) { trouble(error.message); }
+}
+
+async function refresh() {
+  try {
+    const state = await ask("state", {});
+    if (!page.querySelector(".reasons button")) state.reasons.forEach(reason);
+    trouble();
+    take(state, answered());
+  } catch (error) {
+    trouble(error.refused ? error.message : "The server does not answer. The page tries again.");
+  }
+}
+
+function reason(name, index) {
+  const button = document.createElement("button");
+  button.textContent = name;
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => {
+    reasons.has(name) ? reasons.delete(name) : reasons.add(name);
+    button.setAttribute("aria-pressed", String(reasons.has(name)));
+  });
+  part(".reasons").append(button);
+}
+
+function close() { full = null; part(".full").hidden = true; }
+function open(side) {
+  if (!pictures[side].src) return;
+  full = side;
+  part(".full").hidden = false;
+  part(".full img").src = pictures[side].src;
+  part(".full img").alt = pictures[side].alt;
+  part(".full span").textContent = `${SIDES[side]}. Space or click: the other one. Esc: close.`;
+}
+const flip = () => open(full === null ? 0 : 1 - full);
+
+function help() {
+  const keys = part(".keys");
+  keys.hidden = !keys.hidden;
+  part(".help").setAttribute("aria-expanded", String(!keys.hidden));
+}
+
+page.addEventListener("click", (event) => {
+  const answer = event.target.closest("[data-answer]")?.dataset.answer;
+  if (answer && event.detail <= 1) vote(answer);
+  else if (event.target.closest(".full, .view")) flip();
+  else if (event.target.closest(".undo")) undo();
+  else if (event.target.closest(".help")) help();
+});
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest?.("input, textarea, select, [contenteditable=true]");
+  if (!page.isConnected || !page.offsetParent || typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key in KEYS) vote(KEYS[key]);
+  else if (key === "u") undo();
+  else if (key === " ") flip();
+  else if (key === "?") help();
+  else if (key === "Escape") close();
+  else if (/^[1-6]$/.test(key)) page.querySelectorAll(".reasons button")[Number(key) - 1]?.click();
+  else return;
+  event.preventDefault();
+});
+
+page.dataset.unsent = 0;
+pending().forEach((cast) => { unsent += 1; sending = sending.then(() => send(cast)).finally(() => { unsent -= 1; page.dataset.unsent = unsent; }); });
+sending.then(refresh);
+setInterval(() => { if (page.isConnected && questions.length === 0 && !document.hidden) refresh(); }, 3000);

@@ -1,0 +1,73 @@
+"""The page on which one votes: a widget of its own, whose script holds the next pictures ready."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from diffalign.app.ballot import Ballot
+from diffalign.app.voters import AccessError, Accounts, login_of
+from diffalign.core.errors import DiffalignError
+
+logger = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+
+
+def vote_page(ballot: Ballot, accounts: Accounts) -> gr.HTML:
+    """Return the widget; it belongs into a `gr.Blocks`."""
+
+    def state(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        return _answer(lambda: ballot.state(accounts.voter(login_of(request), data.get("secret"))))
+
+    def vote(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        def cast() -> dict[str, Any]:
+            voter = accounts.voter(login_of(request), data.get("secret"))
+            return ballot.vote(voter, _text(data, "question"), _text(data, "answer"), _texts(data, "reasons"))
+
+        return _answer(cast)
+
+    def undo(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        return _answer(lambda: ballot.undo(accounts.voter(login_of(request), data.get("secret"))))
+
+    def picture(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            position = data.get("position")
+            voter = accounts.voter(login_of(request), data.get("secret"))
+            return {"url": ballot.picture(voter, _text(data, "question"), position if isinstance(position, int) else -1)}
+
+        return _answer(read)
+
+    html, css, script = ((HERE / f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    return gr.HTML(html_template=html, css_template=css, js_on_load=script, server_functions=[state, vote, undo, picture])
+
+
+def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `call` does, or its reason for refusing; what an error says of the server goes to the log and not to the page."""
+    try:
+        return call()
+    except AccessError as error:
+        return {"error": str(error)}
+    except DiffalignError as error:  # its message names files of the server
+        logger.warning("refused: %s", error)
+        return {"error": "this answer does not fit its question; reload the page"}
+    except Exception:
+        logger.exception("the vote page failed")
+        return {"error": "something went wrong on the server; its log says what"}
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str) or len(value) > 64:
+        raise AccessError(f"`{name}` is no short text")
+    return value
+
+
+def _texts(data: dict[str, Any], name: str) -> list[str]:
+    values = data.get(name, [])
+    if not isinstance(values, list) or len(values) > 16 or not all(isinstance(value, str) for value in values):
+        raise AccessError(f"`{name}` is no short list of texts")
+    return values

@@ -1,0 +1,108 @@
+"""What the vote page may ask of the server, and what it may not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from diffalign.app import ballot as ballots
+from diffalign.app.ballot import AHEAD, Ballot
+from diffalign.app.voters import AccessError, Accounts
+from diffalign.core.errors import ConfigError, RecordError
+from diffalign.data.records import encode_image
+from diffalign.data.store import VoteStore
+
+SECRET = "0123456789abcdef" * 2
+
+
+def picture(shade: int) -> bytes:
+    return encode_image(Image.new("L", (8, 8), shade))
+
+
+@pytest.fixture
+def ballot(tmp_path):
+    with VoteStore(tmp_path / "votes.db") as store:
+        store.add_pictures("a <b>star</b>", [picture(shade) for shade in (10, 20, 30, 40)], model="secret-model", seeds=[0, 1, 2, 3])
+        yield Ballot(store)
+
+
+def test_a_page_holds_the_next_questions_and_learns_what_drew_them_only_by_voting(ballot):
+    state = ballot.state("ada")
+    assert len({question["id"] for question in state["questions"]}) == AHEAD
+    assert "secret-model" not in json.dumps(state)
+    assert str(ballot.store.path.parent) not in json.dumps(state)
+    after = ballot.vote("ada", state["questions"][0]["id"], "left", ["colour"])
+    assert after["last"] == {"answer": "left", "models": ["secret-model", "secret-model"]}
+    assert [question["id"] for question in after["questions"]][:2] == [question["id"] for question in state["questions"]][1:]
+    assert after["progress"]["votes"] == 1
+
+
+def test_undo_brings_the_question_back(ballot):
+    first = ballot.state("ada")["questions"][0]
+    ballot.vote("ada", first["id"], "tie", [])
+    state = ballot.undo("ada")
+    assert (state["questions"][0], state["progress"]["votes"], state["undone"]) == (first, 0, True)
+    assert ballot.undo("ada")["undone"] is False
+
+
+def test_a_picture_is_given_to_the_voter_who_is_asked_and_to_nobody_else(ballot):
+    question = ballot.state("ada")["questions"][0]["id"]
+    assert ballot.picture("ada", question, 0).startswith("data:image/png;base64,")
+    for voter, name, position in (("bob", question, 0), ("ada", question, 2), ("ada", question, -1), ("ada", "../../etc/passwd", 0)):
+        with pytest.raises(RecordError):
+            ballot.picture(voter, name, position)
+
+
+def test_nobody_votes_for_somebody_else_or_with_reasons_of_his_own(ballot):
+    question = ballot.state("ada")["questions"][0]["id"]
+    for voter, reasons in (("bob", []), ("ada", ["<script>"])):
+        with pytest.raises(RecordError):
+            ballot.vote(voter, question, "left", reasons)
+    assert ballot.store.votes() == []
+
+
+def test_votes_faster_than_a_hand_are_refused(ballot, monkeypatch):
+    monkeypatch.setattr(ballots.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(ballots, "VOTES_IN_TEN_SECONDS", 2)
+    for _ in range(2):
+        ballot.vote("ada", ballot.state("ada")["questions"][0]["id"], "left", [])
+    with pytest.raises(AccessError):
+        ballot.vote("ada", ballot.state("ada")["questions"][0]["id"], "left", [])
+    monkeypatch.setattr(ballots.time, "monotonic", lambda: 11.0)
+    assert ballot.vote("ada", ballot.state("ada")["questions"][0]["id"], "left", [])["progress"]["votes"] == 3
+
+
+def test_accounts_say_who_may_log_in_and_who_may_train(tmp_path):
+    file = tmp_path / "users.json"
+    file.write_text(json.dumps({"ada": {"password": "correct horse", "role": "owner"}, "bob": {"password": "battery staple"}}))
+    accounts = Accounts.read(file)
+    assert accounts.admits("ada", "correct horse")
+    assert not any(accounts.admits(*words) for words in (("ada", "battery staple"), ("eve", ""), ("bob", "")))
+    assert [accounts.is_owner(name) for name in ("ada", "bob", "eve", None)] == [True, False, False, False]
+    assert accounts.voter("bob", SECRET) == "bob"  # a guest's secret counts for nothing where one logs in
+    with pytest.raises(AccessError):
+        accounts.voter(None, SECRET)
+    assert "horse" not in repr(accounts)
+
+
+def test_without_accounts_a_guest_is_told_by_the_secret_of_the_browser():
+    assert Accounts().voter(None, SECRET) == f"guest-{SECRET}"
+    for secret in (None, "", "ada", SECRET[:-1], SECRET.upper(), {"a": 1}):
+        with pytest.raises(AccessError):
+            Accounts().voter(None, secret)
+
+
+def test_accounts_that_cannot_be_meant_are_refused_by_file_and_user(tmp_path):
+    file = tmp_path / "users.json"
+    for content, word in (
+        ("no json", "cannot be read"),
+        ("[]", "no users"),
+        ('{"ada": "secret"}', "ada"),
+        ('{"ada": {"password": "short"}}', "ada"),
+        ('{"ada": {"password": "long enough", "role": "boss"}}', "boss"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=f"users.json.*{word}"):
+            Accounts.read(file)
