@@ -1,4 +1,4 @@
-"""The command line as it was typed: what reports say of how they were made, and what was said in it and not in a config file."""
+"""The command line as it was typed: reports print it, and some commands ask which flags it has beside those of a config file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def command_line() -> str:
     return shlex.join(["diffalign", *_WORDS.get()])
 
 
-def given(flag: str) -> bool:
-    """Return whether the line has a flag."""
-    return any(word == f"--{flag}" or word.startswith(f"--{flag}=") for word in _WORDS.get())
+def has_flag(flag: str) -> bool:
+    """Return whether the line has a flag, in either spelling: --a_b and --a-b."""
+    return any(word.split("=", 1)[0].replace("-", "_") == f"__{flag}" for word in _WORDS.get())

@@ -3,140 +3,221 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import re
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_type_hints
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from diffalign.core.errors import did_you_mean
-from diffalign.core.keys import default_of
-from diffalign.core.specs import Spec
-from diffalign.core.trust import reaching, trusted, unmarked, untrusted
-from diffalign.methods.config import ALIASES, TrainConfig
-from diffalign.methods.config_file import load_yaml
+from diffalign.core.errors import ConfigError
+from diffalign.core.keys import default_of, keys_for
+from diffalign.core.values import key_value, options, word_value
+from diffalign.methods.config import ALIASES, SECTIONS, SYNONYMS, TrainConfig
+from diffalign.methods.config_file import load_yaml, on_top
+from diffalign.methods.other_programs import Translation, cure, differences, translate
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+ALONE = "\0"  # a flag that stands without a value
+END_OF_SENTENCE = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`])")
 
 
-class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions and examples."""
+class Formatter(RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and examples, and has room for long names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=128)
 
 
 class Parser(ArgumentParser):
-    """Says one sentence and the nearest flag, instead of a page of usage."""
+    """Says one sentence instead of a page of usage."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002  # jsonargparse's signature
+    def error(self, message: str) -> Any:
         """Exit with status 2."""
-        flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        unknown = re.search(r"nrecognized arguments: (--[\w\-.]+)", message)
-        hint = did_you_mean(unknown.group(1), flags) if unknown else ""
-        sys.stderr.write(f"{self.prog}: error: {' '.join(message.split()).rstrip('.')}.{hint} See --help.\n")
+        sys.stderr.write(f"{self.prog}: error: {' '.join(message.split()).rstrip('.')}. See --help.\n")
         sys.exit(2)
 
 
 def parse(config: type[T], words: Sequence[str], *, prog: str, epilog: str) -> T:
     """Return the config that `words` mean. Exits with status 2 for a flag that is none, and with 0 after --help.
 
-    A training config may come from a YAML file, `--config`, whose keys are defaults for the flags.
+    A training config may come from a YAML file, `--config`; flags count more than its keys. Flags of diffusers' DPO scripts and of
+    `trl dpo` are translated, and what is done with each is logged. Raises ConfigError for a value that does not fit its key.
     """
-    parser = parser_of(config, prog, epilog)
-    path = _config_path(words) if issubclass(config, TrainConfig) else None
-    file: Mapping[str, Any] = {} if path is None else unmarked(load_yaml(path))
-    parser.set_defaults(dict(file))
-    for action in parser._actions:
-        if action.nargs == "?" and action.dest in file:
-            action.const = file[action.dest]  # the flag standing alone does not take back what the file says
-    parsed = parser.parse_args(list(words)).as_dict()
-    values = {name: value for name, value in parsed.items() if name in get_type_hints(config)}
-    return config(**flattened(config, _marked(values, file, words, trust=bool(parsed.get("trust_scorers")))))
-
-
-def _marked(values: dict[str, Any], file: Mapping[str, Any], words: Sequence[str], *, trust: bool) -> dict[str, Any]:
-    """Return `values` of which those of a config file are untrusted (see `core.trust`), but for specs that a flag names, too."""
-    from_file = {name: values[name] for name in file if not any(_has_flag(words, flag) for flag in _flags(name))}
-    if trust:
-        return values | trusted(from_file)
-    named = list(reaching([value for name, value in values.items() if name not in from_file]))
-    return values | untrusted(from_file, but=named)
-
-
-def _flags(name: str) -> list[str]:
-    """Return how a key is called on the command line."""
-    return [f"--{name}", *(f"--{alias}" for alias, key in ALIASES.items() if key == name)]
-
-
-def _has_flag(words: Sequence[str], flag: str) -> bool:
-    return any(word == flag or word.startswith(f"{flag}=") for word in words)
-
-
-def parser_of(config: type, prog: str, epilog: str) -> Parser:
-    """Return a parser with a flag for each field of `config`."""
-    about = (config.__doc__ or "").strip()
-    parser = Parser(prog=prog, description=about, epilog=epilog or None, formatter_class=Formatter, allow_abbrev=False)
+    words = [_underscored(word) for word in words]
+    parser = parser_of(config, prog, epilog, everything="--help_all" in words)
     hints = get_type_hints(config)
-    helps = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(config).params}
-    for base in config.__mro__[1:]:
-        if dataclasses.is_dataclass(base):
-            helps = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(base).params} | helps
-    for item in dataclasses.fields(config):
-        parser.add_argument(*_flags(item.name), **_keywords(item, hints[item.name], helps[item.name]))
+    parsed, rest = parser.parse_known_args(words)
+    flags = {name: _value(hints[name], name, value) for name, value in vars(parsed).items() if name != "config"}
+    flags |= _translated(parser, config, rest, flags, words)
+    _refuse_conflicts(flags)
+    file = load_yaml(parsed.config) if "config" in parsed else {}
+    bare = {item.name: item.metadata["bare"] for item, _ in _in_sections(config) if "bare" in item.metadata}
+    # A flag that stands alone does not take back what the file says.
+    alone = {name: file.get(name, bare[name]) for name, value in flags.items() if value == ALONE}
+    return config(**on_top(file, flags | alone))
+
+
+def parser_of(config: type, prog: str, epilog: str, *, everything: bool = True) -> Parser:
+    """Return a parser with a flag for each field of `config`. Without `everything` its help shows the keys marked for it alone."""
+    about = (config.__doc__ or "").strip()
+    usage = f"{prog} [flags]" if not issubclass(config, TrainConfig) else f"{prog} [--config FILE] [flags]"
+    parser = Parser(prog=prog, usage=usage, description=about, epilog=epilog or None, add_help=False, allow_abbrev=False)
+    parser.formatter_class = Formatter
+    hints, helps, groups = get_type_hints(config), _helps(config), {}
+    essential = keys_for(config, "help")
+    for item, section in _in_sections(config):
+        group = groups.setdefault(section, parser.add_argument_group(section))
+        shown = everything or not essential or item.name in essential or section == "command"
+        names = [f"--{item.name}", *(f"--{alias}" for alias, name in ALIASES.items() if name == item.name)]
+        text = _help(item, helps[item.name] if everything or not essential else END_OF_SENTENCE.split(helps[item.name])[0])
+        group.add_argument(*names, help=text if shown else SUPPRESS, dest=item.name, default=SUPPRESS, **_form(item, hints[item.name]))
+        if hints[item.name] is bool:
+            group.add_argument(f"--no_{item.name}", help=SUPPRESS, dest=item.name, default=SUPPRESS, action="store_const", const="false")
+    general = parser.add_argument_group("general")
     if issubclass(config, TrainConfig):
-        parser.add_argument("--config", help="YAML file with any of these keys; flags override it.")
-        parser.add_argument(
-            "--trust_scorers",
-            action=ActionYesNo,
-            default=False,
-            help="Use the scorers of kind function and http that the config file names: they run code, or send prompts and pictures to a "
-            "server. Those that flags name are used without this word.",
-        )
+        general.add_argument("--config", metavar="FILE", default=SUPPRESS, help="YAML file with any of these keys; flags count more.")
+    rest = " (the flags for rare cases are in --help_all)" if essential and not everything else ""
+    general.add_argument("-h", "--help", action="help", help=f"Show this help{rest}. A switch also takes true or false; --no_NAME is false.")
+    general.add_argument("--help_all", action="help", help="Show every flag, with all that is to say about it.")
     return parser
 
 
-def _keywords(item: dataclasses.Field[Any], hint: Any, about: str) -> dict[str, Any]:
-    """Return how a field becomes a flag."""
-    keywords: dict[str, Any] = {"help": about.replace("%", "%%")}
+def _in_sections(config: Any) -> Iterator[tuple[dataclasses.Field[Any], str]]:
+    """Yield the fields of a config with the title of their group; what has to be there comes first."""
+    fields = dataclasses.fields(config)
+    if not issubclass(config, TrainConfig):
+        required = [item for item in fields if default_of(item) is dataclasses.MISSING]
+        yield from ((item, "required") for item in required)
+        yield from ((item, "flags") for item in fields if item not in required)
+        return
+    keys, section = {item.name for item in dataclasses.fields(TrainConfig)}, ""
+    yield from ((item, "command") for item in fields if item.name not in keys)
+    for item in fields:
+        section = SECTIONS.get(item.name, section)
+        if item.name in keys:
+            yield item, section
+
+
+def _helps(config: type) -> dict[str, str]:
+    """Return the docstrings of the fields."""
+    texts: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if dataclasses.is_dataclass(base):
+            texts |= {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(base).params}
+    return texts
+
+
+def _help(item: dataclasses.Field[Any], text: str) -> str:
+    """Return the help of a field, with its default where that says something."""
     default = default_of(item)
-    if default is dataclasses.MISSING:
-        keywords["required"] = True
-    else:
-        keywords["default"] = default
-    if hint == list[str]:
-        keywords |= {"nargs": "+", "type": str}
-    elif hint == list[Spec]:
-        keywords |= {"nargs": "+", "type": list[Spec] | Spec}
-    elif hint is bool:
-        keywords |= {"action": ActionYesNo}
-    else:
-        keywords["type"] = hint
-    if "bare" in item.metadata:  # the flag may stand alone
-        keywords |= {"nargs": "?", "const": item.metadata["bare"]}
-    return keywords
+    shown = default is not dataclasses.MISSING and default is not False and default not in (None, "", [], {})
+    text = text if text.endswith(".") else f"{text}."
+    return (f"{text} Default: {str(default).lower() if default is True else default}." if shown else text).replace("%", "%%")
 
 
-def flattened(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parsed values with lists of specs in one piece: `pickscore hps` and `[pickscore, hps]` mean the same."""
+def _form(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """Return how many words a flag takes, and what the help calls them."""
+    form: dict[str, Any] = {"metavar": _metavar(hint)}
+    if default_of(item) is dataclasses.MISSING:
+        form["required"] = True
+    if hint is bool:
+        return form | {"nargs": "?", "const": "true"}
+    if "bare" in item.metadata:
+        return form | {"nargs": "?", "const": ALONE}
+    return form | ({"nargs": "+"} if _list_of(hint) is not None else {})
+
+
+def _metavar(hint: Any) -> str:
+    for option in options(hint):
+        if get_origin(option) is Literal:
+            return "{" + ",".join(map(str, get_args(option))) + "}"
+    names = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}
+    plain = [names[option] for option in options(hint) if option in names]
+    if _list_of(hint) is not None:
+        return "TEXT" if _list_of(hint) is str else "SPEC"
+    return "SPEC" if len(options(hint)) > 1 and plain == ["TEXT"] and len(set(options(hint)) - {NoneType}) > 1 else (plain or ["YAML"])[0]
+
+
+def _list_of(hint: Any) -> Any:
+    """Return what a key is a list of; None for one that is no list."""
+    return next((get_args(option)[0] for option in options(hint) if get_origin(option) is list), None)
+
+
+def _value(hint: Any, name: str, words: Any) -> Any:
+    """Return the value of a key from the words behind its flag: of lists, any number of them, or one `[a, b]`."""
+    element = _list_of(hint)
+    if words == ALONE:
+        return ALONE
+    if element is None:
+        return word_value(f"--{name}", hint, words) if isinstance(words, str) else key_value(f"--{name}", hint, words)
+    words = [words] if isinstance(words, str) else words
+    if words == ["null"] and NoneType in options(hint):
+        return None
+    values: list[Any] = []
+    for word in words:
+        # Prompts may begin with a bracket; names and specs do not.
+        flow = word.startswith("[") and (element is not str or NoneType in options(hint))
+        values += word_value(f"--{name}", list[element], word) if flow else [word_value(f"--{name}", element, word)]
+    return values
+
+
+def _translated(parser: Parser, config: type, rest: Sequence[str], flags: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return the keys that flags of other programs stand for, and log what is done with each; exits for what stands for nothing."""
+    strays, others = _paired(rest)
     hints = get_type_hints(config)
-    return {name: _flat(value) if hints[name] == list[Spec] else value for name, value in values.items()}
+    training = issubclass(config, TrainConfig)
+    result = translate(others, hints, steps="max_train_steps" in flags) if training else Translation()
+    if not training:
+        result.problems += [f"--{name} is no flag.{cure(name, hints, flags=True)}" for name in others]
+    result.problems += [f"`{word}` stands behind no flag that takes it" for word in strays]
+    twice = [name for name in result.values if name in flags]
+    result.problems += [f"--{name} is given twice, once as another program has it" for name in twice]
+    if result.problems:
+        end = "" if len(result.problems) > 1 else f" See {parser.prog} --help."
+        sys.stderr.write("".join(f"{parser.prog}: error: {problem}{end}\n" for problem in result.problems))
+        sys.exit(2)
+    values = {name: _value(hints[name], name, value) for name, value in result.values.items()}
+    written = [word[2:].split("=")[0] for word in words if word.startswith("--")]
+    if training and int(os.environ.get("RANK", "0")) == 0:
+        for line in (*result.notes, *differences(written, {*flags, *values})):
+            logger.info("%s", line)
+    return values
 
 
-def _flat(values: Sequence[Spec | list[Spec]]) -> list[Spec]:
-    return [spec for value in values for spec in (value if isinstance(value, list) else [value])]
+def _paired(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the words that belong to no flag, and the unknown flags with the words behind them."""
+    strays: list[str] = []
+    others: dict[str, list[str]] = {}
+    current = strays
+    for word in rest:
+        if word.startswith("--"):
+            name, sign, value = word[2:].partition("=")
+            current = others[name] = [value] if sign else []
+        else:
+            current.append(word)
+    return strays, {name: values[0] if len(values) == 1 else values or "true" for name, values in others.items()}
+
+
+def _refuse_conflicts(flags: Mapping[str, Any]) -> None:
+    """Raise ConfigError for two flags that choose one thing differently."""
+    for switch, (name, value) in SYNONYMS.items():
+        if flags.get(switch) and name in flags and flags[name] != value:
+            raise ConfigError(f"`--{switch}` and `--{name} {flags[name]}` choose differently; leave one out, or write --no_{switch}")
+
+
+def _underscored(word: str) -> str:
+    """Return a flag with underscores, as the keys have them: --learning-rate is --learning_rate."""
+    name, sign, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + sign + value if re.fullmatch(r"--[A-Za-z][\w-]*", name) else word
 
 
 def plain(config: Any, kind: type[T]) -> T:
     """Return the fields of a config that its base class `kind` has, as such a one."""
     return kind(**{item.name: getattr(config, item.name) for item in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
 
-
-def _config_path(words: Sequence[str]) -> str | None:
-    """Return the value of `--config`: its keys become defaults before the flags are parsed."""
-    for position, word in enumerate(words):
-        if word == "--config" and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith("--config="):
-            return word.split("=", 1)[1]
-    return None

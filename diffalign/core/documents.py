@@ -46,22 +46,28 @@ def parse_json(text: str | bytes, where: str, error: type[DiffalignError] = Conf
 
 def read_yaml(file: Path, error: type[DiffalignError] = ConfigError) -> Untrusted:
     """Return the mapping that a YAML file holds, empty for an empty file. Raises `error` for any other file."""
+    value = parse_yaml(_bytes(file, MOST_YAML, error), str(file), error)
+    return _mapping_of(Untrusted() if value is None else value, str(file), error)
+
+
+def parse_yaml(text: str | bytes, where: str, error: type[DiffalignError] = ConfigError) -> Any:
+    """Return the value of a YAML text; `where` names its file or flag. Raises `error` for a text that is not strict YAML."""
     loader = None
     try:
-        loader = _Loader(_bytes(file, MOST_YAML, error).decode("utf-8-sig"))
+        loader = _Loader(text if isinstance(text, str) else text.decode("utf-8-sig"))
         node = loader.get_single_node()
         if node is not None and _written_out(node, {}) > MOST_YAML:
             raise ValueError(f"its aliases stand for more than {MOST_YAML:,} characters")
         value = None if node is None else loader.construct_document(node)
         _check(value, finite=False)
     except RecursionError:
-        raise error(f"{file}: nested too deep; expected at most {DEPTH} levels") from None
+        raise error(f"{where}: nested too deep; expected at most {DEPTH} levels") from None
     except (yaml.YAMLError, ValueError) as why:
-        raise error(f"{file}: not YAML ({shortened(' '.join(str(why).split()))})") from why
+        raise error(f"{where}: not YAML ({shortened(' '.join(str(why).split()))})") from why
     finally:
         if loader is not None:
             loader.dispose()
-    return _mapping_of(Untrusted() if value is None else value, str(file), error)
+    return value
 
 
 def yaml_of(value: Any) -> str:

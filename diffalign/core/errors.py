@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
 
+SHORT = 4  # letters of a name in which one that is wrong weighs much
 MOST_LISTED, MOST_COMPARED, LONGEST = 30, 10_000, 300  # names in a message, names that a misspelt one is compared with, characters of one
 
 
@@ -42,15 +44,32 @@ class TrainingError(DiffalignError):
     """Training cannot go on: too many bad steps, or nothing to train on."""
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[object]) -> str | None:
+    """Return the one of `names` that `name` most likely stands for, None where none is near: no hint rather than a wrong one.
+
+    Case, dashes and underscores do not count.
+
+    >>> nearest("Diffusion-DPO", ["diffusion_npo", "diffusion_dpo"]), nearest("--fsdp", ["--seed"])
+    ('diffusion_dpo', None)
+    """
+    table = {_plain(str(entry)): str(entry) for entry in islice(names, MOST_COMPARED)}
+    word = _plain(name[:LONGEST])
+    if word in table:
+        return table[word]
+    near = get_close_matches(word, table, n=1, cutoff=0.66 if len(word) <= SHORT else 0.75)
+    longer = [entry for entry in table if min(len(word), len(entry)) > 2 and (entry.startswith(word) or word.startswith(entry))]
+    return table[near[0]] if near else table[longer[0]] if len(longer) == 1 else None
+
+
+def did_you_mean(name: str, names: Iterable[object]) -> str:
     """Return a hint for a `name` that is none of `names`: the nearest of them, or all where none is near.
 
     >>> did_you_mean("ddpo", ["dpo", "ipo"]), did_you_mean("x", ["dpo", "ipo"])
     (' Did you mean `dpo`?', ' Known: dpo, ipo.')
     """
-    names = sorted(names)
-    near = get_close_matches(name[:LONGEST], names[:MOST_COMPARED], n=1, cutoff=0.6)
-    return f" Did you mean `{near[0]}`?" if near else f" Known: {listed(names)}."
+    names = sorted(map(str, names))
+    near = nearest(name, names)
+    return f" Did you mean `{near}`?" if near else f" Known: {listed(names)}."
 
 
 def listed(names: Iterable[str]) -> str:
@@ -73,3 +92,8 @@ def check_name(key: str, value: str, table: Iterable[str]) -> None:
     """Raise ConfigError for the value of a key that is not in `table`, with the nearest that is."""
     if value not in table:
         raise ConfigError(f"`{key}` is {shortened(value)!r}.{did_you_mean(value, table)}")
+
+
+def _plain(name: str) -> str:
+    """Return a name as it is compared."""
+    return name.lower().strip("-").replace("-", "_")

@@ -13,15 +13,36 @@ IMAGE: tuple[Kind, ...] = ("image",)
 TEXT: tuple[Kind, ...] = ("text",)
 REWARD: tuple[Kind, ...] = ("reward",)
 CARD = ("card",)  # keys that a model card shows
+HELP = ("help",)  # keys that --help shows; --help_all shows all
+CARD_AND_HELP = CARD + HELP
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers
 ALIASES = {"beta_dpo": "beta", "lora_rank": "rank", "train_data_dir": "dataset_name"}
+# Switches that stand for a value of another key: of two layers of settings, the upper one counts under either name.
+SYNONYMS = {
+    "use_8bit_adam": ("optimizer", "adamw_8bit"),
+    "enable_xformers_memory_efficient_attention": ("attention_backend", "xformers"),
+}
+# Sections of the keys, by the first key of each.
+SECTIONS = {
+    "pretrained_model_name_or_path": "model",
+    "dataset_name": "data",
+    "method": "method",
+    "reward_head": "reward models",
+    "likelihood": "language models",
+    "train_method": "what is trained",
+    "output_dir": "run",
+    "train_batch_size": "steps and optimiser",
+    "mixed_precision": "memory and speed",
+    "checkpointing_steps": "checkpoints, logs and pictures",
+    "eval_every": "evaluations and guards",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Fine-tune a model on preferences."""
 
-    pretrained_model_name_or_path: str = key("assets/tiny-sd", kinds=ANY, changes="model")
+    pretrained_model_name_or_path: str = key("assets/tiny-sd", kinds=ANY, changes="model", uses=HELP)
     """Folder in diffusers layout, or of a causal language model with its tokenizer, or hub id."""
     revision: str | None = key(None, kinds=ANY, changes="model")
     """Hub revision (branch, tag or commit)."""
@@ -46,28 +67,28 @@ class TrainConfig:
     transport: bool = key(False, kinds=IMAGE, trait="flow", resume=True)
     """Weigh flow models' squared error with (1 - t)^2, so that their beta is that of the noise; constant beta works better (2501.13918)."""
 
-    dataset_name: str = key("", kinds=ANY, changes="data")
+    dataset_name: str = key("", kinds=ANY, changes="data", uses=HELP)
     """Preference table, dataset file, folder, or hub id."""
-    dataset_split_name: str | None = key(None, kinds=ANY, changes="data")
+    dataset_split_name: str | None = key(None, kinds=ANY, changes="data", uses=HELP)
     """Split of the dataset, for example train."""
     reader: str | None = key(None, kinds=ANY, changes="data")
     """Dataset layout (`diffalign data import --help` lists them); found by its columns if not given."""
-    transforms: list[Spec] | None = key(None, kinds=ANY, resume=True)
+    transforms: list[Spec] | None = key(None, kinds=ANY, resume=True, uses=HELP)
     """Data transforms in order, instead of the method's own; for example [pairs, {flip_labels: {share: 0.2}}, orient]."""
-    max_train_samples: int | None = key(None, AT_LEAST_ONE, kinds=ANY, changes="data")
+    max_train_samples: int | None = key(None, AT_LEAST_ONE, kinds=ANY, changes="data", uses=HELP)
     """Use only the first so many rows."""
-    resolution: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, resume=True, changes="model", uses=CARD)
+    resolution: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, resume=True, changes="model", uses=CARD_AND_HELP)
     """Side of the training images in pixels; the model's own if not given."""
     aspect_ratio_buckets: str | None = key(None, kinds=IMAGE, resume=True)
     """Sizes of the training images instead, as "height,width;height,width;...": a record's images all get the one nearest to their
     aspect ratios (the geometric mean), and a forward pass holds one size. `resolution` is then that of validation pictures."""
     random_crop: bool = key(False, kinds=IMAGE, resume=True)
     """Crop at random instead of in the middle; both candidates alike."""
-    random_flip: bool = key(False, kinds=IMAGE, resume=True)
+    random_flip: bool = key(False, kinds=IMAGE, resume=True, uses=HELP)
     """Mirror at random; both candidates alike."""
-    skip_bad: bool = key(False, kinds=ANY, changes="data")
+    skip_bad: bool = key(False, kinds=ANY, changes="data", uses=HELP)
     """Leave out rows that cannot be read, and list them in the manifest, instead of stopping at the first."""
-    max_length: int = key(1024, AT_LEAST_ONE, kinds=TEXT)
+    max_length: int = key(1024, AT_LEAST_ONE, kinds=TEXT, uses=HELP)
     """Of texts: most tokens of prompt and completion together."""
     truncation_mode: Literal["keep_start", "keep_end"] = key("keep_start", kinds=TEXT)
     """Of texts that are longer: keep_start cuts completions and leaves out records whose prompt alone fills max_length (as TRL);
@@ -75,16 +96,16 @@ class TrainConfig:
     chat_template: str | None = key(None, kinds=TEXT)
     """Of texts: a Jinja file for conversations, where the tokenizer brings no template of its own."""
 
-    method: str = key("diffusion_dpo", kinds=ANY, resume=True)
+    method: str = key("diffusion_dpo", kinds=ANY, resume=True, uses=HELP)
     """Published method; names its objective, trajectory, reference and transforms."""
-    objective: Spec | None = key(None, kinds=ANY)
+    objective: Spec | None = key(None, kinds=ANY, uses=HELP)
     """Another objective than the method's, for example ipo or hinge; constants as {hinge: {beta: 1000}}."""
-    beta: float | None = key(None, ABOVE_ZERO, kinds=ANY)
-    """Beta of the objective (also --beta_dpo): larger keeps the model closer to the reference. Of texts it multiplies nats: 0.1 is usual
-    (5 with likelihood mean). Of images it multiplies half the mean squared error over the latent, as in the Diffusion-DPO release: 2000
-    to 5000 is usual. From the diffusers SD1.5 script: double it. From half a sum over the latent (SimpleTuner): multiply by its size,
-    C H W (16384 for SD1.5 at 512 px). MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and larger
-    moves further from the start."""
+    beta: float | None = key(None, ABOVE_ZERO, kinds=ANY, uses=HELP)
+    """Beta of the objective: larger keeps the model closer to the reference; 2000 to 5000 is usual for images, 0.1 for texts. Of texts it
+    multiplies nats (5 is usual with likelihood mean). Of images it multiplies half the mean squared error over the latent, as in the
+    Diffusion-DPO release. From the diffusers SD1.5 script: double it. From half a sum over the latent (SimpleTuner): multiply by its
+    size, C H W (16384 for SD1.5 at 512 px). MaPO's is another quantity, the weight of the margin against the winner's error: 0.1, and
+    larger moves further from the start."""
     label_smoothing: float | None = key(None, SHARE_BELOW_HALF, kinds=ANY)
     """Share in [0, 0.5) of labels taken to be wrong (objectives dpo, robust, exo and others)."""
     trajectory: Spec | None = key(None, kinds=IMAGE)
@@ -100,7 +121,7 @@ class TrainConfig:
     first and close ones last (Curry-DPO)."""
     scores: dict[str, str] = field(default_factory=dict)
     """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
-    reference: Literal["policy_start", "none"] | None = key(None, resume=True)
+    reference: Literal["policy_start", "none"] | None = key(None, resume=True, uses=HELP)
     """What the policy is compared with: the model it starts from, or nothing."""
     start_from: str | None = key(None, kinds=IMAGE, changes="data")
     """Finished run of images, on the same model, whose adapter (or denoiser) goes on; the reference is then that run's result."""
@@ -133,7 +154,7 @@ class TrainConfig:
     precompute_ref_log_probs: bool = key(True, kinds=TEXT)
     """Of texts: the reference's log-probabilities are computed once, for each token, before training."""
 
-    train_method: Literal["lora", "dora", "full", "user"] | None = key(None, uses=CARD)
+    train_method: Literal["lora", "dora", "full", "user"] | None = key(None, uses=CARD_AND_HELP)
     """Low-rank adapter, the same with learned magnitudes, all weights of the network, or a user branch beside the text's attention
     alone; lora if not given, user for PPD."""
     user_encoder: Spec | None = None
@@ -142,34 +163,34 @@ class TrainConfig:
     shots; mixture: prototypes; one_hot; profile: profiles (JSON file {user: text}); vector: vectors (JSON file {user: [number, ...]})."""
     user_dropout: float = key(0.1, SHARE_BELOW_ONE)
     """Share of users dropped in training; the negative half of guidance uses the zero user."""
-    rank: int = key(8, ABOVE_ZERO, uses=CARD)
+    rank: int = key(8, ABOVE_ZERO, uses=CARD_AND_HELP)
     """Rank of the adapter."""
-    lora_alpha: float | None = key(None, ABOVE_ZERO, resume=True, uses=CARD)
+    lora_alpha: float | None = key(None, ABOVE_ZERO, resume=True, uses=CARD_AND_HELP)
     """Scale of the adapter is lora_alpha / rank; the rank itself if not given."""
     lora_dropout: float = key(0.0, SHARE_BELOW_ONE)
     """Dropout in the adapter; adds noise to the policy alone, so zero is best with a reference."""
     lora_layers: list[str] | None = key(None, uses=CARD)
     """Names of the layers that get an adapter; if not given attention projections, of language models all linear layers but the head."""
 
-    output_dir: str = key("outputs/train", kinds=ANY, changes="nothing")
+    output_dir: str = key("outputs/train", kinds=ANY, changes="nothing", uses=HELP)
     """Folder for weights, checkpoints, logs and pictures."""
-    overwrite_output_dir: bool = key(False, kinds=ANY, changes="nothing")
+    overwrite_output_dir: bool = key(False, kinds=ANY, changes="nothing", uses=HELP)
     """Train anew in a folder that holds a run, and remove that run."""
-    seed: int = key(0, kinds=ANY, resume=True, changes="data", uses=CARD)
+    seed: int = key(0, kinds=ANY, resume=True, changes="data", uses=CARD_AND_HELP)
     """Seed of every draw. A draw belongs to a record and an epoch, not to a batch."""
-    train_batch_size: int = key(4, ABOVE_ZERO, kinds=ANY)
+    train_batch_size: int = key(4, ABOVE_ZERO, kinds=ANY, uses=HELP)
     """Records in one forward pass, for each process."""
-    gradient_accumulation_steps: int = key(1, AT_LEAST_ONE, kinds=ANY)
+    gradient_accumulation_steps: int = key(1, AT_LEAST_ONE, kinds=ANY, uses=HELP)
     """Forward passes in an optimiser step; equals the batch that is as many times larger."""
-    max_train_steps: int = key(1000, ABOVE_ZERO, kinds=ANY)
+    max_train_steps: int = key(1000, ABOVE_ZERO, kinds=ANY, uses=HELP)
     """Optimiser steps."""
-    learning_rate: float = key(1e-5, ABOVE_ZERO, kinds=ANY, uses=CARD)
+    learning_rate: float = key(1e-5, ABOVE_ZERO, kinds=ANY, uses=CARD_AND_HELP)
     """Peak learning rate."""
-    lr_scheduler: str = key("constant_with_warmup", kinds=ANY, uses=CARD)
+    lr_scheduler: str = key("constant_with_warmup", kinds=ANY, uses=CARD_AND_HELP)
     """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, ..."""
-    lr_warmup_steps: int = key(0, NOT_NEGATIVE, kinds=ANY)
+    lr_warmup_steps: int = key(0, NOT_NEGATIVE, kinds=ANY, uses=HELP)
     """Optimiser steps of linear warm-up."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = key("adamw", kinds=ANY)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = key("adamw", kinds=ANY, uses=HELP)
     """AdamW, with 8-bit state, with that state paged to the CPU, or Adafactor with the fixed learning rate (as the SDXL recipes)."""
     use_8bit_adam: bool = key(False, kinds=ANY)
     """The diffusers scripts' name for optimizer adamw_8bit."""
@@ -183,13 +204,13 @@ class TrainConfig:
     """Epsilon of AdamW."""
     max_grad_norm: float = key(1.0, ABOVE_ZERO, kinds=ANY)
     """Gradients are clipped to this norm."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD, resume=True)
+    mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD_AND_HELP, resume=True)
     """Precision of the networks; errors and losses are in float32 always."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = key(False, uses=HELP)
     """Recompute activations in the backward pass: less memory, more time."""
     sequential_candidates: bool = key(False, kinds=IMAGE)
     """Run the candidates one after another with the same gradient: half the activation memory of a pair, one more forward pass."""
-    quantization: Literal["nf4", "int8", "fp8"] | None = key(None, resume=True)
+    quantization: Literal["nf4", "int8", "fp8"] | None = key(None, resume=True, uses=HELP)
     """Weights of the frozen base under an adapter: nf4 (bitsandbytes), int8 or fp8 (torchao). The reference is the same base."""
     attention_backend: str | None = None
     """Attention by its name in diffusers: sdpa (also `native`), xformers, flash, ...; PyTorch's own if not given."""
@@ -203,7 +224,7 @@ class TrainConfig:
     """Keep, and save, a moving average of the trained weights."""
     ema_decay: float = key(0.999, SHARE_BELOW_ONE, kinds=ANY, resume=True)
     """Decay of the moving average."""
-    cache: Literal["disk", "off"] = "disk"
+    cache: Literal["disk", "off"] = key("disk", uses=HELP)
     """Latents and prompt embeddings on disk before training, or made live in every step. (Of texts: see precompute_ref_log_probs.)"""
     cache_dir: str | None = key(None, kinds=ANY, changes="nothing")
     """Where the cache lies; beside the table if not given."""
@@ -212,23 +233,23 @@ class TrainConfig:
     dataloader_num_workers: int = key(0, NOT_NEGATIVE, kinds=ANY, changes="nothing")
     """Processes that decode images."""
 
-    checkpointing_steps: int = key(500, AT_LEAST_ONE, kinds=ANY, changes="nothing")
+    checkpointing_steps: int = key(500, AT_LEAST_ONE, kinds=ANY, changes="nothing", uses=HELP)
     """Optimiser steps between checkpoints."""
-    checkpoints_total_limit: int | None = key(2, AT_LEAST_ONE, kinds=ANY, changes="nothing")
+    checkpoints_total_limit: int | None = key(2, AT_LEAST_ONE, kinds=ANY, changes="nothing", uses=HELP)
     """Checkpoints kept."""
-    resume_from_checkpoint: str | None = key(None, kinds=ANY, changes="nothing")
+    resume_from_checkpoint: str | None = key(None, kinds=ANY, changes="nothing", uses=HELP)
     """`latest`, or the path of a checkpoint."""
-    report_to: str | None = key(None, kinds=ANY, changes="nothing")
+    report_to: str | None = key(None, kinds=ANY, changes="nothing", uses=HELP)
     """Tracker of accelerate: tensorboard, wandb, ... A log in train_log.jsonl is always written."""
     log_every: int = key(1, AT_LEAST_ONE, kinds=ANY, changes="nothing")
     """Optimiser steps between log lines."""
-    validation_prompts: list[str] = key([], changes="nothing")
+    validation_prompts: list[str] = key([], changes="nothing", uses=HELP)
     """Prompts drawn (or answered) at step 0, every validation_steps and at the end, with the same seeds."""
-    validation_steps: int = key(500, AT_LEAST_ONE, changes="nothing")
+    validation_steps: int = key(500, AT_LEAST_ONE, changes="nothing", uses=HELP)
     """Optimiser steps between validation grids (or texts)."""
-    eval_every: int | None = key(None, AT_LEAST_ONE, kinds=IMAGE)
+    eval_every: int | None = key(None, AT_LEAST_ONE, kinds=IMAGE, uses=HELP)
     """Optimiser steps between evaluations against step 0 (the last step has one), which keep best/ and stop a run that over-optimises."""
-    eval_prompts: list[str] = field(default_factory=list)
+    eval_prompts: list[str] = key([], uses=HELP)
     """Prompts drawn for that, two images each with the same seeds: as `--prompts` of `diffalign eval` takes them."""
     eval_scorers: list[Spec] = field(default_factory=list)
     """Judges that training does not optimise; adherence, if not given, where all prompts are of the embedded world."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from diffalign.core.documents import read_yaml, yaml_of
-from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.errors import ConfigError
 from diffalign.core.files import write
+from diffalign.core.keys import default_of
 from diffalign.core.runs import CONFIG, Run
-from diffalign.core.trust import marked_like, unmarked
-from diffalign.methods.config import ALIASES, TrainConfig
+from diffalign.core.values import key_value
+from diffalign.methods.config import ALIASES, SYNONYMS, TrainConfig
+from diffalign.methods.other_programs import cure
 
 T = TypeVar("T")
 
@@ -29,44 +30,51 @@ def find_config(path: str | Path) -> Path:
 
 
 def load_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
-    """Return the keys of a YAML config under their own names (aliases resolved), on top of those of the file that `base` names.
+    """Return the keys of a YAML config under their names (aliases resolved), typed, on top of those of the file that `base` names.
 
     `above` are the files whose `base` has led here.
-    Raises ConfigError that names the file for an unknown key, with the nearest known one, and for YAML that does not parse.
+    Raises ConfigError that names the file for unknown keys, with what to write instead, for a value of another type, and for text that
+    is no YAML.
     """
     path = find_config(path)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such config file")
-    values = read_yaml(path)
-    base = values.pop("base", None)
     if path.resolve() in above:
         raise ConfigError(f"{path}: `base` leads back to this file")
-    below = {} if base is None else load_yaml(path.parent / str(base), [*above, path.resolve()])
-    return below | known_keys(values, str(path))
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"{path}: `base` is {base!r}; expected another config file")
+    below = {} if base is None else load_yaml(path.parent / base, [*above, path.resolve()])
+    return on_top(below, typed_keys(values, str(path)))
 
 
-def known_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return `values` under their own names, aliases resolved.
+def on_top(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the keys of `above`, which also replace another name for the same thing.
 
-    Raises ConfigError for an unknown key, with the nearest known one, for a key that is given under two names, and for one word where
-    a list is expected.
+    >>> on_top({"use_8bit_adam": True}, {"optimizer": "adafactor"})
+    {'optimizer': 'adafactor'}
     """
-    known, hints = {f.name for f in dataclasses.fields(TrainConfig)}, get_type_hints(TrainConfig)
+    replaced = {SYNONYMS[name][0] for name in above if name in SYNONYMS and above[name]}
+    replaced |= {name for name, (key, _) in SYNONYMS.items() if key in above}
+    return {name: value for name, value in below.items() if name not in replaced} | dict(above)
+
+
+def typed_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `values` under their names, aliases resolved, each in the type that its key has.
+
+    Raises ConfigError for unknown keys, each with what to write instead, for a key that is given under two names, and for a value of
+    another type.
+    """
     for alias, key in ALIASES.items():
         if alias in values and key in values:
             raise ConfigError(f"{where}: `{key}` is given twice, as `{key}` and as `{alias}`")
-    renamed = {ALIASES.get(key, key): value for key, value in values.items()}
-    for key in renamed:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key `{key}`.{did_you_mean(str(key), known)}")
-        if isinstance(renamed[key], str) and get_origin(hints[key]) is list:
-            raise ConfigError(f"{where}: `{key}` is {renamed[key]!r}; expected a list, [{renamed[key]}]")
-    return renamed
+    return _typed(TrainConfig, {ALIASES.get(key, key): value for key, value in values.items()}, where)
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     """Return the config of `values`, types checked; `checks.check` does the rest. Raises ConfigError that names the key."""
-    return typed(TrainConfig, known_keys(values, where), where)
+    return TrainConfig(**typed_keys(values, where))
 
 
 def config_of(run: Run) -> TrainConfig:
@@ -76,15 +84,25 @@ def config_of(run: Run) -> TrainConfig:
 
 def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """Return the dataclass `kind` of `values`, types checked. Raises ConfigError that names the key."""
-    from jsonargparse import ArgumentParser  # kept out of `import diffalign`
+    fields: Any = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]  # a dataclass
+    if missing := [item.name for item in fields if item.name not in values and default_of(item) is dataclasses.MISSING]:
+        raise ConfigError(f"{where}: `{missing[0]}` is missing")
+    return kind(**_typed(kind, values, where))
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    try:
-        made = parser.parse_object(unmarked(values)).as_dict()
-        return kind(**{name: marked_like(values.get(name), value) for name, value in made.items()})
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+
+def _typed(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `values`, which are keys of `kind`, in their types."""
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in {item.name for item in dataclasses.fields(kind)}}
+    if unknown := [str(name) for name in values if name not in hints]:
+        raise ConfigError("\n".join(f"{where}: unknown key `{name}`.{cure(name, hints)}" for name in unknown))
+    result = {}
+    for name, value in values.items():
+        try:
+            result[name] = key_value(name, hints[name], value)
+        except ConfigError as error:
+            listed = f", [{value}]" if isinstance(value, str) and "list" in str(error) else ""
+            raise ConfigError(f"{where}: {error}{listed}") from error
+    return result
 
 
 def save_yaml(config: TrainConfig, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
-from diffalign.cli.invocation import given
+from diffalign.cli.invocation import has_flag
 from diffalign.cli.parser import plain
 from diffalign.core.errors import ConfigError
 from diffalign.core.keys import facts_of
@@ -36,7 +36,7 @@ def run(config: CONFIG) -> int:
     if not is_table(config.dataset_name):
         raise ConfigError(f"{config.dataset_name}: not a table, and caches lie beside one; make it with `diffalign data import`")
     training = plain(replace(config, trajectory=None) if config.trajectory == OWN else config, TrainConfig)
-    if given("trajectory") and not config.trajectory_cache:  # that of a config file is what it will be trained with
+    if has_flag("trajectory") and not config.trajectory_cache:  # that of a config file is what it will be trained with
         training = replace(training, trajectory_cache=4)
     recipe = check(replace(training, overwrite_output_dir=True))  # nothing is written to output_dir
     view = open_dataset(training, recipe)

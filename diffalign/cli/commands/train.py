@@ -10,7 +10,14 @@ from diffalign.core.runs import Run
 from diffalign.methods.config import TrainConfig
 
 ABOUT = "fine-tune a model on preferences"
-HELP = """beta: the score of an image is -1/2 times the mean squared denoising error over its latent, and beta multiplies differences of
+HELP = """examples:
+  diffalign train --dataset_name votes --output_dir outputs/mine                          the embedded model, with what --help says
+  diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --dry_run  what a recipe would train, and its memory
+  diffalign train --dataset_name chats.jsonl --pretrained_model_name_or_path MODEL --method dpo --beta 0.1
+  accelerate launch -m diffalign.cli train ...                                             on several GPUs
+Flags of diffusers' DPO scripts and of `trl dpo` are taken too; the log says what each is here.
+
+beta: the score of an image is -1/2 times the mean squared denoising error over its latent, and beta multiplies differences of
 scores, as in the Diffusion-DPO release. LARGER beta = the model stays CLOSER to where it started. 2000 to 5000 is usual.
   diffusers train_diffusion_dpo.py (SD1.5)   --beta_dpo 2500 there = 5000 here
   diffusers train_diffusion_dpo_sdxl.py      --beta_dpo 5000 there = 5000 here
