@@ -70,7 +70,7 @@ def _run(words: Sequence[str]) -> int:
     for count in (2,) if second else (2, 1):
         if (name := tuple(words[:count])) in table:
             command = _command(name)
-            from diffalign.cli.parser import parse  # jsonargparse takes a while to import
+            from diffalign.cli.parser import parse
 
             prog = " ".join(["diffalign", *name])
             return command.run(parse(command.CONFIG, words[count:], prog=prog, epilog=command.HELP))

@@ -55,6 +55,9 @@ def parse(config: type[T], words: Sequence[str], *, prog: str, epilog: str) -> T
     parsed, rest = parser.parse_known_args(words)
     flags = {name: _value(hints[name], name, value) for name, value in vars(parsed).items() if name != "config"}
     flags |= _translated(parser, config, rest, flags, words)
+    required = [item.name for item, _ in _in_sections(config) if default_of(item) is dataclasses.MISSING]
+    if missing := [f"--{name}" for name in required if name not in flags]:
+        parser.error(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed")
     _refuse_conflicts(flags)
     file = load_yaml(parsed.config) if "config" in parsed else {}
     bare = {item.name: item.metadata["bare"] for item, _ in _in_sections(config) if "bare" in item.metadata}
@@ -82,8 +85,8 @@ def parser_of(config: type, prog: str, epilog: str, *, everything: bool = True) 
     general = parser.add_argument_group("general")
     if issubclass(config, TrainConfig):
         general.add_argument("--config", metavar="FILE", default=SUPPRESS, help="YAML file with any of these keys; flags count more.")
-    rest = " (the flags for rare cases are in --help_all)" if essential and not everything else ""
-    general.add_argument("-h", "--help", action="help", help=f"Show this help{rest}. A switch also takes true or false; --no_NAME is false.")
+    rare = " without the flags for rare cases" if essential and not everything else ""
+    general.add_argument("-h", "--help", action="help", help=f"Show this help{rare}. Switches also take true or false, and --no_NAME.")
     general.add_argument("--help_all", action="help", help="Show every flag, with all that is to say about it.")
     return parser
 
@@ -124,8 +127,6 @@ def _help(item: dataclasses.Field[Any], text: str) -> str:
 def _form(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """Return how many words a flag takes, and what the help calls them."""
     form: dict[str, Any] = {"metavar": _metavar(hint)}
-    if default_of(item) is dataclasses.MISSING:
-        form["required"] = True
     if hint is bool:
         return form | {"nargs": "?", "const": "true"}
     if "bare" in item.metadata:
@@ -220,4 +221,3 @@ def _underscored(word: str) -> str:
 def plain(config: Any, kind: type[T]) -> T:
     """Return the fields of a config that its base class `kind` has, as such a one."""
     return kind(**{item.name: getattr(config, item.name) for item in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
-

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffalign.core.documents import parse_yaml
 from diffalign.core.errors import ConfigError, nearest, shortened
@@ -45,21 +46,30 @@ def word_value(flag: str, hint: Any, word: str) -> Any:
     return key_value(flag, hint, plain(parse_yaml(word, flag)) if structured and word.lstrip()[:1] in ("{", "[") else word)
 
 
+def check_types(config: Any) -> None:
+    """Raise ConfigError for the first key of a config (made in Python) whose value is of another type than its annotation states."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if key_value(name, hint, value) != with_home(value):
+            raise ConfigError(f"`{name}` is {shortened(repr(value))}; expected {expected(hint)}")
+
+
 def fitted(hint: Any, value: Any) -> Any:
     """Return `value` in the type of `hint`. Raises UnfitError where it has another."""
     choices = options(hint)
-    if value is None or (value in NOTHING and not any(get_origin(option) is Literal for option in choices)):
+    literal = [choice for option in choices if get_origin(option) is Literal for choice in get_args(option)]
+    if value is None or (isinstance(value, str) and value in NOTHING and not literal):
         if NoneType in choices or hint is Any:
             return None
         if value is None:
             raise UnfitError(expected(hint))
-    for option in choices:
-        try:
+    kept = [option for option in choices if option is not NoneType]
+    if len(kept) == 1 and not literal:
+        return _as(kept[0], value)
+    for option in kept:
+        with contextlib.suppress(UnfitError):
             return _as(option, value)
-        except UnfitError:
-            continue
-    listed = [choice for option in choices if get_origin(option) is Literal for choice in get_args(option)]
-    near = nearest(str(value), listed)
+    near = nearest(str(value), literal)
     raise UnfitError(expected(hint) + (f". Did you mean `{near}`?" if near else ""))
 
 
@@ -92,13 +102,26 @@ def _as(option: Any, value: Any) -> Any:
         return with_home(value)
     if kind is Literal and value in get_args(option) and type(value) in map(type, get_args(option)):
         return value
-    if kind is list and isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [fitted(get_args(option)[0], item) for item in value]
+    if kind is list:
+        return _list(option, value)
     if kind in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return _like(value, {name: fitted(get_args(option)[1], item) for name, item in value.items()})
+        with contextlib.suppress(UnfitError):
+            return _like(value, {name: fitted(get_args(option)[1], item) for name, item in value.items()})
     if option in PLAIN:
         return PLAIN[option](value)
     raise UnfitError(expected(option))
+
+
+def _list(option: Any, value: Any) -> list[Any]:
+    """Return a list of what the annotation says."""
+    if isinstance(value, str):
+        raise UnfitError(f"a list, [{value}]")
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise UnfitError(expected(option))
+    try:
+        return [fitted(get_args(option)[0], item) for item in value]
+    except UnfitError as error:
+        raise UnfitError(expected(option)) from error
 
 
 def _switch(value: Any) -> bool:
@@ -126,7 +149,10 @@ def _whole(value: Any) -> int:
     """Return a whole number: 8, "8", and 1e3, which YAML has as a float."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    number = _number(value)
+    try:
+        number = _number(value)
+    except UnfitError as error:
+        raise UnfitError(NAMES[int]) from error
     if number != int(number):
         raise UnfitError(NAMES[int])
     return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else int(number)

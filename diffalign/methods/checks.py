@@ -15,6 +15,7 @@ from diffalign.core.errors import ConfigError, check_name, did_you_mean
 from diffalign.core.keys import Kind, changed, check_ranges, facts_of, require
 from diffalign.core.runs import Run
 from diffalign.core.specs import bind, single
+from diffalign.core.values import check_types
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.config import SCHEDULES, TrainConfig
@@ -67,6 +68,7 @@ def check(config: TrainConfig) -> Recipe:
 
 def check_keys(config: TrainConfig) -> None:
     """Check the keys by themselves and against each other; no file is read, and torch is not imported."""
+    check_types(config)
     check_name("method", config.method, METHODS)
     require("output_dir", config.output_dir, lambda v: bool(v.strip()), "the folder of the run")
     check_name("lr_scheduler", config.lr_scheduler, SCHEDULES)

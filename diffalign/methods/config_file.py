@@ -100,8 +100,7 @@ def _typed(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         try:
             result[name] = key_value(name, hints[name], value)
         except ConfigError as error:
-            listed = f", [{value}]" if isinstance(value, str) and "list" in str(error) else ""
-            raise ConfigError(f"{where}: {error}{listed}") from error
+            raise ConfigError(f"{where}: {error}") from error
     return result
 
 

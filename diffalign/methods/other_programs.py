@@ -269,7 +269,16 @@ PROGRAMS = {
     "trl dpo": Program(
         ("model_name_or_path", "per_device_train_batch_size", "use_peft", "lora_r", "lr_scheduler_type", "dataset_train_split"),
         {},
-        {"train_method": "full", "rank": "16", "lora_alpha": "32", "learning_rate": "1e-6", "lr_scheduler": "linear", "train_batch_size": "8", "gradient_checkpointing": "true", "mixed_precision": "bf16"},
+        {
+            "train_method": "full",
+            "rank": "16",
+            "lora_alpha": "32",
+            "learning_rate": "1e-6",
+            "lr_scheduler": "linear",
+            "train_batch_size": "8",
+            "gradient_checkpointing": "true",
+            "mixed_precision": "bf16",
+        },
     ),
 }
 BETA = "2500 in diffusers' SD1.5 script is 5000 here, and its SDXL script means the same as here; --beta_convention converts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,9 @@ from diffalign.cli.commands import data_cache, quickstart, train
 from diffalign.cli.main import main, names
 from diffalign.cli.parser import parse, parser_of
 from diffalign.core.errors import ConfigError
-from diffalign.core.keys import default_of
+from diffalign.core.keys import default_of, keys_for
 from diffalign.core.version import __version__
-from diffalign.methods.config import ALIASES, TrainConfig
+from diffalign.methods.config import ALIASES, SECTIONS, TrainConfig
 
 HIGH = {"taste": {"name": "high"}}
 INVERSION = {"ddim_inversion": {"steps": 5, "driver": "reference"}}
@@ -118,17 +119,35 @@ def test_the_version_is_said(capsys):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_field_has_a_flag_with_its_default_and_a_help(name):
+def test_every_field_has_a_flag_and_a_help_with_its_default(name):
     config = module(name).CONFIG
     actions = {option: action for action in parser_of(config, "diffalign", "")._actions for option in action.option_strings}
     for item in dataclasses.fields(config):
-        action = actions[f"--{item.name}"]
+        action, default = actions[f"--{item.name}"], default_of(item)
         assert len(action.help) > 5, item.name
-        assert action.required or action.default == default_of(item), item.name
-        assert action.required == (default_of(item) is dataclasses.MISSING), item.name
+        silent = default is dataclasses.MISSING or default in (None, "", [], {}) or default is False
+        assert silent or f"Default: {str(default).lower() if default is True else default}." in action.help, item.name
     if issubclass(config, TrainConfig):
         assert all(actions[f"--{alias}"] is actions[f"--{key}"] for alias, key in ALIASES.items())
         assert actions["--config"].help
+
+
+def test_the_help_of_training_has_the_essentials_on_two_screens_and_all_flags_where_asked(capsys):
+    pages = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", flag])
+        assert stopped.value.code == 0
+        pages[flag] = capsys.readouterr().out
+    assert pages["--help"].count("\n") < 120
+    assert set(SECTIONS) <= {item.name for item in dataclasses.fields(TrainConfig)}
+    for item in dataclasses.fields(train.CONFIG):
+        assert f"--{item.name}" in pages["--help_all"], item.name
+        assert (f"  --{item.name} " in pages["--help"]) == (item.name in essentials() or not hasattr(TrainConfig, item.name)), item.name
+
+
+def essentials():
+    return keys_for(TrainConfig, "help")
 
 
 @pytest.mark.parametrize(("command", "form"), [*((command, FORMS[0]) for command in COMMANDS), *(("score", f) for f in FORMS[1:])])
@@ -275,3 +294,75 @@ def test_dry_run_is_a_flag_and_no_key(tmp_path):
     (tmp_path / "config.yaml").write_text("dry_run: true\n")
     with pytest.raises(ConfigError, match="unknown key `dry_run`"):
         parse(train.CONFIG, ["--config", str(tmp_path / "config.yaml")], prog="diffalign train", epilog="")
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["--share_prompt", "false"], {"share_prompt": False}),
+        (["--share_prompt=no"], {"share_prompt": False}),
+        (["--overwrite_output_dir=true"], {"overwrite_output_dir": True}),
+        (["--use_ema", "YES", "--skip_bad", "1", "--random_flip", "0"], {"use_ema": True, "skip_bad": True}),
+        (["--use_ema", "--no_share_prompt"], {"use_ema": True, "share_prompt": False}),
+        (["--use-ema", "--learning-rate=1e-4"], {"use_ema": True, "learning_rate": 1e-4}),
+        (["--max_train_steps", "1e3"], {"max_train_steps": 1000}),
+        (["--lora_layers", "to_q", "to_k"], {"lora_layers": ["to_q", "to_k"]}),
+        (["--lora_layers", "[to_q, to_k]"], {"lora_layers": ["to_q", "to_k"]}),
+        (["--transforms", "pairs", "{flip_labels: {share: 0.2}}"], {"transforms": ["pairs", {"flip_labels": {"share": 0.2}}]}),
+        (["--validation_prompts", "[a star]", "null"], {"validation_prompts": ["[a star]", "null"]}),
+        (["--variant", "null", "--logit_mean", "-0.5"], {"logit_mean": -0.5}),
+        (["--output_dir", "~/out"], {"output_dir": str(Path.home() / "out")}),
+    ],
+)
+def test_words_are_taken_as_people_type_them(given, words, values):
+    assert main(["train", "--dataset_name", "votes", *words]) == 0
+    assert given[0] == train.CONFIG(dataset_name="votes", **values)
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["--share_prompt", "maybe"], ["--share_prompt", "'maybe'", "true or false"]),
+        (["--rank", "many"], ["--rank", "'many'", "a whole number"]),
+        (["--rank", "8.5"], ["--rank", "'8.5'", "a whole number"]),
+        (["--learning_rate", "nan"], ["--learning_rate", "'nan'", "a number"]),
+        (["--train_method", "Full"], ["--train_method", "'Full'", "lora, dora, full or user", "`full`"]),
+        (["--objective", "{dpo"], ["--objective", "YAML"]),
+        (["--objective", "[dpo]"], ["--objective", "{name: {constant: value}}"]),
+        (["votes"], ["`votes`"]),
+        (["--share_prompt", "false", "true"], ["`true`"]),
+        (["--rank"], ["--rank"]),
+        (["--optimizer", "adamw", "--use_8bit_adam"], ["--optimizer adamw", "--no_use_8bit_adam"]),
+        (["--fsdp", "full_shard"], ["--fsdp", "every process holds the whole"]),
+        (["--frobnicate", "1"], ["--frobnicate"]),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_with_flag_value_and_what_was_expected(given, capsys, words, facts):
+    text = refusal(["train", "--dataset_name", "votes", *words], capsys)
+    assert [fact for fact in facts if fact not in text] == []
+    assert text.count("\n") == 1
+    assert "Did you mean `--seed`" not in text
+    assert not given
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "values"),
+    [
+        ("use_8bit_adam: true", ["--optimizer", "adamw"], {}),
+        ("use_8bit_adam: true", ["--no_use_8bit_adam"], {}),
+        ("optimizer: adafactor", ["--use_8bit_adam"], {"use_8bit_adam": True}),
+        ("optimizer: adafactor", ["--no_use_8bit_adam"], {"optimizer": "adafactor"}),
+        ("enable_xformers_memory_efficient_attention: true", ["--attention_backend", "sdpa"], {"attention_backend": "sdpa"}),
+    ],
+)
+def test_a_flag_counts_more_than_a_recipe_under_either_name(given, tmp_path, file, words, values):
+    (tmp_path / "config.yaml").write_text(f"dataset_name: votes\n{file}\n")
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), *words]) == 0
+    assert given[0] == train.CONFIG(dataset_name="votes", **values)
+
+
+def test_every_wrong_word_is_answered_at_once(given, capsys):
+    text = refusal(["train", "--scale_lr", "--num_train_epochs", "3", "--learing_rate", "1", "--max_steps", "5"], capsys)
+    assert [flag for flag in ("--scale_lr", "--learning_rate", "--learing_rate") if flag not in text] == []
+    assert text.count("\n") == 2
+    assert not given
