@@ -16,6 +16,7 @@ from docstring_parser import parse_from_object
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.keys import default_of, keys_for
+from diffalign.core.trust import reaching, trusted, untrusted
 from diffalign.core.values import key_value, options, word_value
 from diffalign.methods.config import ALIASES, SECTIONS, SYNONYMS, TrainConfig
 from diffalign.methods.config_file import load_yaml, on_top
@@ -23,6 +24,9 @@ from diffalign.methods.other_programs import Translation, cure, differences, tra
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+TRUST = "trust_scorers"
+TRUST_HELP = """Use the scorers of kind function and http that the config file names: they run code, or send prompts and pictures to a
+server. Those that flags name are used without this word."""
 ALONE = "\0"  # a flag that stands without a value
 END_OF_SENTENCE = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`])")
 
@@ -53,13 +57,15 @@ def parse(config: type[T], words: Sequence[str], *, prog: str, epilog: str) -> T
     parser = parser_of(config, prog, epilog, everything="--help_all" in words)
     hints = get_type_hints(config)
     parsed, rest = parser.parse_known_args(words)
-    flags = {name: _value(hints[name], name, value) for name, value in vars(parsed).items() if name != "config"}
+    flags = {name: _value(hints[name], name, value) for name, value in vars(parsed).items() if name in hints}
     flags |= _translated(parser, config, rest, flags, words)
     required = [item.name for item, _ in _in_sections(config) if default_of(item) is dataclasses.MISSING]
     if missing := [f"--{name}" for name in required if name not in flags]:
         parser.error(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed")
     _refuse_conflicts(flags)
+    trust = word_value(f"--{TRUST}", bool, vars(parsed).get(TRUST, "false"))
     file = load_yaml(parsed.config) if "config" in parsed else {}
+    file = trusted(file) if trust else untrusted(file, but=list(reaching(list(flags.values()))))  # a flag may name one, too
     bare = {item.name: item.metadata["bare"] for item, _ in _in_sections(config) if "bare" in item.metadata}
     # A flag that stands alone does not take back what the file says.
     alone = {name: file.get(name, bare[name]) for name, value in flags.items() if value == ALONE}
@@ -85,6 +91,7 @@ def parser_of(config: type, prog: str, epilog: str, *, everything: bool = True) 
     general = parser.add_argument_group("general")
     if issubclass(config, TrainConfig):
         general.add_argument("--config", metavar="FILE", default=SUPPRESS, help="YAML file with any of these keys; flags count more.")
+        general.add_argument(f"--{TRUST}", metavar="BOOL", nargs="?", const="true", default=SUPPRESS, help=TRUST_HELP)
     rare = " without the flags for rare cases" if essential and not everything else ""
     general.add_argument("-h", "--help", action="help", help=f"Show this help{rare}. Switches also take true or false, and --no_NAME.")
     general.add_argument("--help_all", action="help", help="Show every flag, with all that is to say about it.")

@@ -42,15 +42,10 @@ def trusted(value: Any) -> Any:
 
 
 def unmarked(value: Any) -> Any:
-    """Return a copy of `value` in plain dicts, for a library that knows no others; `marked_like` gives the mark back."""
+    """Return a copy of `value` in plain dicts, as what stands on the command line or in Python has."""
     if isinstance(value, Mapping):
         return {name: unmarked(inner) for name, inner in value.items()}
     return type(value)(map(unmarked, value)) if isinstance(value, list | tuple) else value
-
-
-def marked_like(original: Any, copy: Any) -> Any:
-    """Return `copy`, untrusted where `original` is."""
-    return untrusted(copy) if is_untrusted(original) else copy
 
 
 def is_untrusted(value: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffalign.core.documents import parse_yaml
 from diffalign.core.errors import ConfigError, nearest, shortened
-from diffalign.core.trust import Untrusted, plain
+from diffalign.core.trust import Untrusted, unmarked
 
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 NOTHING = ("null", "None", "~")
@@ -43,7 +43,7 @@ def word_value(flag: str, hint: Any, word: str) -> Any:
     {'dpo': {'beta': 10}}
     """
     structured = any(get_origin(option) in (list, dict, Mapping) for option in options(hint))
-    return key_value(flag, hint, plain(parse_yaml(word, flag)) if structured and word.lstrip()[:1] in ("{", "[") else word)
+    return key_value(flag, hint, unmarked(parse_yaml(word, flag)) if structured and word.lstrip()[:1] in ("{", "[") else word)
 
 
 def check_types(config: Any) -> None:
