@@ -20,28 +20,32 @@ DOVE with `joint`; IPO as TRL computes it is `ipo` with `mean`, SimPO `simpo` wi
 
 Images: V as it is, V+ with the denoising error as negative log-likelihood, R without a reference (constants are of another scale),
 L lists of images under one noise, N not at all. Needs: candidates a record where more than two, scores of the candidates (`scores` in a
-config maps names), fields of `Tokens`. Reconstructed: not confirmed by released code, or only in part; the docstring says what.
+config maps names), fields of `Tokens`.
 
-| name | loss of a record | source | constants | images | reference | needs |
-| --- | --- | --- | --- | --- | --- | --- |
+It is: the paper's formula (*paper*), that of released code (*release*: the authors', or that of a library which the docstring names), ours
+from memory or from a description (*reconstructed*), or another one on purpose (*variant*). Checked against: TRL's own code, loss and
+gradient on one model (*TRL*); numbers restated in numpy apart from this package (*golden*); arithmetic written out in a test (*hand*).
+
+| name | loss of a record | papers | it is | checked against | constants | images | reference | needs |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
 def row(name: str) -> str:
     """Return the line of an objective."""
-    function, needed = OBJECTIVES[name].loss, OBJECTIVES[name].facts
-    said = inspect.getdoc(function) or ""
-    about = " ".join(said.split("\n\n")[0].split()).removeprefix("Return ").replace("|", "\\|")
-    papers = [f"[{number}](https://arxiv.org/abs/{number})" for number in dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", said))]
-    papers += ["reconstructed"] if "econstructed" in said else []
-    given = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    constants = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given]
-    asked = [f"{needed.candidates} candidates"] if needed.candidates != 2 else []
-    asked += [f"score `{column}`" for column in needed.columns] + [f"token {field}" for field in needed.tokens]
-    asked += [f"score `{column}` if named" for column in needed.optional]
-    asked += ["mismatched answers"] if needed.mismatched else []
-    compared = "yes" if needed.reference else "no"
-    cells = [f"`{name}`", about, ", ".join(papers), ", ".join(constants), needed.diffusion, compared, ", ".join(asked)]
+    objective = OBJECTIVES[name]
+    facts, source, doc = objective.facts, objective.source, inspect.getdoc(objective.loss) or ""
+    about = " ".join(doc.split("\n\n")[0].split()).removeprefix("Return ").replace("|", "\\|")
+    papers = [f"[{number}](https://arxiv.org/abs/{number})" for number in dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", doc))]
+    keywords = [p for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    constants = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in keywords]
+    needs = [f"{facts.candidates} candidates"] if facts.candidates != 2 else []
+    needs += [f"score `{column}`" for column in facts.columns] + [f"token {field}" for field in facts.tokens]
+    needs += [f"score `{column}` if named" for column in facts.optional]
+    needs += ["mismatched answers"] if facts.mismatched else []
+    origin = f"{source.origin}; {source.note}" if source.note else source.origin
+    cells = [f"`{name}`", about, ", ".join(papers), origin, ", ".join(source.checks), ", ".join(constants)]
+    cells += [facts.diffusion, "yes" if facts.reference else "no", ", ".join(needs)]
     return f"| {' | '.join(cells)} |"
 
 

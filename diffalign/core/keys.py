@@ -7,6 +7,7 @@ A key is declared as `rank: int = key(8, ABOVE_ZERO)`; without facts a plain def
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -29,11 +30,13 @@ class Range:
     expected: str
 
 
-ABOVE_ZERO = Range(lambda v: v > 0, "a number above zero")
-AT_LEAST_ONE = Range(lambda v: v >= 1, "at least 1")
-NOT_NEGATIVE = Range(lambda v: v >= 0, "zero or more")
+ABOVE_ZERO = Range(lambda v: 0 < v < math.inf, "a finite number above zero")
+AT_LEAST_ONE = Range(lambda v: 1 <= v < math.inf, "at least 1")
+NOT_NEGATIVE = Range(lambda v: 0 <= v < math.inf, "zero or more")
+FINITE = Range(lambda v: -math.inf < v < math.inf, "a finite number")
 SHARE = Range(lambda v: 0 <= v <= 1, "a share in [0, 1]")
 SHARE_BELOW_ONE = Range(lambda v: 0 <= v < 1, "a share in [0, 1)")
+INSIDE_SHARE = Range(lambda v: 0 < v < 1, "a number above 0 and below 1")
 SHARE_BELOW_HALF = Range(lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
 
 

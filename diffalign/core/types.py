@@ -22,6 +22,21 @@ class Predict(Protocol):
         ...
 
 
+def _require_shape(tensors: Mapping[str, Tensor | None], shape: torch.Size, axes: str) -> None:
+    """Raise ValueError for the first tensor of another shape, with its name and what the axes are."""
+    for name, x in tensors.items():
+        if x is not None and x.shape != shape:
+            raise ValueError(f"`{name}` is of shape {tuple(x.shape)}; expected {axes} = {tuple(shape)}, as `policy` has")
+
+
+def _widen(owner: Any, names: Sequence[str]) -> None:
+    """Turn the fields of a frozen dataclass that are in half precision to float32, where products with a large beta stay finite."""
+    for name in names:
+        x = getattr(owner, name)
+        if x is not None and x.dtype in (torch.float16, torch.bfloat16):
+            object.__setattr__(owner, name, x.float())
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What a language model says of every scored token, in nats; zero where a completion has ended. L is the longest completion's."""
@@ -35,12 +50,24 @@ class Tokens:
     prompt_mask: Tensor | None = None  # (B, K, P) bool
     activation: Tensor | None = None  # (B, K, L) in [0, 1]: size of the reference's last hidden state, over the largest of the completion
 
+    def __post_init__(self) -> None:
+        """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
+        if self.policy.ndim != 3:
+            raise ValueError(f"`policy` of tokens is of shape (records, candidates, tokens); found {tuple(self.policy.shape)}")
+        names = ("mask", "reference", "kl", "collision", "activation")
+        _require_shape({name: getattr(self, name) for name in names}, self.policy.shape, "(records, candidates, tokens)")
+        _widen(self, ("policy", "reference", "kl", "collision", "prompt", "activation"))
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log-likelihoods up to constants, higher is better; candidate 0 is the preferred one.
+    """Log-likelihoods up to constants, higher is better, of shape (records, candidates): (B, K). Candidate 0 is the preferred one.
 
-    `prob` is the chance that it is: 1 where None. `reference` is None for objectives that need none.
+    `prob` is the chance that it is: 1 where None. `reference` is None for objectives that need none. Half precision is widened to float32,
+    because beta multiplies small differences of scores. Raises ValueError for shapes that do not fit together.
+
+    >>> Scores(torch.zeros(4, 2), torch.zeros(4, 2)).log_ratio.shape  # four pairs
+    torch.Size([4, 2])
     """
 
     policy: Tensor  # (B, K), float32 or wider, with gradient; of texts the sum over tokens
@@ -52,6 +79,17 @@ class Scores:
     normalized: bool = False  # a length-normalised likelihood: scores are divided by `lengths` wherever they are compared
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # (B, K) by name: what an objective reads of the table's scores
     tokens: Tokens | None = None  # only for objectives of tokens
+
+    def __post_init__(self) -> None:
+        """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
+        if self.policy.ndim != 2:
+            raise ValueError(f"`policy` of scores is of shape (records, candidates); found {tuple(self.policy.shape)}")
+        _require_shape({"reference": self.reference, "lengths": self.lengths, **self.columns}, self.policy.shape, "(records, candidates)")
+        _require_shape({name: getattr(self, name) for name in ("prob", "weight", "offset")}, self.policy.shape[:1], "(records,)")
+        if self.tokens is not None and self.tokens.policy.shape[:2] != self.policy.shape:
+            found, expected = tuple(self.tokens.policy.shape), tuple(self.policy.shape)
+            raise ValueError(f"`tokens` are of shape {found}; expected (records, candidates, tokens) with {expected} first")
+        _widen(self, ("policy", "reference", "prob", "weight", "offset"))
 
     @property
     def log_ratio(self) -> Tensor:

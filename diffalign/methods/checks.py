@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -34,9 +35,10 @@ from diffalign.models.backbones.folders import (
     resolve,
 )
 from diffalign.models.users.settings import USER_ENCODERS
-from diffalign.objectives import OBJECTIVES, bind_objective
+from diffalign.objectives import OBJECTIVES, RENAMED, bind_objective
 from diffalign.rewards.heads.settings import check_embeds, settings_of
 
+logger = logging.getLogger(__name__)
 LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 EARLIER = ("run.json", "train_log.jsonl", "checkpoint-*", "round-*")  # what tells that a folder holds a run
 
@@ -198,14 +200,13 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
 
 def _check_objective(config: TrainConfig) -> None:
     """Check an objective's constants wherever they stood, and that it has the reference it compares with."""
-    ((name, constants),) = part(config, "objective").items()
-    check_name("objective", name, OBJECTIVES)
-    bind_objective({name: constants})
-    for constant in ("beta", "tau", "scale", "snr", "steps", "beta_plus", "beta_minus", "eta", "own_weight"):
-        require(f"objective.{name}.{constant}", constants.get(constant), lambda v: v > 0, "a number above zero")
+    ((former, constants),) = part(config, "objective").items()
+    check_name("objective", former, [*OBJECTIVES, *RENAMED])
+    name = bind_objective({former: constants}).name
+    if name != former:
+        logger.info("objective `%s` is called `%s` now", former, name)
     if name == "mapo":
         require("objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO")
-    require(f"objective.{name}.label_smoothing", constants.get("label_smoothing"), lambda v: 0 <= v < 0.5, "a share in [0, 0.5)")
     facts = OBJECTIVES[name].facts
     if facts.reference and not compares(config):
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")

@@ -93,11 +93,12 @@ def apo_down(s: Scores, *, beta: float) -> Tensor:
 
 
 @weighted
-def d3po(s: Scores, *, beta: float, eps: float = 0.1) -> Tensor:
-    """Return -log sigmoid((2p - 1) * beta * margin of log clip(exp(log-ratio), 1 - eps, 1 + eps)); clipped ratios have no gradient.
+def clipped_dpo(s: Scores, *, beta: float, eps: float = 0.1) -> Tensor:
+    """Return D3PO's loss of a step: -log sigmoid((2p - 1) * beta * margin of log clip(exp(log-ratio), 1 - eps, 1 + eps)).
 
-    D3PO (2311.13231 as released: beta and eps 0.1, the score is one denoising step's log-density, the preference is +1 or -1). A tie has
-    the constant loss log 2.
+    Clipped ratios have no gradient, and a tie has the constant loss log 2. This is the loss of D3PO (2311.13231 as released, with beta and
+    eps 0.1) and not its method, which takes log-densities of the steps by which the model drew the images. Log-ratios of noised images are
+    near 0.001: with an eps that is not as small nothing is clipped, and on hard labels this is `dpo`.
     """
     clipped = log_ratios(s).clamp(math.log1p(-eps), math.log1p(eps))
     return neg_log_sigmoid((2.0 * prob_of(s) - 1.0) * minus_offset(s, beta * margin(clipped)))
@@ -142,8 +143,8 @@ def kto(s: Scores, *, beta: float, desirable_weight: float = 1.0, undesirable_we
 
     KTO (2402.01306 as in TRL; beta 0.1 for texts). z0 = max(0, mean log-ratio over the batch of one process), without gradient. For texts
     with more than two candidates the mean is over the last ones, which are answers to other prompts. Otherwise, and for images, it is over
-    the first two candidates of every record (reconstructed from the description of Diffusion-KTO, 2404.04465), and a batch should have
-    more than one. `offset` is not used: the anchor is z0.
+    the first two candidates of every record, as in the release of Diffusion-KTO (2404.04465), whose beta multiplies whole errors: its 1000
+    is 2000 here. A batch should then have more than one record. `offset` is not used: the anchor is z0.
     """
     u = log_ratios(s)
     mismatched = s.lengths is not None and u.shape[1] > 2

@@ -1,4 +1,4 @@
-"""What objectives share: the pairwise kernel, the mixture over both orders of a pair, divergences, lengths, and `Facts` on what each needs.
+"""What objectives share: the pairwise kernel, the mixture over both orders of a pair, divergences, lengths, and what is known of each.
 
 torch is imported only inside functions, so that the names and constants of a config can be checked in milliseconds.
 """
@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
+
+from diffalign.objectives.constants import check_constants
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +27,21 @@ Constants = ParamSpec("Constants")
 # under the same noise. N: not at all, because it needs token distributions, lengths or probabilities.
 Diffusion = Literal["V", "V+", "R", "L", "N"]
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+# Where a formula comes from. paper: from the paper, or a text that states its formula. release: from released code, of the authors or of a
+# library that the docstring names. reconstructed: by us, from memory or a description. variant: ours; the docstring says what differs.
+Origin = Literal["paper", "release", "reconstructed", "variant"]
+# What its numbers are compared with. TRL: loss and gradient of TRL's own code on one model. golden: numbers restated in numpy apart from
+# this package. hand: arithmetic written out in the test.
+Check = Literal["TRL", "golden", "hand"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a formula comes from, and by what it was checked."""
+
+    origin: Origin
+    checks: tuple[Check, ...]
+    note: str = ""  # which part has another origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +69,16 @@ class Objective:
     loss: Loss
     facts: Facts
     reward: Reward  # the implicit reward that the loss trains, for reports
+    source: Source
 
     def __call__(self, s: Scores, **constants: Any) -> Tensor:
-        """Return the loss (B,) of each record."""
+        """Return the loss (B,) of each record.
+
+        Raises ConfigError for a constant outside its range, ValueError for scores of one candidate where two are compared.
+        """
+        check_constants(self.loss.__name__, constants)
+        if s.policy.shape[1] < min(self.facts.candidates, 2):
+            raise ValueError(f"`{self.loss.__name__}` compares candidates; found scores of (records, candidates) = {tuple(s.policy.shape)}")
         return self.loss(s, **constants)
 
     @property

@@ -139,21 +139,35 @@ def ranks(r: Tensor) -> Tensor:
     return r.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
 
 
-@weighted
-def lipo(s: Scores, *, beta: float) -> Tensor:
-    """Return the sum over pairs of unequal gain of |G_i - G_j| |1/D_i - 1/D_j| S(beta * (u_i - u_j)), i the better one, u log-ratios.
-
-    LiPO-lambda (2402.01878; beta 0.05 at K = 8) and, on images, RankDPO (2410.18013): both reconstructed from memory. S = -log sigmoid,
-    G = 2^gain - 1 with gains in [0, 1] (probabilities of winning), D = log(1 + rank), rank 1 for the largest log-ratio under the policy.
-    Equal log-ratios are ranked in the candidates' order, so a policy that still equals its reference has a gradient. For images beta
-    multiplies half the difference of errors, so RankDPO's beta, for whole errors, is half of this one. Neither `prob` nor `offset` is used.
-    """
+def _lambda_loss(s: Scores, beta: float) -> Tensor:
+    """Return the loss (B,) of `lipo`, whose docstring has the formula."""
     r, gains = beta * log_ratios(s), column(s, "gains")
     discount = 1.0 / ranks(r).to(r).log1p()
     value = (gains * math.log(2.0)).expm1()
     delta = (value[:, :, None] - value[:, None]).abs() * (discount[:, :, None] - discount[:, None]).abs()
     better = gains[:, :, None] > gains[:, None]
     return (delta * better * neg_log_sigmoid(r[:, :, None] - r[:, None])).sum(dim=(1, 2))
+
+
+@weighted
+def lipo(s: Scores, *, beta: float) -> Tensor:
+    """Return the sum over pairs of unequal gain of |G_i - G_j| |1/D_i - 1/D_j| S(beta * (u_i - u_j)), i the better one, u log-ratios.
+
+    LiPO-lambda (2402.01878, reconstructed from memory; beta 0.05 at K = 8). S = -log sigmoid, G = 2^gain - 1 with gains in [0, 1]
+    (probabilities of winning), D = log(1 + rank), rank 1 for the largest log-ratio under the policy. Equal log-ratios are ranked in the
+    candidates' order, so a policy that still equals its reference has a gradient. Neither `prob` nor `offset` is used.
+    """
+    return _lambda_loss(s, beta)
+
+
+@weighted
+def rank_dpo(s: Scores, *, beta: float) -> Tensor:
+    """Return our reconstruction of RankDPO's loss: `lipo` of denoising errors.
+
+    RankDPO (2410.18013): its pipeline was read, its equation and its constants are from memory. Beta multiplies half the difference of
+    errors, so a beta for whole errors is half of this one. Neither `prob` nor `offset` is used.
+    """
+    return _lambda_loss(s, beta)
 
 
 @weighted

@@ -40,8 +40,6 @@ def dpo(s: Scores, *, beta: float, label_smoothing: float = 0.0, divergence: Div
     beta 5000). p is `prob`, smoothed by `label_smoothing`; a tie (p = 1/2) pulls z to zero. With smoothing it is conservative DPO
     (Mitchell 2023), with a soft `prob` from judges the soft preference learning of 2405.14103 (reconstructed from its description), with a
     length-normalised likelihood LN-DPO (2407.15229; beta 5 in Tulu 3), with a `divergence` f-DPO (2309.16240).
-
-    DNO (2404.03715, reconstructed from memory) is this loss with the previous iterate as reference and win rates as `prob`.
     """
     return pairwise(s, beta * margin(log_ratios(s, divergence, coefficient)), prob=prob_of(s, label_smoothing))
 
@@ -165,7 +163,7 @@ def mmdpo(s: Scores, *, beta: float, form: Literal["paper", "code"] = "paper", w
 
 @weighted
 def spa(s: Scores, *, beta: float, alpha: float = 0.1, threshold: float = 0.0) -> Tensor:
-    """Return `dpo` with label smoothing `alpha` for the pairs whose implicit reward margin, beta * margin, is at most `threshold`.
+    """Return SPA's loss with constants: `dpo` with label smoothing `alpha` for pairs whose beta * margin is at most `threshold`.
 
     SPA (2406.04412 as released, for its mixing factor 1). In the release the threshold is a running quantile (0.1) of the last fifty
     margins, and alpha is 0 for the first fifth of the steps; here both are constants, because a loss has no state. Extrapolated logits

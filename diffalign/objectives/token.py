@@ -82,11 +82,11 @@ def token_ratios(s: Scores) -> Tensor:
 
 @weighted
 def sparse_po(s: Scores, *, beta: float = 0.1, mask: Mask = "activation") -> Tensor:
-    """Return -log sigmoid(beta * margin of sum_t m_t (u_t + KL_t)), u_t the token's log-ratio, KL_t its KL(reference || policy).
+    """Return our reading of SparsePO: -log sigmoid(beta * margin of sum_t m_t (u_t + KL_t)) with one mask m, which is not learned.
 
-    SparsePO (2410.05102; reconstructed from its abstract and from memory) with one mask m for both terms. With `mask` none it is TDPO1;
-    activation is the norm of the reference's last hidden state, divided by the largest in the completion. The paper uses several layers,
-    and also learns masks.
+    u_t is the token's log-ratio, KL_t its KL(reference || policy). SparsePO (2410.05102) is reconstructed from its abstract and from
+    memory: it reads several layers, may mask the two terms differently, and also learns masks. With `mask` none it is TDPO1; activation
+    is the size of the reference's last hidden state, divided by the largest in the completion.
     """
     kl = token_field(tokens_of(s).kl, "kl")
     return pairwise(s, beta * margin((token_weights(s, mask) * (token_ratios(s) + kl)).sum(dim=2)))
@@ -94,10 +94,10 @@ def sparse_po(s: Scores, *, beta: float = 0.1, mask: Mask = "activation") -> Ten
 
 @weighted
 def tab_po(s: Scores, *, beta: float = 0.1, mask: Mask = "none", barrier: float = 0.1, threshold: float = 0.5) -> Tensor:
-    """Return -log sigmoid(beta * margin of sum_t m_t u_t) + barrier * mean over the preferred's tokens of m_t [p_t < threshold] (-log p_t).
+    """Return our reading of TAB-PO's abstract: -log sigmoid(beta * margin of sum_t m_t u_t) + a barrier for improbable tokens.
 
-    TAB-PO (2603.00025), reconstructed from its abstract, which does not state the weights m, the barrier or the threshold; here all tokens
-    count as critical.
+    The barrier is `barrier` * the mean over the preferred completion of m_t [p_t < threshold] (-log p_t). The abstract of TAB-PO
+    (2603.00025) states neither the weights m nor the barrier nor the threshold, and weighs critical tokens; here every token counts as one.
     """
     tokens, weights = tokens_of(s), token_weights(s, mask)
     improbable = tokens.policy.detach().exp() < threshold

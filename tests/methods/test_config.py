@@ -294,7 +294,7 @@ def test_a_mapping_becomes_a_checked_config():
         ({"rank": "many"}, r"call: .*rank"),
         ({"cache": "ram"}, r"call: .*cache"),
         ({"sed": 1}, r"call: unknown key `sed`. Did you mean `seed`\?"),
-        ({"rank": 0}, r"`rank` is 0; expected a number above zero"),
+        ({"rank": 0}, r"`rank` is 0; expected a finite number above zero"),
     ],
 )
 def test_a_mapping_with_a_wrong_key_type_or_value_is_refused(values, message):

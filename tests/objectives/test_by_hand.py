@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.core.types import Scores
-from diffalign.objectives import denoise, dpo, hinge, ipo, mapo, margin
+from diffalign.objectives import denoise, dpo, hinge, ipo, kto, mapo, margin
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 share = st.floats(0.0, 1.0, allow_subnormal=False)
@@ -118,3 +118,16 @@ def test_denoise_is_half_the_squared_error_of_the_preferred_candidate_alone():
     assert denoise(Scores(rows((-0.4, -9.0)))).tolist() == [0.4]
     assert denoise(scores([(-0.4, 5.0)], [(7.0, 7.0)], [0.1])).tolist() == [0.4]
     assert denoise(Scores(rows((-0.4,)))).tolist() == [0.4]
+
+
+def test_kto_on_images_is_that_of_the_diffusion_kto_release():
+    # Restated from the release (jacklishufan/diffusion-kto): whole errors, beta 1000 (2000 here), the batch's mean gain clamped at zero,
+    # the mean of 1 - sigmoid(+-beta (gain - zero point)) over desirable and undesirable images. Rows are (desirable, undesirable).
+    error = [(0.4028171754405551, 0.3138785347979815), (0.30513702641037005, 0.45323404015688873)]
+    reference = [(0.4024946718202649, 0.3126330539159477), (0.30398660360532487, 0.45294405322156056)]
+    policy = (-0.5 * rows(*error)).requires_grad_()
+    loss = kto(Scores(policy, -0.5 * rows(*reference)), beta=2000.0).mean()
+    assert loss.item() == pytest.approx(0.4977532207955321, rel=1e-9)
+    (gradient,) = torch.autograd.grad(loss, policy)
+    by_error = rows((60.90262763510982, -43.38464247966895), (45.65349997125287, -61.2042543462203))
+    torch.testing.assert_close(gradient, -2.0 * by_error, rtol=1e-9, atol=1e-9)

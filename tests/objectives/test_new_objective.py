@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.objectives import OBJECTIVES, margin
-from diffalign.objectives.base import Facts, Objective, log_ratios, pairwise, weighted
+from diffalign.objectives.base import Facts, Objective, Source, log_ratios, pairwise, weighted
 from diffalign.objectives.implicit_reward import times_beta
 from diffalign.train.align import train
 from tests.golden import make_objectives
@@ -19,6 +19,7 @@ from tests.golden import test_objectives as golden
 from tests.objectives import test_contract as contract
 
 CONTRACTS = [name for name, test in vars(contract).items() if name.startswith("test_") and "name" in inspect.signature(test).parameters]
+SOURCE = Source("variant", ("golden",))
 FURTHER = {"dtype": torch.float32, "ahead": 3.0}  # what some contracts are told besides the name
 
 
@@ -36,7 +37,7 @@ def restated(policy, reference, prob, *, beta):
 
 @pytest.fixture(autouse=True)
 def _table_line(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "made_up", Objective(made_up, Facts(), times_beta))
+    monkeypatch.setitem(OBJECTIVES, "made_up", Objective(made_up, Facts(), times_beta, SOURCE))
 
 
 @pytest.mark.parametrize("test", CONTRACTS)
@@ -47,7 +48,7 @@ def test_every_contract_can_be_asked_of_it(test):
 
 
 def test_a_contract_that_does_not_hold_is_noticed(monkeypatch):
-    deaf = Objective(lambda s, *, beta: -beta * margin(s.log_ratio), Facts(), times_beta)  # to the label
+    deaf = Objective(lambda s, *, beta: -beta * margin(s.log_ratio), Facts(), times_beta, SOURCE)  # to the label
     monkeypatch.setitem(OBJECTIVES, "made_up", deaf)
     with pytest.raises(AssertionError):
         contract.test_a_tie_has_no_gradient_where_the_log_ratios_are_equal(name="made_up")

@@ -57,9 +57,14 @@ def about(value):
     return pytest.approx(value, abs=2e-6)
 
 
-def test_two_names_of_the_field_are_one_function():
-    assert OBJECTIVES["dno"].loss is dpo
-    assert OBJECTIVES["rank_dpo"].loss is lipo
+def test_former_names_of_objectives_are_still_read():
+    assert bind_objective({"dno": {"beta": 0.5}}).function is dpo
+    assert bind_objective({"d3po": {"beta": 0.5}}).name == "clipped_dpo"
+
+
+def test_rank_dpo_is_lipo_of_errors():
+    s = ratios(0.5, -0.2, 0.1, columns={"gains": rows((0.2, 1.0, 0.6))})
+    assert OBJECTIVES["rank_dpo"](s, beta=0.7).item() == OBJECTIVES["lipo"](s, beta=0.7).item()
 
 
 def test_adpo_is_dpo_at_the_inverse_temperature():

@@ -46,7 +46,7 @@ def test_a_misspelt_key_in_yaml_is_refused_with_the_file_and_the_nearest_one(tmp
 
 
 def test_a_negative_beta_is_refused():
-    assert "`beta` is -1.0; expected a number above zero" in refused("train", "--dataset_name", "x", "--beta_dpo", "-1")
+    assert "`beta` is -1.0; expected a finite number above zero" in refused("train", "--dataset_name", "x", "--beta_dpo", "-1")
 
 
 def test_a_model_folder_without_a_unet_is_refused(micro_sd, tmp_path):

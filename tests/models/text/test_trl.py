@@ -254,3 +254,8 @@ def test_a_loss_of_the_kto_trainer_has_the_same_value_and_gradient(bench: Bench,
         other = likelihood.score(bench.reference, batch)
     mine = OBJECTIVES["kto"](likelihood.scores(likelihood.score(bench.policy, batch), other, batch), beta=0.1).mean()
     agree((mine.detach(), flat_gradient(mine, bench.policy)), (loss.detach(), flat_gradient(loss, policy)))
+
+
+def test_the_table_names_what_is_compared_with_trl_here():
+    compared = {name for _, name, *_ in CASES.values()} | {"cpo", "denoise", "kto", "simpo", "wpo"}
+    assert compared == {name for name in OBJECTIVES if "TRL" in OBJECTIVES[name].source.checks}
