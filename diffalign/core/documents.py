@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from diffalign.core.errors import ConfigError, DiffalignError, shortened
 from diffalign.core.trust import Untrusted
 
+WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", dict: "keys and values", list: "a list"}
 DEPTH = 64  # levels of lists and mappings
 MOST_JSON, MOST_YAML = 256_000_000, 1_000_000  # bytes; YAML is read about a hundred times slower
 
@@ -68,6 +69,15 @@ def parse_yaml(text: str | bytes, where: str, error: type[DiffalignError] = Conf
         if loader is not None:
             loader.dispose()
     return value
+
+
+def check_types(facts: Mapping[str, Any], types: Mapping[str, tuple[type, ...]], where: str, error: type[DiffalignError]) -> None:
+    """Raise `error` for the first value whose type is none of those that `types` names for its key; keys may be missing, or None."""
+    for name, expected in types.items():
+        value = facts.get(name)
+        if value is not None and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
+            words = " or ".join(WORDS.get(kind, kind.__name__) for kind in expected)
+            raise error(f"{where}: `{name}` is {shortened(repr(value))}; expected {words}")
 
 
 def yaml_of(value: Any) -> str:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffalign.core.claim import settle
-from diffalign.core.errors import CheckpointError
+from diffalign.core.documents import check_types, read_mapping
+from diffalign.core.errors import CheckpointError, shortened
 from diffalign.core.keys import Kind
+from diffalign.core.redaction import redacted
 
 RUN, CONFIG = "run.json", "config.yaml"
 SCORER = "a scorer and no generator; use it as the scorer {{trained: {{path: {folder}}}}}"
 INSTEAD = {"image": "draws pictures", "text": "answers with texts"}
+
+# What run.json holds, where it is there and not null.
+TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("method", "base", "train_method", "kind", "inference", "component", "mixed_precision"), (str,)),
+    **dict.fromkeys(("revision", "variant", "vae", "table", "stopped", "chat_template"), (str,)),
+    **dict.fromkeys(("steps", "skipped", "seed", "batch", "records", "resolution", "max_sequence_length"), (int,)),
+    **dict.fromkeys(("user_encoder", "scorers", "best"), (dict,)),
+    "rounds": (list,),
+    "conversational": (bool,),
+}
+# Key, what an older run means that lacks it, and the values that there are.
+VALUES = (
+    ("kind", "image", ("image", "text", "reward")),
+    ("inference", "plain", ("plain", "negative_guidance", "user", "reward")),
+    ("train_method", None, ("lora", "dora", "full", "user")),
+    ("component", "unet", ("unet", "transformer", "model", "reward_head")),
+    ("mixed_precision", "no", ("no", "fp16", "bf16")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +68,19 @@ class Run:
             settle(folder, during_claim=True)  # it may be all that a killed run has left of an earlier one
         if not file.is_file():
             raise CheckpointError(f"{folder}: no finished run (it has no {RUN}); expected the output_dir of `diffalign train`")
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            texts = [facts["method"], facts["base"], facts["train_method"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{file}: damaged, or of no run of diffalign ({error!r})") from error
+        facts = redacted(read_mapping(file, CheckpointError))
+        check_types(facts, TYPES, str(file), CheckpointError)
+        check_types(facts.get("scorers") or {}, {"specs": (dict,), "ranked_by": (list,)}, f"{file}, scorers", CheckpointError)
+        for name, default, values in VALUES:
+            if (value := facts.get(name, default)) not in values:
+                raise CheckpointError(f"{file}: `{name}` is {shortened(repr(value))}, which this version does not know")
+        for name in ("method", "base"):
+            if not facts.get(name, "").isprintable() or not facts.get(name):
+                raise CheckpointError(f"{file}: `{name}` is {shortened(repr(facts.get(name)))}; of no run of diffalign")
         kind, inference = facts.get("kind", "image"), facts.get("inference", "plain")
-        if kind not in ("image", "text", "reward") or not all(isinstance(text, str) for text in [*texts, inference]):
-            raise CheckpointError(f"{file}: of no run that this version knows (kind {kind!r}, inference {inference!r})")
-        method, base, tuning = texts
-        return cls(folder, kind, method, inference, base, tuning, facts)
+        if inference == "user" and len(facts.get("user_encoder") or ()) != 1:
+            raise CheckpointError(f"{file}: `user_encoder` is missing, or not one name with its constants; of no run of a user branch")
+        return cls(folder, kind, facts["method"], inference, facts["base"], facts["train_method"], facts)
 
     @staticmethod
     def is_in(folder: str | Path) -> bool:
@@ -92,7 +114,7 @@ class Run:
 
 
 def scorers_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `specs` of the scorers that gave a table its scores, by name, and which names ranked its candidates (`ranked_by`).
+    """Return `specs`, the scorers that gave a table its scores, by name, and which names ranked its candidates (`ranked_by`).
 
     A run keeps them: its table may be moved, and who judges the run has to know.
     """

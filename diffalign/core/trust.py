@@ -27,7 +27,7 @@ def untrusted(value: Any, but: Sequence[Any] = ()) -> Any:
     """Return `value` with every mapping in it as `Untrusted`, save those that are equal to one of `but`."""
     if isinstance(value, Mapping):
         if value in but:
-            return dict(value)
+            return unmarked(value)
         return Untrusted({name: untrusted(inner, but) for name, inner in value.items()})
     if isinstance(value, list | tuple):
         return type(value)(untrusted(inner, but) for inner in value)

@@ -15,13 +15,22 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from diffalign.core.errors import RecordError, TableError
+from diffalign.core.documents import check_types, read_mapping
+from diffalign.core.errors import RecordError, TableError, shortened
 from diffalign.core.files import atomic_folder
+from diffalign.core.redaction import redacted
 from diffalign.data.records import Candidate, Message, Record
 
 VERSION = 1
 ROWS, MANIFEST = "records.arrow", "manifest.json"
 CHUNK = 64  # rows of an Arrow record batch, which is the unit of random access
+COUNTED = ("rows", "kind", "strict", "ties", "scores", "fingerprint", "rejected_rows", "rejected")
+MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("rows", "strict", "ties", "users", "rejected_rows"), (int,)),
+    **dict.fromkeys(("kind", "fingerprint", "reader", "split"), (str,)),
+    **dict.fromkeys(("scores", "generated", "made_with"), (dict,)),
+    **dict.fromkeys(("scorers", "rejected"), (list,)),
+}
 REJECTED = 1000  # rejected rows that a manifest lists at most; all of them are counted
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -71,6 +80,24 @@ def from_row(row: dict[str, Any]) -> Record:
     return Record(**{**row, "candidates": candidates, "messages": messages, "meta": dict(row["meta"] or ())})
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of the table in a folder. Raises TableError for one that is damaged or of another version."""
+    file = path / MANIFEST
+    facts = redacted(read_mapping(file, TableError))
+    if facts.get("version") != VERSION:
+        raise TableError(f"{path} has table version {shortened(repr(facts.get('version')))}; expected {VERSION}")
+    check_types(facts, MANIFEST_TYPES, str(file), TableError)
+    if missing := [name for name in COUNTED if facts.get(name) is None]:
+        raise TableError(f"{file}: has no `{missing[0]}`; expected the manifest of a preference table")
+    for number, scorer in enumerate(facts.get("scorers") or ()):
+        if not isinstance(scorer, dict) or not isinstance(scorer.get("name"), str):
+            raise TableError(f"{file}: `scorers`, number {number}, is {shortened(repr(scorer))}; expected keys and values, with a `name`")
+    for name, span in facts["scores"].items():
+        if not isinstance(span, dict) or not all(type(span.get(end)) in (int, float) for end in ("min", "max")):
+            raise TableError(f"{file}: `scores` of {shortened(repr(name))} is {shortened(repr(span))}; expected its `min` and `max`")
+    return facts
+
+
 class Table(Sequence[Record]):
     """A sequence of records on disk, with its `manifest` and `path`. A record is read when it is indexed, never all at once.
 
@@ -80,11 +107,8 @@ class Table(Sequence[Record]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version = self.manifest["version"]
-        if version != VERSION:
-            raise TableError(f"{path} has table version {version}; expected {VERSION}")
-        self._rows = int(self.manifest["rows"])
+        self.manifest = read_manifest(path)
+        self._rows = self.manifest["rows"]
         self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
         if not self._reader.schema.equals(SCHEMA):
             raise TableError(f"{path} is damaged (the columns of {ROWS} are not those of a preference table); import the dataset again")

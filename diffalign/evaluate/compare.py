@@ -131,7 +131,7 @@ def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
 def _panel(config: EvalConfig, prompts: Sequence[str]) -> Panel:
     paths = [Path(path) for path in (config.output_dir, *(named(value)[1] for value in config.runs))]
     runs = [Run.open(path) for path in paths if Run.is_in(path)]
-    return panel(prompts, runs, scorers=config.scorers, reward=config.reward, taste=config.taste)
+    return panel(prompts, runs, scorers=config.scorers, reward=config.reward, taste=config.taste, trust=config.trust_scorers)
 
 
 def _drawings(config: EvalConfig, entry: Entry, prompts: tuple[str, ...]) -> Drawings:

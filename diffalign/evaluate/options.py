@@ -34,6 +34,9 @@ class EvalConfig:
     """The scorer that training optimised, for the alarm; found in the facts of the run if they say."""
     taste: str | None = key(None, kinds=PICTURES, uses=("drawn",))
     """The same, where it is a taste of the embedded world: warm, large, centred, ..."""
+    trust_scorers: bool = key(False, kinds=PICTURES, uses=("drawn",))
+    """Judge also by the scorers of kind function and http that the runs' files name: they run code, or send prompts and pictures to a
+    server. Those that `scorers` and `reward` name are used without this word."""
     features: Spec = key("pixels", kinds=PICTURES)
     """Features that diversity is a distance of: pixels (CIELAB of 8 by 8 areas), or {clip: {model: ...}}."""
     destination: str | None = key(None, kinds=PICTURES)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run, scorers_of
-from diffalign.core.specs import Spec, bind, single
+from diffalign.core.specs import Spec, single
+from diffalign.core.trust import CURE, in_words, reaching, refused, trusted, untrusted
 from diffalign.data.world.checks import is_caption
 from diffalign.infer.export.card import Source
 from diffalign.methods import METHODS
-from diffalign.rewards.table import SCORERS, called
+from diffalign.rewards.table import SCORERS, bind_scorer, called
+
+logger = logging.getLogger(__name__)
 
 POOL = {"pickscore": "pickscore", "hps": "hpsv2.1", "imagereward": "imagereward", "clipscore": "clipscore", "aesthetic": "aesthetic"}
 WORLD = {"adherence": "adherence"}
@@ -67,12 +71,19 @@ class Panel:
 
 
 def panel(
-    prompts: Sequence[str], runs: Sequence[Run], *, scorers: Sequence[Spec] = (), reward: Spec | None = None, taste: str | None = None
+    prompts: Sequence[str],
+    runs: Sequence[Run],
+    *,
+    scorers: Sequence[Spec] = (),
+    reward: Spec | None = None,
+    taste: str | None = None,
+    trust: bool = False,
 ) -> Panel:
     """Return who judges finished runs on `prompts`.
 
     Where no `scorers` are given, those of the default pool that no run was trained with; where no `reward` or `taste` is, what the runs'
-    own files say. Raises ConfigError for scorers that are none, or where nothing of the pool is left.
+    own files say. Of these files' scorers, one that runs code or contacts a server is left out, and a warning says so, unless it is also
+    given here or `trust` is set. Raises ConfigError for scorers that are none, or where nothing of the pool is left.
     """
     known = [trained_with(run) for run in runs]
     trained = Trained(
@@ -83,9 +94,9 @@ def panel(
     )
     told = [] if reward is None else [reward]
     told += [] if taste is None else [{"taste": {"name": taste}}]
-    rewards = tuple(told) or trained.scorers
+    rewards = tuple(told) or _usable(trained.scorers, scorers, trust=trust)
     for spec in (*scorers, *rewards):
-        bind("scorer", SCORERS, spec, device="cpu")
+        bind_scorer(spec)
     given = tuple(scorers)
     if not given:
         pool = WORLD if all(map(is_caption, prompts)) else POOL
@@ -97,6 +108,16 @@ def panel(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"`scorers`: two of them give a score named `{twice[0]}`; leave one out")
     return found
+
+
+def _usable(specs: tuple[Spec, ...], named: Sequence[Spec], *, trust: bool) -> tuple[Spec, ...]:
+    """Return those of the runs' scorers that may be used: see `core.trust`. A warning names each of the others."""
+    if trust:
+        return trusted(specs)
+    marked = untrusted(specs, but=list(reaching(named)))
+    for spec in filter(None, map(refused, marked)):
+        logger.warning("not used as a judge: the scorer of the training, read from the run's files, which %s; %s", in_words(spec), CURE)
+    return tuple(spec for spec in marked if refused(spec) is None)
 
 
 def trained_with(run: Run) -> Trained:

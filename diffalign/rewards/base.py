@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+from diffalign.core.errors import ConfigError, shortened
 
 
 class Scorer(Protocol):
@@ -47,6 +45,22 @@ class Scorer(Protocol):
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,) as float64; NaN where an image cannot be judged under its prompt. Images are RGB, of any size."""
         ...
+
+
+def check_arguments(images: Sequence[Any], prompts: Sequence[str]) -> None:
+    """Raise ConfigError for arguments of a scorer that are not as many images as prompts; swapped ones are called by their types."""
+    if isinstance(images, str | bytes | Image.Image) or isinstance(prompts, str | Image.Image):
+        raise ConfigError(f"a scorer takes a list of images and a list of prompts; found a {_type(images)} and a {_type(prompts)}")
+    if odd := [image for image in images if not isinstance(image, Image.Image)]:
+        raise ConfigError(f"a scorer takes (images, prompts); among its images is a {_type(odd[0])}: {shortened(repr(odd[0]))}")
+    if odd := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise ConfigError(f"a scorer takes (images, prompts); among its prompts is a {_type(odd[0])}: {shortened(repr(odd[0]))}")
+    if len(images) != len(prompts):
+        raise ConfigError(f"a scorer takes a prompt for each image; found {len(images)} images and {len(prompts)} prompts")
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
 
 
 def standing(scorer: Mapping[str, Any]) -> str:

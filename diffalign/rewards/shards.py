@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from diffalign.core.documents import read_json, read_mapping
+from diffalign.core.errors import TableError
 from diffalign.core.files import write
 from diffalign.core.progress import progress
 from diffalign.core.specs import Spec, single
@@ -22,6 +24,7 @@ from diffalign.data.cache import fingerprint
 from diffalign.data.records import Record, decode_image
 from diffalign.rewards.table import load_scorer
 
+BEGUN = ".begun"  # suffix of the file of a shard that was not scored to its end
 BATCH = 32  # images decoded and scored at once
 ABOUT = ("name", "scale", "licence", "max_tokens", "revision")  # what is kept of a scorer
 
@@ -49,30 +52,39 @@ def score_shards(shards: Sequence[Shard], spec: Spec, device: str) -> None:
     scorer = load_scorer(spec, device=device)
     about = {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec}
     for shard in progress(missing, desc=f"score {scorer.name}", unit="shards"):
-        scores = _scored(scorer, shard.records())
+        records = shard.records()
+        rest = iter(_scored(scorer, records, shard.file.with_suffix(BEGUN)))
+        scores = [[next(rest) for _ in record.candidates] for record in records]
         write({shard.file: json.dumps({"scorer": about, "scores": scores})})
+        shard.file.with_suffix(BEGUN).unlink(missing_ok=True)
     del scorer
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _scored(scorer: Any, records: Sequence[Record]) -> list[list[float | None]]:
-    """Return the score of every candidate, None for what the scorer cannot judge."""
+def _scored(scorer: Any, records: Sequence[Record], begun: Path) -> list[float | None]:
+    """Return the score of every candidate of all records, None for what the scorer cannot judge.
+
+    Where scoring fails, the batches that are done are written to `begun`, and a later call goes on from there.
+    """
     pictures = [(record, index) for record in records for index in range(len(record.candidates))]
-    scores: list[float | None] = []
-    for start in range(0, len(pictures), BATCH):
-        batch = [(record, index, record.candidates[index]) for record, index in pictures[start : start + BATCH]]
-        images = [decode_image(candidate.image or b"", f"{record.source}, candidate {index}") for record, index, candidate in batch]
-        prompts = [record.prompt if candidate.prompt is None else candidate.prompt for record, _, candidate in batch]
-        scores += [float(value) if math.isfinite(value) else None for value in scorer(images, prompts)]
-    rest = iter(scores)
-    return [[next(rest) for _ in record.candidates] for record in records]
+    scores: list[float | None] = read_json(begun, TableError) if begun.is_file() else []
+    try:
+        for start in range(len(scores), len(pictures), BATCH):
+            batch = [(record, index, record.candidates[index]) for record, index in pictures[start : start + BATCH]]
+            images = [decode_image(candidate.image or b"", f"{record.source}, candidate {index}") for record, index, candidate in batch]
+            prompts = [record.prompt if candidate.prompt is None else candidate.prompt for record, _, candidate in batch]
+            scores += [None if math.isnan(value) else float(value) for value in scorer(images, prompts)]
+    finally:
+        if len(scores) < len(pictures):
+            write({begun: json.dumps(scores)})
+    return scores
 
 
 def read_shards(files: Sequence[Path]) -> tuple[dict[str, Any], list[list[float | None]]]:
     """Return what is known of the scorer, and the scores of every record, of shards that are all there."""
-    shards = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    shards = [read_mapping(file, TableError) for file in files]
     return shards[0]["scorer"], [row for shard in shards for row in shard["scores"]]
 
 

@@ -1,4 +1,7 @@
-"""The scorers by name, and loading them: `bind` reads a spec such as `adherence` or {taste: {name: high}}."""
+"""The scorers by name, and loading them: `bind_scorer` reads a spec such as `adherence` or {taste: {name: high}}.
+
+It is the only way from a spec to a scorer, and refuses one that runs code or contacts a server unless the user has named it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from pathlib import Path
 
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.runs import Run
-from diffalign.core.specs import Spec, bind, single
+from diffalign.core.specs import Bound, Spec, bind, single
+from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.scorers.function import function, http
@@ -44,13 +48,22 @@ def called(spec: Spec) -> str | None:
     return constants.get("name") if name in ("taste", "trained", "function", "http") else name
 
 
+def bind_scorer(spec: Spec, *, device: str = "cpu") -> Bound:
+    """Return the function that makes the scorer of a spec, with its constants.
+
+    Raises ConfigError for a spec that is none, and for one that runs code or contacts a server and was read from a file (`core.trust`).
+    """
+    refuse(spec)
+    return bind("scorer", SCORERS, spec, device=device)
+
+
 def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
     """Raise ConfigError for specs that are none, for files and folders that are not there, and for a `rank_by` that no score is called.
 
     Scorers without weights are made, which tells of a taste or function that there is none; all others are known by their names alone.
     """
     for spec in specs:
-        bound = bind("scorer", SCORERS, spec, device="cpu")
+        bound = bind_scorer(spec)
         name, constants = single("scorer", spec)
         if name in WEIGHTLESS:
             bound()
@@ -67,4 +80,4 @@ def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
 
 def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:
     """Return the scorer that `spec` names, its weights on `device` if it has any. Raises ConfigError for a spec that is none."""
-    return bind("scorer", SCORERS, spec, device=device)()
+    return bind_scorer(spec, device=device)()

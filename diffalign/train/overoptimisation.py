@@ -19,7 +19,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.files import atomic_folder, plain
 from diffalign.core.intervals import LEAST_PROMPTS
 from diffalign.core.progress import progress
-from diffalign.core.specs import Spec, bind
+from diffalign.core.specs import Spec
 from diffalign.data.cache import fingerprint
 from diffalign.data.prompts import prompts_of
 from diffalign.data.world.checks import is_caption
@@ -29,9 +29,9 @@ from diffalign.methods.config_file import save_yaml
 from diffalign.methods.parts import Parts
 from diffalign.rewards.drift import diversity, features, saturation, sharpness
 from diffalign.rewards.hacking import LEAST_KEPT, Change, alarm, change
-from diffalign.rewards.scorers.function import Asked
-from diffalign.rewards.scorers.world import Judged
-from diffalign.rewards.table import SCORERS, load_scorer
+from diffalign.rewards.scorers.function import CallableScorer
+from diffalign.rewards.scorers.world import WorldScorer
+from diffalign.rewards.table import bind_scorer, load_scorer
 from diffalign.train.save import save_result
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Watch:
         if config.eval_reward in scorers:
             raise ConfigError(f"`eval_reward` {config.eval_reward} is what training optimises; leave it out of `eval_scorers`")
         for spec in (*scorers, *filter(None, (config.eval_reward,))):
-            bind("scorer", SCORERS, spec, device="cpu")
+            bind_scorer(spec)
         return cls(config, prompts, list(scorers))
 
     def due(self, step: int) -> bool:
@@ -169,7 +169,7 @@ class Watch:
                 raise ConfigError(
                     f"`{scorer.name}` can judge none of the pictures of `eval_prompts`; leave it out, or choose other prompts"
                 )
-            if not isinstance(scorer, Judged | Asked):  # which have no weights, and collecting takes a while
+            if not isinstance(scorer, WorldScorer | CallableScorer):  # which have no weights, and collecting takes a while
                 del scorer
                 gc.collect()
                 torch.cuda.empty_cache()

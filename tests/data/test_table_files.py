@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def test_a_table_of_another_version_is_refused(tmp_path):
 def test_a_damaged_manifest_is_refused(tmp_path, manifest):
     write_table(tmp_path / "t", pairs(1))
     (tmp_path / "t" / MANIFEST).write_text(manifest)
-    with pytest.raises(TableError, match=r"t is damaged \(.*import the dataset again"):
+    with pytest.raises(TableError, match=re.escape(str(tmp_path / "t"))):
         read_table(tmp_path / "t")
 
 

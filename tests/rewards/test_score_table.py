@@ -141,3 +141,17 @@ def test_with_prompts_every_image_is_a_candidate_of_every_prompt(folder, tmp_pat
 def test_the_table_opens_anywhere_with_its_scores(table, tmp_path):
     score_table(table, tmp_path / "scored", [RED])
     assert read_table(tmp_path / "scored").manifest["scores"]["redness"] == {"min": 0.0, "max": 60.0}
+
+
+def test_what_was_scored_before_a_failure_is_kept_and_the_same_call_goes_on_from_there(tmp_path):
+    images = [Candidate(image=red(k)) for k in range(80)]
+    table = write_table(tmp_path / "t", [Record("r", "a", tuple(images))])
+    whole = score_table(table, tmp_path / "whole", [RED])
+    mine.calls.clear()
+    mine.fail_after.append(70)  # in the third batch of 32
+    with pytest.raises(KeyboardInterrupt):
+        score_table(table, tmp_path / "scored", [RED])
+    mine.fail_after.clear()
+    assert scores(score_table(table, tmp_path / "scored", [RED])) == scores(whole)
+    assert mine.calls == [32, 32, 16, 16]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scored", "t", "whole"]

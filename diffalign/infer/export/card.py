@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from diffalign.core.documents import read_mapping, read_yaml
+from diffalign.core.errors import CheckpointError
 from diffalign.core.keys import keys_for
+from diffalign.core.redaction import redacted
 from diffalign.core.runs import Run
-from diffalign.data.table import MANIFEST, is_table
+from diffalign.data.table import is_table, read_manifest
 from diffalign.infer.export.user_card import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
 from diffalign.methods import METHODS
@@ -52,13 +54,13 @@ class Source:
         """Return what lies in the folder of a finished run."""
         folder = run.folder
         config, report = folder / "config.yaml", folder / "eval" / "eval.json"
-        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = redacted(read_yaml(config)) if config.is_file() else {}
         drawn = [folder / "eval" / "grid.png", *sorted(folder.glob("validation/step-*.png"), reverse=True)]
         return cls(
             run=run,
             settings=settings,
             manifest=_manifest(folder, settings, run.facts.get("table")),
-            report=json.loads(report.read_text()) if report.is_file() else {},
+            report=redacted(read_mapping(report, CheckpointError)) if report.is_file() else {},
             picture=next((path for path in drawn if path.is_file()), None),
         )
 
@@ -67,7 +69,7 @@ def _manifest(folder: Path, settings: Mapping[str, Any], fingerprint: Any) -> di
     """Return the manifest of the run's table, unless it has been moved or changed since."""
     for path in (Path(settings.get("dataset_name") or ""), folder / "data", *folder.glob("round-*/data")):
         if is_table(path):
-            facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            facts = read_manifest(path)
             if facts["fingerprint"] == fingerprint:
                 return facts
     return None

@@ -15,7 +15,7 @@ from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.rewards.heads.settings import settings_of
 from diffalign.rewards.heads.store import FILE, save_head
-from diffalign.rewards.scorers.trained import Trained, trained
+from diffalign.rewards.scorers.trained import HeadScorer, trained
 
 
 def build(config: TrainConfig, recipe: Recipe, view: View, device: torch.device, *, fit: bool = True) -> Parts:  # noqa: ARG001  # as other kinds
@@ -32,7 +32,7 @@ def save(parts: Parts, config: TrainConfig, folder: Path) -> None:  # noqa: ARG0
     save_head(parts.backbone.network, folder / FILE, embeds=parts.backbone.embeds, beta=parts.backbone.beta)
 
 
-def load(run: Run, *, dtype: torch.dtype, device: str | torch.device) -> Trained:  # noqa: ARG001  # a head is float32
+def load(run: Run, *, dtype: torch.dtype, device: str | torch.device) -> HeadScorer:  # noqa: ARG001  # a head is float32
     """Return the run as a scorer of images: of reward_pal that of the average user."""
     return trained(path=str(run.folder), device=str(device))
 

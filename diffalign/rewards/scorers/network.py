@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffalign.core.errors import CheckpointError
+from diffalign.rewards.base import check_arguments
 from diffalign.rewards.scorers.frame import Frame
 
 BATCH = 32  # images at once
@@ -36,11 +37,15 @@ class Network:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Return scores (N,)."""
+        """Return scores (N,). Raises CheckpointError where the network gives none, as damaged weights do."""
+        check_arguments(images, prompts)
         rows = [np.empty(0)]
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
-            rows.append(self.formula(self.frame.pixels(images[part]).to(self.device), prompts[part]).double().cpu().numpy())
+            scores = self.formula(self.frame.pixels(images[part]).to(self.device), prompts[part]).double().cpu().numpy()
+            if not np.isfinite(scores).all():
+                raise CheckpointError(f"`{self.name}` gives {scores[~np.isfinite(scores)][0]} as a score; its weights are damaged")
+            rows.append(scores)
         return np.concatenate(rows)
 
     def tensors(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -18,6 +18,7 @@ from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.transforms import orient, pairs
 from diffalign.data.view import View
+from diffalign.rewards.base import check_arguments
 from diffalign.rewards.heads.embeds import Embeds, load_embeds
 from diffalign.rewards.heads.networks import NOBODY, Head, PalHead
 from diffalign.rewards.heads.new_user import fit_user
@@ -28,7 +29,7 @@ BATCH = 32  # images at once
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class HeadScorer:
     """A scorer by a reward head; of PAL for one user, given by the logits (P,) of their weights, or for nobody in particular."""
 
     name: str
@@ -49,11 +50,12 @@ class Trained:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,)."""
+        check_arguments(images, prompts)
         rows = [np.empty(0)]
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
-            seen, told = self.embeds.images(images[part]), self.embeds.prompts(prompts[part])
-            rows.append(self.beta * self._rewards(seen[:, None].to(self.device), told.to(self.device)).double().cpu().numpy())
+            pictures, words = self.embeds.images(images[part]), self.embeds.prompts(prompts[part])
+            rows.append(self.beta * self._rewards(pictures[:, None].to(self.device), words.to(self.device)).double().cpu().numpy())
         return np.concatenate(rows)
 
     def _rewards(self, images: Tensor, prompts: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class Trained:
         return self.head.by_logits(*self.head.standard(images, prompts), self.logits.expand(len(images), -1)).squeeze(1)
 
 
-def trained(*, path: str, user: str | int | None = None, name: str | None = None, device: str = "cpu") -> Trained:
+def trained(*, path: str, user: str | int | None = None, name: str | None = None, device: str = "cpu") -> HeadScorer:
     """Return the scorer of a run of reward_bt or reward_pal in the folder `path`.
 
     `user` of a run of reward_pal is one of the training's, or a preference table or dataset file with the pairs of a new one, to which
@@ -90,7 +92,7 @@ def trained(*, path: str, user: str | int | None = None, name: str | None = None
         logits = head.logits[head.sizes.users.index(user)] if known else fit_to_file(head, embeds, user, beta)
         logits = logits.to(device)
     called = "trained" if user is None else f"trained-{user if known else Path(user).stem}"
-    return Trained(name or called, head.to(device), embeds, beta, run.facts["revision"], torch.device(device), logits)
+    return HeadScorer(name or called, head.to(device), embeds, beta, run.facts["revision"], torch.device(device), logits)
 
 
 def fit_to_file(head: PalHead, embeds: Embeds, dataset_name: str, beta: float) -> Tensor:

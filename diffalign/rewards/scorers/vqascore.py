@@ -13,7 +13,7 @@ from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.colours import flattened
 from diffalign.models.users.vlm import chat, checked, encoded
 from diffalign.models.weights import UNREADABLE, whole
-from diffalign.rewards.scorers.function import Asked
+from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.network import frozen
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
@@ -28,7 +28,7 @@ def vqascore(
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     revision: str | None = None,
     device: str = "cpu",
-) -> Asked:
+) -> CallableScorer:
     """Return VQAScore by any image-text-to-text model of transformers with a chat template: the probability of the first token of `answer`.
 
     The paper's own model, CLIP-FlanT5, has none, and other models give other numbers. `{}` in `question` is the prompt; it is read whole.
@@ -53,7 +53,7 @@ def vqascore(
             found.append(float(network(**inputs).logits[0, -1].double().softmax(dim=-1)[yes]))
         return found
 
-    return Asked("vqascore", scale, ask, model, licence="the model's own", revision=revision)
+    return CallableScorer("vqascore", scale, ask, model, licence="the model's own", revision=revision)
 
 
 def _asked(processor: Any, question: str, prompt: str) -> str:

@@ -10,9 +10,10 @@ from PIL import Image
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.data.world import judge
 from diffalign.data.world.tastes import TASTES, taste_score
+from diffalign.rewards.base import check_arguments
 
 
-class Judged:
+class WorldScorer:
     """A scorer by a function of one image and its prompt."""
 
     licence = "Apache-2.0"
@@ -24,18 +25,19 @@ class Judged:
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,)."""
+        check_arguments(images, prompts)
         return np.array([self.function(image, prompt) for image, prompt in zip(images, prompts, strict=True)], dtype=np.float64)
 
 
-def adherence() -> Judged:
+def adherence() -> WorldScorer:
     """Return the scorer of the share of the attributes named in the prompt that the picture shows; NaN if it names none."""
     scale = "share in [0, 1] of the attributes named in the prompt that the picture shows"
-    return Judged("adherence", scale, lambda image, prompt: judge.adherence(prompt, judge.read(image)))
+    return WorldScorer("adherence", scale, lambda image, prompt: judge.adherence(prompt, judge.read(image)))
 
 
-def taste(*, name: str) -> Judged:
+def taste(*, name: str) -> WorldScorer:
     """Return the scorer by one of the world's tastes, which has that taste's name. Raises ConfigError if there is no such taste."""
     if name not in TASTES:
         raise ConfigError(f"there is no taste `{name}`.{did_you_mean(name, TASTES)}")
     scale = f"taste `{name}` in [0, 1]; 0 for a picture without a shape; prompts are not read"
-    return Judged(name, scale, lambda image, _: taste_score(name, image))
+    return WorldScorer(name, scale, lambda image, _: taste_score(name, image))

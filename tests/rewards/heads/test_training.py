@@ -25,7 +25,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.rewards.heads.embeds import ClipEmbeds, PixelEmbeds
 from diffalign.rewards.heads.pairs import split
-from diffalign.rewards.scorers.trained import Trained
+from diffalign.rewards.scorers.trained import HeadScorer
 from diffalign.rewards.table import load_scorer
 from diffalign.train.align import align, train
 from tests.infer.runs import write_run
@@ -255,7 +255,7 @@ def test_a_run_loads_as_its_scorer(town):
     shown, told = [grey(20), grey(120), grey(230)], 3 * ["prompt 2"]
     for name in ("bt", "pal"):
         loaded, scorer = diffalign.load(town / name), load_scorer({"trained": {"path": str(town / name)}})
-        assert isinstance(loaded, Trained)
+        assert isinstance(loaded, HeadScorer)
         assert loaded.name == "trained"
         np.testing.assert_array_equal(loaded(shown, told), scorer(shown, told))
 

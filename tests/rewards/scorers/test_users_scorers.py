@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import ConfigError
+from diffalign.rewards.scorers import function
 from diffalign.rewards.table import load_scorer
 from tests.paths import TESTS
 
@@ -39,52 +40,148 @@ def test_a_function_that_is_not_there_or_does_not_give_a_number_an_image_is_refu
         load_scorer({"function": {"path": "tests.rewards.mine:one"}})(IMAGES, PROMPTS)
 
 
-class Server(BaseHTTPRequestHandler):
-    """Scores by the green of the first pixel; null where it has none."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in body["images"]]
-        greens = [image.getpixel((0, 0))[1] for image in images]
-        scores = [green + len(prompt) if green else None for green, prompt in zip(greens, body["prompts"], strict=True)]
-        answer = json.dumps({"scores": scores} if self.path == "/score" else {"error": "no"}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *args):
-        """Say nothing."""
-
-
 @pytest.fixture
-def server():
-    found = HTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{found.server_port}"
-    found.shutdown()
-    thread.join()
-    found.server_close()
+def server(monkeypatch):
+    """Return a way to serve a function (path, body) -> (status, headers, answer, bytes that are missing); it lists the requests."""
+    monkeypatch.setattr(function, "BACKOFF", 0.0)
+    started = []
+
+    def serve(answer):
+        requests = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                requests.append((self.path, self.headers.get("Authorization")))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, headers, content, missing = answer(len(requests), body)
+                self.send_response(status, "SECRET")
+                for name, value in {"Content-Length": str(len(content) + missing), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                """Say nothing."""
+
+        found = HTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        started.append((found, thread))
+        return f"http://127.0.0.1:{found.server_port}", requests
+
+    yield serve
+    for found, thread in started:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+def greens(_, body):
+    """Answer with the green of the first pixel plus the prompt's length; null where it has none."""
+    images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in body["images"]]
+    values = [image.getpixel((0, 0))[1] for image in images]
+    scores = [green + len(prompt) if green else None for green, prompt in zip(values, body["prompts"], strict=True)]
+    return 200, {}, json.dumps({"scores": scores}).encode(), 0
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_server_gets_whole_images_with_their_prompts_and_its_nulls_are_not_judged(server):
-    scorer = load_scorer({"http": {"url": f"{server}/score", "name": "green"}})
+    url, _ = server(greens)
+    scorer = load_scorer({"http": {"url": url, "name": "green"}})
     images = [Image.new("RGB", (5, 2), (0, green % 251, 0)) for green in range(40)]  # more than one request
-    found = scorer(images, ["abc"] * 40)
-    np.testing.assert_array_equal(found, [np.nan, *range(4, 43)])
+    np.testing.assert_array_equal(scorer(images, ["abc"] * 40), [np.nan, *range(4, 43)])
     assert scorer.name == "green"
-    with pytest.raises(ConfigError, match="answers without `scores`"):
-        load_scorer({"http": {"url": f"{server}/other", "name": "green"}})(images, ["abc"] * 40)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_key_comes_from_the_environment_and_goes_where_the_address_wants_it(server, monkeypatch):
+    url, requests = server(greens)
+    with pytest.raises(ConfigError, match="DIFFALIGN_KEY_MY_GREEN"):
+        load_scorer({"http": {"url": f"{url}/?k={{key}}", "name": "my-green"}})
+    monkeypatch.setenv("DIFFALIGN_KEY_MY_GREEN", "sesame")
+    for address in (url, f"{url}/?key={{key}}"):
+        load_scorer({"http": {"url": address, "name": "my-green"}})(IMAGES, PROMPTS)
+    load_scorer({"http": {"url": url, "name": "other"}})(IMAGES, PROMPTS)
+    assert requests == [("/", "Bearer sesame"), ("/?key=sesame", None), ("/", None)]
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_failures_that_may_pass_are_asked_again(server):
+    whole = json.dumps({"scores": [1, 2, 3]}).encode()
+    for name, bad in {"cut off": (200, {}, whole[:5], 10), "busy": (503, {}, b"", 0), "too many": (429, {}, b"", 0)}.items():
+        url, requests = server(lambda number, _, bad=bad: (200, {}, whole, 0) if number == 3 else bad)
+        np.testing.assert_array_equal(load_scorer({"http": {"url": url, "name": "x"}})(IMAGES, PROMPTS), [1, 2, 3], err_msg=name)
+        assert len(requests) == 3, name
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_other_answers_are_refused_at_once_and_nothing_of_them_is_shown(server):
+    inside, reached = server(greens)
+    answers = {
+        "redirect": ((302, {"Location": inside}, b"", 0), "302"),
+        "redirect to ftp": ((307, {"Location": "ftp://127.0.0.1/a"}, b"", 0), "307"),
+        "not found": ((404, {}, b"SECRET", 0), "404"),
+        "no scores": ((200, {}, b'{"error": "SECRET"}', 0), "without `scores`"),
+        "a list": ((200, {}, b"[1, 2, 3]", 0), "without `scores`"),
+        "words": ((200, {}, b'{"scores": "SECRET"}', 0), "no list of numbers"),
+        "lists": ((200, {}, b'{"scores": [[1], [2], [3]]}', 0), "shape"),
+        "too few": ((200, {}, b'{"scores": [1, 2]}', 0), "for 3 images"),
+        "not a number": ((200, {}, b'{"scores": [1, NaN, 3]}', 0), "NaN"),
+        "infinite": ((200, {}, b'{"scores": [1, 1e999, 3]}', 0), "64 bits"),
+        "deep": ((200, {}, b"[" * 50_000, 0), "nested too deep"),
+        "large": ((200, {}, b"1" * 1_000_001, 0), "1,000,000 bytes"),
+    }
+    for name, (answer, words) in answers.items():
+        url, requests = server(lambda *_, answer=answer: answer)
+        with pytest.raises(ConfigError) as caught:
+            load_scorer({"http": {"url": url, "name": "x"}})(IMAGES, PROMPTS)
+        assert words in str(caught.value), name
+        assert url in str(caught.value), name
+        assert "SECRET" not in str(caught.value), name
+        assert len(requests) == 1, name
+    assert not reached
 
 
 def test_a_server_that_is_not_there_and_an_address_of_another_kind_are_refused(monkeypatch):
     def refuse(*_, **__):
-        raise ConnectionRefusedError("refused")
+        raise ConnectionRefusedError("at http://127.0.0.1:1/?key=sesame")
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:1 gives no answer \(refused\)"):
+    monkeypatch.setattr("requests.post", refuse)
+    monkeypatch.setattr(function, "BACKOFF", 0.0)
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:1 gives no answer \(ConnectionRefusedError\)") as caught:
         load_scorer({"http": {"url": "http://127.0.0.1:1", "name": "x"}})(IMAGES, PROMPTS)
+    assert "sesame" not in str(caught.value)
     with pytest.raises(ConfigError, match="expected http:// or https://"):
         load_scorer({"http": {"url": "file:///etc/hosts", "name": "x"}})
+
+
+def test_an_address_with_a_password_or_key_is_refused_without_showing_it():
+    for url in ("http://me:sesame@host/", "https://host/?api_key=sesame", "ftp://me:sesame@host"):
+        with pytest.raises(ConfigError) as caught:
+            load_scorer({"http": {"url": url, "name": "x"}})
+        assert "sesame" not in str(caught.value), url
+
+
+def test_arguments_that_are_swapped_or_of_unequal_number_are_called_by_their_types():
+    for scorer in (load_scorer("adherence"), load_scorer({"function": {"path": "tests.rewards.mine:redness"}})):
+        for images, prompts, words in (
+            (PROMPTS, IMAGES, "str"),
+            (IMAGES[0], "a", "Image"),
+            (IMAGES, "abc", "str"),
+            (IMAGES, PROMPTS[:1], "3 images and 1 prompts"),
+            (IMAGES, [1, 2, 3], "int"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                scorer(images, prompts)
+
+
+def test_a_function_that_fails_or_gives_infinity_is_named(tmp_path):
+    file = tmp_path / "mine.py"
+    for body, words in (("1 / 0", "ZeroDivisionError"), ("return [1, float('inf'), 2]", "inf for image 1")):
+        file.write_text(f"def f(images, prompts):\n    {body}\n")
+        with pytest.raises(ConfigError, match=words) as caught:
+            load_scorer({"function": {"path": f"{file}:f"}})(IMAGES, PROMPTS)
+        assert str(file) in str(caught.value)
+    file.write_text("raise RuntimeError('at import')")
+    with pytest.raises(ConfigError, match="at import"):
+        load_scorer({"function": {"path": f"{file}:f"}})
