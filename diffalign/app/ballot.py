@@ -29,6 +29,7 @@ class Ballot:
     store: VoteStore
     repeats: float = 0.0  # share of questions that are asked twice
     choose: Choose | None = None
+    enough: int | None = ENOUGH  # votes that the page tells a voter to reach
     _recent: dict[str, deque[float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,7 +73,7 @@ class Ballot:
         if repeated:
             span = binomtest(same, repeated).proportion_ci(method="wilson")
             agreement = [same / repeated, float(span.low), float(span.high)]
-        return {"votes": votes, "enough": ENOUGH, "agreement": agreement, "repeated": repeated}
+        return {"votes": votes, "enough": self.enough, "agreement": agreement, "repeated": repeated}
 
     def _shown(self, question: Question) -> dict[str, Any]:
         """Return what the page is told of a question: not what drew the pictures."""

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import gradio as gr
 
+from diffalign.app.arena import Arena
 from diffalign.app.ballot import Ballot
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
+from diffalign.app.pages.compare import Gallery, compare_page
 from diffalign.app.pages.train import Workshop, train_page
 from diffalign.app.pages.vote import vote_page
 from diffalign.app.voters import Accounts
@@ -24,7 +26,7 @@ from diffalign.data.store import VoteStore
 from diffalign.methods.config_file import load_yaml
 
 logger = logging.getLogger(__name__)
-JOBS = "trainings"
+JOBS, ARENA = "trainings", "arena.db"
 BYTES = "8mb"  # the largest upload
 BETA = 2000.0  # where a recipe names none
 
@@ -41,13 +43,17 @@ def build(config: AppConfig) -> gr.Blocks:
     """
     accounts = _accounts(config)
     store = VoteStore(config.dataset_name)
+    folder = Path(config.output_dir)
+    arena = Arena(VoteStore(folder / ARENA), folder / "drawing.txt")
     beta = load_yaml(config.config).get("beta", BETA)
-    workshop = Workshop(config, store, Queue(Path(config.output_dir) / JOBS), accounts, float(beta))
+    workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
     with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         with gr.Tab("Vote"):
-            vote_page(Ballot(store, config.repeats), accounts)
+            vote_page(Ballot(store, config.repeats), accounts, "votes")
         with gr.Tab("Train"):
             train_page(workshop)
+        with gr.Tab("Compare"):
+            compare_page(Gallery(config, arena, workshop.queue, accounts))
     return blocks
 
 

@@ -1,7 +1,7 @@
 """Trainings as processes of their own: they outlive the page and the server, and wait for each other in a queue.
 
-A job is a folder with job.json, what was voted until then as a table, the log of its process, and `run`, the output_dir of `diffalign
-train`. All that is known of a job is read from there, so a restarted server, or a killed one, misses nothing.
+A job is a folder with job.json, what was voted until then as a table, the log of its process, and the output_dir of
+`diffalign train`. All that is known of a job is read from there, so a restarted server, or a killed one, misses nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from diffalign.data.records import Record
 from diffalign.data.table import write_table
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
-JOB, VOTES, LOG, RUN = "job.json", "votes", "log.txt", "run"
+JOB, VOTES, LOG = "job.json", "votes", "log.txt"
 TRAIN_LOG = "train_log.jsonl"
 TRAIN = (sys.executable, "-m", "diffalign.cli", "train")
 TAIL = 4000  # characters of a process's log that are read at most
@@ -52,8 +52,8 @@ class Job:
 
     @property
     def run(self) -> Path:
-        """Return the output_dir."""
-        return self.folder / RUN
+        """Return the output_dir, which bears the job's name, as pictures that it draws will."""
+        return self.folder / self.name
 
     @property
     def alive(self) -> bool:
@@ -130,7 +130,7 @@ class Queue:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # so that the name is free
             raise
-        data = ("--dataset_name", str(folder / VOTES), "--output_dir", str(folder / RUN), "--resume_from_checkpoint", "latest")
+        data = ("--dataset_name", str(folder / VOTES), "--output_dir", str(folder / name), "--resume_from_checkpoint", "latest")
         job = Job(folder, (*flags, *data), time.time())
         job.save()
         return job

@@ -58,7 +58,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Vote:
+class CastVote:
     """The answer to a question: a word of `ANSWERS`, or "ranking" with the rank of each picture, 1 = best."""
 
     question: str
@@ -178,6 +178,18 @@ class VoteStore:
         """Return how many pictures of a prompt a model has drawn."""
         return self._rows(sql.COUNT, prompt, model)[0][0]
 
+    def prompts(self) -> list[str]:
+        """Return all prompts, in the order in which they came."""
+        return [text for (text,) in self._rows("SELECT text FROM prompts ORDER BY id")]
+
+    def models(self) -> list[str]:
+        """Return the names of all that drew, in the order in which they came."""
+        return [name for (name,) in self._rows("SELECT model FROM pictures GROUP BY model ORDER BY MIN(id)")]
+
+    def pictures(self, prompt: str, model: str) -> dict[int, Path]:
+        """Return the files of a model's pictures of a prompt, by seed."""
+        return {seed: self.folder / file for seed, file in self._rows(sql.PICTURES_BY_SEED, prompt, model)}
+
     def add_records(self, records: Iterable[Record]) -> int:
         """Add the pictures of a dataset's records as pairs to vote on, without its own labels; return how many are new."""
         new = 0
@@ -271,7 +283,7 @@ class VoteStore:
 
     def vote(
         self, question: str, user: str, answer: str, *, ranks: Sequence[int] = (), reasons: Sequence[str] = (), second_answer: str = ""
-    ) -> Vote:
+    ) -> CastVote:
         """Record a user's answer and return the vote that counts: this one, or the first if the question was answered before.
 
         Raises RecordError for a question that was not put to this user, or for an answer that does not fit it.
@@ -313,14 +325,14 @@ class VoteStore:
 
     # What was voted
 
-    def votes(self, user: str | None = None) -> list[Vote]:
+    def votes(self, user: str | None = None) -> list[CastVote]:
         """Return the votes that count, of one user or of all, in the order in which they were given."""
         return self._votes(user)
 
-    def _votes(self, user: str | None = None, question: str | None = None) -> list[Vote]:
+    def _votes(self, user: str | None = None, question: str | None = None) -> list[CastVote]:
         votes = []
         for name, answer, ranks, reasons, second_answer, at in self._rows(sql.VOTES, user, question):
-            votes.append(Vote(name, answer, tuple(json.loads(ranks)), tuple(json.loads(reasons)), second_answer, at))
+            votes.append(CastVote(name, answer, tuple(json.loads(ranks)), tuple(json.loads(reasons)), second_answer, at))
         return votes
 
     def users(self) -> list[str]:
@@ -339,7 +351,7 @@ class VoteStore:
             if vote.answer != "skip":
                 yield self._record(vote)
 
-    def _record(self, vote: Vote) -> Record:
+    def _record(self, vote: CastVote) -> Record:
         question = self.question(vote.question)
         ranks = vote.ranks or (None,) * len(question.pictures)
         candidates = tuple(

@@ -70,6 +70,7 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
     return version
 
 
+PICTURES_BY_SEED = "SELECT seed, file FROM pictures JOIN prompts ON prompts.id = prompt WHERE text = ? AND model = ?"
 COUNT = "SELECT COUNT(*) FROM pictures JOIN prompts ON prompts.id = prompt WHERE text = ? AND model = ?"
 # Two pictures of a prompt with the same pixels are no pair.
 PAIR_WITH_EARLIER = """INSERT INTO pairs (prompt, first, second)

@@ -27,7 +27,13 @@ METHODS = {
     "inpo": "InPO: looks at the noise that the picture came from; steadier with few votes, slower.",
 }
 GENTLE_TO_STRONG = {1: 4.0, 2: 2.0, 3: 1.0, 4: 0.5, 5: 0.25}  # beta, as a multiple of the recipe's: a smaller one moves further
-CURVES = ("loss", "implicit_acc", "log_ratio/chosen", "log_ratio/rejected")
+# What is drawn of the log, and its title.
+CURVES = {
+    "loss": "Loss",
+    "implicit_acc": "Share of pairs that it orders as the voter did",
+    "log_ratio/chosen": "Preferred pictures: log-likelihood above the start",
+    "log_ratio/rejected": "Dispreferred pictures: log-likelihood above the start",
+}
 REFRESH = 2.0  # seconds
 LEAST_VOTES = 4
 
@@ -83,7 +89,10 @@ def train_page(workshop: Workshop) -> None:
     answer = gr.Markdown(elem_id="train-answer")
     which = gr.Dropdown(label="Training", choices=[], interactive=True, elem_id="train-which")
     status = gr.HTML(elem_id="train-status")
-    curves = [gr.LinePlot(None, x="step", y=curve, title=curve, height=180, visible=False) for curve in CURVES]
+    curves = []
+    for names in (list(CURVES)[:2], list(CURVES)[2:]):
+        with gr.Row():
+            curves += [gr.LinePlot(None, x="step", y=name, title=CURVES[name], y_title=" ", height=200, visible=False) for name in names]
     with gr.Row():
         stop = gr.Button("Stop at a checkpoint", elem_id="train-stop")
         resume = gr.Button("Go on", elem_id="train-resume")

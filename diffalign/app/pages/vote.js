@@ -6,6 +6,7 @@ const REST = 250; // milliseconds in which a new pair takes no answer: a double 
 const WAIT = [500, 1000, 2000, 4000, 8000]; // milliseconds between attempts to send
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", x: "both_bad", s: "skip" };
 const SIDES = ["Left", "Right"];
+const UNSENT = `diffalign-unsent-${props.ballot}`; // under which the browser keeps votes that the server does not have yet
 
 let questions = []; // the one on screen first
 let loaded = new Map(); // question id -> promise of its data URLs
@@ -26,9 +27,9 @@ function remembered(name, make) {
 
 const secret = remembered("diffalign-voter", () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join(""));
-const pending = () => JSON.parse(remembered("diffalign-unsent", () => "[]") ?? "[]");
+const pending = () => JSON.parse(remembered(UNSENT, () => "[]") ?? "[]");
 function keep(votes) {
-  try { localStorage.setItem("diffalign-unsent", JSON.stringify(votes)); } catch { /* the vote is sent all the same */ }
+  try { localStorage.setItem(UNSENT, JSON.stringify(votes)); } catch { /* the vote is sent all the same */ }
 }
 
 async function ask(call, data) {
@@ -94,9 +95,9 @@ function take(state, done) {
 }
 
 function progress({ votes, enough, agreement, repeated }) {
-  const more = votes < enough ? `${enough - votes} more make a model worth training` : "enough to train a model";
+  const more = votes < enough ? `; ${enough - votes} more make a model worth training` : enough ? "; enough to train a model" : "";
   const rate = agreement && `You agree with yourself ${agreement[0].toFixed(2)} (${agreement[1].toFixed(2)} to ${agreement[2].toFixed(2)}, ${repeated} asked twice)`;
-  return [`${votes} ${votes === 1 ? "vote" : "votes"}; ${more}`, rate].filter(Boolean).join(". ");
+  return [`${votes} ${votes === 1 ? "vote" : "votes"}${more}`, rate].filter(Boolean).join(". ");
 }
 
 function last({ answer, models }) {

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 
 
-def vote_page(ballot: Ballot, accounts: Accounts) -> gr.HTML:
-    """Return the widget; it belongs into a `gr.Blocks`."""
+def vote_page(ballot: Ballot, accounts: Accounts, name: str) -> gr.HTML:
+    """Return the widget; it belongs into a `gr.Blocks`. `name` tells it from other widgets of the same app."""
 
     def state(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
         return _answer(lambda: ballot.state(accounts.voter(login_of(request), data.get("secret"))))
@@ -42,7 +42,7 @@ def vote_page(ballot: Ballot, accounts: Accounts) -> gr.HTML:
         return _answer(read)
 
     html, css, script = ((HERE / f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    return gr.HTML(html_template=html, css_template=css, js_on_load=script, server_functions=[state, vote, undo, picture])
+    return gr.HTML(html_template=html, css_template=css, js_on_load=script, server_functions=[state, vote, undo, picture], ballot=name)
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
