@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import logging
 import os
 import pkgutil
@@ -13,7 +14,7 @@ from typing import Any
 
 from diffalign.cli import commands
 from diffalign.cli.invocation import set_command_line
-from diffalign.core.errors import DiffalignError, did_you_mean
+from diffalign.core.errors import ConfigError, DiffalignError, did_you_mean
 from diffalign.core.version import __version__
 
 ABOUT = "Align image generators, and the language models that prompt them, with human preferences."
@@ -46,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else every load warns that the adapter has no text-encoder part
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
-    set_command_line(words)
+    _write_anything()
     try:
+        _refuse_surrogates(words)
+        set_command_line(words)
         return _run(words)
     except DiffalignError as error:
         sys.stderr.write(f"diffalign: error: {error}\n")
@@ -61,6 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"diffalign: error: {where}{error.strerror}\n")
         return 2
+
+
+def _write_anything() -> None:
+    """Let prints of people's texts write what the terminal's encoding lacks as \\u escapes, instead of raising UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refuse_surrogates(words: Sequence[str]) -> None:
+    """Raise ConfigError for a word whose bytes are no text in the terminal's encoding."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode("ascii", "backslashreplace").decode()
+            raise ConfigError(f"`{shown}` is no text in the encoding of this terminal; set LANG=C.UTF-8, or PYTHONUTF8=1") from error
 
 
 def _run(words: Sequence[str]) -> int:

@@ -183,9 +183,9 @@ def _translated(parser: Parser, config: type, rest: Sequence[str], flags: Mappin
     result = translate(others, hints, steps="max_train_steps" in flags) if training else Translation()
     if not training:
         result.problems += [f"--{name} is no flag.{cure(name, hints, flags=True)}" for name in others]
-    result.problems += [f"`{word}` stands behind no flag that takes it" for word in strays]
+    result.problems += [f"`{word}` stands behind no flag that takes it; write --NAME before it." for word in strays]
     twice = [name for name in result.values if name in flags]
-    result.problems += [f"--{name} is given twice, once as another program has it" for name in twice]
+    result.problems += [f"--{name} is given twice, once as another program has it." for name in twice]
     if result.problems:
         end = "" if len(result.problems) > 1 else f" See {parser.prog} --help."
         sys.stderr.write("".join(f"{parser.prog}: error: {problem}{end}\n" for problem in result.problems))

@@ -21,7 +21,7 @@ from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
-from diffalign.methods.packages import check_switches
+from diffalign.methods.packages import check_switches, missing_packages
 from diffalign.methods.recipe import Recipe, compares, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
     LAYOUTS,
@@ -43,12 +43,13 @@ LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 EARLIER = ("run.json", "train_log.jsonl", "checkpoint-*", "round-*")  # what tells that a folder holds a run
 
 
-def check(config: TrainConfig) -> Recipe:
+def check(config: TrainConfig, *, installed: bool = True) -> Recipe:
     """Return what `config` means. Raises ConfigError or CheckpointError for the first thing in it that cannot be meant.
 
-    Cheap checks come first, so that a misspelt key is refused in milliseconds; the last ones may import torch.
+    `installed` says whether optional packages that it needs have to be there, as they have for training. Cheap checks come first, so
+    that a misspelt key is refused in milliseconds; the last ones may import torch.
     """
-    check_keys(config)
+    check_keys(config, installed=installed)
     kind = kind_of(config)
     layout = check_model(config, kind)
     check_start(config)
@@ -68,7 +69,7 @@ def check(config: TrainConfig) -> Recipe:
     return recipe
 
 
-def check_keys(config: TrainConfig) -> None:
+def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     """Check the keys by themselves and against each other; no file is read, and torch is not imported."""
     check_types(config)
     check_name("method", config.method, METHODS)
@@ -88,6 +89,8 @@ def check_keys(config: TrainConfig) -> None:
         raise ConfigError(f"`{config.method}` gives an adapter that is summed with another, which DoRA's is not; set train_method to lora")
     _check_reward(config)
     check_switches(config)
+    if installed and (missing := missing_packages(config)):
+        raise ConfigError("; ".join(missing))
     _check_buckets(config)
     _check_rounds(config)
     _check_evaluations(config)

@@ -240,7 +240,7 @@ class TrainConfig:
     resume_from_checkpoint: str | None = key(None, kinds=ANY, changes="nothing", uses=HELP)
     """`latest`, or the path of a checkpoint."""
     report_to: str | None = key(None, kinds=ANY, changes="nothing", uses=HELP)
-    """Tracker of accelerate: tensorboard, wandb, ... A log in train_log.jsonl is always written."""
+    """Trackers of accelerate: tensorboard, wandb, ..., several with commas, all, or none; train_log.jsonl is always written."""
     log_every: int = key(1, AT_LEAST_ONE, kinds=ANY, changes="nothing")
     """Optimiser steps between log lines."""
     validation_prompts: list[str] = key([], changes="nothing", uses=HELP)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from diffalign.core.errors import ConfigError, check_name
+from diffalign.methods.config import SYNONYMS, TrainConfig
 from diffalign.methods.recipe import tuning_of
 
-if TYPE_CHECKING:
-    from diffalign.methods.config import TrainConfig
-
+TRACKERS: dict[str, tuple[str, ...]] = {  # of accelerate, with the packages of which one is needed
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    **{name: (name,) for name in ("wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")},
+}
 # Packages by their import name, and how to get them.
-PIP = {name: f"pip install {name}" for name in ("bitsandbytes", "torchao", "xformers", "kernels")}
+PIP = {name: f"pip install {name}" for name in ("bitsandbytes", "torchao", "xformers", "kernels", "tensorboardX", *TRACKERS)}
 PIP["flash_attn"] = "pip install flash-attn --no-build-isolation"
 PIP["flash_attn_interface"] = "build FlashAttention-3 from the folder `hopper` of its repository"
 OPTIMIZERS = {"adamw_8bit": ("bitsandbytes", "torchao"), "paged_adamw_8bit": ("bitsandbytes",)}
@@ -28,36 +29,54 @@ FORWARD_ONLY += ("_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton", "
 
 
 def check_switches(config: TrainConfig) -> None:
-    """Check what excludes what among memory and speed switches, and ask for optional packages."""
-    if config.use_8bit_adam and config.optimizer not in ("adamw", "adamw_8bit"):
-        raise ConfigError(f"`use_8bit_adam` and `optimizer: {config.optimizer}` are both set; choose one")
-    if config.enable_xformers_memory_efficient_attention and config.attention_backend not in (None, "xformers"):
-        raise ConfigError(
-            f"`enable_xformers_memory_efficient_attention` and `attention_backend: {config.attention_backend}` are both set; choose one"
-        )
+    """Check what excludes what among memory and speed switches, and the names of what optional packages do."""
+    for switch, (key, value) in SYNONYMS.items():
+        other = getattr(config, key)
+        if getattr(config, switch) and other not in (value, getattr(TrainConfig(), key)):
+            raise ConfigError(f"`{switch}` and `{key}: {other}` are both set; choose one (--no_{switch} takes back what a recipe sets)")
     if config.quantization is not None and tuning_of(config) not in ("lora", "user"):
         raise ConfigError(
             f"`quantization` is of a frozen base; `train_method` is {tuning_of(config)}, which needs the weights themselves: set it to lora"
         )
-    _check_packages(config)
-
-
-def _check_packages(config: TrainConfig) -> None:
-    """Ask for optional packages before anything is read."""
-    _installed(f"optimizer: {config.optimizer_name}", OPTIMIZERS.get(config.optimizer_name, ()))
-    if config.quantization is not None:
-        _installed(f"quantization: {config.quantization}", (QUANTIZATIONS[config.quantization],))
     if (name := config.attention_name) is not None:
         if name in FORWARD_ONLY:
             raise ConfigError(f"`attention_backend` is {name!r}, which has no backward pass: it is for inference alone")
         check_name("attention_backend", name, (*ATTENTION, "sdpa"))
-        _installed(f"attention_backend: {name}", filter(None, (ATTENTION[name],)))
-    if config.report_to is not None and importlib.util.find_spec(config.report_to) is None:
-        raise ConfigError(f"`report_to` is {config.report_to!r}, which is not installed; expected a tracker such as tensorboard")
+    trackers_of(config)
 
 
-def _installed(setting: str, packages: Iterable[str]) -> None:
-    """Raise ConfigError if none of `packages` is there, though the setting needs one."""
-    names = list(packages)
-    if names and all(importlib.util.find_spec(name) is None for name in names):
-        raise ConfigError(f"`{setting}` needs {' or '.join(names)}: {PIP[names[0]]}")
+def trackers_of(config: TrainConfig) -> list[str]:
+    """Return the trackers of `report_to`: none, one, several with commas between them, or all that are installed.
+
+    Raises ConfigError for a name that is no tracker.
+    """
+    names = [name.strip() for name in (config.report_to or "none").split(",")]
+    if names == ["none"]:
+        return []
+    if names == ["all"]:
+        return [name for name in TRACKERS if _is_installed(TRACKERS[name])]
+    for name in names:
+        check_name("report_to", name, (*TRACKERS, "all", "none"))
+        if name in ("all", "none"):
+            raise ConfigError(f"`report_to` is {config.report_to!r}; `{name}` stands alone")
+    return names
+
+
+def missing_packages(config: TrainConfig) -> list[str]:
+    """Return what a config needs and is not installed, a sentence each, with the command that installs it."""
+    wanted = {f"optimizer: {config.optimizer_name}": OPTIMIZERS.get(config.optimizer_name, ())}
+    if config.quantization is not None:
+        wanted[f"quantization: {config.quantization}"] = (QUANTIZATIONS[config.quantization],)
+    if (name := config.attention_name) is not None:
+        wanted[f"attention_backend: {name}"] = tuple(filter(None, (ATTENTION[name],)))
+    wanted |= {f"report_to: {name}": TRACKERS[name] for name in trackers_of(config)}
+    return [
+        f"`{setting}` needs {' or '.join(packages)}: {PIP[packages[0]]}"
+        for setting, packages in wanted.items()
+        if packages and not _is_installed(packages)
+    ]
+
+
+def _is_installed(packages: Sequence[str]) -> bool:
+    """Return whether one of `packages` is there."""
+    return any(importlib.util.find_spec(name) is not None for name in packages)

@@ -31,6 +31,7 @@ from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.checks import check_keys, kind_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
+from diffalign.methods.packages import trackers_of
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe, recipe_of
 from diffalign.models import adapters
@@ -59,11 +60,12 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     torch.set_flush_denormal(True)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
     refuse_engines(config)
+    trackers: Any = trackers_of(config)  # accelerate's annotation leaves lists out
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         # The passes of a step are ours; accelerate's own accumulation, which its launcher may ask for, would divide the gradient again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=config.report_to,
+        log_with=trackers,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
     kind = KINDS[recipe.kind or view.table.manifest["kind"]]
@@ -210,7 +212,7 @@ class Trainer:
             save_yaml(config, self.output_dir / CONFIG)
             self._announce()
         self.accelerator.wait_for_everyone()
-        if config.report_to:
+        if self.accelerator.log_with:
             plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
             self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
         self._park()
@@ -239,7 +241,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             log.write(json.dumps({"step": self.step, **scalars}) + "\n")
             log.flush()
-        if self.config.report_to:
+        if self.accelerator.log_with:
             self.accelerator.log(scalars, step=self.step)
 
     def _identity(self) -> dict[str, Any]:

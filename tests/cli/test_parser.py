@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
+import os
 import pkgutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -366,3 +369,18 @@ def test_every_wrong_word_is_answered_at_once(given, capsys):
     assert [flag for flag in ("--scale_lr", "--learning_rate", "--learing_rate") if flag not in text] == []
     assert text.count("\n") == 2
     assert not given
+
+
+def test_texts_that_the_terminal_cannot_show_are_written_as_escapes(monkeypatch, capsys, given):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    monkeypatch.setattr("diffalign.cli.commands.env.run", lambda _: sys.stdout.write("ein Stern, \u661f\n") * 0)
+    assert main(["env"]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue() == b"ein Stern, \\u661f" + os.linesep.encode()
+
+
+def test_a_word_that_is_no_text_is_refused(given, capsys):
+    text = refusal(["train", "--dataset_name", "caf\udce9"], capsys)
+    assert "caf\\udce9" in text
+    assert "PYTHONUTF8" in text

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import pytest
+from accelerate.utils import LoggerType
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.training_utils import parse_buckets_string
 
 from diffalign.core.errors import ConfigError
 from diffalign.methods import packages
-from diffalign.methods.checks import check, check_sides, parse_buckets
+from diffalign.methods.checks import check, check_keys, check_sides, parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import tuning_of
 from tests.checked import checked
@@ -45,6 +46,8 @@ def present(monkeypatch):
         ({"enable_xformers_memory_efficient_attention": True}, "`attention_backend: xformers` needs xformers: pip install xformers"),
         ({"attention_backend": "flash"}, "`attention_backend: flash` needs flash_attn: pip install flash-attn --no-build-isolation"),
         ({"attention_backend": "_flash_3_hub"}, "`attention_backend: _flash_3_hub` needs kernels: pip install kernels"),
+        ({"report_to": "tensorboard"}, "`report_to: tensorboard` needs tensorboard or tensorboardX: pip install tensorboard"),
+        ({"report_to": "wandb, mlflow"}, "`report_to: wandb` needs wandb: pip install wandb; `report_to: mlflow` needs mlflow"),
         ({"attention_backend": "_flash_varlen_3"}, "needs flash_attn_interface: build FlashAttention-3"),
     ],
 )
@@ -74,6 +77,9 @@ def test_either_of_two_packages_gives_an_8_bit_optimiser_but_only_one_pages_it(p
         ({"quantization": "int8", "train_method": "dora"}, "`train_method` is dora, which needs the weights themselves"),
         ({"attention_backend": "sage"}, "is 'sage', which has no backward pass"),
         ({"attention_backend": "_flash_3"}, "is '_flash_3', which has no backward pass"),
+        ({"report_to": "json"}, r"`report_to` is 'json'. Known: .*tensorboard"),
+        ({"report_to": "wanb"}, r"`report_to` is 'wanb'. Did you mean `wandb`\?"),
+        ({"report_to": "wandb,none"}, "`none` stands alone"),
         ({"attention_backend": "xfromers"}, r"`attention_backend` is 'xfromers'. Did you mean `xformers`\?"),
         ({"attention_backend": "sdap"}, r"`attention_backend` is 'sdap'. Did you mean `sdpa`\?"),
     ],
@@ -152,5 +158,26 @@ def test_every_backend_of_diffusers_is_known_to_train_or_known_not_to():
 
 def test_every_package_that_can_be_missing_has_a_way_to_get_it():
     needed = {*packages.QUANTIZATIONS.values(), *filter(None, packages.ATTENTION.values())}
-    needed |= {name for names in packages.OPTIMIZERS.values() for name in names}
+    needed |= {name for table in (packages.OPTIMIZERS, packages.TRACKERS) for names in table.values() for name in names}
     assert needed == set(packages.PIP)
+
+
+@pytest.mark.parametrize(
+    ("report_to", "names"),
+    [(None, []), ("none", []), ("wandb", ["wandb"]), ("tensorboard, wandb", ["tensorboard", "wandb"]), ("all", ["tensorboard", "aim"])],
+)
+def test_trackers_are_none_one_several_or_all_that_are_installed(present, report_to, names):
+    present |= {"tensorboardX", "aim"}
+    assert packages.trackers_of(config(report_to=report_to)) == names
+
+
+def test_the_trackers_are_those_of_accelerate():
+    assert {*packages.TRACKERS, "all"} == {kind.value for kind in LoggerType}
+
+
+def test_a_dry_run_does_not_need_what_training_needs(present):
+    own = config(use_8bit_adam=True, report_to="wandb")
+    check_keys(own, installed=False)
+    assert len(packages.missing_packages(own)) == 2
+    with pytest.raises(ConfigError, match=r"bitsandbytes.*wandb"):
+        check_keys(own)

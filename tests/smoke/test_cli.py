@@ -154,7 +154,7 @@ def test_what_can_be_known_at_once_is_refused_at_once(tmp_path):
     assert "`lr_scheduler` is 'cosin'. Did you mean `cosine`?" in refused(*base, "--lr_scheduler", "cosin")
     assert "objective.hinge.beta" in refused(*base, "--objective", "{hinge: {beta: -1}}")
     assert "compares with a reference" in refused(*base, "--reference", "none")
-    assert "not installed" in refused(*base, "--report_to", "wanb")
+    assert "Did you mean `wandb`?" in refused(*base, "--report_to", "wanb")
     assert "Did you mean `orient`?" in refused(*base, "--transforms", "[oreint]", "--output_dir", tmp_path)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from diffalign.cli.parser import plain
 from diffalign.core.runs import Run
+from diffalign.methods.beta_convention import BetaConvention, with_beta_of
 from diffalign.methods.config import TrainConfig
 
 ABOUT = "fine-tune a model on preferences"
@@ -32,11 +33,13 @@ class CONFIG(TrainConfig):
 
     dry_run: bool = False
     """Say what would be trained and how much memory it takes; load and write nothing."""
+    beta_convention: BetaConvention = "diffalign"
+    """Whose beta --beta is: that of diffusers' script for the model, of SimpleTuner (sum), flow_grpo or trl; converted, and logged."""
 
 
 def run(config: CONFIG) -> int:
     """Train and say where the result lies; or only say what would be trained."""
-    training = plain(config, TrainConfig)
+    training = with_beta_of(plain(config, TrainConfig), config.beta_convention)
     if config.dry_run:
         if int(os.environ.get("RANK", "0")) == 0:
             print(_outlook(training))
@@ -59,12 +62,14 @@ def run(config: CONFIG) -> int:
 def _outlook(config: TrainConfig) -> str:
     """Return what a run would train, without its output folder being looked at."""
     from diffalign.methods.checks import check
+    from diffalign.methods.packages import missing_packages
 
-    recipe = check(replace(config, overwrite_output_dir=True))
+    recipe = check(replace(config, overwrite_output_dir=True), installed=False)
+    warnings = "".join(f"\nwarning: {sentence}" for sentence in missing_packages(config))
     if config.generate:
         from diffalign.train import rounds
 
-        return rounds.outlook(config, recipe)
+        return rounds.outlook(config, recipe) + warnings
     from diffalign.infer.kinds.table import KINDS
 
-    return KINDS[recipe.kind or "image"].outlook(config, recipe, 2)
+    return KINDS[recipe.kind or "image"].outlook(config, recipe, 2) + warnings
