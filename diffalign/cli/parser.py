@@ -94,7 +94,8 @@ def parser_of(config: type, prog: str, epilog: str, *, everything: bool = True) 
         general.add_argument(f"--{TRUST}", metavar="BOOL", nargs="?", const="true", default=SUPPRESS, help=TRUST_HELP)
     rare = " without the flags for rare cases" if essential and not everything else ""
     general.add_argument("-h", "--help", action="help", help=f"Show this help{rare}. Switches also take true or false, and --no_NAME.")
-    general.add_argument("--help_all", action="help", help="Show every flag, with all that is to say about it.")
+    all_of_it = "Show every flag, with all that is to say about it." if essential else SUPPRESS
+    general.add_argument("--help_all", action="help", help=all_of_it)
     return parser
 
 
