@@ -1,4 +1,4 @@
-"""Writes docs/objectives.md from the table of objectives: what each is called, computes and needs.
+"""Writes docs/objectives.md from the tables of objectives and methods: what each computes, needs, and where it comes from.
 
 python -m scripts.objectives_table            write the file
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
+from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES
+from diffalign.objectives.base import Source
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "objectives.md"
 HEAD = """# Objectives
@@ -30,11 +33,20 @@ gradient on one model (*TRL*); numbers restated in numpy apart from this package
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
+METHODS_HEAD = """
+## Methods
+
+What a method is as it stands, with no part replaced in the config. The same words as above say how near it is to its paper.
+
+| method | what it is | paper | it is | checked against |
+| --- | --- | --- | --- | --- |
+"""
+
 
 def row(name: str) -> str:
     """Return the line of an objective."""
     objective = OBJECTIVES[name]
-    facts, source, doc = objective.facts, objective.source, inspect.getdoc(objective.loss) or ""
+    facts, doc = objective.facts, inspect.getdoc(objective.loss) or ""
     about = " ".join(doc.split("\n\n")[0].split()).removeprefix("Return ").replace("|", "\\|")
     papers = [f"[{number}](https://arxiv.org/abs/{number})" for number in dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", doc))]
     keywords = [p for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -43,15 +55,29 @@ def row(name: str) -> str:
     needs += [f"score `{column}`" for column in facts.columns] + [f"token {field}" for field in facts.tokens]
     needs += [f"score `{column}` if named" for column in facts.optional]
     needs += ["mismatched answers"] if facts.mismatched else []
-    origin = f"{source.origin}; {source.note}" if source.note else source.origin
-    cells = [f"`{name}`", about, ", ".join(papers), origin, ", ".join(source.checks), ", ".join(constants)]
+    cells = [f"`{name}`", about, ", ".join(papers), provenance(objective.source), ", ".join(constants)]
     cells += [facts.diffusion, "yes" if facts.reference else "no", ", ".join(needs)]
     return f"| {' | '.join(cells)} |"
 
 
+def provenance(source: Source) -> str:
+    """Return the cells that say where a formula comes from and what it is checked against."""
+    return (
+        f"{source.origin}; {source.note} | {', '.join(source.checks)}" if source.note else f"{source.origin} | {', '.join(source.checks)}"
+    )
+
+
+def method_row(name: str) -> str:
+    """Return the line of a method."""
+    method = METHODS[name]
+    module = sys.modules[f"diffalign.methods.{name}"]
+    about = (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+    return f"| `{name}` | {about} | [{method.paper}](https://arxiv.org/abs/{method.paper}) | {provenance(method.source)} |"
+
+
 def table() -> str:
     """Return the whole file."""
-    return HEAD + "\n".join(map(row, OBJECTIVES)) + "\n"
+    return HEAD + "\n".join(map(row, OBJECTIVES)) + "\n" + METHODS_HEAD + "\n".join(map(method_row, METHODS)) + "\n"
 
 
 if __name__ == "__main__":

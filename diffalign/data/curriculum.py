@@ -16,9 +16,8 @@ from diffalign.data.view import Entry, View, without_content
 class Stages:
     """Training in stages of equal length: stage s of a run of `samples` samples goes through the records `parts[s]` in random orders.
 
-    Curry-DPO (2403.07230, reconstructed from memory): pairs sorted by the gap of their scores, the largest gap first, plain DPO in every
-    stage. In the paper the reference of a stage is the model of the stage before; here it is the run's first model throughout. A chain
-    of runs gives the paper's: each starts from the result of the last and trains on one stage's pairs (the transform `min_margin`).
+    This is the order of Curry-DPO (2403.07230, reconstructed from memory) and not the whole of it: pairs are sorted by the gap of their
+    scores, the largest gap first. There the reference of a stage is the model of the stage before; here it is the run's first model.
     """
 
     parts: tuple[np.ndarray, ...]  # the positions of each stage's records, none empty

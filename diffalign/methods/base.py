@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from diffalign.objectives.base import Source
+
 Spec = Mapping[str, Mapping[str, Any]]  # {name: {constant: value}}, one entry
 
 
@@ -20,6 +22,7 @@ class Method:
     """The parts of one published method; every one can be replaced in a config."""
 
     paper: str
+    source: Source  # how near the paper or its release the parts are
     objective: Spec
     trajectory: Spec  # its `driver`, where it calls a network, is policy | reference | ema
     reference: str  # policy_start (adapter off, or a frozen copy for full fine-tuning) | none

@@ -118,7 +118,7 @@ class TrainConfig:
     """Another error than the method's: squared, or pseudo_huber of the estimates of x0."""
     curriculum: Spec | None = key(None, kinds=ANY)
     """Order of the training, instead of a random one: {gap: {score: NAME, stages: 3}} shows pairs with a clear difference in that score
-    first and close ones last (Curry-DPO)."""
+    first and close ones last, the order of Curry-DPO."""
     scores: dict[str, str] = field(default_factory=dict)
     """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
     reference: Literal["policy_start", "none"] | None = key(None, resume=True, uses=HELP)

@@ -1,4 +1,4 @@
-"""Diffusion-NPO (Wang et al., ICLR 2025): Diffusion-DPO on inverted pairs; the result replaces the unconditional branch of guidance.
+"""Diffusion-NPO (Wang et al., ICLR 2025) as released: Diffusion-DPO on inverted pairs, for the unconditional branch of guidance.
 
 The release lets ties fall through as wins of the first image; they are dropped here. Its beta 500 multiplies errors without the
 one-half, which is 1000 here.
@@ -7,9 +7,11 @@ one-half, which is 1000 here.
 from __future__ import annotations
 
 from diffalign.methods.base import Method, spec
+from diffalign.objectives.base import Source
 
 DIFFUSION_NPO = Method(
     paper="2505.11245",
+    source=Source("release", ("golden",), "ties are dropped"),
     objective=spec("dpo", beta=1000.0),
     trajectory=spec("forward", share_noise=True),
     reference="policy_start",

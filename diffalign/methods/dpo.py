@@ -7,9 +7,11 @@ error: give 2000 to 5000.
 from __future__ import annotations
 
 from diffalign.methods.base import Method, spec
+from diffalign.objectives.base import Source
 
 DPO = Method(
     paper="2305.18290",
+    source=Source("paper", ("TRL", "golden")),
     objective=spec("dpo", beta=0.1),
     trajectory=spec("forward", share_noise=True),
     reference="policy_start",

@@ -1,4 +1,4 @@
-"""PPD (Dang et al., 2501.06655): Diffusion-DPO told who chose, by decoupled attention to a few tokens of the user.
+"""PPD (Dang et al., 2501.06655) with our user encoder: Diffusion-DPO told who chose, by decoupled attention to a few tokens of the user.
 
 The reference is the base without a user: the same network with the branch off. The release has no diffusion training; the paper feeds
 hidden states of a 7B vision-language model (`user_encoder: {vlm: {model: ...}}`), ours by default learns a set encoder with the loss.
@@ -7,9 +7,11 @@ hidden states of a 7B vision-language model (`user_encoder: {vlm: {model: ...}}`
 from __future__ import annotations
 
 from diffalign.methods.base import Method, spec
+from diffalign.objectives.base import Source
 
 PPD = Method(
     paper="2501.06655",
+    source=Source("variant", ("golden",), "a set encoder that is trained with the loss; `vlm` is the paper's"),
     objective=spec("dpo", beta=2000.0),
     trajectory=spec("forward", share_noise=True),
     reference="policy_start",

@@ -7,9 +7,11 @@ labels and ties are its soft targets.
 from __future__ import annotations
 
 from diffalign.methods.base import Method, spec
+from diffalign.objectives.base import Source
 
 REWARD_BT = Method(
     paper="2009.01325",
+    source=Source("paper", ("hand",)),
     objective=spec("simpo", beta=1.0, gamma=0.0),
     trajectory=spec("forward", share_noise=True),  # nothing is noised
     reference="none",
