@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from diffalign.core.errors import ConfigError, RecordError, TableError, did_you_mean
-from diffalign.data.readers.base import FORMATS, read
-from diffalign.data.readers.prompts import PROMPTS
+from diffalign.data.readers.base import read
+from diffalign.data.readers.prompts import LISTS, PROMPTS
+from diffalign.data.readers.sources import FORMATS
 from diffalign.data.table import is_table, read_table
 
 BUNDLED = Path(__file__).resolve().parent / "prompt_sets"
-SUFFIXES = (".txt", *FORMATS)
+SUFFIXES = (*LISTS, *FORMATS)
 NEAR = 0.9  # difflib's ratio from which a single word counts as a misspelt name of a set
 HINT = " If the word is a prompt, write it into a .txt file"
 STYLES = ("anime", "concept-art", "paintings", "photo")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from diffalign.core.errors import ConfigError, RecordError, TableError, did_you_mean
 from diffalign.core.files import write
-from diffalign.data.readers.base import Row, open_rows
+from diffalign.data.readers.base import Row
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table
 from diffalign.data.view import without_content

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffalign.core.errors import RecordError
 from diffalign.data.pictures import is_picture_name
-from diffalign.data.readers.base import open_rows
+from diffalign.data.readers.captions import captions_of
 from diffalign.data.records import Candidate, Record
 
 
@@ -30,14 +30,13 @@ def images_of(folder: str, prompts: Sequence[str] = ()) -> Iterator[Record]:
 
 
 def _by_prompt(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    captions = {
-        file.parent / row.text("file_name"): row.text("text") for file in root.rglob("metadata.jsonl") for row in open_rows(str(file))
-    }
+    captions = captions_of(root)
+    for _, reason in captions.faults:
+        raise RecordError(reason)
     groups: dict[str, list[Path]] = {}
     for file in files:
-        text = file.with_suffix(".txt")
-        prompt = text.read_text(encoding="utf-8") if text.is_file() else captions.get(file, "")
-        groups.setdefault(prompt.strip(), []).append(file)
+        prompt = next(iter(captions.all_of(file)), "")
+        groups.setdefault(prompt, []).append(file)
     return groups
 
 

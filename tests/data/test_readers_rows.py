@@ -86,7 +86,9 @@ def test_the_images_of_hpdv2_are_found_in_its_subfolders(tmp_path: Path) -> None
     assert [candidate.image for candidate in ranked.candidates + labelled.candidates] == [*JPEGS[2:5], *JPEGS[:2]]
     assert [pair.candidates[0].image for pair in pairs(ranked, how="adjacent")] == [JPEGS[3], JPEGS[4]]
     (tmp_path / "test/3.jpg").unlink()
-    with pytest.raises(RecordError, match=r"test\.json row 0: there is no image .*/3\.jpg or .*train/3\.jpg or .*test/3\.jpg"):
+    with pytest.raises(
+        RecordError, match=r"test\.json row 0: column `file_path`: there is no image .*/3\.jpg or .*train/3\.jpg or .*test/3\.jpg"
+    ):
         records("hpdv2", tmp_path)
 
 
@@ -181,7 +183,7 @@ def test_a_source_that_does_not_open_is_refused_with_the_reason_alone(tmp_path: 
 
 def test_a_first_row_that_cannot_be_read_is_the_reason_given(tmp_path: Path) -> None:
     put(tmp_path, {"v.jsonl": "{half"})
-    with pytest.raises(RecordError, match=r"Found .*v\.jsonl row 0: found JSONDecodeError"):
+    with pytest.raises(RecordError, match=r"Found .*v\.jsonl row 0: found a bad line: not JSON"):
         detect(str(tmp_path / "v.jsonl"))
 
 

@@ -73,7 +73,7 @@ def test_a_bad_cell_names_file_row_and_expectation_and_costs_only_its_record(
     [
         ("", "bad.jsonl: the file is empty"),
         ("\n\n", "bad.jsonl: the file holds no rows"),
-        ("{'chosen': 1}\n", "bad.jsonl row 0: found JSONDecodeError .*; expected an object with named columns"),
+        ("{'chosen': 1}\n", "bad.jsonl row 0: found a bad line: not JSON .*; expected an object with named columns"),
         ("[1]\n", r"bad.jsonl row 0: found list \[1\]; expected an object with named columns"),
         (None, "bad.jsonl: there is no such file or folder; expected a dataset file"),
     ],

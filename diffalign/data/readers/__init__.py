@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffalign.data.readers.base import Reader, Row, open_rows, read
+from diffalign.data.readers.base import Reader, Row, read
 from diffalign.data.readers.columns import COLUMNS
 from diffalign.data.readers.folders import FOLDERS
 from diffalign.data.readers.helpsteer2 import HELPSTEER2
@@ -15,6 +15,7 @@ from diffalign.data.readers.open_image_preferences import OPEN_IMAGE_PREFERENCES
 from diffalign.data.readers.pandalm import PANDALM
 from diffalign.data.readers.pickapic import PICKAPIC
 from diffalign.data.readers.prompts import PROMPTS
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.readers.trl import TRL
 from diffalign.data.readers.ultrafeedback import ULTRAFEEDBACK
 from diffalign.data.readers.votes import VOTES

@@ -1,69 +1,141 @@
-"""The layout for people's own image pairs, in JSONL, CSV, TSV, parquet or arrow; paths are relative to the file's folder.
+"""The layout for people's own pairs, of images or of texts, in any table; paths of images are relative to the table's folder.
 
-Columns: `prompt` (or `caption`); `image_0`, `image_1` and `label_0`, which is the share of votes for image_0 in [0, 1], or "tie"; or
-`chosen` and `rejected` without a label. Optional: `label_1`, `user_id` (or `user`), `model_0`, `model_1`, `weight`.
+Columns: `prompt` (or `caption`, `text`); two candidates, as `image_0` and `image_1`, `image_a` and `image_b`, `image1` and `image2`, `left`
+and `right` and the like (texts as `response_0`, `answer_a`, ...); and which is preferred: `label_0`, the share of votes for the first in
+[0, 1], or `winner`, `preference`, `best_image_uid` and others. `chosen` and `rejected` say it themselves. Optional: `user_id` (or `user`),
+`model_0`, `model_1`, `weight` (a factor of the record's loss).
 """
 
 from __future__ import annotations
 
-from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, Row, open_rows
+import math
+from typing import Any
+
+from diffalign.core.errors import RecordError, did_you_mean
+from diffalign.data.pictures import is_picture_name
+from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.preferences import Sides, preference
+from diffalign.data.readers.row_images import ADDRESS, BASE64, DATA_URI, SHORTEST
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
-SIDES = (("image_0", "model_0", "chosen"), ("image_1", "model_1", "rejected"))
+LONGEST_NAME = 1024  # characters of a path
+PROMPT = ("prompt", "caption", "text")
+IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
+TEXTS = ("response", "answer", "completion", "output", "text", "candidate", "option")
+ENDS: dict[tuple[str, str], tuple[int, int] | None] = {
+    ("_0", "_1"): (0, 1),
+    ("0", "1"): (0, 1),
+    ("_1", "_2"): (1, 2),
+    ("1", "2"): (1, 2),
+    ("_a", "_b"): None,
+    ("_left", "_right"): None,
+    ("_w", "_l"): None,
+}
+CHOSEN = ("chosen", "rejected")
+BY_PREFERENCE = (CHOSEN, ("preferred", "dispreferred"), ("winner", "loser"), ("win", "lose"), ("w", "l"), ("good", "bad"))
+PLACES = (("left", "right"),)
+
+
+def sides_of(row: Row) -> Sides | None:
+    """Return the columns of a row's two candidates, or None. Columns named 0 and 1 come before `chosen` and `rejected`."""
+    for stem in (*IMAGES, *TEXTS):
+        for ends, numbers in ENDS.items():
+            names = (stem + ends[0], stem + ends[1])
+            if all(name in row.value for name in names):
+                return Sides(names, numbers, by_preference=ends == ("_w", "_l"))
+    for pairs in (BY_PREFERENCE, PLACES):
+        for names in pairs:
+            if all(name in row.value for name in names):
+                return Sides(names, by_preference=pairs is BY_PREFERENCE)
+    return None
 
 
 def parse(row: Row) -> Record:
-    """Return the pair in the order of its columns, image_0 first."""
-    candidates = tuple(
-        Candidate(image=row.image(image, aliases=(alias,)), model=row.optional(model, aliases=(f"{alias}_model",)))
-        for image, model, alias in SIDES
-    )
+    """Return the pair in the order of its columns."""
+    if row.broken:
+        raise RecordError(row.broken)
+    sides = sides_of(row)
+    if sides is None:
+        missing = next((pair[0] for pair in (("image_0", "image_1"), *BY_PREFERENCE) if pair[1] in row.value), "image_0")
+        hint = did_you_mean(missing, map(str, row.value))
+        raise RecordError(f"{row.where}: no column `{missing}`; expected two candidates, such as `image_0` and `image_1`.{hint}")
+    name, *aliases = PROMPT
+    as_text = is_text(row, sides)
     return Record(
         id=row.id,
-        prompt=row.text("prompt", aliases=("caption",)),
-        candidates=candidates,
-        prob=_label(row),
-        user=row.optional("user_id", aliases=("user",)),
+        prompt=row.text(name, aliases=tuple(aliases)),
+        candidates=tuple(_candidate(row, side, place, as_text) for place, side in enumerate(sides.names)),
+        prob=preference(row, sides),
+        user=row.user(aliases=("user", "annotator", "rater", "voter")),
         source=row.where,
-        meta={} if row.optional("weight") is None else {"weight": str(row.number("weight"))},
+        meta=_weight(row),
     )
 
 
-def _label(row: Row) -> float:
-    if "label_0" not in row.value and "chosen" in row.value:
-        return 1.0
-    label = _share(row, "label_0")
-    if row.optional("label_1") is not None and abs(label + _share(row, "label_1") - 1.0) > 1e-6:
-        raise RecordError(f"{row.where}: `label_0` is {label} and `label_1` {_share(row, 'label_1')}; expected a sum of 1")
-    return label
+def _candidate(row: Row, name: str, place: int, as_text: bool) -> Candidate:
+    model = row.optional(f"model_{place}", aliases=(f"{name}_model", f"model_{'ab'[place]}"))
+    uid = row.optional(f"image_{place}_uid", aliases=(f"uid_{place}",))
+    content: dict[str, Any] = {"text": row.text(name)} if as_text else {"image": row.image(name)}
+    return Candidate(**content, model=model, uid=uid)
 
 
-def _share(row: Row, name: str) -> float:
-    if str(row.value.get(name)).strip().lower() == "tie":
-        return 0.5
-    share = row.number(name)
-    if not 0.0 <= share <= 1.0:
-        raise RecordError(f"{row.where}: column `{name}` is {share}; expected a number in [0, 1] or `tie`")
-    return share
+def _weight(row: Row) -> dict[str, str]:
+    """Return the weight as the table's `meta` holds it. Raises RecordError for one that is no finite number, zero or more."""
+    if row.optional("weight") is None:
+        return {}
+    weight = row.number("weight")
+    if not (math.isfinite(weight) and weight >= 0.0):
+        raise RecordError(f"{row.where}: column `weight` is {weight}; expected a finite number, zero or more")
+    return {"weight": str(weight)}
 
 
-def holds_images(row: Row) -> bool:
-    """Return whether both candidates of a row are images (bytes, a `{bytes, path}` struct or the path of an image file), not texts."""
-    values = [next((row.value[key] for key in (image, alias) if key in row.value), None) for image, _, alias in SIDES]
-    return all(_is_image(value) for value in values)
+def is_text(row: Row, sides: Sides) -> bool:
+    """Return whether a row's candidates are texts: columns named for images hold images, and `chosen` and `rejected` of texts are TRL's."""
+    if sides.names[0].startswith(IMAGES) or sides.names == CHOSEN:
+        return False
+    return not any(_is_image(row.value[name], row) for name in sides.names)
 
 
-def _is_image(value: object) -> bool:
+def _is_image(value: Any, row: Row) -> bool:
     if isinstance(value, dict):
         return bool({"bytes", "path"} & value.keys())
-    return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES))
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(part, int) for part in value[:100])
+    return isinstance(value, bytes) or (isinstance(value, str) and names_image(value, row))
+
+
+def names_image(text: str, row: Row) -> bool:
+    """Return whether a text is a picture's content, or the name of one, or of a file beside the table."""
+    text = text.strip()
+    if DATA_URI.match(text) or (len(text) > SHORTEST and text.startswith(BASE64) and " " not in text):
+        return True
+    if not text or len(text) > LONGEST_NAME or "\n" in text or "\0" in text:
+        return False
+    if is_picture_name(text) or (ADDRESS.match(text) and " " not in text):
+        return True
+    try:
+        return "." in text and (row.folder / text).is_file()
+    except OSError:
+        return False
+
+
+def matches(row: Row) -> bool:
+    """Return whether a row has two candidates in the columns of this layout; `chosen` and `rejected` of texts are TRL's."""
+    sides = sides_of(row)
+    return sides is not None and (sides.names != CHOSEN or all(_is_image(row.value[name], row) for name in CHOSEN))
+
+
+def _any_of(place: int) -> str:
+    """Return the columns of the first or second candidate that are known, for detection."""
+    names = [stem + ends[place] for stem in (*IMAGES, *TEXTS) for ends in ENDS]
+    return "|".join([*names, *(pair[place] for pair in (*BY_PREFERENCE, *PLACES))])
 
 
 COLUMNS = Reader(
     open_rows,
     parse,
-    ("prompt|caption", "image_0|chosen", "image_1|rejected"),
-    "your own image pairs (prompt, image_0, image_1, label_0; or prompt, chosen, rejected)",
-    holds_images,
+    ("|".join(PROMPT), _any_of(0), _any_of(1)),
+    "your own pairs (prompt, image_0, image_1, and label_0 or winner; or prompt, chosen, rejected; or texts as response_0, response_1)",
+    matches,
 )

@@ -1,59 +1,117 @@
-"""Finds the reader that fits a source, from the source's first row."""
+"""Finds the reader that fits a source, from the source's first rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.core.errors import RecordError
+from diffalign.core.errors import RecordError, listed
+from diffalign.data.pictures import is_picture_name
 from diffalign.data.readers import READERS
 from diffalign.data.readers.base import Reader, Row
 
 Rows = Callable[[str, str | None], Iterator[Row]]
+PEEK = 8  # rows that are looked at
+NAMED = 20  # columns that are looked at for data in the place of names
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """The first rows of a source, as one function opens it, and why there are not more."""
+
+    rows: Sequence[Row]
+    error: RecordError | None
 
 
 def detect(source: str, split: str | None = None) -> str:
-    """Return the name of the reader whose columns the first row has; if several fit, the one that requires the most columns.
+    """Return the name of the reader that most of the first rows fit; if several do, the one that requires the most columns.
 
-    Raises RecordError that lists the row's columns and the known layouts, or says why the source does not open.
+    Raises RecordError that says why the source does not open, or what the layout that it fits best lacks; else it lists the row's
+    columns and the known layouts.
     """
-    first_rows: dict[Rows, Row | RecordError] = {}
+    beginnings: dict[Rows, _Beginning] = {}
     for reader in READERS.values():
-        if reader.rows not in first_rows:
-            first_rows[reader.rows] = _first_row(reader.rows, source, split)
-    fits = {name: _specificity(reader) for name, reader in READERS.items() if _matches(reader, first_rows[reader.rows])}
-    best = [name for name, specificity in fits.items() if specificity == max(fits.values())]
+        if reader.rows not in beginnings:
+            beginnings[reader.rows] = _beginning(reader.rows, source, split)
+    fits = {name: fit for name, reader in READERS.items() if (fit := _fit(reader, beginnings[reader.rows].rows))}
+    best = [name for name, fit in fits.items() if fit == max(fits.values())]
     if len(best) == 1:
         return best[0]
     if best:
         raise RecordError(f"{source}: {' and '.join(best)} fit equally well; name the one to use")
-    raise _unknown(source, list(first_rows.values()))
+    raise _unknown(source, beginnings)
 
 
-def _first_row(rows: Rows, source: str, split: str | None) -> Row | RecordError:
+def _beginning(rows: Rows, source: str, split: str | None) -> _Beginning:
+    first: list[Row] = []
+    error: RecordError | None = None
     try:
-        return next(rows(source, split), RecordError(f"{source}: no rows"))
-    except RecordError as error:
-        return error
+        for row in itertools.islice(rows(source, split), PEEK):
+            first.append(row)  # the rows before an error are kept
+    except RecordError as problem:
+        error = problem
+    return _Beginning(first, error or (None if first else RecordError(f"{source}: no rows")))
 
 
-def _matches(reader: Reader, row: Row | RecordError) -> bool:
-    if isinstance(row, RecordError) or not (reader.columns or reader.matches):
+def _fit(reader: Reader, rows: Sequence[Row]) -> tuple[int, bool, int] | None:
+    """Return (columns required, whether values are looked at, rows that fit), or None where fewer than half of the whole rows fit."""
+    whole = [row for row in rows if not row.broken or row.value]
+    count = sum(_matches(reader, row) for row in whole)
+    return (len(reader.columns), reader.matches is not None, count) if count and 2 * count >= len(whole) else None
+
+
+def _matches(reader: Reader, row: Row) -> bool:
+    if not (reader.columns or reader.matches):
         return False
-    named = all(any(name in row.value for name in column.split("|")) for column in reader.columns)
-    return named and (reader.matches is None or reader.matches(row))
+    return _columns_there(reader, row) == len(reader.columns) and (reader.matches is None or reader.matches(row))
 
 
-def _specificity(reader: Reader) -> tuple[int, bool]:
-    return len(reader.columns), reader.matches is not None
+def _columns_there(reader: Reader, row: Row) -> int:
+    return sum(any(name in row.value for name in column.split("|")) for column in reader.columns)
 
 
-def _unknown(source: str, first_rows: list[Row | RecordError]) -> RecordError:
-    errors = [row for row in first_rows if isinstance(row, RecordError)]
-    opened = [row for row in first_rows if isinstance(row, Row)]
-    if not opened and not Path(source).is_dir():
+def _unknown(source: str, beginnings: dict[Rows, _Beginning]) -> RecordError:
+    rows = [row for beginning in beginnings.values() for row in beginning.rows]
+    errors = [beginning.error for beginning in beginnings.values() if beginning.error is not None]
+    if not rows and not Path(source).is_dir():
         return errors[0]
-    reasons = "; ".join(dict.fromkeys(map(str, errors)))
-    contents = (opened[0].broken or f"columns {', '.join(map(str, opened[0].value))}") if opened else reasons
+    if reason := _nearest(beginnings):
+        return reason
+    whole = [row for row in rows if row.value]
+    if whole:
+        found = f"columns {_names(whole[0])}{_headless(whole[0])}"
+    else:
+        found = "; ".join(dict.fromkeys([*(row.broken for row in rows[:1]), *map(str, errors)]))
     layouts = "".join(f"\n  {name}: {reader.about}" for name, reader in READERS.items())
-    return RecordError(f"{source}: no known layout. Found {contents}. Known layouts:{layouts}")
+    return RecordError(f"{source}: no known layout. Found {found}. Known layouts:{layouts}")
+
+
+def _nearest(beginnings: dict[Rows, _Beginning]) -> RecordError | None:
+    """Return what the reader says of the first row that has most of its columns, at least two; None where no row has."""
+    best: tuple[float, int] = (0.0, 1)
+    reason: RecordError | None = None
+    for name, reader in READERS.items():
+        for row in beginnings[reader.rows].rows:
+            there = _columns_there(reader, row)
+            if there and (there / len(reader.columns), there) > best and there > 1:
+                try:
+                    reader.parse(row)
+                except RecordError as error:
+                    best = there / len(reader.columns), there
+                    reason = RecordError(f"{error}. It was read as `{name}`: {reader.about}. Its columns are {_names(row)}")
+            if row.value:
+                break
+    return reason
+
+
+def _names(row: Row) -> str:
+    return listed(map(str, row.value))
+
+
+def _headless(row: Row) -> str:
+    """Return a hint where the first line of a table seems to be data, not names of columns."""
+    if any(is_picture_name(str(name)) for name in itertools.islice(row.value, NAMED)):
+        return " (the first line seems to be data; expected names of columns in it, such as prompt,image_0,image_1,label_0)"
+    return ""

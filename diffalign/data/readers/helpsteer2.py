@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.chat import chat_record
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Message, Record
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -74,6 +75,6 @@ def turns(prompt: str) -> list[Message]:
 HELPSTEER2 = Reader(
     rows,
     parse,
-    ("prompt", "response|response_1", "helpfulness|preference_strength"),
+    ("prompt", "response|response_1", "response|response_2", "helpfulness|preference_strength"),
     "HelpSteer2 (response and five ratings, or response_1, response_2, preference_strength)",
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.chat import answer, chat_record, common_start
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Message, Record
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"

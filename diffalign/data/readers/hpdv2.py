@@ -7,7 +7,8 @@ highest logit.
 from __future__ import annotations
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
 FOLDERS = (".", "train", "test")  # where copies of the dataset keep the images, relative to the folder of the JSON file

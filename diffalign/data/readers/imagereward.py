@@ -10,7 +10,8 @@ from itertools import groupby
 from pathlib import PurePosixPath
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
@@ -62,7 +63,7 @@ def _tabular_image(row: Row) -> bytes:
     except RecordError:
         if not isinstance(value, str):
             raise
-        return row.file(PurePosixPath(value).name)
+        return row.encoded(PurePosixPath(value).name, "image")
 
 
 IMAGEREWARD = Reader(

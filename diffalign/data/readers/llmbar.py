@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
 
@@ -27,7 +28,7 @@ def parse(row: Row) -> Record:
         prompt=row.text("caption"),
         candidates=candidates,
         prob=None if row.value.get("has_label") is False else _label(row),
-        user=row.optional("user_id"),
+        user=row.user(),
         source=row.where,
         meta={} if examples is None else {"num_example_per_prompt": examples},
     )

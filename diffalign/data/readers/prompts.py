@@ -5,55 +5,56 @@ They come one per line of a .txt file, from a JSON list of texts, or from a colu
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffalign.core.documents import parse_json
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.sources import kind_of, local_path, open_rows
+from diffalign.data.readers.text_lines import fault, text_lines
 from diffalign.data.records import Record
 
 LINE = "line of a text file"  # a column that only rows of text files and of JSON lists have
 COLUMNS = ("prompt", "caption", "Prompt")  # the last is that of PartiPrompts
+LISTS = (".txt", ".txt.gz")  # a prompt a line
 PEEK = 1024  # leading characters that are looked at to tell a list of texts from a list of rows
 
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
     """Yield the non-empty lines of a text file, the texts of a JSON list of texts, or the rows of any other source."""
-    path = Path(source)
-    if path.suffix == ".txt":
-        texts, where = _lines(path), "line"
-    elif path.suffix == ".json" and path.is_file() and _is_list_of_texts(path):
-        texts, where = _json_texts(path), "row"
+    path = local_path(source)
+    kind = kind_of(path)
+    if kind in LISTS:
+        if not path.is_file():
+            raise RecordError(f"{path}: there is no such file")
+        yield from _lines(path)
+    elif kind == ".json" and path.is_file() and (texts := _texts(path)) is not None:
+        yield from (_row(path, "row", number, text) for number, text in enumerate(texts))
     else:
         yield from open_rows(source, split)
-        return
-    for number, text in texts:
-        yield Row({"prompt": text, LINE: number}, f"{path.name} {where} {number}", f"{path.name}:{number}", path.parent)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    if not path.is_file():
-        raise RecordError(f"{path}: there is no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    return ((number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip())
+def _row(path: Path, unit: str, number: int, text: Any, broken: str = "") -> Row:
+    where = f"{path.name} {unit} {number}"
+    return Row({"prompt": text, LINE: number}, where, f"{path.name}:{number}", path.parent, broken and f"{where}: {broken}")
 
 
-def _is_list_of_texts(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return re.match(r'\s*\[\s*"', file.read(PEEK)) is not None
+def _lines(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(text_lines(path), start=1):
+        if text := line.strip("\ufeff").strip():
+            yield _row(path, "line", number, text, fault(text))
 
 
-def _json_texts(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        return enumerate(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read as .json ({error})") from error
+def _texts(path: Path) -> list[Any] | None:
+    """Return what a JSON file lists that begins with a text, or None for any other JSON file."""
+    beginning = "".join(itertools.islice(text_lines(path), 9))[:PEEK]
+    if not re.match(r'\s*\[\s*"', beginning):
+        return None
+    return parse_json("".join(text_lines(path)), f"{path}: cannot be read as .json", RecordError)
 
 
 def parse(row: Row) -> Record:

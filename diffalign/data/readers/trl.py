@@ -5,9 +5,15 @@ from __future__ import annotations
 from itertools import takewhile
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.chat import answer, chat_record, common_start, messages, split_history
+from diffalign.data.readers.columns import names_image
+from diffalign.data.readers.preferences import Sides, preference
+from diffalign.data.readers.row_images import shown
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Message, Record
+
+SIDES = Sides(("chosen", "rejected"), by_preference=True)
 
 
 def parse(row: Row) -> Record:
@@ -15,6 +21,8 @@ def parse(row: Row) -> Record:
     if isinstance(row.get("chosen", (str, list)), list):
         return _conversation(row)
     chosen, rejected = row.text("chosen"), row.text("rejected")
+    if names_image(chosen, row) and names_image(rejected, row):
+        raise RecordError(f"{row.where}: `chosen` and `rejected` name pictures, {shown(chosen)}; this table is read as texts")
     if "prompt" in row.value:
         return _pair(row, row.text("prompt"), chosen, rejected)
     prompt = implicit_prompt(chosen, rejected)
@@ -25,7 +33,7 @@ def parse(row: Row) -> Record:
 
 
 def _pair(row: Row, prompt: str, chosen: str, rejected: str) -> Record:
-    return Record(row.id, prompt, (Candidate(text=chosen), Candidate(text=rejected)), prob=1.0, source=row.where)
+    return Record(row.id, prompt, (Candidate(text=chosen), Candidate(text=rejected)), prob=preference(row, SIDES), source=row.where)
 
 
 def implicit_prompt(chosen: str, rejected: str) -> str:
@@ -57,7 +65,7 @@ def _conversation(row: Row) -> Record:
         if not history and "prompt" in row.value:
             history = (Message("user", row.text("prompt")),)
     texts = answer(row, "chosen", chosen), answer(row, "rejected", rejected)
-    return chat_record(row, history, [Candidate(text=text) for text in texts], prob=1.0)
+    return chat_record(row, history, [Candidate(text=text) for text in texts], prob=preference(row, SIDES))
 
 
 def matches(row: Row) -> bool:
@@ -66,7 +74,7 @@ def matches(row: Row) -> bool:
     if "instruction" in row.value or "conversations" in row.value:
         return False
     if isinstance(chosen, str):
-        return not chosen.startswith("\n\nHuman:") and not chosen.lower().endswith(IMAGE_SUFFIXES)
+        return not chosen.startswith("\n\nHuman:") and not names_image(chosen, row)
     return isinstance(chosen, list) and "score_chosen" not in row.value
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from diffalign.data.readers.base import Reader, Row, open_rows
+from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.chat import answer, chat_record, messages, split_history
+from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
 
