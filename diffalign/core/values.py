@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffalign.core.documents import parse_yaml
 from diffalign.core.errors import ConfigError, nearest, shortened
-from diffalign.core.trust import Untrusted, unmarked
+from diffalign.core.trust import Untrusted, is_untrusted, unmarked, untrusted
 
 SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 NOTHING = ("null", "None", "~")
@@ -56,21 +55,48 @@ def check_types(config: Any) -> None:
 
 def fitted(hint: Any, value: Any) -> Any:
     """Return `value` in the type of `hint`. Raises UnfitError where it has another."""
-    choices = options(hint)
-    literal = [choice for option in choices if get_origin(option) is Literal for choice in get_args(option)]
-    if value is None or (isinstance(value, str) and value in NOTHING and not literal):
-        if NoneType in choices or hint is Any:
-            return None
-        if value is None:
-            raise UnfitError(expected(hint))
-    kept = [option for option in choices if option is not NoneType]
-    if len(kept) == 1 and not literal:
-        return _as(kept[0], value)
-    for option in kept:
-        with contextlib.suppress(UnfitError):
-            return _as(option, value)
-    near = nearest(str(value), literal)
-    raise UnfitError(expected(hint) + (f". Did you mean `{near}`?" if near else ""))
+    from jsonargparse import ArgumentError, ArgumentParser  # kept out of `import diffalign`
+
+    optional = NoneType in options(hint) or hint is Any
+    literal = [choice for option in options(hint) if get_origin(option) is Literal for choice in get_args(option)]
+    if optional and (value is None or (isinstance(value, str) and value in NOTHING and not literal)):
+        return None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        typed = None if value is None else parser.parse_object({"value": _spelt_out(hint, unmarked(value))}).value
+    except (ArgumentError, ValueError):
+        typed = None
+    if typed is None:
+        raise UnfitError(_instead(hint, value, literal))
+    return untrusted(typed) if is_untrusted(value) else typed
+
+
+def _instead(hint: Any, value: Any, literal: Sequence[str]) -> str:
+    """Return what was expected instead of a value, and what to write where that is plain."""
+    if isinstance(value, str) and any(get_origin(option) is list for option in options(hint)):
+        return f"a list, [{value}]"
+    if near := nearest(str(value), literal):
+        return f"{expected(hint)}. Did you mean `{near}`?"
+    quoted = str in options(hint) and isinstance(value, bool | int | float)
+    return f"{expected(hint)}; write it in quotes, '{value}'" if quoted else expected(hint)
+
+
+def _spelt_out(hint: Any, value: Any) -> Any:
+    """Return `value` as jsonargparse reads it, where people write it otherwise: 1 for true, 1e3 for 1000, a path, `~`, a tuple.
+
+    Raises ValueError for numbers that are not finite.
+    """
+    kinds = options(hint)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(value)
+    if bool in kinds and isinstance(value, int | str) and str(value).lower() in SWITCH:
+        return SWITCH[str(value).lower()]
+    if isinstance(value, str) and float in kinds and not math.isfinite(float(value)):
+        raise ValueError(value)
+    if int in kinds and not isinstance(value, bool) and isinstance(value, float | str) and float(value) == int(float(value)):
+        return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else int(float(value))
+    return with_home(value)
 
 
 def options(hint: Any) -> tuple[Any, ...]:
@@ -95,83 +121,14 @@ def expected(hint: Any) -> str:
     return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _as(option: Any, value: Any) -> Any:
-    """Return a value as one plain option of an annotation. Raises UnfitError where it is none."""
-    kind = get_origin(option)
-    if option is Any:
-        return with_home(value)
-    if kind is Literal and value in get_args(option) and type(value) in map(type, get_args(option)):
-        return value
-    if kind is list:
-        return _list(option, value)
-    if kind in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        with contextlib.suppress(UnfitError):
-            return _like(value, {name: fitted(get_args(option)[1], item) for name, item in value.items()})
-    if option in PLAIN:
-        return PLAIN[option](value)
-    raise UnfitError(expected(option))
-
-
-def _list(option: Any, value: Any) -> list[Any]:
-    """Return a list of what the annotation says."""
-    if isinstance(value, str):
-        raise UnfitError(f"a list, [{value}]")
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise UnfitError(expected(option))
-    try:
-        return [fitted(get_args(option)[0], item) for item in value]
-    except UnfitError as error:
-        raise UnfitError(expected(option)) from error
-
-
-def _switch(value: Any) -> bool:
-    """Return true or false: a bool, or a word for one."""
-    word = str(value).lower()
-    if not isinstance(value, bool | int | str) or word not in SWITCH:
-        raise UnfitError(NAMES[bool])
-    return SWITCH[word]
-
-
-def _number(value: Any) -> float:
-    """Return a finite number, or the one that a text spells."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise UnfitError(NAMES[float])
-    try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise UnfitError(NAMES[float]) from error
-    if not math.isfinite(number):
-        raise UnfitError(NAMES[float])
-    return number
-
-
-def _whole(value: Any) -> int:
-    """Return a whole number: 8, "8", and 1e3, which YAML has as a float."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    try:
-        number = _number(value)
-    except UnfitError as error:
-        raise UnfitError(NAMES[int]) from error
-    if number != int(number):
-        raise UnfitError(NAMES[int])
-    return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else int(number)
-
-
-def _text(value: Any) -> str:
-    """Return a text or a path as text, `~` resolved."""
-    if not isinstance(value, str | Path):
-        raise UnfitError(f"text; write it in quotes, '{value}'" if isinstance(value, bool | int | float) else NAMES[str])
-    return with_home(str(value))
-
-
 def with_home(value: Any) -> Any:
     """Return a value with `~` at the beginning of its texts as the home folder, as a shell would have it.
 
     >>> with_home(["~/votes", "a cat ~"])[1]
     'a cat ~'
     """
-    if isinstance(value, str):
+    if isinstance(value, str | Path):
+        value = str(value)
         return os.path.expanduser(value) if value == "~" or value.startswith(("~/", "~\\")) else value  # noqa: PTH111  # text stays text
     if isinstance(value, list | tuple):
         return [with_home(item) for item in value]
@@ -184,4 +141,3 @@ def _like(value: Mapping[Any, Any], made: dict[Any, Any]) -> dict[Any, Any]:
 
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "anything"}
-PLAIN = {bool: _switch, int: _whole, float: _number, str: _text}
