@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from contextvars import ContextVar
 
+from diffalign.core.redaction import redacted
+
 _WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
 
 
@@ -15,8 +17,8 @@ def set_command_line(words: Sequence[str]) -> None:
 
 
 def command_line() -> str:
-    """Return the whole line."""
-    return shlex.join(["diffalign", *_WORDS.get()])
+    """Return the whole line, passwords and keys of addresses hidden."""
+    return shlex.join(["diffalign", *map(redacted, _WORDS.get())])
 
 
 def has_flag(flag: str) -> bool:

@@ -14,6 +14,8 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffalign.core.documents import check_types, read_mapping
+from diffalign.core.errors import ConfigError
 from diffalign.core.locks import lives, owner
 
 ASIDE, DISCARDED, OWNER, COMPLETE = ".replaced", ".replaced-discarded", "owner.json", "complete"
@@ -48,12 +50,15 @@ def settle(folder: Path, *, during_claim: bool = False) -> None:
     """
     shutil.rmtree(folder / DISCARDED, ignore_errors=True)
     aside = folder / ASIDE
-    if not aside.is_dir():
+    if not aside.is_dir() or aside.is_symlink():  # a link in a downloaded folder may lead anywhere
         return
     try:
-        holder = json.loads((aside / OWNER).read_text(encoding="utf-8"))
+        holder = read_mapping(aside / OWNER)
+        check_types(holder, {"host": (str,), "pid": (int,), "started": (float, int), "patterns": (list,)}, str(aside), ConfigError)
         host, pid, started, patterns = (holder[name] for name in ("host", "pid", "started", "patterns"))
-    except (OSError, ValueError, KeyError, TypeError):
+        if any(not isinstance(pattern, str) or "/" in pattern or "\\" in pattern or pattern in (".", "..") for pattern in patterns):
+            raise ConfigError(f"{aside / OWNER}: patterns of another folder")  # which a downloaded one may have removed
+    except (ConfigError, KeyError):
         _settle(folder, [])  # killed before anything was moved
         return
     ours = (host, pid) == (socket.gethostname(), os.getpid())

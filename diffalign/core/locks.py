@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from diffalign.core.documents import check_types, read_mapping
 from diffalign.core.errors import ConfigError
 
 LOCK = ".lock"
@@ -84,7 +85,8 @@ def _take(file: Path, key: str) -> None:
 def _read(file: Path) -> dict | None:
     """Return who holds a lock, None where a kill cut its file short or it has just gone."""
     try:
-        holder = json.loads(file.read_text(encoding="utf-8"))
+        holder = read_mapping(file)
+        check_types(holder, {"host": (str,), "pid": (int,), "started": (float, int)}, str(file), ConfigError)
         return {name: holder[name] for name in ("host", "pid", "started")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ConfigError, KeyError):
         return None

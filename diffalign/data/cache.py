@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from diffalign.core.documents import read_mapping
 from diffalign.core.errors import TableError
 from diffalign.core.files import write
 
@@ -105,6 +106,6 @@ def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:
     manifest = folder / "manifest.json"
     if not manifest.exists():
         write({manifest: json.dumps({"fingerprint": key, **facts}, indent=2) + "\n"})
-    if json.loads(manifest.read_text()).get("fingerprint") != key:
+    if read_mapping(manifest, TableError).get("fingerprint") != key:
         raise TableError(f"{folder}: a cache of another table, model or size (stale fingerprint); remove the folder")
     return folder

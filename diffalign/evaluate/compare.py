@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffalign.core.documents import read_mapping
 from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.files import atomic_file, plain, write
 from diffalign.core.keys import check_ranges, keys_for
@@ -84,7 +85,7 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
 def _added(config: EvalConfig, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the accuracy on pairs within what an earlier comparison of the same run wrote, if there is one."""
     path, own = destination(config) / RESULT, Path(config.output_dir).resolve()
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    earlier = read_mapping(path) if path.is_file() else {}
     same = [run for run in earlier.get("runs", [])[1:2] if config.destination is None or Path(run["path"]).resolve() == own]
     return earlier | {"implicit_accuracy_heldout": facts["implicit_accuracy_heldout"]} if same else facts
 

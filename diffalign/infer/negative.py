@@ -6,7 +6,6 @@ adds to the weights (or nothing), delta what the negative one adds. The pipeline
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.models.adapters import WEIGHTS
 
@@ -260,7 +260,7 @@ def _check_file(pipe: Any, network: nn.Module, component: str, file: Path) -> No
     except SafetensorError as error:
         raise CheckpointError(f"{file}: damaged, or no safetensors file ({error})") from error
     run = file.with_name("run.json")
-    base = base or (json.loads(run.read_text()).get("base") if run.is_file() else None)
+    base = base or (read_mapping(run, CheckpointError).get("base") if run.is_file() else None)
     if base and pipe.name_or_path and Path(base).name != Path(pipe.name_or_path).name:
         raise CheckpointError(f"{file}: made for {base}, not {pipe.name_or_path}; if they are the same, load it and pass its name")
     known = {key.removesuffix(".weight").removesuffix(".base_layer"): value.shape for key, value in network.state_dict().items()}

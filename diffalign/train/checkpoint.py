@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError
 from diffalign.core.files import atomic_folder, write
 
@@ -63,9 +64,9 @@ def refuse_newer(output_dir: Path, step: int) -> None:
 def facts(folder: Path) -> dict[str, Any]:
     """Return the step and the facts a checkpoint was saved with."""
     try:
-        return json.loads((folder / FACTS).read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / FACTS}: damaged ({error}); go on from an earlier checkpoint") from error
+        return read_mapping(folder / FACTS, CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; go on from an earlier checkpoint") from error
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

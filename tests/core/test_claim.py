@@ -137,3 +137,24 @@ def test_a_claim_that_is_held_is_left_alone(tmp_path, changes):
     (tmp_path / ASIDE / "owner.json").write_text(json.dumps(owner))
     settle(tmp_path)
     assert (tmp_path / ASIDE / "run.json").exists()
+
+
+def test_what_a_downloaded_folder_says_was_moved_reaches_nothing_outside_it(tmp_path):
+    folder, home = tmp_path / "run", tmp_path / "home"
+    write(home, "letter.txt", "mine")
+    (folder / ASIDE).mkdir(parents=True)
+    (folder / "link").symlink_to(home)
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 0.0}
+    (folder / ASIDE / "complete").touch()
+    for pattern in ("../home/*", "link/*", str(home / "*"), "..", 7, "**/letter.txt"):
+        (folder / ASIDE).mkdir(exist_ok=True)
+        (folder / ASIDE / "complete").touch()
+        (folder / ASIDE / "owner.json").write_text(json.dumps(dead | {"patterns": [pattern]}))
+        with pytest.raises(CheckpointError):
+            Run.open(folder)
+        assert tree(home) == {"letter.txt": b"mine"}, pattern
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    (folder / ASIDE).symlink_to(home)
+    with pytest.raises(CheckpointError):
+        Run.open(folder)
+    assert tree(home) == {"letter.txt": b"mine"}

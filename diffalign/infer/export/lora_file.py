@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
+from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.infer.export.keys import Place, file_key, place
 
@@ -46,7 +46,7 @@ class LoraFile:
 
     def facts(self, component: str) -> dict[str, Any]:
         """Return the adapter's config as peft wrote it, empty if the file has none."""
-        known = json.loads(self.metadata.get(PEFT_FACTS, "{}"))
+        known = parse_json(self.metadata.get(PEFT_FACTS, "{}"), f"{self.path}, {PEFT_FACTS}", CheckpointError)
         return {name.removeprefix(f"{component}."): value for name, value in known.items()}
 
     def updates(self, component: str) -> dict[str, Update]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.core.errors import CheckpointError
+from diffalign.core.documents import check_types, read_mapping
+from diffalign.core.errors import CheckpointError, shortened
 
 EMBEDDED = {f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm") for root in ("assets/", "")}
 
@@ -81,8 +82,14 @@ def layout_of(kind: Any, where: str) -> Layout:
 def without_t5(name: str) -> bool:
     """Return whether a local model folder is an SD3 without T5, whose zeros need not be many."""
     index = Path(resolve(name)) / "model_index.json"
-    parts = json.loads(index.read_text()) if index.is_file() else {}
-    return parts.get("_class_name") == "StableDiffusion3Pipeline" and (parts.get("text_encoder_3") or [None])[0] is None
+    parts = read_mapping(index, CheckpointError) if index.is_file() else {}
+    return parts.get("_class_name") == "StableDiffusion3Pipeline" and not _has_part(parts, "text_encoder_3")
+
+
+def _has_part(parts: Mapping[str, Any], name: str) -> bool:
+    """Return whether a pipeline's index names a class for a part; one that the pipeline is without stands there as [null, null]."""
+    value = parts.get(name)
+    return isinstance(value, list) and bool(value) and value[0] is not None
 
 
 def is_language_model(name: str) -> bool:
@@ -94,10 +101,9 @@ def is_language_model(name: str) -> bool:
 def check_language_model(name: str, variant: str | None = None) -> None:
     """Raise CheckpointError for a local folder that is no causal language model with safetensors weights and a tokenizer."""
     path = Path(resolve(name))
-    try:
-        kinds = json.loads((path / "config.json").read_text()).get("architectures") or []
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path / 'config.json'}: damaged ({error})") from error
+    facts = read_mapping(path / "config.json", CheckpointError)
+    check_types(facts, {"architectures": (list,)}, str(path / "config.json"), CheckpointError)
+    kinds = [str(kind) for kind in facts.get("architectures") or []]
     if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         found = " and ".join(kinds) or "names no architecture"
         raise CheckpointError(
@@ -122,14 +128,13 @@ def check_folder(name: str, variant: str | None = None) -> str | None:
     index = path / "model_index.json"
     if not index.is_file():
         raise CheckpointError(f"{name}: no model_index.json; expected a folder in diffusers layout, as `save_pretrained` writes it")
-    try:
-        parts = json.loads(index.read_text())
-        kind = parts["_class_name"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{index}: names no pipeline class ({error!r})") from error
+    parts = read_mapping(index, CheckpointError)
+    kind = parts.get("_class_name")
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{index}: names no pipeline class (`_class_name` is {shortened(repr(kind))})")
     layout = layout_of(kind, name)
     needed = (layout.component, *layout.needed)
-    present = [part for part in layout.optional if (parts.get(part) or [None])[0] is not None]
+    present = [part for part in layout.optional if _has_part(parts, part)]
     for part in (*needed, *present):
         if not (path / part).is_dir():
             raise CheckpointError(f"{name}: the folder has no `{part}`; a {kind} needs {', '.join(needed)}")

@@ -6,7 +6,6 @@ Image features and hidden states are computed once and kept on disk beside the t
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffalign.core.documents import read_json
 from diffalign.core.errors import ConfigError
 from diffalign.core.progress import chunks
 from diffalign.data.cache import Bank, open_folder
@@ -193,8 +193,8 @@ def contents(path: str) -> str:
 
 def _read(path: str, key: str, expected: str) -> dict[str, Any]:
     try:
-        known = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        known = read_json(Path(path))
+    except ConfigError as error:
         raise ConfigError(f"`user_encoder`: `{key}` {path} cannot be read ({error}); expected a JSON file {expected}") from error
     if not isinstance(known, dict):
         raise ConfigError(f"`user_encoder`: `{key}` {path} holds a {type(known).__name__}; expected {expected}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import tensor_files as files
+from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.models.users.encoders import Sizes, UserEncoder, make
 from diffalign.models.users.settings import USER_ENCODERS
@@ -31,8 +32,8 @@ def load_encoder(file: Path) -> UserEncoder:
     if facts.get("encoder") not in USER_ENCODERS:
         raise CheckpointError(f"{file}: holds no user encoder; expected the {ENCODER} of a run of `ppd`")
     try:
-        sizes: dict[str, Any] = json.loads(facts["sizes"])
-        settings = USER_ENCODERS[facts["encoder"]](**json.loads(facts["settings"]))
+        sizes: dict[str, Any] = parse_json(facts["sizes"], f"{file}, sizes", CheckpointError)
+        settings = USER_ENCODERS[facts["encoder"]](**parse_json(facts["settings"], f"{file}, settings", CheckpointError))
         with torch.device("meta"):  # whatever sizes the file claims, nothing is allocated for them
             encoder = make(settings, Sizes(**{**sizes, "users": tuple(sizes["users"])}))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:

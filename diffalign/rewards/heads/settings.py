@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.core.specs import bind, single
 from diffalign.models.backbones.folders import is_local, resolve
@@ -59,10 +59,7 @@ def check_embeds(name: str) -> None:
     if name == PIXELS or not is_local(resolve(name)):
         return
     file = Path(resolve(name)) / "config.json"
-    try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.is_file() else None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from error
+    kind = read_mapping(file, CheckpointError).get("model_type") if file.is_file() else None
     if kind != "clip":
         found = f"a model of type `{kind}`" if kind else "no CLIP"
         raise CheckpointError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from diffalign.core import tensor_files as files
+from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.rewards.heads.networks import Head, Sizes, make
 from diffalign.rewards.heads.settings import HEADS
@@ -31,8 +32,8 @@ def load_head(file: Path) -> tuple[Head, str, float]:
     if facts.get("head") not in HEADS:
         raise CheckpointError(f"{file}: holds no reward head; expected the {FILE} of a run of reward_bt or reward_pal")
     try:
-        sizes: dict[str, Any] = json.loads(facts["sizes"])
-        settings, beta = HEADS[facts["head"]](**json.loads(facts["settings"])), float(facts["beta"])
+        sizes: dict[str, Any] = parse_json(facts["sizes"], f"{file}, sizes", CheckpointError)
+        settings, beta = HEADS[facts["head"]](**parse_json(facts["settings"], f"{file}, settings", CheckpointError)), float(facts["beta"])
         with torch.device("meta"):  # whatever sizes the file claims, nothing is allocated for them
             head = make(settings, Sizes(**{**sizes, "users": tuple(sizes["users"])}))
         head.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)

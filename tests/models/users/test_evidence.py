@@ -270,7 +270,7 @@ def test_files_about_users_are_read_in_the_order_of_the_users(tmp_path):
         (read_vectors, {"ann": 1, "bob": 2}, r"found \[0\]"),
         (read_vectors, {"ann": [1], "bob": ["two"]}, r"expected \{user: \[number, \.\.\.\]\}"),
         (read_vectors, {"ann": [[1, 2]], "bob": [[3, 4]]}, "lists in a list"),
-        (read_vectors, {"ann": [1.0], "bob": [math.nan]}, "not finite"),
+        (read_vectors, {"ann": [1.0], "bob": [math.nan]}, "NaN"),
         (read_vectors, "", r"`vectors` .*users\.json cannot be read"),
     ],
 )
