@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import itertools
 import shutil
@@ -10,14 +11,16 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.progress import progress
+from diffalign.data.duplicates import merged
 from diffalign.data.readers import READERS, read
 from diffalign.data.readers.archives import unpacked
 from diffalign.data.readers.detect import detect
 from diffalign.data.records import Record
-from diffalign.data.table import Table, is_table, read_table, write_table
+from diffalign.data.table import Table, check_free, is_table, read_table, write_table
 
 
 def import_dataset(
@@ -29,34 +32,54 @@ def import_dataset(
     skip_bad: bool = False,
     overwrite: bool = False,
     limit: int | None = None,
+    merge: bool = False,
 ) -> Table:
     """Import a dataset into a preference table and return the table.
 
     Args:
-        source: dataset file, folder, zip or tar archive of these, or hub id.
+        source: dataset file, folder, zip or tar archive of these, hub id, or a table.
         path: folder of the new table.
         reader: a key of `READERS`; without it the reader is found from the first rows.
         split: split of a hub dataset, or the files of a folder that have this name.
         skip_bad: leave out rows that cannot be read, and list them in the manifest, instead of raising RecordError for the first.
         overwrite: replace a table at `path`.
         limit: number of records to import at most; all if None.
+        merge: make one record of each pair, whose label is the share of all its labels; pairs of one candidate twice are left out.
 
     Raises ConfigError for an unknown reader, RecordError for a bad row, TableError if `path` is taken or no row can be read.
 
     Example:
         >>> import_dataset("votes.csv", Path("outputs/votes"), reader="columns")  # doctest: +SKIP
     """
+    check_free(path, overwrite)
     if reader is not None and reader not in READERS:
         raise ConfigError(f"there is no reader `{reader}`.{did_you_mean(reader, READERS)}")
     rejected: list[dict[str, str]] = []
-    facts = {"dataset_name": source, "split": split, "limit": limit, "stamp": stamp_of(source)}
+    facts: dict[str, Any] = {"dataset_name": source, "split": split, "limit": limit, "stamp": stamp_of(source)}
+    with _records(source, reader, split, rejected, skip_bad) as (name, records):
+        bar = progress(itertools.islice(records, limit), desc=f"import {name}", unit="rows", total=limit)
+        if not merge:
+            return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, **facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.votes-", dir=path.parent) as folder:
+            votes = write_table(Path(folder) / "votes", bar, rejected=rejected)
+            facts |= {"reader": name, "merged_from": len(votes)}
+            return write_table(path, merged(votes, rejected), rejected=rejected, overwrite=overwrite, **facts)
+
+
+@contextlib.contextmanager
+def _records(
+    source: str, reader: str | None, split: str | None, rejected: list[dict[str, str]], skip_bad: bool
+) -> Iterator[tuple[str, Iterator[Record]]]:
+    """Give the name of the reader of `source` and the records that it yields; those of a table as they are."""
+    if is_table(source):
+        table = read_table(source)
+        yield table.manifest.get("reader", "table"), iter(table)
+        return
     with unpacked(source) as place:
         name = reader or detect(place, split)
         records = read(READERS[name], place, split=split, rejected=rejected if skip_bad else None)
-        if place != source:
-            records = _named(records, place, source, rejected)
-        bar = progress(itertools.islice(records, limit), desc=f"import {name}", unit="rows", total=limit)
-        return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, **facts)
+        yield name, records if place == source else _named(records, place, source, rejected)
 
 
 def _named(records: Iterator[Record], place: str, source: str, rejected: list[dict[str, str]]) -> Iterator[Record]:
@@ -84,4 +107,5 @@ def open_any(dataset_name: str) -> Table:
         return read_table(dataset_name)
     folder = tempfile.mkdtemp(prefix="diffalign-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return import_dataset(dataset_name, Path(folder) / "table", skip_bad=True)
+    table = import_dataset(dataset_name, Path(folder) / "table", skip_bad=True)
+    return Table(table.path, name=dataset_name)

@@ -1,85 +1,105 @@
-"""Looks into a table: a summary, a preview of a few records as text or as a contact sheet of images, and a list of problems."""
+"""Sums up what a table holds: labels, users, sizes, scores, and what would spoil training on it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import textwrap
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from diffalign.core.errors import RecordError, TableError
-from diffalign.core.files import atomic_file
+from diffalign.core.errors import RecordError
 from diffalign.core.progress import progress
-from diffalign.data.pictures import decode_image, encode_image, read_header
-from diffalign.data.records import Candidate, Record
+from diffalign.data.duplicates import repeat_warning
+from diffalign.data.pictures import Header, Size, read_header
+from diffalign.data.shortcuts import Shortcut, kept_shares, shortcuts
 from diffalign.data.table import CHUNK, Table
-from diffalign.data.transforms import orient
 
-CELL, GAP, LINE, LEAST_WIDTH = 192, 8, 18, 616  # pixels of a contact sheet
-PREFERRED, DISPREFERRED, INK, PAPER = "#1a7f37", "#c8c8c8", "#202020", "#ffffff"
 LISTED = 8  # sizes, and reasons for rejection, that `render_summary` prints
+# What a record is counted as; soft ones also as first or second preferred.
+LABELS = ("first_preferred", "second_preferred", "ties", "soft", "ranked", "unpaired", "unlabelled")
 
 
-def summary(table: Table) -> dict[str, Any]:
-    """Return counts, ranges and quantiles of what `table` holds, as plain JSON values. Image sizes are read from the file headers."""
+def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
+    """Return counts, ranges and quantiles of what `table` holds, as plain JSON values. Image sizes are read from the file headers.
+
+    The crop is that to a square, or with `buckets` (height, width) to the nearest of these.
+    """
     prompts, users = table.column("prompt"), Counter(user for user in table.column("user") if user is not None)
-    per_record: Counter[int] = Counter()
-    sizes: Counter[str] = Counter()
-    lengths: list[int] = []
+    per_record, sizes, labels, lengths, kept = Counter[int](), Counter[str](), Counter[str](), list[int](), list[float]()
     for batch in progress(table.batches(), desc="inspect", total=-(-len(table) // CHUNK), unit="chunks"):
         column = batch.column("candidates")
-        per_record.update(column.value_lengths().to_pylist())
-        content = column.flatten()
+        counts, content = column.value_lengths().to_pylist(), column.flatten()
+        per_record.update(counts)
+        labels.update(itertools.chain.from_iterable(map(_labels, batch.column("prob").to_pylist(), _split(content.field("rank"), counts))))
         if table.manifest["kind"] == "image":
-            sizes.update(_size_name(image.as_buffer()) for image in content.field("image"))
+            headers = [_header(image.as_buffer()) for image in content.field("image")]
+            sizes.update(size_name(header) for header in headers)
+            for row in _split(headers, counts):
+                kept += kept_shares([(header.height, header.width) for header in row if header is not None], buckets) if any(row) else []
         else:
             lengths += [len(text) for text in content.field("text").to_pylist()]
     return {
-        "path": str(table.path),
+        "path": table.name,
         "kind": table.manifest["kind"],
         "rows": len(table),
         "prompts": len(set(prompts)),
-        "labels": _labels(table.column("prob")),
+        "labels": {name: labels[name] for name in LABELS},
         "users": {"count": len(users), "rows_without": len(table) - users.total(), "rows_per_user": _quantiles(users.values())},
         "candidates_per_record": {str(count): rows for count, rows in sorted(per_record.items())},
         "resolutions": dict(sizes.most_common()),
+        "kept_by_crop": _quantiles(kept),
         "prompt_length": _quantiles(map(len, prompts)),
         "text_length": _quantiles(lengths),
         "scores": table.manifest["scores"],
+        "shortcuts": [asdict(shortcut) for shortcut in shortcuts(table, buckets)],
+        "repeats": table.manifest.get("repeats", {}),
         "rejected": _rejected(table.manifest),
     }
 
 
-def _size_name(image: bytes | pa.Buffer) -> str:
-    """Return width and height of the upright image, read from its header: `512x768`, or `unreadable`."""
+def _split(values: Any, counts: Sequence[int]) -> Iterator[list[Any]]:
+    """Yield the values of each record's candidates, of which it has as many as `counts` says."""
+    values = values.to_pylist() if isinstance(values, pa.Array) else values
+    start = 0
+    for count in counts:
+        yield values[start : start + count]
+        start += count
+
+
+def _header(image: bytes | pa.Buffer) -> Header | None:
+    """Return the header of an image, None if there is none that can be read."""
     # Arrow's reader touches the header's pages alone, but refuses to seek past the end, as some of Pillow's formats do.
     sources = (lambda: image,) if isinstance(image, bytes) else (lambda: pa.BufferReader(image), image.to_pybytes)
     for source in sources:
         with contextlib.suppress(RecordError):
-            header = read_header(source(), "")
-            return f"{header.width}x{header.height}"
-    return "unreadable"
+            return read_header(source(), "")
+    return None
 
 
-def _labels(probs: Sequence[float | None]) -> dict[str, int]:
-    labels = [prob for prob in probs if prob is not None]
-    return {
-        "first_preferred": sum(prob > 0.5 for prob in labels),
-        "second_preferred": sum(prob < 0.5 for prob in labels),
-        "ties": sum(prob == 0.5 for prob in labels),
-        "soft": sum(prob not in (0.0, 0.5, 1.0) for prob in labels),  # these are also counted as first or second preferred
-        "unlabelled": len(probs) - len(labels),
-    }
+def size_name(image: bytes | Header | None) -> str:
+    """Return width and height of the upright image as `512x768`, or `unreadable`."""
+    header = _header(image) if isinstance(image, bytes) else image
+    return "unreadable" if header is None else f"{header.width}x{header.height}"
 
 
-def _quantiles(values: Iterable[int]) -> dict[str, float]:
+def _labels(prob: float | None, ranks: Sequence[float | None]) -> Iterator[str]:
+    """Yield which of `LABELS` a record is counted as."""
+    if prob is None:
+        yield "ranked" if len({rank for rank in ranks if rank is not None}) > 1 else "unlabelled"
+    elif len(ranks) == 1:
+        yield "unpaired"
+    else:
+        yield "ties" if prob == 0.5 else "first_preferred" if prob > 0.5 else "second_preferred"
+        if prob not in (0.0, 0.5, 1.0):
+            yield "soft"
+
+
+def _quantiles(values: Iterable[float]) -> dict[str, float]:
     numbers = np.fromiter(values, dtype=np.float64)
     if not len(numbers):
         return {}
@@ -100,10 +120,17 @@ def render_summary(facts: dict[str, Any]) -> str:
     """Return a `summary` as aligned lines of plain text."""
     rows, labels, users = facts["rows"], facts["labels"], facts["users"]
     strict = labels["first_preferred"] + labels["second_preferred"]
+    others = [f"{labels[name]} {name}" for name in ("ranked", "unpaired") if labels[name]]
     lines = [
         ("table", facts["path"]),
         ("rows", f"{rows} of {facts['kind']}s, {facts['prompts']} distinct prompts"),
-        ("labels", f"{strict} strict ({labels['soft']} soft), {labels['ties']} ties, {labels['unlabelled']} unlabelled"),
+        (
+            "labels",
+            ", ".join(
+                [f"{strict} strict ({labels['soft']} soft)", f"{labels['ties']} ties", *others, f"{labels['unlabelled']} unlabelled"]
+            ),
+        ),
+        ("trains", _trains(labels, rows)),
         ("balance", f"first preferred {_share(labels['first_preferred'], strict)}, second {_share(labels['second_preferred'], strict)}"),
         ("candidates", ", ".join(f"{count} in {_share(n, rows)} of rows" for count, n in facts["candidates_per_record"].items())),
         ("users", f"{users['count']}, {users['rows_without']} rows without one"),
@@ -112,12 +139,38 @@ def render_summary(facts: dict[str, Any]) -> str:
         ("text length", _spread(facts["text_length"])),
     ]
     lines += _listed("resolution", [(name, count) for name, count in facts["resolutions"].items()], sum(facts["resolutions"].values()))
+    if facts["kept_by_crop"]:
+        lines.append(("kept by crop", ", ".join(f"{name} {value:.0%}" for name, value in facts["kept_by_crop"].items())))
     lines += [(f"score {name}", f"{span['min']:g} to {span['max']:g}") for name, span in facts["scores"].items()]
+    lines += _warnings(facts)
     lines.append(("rejected", f"{facts['rejected']['rows']} rows"))
     reasons = [(f"{group['reason']} (first: {group['first']})", group["rows"]) for group in facts["rejected"]["reasons"]]
     lines += _listed("", reasons, facts["rejected"]["rows"])
     width = max(len(label) for label, _ in lines)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in lines if text)
+
+
+def _trains(labels: Mapping[str, int], rows: int) -> str:
+    """Return what each family of methods would train on."""
+    strict = labels["first_preferred"] + labels["second_preferred"]
+    families = {
+        "pairwise methods": strict + labels["ranked"],
+        "soft labels": strict + labels["ties"],
+        "lists": labels["ranked"],
+        "unpaired methods": labels["unpaired"],
+        "methods of prompts alone": rows,
+    }
+    return f"of {rows:,} rows: " + ", ".join(f"{name} {count:,}" for name, count in families.items() if count)
+
+
+def _warnings(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what cheap columns tell of the preferred candidates, with a warning of those that tell too much, and of repeated pairs."""
+    found = [Shortcut(**shortcut) for shortcut in facts["shortcuts"]]
+    told = ", ".join(f"{shortcut.column} {shortcut.auc:.0%}" for shortcut in found)
+    lines = [("told by", f"{told} of {max(shortcut.pairs for shortcut in found)} pairs (50% is chance)")] if found else []
+    lines += [("warning", str(shortcut)) for shortcut in found if shortcut.alarms]
+    repeats = repeat_warning(facts["repeats"])
+    return [*lines, ("warning", repeats)] if repeats else lines
 
 
 def _share(part: int, whole: int) -> str:
@@ -133,139 +186,3 @@ def _listed(label: str, counts: Sequence[tuple[str, int]], total: int) -> list[t
     if more := counts[LISTED:]:
         lines.append(("", f"{sum(count for _, count in more):>7} {'':>6}  in {len(more)} more"))
     return [(label, lines[0][1]), *lines[1:]] if lines else []
-
-
-def _sample(table: Table, rows: int, seed: int) -> list[Record]:
-    chosen = np.random.default_rng(seed).choice(len(table), size=min(rows, len(table)), replace=False)
-    return [table[int(index)] for index in sorted(chosen)]
-
-
-def _marked(record: Record) -> list[tuple[Candidate, str, bool]]:
-    """Return (candidate, its rank or label in words, whether it is a preferred one), the better ones first."""
-    if len(record.candidates) == 2 and record.prob is not None:
-        (pair,) = orient(record)
-        prob = pair.prob or 0.0
-        words = ("tie", "tie") if prob == 0.5 else (f"preferred, prob {prob:.2f}", f"dispreferred, prob {1 - prob:.2f}")
-        return [(pair.candidates[0], words[0], prob > 0.5), (pair.candidates[1], words[1], False)]
-    ranks = [candidate.rank for candidate in record.candidates if candidate.rank is not None]
-    if not ranks:
-        return [(candidate, f"candidate {index}", False) for index, candidate in enumerate(record.candidates)]
-    ordered = sorted(record.candidates, key=lambda candidate: float("inf") if candidate.rank is None else candidate.rank)
-    return [(c, "no rank" if c.rank is None else f"rank {c.rank:g}", c.rank == min(ranks)) for c in ordered]
-
-
-def preview(table: Table, rows: int = 8, seed: int = 0) -> list[str]:
-    """Return printable lines that show `rows` random records: the prompt, then the candidates, the preferred one marked `*`."""
-    lines = []
-    for record in _sample(table, rows, seed):
-        lines.append(f"[{record.id}] {textwrap.shorten(record.prompt, 120, placeholder=' ...')}")
-        for candidate, word, preferred in _marked(record):
-            shown = candidate.text if candidate.image is None else f"image {_size_name(candidate.image)}"
-            lines.append(f"  {'*' if preferred else ' '} {word}: {textwrap.shorten(shown or '', 200, placeholder=' ...')}")
-    return lines
-
-
-def contact_sheet(table: Table, path: str | Path, rows: int = 8, seed: int = 0) -> Path:
-    """Write a PNG that shows `rows` random records, one per row: the prompt, and the candidates, the preferred one first.
-
-    The preferred candidate has a green frame. Returns the path. Raises TableError for a table of texts; `preview` shows those.
-    """
-    if table.manifest["kind"] != "image":
-        raise TableError(f"{table.path} holds texts; a contact sheet needs images, `preview` shows texts")
-    strips = [_strip(record) for record in _sample(table, rows, seed)]
-    sheet = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), PAPER)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    path = Path(path)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(encode_image(sheet))
-    return path
-
-
-def _strip(record: Record) -> Image.Image:
-    marked = _marked(record)
-    width = max(LEAST_WIDTH, GAP + len(marked) * (CELL + GAP))
-    strip = Image.new("RGB", (width, 3 * LINE + CELL + 4 * GAP), PAPER)
-    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(13)
-    prompt = textwrap.wrap(record.prompt, width // 7, max_lines=2, placeholder=" ...")
-    for number, line in enumerate(prompt or ["(no prompt)"]):
-        pen.text((GAP, GAP + number * LINE), line, INK, font)
-    top = 2 * GAP + 2 * LINE
-    for number, (candidate, word, preferred) in enumerate(marked):
-        left = GAP + number * (CELL + GAP)
-        color = PREFERRED if preferred else DISPREFERRED
-        pen.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), outline=color, width=3)
-        try:
-            image = ImageOps.contain(decode_image(candidate.image or b"", record.source), (CELL, CELL))
-            strip.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
-        except RecordError:
-            pen.text((left + GAP, top + GAP), "does not decode", INK, font)
-        pen.text((left, top + CELL + GAP // 2), word, INK, font)
-    return strip
-
-
-def validate(table: Table, resolution: int | None = None) -> list[str]:
-    """Return the problems that should be known before training, one sentence each, with the record's id and source.
-
-    Every image is decoded. With `resolution`, images whose shorter side is below it are named: training would upscale them.
-    """
-    problems: list[str] = []
-    earlier_pairs = _EarlierPairs()
-    has_preference = False
-    for record in progress(table, desc="validate", unit="rows"):
-        where = f"{record.id} ({record.source})"
-        problems += [f"{where}: {problem}" for problem in (*_problems(record, resolution), *earlier_pairs.compare(record))]
-        ranks = {candidate.rank for candidate in record.candidates} - {None}
-        has_preference = has_preference or record.prob not in (None, 0.5) or len(ranks) > 1
-    if not has_preference:
-        problems.append(f"{table.path}: no strict pair among {len(table)} records; there is nothing to learn from")
-    return problems
-
-
-def _problems(record: Record, resolution: int | None) -> Iterator[str]:
-    if not record.prompt.strip() and not any((candidate.prompt or "").strip() for candidate in record.candidates):
-        yield "the prompt is empty"
-    first_with: dict[bytes, int] = {}  # digest -> index of the first candidate that has it
-    for index, candidate in enumerate(record.candidates):
-        first = first_with.setdefault(_digest(candidate), index)
-        if first != index:
-            yield f"candidates {first} and {index} are identical"
-        if candidate.image is None:
-            continue
-        try:
-            image = decode_image(candidate.image, f"candidate {index}")
-        except RecordError as error:
-            yield str(error)
-            continue
-        if resolution is not None and min(image.size) < resolution:
-            yield f"candidate {index} is {image.width}x{image.height}; training at {resolution} would upscale it"
-
-
-def _digest(candidate: Candidate) -> bytes:
-    content = (candidate.text or "").encode() if candidate.image is None else candidate.image
-    return hashlib.sha256(content + (candidate.prompt or "").encode()).digest()
-
-
-class _EarlierPairs:
-    """Remembers the pairs of a table, to find repeated pairs and pairs that are repeated with the opposite label."""
-
-    def __init__(self) -> None:
-        self.ids: dict[tuple[bytes, str | None], str] = {}  # (pair, user) -> id of its first record
-        self.preferred: dict[bytes, tuple[str, bytes]] = {}  # pair -> (id, digest of the preferred candidate)
-
-    def compare(self, record: Record) -> Iterator[str]:
-        """Yield a problem if an earlier record has the same pair and the opposite preference, or the same pair and the same user."""
-        digests = [_digest(candidate) for candidate in record.candidates]
-        turns = repr([(message.role, message.content) for message in record.messages])
-        key = hashlib.sha256(repr((record.prompt, turns)).encode() + b"".join(sorted(digests))).digest()
-        if len(set(digests)) == 2 == len(digests) and record.prob is not None and record.prob != 0.5:
-            preferred = digests[0] if record.prob > 0.5 else digests[1]
-            earlier_id, earlier_preferred = self.preferred.setdefault(key, (record.id, preferred))
-            if earlier_preferred != preferred:
-                yield f"has the opposite preference of record {earlier_id}, which is the same pair"
-                return
-        earlier_id = self.ids.setdefault((key, record.user), record.id)
-        if earlier_id != record.id:
-            yield f"is the same pair as record {earlier_id}"

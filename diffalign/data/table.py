@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -19,16 +21,18 @@ from diffalign.core.documents import check_types, read_mapping
 from diffalign.core.errors import RecordError, TableError, shortened
 from diffalign.core.files import atomic_folder
 from diffalign.core.redaction import redacted
+from diffalign.data.duplicates import EarlierPairs, content_digest
 from diffalign.data.records import Candidate, Message, Record
 
 VERSION = 1
 ROWS, MANIFEST = "records.arrow", "manifest.json"
+CACHE = "cache"  # folder beside the rows, of latents and embeddings made from them
 CHUNK = 64  # rows of an Arrow record batch, which is the unit of random access
 COUNTED = ("rows", "kind", "strict", "ties", "scores", "fingerprint", "rejected_rows", "rejected")
 MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rows", "strict", "ties", "users", "rejected_rows"), (int,)),
     **dict.fromkeys(("kind", "fingerprint", "reader", "split"), (str,)),
-    **dict.fromkeys(("scores", "generated", "made_with"), (dict,)),
+    **dict.fromkeys(("scores", "generated", "made_with", "repeats"), (dict,)),
     **dict.fromkeys(("scorers", "rejected"), (list,)),
 }
 REJECTED = 1000  # rejected rows that a manifest lists at most; all of them are counted
@@ -102,11 +106,11 @@ class Table(Sequence[Record]):
     """A sequence of records on disk, with its `manifest` and `path`. A record is read when it is indexed, never all at once.
 
     Raises TableError if the files do not fit together or are of another version. Use `read_table`, which also explains missing and
-    damaged files.
+    damaged files. `name` is what messages call the table: its path, unless it stands for another dataset.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, name: str = "") -> None:
+        self.path, self.name = path, name or str(path)
         self.manifest = read_manifest(path)
         self._rows = self.manifest["rows"]
         self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
@@ -117,8 +121,8 @@ class Table(Sequence[Record]):
         if rows != self._rows:
             raise TableError(f"{path} is damaged ({rows} rows in {ROWS}, {self._rows} in {MANIFEST}); import the dataset again")
 
-    def __reduce__(self) -> tuple[type[Table], tuple[Path]]:
-        return Table, (self.path,)  # an open Arrow file cannot be pickled for a worker process
+    def __reduce__(self) -> tuple[type[Table], tuple[Path, str]]:
+        return Table, (self.path, self.name)  # an open Arrow file cannot be pickled for a worker process
 
     def __len__(self) -> int:
         return self._rows
@@ -172,6 +176,8 @@ class _Audit:
         self.users: set[str] = set()
         self.ids: set[str] = set()
         self.digest = hashlib.sha256()
+        self.pairs = EarlierPairs()
+        self.repeats = Counter[str](same=0, opposite=0, equal=0)
 
     def add(self, record: Record) -> None:
         if record.id in self.ids:
@@ -181,7 +187,7 @@ class _Audit:
         if len(self.kinds) > 1:
             kinds = " and ".join(f"{kind}s" for kind in self.kinds)
             raise RecordError(f"{record.source}: found {kinds} in one table; expected images, texts or prompts alone")
-        if record.prob is not None:
+        if record.prob is not None and len(record.candidates) > 1:
             self.counts["ties" if record.prob == 0.5 else "strict"] += 1
         if record.user is not None:
             self.users.add(record.user)
@@ -189,12 +195,21 @@ class _Audit:
             for name, value in candidate.scores.items():
                 low, high = self.scores.setdefault(name, [float(value), float(value)])
                 self.scores[name] = [min(low, float(value)), max(high, float(value))]
-        self._fold(record)
+        digests = [content_digest(candidate) for candidate in record.candidates]
+        self._compare(record, digests)
+        self._fold(record, digests)
 
-    def _fold(self, record: Record) -> None:
+    def _compare(self, record: Record, digests: Sequence[bytes]) -> None:
+        """Count what comes again: the candidates of an earlier record, or one candidate within the record."""
+        if len({(digest, c.prompt) for digest, c in zip(digests, record.candidates, strict=True)}) < len(digests):
+            self.repeats["equal"] += 1
+        elif len(digests) > 1 and (repeat := self.pairs.compare(record, digests)) is not None:
+            self.repeats[repeat.kind] += 1
+
+    def _fold(self, record: Record, digests: Sequence[bytes]) -> None:
         """Add to the hash everything that a model or an objective may use; provenance is left out, so a moved file has the same hash."""
-        for candidate in record.candidates:
-            self.digest.update(hashlib.sha256(candidate.image or (candidate.text or "").encode()).digest())
+        for candidate, digest in zip(record.candidates, digests, strict=True):
+            self.digest.update(digest)
             scores = sorted((name, float(value)) for name, value in candidate.scores.items())
             self.digest.update(repr((scores, _number(candidate.rank), candidate.prompt)).encode())
         turns = [(message.role, message.content) for message in record.messages]
@@ -208,6 +223,7 @@ class _Audit:
             "strict": self.counts["strict"],
             "ties": self.counts["ties"],
             "users": len(self.users),
+            "repeats": dict(self.repeats),
             "scores": {name: {"min": low, "max": high} for name, (low, high) in sorted(self.scores.items())},
             "fingerprint": self.digest.hexdigest()[:32],
         }
@@ -239,12 +255,7 @@ def write_table(
         >>> write_table("outputs/mine", [Record("0", "a red star", pair, prob=1.0)])  # doctest: +SKIP
     """
     path = Path(path)
-    if path.exists() and not is_table(path):
-        raise TableError(
-            f"{path} exists and is not a preference table (it lacks {MANIFEST} or {ROWS}), so it is not replaced; choose another folder"
-        )
-    if path.exists() and not overwrite:
-        raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
+    check_free(path, overwrite)
     audit = _Audit()
     with atomic_folder(path) as folder:
         with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -255,12 +266,41 @@ def write_table(
         facts = audit.manifest()
         if not facts["rows"]:
             reason = f"; first of {len(rejected)} rejected: {rejected[0]['reason']}" if rejected else ""
-            raise TableError(f"{path}: there is no record to write{reason}")
+            raise TableError(f"{manifest.get('dataset_name', path)}: there is no record to write{reason}")
         facts |= {"rejected_rows": len(rejected), "rejected": list(rejected)[:REJECTED]}
         if clash := sorted(facts.keys() & manifest.keys()):
             raise TableError(f"{path}: the manifest's `{clash[0]}` is counted from the records; choose another name for the key")
         (folder / MANIFEST).write_text(json.dumps(facts | manifest, indent=2) + "\n", encoding="utf-8")
+        keep_caches(path, folder)
     return Table(path)
+
+
+def keep_caches(earlier: Path, path: Path) -> None:
+    """Give the table at `path` the caches of an `earlier` one, as links to the same files, if both have the same content."""
+    if not (earlier / CACHE).is_dir() or (path / CACHE).exists() or _fingerprint(earlier) != _fingerprint(path):
+        return
+    try:
+        shutil.copytree(earlier / CACHE, path / CACHE, copy_function=os.link)
+    except OSError:  # a file system without links: they are made again
+        shutil.rmtree(path / CACHE, ignore_errors=True)
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Return the fingerprint in the manifest of a table that may be damaged."""
+    try:
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise TableError where a table may not be written: at a folder that is none, or at a table without `overwrite`."""
+    if path.exists() and not is_table(path):
+        raise TableError(
+            f"{path} exists and is not a preference table (it lacks {MANIFEST} or {ROWS}), so it is not replaced; choose another folder"
+        )
+    if path.exists() and not overwrite:
+        raise TableError(f"{path} exists already; choose another folder, or overwrite it with --overwrite")
 
 
 def read_table(path: str | Path) -> Table:

@@ -16,7 +16,7 @@ class CONFIG:
     """Read a dataset into a preference table: rows kept, and rows dropped with reasons."""
 
     dataset_name: str
-    """Dataset file, folder, or hub id."""
+    """Dataset file, folder, or hub id, or a table."""
     output_dir: str
     """Folder of the new table."""
     reader: str | None = None
@@ -29,10 +29,13 @@ class CONFIG:
     """Leave out rows that cannot be read, and list them, instead of stopping at the first."""
     overwrite: bool = False
     """Replace a table that lies in output_dir."""
+    merge: bool = False
+    """Make one row of all labels that a pair has: label_0 becomes the share of them that prefer the first candidate."""
 
 
 def run(config: CONFIG) -> int:
     """Import, and say what was kept and what was not."""
+    from diffalign.data.duplicates import repeat_warning
     from diffalign.data.importing import import_dataset  # pyarrow takes a while to import
 
     table = import_dataset(
@@ -43,9 +46,14 @@ def run(config: CONFIG) -> int:
         skip_bad=config.skip_bad,
         overwrite=config.overwrite,
         limit=config.max_train_samples,
+        merge=config.merge,
     )
     facts = table.manifest
     print(f"{facts['rows']} rows kept, {facts['rejected_rows']} dropped, read as {facts['reader']} -> {table.path}")
+    if config.merge:
+        print(f"  {facts['merged_from']} rows were read, and the labels of each pair merged into one")
+    elif (repeats := repeat_warning(facts["repeats"])) is not None:
+        print(f"  warning: {repeats}")
     for row in facts["rejected"][:20]:
         print(f"  dropped: {row['reason']}")
     if facts["rejected_rows"] > 20:

@@ -11,6 +11,7 @@ import torch
 from diffalign.core.parts import Index
 from diffalign.core.specs import bind
 from diffalign.data.curriculum import CURRICULA, Stages
+from diffalign.data.table import CACHE
 from diffalign.data.view import View
 from diffalign.methods.config import TrainConfig
 
@@ -19,7 +20,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def cache_root(config: TrainConfig, view: View) -> Path:
     """Return the folder that caches lie in."""
-    return Path(config.cache_dir) if config.cache_dir else view.table.path / "cache"
+    return Path(config.cache_dir) if config.cache_dir else view.table.path / CACHE
 
 
 def order(config: TrainConfig, view: View) -> Callable[[int], Index] | None:

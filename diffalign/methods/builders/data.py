@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffalign.core.claim import ASIDE
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.specs import Spec, bind, single
+from diffalign.data.duplicates import repeat_warning
 from diffalign.data.importing import import_dataset
-from diffalign.data.table import Table, is_table, read_table
+from diffalign.data.problems import shortcut_warnings
+from diffalign.data.table import Table, is_table, keep_caches, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.view import View, with_users, without_content
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.objectives import Facts
+
+logger = logging.getLogger(__name__)
+GLANCED = 500  # rows that are looked at for shortcuts before training
 
 
 def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) -> View:
@@ -36,6 +43,8 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     for spec in specs:
         transforms.append(_transform(spec, table, transforms, config.max_train_samples))
     view = View(table, transforms, config.max_train_samples, columns)
+    if not reuse:
+        _warn(table)
     if recipe.users is not None:
         view = with_users(view, recipe.users().least)
     kind = "image" if recipe.kind == "reward" else recipe.kind  # which judges images
@@ -49,6 +58,13 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     _check_candidates(objective, needs, view)
     _check_labels(objective, needs, view, columns)
     return view
+
+
+def _warn(table: Table) -> None:
+    """Log what spoils training on the table, as far as a moment's look at some of its rows shows."""
+    warnings = [*shortcut_warnings(table, rows=GLANCED, decoded=0), repeat_warning(table.manifest.get("repeats", {}))]
+    for warning in filter(None, warnings):
+        logger.warning("%s: %s", table.name, warning)
 
 
 def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Sequence[Spec]) -> tuple[dict[str, str], list[Transform]]:
@@ -110,7 +126,7 @@ def _imported(config: TrainConfig, reuse: bool) -> Table:
     path = Path(config.output_dir) / "data"
     if is_table(path) and (reuse or config.resume_from_checkpoint):
         return read_table(path)
-    return import_dataset(
+    table = import_dataset(
         config.dataset_name,
         path,
         reader=config.reader,
@@ -119,6 +135,8 @@ def _imported(config: TrainConfig, reuse: bool) -> Table:
         overwrite=is_table(path),
         limit=config.max_train_samples,
     )
+    keep_caches(Path(config.output_dir) / ASIDE / "data", table.path)  # of a run that this one overwrites
+    return table
 
 
 def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int | None) -> Transform:
