@@ -4,7 +4,8 @@ In the release the policy inverts, and ends at a time of a fixed grid, which is 
 {ddim_inversion: {steps: 10, eta: 0.1, end: grid, label: source, driver: policy}}. Here the reference inverts, so that points can be cached,
 and lands exactly at the drawn time. On the embedded model that wins more often (0.90 to 0.91 against 0.80 to 0.88, and 0.69 of
 Diffusion-DPO; `python -m scripts.ablate_inversion`, all rows in docs/methods/inpo.md). The error on exactly inverted points is small,
-so the same beta lets the network move further: with too many steps or too large a rate both candidates' errors rise. A larger beta holds it.
+so the same beta lets the network move further: with too many steps or too large a rate both candidates' errors rise. A larger beta
+holds it.
 """
 
 from __future__ import annotations
