@@ -36,7 +36,7 @@ class Bank:
         if not values.exists():
             filled.unlink(missing_ok=True)  # or old flags would mark rows of zeros as filled
         self._values = _open(values, (max(rows, 1), *shape), dtype)  # an empty file cannot be mapped
-        self._filled = _open(filled, (max(rows, 1),), "bool")
+        self._filled = _open(filled, (max(rows, 1),), "bool", holes=False)  # all of them are read, which a full disk refuses of holes
 
     def __reduce__(self) -> tuple[type[Bank], tuple[Any, ...]]:
         rows, *shape = self._values.shape
@@ -48,11 +48,9 @@ class Bank:
         return wanted[~self._filled[wanted]].tolist()
 
     def write(self, rows: Sequence[int], values: np.ndarray) -> None:
-        """Store values (len(rows), *shape), then flag the rows as filled."""
-        self._values[rows] = values
-        self._values.flush()
-        self._filled[rows] = True
-        self._filled.flush()
+        """Store values (len(rows), *shape), then flag the rows as filled. Raises TableError where the disk is full."""
+        _write(self._values, rows, values)
+        _write(self._filled, rows, np.ones(len(rows), dtype=bool))
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Return a copy (len(rows), *shape). Raises TableError if a row is not filled."""
@@ -61,13 +59,42 @@ class Bank:
         return np.array(self._values[list(rows)])
 
 
-def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+def _write(array: np.memmap, rows: Sequence[int], values: np.ndarray) -> None:
+    """Write rows to the array's file and wait for the disk.
+
+    They do not go through the memory map: on a full disk, which the file's holes do not show, that would end the process (SIGBUS).
+    """
+    values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *array.shape[1:])), dtype=array.dtype)
+    path = Path(str(array.filename))
+    try:
+        with path.open("r+b") as file:
+            for row, value in zip(rows, values, strict=True):
+                file.seek(array.offset + int(row) * value.nbytes)
+                file.write(value.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TableError(
+            f"{path}: cannot be written ({error.strerror}); make room and start again, what was stored before is kept"
+        ) from error
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: str, *, holes: bool = True) -> np.memmap:
+    """Return the array in a file, which is made if it is not there: with room for all rows at once, or with holes in their place."""
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        with contextlib.suppress(FileExistsError):  # another run created the file first, and both fill it
-            os.link(temporary, path)
-        temporary.unlink()
+        try:
+            if holes:
+                np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            else:
+                with temporary.open("wb") as file:
+                    np.save(file, np.zeros(shape, dtype))
+            with contextlib.suppress(FileExistsError):  # another run created the file first, and both fill it
+                os.link(temporary, path)
+        except OSError as error:
+            raise TableError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
+        finally:
+            temporary.unlink(missing_ok=True)
     try:
         values = np.lib.format.open_memmap(path, mode="r+")
     except ValueError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 
 import numpy as np
@@ -72,15 +74,30 @@ def test_a_bank_of_another_shape_or_type_is_refused(tmp_path, other):
 
 
 def test_a_row_counts_only_once_its_numbers_are_on_disk(tmp_path, monkeypatch):
-    def killed(self):
+    def killed(file):
         raise KeyboardInterrupt
 
     own = bank(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(np.memmap, "flush", killed)
+        patch.setattr(os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             own.write([0], values(1))
     assert bank(tmp_path).missing([0]) == [0]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_what_was_stored(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own = bank(tmp_path)
+    own.write([3], values(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(TableError, match=r"latents\.npy: cannot be written \(No space left on device"):
+            own.write([4, 5], values(1, 2))
+    assert own.missing(range(6)) == [0, 1, 2, 4, 5]
+    own.write([4, 5], values(1, 2))
+    assert np.array_equal(own.read([5, 3, 4]), values(2, 3, 1))
 
 
 def test_flags_do_not_outlive_the_numbers(tmp_path):
