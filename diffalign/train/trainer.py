@@ -60,7 +60,7 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     torch.set_flush_denormal(True)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
     refuse_engines(config)
-    trackers: Any = trackers_of(config)  # accelerate's annotation leaves lists out
+    trackers: Any = trackers_of(config) or None  # of an empty list accelerate warns; its annotation leaves lists out
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         # The passes of a step are ours; accelerate's own accumulation, which its launcher may ask for, would divide the gradient again.
