@@ -15,7 +15,7 @@ from diffalign.core.specs import Spec, single
 from diffalign.core.trust import CURE, in_words, reaching, refused, trusted, untrusted
 from diffalign.data.world.checks import is_caption
 from diffalign.infer.export.card import Source
-from diffalign.methods import METHODS
+from diffalign.methods import method_of
 from diffalign.rewards.table import SCORERS, bind_scorer, called
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def trained_with(run: Run) -> Trained:
     settings, manifest = source.settings, source.manifest
     about = run.facts.get("scorers") or scorers_of(manifest or {})
     transforms = settings.get("transforms")
-    transforms = METHODS[run.method].transforms if transforms is None else transforms
+    transforms = method_of(run).transforms if transforms is None else transforms
     names = {*about["ranked_by"], *(settings.get("scores") or {}).values(), *_named([transforms, settings.get("curriculum")])}
     specs = {name: spec for spec, name in POOL.items()} | about["specs"]
     asked = [settings["eval_reward"]] if settings.get("eval_reward") else []

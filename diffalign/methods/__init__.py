@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from diffalign.core.errors import CheckpointError, did_you_mean, shortened
+from diffalign.core.runs import RUN, Run
 from diffalign.methods.base import Method
 from diffalign.methods.diffusion_dpo import DIFFUSION_DPO
 from diffalign.methods.diffusion_npo import DIFFUSION_NPO
@@ -28,3 +30,10 @@ METHODS: dict[str, Method] = {
     "reward_bt": REWARD_BT,
     "reward_pal": REWARD_PAL,
 }
+
+
+def method_of(run: Run) -> Method:
+    """Return the method of a finished run. Raises CheckpointError for a name that this version does not know."""
+    if run.method not in METHODS:
+        raise CheckpointError(f"{run.folder / RUN}: `method` is {shortened(run.method)!r}.{did_you_mean(run.method, METHODS)}")
+    return METHODS[run.method]

@@ -5,7 +5,9 @@ Nothing in it says where files lie on this machine: a local folder is called by 
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +23,14 @@ from diffalign.core.runs import Run
 from diffalign.data.table import is_table, read_manifest
 from diffalign.infer.export.user_card import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
-from diffalign.methods import METHODS
+from diffalign.methods import method_of
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapters import WEIGHTS
 from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.rewards.base import standing
 
 PICTURE = "pictures.png"
+HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,25 +83,40 @@ def public(name: str) -> str:
     return EMBEDDED.get(name) or (Path(name).name if is_local(name) else name)
 
 
+def escaped(text: str) -> str:
+    """Return a text for one line of Markdown, in which no HTML, link or code of it takes effect.
+
+    >>> escaped("<b>a</b> [b](http://c)")
+    '&lt;b&gt;a&lt;/b&gt; [b]\\\\(http://c)'
+    """
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"(?<=\])(?=\()|(?=[`|])", lambda _: "\\", text)
+
+
+def literal(text: str) -> str:
+    """Return a text as a literal of Python."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Sequence[str], users: Sequence[str] = ()) -> ModelCard:
     """Return the card of an export called `name`, found at `repo` (a folder or a hub id), with the files of `formats` and of `users`."""
-    run, paper = source.run, METHODS[source.run.method].paper
-    known = run.base not in EMBEDDED and not is_local(run.base)
+    run, paper = source.run, method_of(source.run).paper
+    on_hub = run.base not in EMBEDDED and not is_local(run.base) and re.fullmatch(HUB_ID, run.base)
     kind = {"dora": "dora", "user": "ip-adapter"}.get(run.tuning, "lora")
     adapter = [kind] if "diffusers" in formats or "comfyui" in formats else []
     tags = ["text-to-image", "diffusers", "diffusers-training", *adapter, run.method.replace("_", "-")]
     data = ModelCardData(
-        base_model=run.base if known else None,  # the hub takes its own ids alone
+        base_model=run.base if on_hub else None,  # the hub takes its own ids alone
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=tags,
     )
-    about = f"{public(run.base)} aligned with human preferences by `{run.method}` ([{paper}](https://arxiv.org/abs/{paper}))."
+    about = f"{escaped(public(run.base))} aligned with human preferences by `{run.method}` ([{paper}](https://arxiv.org/abs/{paper}))."
     lines = personal_files(users, *run.facts["user_encoder"]) if run.personal else _files(name, formats)
     files, usage = "\n".join(f"- {line}" for line in lines), _usage(run, repo, base, formats, users)
-    parts = [f"# {name}", about, *_warning(run), "## Files", files, "## Use", usage]
+    parts = [f"# {escaped(name)}", about, *_warning(run), "## Files", files, "## Use", usage]
     parts += [f"![pictures of this model]({PICTURE})"] if source.picture else []
-    parts += ["## Training", _table(_training(source)), "## Data", _data(source), "## Results", _results(source.report)]
+    parts += ["## Training", _table(_training(source)), "## Data", _data(source), "## Results", _results(source)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
@@ -127,9 +145,9 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
         return f"Put the file into ComfyUI's `models/loras` and apply it with a LoRA node to {where}, strength 1."
     options = "".join(f", {part}=None" for part in base.absent)  # else diffusers takes it for missing
     if "merged" not in formats:
-        options += "".join(f', {name}="{run.facts[name]}"' for name in ("revision", "variant") if run.facts.get(name))
+        options += "".join(f", {name}={literal(run.facts[name])}" for name in ("revision", "variant") if run.facts.get(name))
     source = repo if "merged" in formats else public(run.base)
-    imports, lines = [f"from diffusers import {base.kind}"], [f'pipe = {base.kind}.from_pretrained("{source}"{options})']
+    imports, lines = [f"from diffusers import {base.kind}"], [f"pipe = {base.kind}.from_pretrained({literal(source)}{options})"]
     if run.personal:
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
     # Flux computes both branches only when it is told to.
@@ -140,17 +158,17 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
         imports, lines, draw = sorted([*imports, *more]), [*lines, *steps], [f"    {line}" for line in draw]
     elif "merged" not in formats and base.layout.family == "pixart":  # its pipelines read no LoRA files themselves
         imports.append("from peft import PeftModel")
-        lines.append(f'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "{repo}")')
+        lines.append(f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {literal(repo)})")
     elif "merged" not in formats:
-        lines.append(f'pipe.load_lora_weights("{repo}", weight_name="{WEIGHTS}")')
+        lines.append(f'pipe.load_lora_weights({literal(repo)}, weight_name="{WEIGHTS}")')
     return "\n".join(["```python", *imports, "", *lines, *draw, "```"])
 
 
 def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:
     """Return the imports and lines that put a negative adapter on `pipe`, up to the `with` whose block draws."""
-    imports, folder = ["from diffalign.infer.negative import negative_guidance"], f'"{repo}"'
+    imports, folder = ["from diffalign.infer.negative import negative_guidance"], literal(repo)
     if "/" in repo:  # on the hub; an export on this machine is called by its folder's own name
-        imports, folder = [*imports, "from huggingface_hub import snapshot_download"], f'snapshot_download("{repo}")'
+        imports, folder = [*imports, "from huggingface_hub import snapshot_download"], f"snapshot_download({literal(repo)})"
     lines = [f"folder = {folder}"]
     if base.layout.family != "pixart":
         return imports, [*lines, "with negative_guidance(pipe, folder):"]
@@ -170,7 +188,8 @@ def _training(source: Source) -> dict[str, Any]:
 def _data(source: Source) -> str:
     facts = source.manifest
     if facts is None:
-        return f"The table of the training records is no longer beside the run; its fingerprint is `{source.run.facts.get('table')}`."
+        table = escaped(str(source.run.facts.get("table")).replace("`", ""))
+        return f"The table of the training records is no longer beside the run; its fingerprint is `{table}`."
     licence = next((facts[key] for key in ("licence", "licences", "license", "licenses") if facts.get(key)), None)
     rows = {
         "source": public(str(facts.get("dataset_name") or source.settings.get("dataset_name") or "")),
@@ -187,8 +206,11 @@ def _data(source: Source) -> str:
     return _table(rows)
 
 
-def _results(report: Mapping[str, Any]) -> str:
-    rows = {name: value for name, value in _measures(report) if value not in (None, "")}
+def _results(source: Source) -> str:
+    try:
+        rows = {name: value for name, value in _measures(source.report) if value not in (None, "")}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source.run.folder / 'eval' / 'eval.json'}: of no evaluation of diffalign ({error!r})") from error
     return _table(rows) if rows else "Not measured."
 
 
@@ -214,4 +236,4 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     plain = json.dumps(value) if isinstance(value, dict | list) else f"{value:g}" if isinstance(value, float) else str(value)
-    return plain.replace("|", "\\|").replace("\n", " ")
+    return escaped(plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from diffalign.models.users.store import BRANCH, ENCODER
@@ -53,13 +54,13 @@ def personal_usage(
 
 def _found(repo: str, file: str) -> str:
     """Return the expression for a file's path; an export on this machine is called by its folder's own name."""
-    return f'hf_hub_download("{repo}", "{file}")' if "/" in repo else f'"{repo}/{file}"'
+    return f"hf_hub_download({json.dumps(repo)}, {json.dumps(file)})" if "/" in repo else json.dumps(f"{repo}/{file}")
 
 
 def _adapter(repo: str, family: str) -> tuple[list[str], list[str], list[str]]:
     """Return imports, preparing lines and drawing lines where the pipeline itself loads an IP-Adapter."""
     absent = "image_encoder_pretrained_model_name_or_path" if family == "flux" else "image_encoder_folder"
-    steps = [f'pipe.load_ip_adapter("{repo}", subfolder="", weight_name="{BRANCH}", {absent}=None)']
+    steps = [f'pipe.load_ip_adapter({json.dumps(repo)}, subfolder="", weight_name="{BRANCH}", {absent}=None)']
     both = "torch.stack([torch.zeros_like(user), user])"
     told = {
         "sd3": f"ip_adapter_image_embeds={both}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 
@@ -297,3 +298,35 @@ def test_the_command_exports_and_lists_the_files(base, tmp_path, capsys):
 def test_the_command_refuses_with_a_sentence(tmp_path, capsys, words, sentence):
     assert main(["export", "--output_dir", str(tmp_path), "--destination", str(tmp_path / "out"), *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_what_a_stranger_called_base_and_data_is_text_in_the_card_and_no_html_link_or_code(base, tmp_path):
+    hostile = '<img src=x onerror=alert(1)> [a](http:evil) `--- | "'
+    (tmp_path / hostile.replace("/", "_")).symlink_to(base)
+    pair = (Candidate(image=b"1"), Candidate(image=b"2"))
+    table = write_table(tmp_path / "votes", [Record("1", "a", pair, prob=1.0)], dataset_name=hostile, split=hostile, licence=hostile)
+    folder = write_run(tmp_path / "run", tmp_path / hostile, dataset_name=str(table.path), table=table.fingerprint)
+    facts = json.loads((folder / "run.json").read_text()) | {"revision": 'a"); import os; ("', "objective": {hostile: {}}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "eval").mkdir()
+    (folder / "eval" / "eval.json").write_text(json.dumps({"implicit_accuracy_heldout": hostile + "https://me:sesame@host"}))
+    card = (export_run(folder, tmp_path / "out", name="mine") / "README.md").read_text()
+    text, code = re.sub(r"```.*?```", "", card, flags=re.DOTALL), re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert "<img" not in text
+    assert "](http" not in text.replace("](https://arxiv.org", "")
+    assert "sesame" not in card
+    assert ModelCard(card).data.base_model is None
+    calls = [node.func for node in ast.walk(ast.parse(code[0])) if isinstance(node, ast.Call)]
+    assert not [node for node in ast.walk(ast.parse(code[0])) if isinstance(node, ast.Import)]
+    assert calls
+
+
+def test_a_report_of_another_kind_and_a_method_that_nobody_knows_are_named(run, tmp_path):
+    for report in ({"runs": 1}, {"runs": [1, 2]}, {"runs": [{}, {"name": "a"}], "scorers": 3}, {"runs": [{}, {"name": []}], "scorers": []}):
+        (run / "eval" / "eval.json").write_text(json.dumps(report))
+        with pytest.raises(CheckpointError, match=r"eval\.json"):
+            export_run(run, tmp_path / "out", name="mine")
+    facts = json.loads((run / "run.json").read_text()) | {"method": "diffusion_dpoo"}
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"run\.json.*`diffusion_dpo`"):
+        export_run(run, tmp_path / "out", name="mine")
