@@ -56,6 +56,7 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
         "prompt_length": _quantiles(map(len, prompts)),
         "text_length": _quantiles(lengths),
         "scores": table.manifest["scores"],
+        "scored_by": table[0].meta.get("scored_by"),
         "shortcuts": [asdict(shortcut) for shortcut in shortcuts(table, buckets)],
         "repeats": table.manifest.get("repeats", {}),
         "rejected": _rejected(table.manifest),
@@ -139,9 +140,10 @@ def render_summary(facts: dict[str, Any]) -> str:
         ("text length", _spread(facts["text_length"])),
     ]
     lines += _listed("resolution", [(name, count) for name, count in facts["resolutions"].items()], sum(facts["resolutions"].values()))
+    by = f", of {facts['scored_by']}" if facts["scored_by"] else ""
     if facts["kept_by_crop"]:
         lines.append(("kept by crop", ", ".join(f"{name} {value:.0%}" for name, value in facts["kept_by_crop"].items())))
-    lines += [(f"score {name}", f"{span['min']:g} to {span['max']:g}") for name, span in facts["scores"].items()]
+    lines += [(f"score {name}", f"{span['min']:g} to {span['max']:g}{by}") for name, span in facts["scores"].items()]
     lines += _warnings(facts)
     lines.append(("rejected", f"{facts['rejected']['rows']} rows"))
     reasons = [(f"{group['reason']} (first: {group['first']})", group["rows"]) for group in facts["rejected"]["reasons"]]

@@ -48,7 +48,11 @@ def validate(table: Table, resolution: int | None = None, buckets: Sequence[Size
 def shortcut_warnings(table: Table, buckets: Sequence[Size] = (), *, rows: int = ROWS, decoded: int = DECODED) -> list[str]:
     """Return a sentence for each column of `table` that tells the preferred candidate without a look at it (see `shortcuts`)."""
     found = shortcuts(table, buckets, rows=rows, decoded=decoded)
-    return [f"{shortcut}; a model learns this first, so make the candidates alike in it" for shortcut in found if shortcut.alarms]
+    return [
+        f"{shortcut}; a model learns this first: make the candidates alike in it, unless it is what people judged"
+        for shortcut in found
+        if shortcut.alarms
+    ]
 
 
 class _Problems:

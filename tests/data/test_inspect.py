@@ -39,6 +39,7 @@ def test_a_summary_of_images_by_hand(tmp_path):
         "prompt_length": {"min": 8.0, "p10": 8.0, "median": 8.0, "p90": 8.0, "max": 8.0},
         "text_length": {},
         "scores": {},
+        "scored_by": None,
         "repeats": {"same": 0, "opposite": 0, "equal": 0},
         "rejected": {
             "rows": 3,
@@ -139,3 +140,10 @@ def test_a_long_histogram_is_cut_and_says_so(tmp_path):
     text = render_summary(summary(write_table(tmp_path / "t", records)))
     assert text.count("8.3%") == 8  # one in twelve
     assert "4         in 4 more" in text
+
+
+def test_scores_are_those_of_whom_the_table_names(tmp_path):
+    scored = tuple(Candidate(text=text, scores={"pickscore": float(place)}) for place, text in enumerate("ab"))
+    table = write_table(tmp_path / "t", [pair(0, candidates=scored, meta={"scored_by": "the taste high"})])
+    (line,) = [line for line in render_summary(summary(table)).splitlines() if line.startswith("score pickscore")]
+    assert line.endswith("0 to 1, of the taste high")

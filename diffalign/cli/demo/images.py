@@ -106,6 +106,7 @@ def vote(
                 "label_1": 1.0 - label,
                 "ps_score_0": user.utility(a),
                 "ps_score_1": user.utility(b),
+                "scored_by": f"the taste {', '.join(user.weights)}",
                 "model_0": model,
                 "model_1": model,
                 "ranking_id": i,

@@ -7,6 +7,8 @@ from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
+META = ("num_example_per_prompt", "scored_by")  # the second is no column of the hub's: whose scores the file holds, where not PickScore's
+
 
 def parse(row: Row) -> Record:
     """Return the pair in the file's order. `prob` is `label_0`: 1 where jpg_0 won, 0 where jpg_1 won, 0.5 for a tie.
@@ -22,7 +24,6 @@ def parse(row: Row) -> Record:
         )
         for side in (0, 1)
     )
-    examples = row.optional("num_example_per_prompt")
     return Record(
         id=row.id,
         prompt=row.text("caption"),
@@ -30,7 +31,7 @@ def parse(row: Row) -> Record:
         prob=None if row.value.get("has_label") is False else _label(row),
         user=row.user(),
         source=row.where,
-        meta={} if examples is None else {"num_example_per_prompt": examples},
+        meta={name: text for name in META if (text := row.optional(name)) is not None},
     )
 
 
