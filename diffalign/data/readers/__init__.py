@@ -9,6 +9,7 @@ from diffalign.data.readers.helpsteer2 import HELPSTEER2
 from diffalign.data.readers.hh_rlhf import HH_RLHF
 from diffalign.data.readers.hpdv2 import HPDV2
 from diffalign.data.readers.imagereward import IMAGEREWARD
+from diffalign.data.readers.label_studio import LABEL_STUDIO
 from diffalign.data.readers.llamafactory import LLAMAFACTORY
 from diffalign.data.readers.llmbar import LLMBAR
 from diffalign.data.readers.open_image_preferences import OPEN_IMAGE_PREFERENCES
@@ -18,6 +19,7 @@ from diffalign.data.readers.prompts import PROMPTS
 from diffalign.data.readers.sources import open_rows
 from diffalign.data.readers.trl import TRL
 from diffalign.data.readers.ultrafeedback import ULTRAFEEDBACK
+from diffalign.data.readers.unpaired import UNPAIRED
 from diffalign.data.readers.votes import VOTES
 
 READERS: dict[str, Reader] = {
@@ -27,6 +29,7 @@ READERS: dict[str, Reader] = {
     "hh_rlhf": HH_RLHF,
     "hpdv2": HPDV2,
     "imagereward": IMAGEREWARD,
+    "label_studio": LABEL_STUDIO,
     "llamafactory": LLAMAFACTORY,
     "llmbar": LLMBAR,
     "open_image_preferences": OPEN_IMAGE_PREFERENCES,
@@ -35,6 +38,7 @@ READERS: dict[str, Reader] = {
     "prompts": PROMPTS,
     "trl": TRL,
     "ultrafeedback": ULTRAFEEDBACK,
+    "unpaired": UNPAIRED,
     "votes": VOTES,
 }
 

@@ -9,6 +9,7 @@ and `right` and the like (texts as `response_0`, `answer_a`, ...); and which is 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from diffalign.core.errors import RecordError, did_you_mean
@@ -16,6 +17,7 @@ from diffalign.data.pictures import is_picture_name
 from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.preferences import Sides, preference
 from diffalign.data.readers.row_images import ADDRESS, BASE64, DATA_URI, SHORTEST
+from diffalign.data.readers.rows import Columns
 from diffalign.data.readers.sources import open_rows
 from diffalign.data.records import Candidate, Record
 
@@ -35,6 +37,16 @@ ENDS: dict[tuple[str, str], tuple[int, int] | None] = {
 CHOSEN = ("chosen", "rejected")
 BY_PREFERENCE = (CHOSEN, ("preferred", "dispreferred"), ("winner", "loser"), ("win", "lose"), ("w", "l"), ("good", "bad"))
 PLACES = (("left", "right"),)
+LISTS = {"images": "image", "responses": "response", "completions": "completion"}  # columns that may hold a list of both candidates
+
+
+def spread(row: Row) -> Row:
+    """Return a row with a list of two candidates as a row with two columns; any other row as it is."""
+    for name, stem in LISTS.items():
+        pair = row.value.get(name)
+        if isinstance(pair, list) and len(pair) == 2 and not any(isinstance(part, int) for part in pair):
+            return replace(row, value=Columns({**row.value, f"{stem}_0": pair[0], f"{stem}_1": pair[1]}))
+    return row
 
 
 def sides_of(row: Row) -> Sides | None:
@@ -55,9 +67,11 @@ def parse(row: Row) -> Record:
     """Return the pair in the order of its columns."""
     if row.broken:
         raise RecordError(row.broken)
+    row = spread(row)
     sides = sides_of(row)
     if sides is None:
-        missing = next((pair[0] for pair in (("image_0", "image_1"), *BY_PREFERENCE) if pair[1] in row.value), "image_0")
+        pairs = (("image_0", "image_1"), *BY_PREFERENCE)
+        missing = next((name for pair in pairs for name, other in (pair, pair[::-1]) if other in row.value), "image_0")
         hint = did_you_mean(missing, map(str, row.value))
         raise RecordError(f"{row.where}: no column `{missing}`; expected two candidates, such as `image_0` and `image_1`.{hint}")
     name, *aliases = PROMPT
@@ -122,14 +136,14 @@ def names_image(text: str, row: Row) -> bool:
 
 def matches(row: Row) -> bool:
     """Return whether a row has two candidates in the columns of this layout; `chosen` and `rejected` of texts are TRL's."""
-    sides = sides_of(row)
+    sides = sides_of(spread(row))
     return sides is not None and (sides.names != CHOSEN or all(_is_image(row.value[name], row) for name in CHOSEN))
 
 
 def _any_of(place: int) -> str:
     """Return the columns of the first or second candidate that are known, for detection."""
     names = [stem + ends[place] for stem in (*IMAGES, *TEXTS) for ends in ENDS]
-    return "|".join([*names, *(pair[place] for pair in (*BY_PREFERENCE, *PLACES))])
+    return "|".join([*names, *LISTS, *(pair[place] for pair in (*BY_PREFERENCE, *PLACES))])
 
 
 COLUMNS = Reader(

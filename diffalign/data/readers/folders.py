@@ -33,6 +33,7 @@ SIDES = (
 )
 COLUMNS = ("prompt", "preferred", "dispreferred")  # of the rows that are made of folders
 SUFFIXES = ("-rejected", "_rejected")
+HIDDEN = (".", "__MACOSX")  # how names begin of what systems leave in folders and archives
 LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", ".ds_store", "icon\r", "readme.md")
 
 Images = dict[str, list[Path]]  # by path below their folder, without the suffix
@@ -51,7 +52,8 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
     faults = [Row(dict.fromkeys(map(str, COLUMNS), ""), where, where, root, broken=reason) for where, reason in captions.faults]
     empty = True
     for folder in sorted(Path(path) for path, _, _ in os.walk(root)):
-        if split is not None and split not in folder.relative_to(root).parts:
+        below = folder.relative_to(root).parts
+        if any(part.startswith(HIDDEN) for part in below) or (split is not None and split not in below):
             continue
         for preferred, dispreferred in _pairs(folder, root):
             for key in sorted({*preferred, *dispreferred}):
@@ -86,9 +88,11 @@ def _images(folders: list[Path], pattern: str, *, others: bool = True) -> Images
     for folder in folders:
         for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
             below = path.relative_to(folder)
-            left = path.name.lower() in LEFT_BY_SYSTEMS or any(part.startswith(".") for part in below.parts)
+            left = path.name.lower() in LEFT_BY_SYSTEMS or any(part.startswith(HIDDEN) for part in below.parts)
+            if left:
+                continue
             described = path.suffix.lower() in CAPTION_SUFFIXES or is_metadata(path)
-            if is_picture_name(path.name) or (others and not left and not described):
+            if is_picture_name(path.name) or (others and not described):
                 images.setdefault(unicodedata.normalize("NFC", below.with_suffix("").as_posix()), []).append(path)
     return images
 

@@ -16,12 +16,12 @@ FOLDERS = (".", "train", "test")  # where copies of the dataset keep the images,
 
 def parse(row: Row) -> Record:
     """Return a pair with `prob` 1 or 0, or a ranking with the rank of each candidate; the order is the file's."""
-    paths = row.get("file_path", list, aliases=("image_path",))
+    paths = row.get("file_path", list, aliases=("image_path", "images"))
     prompt = row.text("prompt")
     if "human_preference" in row.value:
         ranks, prob = [None] * len(paths), _preference(row)
     else:
-        ranks, prob = row.numbers("rank", len(paths)), None
+        ranks, prob = row.numbers("rank" if "rank" in row.value else "ranking", len(paths)), None
     candidates = tuple(
         Candidate(image=row.encoded(path, "file_path", under=FOLDERS), rank=rank) for path, rank in zip(paths, ranks, strict=True)
     )
@@ -38,6 +38,6 @@ def _preference(row: Row) -> float:
 HPDV2 = Reader(
     open_rows,
     parse,
-    ("prompt", "file_path|image_path", "human_preference|rank"),
+    ("prompt", "file_path|image_path|images", "human_preference|rank|ranking"),
     "HPDv2 pairs (prompt, file_path, human_preference) and rankings (prompt, image_path, rank)",
 )

@@ -68,7 +68,13 @@ def preference(row: Row, sides: Sides) -> float:
 def _voting(row: Row, sides: Sides) -> list[str]:
     """Return the columns of a row that hold votes in words or numbers."""
     names = (*BEST, *VOTES, *(() if sides.by_preference else ("chosen",)))
-    return [name for name in names if name not in sides.names and name in row.value and row.value[name] not in MISSING]
+    selections = [name for name in row.value if name not in names and _is_selection(row.value[name])]
+    return [name for name in (*names, *selections) if name not in sides.names and name in row.value and row.value[name] not in MISSING]
+
+
+def _is_selection(value: Any) -> bool:
+    """Return whether a value is what a labelling tool writes for a comparison, under whatever name the comparison has there."""
+    return isinstance(value, str | list | dict) and "selected" in str(value)[:40] and _selected(value) is not value
 
 
 def _votes(row: Row, sides: Sides) -> Iterator[tuple[str, float]]:

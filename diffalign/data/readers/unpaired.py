@@ -1,0 +1,114 @@
+"""One candidate a row, with a label or a rating: TRL's unpaired preferences, and sets of rated images such as AGIQA.
+
+Columns: `prompt` (or `caption`, `text`); `image` (or `image_path`, `file_name`), or `completion` (or `response`); and `label`, true where
+the candidate is liked, or `rating` (or `mos`, `score`, ...), higher is better. The rows of one prompt become one ranking, wherever they
+stand; a candidate that is alone with its prompt stays alone, and trains no method that compares.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from diffalign.core.errors import RecordError
+from diffalign.data.readers.base import MISSING, Reader, Row
+from diffalign.data.readers.chat import answer, chat_record, messages
+from diffalign.data.readers.columns import PROMPT
+from diffalign.data.readers.row_images import shown
+from diffalign.data.readers.rows import Columns
+from diffalign.data.readers.sources import open_rows
+from diffalign.data.records import Candidate, Record
+
+MEMBERS = "rows of one prompt"  # a column that only joined rows have
+IMAGES = ("image", "image_path", "file_name", "img", "path", "name")
+TEXTS = ("completion", "response", "answer", "output")
+RATINGS = ("rating", "mos", "score", "overall_rating", "mos_quality", "mos_align", "quality", "alignment")
+LABELS = {"true": True, "1": True, "1.0": True, "yes": True, "good": True, "liked": True, "like": True, "chosen": True, "desirable": True}
+LABELS |= {"false": False, "0": False, "0.0": False, "no": False, "bad": False, "disliked": False, "dislike": False, "rejected": False}
+LABELS |= {"undesirable": False}
+
+
+def rows(source: str, split: str | None) -> Iterator[Row]:
+    """Yield one row for each prompt of a table of this layout, which is read twice; rows of any other table as they are."""
+    opened = open_rows(source, split)
+    first = next(opened, None)
+    if first is None or _columns(first) is None:
+        yield from itertools.chain(() if first is None else (first,), opened)
+        return
+    left = Counter(_key(row) for row in open_rows(source, split))
+    groups: dict[str, list[Row]] = {}
+    for row in itertools.chain((first,), opened):
+        key = _key(row)
+        groups.setdefault(key, []).append(row)
+        left[key] -= 1
+        if not left[key]:
+            yield _join(groups.pop(key))
+
+
+def _columns(row: Row) -> tuple[str, str] | None:
+    """Return the columns of a row's candidate and of its label or rating, or None."""
+    candidate = next((name for name in (*IMAGES, *TEXTS) if name in row.value), None)
+    judged = next((name for name in (*RATINGS, "label") if name in row.value), None)
+    return (candidate, judged) if candidate and judged and any(name in row.value for name in PROMPT) else None
+
+
+def _key(row: Row) -> str:
+    """Return what rows of one prompt have in common; a row that cannot be read is alone."""
+    prompt = next((row.value[name] for name in PROMPT if name in row.value), None)
+    return f"row {row.id}" if row.broken or prompt in MISSING else f"prompt {prompt!r}"
+
+
+def _join(members: list[Row]) -> Row:
+    first = members[0]
+    where = first.where if len(members) == 1 else f"{first.where} and {len(members) - 1} more of its prompt"
+    return Row(Columns({**first.value, MEMBERS: members}), where, first.id, first.folder, first.broken, first.line)
+
+
+def parse(row: Row) -> Record:
+    """Return the ranking of a prompt's candidates, the best with rank 1; a lone candidate with a label has it as its `prob`."""
+    members = row.get(MEMBERS, list)
+    judged = [_judged(member) for member in members]
+    best = sorted((value for _, value in judged), reverse=True)
+    candidates = [_candidate(member, scores, 1.0 + best.index(value)) for member, (scores, value) in zip(members, judged, strict=True)]
+    lone_label = len(members) == 1 and not judged[0][0]
+    prob = judged[0][1] if lone_label else None
+    name, *aliases = PROMPT
+    if isinstance(row.get(name, (str, list), aliases=tuple(aliases)), list):
+        return chat_record(row, messages(row, name), candidates, prob=prob)
+    return Record(row.id, row.text(name, aliases=tuple(aliases)), tuple(candidates), prob, members[0].user(), row.where)
+
+
+def _judged(row: Row) -> tuple[dict[str, float], float]:
+    """Return a row's ratings, by name, and the number by which it is ranked. Raises RecordError for a label that is none."""
+    ratings = {name: row.number(name) for name in RATINGS if row.value.get(name) not in MISSING}
+    if ratings:
+        if not all(map(math.isfinite, ratings.values())):
+            raise RecordError(f"{row.where}: a rating is not finite; found {ratings}")
+        return ratings, next(iter(ratings.values()))
+    label = LABELS.get(str(row.get("label")).strip().lower())
+    if label is None:
+        raise RecordError(f"{row.where}: column `label` is {shown(row.value['label'])}; expected true (liked) or false")
+    return {}, float(label)
+
+
+def _candidate(row: Row, scores: dict[str, float], rank: float) -> Candidate:
+    model = row.optional("model", aliases=("t2i_model",))
+    columns = _columns(row)
+    if columns is None:
+        raise RecordError(row.broken or f"{row.where}: no candidate; expected one of the columns {', '.join((*IMAGES, *TEXTS))}")
+    name = columns[0]
+    if name in IMAGES:
+        return Candidate(image=row.image(name), scores=scores, rank=rank, model=model)
+    text = answer(row, name, messages(row, name)) if isinstance(row.get(name, (str, list)), list) else row.text(name)
+    return Candidate(text=text, scores=scores, rank=rank, model=model)
+
+
+UNPAIRED = Reader(
+    rows,
+    parse,
+    ("|".join(PROMPT), "|".join((*IMAGES, *TEXTS)), "|".join((*RATINGS, "label"))),
+    "one candidate a row with a label or a rating (prompt, completion, label; prompt, image, label; prompt, image, rating)",
+    lambda row: MEMBERS in row.value,
+)
