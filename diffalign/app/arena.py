@@ -13,7 +13,7 @@ from PIL import Image
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run
 from diffalign.data.pictures import decode_image
-from diffalign.data.store import PROBABILITIES, VoteStore
+from diffalign.data.store import PROBABILITIES, CastVote, VoteStore
 from diffalign.evaluate.ratings import Rating, Vote, bradley_terry
 
 
@@ -23,7 +23,8 @@ class Arena:
 
     store: VoteStore
     log: Path
-    drawing: subprocess.Popen[bytes] | None = field(default=None)
+    drawing: subprocess.Popen[bytes] | None = None
+    _rated: tuple[list[CastVote], list[Rating]] = field(default_factory=lambda: ([], []))  # the last ratings, and their votes
 
     def draw(self, models: Sequence[str], prompts: Sequence[str], pairs: int) -> None:
         """Start to draw until so many pairs wait that nobody has seen; of no prompts, of those that `diffalign votes draw` takes.
@@ -67,13 +68,17 @@ class Arena:
 
     def ratings(self) -> list[Rating]:
         """Return every model's rating by the votes on pairs of two models, best first; of no such votes, nothing."""
+        cast_votes = self.store.votes()
+        if cast_votes == self._rated[0]:  # every open page asks every few seconds
+            return self._rated[1]
         votes = []
-        for cast in self.store.votes():
+        for cast in cast_votes:
             question = self.store.question(cast.question)
             left, right = (picture.model for picture in question.pictures)
             if left != right and cast.answer in PROBABILITIES:
                 votes.append(Vote(left, right, PROBABILITIES[cast.answer], question.prompt))
-        return bradley_terry(votes) if votes else []
+        self._rated = (cast_votes, bradley_terry(votes) if votes else [])
+        return self._rated[1]
 
     def pictures(self, prompt: str, left: str, right: str) -> tuple[Image.Image, Image.Image] | None:
         """Return the pictures of a prompt by two models, from the same seed; None where one of them has not drawn it."""

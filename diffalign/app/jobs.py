@@ -30,7 +30,7 @@ from diffalign.data.table import write_table
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 JOB, VOTES, LOG = "job.json", "votes", "log.txt"
-TRAIN_LOG = "train_log.jsonl"
+TRAIN_LOG, EVALUATIONS = "train_log.jsonl", "eval.jsonl"
 TRAIN = (sys.executable, "-m", "diffalign.cli", "train")
 TAIL = 4000  # characters of a process's log that are read at most
 
@@ -83,6 +83,11 @@ class Job:
     def log(self) -> list[dict[str, Any]]:
         """Return the lines of the training's log, by step."""
         return list(_json_lines(self.run / TRAIN_LOG))
+
+    def alarms(self) -> list[str]:
+        """Return why the watch on over-optimisation rang, with the steps."""
+        rung = [row for row in _json_lines(self.run / EVALUATIONS) if row.get("alarm")]
+        return [f"step {row.get('step')}: {'; '.join(map(str, row['alarm']))}" for row in rung]
 
     def words(self) -> str:
         """Return the end of what its process wrote."""

@@ -67,11 +67,7 @@ def compare_page(gallery: Gallery) -> None:
     with gr.Tab("Vote blind"):
         vote_page(Ballot(gallery.arena.store, enough=None), gallery.accounts, "arena")
     with gr.Tab("Look"):
-        with gr.Row():
-            prompt = gr.Dropdown(label="Prompt", choices=[], elem_id="compare-prompt")
-            left, right = (gr.Dropdown(label=f"On the {side}", choices=[], elem_id=f"compare-{side}") for side in ("left", "right"))
-        slider = gr.ImageSlider(label="Drag the line", type="pil", height=512, interactive=False, elem_id="compare-slider")
-    timer = gr.Timer(REFRESH)
+        _look(gallery.arena)
 
     def start(names: list[str], prompts: str, pairs: int, request: gr.Request) -> str:
         try:
@@ -80,19 +76,28 @@ def compare_page(gallery: Gallery) -> None:
             return f"<p>{html.escape(str(error))}</p>"
         return state_of(gallery)
 
+    draw.click(start, [models, prompts, pairs], status, concurrency_limit=None)
+    fresh.click(lambda: gr.update(choices=list(gallery.models())), None, models)
+    gr.Timer(REFRESH).tick(lambda: state_of(gallery), None, status, show_progress="hidden", concurrency_limit=None)
+
+
+def _look(arena: Arena) -> None:
+    """Add what shows two models' pictures of one prompt and seed, one over the other."""
+    with gr.Row():
+        prompt = gr.Dropdown(label="Prompt", choices=[], elem_id="compare-prompt")
+        left, right = (gr.Dropdown(label=f"On the {side}", choices=[], elem_id=f"compare-{side}") for side in ("left", "right"))
+    slider = gr.ImageSlider(label="Drag the line", type="pil", height=512, interactive=False, elem_id="compare-slider")
+
     def choices() -> list[Any]:
-        drawn = gallery.arena.store.models()
+        drawn = arena.store.models()
         first, last = (drawn[0], drawn[-1]) if drawn else (None, None)
-        prompts = gallery.arena.store.prompts()
+        prompts = arena.store.prompts()
         sides = [gr.update(choices=drawn, value=value) for value in (first, last)]
         return [gr.update(choices=prompts, value=prompts[0] if prompts else None), *sides]
 
     def look(prompt: str | None, left: str | None, right: str | None) -> tuple[Image.Image, Image.Image] | None:
-        return gallery.arena.pictures(prompt, left, right) if prompt and left and right else None
+        return arena.pictures(prompt, left, right) if prompt and left and right else None
 
-    draw.click(start, [models, prompts, pairs], status, concurrency_limit=None)
-    fresh.click(lambda: gr.update(choices=list(gallery.models())), None, models)
-    timer.tick(lambda: state_of(gallery), None, status, show_progress="hidden", concurrency_limit=None)
     prompt.focus(choices, None, [prompt, left, right], show_progress="hidden")
     for one in (prompt, left, right):
         one.change(look, [prompt, left, right], slider, show_progress="hidden")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ CURVES = {
     "implicit_acc": "Share of pairs that it orders as the voter did",
     "log_ratio/chosen": "Preferred pictures: log-likelihood above the start",
     "log_ratio/rejected": "Dispreferred pictures: log-likelihood above the start",
+}
+# What one can do to a training: the button's label, and what the page answers.
+DEEDS = {
+    "stop": ("Stop at a checkpoint", "It stops after the step in hand."),
+    "resume": ("Go on", "In the queue."),
+    "delete": ("Delete", "Deleted."),
 }
 REFRESH = 2.0  # seconds
 LEAST_VOTES = 4
@@ -70,6 +76,14 @@ class Workshop:
         if not self.accounts.is_owner(login):
             raise AccessError("only owners train, stop and delete")
 
+    def act(self, login: str | None, deed: str, name: str, typed_name: str) -> None:
+        """Do a deed of `DEEDS` to a training. Raises AccessError unless an owner asks, and for a name that was not typed to delete."""
+        self.owner(login)
+        if deed == "delete" and typed_name != name:
+            raise AccessError("type the name of the training to delete it")
+        {"stop": self.queue.stop, "resume": self.queue.resume, "delete": self.queue.delete}[deed](name)
+        self.queue.step()
+
     def _records(self, voter: str) -> Iterator[Record]:
         for record in self.store.records():
             if voter in (EVERYONE, record.user) and record.prob is not None:
@@ -80,13 +94,31 @@ def train_page(workshop: Workshop) -> None:
     """Add the page's components to the `gr.Blocks` around it."""
     gr.Markdown("Choose whose votes to learn from, and how. Training runs by itself: close the page or the server, and it goes on.")
     with gr.Row():
-        voter = gr.Dropdown(label="Votes of", choices=_voters(workshop.store), value=EVERYONE, elem_id="train-voter")
+        voter = gr.Dropdown(label="Votes of", choices=[EVERYONE], value=EVERYONE, elem_id="train-voter")
         name = gr.Textbox(label="Name of the training", value="mine", max_length=64, elem_id="train-name")
         steps = gr.Number(label="Steps", value=200, minimum=1, maximum=100_000, precision=0, elem_id="train-steps")
     method = gr.Radio([(about, key) for key, about in METHODS.items()], value="diffusion_dpo", label="Method", elem_id="train-method")
     strength = gr.Slider(1, 5, 3, step=1, label="Strength", info="1 stays close to the model, 5 moves far (Diffusion-DPO's beta)")
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
     answer = gr.Markdown(elem_id="train-answer")
+    watched = _watch(workshop, answer)
+
+    def begin(voter: str, name: str, method: str, strength: int, steps: int, request: gr.Request) -> list[Any]:
+        def do() -> None:
+            workshop.start(request.username, name, voter, method, int(strength), int(steps))
+            workshop.queue.step()
+
+        return [_outcome(do, "In the queue."), *_shown(workshop, request.username, name.strip())]
+
+    def voters(request: gr.Request) -> Any:
+        return gr.update(choices=_voters(workshop.store) if workshop.accounts.is_owner(request.username) else [EVERYONE])
+
+    start.click(begin, [voter, name, method, strength, steps], [answer, *watched], concurrency_limit=None)
+    voter.focus(voters, None, voter, show_progress="hidden")
+
+
+def _watch(workshop: Workshop, answer: gr.Markdown) -> list[Any]:
+    """Add the part of the page that shows a training and acts on it; return the components that `_shown` is for."""
     which = gr.Dropdown(label="Training", choices=[], interactive=True, elem_id="train-which")
     status = gr.HTML(elem_id="train-status")
     curves = []
@@ -94,54 +126,37 @@ def train_page(workshop: Workshop) -> None:
         with gr.Row():
             curves += [gr.LinePlot(None, x="step", y=name, title=CURVES[name], y_title=" ", height=200, visible=False) for name in names]
     with gr.Row():
-        stop = gr.Button("Stop at a checkpoint", elem_id="train-stop")
-        resume = gr.Button("Go on", elem_id="train-resume")
-        sure = gr.Textbox(label="To delete it, type its name", elem_id="train-sure")
-        delete = gr.Button("Delete", variant="stop", elem_id="train-delete")
-    timer = gr.Timer(REFRESH)
+        buttons = {deed: gr.Button(label, elem_id=f"train-{deed}") for deed, (label, _) in DEEDS.items()}
+        typed_name = gr.Textbox(label="To delete it, type its name", elem_id="train-sure")
+    watched = [which, status, *curves]
 
-    def shown(selected: str | None) -> list[Any]:
-        jobs = workshop.queue.jobs()
-        names = [job.name for job in jobs]
-        selected = selected if selected in names else names[-1] if names else None
-        job = next((job for job in jobs if job.name == selected), None)
-        return [gr.update(choices=names, value=selected), _status(job), *_plots(job)]
+    def refresh(selected: str | None, request: gr.Request) -> list[Any]:
+        return _shown(workshop, request.username, selected)
 
-    def begin(voter: str, name: str, method: str, strength: int, steps: int, request: gr.Request) -> list[Any]:
-        outcome = _outcome(lambda: workshop.start(request.username, name, voter, method, int(strength), int(steps)), "In the queue.")
-        workshop.queue.step()
-        return [outcome, *shown(name.strip())]
+    def acting(deed: str) -> Callable[..., list[Any]]:
+        def act(selected: str | None, typed_name: str, request: gr.Request) -> list[Any]:
+            outcome = _outcome(lambda: workshop.act(request.username, deed, selected or "", typed_name), DEEDS[deed][1])
+            return [outcome, *_shown(workshop, request.username, selected)]
 
-    def act(deed: str, selected: str | None, sure: str, request: gr.Request) -> list[Any]:
-        def do() -> None:
-            workshop.owner(request.username)
-            if deed == "delete" and sure != selected:
-                raise AccessError("type the name of the training to delete it")
-            getattr(workshop.queue, deed)(selected or "")
-            workshop.queue.step()
+        return act
 
-        return [
-            _outcome(do, {"stop": "It stops at the next step.", "resume": "In the queue.", "delete": "Deleted."}[deed]),
-            *shown(selected),
-        ]
-
-    outputs = [which, status, *curves]
-    start.click(begin, [voter, name, method, strength, steps], [answer, *outputs], concurrency_limit=None)
-    for button, deed in ((stop, "stop"), (resume, "resume"), (delete, "delete")):
-        button.click(_bound(act, deed), [which, sure], [answer, *outputs], concurrency_limit=None)
-    timer.tick(shown, which, outputs, show_progress="hidden", concurrency_limit=None)
-    which.change(shown, which, outputs, show_progress="hidden", concurrency_limit=None)
-    voter.focus(lambda: gr.update(choices=_voters(workshop.store)), None, voter, show_progress="hidden")
+    for deed, button in buttons.items():
+        button.click(acting(deed), [which, typed_name], [answer, *watched], concurrency_limit=None)
+    for event in (gr.Timer(REFRESH).tick, which.change):
+        event(refresh, which, watched, show_progress="hidden", concurrency_limit=None)
+    return watched
 
 
-def _bound(act: Any, deed: str) -> Any:
-    def call(selected: str | None, sure: str, request: gr.Request) -> list[Any]:
-        return act(deed, selected, sure, request)
+def _shown(workshop: Workshop, login: str | None, selected: str | None) -> list[Any]:
+    """Return the trainings to choose from, what the selected or the last one says of itself, and its curves; to owners alone."""
+    jobs = workshop.queue.jobs() if workshop.accounts.is_owner(login) else []
+    names = [job.name for job in jobs]
+    selected = selected if selected in names else names[-1] if names else None
+    job = next((job for job in jobs if job.name == selected), None)
+    return [gr.update(choices=names, value=selected), _status(job), *_plots(job)]
 
-    return call
 
-
-def _outcome(call: Any, success: str) -> str:
+def _outcome(call: Callable[[], object], success: str) -> str:
     """Return what to say after a call: `success`, or why it was refused, with nothing in it that a page would take as HTML."""
     try:
         call()
@@ -152,7 +167,7 @@ def _outcome(call: Any, success: str) -> str:
 
 def _voters(store: VoteStore) -> list[tuple[str, str]]:
     names = store.users()
-    return [("everyone", EVERYONE), *((name if not name.startswith("guest-") else f"guest {name[6:12]}", name) for name in names)]
+    return [(EVERYONE, EVERYONE), *((name if not name.startswith("guest-") else f"guest {name[6:12]}", name) for name in names)]
 
 
 def _status(job: Job | None) -> str:
@@ -173,8 +188,7 @@ def _status(job: Job | None) -> str:
         f"<p><b>{html.escape(job.name)}</b> {about}. Step {step} of {steps}.</p>",
         f'<progress max="{steps}" value="{step}"></progress>',
     ]
-    alarms = [line["alarm"] for line in job.log() if line.get("alarm")]
-    parts += [f'<p style="color: var(--error-text-color)">Alarm: {html.escape(str(alarms[-1]))}</p>'] if alarms else []
+    parts += [f'<p style="color: var(--error-text-color)">Alarm, {html.escape(alarm)}</p>' for alarm in job.alarms()[-1:]]
     if job.state in ("failed", "stopped"):
         parts.append(f"<pre>{html.escape(_without_paths(job.words()[-800:], job.folder))}</pre>")
     command = html.escape(_without_paths(job.command, job.folder))
