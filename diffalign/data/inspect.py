@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from diffalign.core.errors import RecordError
 from diffalign.core.progress import progress
 from diffalign.data.duplicates import repeat_warning
 from diffalign.data.pictures import Header, Size, read_header
-from diffalign.data.shortcuts import Shortcut, kept_shares, shortcuts
+from diffalign.data.shortcuts import LEAST_PAIRS, Shortcut, kept_shares, shortcuts
 from diffalign.data.table import CHUNK, Table
 
 LISTED = 8  # sizes, and reasons for rejection, that `render_summary` prints
@@ -30,12 +31,11 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
     The crop is that to a square, or with `buckets` (height, width) to the nearest of these.
     """
     prompts, users = table.column("prompt"), Counter(user for user in table.column("user") if user is not None)
-    per_record, sizes, labels, lengths, kept = Counter[int](), Counter[str](), Counter[str](), list[int](), list[float]()
+    per_record, sizes, lengths, kept = Counter[int](), Counter[str](), list[int](), list[float]()
     for batch in progress(table.batches(), desc="inspect", total=-(-len(table) // CHUNK), unit="chunks"):
         column = batch.column("candidates")
         counts, content = column.value_lengths().to_pylist(), column.flatten()
         per_record.update(counts)
-        labels.update(itertools.chain.from_iterable(map(_labels, batch.column("prob").to_pylist(), _split(content.field("rank"), counts))))
         if table.manifest["kind"] == "image":
             headers = [_header(image.as_buffer()) for image in content.field("image")]
             sizes.update(size_name(header) for header in headers)
@@ -48,7 +48,7 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
         "kind": table.manifest["kind"],
         "rows": len(table),
         "prompts": len(set(prompts)),
-        "labels": {name: labels[name] for name in LABELS},
+        "labels": label_counts(table),
         "users": {"count": len(users), "rows_without": len(table) - users.total(), "rows_per_user": _quantiles(users.values())},
         "candidates_per_record": {str(count): rows for count, rows in sorted(per_record.items())},
         "resolutions": dict(sizes.most_common()),
@@ -63,9 +63,18 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
     }
 
 
-def _split(values: Any, counts: Sequence[int]) -> Iterator[list[Any]]:
+def label_counts(table: Table) -> dict[str, int]:
+    """Return how many records are counted as each of `LABELS`."""
+    labels = Counter[str]()
+    for batch in table.batches():
+        column = batch.column("candidates")
+        ranks = _split(column.flatten().field("rank").to_pylist(), column.value_lengths().to_pylist())
+        labels.update(itertools.chain.from_iterable(map(_labels, batch.column("prob").to_pylist(), ranks)))
+    return {name: labels[name] for name in LABELS}
+
+
+def _split(values: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[Any]]:
     """Yield the values of each record's candidates, of which it has as many as `counts` says."""
-    values = values.to_pylist() if isinstance(values, pa.Array) else values
     start = 0
     for count in counts:
         yield values[start : start + count]
@@ -111,7 +120,7 @@ def _quantiles(values: Iterable[float]) -> dict[str, float]:
 def _rejected(manifest: dict[str, Any]) -> dict[str, Any]:
     groups: dict[str, list[str]] = {}
     for row in manifest["rejected"]:
-        reason = row["reason"].removeprefix(row["where"]).lstrip(",: ")
+        reason = re.sub(r"^[,: ]*(candidate \d+: )?|( \(line \d+\))?$", "", row["reason"].removeprefix(row["where"]))
         groups.setdefault(reason, []).append(row["where"])
     reasons = [{"reason": reason, "rows": len(places), "first": places[0]} for reason, places in groups.items()]
     return {"rows": manifest["rejected_rows"], "reasons": sorted(reasons, key=lambda group: -group["rows"])}
@@ -131,7 +140,7 @@ def render_summary(facts: dict[str, Any]) -> str:
                 [f"{strict} strict ({labels['soft']} soft)", f"{labels['ties']} ties", *others, f"{labels['unlabelled']} unlabelled"]
             ),
         ),
-        ("trains", _trains(labels, rows)),
+        ("trains", trained_rows(labels, rows)),
         ("balance", f"first preferred {_share(labels['first_preferred'], strict)}, second {_share(labels['second_preferred'], strict)}"),
         ("candidates", ", ".join(f"{count} in {_share(n, rows)} of rows" for count, n in facts["candidates_per_record"].items())),
         ("users", f"{users['count']}, {users['rows_without']} rows without one"),
@@ -152,7 +161,7 @@ def render_summary(facts: dict[str, Any]) -> str:
     return "\n".join(f"{label:<{width}}  {text}" for label, text in lines if text)
 
 
-def _trains(labels: Mapping[str, int], rows: int) -> str:
+def trained_rows(labels: Mapping[str, int], rows: int) -> str:
     """Return what each family of methods would train on."""
     strict = labels["first_preferred"] + labels["second_preferred"]
     families = {
@@ -169,7 +178,8 @@ def _warnings(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what cheap columns tell of the preferred candidates, with a warning of those that tell too much, and of repeated pairs."""
     found = [Shortcut(**shortcut) for shortcut in facts["shortcuts"]]
     told = ", ".join(f"{shortcut.column} {shortcut.auc:.0%}" for shortcut in found)
-    lines = [("told by", f"{told} of {max(shortcut.pairs for shortcut in found)} pairs (50% is chance)")] if found else []
+    pairs = max((shortcut.pairs for shortcut in found), default=0)
+    lines = [("told by", f"{told} of {pairs} pairs (50% is chance)")] if pairs >= LEAST_PAIRS else []
     lines += [("warning", str(shortcut)) for shortcut in found if shortcut.alarms]
     repeats = repeat_warning(facts["repeats"])
     return [*lines, ("warning", repeats)] if repeats else lines

@@ -164,7 +164,8 @@ def _of_names(column: str, wins: Counter[tuple[str, str]]) -> Shortcut:
         told += count * (0.5 if preferred == other or rates[0] == rates[1] else float(rates[0] > rates[1]))
     names = sorted(seen, key=lambda name: -_rate(won[name], seen[name]))
     rule = f"{names[0]} wins, {names[-1]} loses" if names else "all have the same"
-    return Shortcut(column, rule, told / wins.total(), wins.total())
+    # Leaving one out tells less than chance where nothing is told.
+    return Shortcut(column, rule, max(told / wins.total(), 0.5), wins.total())
 
 
 def _rate(won: int, seen: int) -> float:

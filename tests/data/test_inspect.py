@@ -17,7 +17,7 @@ from tests.data.text_pairs import pair
 
 def test_a_summary_of_images_by_hand(tmp_path):
     rejected = [{"where": f"a.csv row {row}", "reason": f"a.csv row {row}: no column `prompt`."} for row in (4, 9)]
-    rejected.append({"where": "a.csv row 5", "reason": "a.csv row 5, candidate 1: the image does not decode"})
+    rejected.append({"where": "a.csv row 5", "reason": "a.csv row 5, candidate 1: the image does not decode (line 7)"})
     facts = summary(image_table(tmp_path, rejected=rejected))
     assert {shortcut["column"] for shortcut in facts.pop("shortcuts")} >= {"bytes", "file type", "size", "sharpness"}
     assert facts == {
@@ -45,7 +45,7 @@ def test_a_summary_of_images_by_hand(tmp_path):
             "rows": 3,
             "reasons": [
                 {"reason": "no column `prompt`.", "rows": 2, "first": "a.csv row 4"},
-                {"reason": "candidate 1: the image does not decode", "rows": 1, "first": "a.csv row 5"},
+                {"reason": "the image does not decode", "rows": 1, "first": "a.csv row 5"},
             ],
         },
     }

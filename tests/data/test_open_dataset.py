@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -196,3 +198,31 @@ def test_a_score_for_a_column_that_nothing_reads_is_refused_before_the_import(tm
         train(
             config(tmp_path / "nothing there", objective={objective: {"beta": 0.1}}, scores={column: "s"}, output_dir=str(tmp_path / "run"))
         )
+
+
+def words(folder, label):
+    """Write a file of text pairs and return its name."""
+    rows = [{"prompt": f"p{i}", "chosen": f"yes {i}", "rejected": f"no {i} {label}"} for i in range(3)]
+    (folder / "votes.json").write_text(json.dumps(rows))
+    return folder / "votes.json"
+
+
+def test_a_file_that_did_not_change_keeps_the_caches_of_the_run_that_is_overwritten(tmp_path):
+    run = tmp_path / "run"
+    for label, kept in (("first", False), ("first", True), ("second", False)):
+        (run / ".replaced").mkdir(parents=True, exist_ok=True)
+        if (run / "data").exists():
+            (run / "data").rename(run / ".replaced" / "data")  # as the claim of the folder moves it
+        view = opened(config(words(tmp_path, label), output_dir=str(run)))
+        made = view.table.path / "cache" / "latents.npy"
+        assert (label, made.exists()) == (label, kept)
+        made.parent.mkdir(exist_ok=True)
+        made.write_bytes(b"numbers")
+        shutil.rmtree(run / ".replaced")
+
+
+def test_a_table_with_a_shortcut_is_warned_of_once_before_training(tmp_path, caplog):
+    shown = [(Candidate(text="x" * (number + 2)), Candidate(text="x")) for number in range(24)]
+    table = write_table(tmp_path / "t", [Record(f"r{i}", "p", pair, prob=1.0, source=f"row {i}") for i, pair in enumerate(shown)])
+    opened(config(table.path))
+    assert [("length" in line, str(table.path) in line) for line in caplog.messages if "24 pairs" in line] == [(True, True)]

@@ -150,3 +150,15 @@ def test_a_file_with_other_columns_is_refused(tmp_path):
         writer.write_table(other)
     with pytest.raises(TableError, match=r"the columns of records\.arrow are not those of a preference table"):
         Table(tmp_path / "t")
+
+
+def test_caches_stay_while_the_content_is_the_same_and_go_with_it(tmp_path):
+    write_table(tmp_path / "t", pairs(3))
+    made = tmp_path / "t" / "cache" / "latents-1" / "latents.npy"
+    made.parent.mkdir(parents=True)
+    made.write_bytes(b"numbers")
+    moved = [replace(record, source="elsewhere") for record in pairs(3)]
+    write_table(tmp_path / "t", moved, overwrite=True)
+    assert made.read_bytes() == b"numbers"
+    write_table(tmp_path / "t", [replace(pairs(1)[0], prob=0.0), *pairs(3)[1:]], overwrite=True)
+    assert not made.exists()

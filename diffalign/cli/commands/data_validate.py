@@ -24,6 +24,7 @@ class CONFIG:
 def run(config: CONFIG) -> int:
     """Print problems; exit status 1 if there are any."""
     from diffalign.data.importing import open_any
+    from diffalign.data.inspect import label_counts, trained_rows
     from diffalign.data.problems import validate
     from diffalign.methods.checks import parse_buckets
 
@@ -32,5 +33,6 @@ def run(config: CONFIG) -> int:
     problems = [f"dropped: {row['reason']}" for row in table.manifest["rejected"]] + validate(table, config.resolution, buckets)
     for problem in problems:
         print(problem)
+    print(trained_rows(label_counts(table), len(table)))
     print(f"{len(table)} rows, {len(problems)} problems")
     return 1 if problems else 0
