@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from itertools import islice
 
 SHORT = 4  # letters of a name in which one that is wrong weighs much
@@ -52,13 +52,8 @@ def nearest(name: str, names: Iterable[object]) -> str | None:
     >>> nearest("Diffusion-DPO", ["diffusion_npo", "diffusion_dpo"]), nearest("--fsdp", ["--seed"])
     ('diffusion_dpo', None)
     """
-    table = {_plain(str(entry)): str(entry) for entry in islice(names, MOST_COMPARED)}
-    word = _plain(name[:LONGEST])
-    if word in table:
-        return table[word]
-    near = get_close_matches(word, table, n=1, cutoff=0.66 if len(word) <= SHORT else 0.75)
-    longer = [entry for entry in table if min(len(word), len(entry)) > 2 and (entry.startswith(word) or word.startswith(entry))]
-    return table[near[0]] if near else table[longer[0]] if len(longer) == 1 else None
+    near = _near(name, names)
+    return near[0] if len(near) == 1 else None
 
 
 def did_you_mean(name: str, names: Iterable[object]) -> str:
@@ -68,8 +63,26 @@ def did_you_mean(name: str, names: Iterable[object]) -> str:
     (' Did you mean `dpo`?', ' Known: dpo, ipo.')
     """
     names = sorted(map(str, names))
-    near = nearest(name, names)
-    return f" Did you mean `{near}`?" if near else f" Known: {listed(names)}."
+    near = " or ".join(f"`{entry}`" for entry in _near(name, names))
+    return f" Did you mean {near}?" if near else f" Known: {listed(names)}."
+
+
+def _near(name: str, names: Iterable[object]) -> list[str]:
+    """Return the names that are as near as any, at most two of them; none where none is near."""
+    table = {_plain(str(entry)): str(entry) for entry in islice(names, MOST_COMPARED)}
+    word = _plain(name[:LONGEST])
+    if word in table:
+        return [table[word]]
+    near = get_close_matches(word, table, n=2, cutoff=0.66 if len(word) <= SHORT else 0.75)
+    if near:
+        return [table[entry] for entry in near if _likeness(word, entry) == _likeness(word, near[0])]
+    longer = [entry for entry in table if min(len(word), len(entry)) > 2 and (entry.startswith(word) or word.startswith(entry))]
+    return [table[longer[0]]] if len(longer) == 1 else []
+
+
+def _likeness(word: str, entry: str) -> float:
+    """Return how alike two names are, as `get_close_matches` counts it."""
+    return SequenceMatcher(None, entry, word).ratio()
 
 
 def listed(names: Iterable[str]) -> str:

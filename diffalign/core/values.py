@@ -42,7 +42,21 @@ def word_value(flag: str, hint: Any, word: str) -> Any:
     {'dpo': {'beta': 10}}
     """
     structured = any(get_origin(option) in (list, dict, Mapping) for option in options(hint))
-    return key_value(flag, hint, unmarked(parse_yaml(word, flag)) if structured and word.lstrip()[:1] in ("{", "[") else word)
+    if not structured or word.lstrip()[:1] not in ("{", "["):
+        return key_value(flag, hint, word)
+    value = unmarked(parse_yaml(word, flag))
+    if glued := _glued(value):
+        raise ConfigError(f"`{flag}`: found `{glued}`; YAML wants a blank after the colon, `{glued.replace(':', ': ', 1)}`")
+    return key_value(flag, hint, value)
+
+
+def _glued(value: Any) -> str | None:
+    """Return the first `key:value` without a blank within a mapping, which YAML reads as a key without a value."""
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+        names = [name for name, inner in value.items() if inner is None and isinstance(name, str) and ":" in name.strip(":")]
+        return next(filter(None, (*names, *map(_glued, parts))), None)
+    return next(filter(None, map(_glued, value)), None) if isinstance(value, list) else None
 
 
 def check_types(config: Any) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import ImageFilter, ImageStat
 
 from diffalign.core.errors import RecordError
-from diffalign.data.buckets import nearest
 from diffalign.data.pictures import Header, Size, decode_image, read_header
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import Table
@@ -76,6 +75,8 @@ def shortcuts(table: Table, buckets: Sequence[Size] = (), *, rows: int = ROWS, d
 
 def kept_shares(sizes: Sequence[Size], buckets: Sequence[Size] = ()) -> list[float]:
     """Return the share in (0, 1] that the crop leaves of each image of a record, whose sizes are (height, width)."""
+    from diffalign.data.buckets import nearest  # torch takes seconds to import, and who checks a config does without
+
     height, width = buckets[nearest(sizes, buckets)] if buckets else (1, 1)
     ratios = [high * width / (wide * height) for high, wide in sizes]
     return [min(ratio, 1 / ratio) for ratio in ratios]

@@ -22,7 +22,7 @@ from diffalign.methods import METHODS
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.packages import check_switches, missing_packages
-from diffalign.methods.recipe import Recipe, compares, part, recipe_of, transforms_of, tuning_of, users_of
+from diffalign.methods.recipe import DRIVERS, Recipe, compares, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
     LAYOUTS,
     TRAITS,
@@ -37,8 +37,10 @@ from diffalign.models.backbones.folders import (
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, RENAMED, bind_objective
 from diffalign.rewards.heads.settings import check_embeds, settings_of
+from diffalign.rewards.names import check_scorer_names
 
 logger = logging.getLogger(__name__)
+ERROR_NAMES = ("squared", "pseudo_huber")
 LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 EARLIER = ("run.json", "train_log.jsonl", "checkpoint-*", "round-*")  # what tells that a folder holds a run
 
@@ -92,6 +94,8 @@ def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     if installed and (missing := missing_packages(config)):
         raise ConfigError("; ".join(missing))
     _check_buckets(config)
+    check_name("trajectory", next(iter(part(config, "trajectory"))), ("forward", *DRIVERS))
+    check_name("error", next(iter(part(config, "error"))), ERROR_NAMES)
     _check_rounds(config)
     _check_evaluations(config)
 
@@ -280,6 +284,8 @@ def _check_rounds(config: TrainConfig) -> None:
     if not config.generate:
         require("rounds", config.rounds, lambda v: v == 1, "`generate` with it: after the first round the model draws its own images")
         return
+    if isinstance(scorers := config.generate.get("scorers"), list):
+        check_scorer_names(scorers)
     if config.dataset_name and config.rounds == 1:
         raise ConfigError("`generate` draws what `dataset_name` has for the first round, and there is no other; leave one of them out")
     if inference != "plain" or tuning == "user" or "prompt_only" in _names(config):
@@ -289,6 +295,7 @@ def _check_rounds(config: TrainConfig) -> None:
 
 def _check_evaluations(config: TrainConfig) -> None:
     """Check that evaluations have prompts, pictures of one network to judge, and a reward."""
+    check_scorer_names([*config.eval_scorers, *filter(None, [config.eval_reward])])
     if config.eval_every is None:
         for name in ("eval_prompts", "eval_scorers", "eval_reward"):
             require(name, getattr(config, name) or None, lambda _: False, "nothing without `eval_every`, which says when it is used")

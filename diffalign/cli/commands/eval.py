@@ -13,6 +13,7 @@ from diffalign.core.keys import changed, facts_of
 from diffalign.core.runs import Run
 from diffalign.evaluate.options import EvalConfig
 from diffalign.rewards.base import standing
+from diffalign.rewards.names import check_scorer_names
 
 CONFIG = EvalConfig
 ABOUT = "compare a trained run with its base model"
@@ -37,6 +38,7 @@ def run(config: EvalConfig) -> int:
     """Write the comparison, and print the short of it."""
     if not config.prompts and not config.dataset_name:
         raise ConfigError("`diffalign eval` needs --prompts to draw, or --dataset_name with pairs not trained on")
+    check_scorer_names([*config.scorers, *filter(None, [config.reward])])
     finished = Run.open(config.output_dir)
     from diffalign.data.prompts import prompts_of, subset
 

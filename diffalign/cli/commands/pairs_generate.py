@@ -7,6 +7,7 @@ import math
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run
 from diffalign.infer.options import GenerateConfig
+from diffalign.rewards.names import check_scorer_names
 
 CONFIG = GenerateConfig
 ABOUT = "draw, score and rank a model's own images"
@@ -21,6 +22,7 @@ examples:
 
 def run(config: GenerateConfig) -> int:
     """Write the table and say what it holds."""
+    check_scorer_names(config.scorers)
     from diffalign.data.prompts import prompts_to_draw
     from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
 

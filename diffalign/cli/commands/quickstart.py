@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 
 from diffalign.cli.demo.options import QuickstartConfig, TextQuickstartConfig
 from diffalign.cli.invocation import command_line
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.keys import changed
+from diffalign.methods import METHODS
+from diffalign.rewards.names import check_taste_name
 
 ABOUT = "the whole loop on the embedded model, with a report"
 HELP = """examples:
@@ -73,6 +75,8 @@ class CONFIG:
 
 def run(config: CONFIG) -> int:
     """Run the loop and say where the report lies."""
+    check_taste_name(config.taste)
+    check_name("method", config.method, METHODS)
     return _texts(_options(config, TextQuickstartConfig)) if config.text else _images(_options(config, QuickstartConfig))
 
 

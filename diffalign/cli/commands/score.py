@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.specs import Spec
+from diffalign.rewards.names import check_scorer_names
 
 if TYPE_CHECKING:
     from diffalign.data.table import Table
@@ -64,6 +65,7 @@ def run(config: CONFIG) -> int:
         raise ConfigError("`diffalign score` needs --dataset_name with a table or dataset, or --images with a folder of images")
     if config.prompts and config.images is None:
         raise ConfigError("`prompts` are for --images; the images of a dataset have prompts of their own")
+    check_scorer_names(config.scorers)
     import torch
 
     from diffalign.rewards.score_table import check, score_table

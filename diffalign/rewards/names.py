@@ -1,0 +1,29 @@
+"""The names of scorers and tastes, checked before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.specs import Spec, single
+
+SCORER_NAMES = ("pickscore", "clipscore", "hps", "imagereward", "mps", "aesthetic", "vqascore", "adherence", "taste", "trained")
+SCORER_NAMES += ("function", "http")
+
+
+def check_scorer_names(specs: Iterable[Spec]) -> None:
+    """Raise ConfigError for a spec whose scorer there is not, or whose taste."""
+    for spec in specs:
+        name, constants = single("scorer", spec)
+        if name not in SCORER_NAMES:
+            raise ConfigError(f"there is no scorer `{name}`.{did_you_mean(name, SCORER_NAMES)}")
+        if name == "taste" and "name" in constants:
+            check_taste_name(constants["name"])
+
+
+def check_taste_name(name: str) -> None:
+    """Raise ConfigError for a taste that there is not."""
+    from diffalign.data.world.tastes import TASTES  # scipy takes a while to import
+
+    if name not in TASTES:
+        raise ConfigError(f"there is no taste `{name}`.{did_you_mean(str(name), TASTES)}")
