@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from diffalign.cli.parser import plain
 from diffalign.core.runs import Run
 from diffalign.methods.beta_convention import BetaConvention, with_beta_of
+from diffalign.methods.checks import check_keys
 from diffalign.methods.config import TrainConfig
 
 ABOUT = "fine-tune a model on preferences"
@@ -45,6 +46,7 @@ def run(config: CONFIG) -> int:
             print(_outlook(training))
         return 0
     if training.generate:
+        check_keys(training)
         from diffalign.train import rounds  # what draws takes seconds to import
 
         folder = rounds.train(training)
