@@ -9,7 +9,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, aside = (path.with_name(f"{_name(path)}{os.getpid()}.{end}") for end in ("tmp", "old"))
     temporary.mkdir()
+    mode = _mode(temporary)
     try:
         yield temporary
+        _share(temporary.rglob("*"), mode)
         if path.exists():
             path.replace(aside)
         temporary.replace(path)
@@ -79,11 +82,40 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to, which takes its place on success and vanishes on an error; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch()
+    mode = _mode(temporary)
     try:
         yield temporary
+        _share([temporary], mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def files_for(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder inside `folder`, whose files all move up on success and vanish on an error; `folder` is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as name:
+        temporary = Path(name, "new")
+        temporary.mkdir()
+        mode = _mode(temporary)
+        yield temporary
+        _share(temporary.iterdir(), mode)
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+
+
+def _mode(path: Path) -> int:
+    """Return the permissions that the umask gives new files, from those of a file or folder that has just been made."""
+    return path.stat().st_mode & 0o666
+
+
+def _share(paths: Iterable[Path], mode: int) -> None:
+    """Give files the permissions `mode`: some libraries write theirs for the owner alone."""
+    for path in paths:
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def write(texts: Mapping[Path, str]) -> None:

@@ -1,16 +1,21 @@
-"""Tensors and facts about them in safetensors files, which are there whole or not at all."""
+"""Tensors and facts about them in safetensors files, which are there whole or not at all; and the check of what others have written."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.core.errors import CheckpointError
 from diffalign.core.files import atomic_file
+
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # dtypes that weights are written in
+LARGEST = torch.finfo(torch.float16).max  # weights are published in half precision, so no sound one is larger
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
@@ -20,10 +25,50 @@ def write(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what `write` has written. Raises CheckpointError for a file that is missing, damaged or of another kind."""
+    """Return what `write` has written. Raises CheckpointError for a file that is missing, cut off, damaged or of another kind."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); expected a safetensors file") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: {damage(file, error)}; expected a whole safetensors file") from error
+
+
+def damage(file: Path, error: Exception) -> str:
+    """Return why a safetensors file cannot be read, in words where its first bytes tell."""
+    try:
+        with file.open("rb") as opened:
+            size, start = file.stat().st_size, opened.read(64)
+    except OSError:
+        return f"cannot be read ({error})"
+    if size == 0:
+        return "is empty (0 bytes)"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer and not the file itself; fetch it with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page"
+    header = struct.unpack("<Q", start[:8])[0] if size >= 8 else size
+    cut = ", probably cut off" if header + 8 > size and start[8:9] == b"{" else ""
+    return f"is damaged, {size:,} bytes{cut} ({error})"
+
+
+def check(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], owner: str) -> None:
+    """Raise CheckpointError unless `tensors` of `file` have exactly the names and shapes of `expected`, and sound numbers.
+
+    `owner` says in words what they belong to. The error names the first odd tensor.
+    """
+    if odd := sorted(tensors.keys() ^ expected.keys()):
+        lack = "lacks" if odd[0] in expected else "has the unexpected"
+        raise CheckpointError(f"{file}: {lack} `{odd[0]}` ({len(odd)} names differ); expected the {len(expected)} tensors of {owner}")
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise CheckpointError(f"{file}: `{name}` has shape {list(value.shape)}; expected {list(expected[name].shape)}, as in {owner}")
+        check_numbers(str(file), name, value)
+
+
+def check_numbers(source: str, name: str, value: Tensor) -> None:
+    """Raise CheckpointError for a tensor of `source` that is not of finite floating-point numbers of a weight's size."""
+    if value.dtype not in NUMBERS:
+        raise CheckpointError(f"{source}: `{name}` is of {value.dtype}; expected floating-point numbers of 16, 32 or 64 bits")
+    if value.numel() and not float(largest := value.abs().max()) <= LARGEST:  # also where it is no number
+        raise CheckpointError(f"{source}: `{name}` holds {float(largest):g}; expected finite weights, none above {LARGEST:g}")

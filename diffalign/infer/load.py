@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.keys import ANY
 from diffalign.core.runs import Run
 from diffalign.infer.kinds.image import base_of, with_result
 from diffalign.infer.kinds.table import KINDS
-from diffalign.infer.negative import ADAPTER, attach
+from diffalign.infer.negative import attach
 from diffalign.infer.users.personal import Personal
-from diffalign.models.adapters import load_lora
-from diffalign.models.backbones.table import component_of
 
 
 def load(
@@ -82,7 +79,7 @@ def _steered(run: Run, under: Run | None, alpha: float, beta: float, dtype: torc
         pipe = base_of(under or run, dtype=dtype, device_map=device_map)
     else:
         pipe = with_result(under, dtype, device_map)
-    attach(pipe, _negative_of(pipe, run.folder), alpha=alpha, beta=beta)
+    attach(pipe, run.folder, alpha=alpha, beta=beta)
     if under is not None and under.personal:
         # The branch comes last: an adapter is injected wherever a layer has the right name, and some of SD3's projector do.
         return Personal(pipe, under, guided_by=run.folder)
@@ -93,11 +90,3 @@ def _placed(made: Any, device: str | torch.device, device_map: str | None) -> An
     if device_map is None:
         (made.pipe if isinstance(made, Personal) else made).to(device)
     return made
-
-
-def _negative_of(pipe: Any, folder: Path) -> Path | str:
-    """Return what `attach` takes: the folder, or an adapter that is loaded here because the pipeline itself reads none (PixArt's)."""
-    if isinstance(pipe, LoraBaseMixin):
-        return folder
-    load_lora(pipe, folder, component_of(pipe), ADAPTER)
-    return ADAPTER

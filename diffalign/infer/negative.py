@@ -17,12 +17,14 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from peft.tuners.lora.layer import Linear, LoraLayer, _ConvNd
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign.core.documents import read_mapping
+from diffalign.core import tensor_files
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.models.adapters import WEIGHTS
+from diffalign.core.keys import ANY
+from diffalign.core.runs import Run
+from diffalign.models.adapter_files import METADATA, WEIGHTS
+from diffalign.models.adapters import load_lora
 
 ADAPTER = "negative_guidance"  # the name under which a file's adapter is loaded
 
@@ -229,42 +231,48 @@ class _Layer:
 
 def _load(pipe: Any, network: Any, component: str, path: Path, stack: ExitStack) -> str:
     """Load a file as `ADAPTER`, active nowhere, and return this name; `stack` deletes it. CheckpointError if it does not fit."""
-    if not isinstance(pipe, LoraBaseMixin):
-        raise ConfigError(f"{type(pipe).__name__} reads no LoRA files; inject the adapter with peft and pass its name")
     if ADAPTER in _adapters(network):
         raise ConfigError("negative guidance with a file is attached to this pipeline already; take that off first")
     file = path / WEIGHTS if path.is_dir() else path
-    _check_file(pipe, network, component, file)
+    if not file.is_file():
+        raise CheckpointError(f"`negative`: {file} is neither a LoRA file nor one of the loaded adapters {_adapters(network)}")
+    tensors, metadata = tensor_files.read(file)
+    _check_file(pipe, network, component, file, tensors, metadata)
+    trained_here = METADATA in metadata or Run.is_in(file.parent)
+    if not trained_here and not isinstance(pipe, LoraBaseMixin):
+        raise ConfigError(f"{type(pipe).__name__} reads no LoRA files; inject the adapter with peft and pass its name")
     settle = _restore_later(network, stack)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is wanted
-            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue]
+        if trained_here:
+            load_lora(pipe, file, component, ADAPTER)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is wanted
+                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue]
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{file}: does not fit `{component}`, a {type(network).__name__} ({error})") from error
     finally:
         settle()
     if ADAPTER not in _adapters(network):
         raise CheckpointError(f"{file}: has nothing for `{component}`, a {type(network).__name__}")
+    for name, layer in _layers(network):
+        if any(ADAPTER in side and side[ADAPTER].weight.is_meta for side in (layer.lora_A, layer.lora_B)):
+            raise CheckpointError(f"{file}: has only one half of the update of {name}")
     return ADAPTER
 
 
-def _check_file(pipe: Any, network: nn.Module, component: str, file: Path) -> None:
-    """Raise CheckpointError if `file` is no adapter of this network alone; tensors not in diffusers' own naming are left to the loader."""
-    if not file.is_file():
-        raise CheckpointError(f"`negative`: {file} is neither a LoRA file nor one of the loaded adapters {_adapters(network)}")
-    try:
-        with safe_open(file, "pt") as content:
-            shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118  # a safe_open has keys, and is no mapping
-            base = (content.metadata() or {}).get("base")
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: damaged, or no safetensors file ({error})") from error
-    run = file.with_name("run.json")
-    base = base or (read_mapping(run, CheckpointError).get("base") if run.is_file() else None)
+def _check_file(
+    pipe: Any, network: nn.Module, component: str, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Raise CheckpointError if `file` is no adapter of this network alone, of sound numbers; other naming is left to the loader."""
+    base = metadata.get("base") or (Run.open(file.parent, expects=ANY).base if Run.is_in(file.parent) else None)
     if base and pipe.name_or_path and Path(base).name != Path(pipe.name_or_path).name:
         raise CheckpointError(f"{file}: made for {base}, not {pipe.name_or_path}; if they are the same, load it and pass its name")
     known = {key.removesuffix(".weight").removesuffix(".base_layer"): value.shape for key, value in network.state_dict().items()}
-    for name, shape in shapes.items():
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            tensor_files.check_numbers(str(file), name, value)
+        shape = list(value.shape)
         if name.startswith(("text_encoder", "lora_te")):
             raise CheckpointError(f"{file}: also changes the text encoder ({name}), which both branches share")
         path, side, _ = name.removeprefix(f"{component}.").rpartition(".lora_A." if ".lora_A." in name else ".lora_B.")

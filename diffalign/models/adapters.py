@@ -1,27 +1,26 @@
-"""Low-rank adapters on a network, through peft: add, switch off, save and load in the format of its library; and full fine-tuning."""
+"""Adapters on a network, through peft: add, switch off, save and load in the format of its library; and networks trained as a whole."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffalign.core import tensor_files
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.core.files import atomic_folder
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+from diffalign.core.files import atomic_folder, files_for
+from diffalign.models.adapter_files import MODEL, PEFT_PREFIX, PEFT_WEIGHTS, WEIGHTS, AdapterFile
+from diffalign.models.weights import read_network
 
 
 def add_lora(
@@ -40,20 +39,14 @@ def add_lora(
         use_dora=dora,
     )
     model.requires_grad_(False)
+    network: Any = model
     try:
-        _inject(model, config)
+        # A few classes of diffusers (PixArt's) lack the method.
+        network.add_adapter(config, "default") if isinstance(model, PeftAdapterMixin) else inject_adapter_in_model(config, network)
     except ValueError as error:
         raise ConfigError(f"`lora_layers` {list(targets)}: {error}") from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
-
-
-def _inject(model: Any, config: LoraConfig, name: str = "default") -> None:
-    """Add an adapter to a network of diffusers; a few of its classes (PixArt's) lack the method."""
-    if isinstance(model, PeftAdapterMixin):
-        model.add_adapter(config, name)
-    else:
-        inject_adapter_in_model(config, model, name)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -86,61 +79,49 @@ def save_lora(pipe: Any, folder: Path, component: str) -> None:
 
 def _write(pipe: Any, folder: Path, component: str, state: dict[str, Tensor], config: LoraConfig) -> None:
     """Write an adapter through diffusers' own saver, under a temporary name first."""
-    folder.mkdir(parents=True, exist_ok=True)
     facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as name:
-        temporary = Path(name)
+    with files_for(folder) as temporary:
         if isinstance(pipe, LoraBaseMixin):
             layers = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts}
             kind: Any = type(pipe)
             kind.save_lora_weights(temporary, **layers)
         else:
-            packed, known = ({f"{component}.{k}": v for k, v in values.items()} for values in (state, facts))
-            LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, known)  # pyright: ignore[reportArgumentType]
-            _peft_files(temporary, state, config)
-        for file in temporary.iterdir():
-            file.replace(folder / file.name)
+            packed, prefixed = ({f"{component}.{k}": v for k, v in values.items()} for values in (state, facts))
+            LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, prefixed)  # pyright: ignore[reportArgumentType]
+            peft_files(temporary, state, config)
 
 
-def _peft_files(folder: Path, state: dict[str, Tensor], config: LoraConfig) -> None:
+def peft_files(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Write an adapter as peft's two files."""
     config.save_pretrained(str(folder))
-    save_file({f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()}, folder / PEFT_WEIGHTS)
+    save_file({f"{PEFT_PREFIX}{k}": v.detach().cpu().contiguous() for k, v in state.items()}, folder / PEFT_WEIGHTS)
 
 
 def save_peft(model: Any, folder: Path, base: str) -> None:
     """Write a language model's adapter as peft's two files, for `PeftModel.from_pretrained` and `AutoPeftModelForCausalLM`."""
     config = copy.copy(model.peft_config["default"])
     config.base_model_name_or_path, config.task_type = base, "CAUSAL_LM"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as name:
-        _peft_files(Path(name), get_peft_model_state_dict(model), config)
-        for file in Path(name).iterdir():
-            file.replace(folder / file.name)
+    with files_for(folder) as temporary:
+        peft_files(temporary, get_peft_model_state_dict(model), config)
 
 
 def load_lora(pipe: Any, folder: Path, component: str, name: str = "default") -> None:
-    """Load a run's adapter into a stock pipeline as `name`, also where its class has no method for that (PixArt's)."""
-    if isinstance(pipe, LoraBaseMixin):
-        pipe.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=name)  # pyright: ignore[reportCallIssue]
-        return
-    model = getattr(pipe, component)
-    for file in (PEFT_CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{folder}: has no {file}; an adapter for a {type(pipe).__name__} needs it")
-    _load_peft(model, folder / WEIGHTS, f"{component}.", name)
+    """Load a run's adapter into a stock pipeline as `name`, also where its class has no method for that (PixArt's).
+
+    Raises CheckpointError for a file that is not whole, made for another network or of unsound numbers, or that changes nothing.
+    """
+    _load(getattr(pipe, component), folder, component, name)
 
 
 def load_peft(model: Any, folder: Path) -> None:
-    """Add the adapter that `save_peft` wrote to a language model."""
-    _load_peft(model, folder / PEFT_WEIGHTS, "base_model.model.", "default")
+    """Add the adapter that `save_peft` wrote to a language model. Raises as `load_lora`."""
+    _load(model, folder, MODEL, "default")
 
 
-def _load_peft(model: Any, file: Path, prefix: str, name: str) -> None:
-    config: Any = LoraConfig.from_pretrained(str(file.parent))
-    _inject(model, config, name)
-    tensors = {key.removeprefix(prefix): value for key, value in load_file(file).items()}
-    if unexpected := set_peft_model_state_dict(model, tensors, adapter_name=name).unexpected_keys:
-        raise CheckpointError(f"{file}: made for another network; it has {unexpected[0]}")
+def _load(model: Any, folder: Path, component: str, name: str) -> None:
+    adapter = AdapterFile.read(folder, component)
+    adapter.put(model, name)
+    adapter.refuse_idle()
     model.requires_grad_(False)
 
 
@@ -150,18 +131,23 @@ def save_full(model: Any, folder: Path) -> None:
         model.save_pretrained(temporary)
 
 
-def load_result(model: Any, folder: Path, *, full: bool, component: str) -> None:
-    """Put a finished run's weights from `folder` into a network that was built like the run's. Raises CheckpointError if they differ."""
+def load_result(model: Any, folder: Path, *, full: bool, component: str, untrained: bool = False) -> None:
+    """Put a finished run's weights from `folder` into a network that was built like the run's.
+
+    Raises CheckpointError if they differ, are damaged or unsound, or, unless `untrained` is welcome, change nothing.
+    """
     if full:
-        model.load_state_dict(type(model).from_pretrained(folder / component).state_dict())
+        config = model.config if isinstance(model.config, Mapping) else None  # of diffusers
+        tuned = read_network(type(model), folder / component, config)
+        try:
+            model.load_state_dict(tuned.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder / component}: made for another model ({error})") from error
         return
-    file, prefix = (folder / WEIGHTS, f"{component}.")
-    if not file.exists():  # of a language model
-        file, prefix = folder / PEFT_WEIGHTS, "base_model.model."
-    tensors = {name.removeprefix(prefix): value for name, value in load_file(file).items()}
-    unexpected = set_peft_model_state_dict(model, tensors).unexpected_keys
-    if unexpected:
-        raise CheckpointError(f"{file}: made for another adapter; it has {unexpected[0]}")
+    adapter = AdapterFile.read(folder, component)
+    adapter.overwrite(model)
+    if not untrained:
+        adapter.refuse_idle()
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -175,16 +161,12 @@ def _kept(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad} | measured
 
 
-def load_trained_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy `tensors` to where `trained_state` takes them from. Raises CheckpointError if the names differ."""
-    own = _kept(model)
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())[:3]
-        raise CheckpointError(
-            f"the checkpoint was made with another adapter: {odd} are on one side only; check rank, lora_layers and train_method"
-        )
+def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Copy `tensors` of `file` to where `trained_state` takes them from. Raises CheckpointError if names, shapes or numbers are odd."""
+    parameters = _kept(model)
+    tensor_files.check(file, tensors, parameters, "what is trained here (see rank, lora_layers and train_method)")
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 

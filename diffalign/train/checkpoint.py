@@ -12,10 +12,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from diffalign.core import tensor_files
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError
 from diffalign.core.files import atomic_folder, write
@@ -72,8 +72,8 @@ def facts(folder: Path) -> dict[str, Any]:
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (weights, state) of a checkpoint, on the CPU."""
     try:
-        return load_file(folder / WEIGHTS), torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        return tensor_files.read(folder / WEIGHTS)[0], torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (CheckpointError, UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{folder}: damaged ({error}); go on from an earlier checkpoint") from error
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import CONFIG, RUN
 from diffalign.methods.config import TrainConfig
-from diffalign.models.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
-from diffalign.models.text.network import MODEL
+from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
 from diffalign.models.users.store import BRANCH, ENCODER
 from diffalign.rewards.heads.store import FILE
 

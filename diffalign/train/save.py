@@ -12,6 +12,7 @@ from diffalign.data.table import is_table, read_table
 from diffalign.infer.kinds.table import KINDS
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
+from diffalign.models.adapter_files import adapter_facts
 from diffalign.models.backbones.folders import lasting
 
 
@@ -33,4 +34,4 @@ def save_result(parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> Non
         "mixed_precision": config.mixed_precision,
         "scorers": scorers_of(read_table(config.dataset_name).manifest if is_table(config.dataset_name or "") else {}),
     }
-    write({folder / RUN: json.dumps(run | facts, indent=2) + "\n"})
+    write({folder / RUN: json.dumps(run | adapter_facts(parts.backbone.network) | facts, indent=2) + "\n"})

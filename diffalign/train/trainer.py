@@ -281,7 +281,7 @@ class Trainer:
         facts = checkpoint.facts(folder)
         check_same(folder, facts, self._identity(), self.config, self.sampler.processes)
         weights, state = checkpoint.load(folder)
-        adapters.load_trained_state(self.network, weights)
+        adapters.load_trained_state(self.network, weights, folder / checkpoint.WEIGHTS)
         restore_optimizer(self.optimizer, self.schedule, state)
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])

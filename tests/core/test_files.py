@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from diffalign.core.errors import TableError
-from diffalign.core.files import atomic_folder, settle
+from diffalign.core.files import atomic_file, atomic_folder, files_for, settle
 from tests.data.text_pairs import names
 
 
@@ -71,3 +74,31 @@ def test_writers_that_live_or_work_on_another_machine_are_left_alone_and_the_lat
     settle(tmp_path / "table")
     assert names(tmp_path) == sorted(path.name for path in kept)
     assert caplog.messages == [f"{kept[1]} is of another machine: unless it is being written there, remove it"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_files_have_the_permissions_that_the_umask_says_whoever_writes_them(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "export") as folder:
+            (folder / "part").mkdir()
+            save_file({"a": np.zeros(1)}, folder / "part" / "a.safetensors")
+        with atomic_file(tmp_path / "b.safetensors") as file:
+            save_file({"a": np.zeros(1)}, file)
+        with files_for(tmp_path / "run") as folder:
+            save_file({"a": np.zeros(1)}, folder / "c.safetensors")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert names(tmp_path / "run") == ["c.safetensors"]
+    assert len(files) == 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+
+
+def test_files_for_a_folder_come_all_or_none(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept").write_text("kept")
+    with contextlib.suppress(ZeroDivisionError), files_for(tmp_path / "run") as folder:
+        (folder / "new").write_text("new")
+        raise ZeroDivisionError
+    assert names(tmp_path / "run") == ["kept"]

@@ -21,7 +21,7 @@ from diffalign.infer import generate_pairs as generating
 from diffalign.infer import shards as drawing
 from diffalign.infer.sample import draw
 from diffalign.methods.config import TrainConfig
-from diffalign.models.adapters import WEIGHTS
+from diffalign.models.adapter_files import WEIGHTS
 from diffalign.train import align as api
 from diffalign.train import rounds
 from diffalign.train.trainer import Trainer

@@ -25,7 +25,7 @@ from diffalign.infer.export.user_card import personal_files, personal_usage
 from diffalign.infer.negative import ADAPTER
 from diffalign.methods import method_of
 from diffalign.methods.config import TrainConfig
-from diffalign.models.adapters import WEIGHTS
+from diffalign.models.adapter_files import WEIGHTS
 from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.rewards.base import standing
 

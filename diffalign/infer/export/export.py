@@ -25,12 +25,13 @@ from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.core.files import atomic_folder
 from diffalign.core.runs import Run
 from diffalign.infer.export.card import PICTURE, Base, Source, model_card, public
-from diffalign.infer.export.lora_file import LoraFile, architecture, comfyui_tensors, kohya_facts
+from diffalign.infer.export.lora_file import architecture, comfyui_tensors, kohya_facts, updates
 from diffalign.infer.export.user_files import FOLDER, write_personal
 from diffalign.infer.load import load
-from diffalign.models.adapters import PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS
+from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, AdapterFile
+from diffalign.models.adapters import peft_files
 from diffalign.models.backbones.folders import layout_of, resolve
-from diffalign.models.text.network import MODEL
+from diffalign.models.weights import UNREADABLE
 
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,6 +45,7 @@ class Job:
 
     run: Run
     base: Base
+    network: Any  # the denoiser's class
     config: Mapping[str, Any]  # the denoiser's
     scheduler: Mapping[str, Any]
     name: str
@@ -162,11 +164,12 @@ def _job(run: Run, name: str | None, dtype: str) -> Job:
     try:
         index: Any = DiffusionPipeline.load_config(base, revision=revision)
         layout = layout_of(index.get("_class_name"), run.base)
-        parts = [
-            getattr(diffusers, index[part][1]).load_config(base, subfolder=part, revision=revision)
-            for part in (layout.component, "scheduler")
-        ]
-    except (OSError, ValueError) as error:
+        network, scheduler = (getattr(diffusers, index[part][1]) for part in (layout.component, "scheduler"))
+        config, schedule = (
+            kind.load_config(base, subfolder=part, revision=revision)
+            for kind, part in ((network, layout.component), (scheduler, "scheduler"))
+        )
+    except UNREADABLE as error:
         raise CheckpointError(f"{run.base}: the base of this run cannot be read ({error})") from error
     if dtype not in DTYPES:
         raise ConfigError(f"`dtype`: there is no `{dtype}`.{did_you_mean(dtype, DTYPES)}")
@@ -178,35 +181,39 @@ def _job(run: Run, name: str | None, dtype: str) -> Job:
     return Job(
         run=run,
         base=Base(kind=index["_class_name"], layout=layout, absent=absent),
-        config=parts[0],
-        scheduler=parts[1],
+        network=network,
+        config=config,
+        scheduler=schedule,
         name=title,
         dtype=DTYPES[dtype],
     )
 
 
-def _read(job: Job) -> LoraFile:
-    if not (job.run.folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{job.run.folder}: the run's weights are missing; expected {WEIGHTS}")
-    return LoraFile.read(job.run.folder / WEIGHTS)
+def _read(job: Job) -> AdapterFile:
+    """Return the run's adapter, checked against the shapes of the network that it belongs to. Raises CheckpointError if it is odd."""
+    adapter = AdapterFile.read(job.run.folder, job.base.layout.component)
+    with torch.device("meta"):
+        adapter.inject(job.network.from_config(dict(job.config)))
+    adapter.refuse_idle()
+    return adapter
 
 
 def _write_diffusers(job: Job, folder: Path) -> None:
-    """Copy the run's own file, with more metadata, and peft's files where it has them; or what a personalised run has."""
+    """Write the run's own adapter, with more metadata, and peft's files where it has them; or what a personalised run has."""
     if job.run.personal:
         write_personal(job.run, job.users, folder)
         return
-    file = _read(job)
-    save_file(file.tensors, folder / WEIGHTS, metadata=file.metadata | job.facts() | {"modelspec.implementation": "diffusers"})
-    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
-        if (job.run.folder / name).is_file():
-            shutil.copyfile(job.run.folder / name, folder / name)
+    adapter = _read(job)
+    facts = {**adapter.metadata, **job.facts(), "modelspec.implementation": "diffusers"}
+    save_file(dict(adapter.tensors), folder / WEIGHTS, metadata=facts)
+    if (job.run.folder / PEFT_CONFIG).is_file():
+        peft_files(folder, adapter.plain(), adapter.config)
 
 
 def _write_comfyui(job: Job, folder: Path) -> None:
-    updates, family = _read(job).updates(job.base.layout.component), job.base.layout.family
-    tensors = comfyui_tensors(family, updates, job.config)
-    facts = job.facts() | kohya_facts(family, updates, job.config, job.scheduler) | {"ss_output_name": job.name}
+    layers, family = updates(_read(job)), job.base.layout.family
+    tensors = comfyui_tensors(family, layers, job.config)
+    facts = job.facts() | kohya_facts(family, layers, job.config, job.scheduler) | {"ss_output_name": job.name}
     save_file(tensors, folder / f"{job.name}_comfyui.safetensors", metadata=facts)
 
 

@@ -1,23 +1,20 @@
-"""LoRA files: the one of a run, with what it adds to each weight, and the one that ComfyUI and kohya's scripts read."""
+"""What an adapter adds to each weight, and the LoRA file that ComfyUI and kohya's scripts read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from torch import Tensor
 
-from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.infer.export.keys import Place, file_key, place
-
-PEFT_FACTS = "lora_adapter_metadata"  # the metadata key of diffusers for the adapter's config
+from diffalign.models.adapter_files import AdapterFile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,50 +26,30 @@ class Update:
     scale: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoraFile:
-    """A LoRA file in diffusers' own format: its tensors as they are, and its metadata."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-
-    @classmethod
-    def read(cls, path: Path) -> LoraFile:
-        """Return the file at `path`."""
-        with safe_open(path, "pt") as content:
-            names = list(content.keys())
-            return cls(path, {name: content.get_tensor(name) for name in names}, content.metadata() or {})
-
-    def facts(self, component: str) -> dict[str, Any]:
-        """Return the adapter's config as peft wrote it, empty if the file has none."""
-        known = parse_json(self.metadata.get(PEFT_FACTS, "{}"), f"{self.path}, {PEFT_FACTS}", CheckpointError)
-        return {name.removeprefix(f"{component}."): value for name, value in known.items()}
-
-    def updates(self, component: str) -> dict[str, Update]:
-        """Return the update of every layer of the denoiser. Raises ConfigError for DoRA, CheckpointError for anything else but LoRA."""
-        facts, ups = self.facts(component), [name for name in self.tensors if name.endswith(".lora_B.weight")]
-        known = {*ups, *(name.replace(".lora_B.", ".lora_A.") for name in ups)}
-        if facts.get("use_dora") or any("lora_magnitude_vector" in name for name in self.tensors):
-            raise ConfigError(
-                f"{self.path}: a DoRA adapter; it is no sum of weights, and other programs weigh it differently, so there is no ComfyUI "
-                "file of it: choose --formats diffusers merged"
-            )
-        if odd := sorted(self.tensors.keys() ^ known):
-            raise CheckpointError(f"{self.path}: `{odd[0]}` is no half of a LoRA update; expected pairs of lora_A and lora_B")
-        found = {}
-        for name in ups:
-            layer = name.removeprefix(f"{component}.").removesuffix(".lora_B.weight")
-            down = self.tensors[name.replace(".lora_B.", ".lora_A.")]
-            found[layer] = Update(down, self.tensors[name], _scale(layer, len(down), facts))
-        return found
+def updates(adapter: AdapterFile) -> dict[str, Update]:
+    """Return the update of every layer of the denoiser. Raises ConfigError for DoRA, CheckpointError for anything else but LoRA."""
+    if adapter.config.use_dora:
+        raise ConfigError(
+            f"{adapter.file}: a DoRA adapter; it is no sum of weights, and other programs weigh it differently, so there is no ComfyUI "
+            "file of it: choose --formats diffusers merged"
+        )
+    ups = [name for name in adapter.tensors if name.endswith(".lora_B.weight")]
+    pairs = {*ups, *(name.replace(".lora_B.", ".lora_A.") for name in ups)}
+    if odd := sorted(adapter.tensors.keys() ^ pairs):
+        raise CheckpointError(f"{adapter.file}: `{odd[0]}` is no half of a LoRA update; expected pairs of lora_A and lora_B")
+    layers = {}
+    for name in ups:
+        layer = name.removeprefix(adapter.prefix).removesuffix(".lora_B.weight")
+        down = adapter.tensors[name.replace(".lora_B.", ".lora_A.")]
+        layers[layer] = Update(down, adapter.tensors[name], _scale(layer, len(down), adapter.config))
+    return layers
 
 
-def _scale(layer: str, rank: int, facts: Mapping[str, Any]) -> float:
-    """Return what peft multiplies an update by; a file without a config counts as alpha = rank, as in diffusers."""
-    patterns = facts.get("alpha_pattern") or {}
-    alpha = patterns.get(layer if layer in patterns else get_pattern_key(list(patterns), layer), facts.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if facts.get("use_rslora") else rank)
+def _scale(layer: str, rank: int, config: LoraConfig) -> float:
+    """Return what peft multiplies an update by."""
+    patterns: Any = config.alpha_pattern or {}
+    alpha = patterns.get(layer if layer in patterns else get_pattern_key(list(patterns), layer), config.lora_alpha)
+    return float(alpha) / (math.sqrt(rank) if config.use_rslora else rank)
 
 
 def comfyui_tensors(family: str, updates: Mapping[str, Update], config: Mapping[str, Any]) -> dict[str, Tensor]:

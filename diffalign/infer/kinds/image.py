@@ -18,7 +18,8 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
-from diffalign.models.adapters import WEIGHTS, load_lora
+from diffalign.models.adapter_files import WEIGHTS
+from diffalign.models.adapters import load_lora
 from diffalign.models.backbones.table import load_denoiser, load_pipeline
 from diffalign.models.users import branch
 from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
@@ -51,7 +52,7 @@ def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
     if recipe.inference == "negative_guidance":  # it takes an adapter: one network serves both branches
         base = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
         kept = adapters.save_difference(pipe, base, backbone.denoiser, folder, component=component)
-        logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", adapters.WEIGHTS, 100 * kept)
+        logger.info("%s: an adapter with %.1f %% of the squared change, for guidance", WEIGHTS, 100 * kept)
 
 
 def load(run: Run, *, dtype: torch.dtype, device: str | torch.device) -> Any:
@@ -66,8 +67,8 @@ def with_result(run: Run, dtype: torch.dtype, device_map: str | None = None, und
     if run.personal:
         pipe = base_of(run, dtype=dtype, device_map=device_map) if under is None else with_result(under, dtype, device_map)
         return Personal(pipe, run)
-    weights = run.folder / (run.component if run.full else WEIGHTS)
-    if not weights.exists():
+    weights = run.folder / run.component
+    if run.full and not weights.is_dir():
         raise CheckpointError(f"{run.folder}: the run's weights are missing; expected {weights.name}")
     pipe = base_of(run, dtype=dtype, device_map=device_map, denoiser=weights if run.full else None)
     if not run.full:

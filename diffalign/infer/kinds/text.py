@@ -16,9 +16,10 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
-from diffalign.models.adapters import PEFT_WEIGHTS, load_peft
+from diffalign.models.adapter_files import MODEL
+from diffalign.models.adapters import load_peft
 from diffalign.models.backbones.folders import lasting
-from diffalign.models.text.network import MODEL, load_language_model
+from diffalign.models.text.network import load_language_model
 
 
 def build(config: TrainConfig, recipe: Recipe, view: View, device: torch.device, *, fit: bool = True) -> Parts:  # noqa: ARG001  # as other kinds
@@ -49,8 +50,8 @@ def save(parts: Parts, config: TrainConfig, folder: Path) -> None:  # noqa: ARG0
 
 def load(run: Run, *, dtype: torch.dtype, device: str | torch.device) -> Rewriter:
     """Return the run's model: prompts in, texts out."""
-    weights = run.folder / (MODEL if run.full else PEFT_WEIGHTS)
-    if not weights.exists():
+    weights = run.folder / MODEL
+    if run.full and not weights.is_dir():
         raise CheckpointError(f"{run.folder}: the run's weights are missing; expected {weights.name}")
     if run.full:
         return _writer(run, str(weights), None, None, dtype, torch.device(device))

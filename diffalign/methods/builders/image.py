@@ -99,7 +99,7 @@ def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, str
     """
     if config.start_from is None:
         return {}
-    adapters.load_result(model.denoiser, Path(config.start_from), full=recipe.tuning == "full", component=model.component)
+    adapters.load_result(model.denoiser, Path(config.start_from), full=recipe.tuning == "full", component=model.component, untrained=True)
     digest = hashlib.sha256()
     for parameter in adapters.trainable(model.denoiser):
         digest.update(parameter.detach().flatten()[:256].double().cpu().numpy().tobytes())

@@ -19,6 +19,7 @@ from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
+from diffalign.models.weights import UNREADABLE, read_network
 
 BACKBONES: dict[str, type[Pretrained]] = {
     "sd": StableDiffusion,
@@ -94,9 +95,9 @@ def _pipeline(
         kind: Any = AutoencoderKL
         options["vae"] = _load(kind, vae, {"dtype": _of(dtype, "vae")})
     if denoiser is not None:
-        options[layout.component] = _load(
-            getattr(diffusers, index[layout.component][1]), str(denoiser), {"dtype": _of(dtype, layout.component)}
-        )
+        network: Any = getattr(diffusers, index[layout.component][1])
+        config = network.load_config(resolve(name), subfolder=layout.component, revision=revision)
+        options[layout.component] = read_network(network, denoiser, config, dtype=_of(dtype, layout.component))
     if quantization is not None:
         options["quantization_config"] = quantization
     pipe = _load(getattr(diffusers, index["_class_name"]), name, options)
@@ -180,5 +181,5 @@ def model_index(name: str, revision: str | None = None) -> tuple[dict[str, Any],
 def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:
     try:
         return kind.from_pretrained(resolve(name), use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{name}: does not load as a {kind.__name__} ({error})") from error

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.models.adapter_files import MODEL
 from diffalign.models.backbones.folders import resolve
 from diffalign.models.text import forward as lm_forward
 from diffalign.models.text.layout import Rows
 from diffalign.models.text.likelihood import Answer
 
-MODEL = "model"
 ELSEWHERE = ("_name_or_path", "transformers_version", "architectures")  # of a config: what says nothing of the numbers
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.infer.export.export import MARK, export_run
 from diffalign.infer.load import load
-from diffalign.models.adapters import WEIGHTS, save_difference
+from diffalign.models.adapter_files import WEIGHTS
+from diffalign.models.adapters import save_difference
 from tests.infer.runs import ALPHA, RANK, weights, write_run
 from tests.layouts import comfyui_paths, merged_by_comfyui, random_checkpoint, to_diffusers
 from tests.micro_models import picture, stock, write_micro
