@@ -20,6 +20,7 @@ from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
 from diffalign.app.pages.train import Workshop, train_page
 from diffalign.app.pages.vote import vote_page
+from diffalign.app.pages.votes import Ledger, votes_page
 from diffalign.app.voters import Accounts
 from diffalign.core.errors import ConfigError
 from diffalign.data.store import VoteStore
@@ -54,6 +55,8 @@ def build(config: AppConfig) -> gr.Blocks:
             train_page(workshop)
         with gr.Tab("Compare"):
             compare_page(Gallery(config, arena, workshop.queue, accounts))
+        with gr.Tab("Votes"):
+            votes_page(Ledger(store, accounts))
     return blocks
 
 
