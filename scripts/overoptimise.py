@@ -16,7 +16,8 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from diffalign.core.runs import Run
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.world.captions import random_caption
 from diffalign.data.world.scenes import random_scene, render
 from diffalign.infer.kinds.image import base_of

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from diffalign.data.importing import import_dataset
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.world.captions import parse, random_caption
 from diffalign.data.world.judge import read
 from diffalign.data.world.scenes import random_scene

@@ -24,7 +24,8 @@ from PIL import Image
 from diffalign.core.errors import RecordError, TableError
 from diffalign.core.files import atomic_file
 from diffalign.data import store_schema as sql
-from diffalign.data.records import Candidate, Record, decode_image
+from diffalign.data.pictures import decode_image
+from diffalign.data.records import Candidate, Record
 
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
 # The chance that the picture on the left is preferred, by answer; a skipped question says nothing.

@@ -23,7 +23,7 @@ from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.core.specs import bind
 from diffalign.core.version import __version__
-from diffalign.data.records import decode_image
+from diffalign.data.pictures import decode_image
 from diffalign.data.table import read_table
 from diffalign.data.world.checks import checks, is_caption, shares
 from diffalign.data.world.tastes import TASTES

@@ -13,7 +13,7 @@ import torch
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 from diffalign.infer.load import load
 from diffalign.infer.options import DrawVotesConfig

@@ -21,7 +21,8 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Spec
 from diffalign.data.cache import fingerprint
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import is_table, read_table, write_table
 from diffalign.infer.sample import draw
 from diffalign.models.backbones.folders import resolve

@@ -21,7 +21,8 @@ from diffalign.core.files import write
 from diffalign.core.progress import progress
 from diffalign.core.specs import Spec, single
 from diffalign.data.cache import fingerprint
-from diffalign.data.records import Record, decode_image
+from diffalign.data.pictures import decode_image
+from diffalign.data.records import Record
 from diffalign.rewards.table import load_scorer
 
 BEGUN = ".begun"  # suffix of the file of a shard that was not scored to its end

@@ -10,7 +10,7 @@ from PIL import Image
 from diffalign.app.arena import Arena
 from diffalign.app.pages.compare import rating_table
 from diffalign.core.errors import ConfigError
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 
 

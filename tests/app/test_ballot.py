@@ -11,7 +11,7 @@ from diffalign.app import ballot as ballots
 from diffalign.app.ballot import AHEAD, Ballot
 from diffalign.app.voters import AccessError, Accounts
 from diffalign.core.errors import ConfigError, RecordError
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 
 SECRET = "0123456789abcdef" * 2

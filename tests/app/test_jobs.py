@@ -14,7 +14,8 @@ from PIL import Image
 
 from diffalign.app.jobs import Queue
 from diffalign.core.errors import ConfigError, TableError
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import read_table
 
 # Stands in for `diffalign train`: writes a line, waits until told to end or to finish, and remembers how often it was started.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -12,8 +12,9 @@ from PIL import Image
 
 from diffalign.core.errors import CheckpointError, LatentError, TableError
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
+from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.sampler import Sampler, loader, sample_generator
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, orient, pairs

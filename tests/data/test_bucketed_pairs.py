@@ -13,8 +13,9 @@ from PIL import Image
 from diffalign.core.errors import RecordError, TableError
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.cache import Bank, open_folder
+from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing, candidate_pixels, record_generator
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.sampler import Sampler, loader, positions_by_bucket
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, invert, orient, pairs, prompt_only

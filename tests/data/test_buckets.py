@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffalign.core.errors import RecordError
 from diffalign.data.buckets import block_order, grouped, image_size, nearest
-from diffalign.data.records import decode_image
+from diffalign.data.pictures import decode_image
 from diffalign.data.sampler import Sampler
 
 sides = st.integers(1, 3000)

@@ -11,8 +11,9 @@ from PIL import Image
 from diffalign.core.errors import TableError
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.labels import labels_of
+from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing
-from diffalign.data.records import Candidate, Message, Record, encode_image
+from diffalign.data.records import Candidate, Message, Record
 from diffalign.data.table import from_row, to_row, write_table
 from diffalign.data.transforms import drop_ties, offset_by, orient, pairs, reward_conditioned, semantic_weight, weighted
 from diffalign.data.view import View

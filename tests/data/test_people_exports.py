@@ -18,8 +18,8 @@ from PIL import Image
 
 from diffalign.core.errors import RecordError
 from diffalign.data.importing import import_dataset
+from diffalign.data.pictures import decode_image
 from diffalign.data.readers.detect import detect
-from diffalign.data.records import decode_image
 from tests.data.image_files import JPEGS, put
 
 PICTURES = {f"{side}{i}.jpg": 3 * (side == "b") + i for side in "ab" for i in range(3)}

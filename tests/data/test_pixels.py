@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffalign.core.errors import RecordError
+from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing, candidate_pixels, record_generator
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.records import Candidate, Record
 
 SIDE = 8
 RANDOM = Framing(SIDE, random_crop=True, random_flip=True)

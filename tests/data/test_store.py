@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffalign.core.errors import RecordError, TableError
 from diffalign.data.importing import import_dataset
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 from diffalign.data.store_schema import MIGRATIONS
 

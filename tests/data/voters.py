@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, orient, pairs
 from diffalign.data.view import View

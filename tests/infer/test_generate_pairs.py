@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
-from diffalign.data.records import Candidate, Record, decode_image
+from diffalign.data.pictures import decode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import ROWS, read_table
 from diffalign.infer import generate_pairs as module
 from diffalign.infer import shards as drawing

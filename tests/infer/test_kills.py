@@ -16,7 +16,8 @@ from PIL import Image
 
 from diffalign.core.errors import TableError
 from diffalign.core.files import settle
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import read_table, write_table
 from diffalign.infer import generate_pairs as module
 from diffalign.infer import shards as drawing

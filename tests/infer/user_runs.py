@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.world.captions import random_caption
 from diffalign.data.world.scenes import random_scene, render
 from diffalign.models.backbones.table import BACKBONES, family_of

@@ -16,8 +16,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 from transformers import CLIPVisionModelWithProjection as CLIPVision
 
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing, candidate_pixels
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.features import ClipFeatures, LatentFeatures, features
 

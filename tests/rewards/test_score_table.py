@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import ConfigError, RecordError, TableError
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import ROWS, read_table, write_table
 from diffalign.rewards.folder import images_of
 from diffalign.rewards.score_table import score_table

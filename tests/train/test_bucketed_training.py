@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from diffalign.core.errors import CheckpointError
 from diffalign.data.buckets import ImageSizes
+from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing, record_generator
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.sampler import Sampler
 from diffalign.data.table import write_table
 from diffalign.evaluate.heldout import heldout_log_ratios

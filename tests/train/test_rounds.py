@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import diffalign
 from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
-from diffalign.data.records import decode_image
+from diffalign.data.pictures import decode_image
 from diffalign.data.table import ROWS, read_table
 from diffalign.infer import generate_pairs as generating
 from diffalign.infer import shards as drawing

@@ -25,7 +25,7 @@ import diffalign
 from diffalign.cli.demo.options import QuickstartConfig
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.files import atomic_file
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.data.world.captions import parse, random_caption
 from diffalign.data.world.judge import mean_adherence
 from diffalign.data.world.scenes import random_scene

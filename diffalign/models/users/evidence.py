@@ -19,7 +19,7 @@ from diffalign.core.documents import read_json
 from diffalign.core.errors import ConfigError
 from diffalign.core.progress import chunks
 from diffalign.data.cache import Bank, open_folder
-from diffalign.data.records import decode_image
+from diffalign.data.pictures import decode_image
 from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.models.features import Features

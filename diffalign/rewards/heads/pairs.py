@@ -18,7 +18,7 @@ from diffalign.core.progress import chunks
 from diffalign.core.types import Labels, Scores
 from diffalign.data.cache import Bank, fingerprint, open_folder
 from diffalign.data.labels import labels_of
-from diffalign.data.records import decode_image
+from diffalign.data.pictures import decode_image
 from diffalign.data.view import Entry, View
 from diffalign.rewards.heads.embeds import Embeds
 from diffalign.rewards.heads.networks import NOBODY

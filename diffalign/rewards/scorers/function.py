@@ -23,7 +23,7 @@ from urllib3.util import Retry
 from diffalign.core.documents import parse_json
 from diffalign.core.errors import ConfigError, shortened
 from diffalign.core.redaction import has_secret, redacted
-from diffalign.data.records import encode_image
+from diffalign.data.pictures import encode_image
 from diffalign.rewards.base import check_arguments
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import ConfigError, RecordError
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.models.users.choices import Choice, contents, contradictions, read_choices
 
 RED, BLUE, GREEN = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green"))

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import diffalign
 from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
-from diffalign.data.records import Candidate, Record, encode_image
+from diffalign.data.pictures import encode_image
+from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
 from diffalign.methods.builders import reward as rewardbuild
 from diffalign.methods.builders.data import open_dataset
