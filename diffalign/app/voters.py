@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import re
@@ -57,14 +58,14 @@ class Accounts:
         return not self.by_name or (account is not None and account.role == "owner")
 
     def voter(self, name: str | None, secret: object) -> str:
-        """Return under which name somebody votes: the login, or a guest's own secret. Raises AccessError if there is neither."""
+        """Return under which name somebody votes: the login, or one made of a guest's secret. Raises AccessError if there is neither."""
         if self.by_name:
             if name is None or name not in self.by_name:
                 raise AccessError("log in to vote")
             return name
         if not isinstance(secret, str) or not SECRET.fullmatch(secret):
             raise AccessError("this browser keeps no local data, so it cannot be told from others; allow it, or open the app with --auth")
-        return f"guest-{secret}"
+        return f"guest-{hashlib.sha256(secret.encode()).hexdigest()[:16]}"  # which others may see; the secret lets one vote as the guest
 
 
 def _account(path: str | Path, name: str, entry: Any) -> Account:

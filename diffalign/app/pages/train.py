@@ -30,9 +30,9 @@ GENTLE_TO_STRONG = {1: 4.0, 2: 2.0, 3: 1.0, 4: 0.5, 5: 0.25}  # beta, as a multi
 # What is drawn of the log, and its title.
 CURVES = {
     "loss": "Loss",
-    "implicit_acc": "Share of pairs that it orders as the voter did",
-    "log_ratio/chosen": "Preferred pictures: log-likelihood above the start",
-    "log_ratio/rejected": "Dispreferred pictures: log-likelihood above the start",
+    "implicit_acc": "Pairs ordered as voted",
+    "log_ratio/chosen": "Preferred: log-ratio to the start",
+    "log_ratio/rejected": "Dispreferred: log-ratio to the start",
 }
 # What one can do to a training: the button's label, and what the page answers.
 DEEDS = {
