@@ -28,6 +28,11 @@ class Scorer(Protocol):
         ...
 
     @property
+    def unit(self) -> str | None:
+        """Return the number's unit in a word, such as `cosine`, by which constants of another one are refused; None where nobody says."""
+        ...
+
+    @property
     def licence(self) -> str:
         """Return the licence of the weights, or of the code where there are none."""
         ...

@@ -27,7 +27,7 @@ from diffalign.rewards.table import load_scorer
 
 BEGUN = ".begun"  # suffix of the file of a shard that was not scored to its end
 BATCH = 32  # images decoded and scored at once
-ABOUT = ("name", "scale", "licence", "max_tokens", "revision")  # what is kept of a scorer
+ABOUT = ("name", "unit", "scale", "licence", "max_tokens", "revision")  # what is kept of a scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
+from diffalign.data.units import unit_of
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
@@ -226,3 +227,52 @@ def test_a_table_with_a_shortcut_is_warned_of_once_before_training(tmp_path, cap
     table = write_table(tmp_path / "t", [Record(f"r{i}", "p", pair, prob=1.0, source=f"row {i}") for i, pair in enumerate(shown)])
     opened(config(table.path))
     assert [("length" in line, str(table.path) in line) for line in caplog.messages if "24 pairs" in line] == [(True, True)]
+
+
+def test_constants_of_another_unit_than_the_table_s_scores_are_refused_with_the_cure(tmp_path):
+    cosines = {"low": 0.11543526500463486, "high": 0.28201571106910706}  # SmPO's, over Pick-a-Pic v2
+    for name, (scores, constants, cure) in {
+        "100 x cosine": ((17.0, 24.0), cosines, "divide the scores by 100"),
+        "shares": ((0.0, 1.0), cosines, "leave out low and high"),
+        "cosines": ((0.21, 0.24), {"low": 17.0, "high": 24.0}, "write 0.17 and 0.24"),
+        "cosines of cosines": ((0.05, 0.30), cosines, None),
+        "its own range": ((17.0, 24.0), {}, None),
+    }.items():
+        table = write_table(tmp_path / name, [ranking(0, {"pickscore": scores[0]}, {"pickscore": scores[1]})])
+        asked = config(table.path, method="dpo", transforms=["pairs", {"soft_label": {"score": "pickscore", **constants}}, "orient"])
+        if cure is None:
+            assert len(opened(asked)) == 1, name
+            continue
+        with pytest.raises(ConfigError) as caught:
+            opened(asked)
+        assert cure in str(caught.value), name
+        assert f"{scores[0]:g} to {scores[1]:g}" in str(caught.value), name
+
+
+def test_a_prompt_says_of_10_points_where_the_scores_are(tmp_path):
+    for name, (scores, holds) in {"points": ((9.0, 2.0), True), "cosines": ((0.2, 0.1), False), "percent": ((24.0, 17.0), False)}.items():
+        table = write_table(tmp_path / name, [ranking(0, {"s": scores[0]}, {"s": scores[1]})])
+        rows = config(table.path, method="dpo", transforms=["pairs", "orient", {"reward_conditioned": {"score": "s"}}])
+        own = replace(rows, transforms=["pairs", "orient", {"reward_conditioned": {"score": "s", "template": "Earn {goal}."}}])
+        assert len(opened(own)) == 2, name
+        if holds:
+            assert len(opened(rows)) == 2, name
+            continue
+        with pytest.raises(ConfigError, match="of 10 points"):
+            opened(rows)
+
+
+def test_a_score_has_the_unit_of_its_scorer_or_of_the_columns_that_it_was_read_from(tmp_path):
+    for (manifest, score), unit in {
+        ("scorer", 22.0): "100 x cosine",
+        ("reader", 0.22): "cosine",
+        ("reader", 22.0): None,
+        ("nobody", 0.22): None,
+    }.items():
+        facts = {
+            "scorer": {"scorers": [{"name": "pickscore", "unit": "100 x cosine"}]},
+            "reader": {"reader": "pickapic"},
+            "nobody": {"scorers": [{"name": "pickscore"}]},  # as older versions wrote it
+        }[manifest]
+        table = write_table(tmp_path / "t", [ranking(0, {"pickscore": score}, {"pickscore": score})], overwrite=True, **facts)
+        assert unit_of(table.manifest, "pickscore") == unit, (manifest, score)

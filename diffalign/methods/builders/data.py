@@ -22,6 +22,7 @@ from diffalign.data.problems import shortcut_warnings
 from diffalign.data.table import Table, is_table, keep_caches, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
+from diffalign.data.units import check_points, check_range
 from diffalign.data.view import View, with_users, without_content
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
@@ -153,6 +154,9 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
         if score not in table_scores:
             raise ConfigError(f"transform `soft_label`: the table has no score `{score}`.{did_you_mean(score, table_scores)}")
         defaults = {"low": table_scores[score]["min"], "high": table_scores[score]["max"]}
+        check_range(table, score, **{end: constants.get(end, value) for end, value in defaults.items()})
+    if name == "reward_conditioned" and "template" not in constants:
+        check_points(table, constants.get("score", ""))
     records = apply(itertools.islice(without_content(table), limit), before)
     if name == "list_of" and "candidates" not in constants:
         counts = Counter(len(record.candidates) for record in records)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from diffalign.core.errors import CheckpointError
+from diffalign.data.units import PERCENT
 from diffalign.models.clip import Clip, load_tokenizer
 from diffalign.models.weights import UNREADABLE
 from diffalign.rewards.scorers.frame import Frame
@@ -33,7 +34,7 @@ def pickscore(*, model: str = PICKSCORE, processor: str | None = None, revision:
         return clip.network.logit_scale.exp() * cosine(pixels, prompts)
 
     scale = "100 times the cosine of image and prompt, usually 17 to 24; compares images of one prompt: chances are the softmax over them"
-    return Network("pickscore", scale, "MIT (code; the weights name none)", clip.max_tokens, revision, frame, formula, device)
+    return Network("pickscore", scale, "MIT (code; the weights name none)", clip.max_tokens, revision, frame, formula, device, PERCENT)
 
 
 def clipscore(
@@ -54,7 +55,9 @@ def clipscore(
         return weight * cosine(pixels, [prefix + prompt for prompt in prompts]).clamp(min=0.0)
 
     scale = f"{weight:g} times the cosine of image and prompt of {model}, not below zero; usually {0.2 * weight:g} to {0.38 * weight:g}"
-    return Network("clipscore", scale, "MIT (OpenAI's and LAION's weights)", clip.max_tokens, revision, frame, formula, device)
+    return Network(
+        "clipscore", scale, "MIT (OpenAI's and LAION's weights)", clip.max_tokens, revision, frame, formula, device, f"{weight:g} x cosine"
+    )
 
 
 def aesthetic(
@@ -79,7 +82,7 @@ def aesthetic(
         return predictor(F.normalize(clip.images(pixels), dim=-1)).squeeze(-1)
 
     scale = "mean rating of people on 1 to 10, usually 4 to 7; prompts are not read"
-    return Network("aesthetic", scale, "Apache-2.0 (head), MIT (CLIP)", None, revision, frame, formula, device)
+    return Network("aesthetic", scale, "Apache-2.0 (head), MIT (CLIP)", None, revision, frame, formula, device, "points of 10")
 
 
 def linear_head(width: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from diffalign.data.units import COSINE
 from diffalign.rewards.scorers.frame import Frame
 from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
 
@@ -41,4 +42,4 @@ def hps(
 
     scale = f"cosine of image and prompt, usually {RANGES[version]}; compares images of one prompt; another version's is another scale"
     frame = Frame(network.visual.image_size[0], "pad")
-    return Network(f"hpsv{version}", scale, "Apache-2.0", tokenizer.context_length, revision, frame, formula, device)
+    return Network(f"hpsv{version}", scale, "Apache-2.0", tokenizer.context_length, revision, frame, formula, device, COSINE)

@@ -57,7 +57,7 @@ def imagereward(
 
     scale = "standard deviations above the mean image of its training, usually -2 to 2; compares images of one prompt"
     frame = Frame(int(vision.config.image_size), "round")
-    return Network("imagereward", scale, "Apache-2.0", LONGEST, revision, frame, formula, device)
+    return Network("imagereward", scale, "Apache-2.0", LONGEST, revision, frame, formula, device, "standard deviations")
 
 
 def _tokenizer(name: str) -> Any:

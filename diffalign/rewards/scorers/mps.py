@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from diffalign.core.errors import CheckpointError
+from diffalign.data.units import PERCENT
 from diffalign.models.weights import UNREADABLE
 from diffalign.rewards.scorers.clip import CLIP_H, frame_of
 from diffalign.rewards.scorers.network import Network, fill, frozen, read_weights
@@ -57,7 +58,7 @@ def mps(
         return network.logit_scale.exp() * F.cosine_similarity(cross(seen, words, mask)[:, 0], ends, dim=-1)
 
     scale = "100 times a cosine, usually 5 to 15; compares images of one prompt: chances are the softmax over them"
-    return Network("mps", scale, "MIT (code)", longest, revision, frame_of(processor, None), formula, device)
+    return Network("mps", scale, "MIT (code)", longest, revision, frame_of(processor, None), formula, device, PERCENT)
 
 
 def _loaded(model: str, processor: str, revision: str | None) -> tuple[Any, Cross, Any]:

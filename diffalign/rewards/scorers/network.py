@@ -34,6 +34,7 @@ class Network:
     frame: Frame
     formula: Callable[[Tensor, Sequence[str]], Tensor]
     device: str
+    unit: str
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:

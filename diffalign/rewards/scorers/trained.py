@@ -40,6 +40,7 @@ class HeadScorer:
     device: torch.device
     logits: Tensor | None = None
     scale: str = "logits of preference: under one prompt, the sigmoid of a difference is the chance that people prefer the first"
+    unit: str = "logit"
     licence: str = "that of the embeddings; the head is the user's own"
 
     @property

@@ -53,7 +53,7 @@ def vqascore(
             found.append(float(network(**inputs).logits[0, -1].double().softmax(dim=-1)[yes]))
         return found
 
-    return CallableScorer("vqascore", scale, ask, model, licence="the model's own", revision=revision)
+    return CallableScorer("vqascore", scale, ask, model, licence="the model's own", revision=revision, unit="probability")
 
 
 def _asked(processor: Any, question: str, prompt: str) -> str:

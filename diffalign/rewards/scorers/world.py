@@ -19,6 +19,7 @@ class WorldScorer:
     licence = "Apache-2.0"
     max_tokens: int | None = None
     revision: str | None = None
+    unit = "share"
 
     def __init__(self, name: str, scale: str, function: Callable[[Image.Image, str], float]) -> None:
         self.name, self.scale, self.function = name, scale, function
