@@ -1,4 +1,4 @@
-"""The models that `diffalign eval` compares: how each is opened, and what decides what its images look like."""
+"""The models that `diffalign eval` compares: how each is loaded, and everything that decides what its images look like."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from diffalign.rewards.shards import stamps
 BASE = "base"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One of the models compared. `told` are the arguments of `draw` that all of them share."""
+@dataclass(frozen=True)
+class Contestant:
+    """One of the models compared."""
 
     name: str
     path: str
     method: str | None  # that trained it; None for a base model
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # what decides what its images look like
     pipeline: Callable[[], Any]
-    told: Mapping[str, Any]
+    draw_arguments: Mapping[str, Any]  # of `draw`, the same for all
 
     def opened(self) -> tuple[Any, Mapping[str, Any]]:
-        """Return the pipeline, loaded, and what `draw` is told."""
-        return self.pipeline(), self.told
+        """Return the pipeline, loaded, and the arguments of `draw`."""
+        return self.pipeline(), self.draw_arguments
 
 
-def entries(config: EvalConfig, user: Any, device: str) -> list[Entry]:
+def contestants(config: EvalConfig, user: Any, device: str) -> list[Contestant]:
     """Return the models of an evaluation, the base first; none is loaded yet.
 
-    All are drawn at the size and prompt length of the run in `output_dir`. Raises ConfigError for runs that cannot be drawn as they are
-    asked to be, and for two of one name; CheckpointError for folders that hold no model.
+    All are drawn at the size and prompt length of the run in `output_dir`. Raises ConfigError for settings that a run does not take, and
+    for two models of one name; CheckpointError for folders that hold no model.
     """
     run = Run.open(config.output_dir, expects="image")
     others = [named(value) for value in config.runs]
@@ -51,15 +51,15 @@ def entries(config: EvalConfig, user: Any, device: str) -> list[Entry]:
     under = None if config.positive is None else Run.open(config.positive)
     drawing = [run, *runs.values(), *([] if under is None else [under])]
     _check_user(user, drawing)
-    told = drawn_as(run) | {"true_cfg": any(one.steers for one in drawing)}
-    make = _Maker(config, user, device, config.mixed_precision or run.precision, told, under)
-    own = run.folder.resolve().name
-    found = [make.base(run), make.run(own if own != BASE else "run", run)]
-    found += [make.run(name, runs[path]) if path in runs else make.plain(name, path) for name, path in others]
-    names = [entry.name for entry in found]
+    arguments = drawn_as(run) | {"true_cfg": any(one.steers for one in drawing)}
+    make = _Maker(config, user, device, config.mixed_precision or run.precision, arguments, under)
+    first = run.folder.resolve().name
+    models = [make.base(run), make.run(first if first != BASE else "run", run)]
+    models += [make.run(name, runs[path]) if path in runs else make.plain(name, path) for name, path in others]
+    names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two of the models are called `{twice[0]}`; name one of --runs as NAME=PATH")
-    return found
+    return models
 
 
 def named(value: str) -> tuple[str, str]:
@@ -79,29 +79,29 @@ def _check_user(user: Any, runs: Sequence[Run]) -> None:
             "(and --user_id, if they are of several users), or a training user's id with --user_id"
         )
     if user is not None and not personal:
-        raise ConfigError(f"a run of {runs[0].method} knows no users; leave out --user, --user_id and --pairs")
+        raise ConfigError(f"a run of {runs[0].method} is not personalised; leave out --user, --user_id and --pairs")
 
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the entries of one evaluation."""
+    """Makes the contestants of one evaluation."""
 
     config: EvalConfig
     user: Any
     device: str
     precision: str
-    told: Mapping[str, Any]
+    draw_arguments: Mapping[str, Any]
     under: Run | None  # the run that `positive` names
 
-    def base(self, run: Run) -> Entry:
+    def base(self, run: Run) -> Contestant:
         """Return the model that the run in `output_dir` is compared with: what it was trained from, or the run that it steers."""
         if self.under is not None:
             positive = str(self.under.folder)
-            return self._entry(BASE, positive, self.under.method, stamped(positive), lambda: self._for(self._load(positive)))
+            return self._contestant(BASE, positive, self.under.method, stamped(positive), lambda: self._for(self._load(positive)))
         made_of = {name: run.facts.get(name) for name in ("revision", "variant", "vae")} | stamped(run.base)
-        return self._entry(BASE, run.base, None, made_of, lambda: base_of(run, dtype=self._dtype()).to(self.device))
+        return self._contestant(BASE, run.base, None, made_of, lambda: base_of(run, dtype=self._dtype()).to(self.device))
 
-    def run(self, name: str, run: Run) -> Entry:
+    def run(self, name: str, run: Run) -> Contestant:
         """Return a finished run; `positive`, `alpha` and `beta` are for the one in `output_dir`, and for others that take them."""
         config, path, options = self.config, str(run.folder), {}
         if run.folder == Path(config.output_dir) or run.steers:
@@ -111,20 +111,20 @@ class _Maker:
         if config.positive is not None and options:
             facts["positive"] = stamped(config.positive)
         if run.personal:
-            named = {option: getattr(config, option) for option in ("user", "user_id", "pairs")}
-            facts |= named | {"user_files": [list(stamp) for stamp in stamps(named)]}
-        return self._entry(name, path, run.method, facts, lambda: self._for(self._load(path, **options)))
+            whom = {option: getattr(config, option) for option in ("user", "user_id", "pairs")}
+            facts |= whom | {"user_files": [list(stamp) for stamp in stamps(whom)]}
+        return self._contestant(name, path, run.method, facts, lambda: self._for(self._load(path, **options)))
 
-    def plain(self, name: str, path: str) -> Entry:
+    def plain(self, name: str, path: str) -> Contestant:
         """Return a pipeline as it is."""
         if is_language_model(path):
             raise ConfigError(f"{path}: a language model; expected a finished run, or a pipeline that draws")
         check_folder(resolve(path))
-        return self._entry(name, path, None, stamped(path), lambda: load_pipeline(path, dtype=self._dtype()).to(self.device))
+        return self._contestant(name, path, None, stamped(path), lambda: load_pipeline(path, dtype=self._dtype()).to(self.device))
 
-    def _entry(self, name: str, path: str, method: str | None, facts: Mapping[str, Any], pipeline: Callable[[], Any]) -> Entry:
-        known = {**facts, **self.told, "mixed_precision": self.precision}
-        return Entry(name=name, path=path, method=method, facts=known, pipeline=pipeline, told=self.told)
+    def _contestant(self, name: str, path: str, method: str | None, facts: Mapping[str, Any], pipeline: Callable[[], Any]) -> Contestant:
+        decisive = {**facts, **self.draw_arguments, "mixed_precision": self.precision}
+        return Contestant(name, path, method, decisive, pipeline, self.draw_arguments)
 
     def _dtype(self) -> Any:
         return DTYPES[self.precision]
@@ -133,5 +133,5 @@ class _Maker:
         return load(path, dtype=self._dtype(), device=self.device, **options)
 
     def _for(self, loaded: Any) -> Any:
-        """Return the pipeline that draws for the user, where there are users."""
+        """Return the pipeline that draws for the user, of a personalised run."""
         return loaded.for_user(self.user) if isinstance(loaded, Personal) else loaded

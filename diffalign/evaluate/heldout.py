@@ -1,14 +1,15 @@
-"""Judging a trained model: win rate against its base with an interval, and the implicit accuracy on pairs it has not seen."""
+"""The implicit accuracy of a trained image model: how many pairs it has not seen it ranks as people did."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.intervals import sign_test
 from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.core.specs import single
@@ -51,12 +52,32 @@ def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed
     return torch.stack([ratios[position] for position in range(len(ratios))])
 
 
-def heldout_implicit_accuracy(parts: Parts) -> float:
-    """Return the share of the pairs in `parts` whose preferred image has the larger log-ratio; ties count one half.
+@dataclass(frozen=True, slots=True)
+class PairAccuracy:
+    """How many pairs a model ranks as people did: those whose preferred image has the larger log-ratio (2311.12908, appendix)."""
 
-    As the paper classifies pairs (2311.12908, appendix).
-    """
-    return float(implicit_accuracy(heldout_log_ratios(parts)))
+    accuracy: float
+    """Share of `right`, ties counting one half."""
+    right: int
+    wrong: int
+    tied: int
+
+    @classmethod
+    def of(cls, log_ratios: Tensor) -> PairAccuracy:
+        """Return the accuracy of log-ratios (N, 2), the preferred image first."""
+        accuracy, gaps = float(implicit_accuracy(log_ratios)), log_ratios[:, 0] - log_ratios[:, 1]
+        right, wrong = int((gaps > 0).sum()), int((gaps < 0).sum())
+        return cls(accuracy, right, wrong, len(gaps) - right - wrong)
+
+    def facts(self) -> dict[str, float | dict[str, float]]:
+        """Return what `eval.json` has of it."""
+        counts = {"right": self.right, "wrong": self.wrong, "tied": self.tied, "sign_test_p": sign_test(self.right, self.wrong)}
+        return {"implicit_accuracy_heldout": round(self.accuracy, 4), "heldout_pairs": counts}
+
+
+def heldout_implicit_accuracy(parts: Parts) -> PairAccuracy:
+    """Return how many of the pairs in `parts` the model ranks as people did."""
+    return PairAccuracy.of(heldout_log_ratios(parts))
 
 
 def learns_from_pairs(method: str) -> bool:
@@ -65,7 +86,7 @@ def learns_from_pairs(method: str) -> bool:
 
 
 def check_pairs(run: Run, dataset_name: str, split: str | None, reader: str | None) -> None:
-    """Raise the error that a dataset for `accuracy_on` deserves, its first row included; ConfigError for a method that ranks no pairs."""
+    """Check a dataset for `accuracy_on` up to its first row. Raises ConfigError for a method that ranks no pairs."""
     if not learns_from_pairs(run.method):
         raise ConfigError(f"{run.folder}: `{run.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
     if is_table(dataset_name):
@@ -77,8 +98,8 @@ def check_pairs(run: Run, dataset_name: str, split: str | None, reader: str | No
     next(read(READERS[name], dataset_name, split=split), None)
 
 
-def accuracy_on(run: Run, dataset_name: str, split: str | None, reader: str | None, device: str) -> float:
-    """Return the held-out implicit accuracy of a finished run on a dataset; `check_pairs` says what is wrong with them."""
+def accuracy_on(run: Run, dataset_name: str, split: str | None, reader: str | None, device: str) -> PairAccuracy:
+    """Return the implicit accuracy of a finished run on a dataset, which `check_pairs` has passed."""
     plain = {
         "torch_compile": False,
         "optimizer": "adamw",

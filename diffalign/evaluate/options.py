@@ -1,11 +1,11 @@
-"""What `diffalign eval` can be told: its flags, as a dataclass."""
+"""The flags of `diffalign eval`, as a dataclass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffalign.core.keys import AT_LEAST_ONE, Kind, key
+from diffalign.core.keys import AT_LEAST_ONE, NOT_NEGATIVE, Kind, key
 from diffalign.core.specs import Spec
 
 PICTURES: tuple[Kind, ...] = ("image",)  # keys that mean nothing to a language model
@@ -14,7 +14,7 @@ PICTURES: tuple[Kind, ...] = ("image",)  # keys that mean nothing to a language 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     """Compare a trained run, or several, with the base model by scorers not used in training: win rates with intervals, and an alarm
-    where the training reward was hacked; and unseen pairs."""
+    where held-out scores or the look of pictures went wrong; and the implicit accuracy on unseen pairs."""
 
     output_dir: str
     """Folder of a finished `diffalign train` run. Its own base model is what all are compared with."""
@@ -31,12 +31,14 @@ class EvalConfig:
     """Judges, constants as {hps: {version: "2.0"}}; see `diffalign score --help`. If not given, those of pickscore, hps, imagereward,
     clipscore and aesthetic that were not used in training; where every prompt is a caption of the embedded world, adherence."""
     reward: Spec | None = key(None, kinds=PICTURES, uses=("drawn",))
-    """The scorer that training optimised, for the alarm; found in the facts of the run if they say."""
+    """The scorer that training optimised, for the alarm; if not given, what the files of the run tell."""
     taste: str | None = key(None, kinds=PICTURES, uses=("drawn",))
     """The same, where it is a taste of the embedded world: warm, large, centred, ..."""
     trust_scorers: bool = key(False, kinds=PICTURES, uses=("drawn",))
     """Judge also by the scorers of kind function and http that the runs' files name: they run code, or send prompts and pictures to a
     server. Those that `scorers` and `reward` name are used without this word."""
+    visible_margin: float = key(0.5, NOT_NEGATIVE, kinds=PICTURES)
+    """A win counts as one that can be seen if the prompt's score rises by more than so many standard deviations of the base's scores."""
     features: Spec = key("pixels", kinds=PICTURES)
     """Features that diversity is a distance of: pixels (CIELAB of 8 by 8 areas), or {clip: {model: ...}}."""
     destination: str | None = key(None, kinds=PICTURES)
@@ -62,7 +64,7 @@ class EvalConfig:
     beta: float = key(1.0, kinds=PICTURES)
     """For such a run: its own weight."""
     user: str | None = key(None, kinds=PICTURES)
-    """For a personalised run: whom it draws for, a file of `diffalign user embed`."""
+    """For a personalised run: the user it draws for, a file of `diffalign user embed`."""
     user_id: str | None = key(None, kinds=PICTURES)
     """For a personalised run, instead: a user of `pairs`, or one of the training (encoders one_hot and mixture)."""
     pairs: str | None = key(None, kinds=PICTURES)

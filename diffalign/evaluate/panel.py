@@ -27,28 +27,30 @@ likes pictures high up is not wrong to like them less in the middle."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training is known to have used: scores by name, and the scorers that gave them, where the run or its table says."""
+class TrainingScorers:
+    """What a training used, as far as its files tell: scores by name, and the scorers that gave them."""
 
     names: frozenset[str] = frozenset()
     scorers: tuple[Spec, ...] = ()
     chose: tuple[Spec, ...] = ()
     """Which picked these weights among those of one training (`best/`): they were not trained on, but flatter them."""
-    known: bool = True
-    """Whether run or table says what scored the table; an older run whose table was moved does not."""
+    complete: bool = True
+    """Whether run or table tell what scored the table; an older run whose table was moved does not."""
 
     def used(self, spec: Spec, name: str) -> bool:
         """Return whether the training used a scorer, whose score has that name."""
-        return name in self.names or any(_key(spec) == _key(own) for own in self.scorers)
+        return name in self.names or any(_key(spec) == _key(scorer) for scorer in self.scorers)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Who judges: `rewards` were optimised, `others` may have been used in training all the same if they were asked for."""
+    """The scorers of an evaluation."""
 
     others: tuple[Spec, ...]
+    """Those to judge with; training may have used some of them, if the user named them."""
     rewards: tuple[Spec, ...]
-    trained: Trained
+    """Those that training optimised."""
+    trained: TrainingScorers
 
     @property
     def all(self) -> tuple[Spec, ...]:
@@ -56,10 +58,10 @@ class Panel:
         return tuple({_key(spec): spec for spec in (*self.others, *self.rewards)}.values())
 
     def held_out(self, spec: Spec, name: str) -> bool | None:
-        """Return whether a scorer's word counts as that of one who was not trained on; None where nobody knows any more."""
+        """Return whether training did not use a scorer; None where the files do not tell."""
         if self.reward(spec) or self.chose(spec) or self.trained.used(spec, name):
             return False
-        return True if self.trained.known else None
+        return True if self.trained.complete else None
 
     def chose(self, spec: Spec) -> bool:
         """Return whether a scorer, itself not trained on, picked the weights."""
@@ -79,35 +81,41 @@ def panel(
     taste: str | None = None,
     trust: bool = False,
 ) -> Panel:
-    """Return who judges finished runs on `prompts`.
+    """Return the scorers that judge finished runs on `prompts`.
 
-    Where no `scorers` are given, those of the default pool that no run was trained with; where no `reward` or `taste` is, what the runs'
-    own files say. Of these files' scorers, one that runs code or contacts a server is left out, and a warning says so, unless it is also
-    given here or `trust` is set. Raises ConfigError for scorers that are none, or where nothing of the pool is left.
+    Args:
+        prompts: what is drawn.
+        runs: the finished runs that are compared.
+        scorers: judges; if there are none, those of the default pool that no run was trained with.
+        reward: what training optimised; if there is no `taste` either, what the runs' files tell.
+        taste: the same, as a taste of the embedded world.
+        trust: whether scorers that only the runs' files name may run code or contact a server; else a warning says that they are left out.
+
+    Raises ConfigError for an unknown scorer, and where nothing of the pool is left.
     """
-    known = [trained_with(run) for run in runs]
-    trained = Trained(
-        frozenset().union(*(one.names for one in known)),
-        tuple(spec for one in known for spec in one.scorers),
-        tuple(spec for one in known for spec in one.chose),
-        all(one.known for one in known),
+    used = [trained_with(run) for run in runs]
+    trained = TrainingScorers(
+        frozenset().union(*(one.names for one in used)),
+        tuple(spec for one in used for spec in one.scorers),
+        tuple(spec for one in used for spec in one.chose),
+        all(one.complete for one in used),
     )
-    told = [] if reward is None else [reward]
-    told += [] if taste is None else [{"taste": {"name": taste}}]
-    rewards = tuple(told) or _usable(trained.scorers, scorers, trust=trust)
+    named = [] if reward is None else [reward]
+    named += [] if taste is None else [{"taste": {"name": taste}}]
+    rewards = tuple(named) or _usable(trained.scorers, scorers, trust=trust)
     for spec in (*scorers, *rewards):
         bind_scorer(spec)
-    given = tuple(scorers)
-    if not given:
+    judges = tuple(scorers)
+    if not judges:
         pool = WORLD if all(map(is_caption, prompts)) else POOL
-        given = tuple(s for s, name in pool.items() if not trained.used(s, name) and _key(s) not in map(_key, rewards))
-        if not given:
+        judges = tuple(s for s, name in pool.items() if not trained.used(s, name) and _key(s) not in map(_key, rewards))
+        if not judges:
             raise ConfigError(f"the training used all of {', '.join(pool)}, the default scorers; give others with --scorers")
-    found = Panel(given, rewards, trained)
-    names = [name for spec in found.all if (name := called(spec)) is not None]
+    result = Panel(judges, rewards, trained)
+    names = [name for spec in result.all if (name := called(spec)) is not None]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"`scorers`: two of them give a score named `{twice[0]}`; leave one out")
-    return found
+    return result
 
 
 def _usable(specs: tuple[Spec, ...], named: Sequence[Spec], *, trust: bool) -> tuple[Spec, ...]:
@@ -120,8 +128,8 @@ def _usable(specs: tuple[Spec, ...], named: Sequence[Spec], *, trust: bool) -> t
     return tuple(spec for spec in marked if refused(spec) is None)
 
 
-def trained_with(run: Run) -> Trained:
-    """Return what a finished run's facts and config say that its training used; of an older run, the manifest of its table.
+def trained_with(run: Run) -> TrainingScorers:
+    """Return what the training of a finished run used, by its facts and config; of an older run, by the manifest of its table.
 
     Of a table by `pairs generate` the score that ranked it, or all of them; of any table the scores that the config or the method names.
     """
@@ -132,10 +140,11 @@ def trained_with(run: Run) -> Trained:
     transforms = method_of(run).transforms if transforms is None else transforms
     names = {*about["ranked_by"], *(settings.get("scores") or {}).values(), *_named([transforms, settings.get("curriculum")])}
     specs = {name: spec for spec, name in POOL.items()} | about["specs"]
-    asked = [settings["eval_reward"]] if settings.get("eval_reward") else []
+    watched = [settings["eval_reward"]] if settings.get("eval_reward") else []
     chose = (settings.get("eval_scorers") or list(WORLD)) if "held_out" in run.facts else []
-    known = "scorers" in run.facts or manifest is not None or run.facts.get("table") is None
-    return Trained(frozenset(names), (*(spec for name, spec in specs.items() if name in names), *asked), tuple(chose), known)
+    complete = "scorers" in run.facts or manifest is not None or run.facts.get("table") is None
+    used = (*(spec for name, spec in specs.items() if name in names), *watched)
+    return TrainingScorers(frozenset(names), used, tuple(chose), complete)
 
 
 def _named(value: Any) -> Iterator[str]:

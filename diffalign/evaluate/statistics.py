@@ -1,4 +1,4 @@
-"""What the scores of several models say: win rates, sign tests, changes, ratings and the alarm, as `eval.json` has them."""
+"""From the scores and looks of several models' pictures to the numbers of `eval.json`: win rates, changes, drift, alarms, ratings."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.core.intervals import LEAST_PROMPTS
 from diffalign.evaluate.ratings import bradley_terry, votes_of_scores
-from diffalign.evaluate.win_rate import sign_test, win_rate
-from diffalign.rewards.hacking import Change, alarm, change
+from diffalign.evaluate.win_rate import VISIBLE_MARGIN, win_rate
+from diffalign.rewards.drift import Appearance
+from diffalign.rewards.hacking import Change, alarm, change, mute, unjudged
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One scorer's word on all models: `values` are (prompts, images_per_prompt) for each, NaN where an image could not be judged."""
+class ScorerResults:
+    """One scorer's scores of all models' pictures: `values` are (P, N) for P prompts and N images each, NaN for what it cannot judge."""
 
-    about: Mapping[str, Any]  # name, scale, licence
-    held_out: bool | None  # None where nobody knows any more
-    reward: bool  # what training optimised
+    about: Mapping[str, Any]
+    """Its name, scale and licence."""
+    held_out: bool | None
+    """Whether training did not use it; None where that is not known."""
+    reward: bool
+    """Whether training optimised it."""
     values: Mapping[str, np.ndarray]
-    chose: bool = False  # itself not trained on, but it picked the weights
+    """By model, the base first."""
+    chose: bool = False
+    """Whether it picked the weights, without being trained on."""
 
     @property
     def name(self) -> str:
@@ -31,86 +36,105 @@ class Judged:
         return str(self.about["name"])
 
     def facts(self) -> dict[str, Any]:
-        """Return what is said of the scorer."""
-        known = {key: self.about[key] for key in ("name", "scale", "licence")}
-        return {**known, "held_out": self.held_out, "reward": self.reward, "chose": self.chose}
+        """Return the row of `scorers` in `eval.json`."""
+        about = {key: self.about[key] for key in ("name", "scale", "licence")}
+        return {**about, "held_out": self.held_out, "reward": self.reward, "chose": self.chose}
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How one model's pictures look: `diversity` of each prompt (P,), mean saturation and sharpness, and exact checks if there are any."""
+def comparison(
+    scorers: Sequence[ScorerResults],
+    looks: Mapping[str, Appearance],
+    prompts: Sequence[str],
+    seed: int,
+    visible_margin: float = VISIBLE_MARGIN,
+) -> dict[str, Any]:
+    """Return what scores and looks of pictures tell of several models, as `eval.json` and the page have it.
 
-    diversity: np.ndarray
-    saturation: float
-    sharpness: float
-    checks: Mapping[str, float]
-
-    def facts(self) -> dict[str, float]:
-        """Return the means over prompts and pictures; diversity is NaN where there is one picture of each prompt."""
-        return {"diversity": float(self.diversity.mean()), "saturation": self.saturation, "sharpness": self.sharpness}
+    Args:
+        scorers: the scores of every model's pictures by each scorer.
+        looks: how the pictures of each model look, the base first.
+        prompts: (P,) the prompts that all models drew.
+        seed: of the intervals.
+        visible_margin: standard deviations of the base's scores from which a win can be seen.
+    """
+    base, *runs = looks
+    shifts = {run: looks[base].changes(looks[run], prompts, seed) for run in runs}
+    rung = {run: alarms(scorers, shifts[run], base, run, prompts, seed) for run in runs}
+    facts: dict[str, Any] = {
+        "scorers": [one.facts() for one in scorers],
+        "scores": {who: {one.name: summarised(one.values[who], prompts, seed) for one in scorers} for who in looks},
+        "comparisons": [compared(one, base, run, prompts, seed, visible_margin) for run in runs for one in scorers],
+        "drift": {who: look.means() for who, look in looks.items()},
+        "drift_changes": {run: [asdict(shift) for shift in changes] for run, changes in shifts.items()},
+        "alarm": {run: reasons for run, (reasons, _) in rung.items()},
+        "mute": {run: why for run, (_, why) in rung.items() if why is not None},
+    }
+    if len(runs) > 1:
+        facts["ratings"] = {one.name: rated(one, prompts, seed) for one in scorers}
+    return facts
 
 
 def summarised(values: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, Any]:
     """Return mean with interval by prompt, median, and how many images could not be judged, of scores (P, N)."""
-    repeated, found = _rows(prompts, values), values.ravel()
-    gained = change(np.zeros(found.size).tolist(), found.tolist(), repeated, "mean", seed)
-    judged = found[~np.isnan(found)]
+    scores = values.ravel()
+    from_zero = change(np.zeros(scores.size).tolist(), scores.tolist(), _rows(prompts, values), "mean", seed)
+    finite = scores[~np.isnan(scores)]
     return {
-        "mean": gained.value,
-        "mean_ci95": [gained.low, gained.high],
-        "median": float(np.median(judged)) if judged.size else math.nan,
-        "unjudged": int(np.isnan(found).sum()),
+        "mean": from_zero.value,
+        "mean_ci95": [from_zero.low, from_zero.high],
+        "median": float(np.median(finite)) if finite.size else math.nan,
+        "unjudged": int(np.isnan(scores).sum()),
     }
 
 
-def compared(judged: Judged, base: str, run: str, prompts: Sequence[str], seed: int) -> dict[str, Any]:
-    """Return what one scorer says of a run beside the base, draw by draw; draws that either could not be judged are left out."""
-    name = judged.name
-    before, after = (judged.values[who].ravel() for who in (base, run))
+def compared(
+    scorer: ScorerResults, base: str, run: str, prompts: Sequence[str], seed: int, visible_margin: float = VISIBLE_MARGIN
+) -> dict[str, Any]:
+    """Return how a run fares against the base under one scorer, draw by draw; draws that either has no score of are left out."""
+    before, after = (scorer.values[who].ravel() for who in (base, run))
     there = ~np.isnan(before) & ~np.isnan(after)
-    kept = [prompt for prompt, known in zip(_rows(prompts, judged.values[base]), there, strict=True) if known]
-    facts: dict[str, Any] = {"run": run, "base": base, "scorer": name}
+    kept = [prompt for prompt, judged_both in zip(_rows(prompts, scorer.values[base]), there, strict=True) if judged_both]
+    facts: dict[str, Any] = {"run": run, "base": base, "scorer": scorer.name}
     if not kept:
-        nothing = dict.fromkeys(("win_rate", "sign_test_p", "change"), math.nan)
-        return facts | nothing | {"ci95": None, "wins": 0, "losses": 0, "ties": 0, "change_ci95": None}
-    won = win_rate(before[there].tolist(), after[there].tolist(), kept, seed)
-    sign = sign_test(before[there].tolist(), after[there].tolist(), kept)
-    gained = _change(judged, base, run, prompts, seed)
-    facts |= {"win_rate": won.rate, "ci95": [won.low, won.high], "wins": sign.wins, "losses": sign.losses, "ties": sign.ties}
-    return facts | {"sign_test_p": sign.p, "change": gained.value, "change_ci95": [gained.low, gained.high]}
+        counts = dict.fromkeys(("wins", "losses", "ties", "visible_wins", "visible_losses"), 0)
+        nothing = dict.fromkeys(("win_rate", "sign_test_p", "visible_margin", "change"), math.nan)
+        return facts | nothing | counts | {"ci95": None, "verdict": "unclear", "change_ci95": None}
+    won = win_rate(before[there].tolist(), after[there].tolist(), kept, seed, visible_margin=visible_margin)
+    gained = _change(scorer, base, run, prompts, seed)
+    return facts | won.facts() | {"change": gained.value, "change_ci95": [gained.low, gained.high]}
 
 
-def alarmed(
-    judges: Sequence[Judged], drift: Mapping[str, Drift], base: str, run: str, prompts: Sequence[str], seed: int
+def alarms(
+    scorers: Sequence[ScorerResults], shifts: Sequence[Change], base: str, run: str, prompts: Sequence[str], seed: int
 ) -> tuple[list[str], str | None]:
-    """Return the reasons for alarm about a run, by each reward that training optimised; and why it could not go off, where it could not."""
-    changes = {judged.name: _change(judged, base, run, prompts, seed) for judged in judges}
-    held_out = [changes[judged.name] for judged in judges if judged.held_out or judged.chose]
-    spread = change(drift[base].diversity.tolist(), drift[run].diversity.tolist(), prompts, "diversity", seed)
-    rewards = [changes[judged.name] for judged in judges if judged.reward]
-    if not rewards:
-        return [], "no score is known as what training optimised; name it with --reward"
-    for said, what in ((rewards, "the training reward"), ([*held_out, spread], "any held-out score, or the diversity,")):
-        if all(math.isnan(one.low) for one in said):
-            return [], f"{what} is known of fewer than {LEAST_PROMPTS} prompts"
-    return [reason for reward in rewards for reason in alarm(reward, held_out, spread)], None
+    """Return the reasons for alarm about a run, and why it could not go off, where it could not.
+
+    `shifts` are the changes of how its pictures look. Scorers that picked the weights, without being trained on, count as held out.
+    """
+    rewards = [_change(one, base, run, prompts, seed) for one in scorers if one.reward]
+    held_out = [_change(one, base, run, prompts, seed) for one in scorers if one.held_out or one.chose]
+    reasons = alarm(rewards, held_out, shifts)
+    for one in scorers:
+        before, now = (int((~np.isnan(one.values[who])).sum()) for who in (base, run))
+        reasons += unjudged(one.name, before, now)
+    return reasons, mute([*held_out, *shifts])
 
 
-def rated(judged: Judged, prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def rated(scorer: ScorerResults, prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """Return the Bradley-Terry rating of every model by one scorer, best first; draws that any of them lacks are left out."""
-    models = list(judged.values)
-    scores = np.stack([judged.values[model].ravel() for model in models])
-    there = [not np.isnan(draw).any() for draw in scores.T]
-    kept = [prompt for prompt, known in zip(_rows(prompts, judged.values[models[0]]), there, strict=True) if known]
+    models = list(scorer.values)
+    scores = np.stack([scorer.values[model].ravel() for model in models])
+    complete = [bool(np.isfinite(draw).all()) for draw in scores.T]
+    kept = [prompt for prompt, whole in zip(_rows(prompts, scorer.values[models[0]]), complete, strict=True) if whole]
     if not kept:
         return []
-    votes = votes_of_scores({model: own[there].tolist() for model, own in zip(models, scores, strict=True)}, kept)
+    votes = votes_of_scores({model: row[complete].tolist() for model, row in zip(models, scores, strict=True)}, kept)
     return [asdict(rating) for rating in bradley_terry(votes, seed=seed)]
 
 
-def _change(judged: Judged, base: str, run: str, prompts: Sequence[str], seed: int) -> Change:
-    before, after = (judged.values[who] for who in (base, run))
-    return change(before.ravel().tolist(), after.ravel().tolist(), _rows(prompts, before), judged.name, seed)
+def _change(scorer: ScorerResults, base: str, run: str, prompts: Sequence[str], seed: int) -> Change:
+    before, after = (scorer.values[who] for who in (base, run))
+    return change(before.ravel().tolist(), after.ravel().tolist(), _rows(prompts, before), scorer.name, seed)
 
 
 def _rows(prompts: Sequence[str], values: np.ndarray) -> list[str]:

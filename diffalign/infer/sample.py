@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tqdm.std import tqdm
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.progress import progress
@@ -26,13 +27,15 @@ def draw(
     true_cfg: bool = False,
     batch_size: int | None = None,
     label: str = "draw",
+    bar: tqdm[Any] | None = None,
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
     `pipe` is a stock pipeline, or a user's (`for_user` of a personalised run).
     `resolution` (pixels) and `max_sequence_length` (T5 tokens) are the pipeline's own where None. `true_cfg` draws a
     guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
-    the embedded models and 4 for 64x64 latents, if not given. Raises ConfigError for an SD3 without one of its CLIPs.
+    the embedded models and 4 for 64x64 latents, if not given. `bar` counts the images of several calls; without one a call of more
+    than 16 images has its own, named `label`. Raises ConfigError for an SD3 without one of its CLIPs.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
     options: dict[str, Any] = {"num_inference_steps": num_inference_steps, **_options(stock, guidance_scale, true_cfg)}
@@ -42,18 +45,19 @@ def draw(
         options["max_sequence_length"] = max_sequence_length
     batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(stock, resolution) ** 2))
     images: list[Image.Image] = []
-    with progress(total=len(prompts), desc=label, unit="images", hidden=len(prompts) <= 16) as bar:
+    own_bar = progress(total=len(prompts), desc=label, unit="images", hidden=bar is not None or len(prompts) <= 16)
+    with own_bar:
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
             negative = {"negative_prompt": [""] * len(part)} if "true_cfg_scale" in options else {}
             images += pipe(part, generator=generators, **options, **negative).images
-            bar.update(len(part))
+            (own_bar if bar is None else bar).update(len(part))
     return images
 
 
 def _options(pipe: Any, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:
-    """Return how a pipeline's class is told the guidance, and to take prompt and size as they are."""
+    """Return the arguments by which a pipeline of this class gets its guidance, and takes prompt and size as they are."""
     kind = type(pipe).__name__
     if kind == "FluxPipeline" and true_cfg:
         return {"true_cfg_scale": guidance_scale}

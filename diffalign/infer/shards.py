@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.progress import progress
 from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Spec
 from diffalign.data.cache import fingerprint
@@ -71,10 +72,10 @@ class Drawings:
         """Return whether a shard's images are there. Raises ConfigError if they were drawn with other settings, unless `overwrite`."""
         if not is_table(self.images(n)):
             return False
-        found, wanted = read_table(self.images(n)).manifest["made_with"], self.made_with(n)
-        if found == wanted:
+        earlier, wanted = read_table(self.images(n)).manifest["made_with"], self.made_with(n)
+        if earlier == wanted:
             return True
-        other = next(name for name in (*wanted, *found) if found.get(name, ...) != wanted.get(name, ...))
+        other = next(name for name in (*wanted, *earlier) if earlier.get(name, ...) != wanted.get(name, ...))
         if not self.overwrite:
             raise ConfigError(
                 f"{self.images(n)}: images of an unfinished run with another `{other}`; go on with its settings, draw them anew with "
@@ -89,7 +90,7 @@ class Drawings:
             yield from read_table(self.images(n))
 
     def scored(self, spec: Spec) -> tuple[dict[str, Any], np.ndarray]:
-        """Return what is known of a scorer, and its scores (prompts, images_per_prompt), NaN for what it could not judge."""
+        """Return name, scale and licence of a scorer, and its scores (prompts, images_per_prompt), NaN for what it cannot judge."""
         about, rows = read_shards([self.scores(n, spec) for n in range(len(self))])
         return about, np.array(rows, dtype=np.float64)  # None becomes NaN
 
@@ -113,26 +114,34 @@ def drawn_as(run: Run) -> dict[str, Any]:
     return {**shape, "true_cfg": run.steers}
 
 
-def draw_shards(drawings: Drawings, own: Sequence[int], opened: Callable[[], tuple[Any, Mapping[str, Any]]]) -> None:
-    """Draw those shards of `own` that are not there yet, with what `opened` returns: a pipeline, and further arguments of `draw`."""
-    missing = [n for n in own if not drawings.drawn(n)]
+def draw_shards(drawings: Drawings, numbers: Sequence[int], opened: Callable[[], tuple[Any, Mapping[str, Any]]]) -> None:
+    """Draw the shards of these numbers that are not there yet; `opened` returns the pipeline, and further arguments of `draw`."""
+    missing = [n for n in numbers if not drawings.drawn(n)]
     if not missing:
         return
     count = drawings.images_per_prompt
-    pipe, told = opened()
-    told = {"num_inference_steps": drawings.num_inference_steps, "guidance_scale": drawings.guidance_scale, **told}
-    for n in missing:
-        for stale in drawings.folder.glob(f"{n:05d}.*.json"):
-            stale.unlink()
-        shutil.rmtree(drawings.images(n), ignore_errors=True)  # of other settings, or what a kill left of it
-        prompts = [prompt for prompt in drawings.of(n) for _ in range(count)]
-        seeds = [seed_of(drawings.seed, prompt, number) for prompt in drawings.of(n) for number in range(count)]
-        images = draw(pipe, prompts, seeds, **told, label=f"draw {drawings.model}, shard {n + 1} of {len(drawings)}")
-        records = [
-            _record(drawings, n * SHARD + i, prompt, seeds[i * count :][:count], images[i * count :][:count])
-            for i, prompt in enumerate(drawings.of(n))
-        ]
-        write_table(drawings.images(n), records, made_with=drawings.made_with(n))
+    pipe, arguments = opened()
+    arguments = {"num_inference_steps": drawings.num_inference_steps, "guidance_scale": drawings.guidance_scale, **arguments}
+    total = count * sum(len(drawings.of(n)) for n in missing)
+    with progress(total=total, desc=f"draw {drawings.model}", unit="images") as bar:
+        for n in missing:
+            _draw_shard(drawings, n, lambda prompts, seeds: draw(pipe, prompts, seeds, **arguments, bar=bar))
+
+
+def _draw_shard(drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Sequence[int]], Sequence[Any]]) -> None:
+    """Draw a shard and write its table; `drawer` returns an image for each prompt and seed."""
+    count = drawings.images_per_prompt
+    for stale in drawings.folder.glob(f"{n:05d}.*.json"):
+        stale.unlink()
+    shutil.rmtree(drawings.images(n), ignore_errors=True)  # of other settings, or what a kill left of it
+    prompts = [prompt for prompt in drawings.of(n) for _ in range(count)]
+    seeds = [seed_of(drawings.seed, prompt, number) for prompt in drawings.of(n) for number in range(count)]
+    images = drawer(prompts, seeds)
+    records = [
+        _record(drawings, n * SHARD + i, prompt, seeds[i * count :][:count], images[i * count :][:count])
+        for i, prompt in enumerate(drawings.of(n))
+    ]
+    write_table(drawings.images(n), records, made_with=drawings.made_with(n))
 
 
 def _record(drawings: Drawings, index: int, prompt: str, seeds: Sequence[int], images: Sequence[Any]) -> Record:
@@ -143,9 +152,9 @@ def _record(drawings: Drawings, index: int, prompt: str, seeds: Sequence[int], i
     return Record(f"{index:06d}", prompt, tuple(candidates), source=f"prompt {index} of `{drawings.command}`", meta=meta)
 
 
-def score_drawings(drawings: Sequence[Drawings], own: Sequence[int], spec: Spec, device: str) -> None:
-    """Score the shards `own` of every model's drawings, where they are not scored yet."""
-    shards = [Shard(model.scores(n, spec), functools.partial(_records, model, n)) for model in drawings for n in own]
+def score_drawings(drawings: Sequence[Drawings], numbers: Sequence[int], spec: Spec, device: str) -> None:
+    """Score the shards of these numbers of every model's drawings, where they are not scored yet."""
+    shards = [Shard(model.scores(n, spec), functools.partial(_records, model, n)) for model in drawings for n in numbers]
     score_shards(shards, spec, device)
 
 

@@ -256,7 +256,7 @@ class TrainConfig:
     eval_reward: Spec | None = None
     """Scorer that training does optimise, if there is one. The implicit accuracy of the last `eval_every` steps (5 or more) is another."""
     eval_patience: int = key(3, AT_LEAST_ONE)
-    """Evaluations in a row, with the reward above and a held-out score or the diversity clearly below step 0, that stop the run."""
+    """Evaluations that ring the alarm, of the last so many and two more, that stop the run: held-out scores, or the look of pictures."""
     max_bad_steps: int = key(10, AT_LEAST_ONE, kinds=ANY)
     """Stop after so many skipped steps (not finite, or a spike) in a row."""
     spike_factor: float = key(10.0, NOT_NEGATIVE, kinds=ANY)

@@ -69,7 +69,19 @@ def _type(value: Any) -> str:
 
 
 def standing(scorer: Mapping[str, Any]) -> str:
-    """Return what a scorer of `eval.json` is to a run: what its word is worth."""
+    """Return in words whether training used a scorer of `eval.json`."""
     if scorer.get("chose"):
         return "chose the weights"
     return {True: "held out", False: "seen in training", None: "unknown whether seen in training"}[scorer.get("held_out")]
+
+
+def record(comparison: Mapping[str, Any]) -> str:
+    """Return won, lost and tied of a comparison of `eval.json`, with the sign test and the wins that can be seen.
+
+    >>> record({"wins": 17, "losses": 3, "ties": 4, "sign_test_p": 0.0026, "visible_wins": 10})
+    '17 won, 3 lost, 4 tied, p 0.0026; 10 of 17 wins can be seen'
+    """
+    text = f"{comparison['wins']} won, {comparison['losses']} lost, {comparison['ties']} tied, p {comparison['sign_test_p']:.2g}"
+    if not comparison["wins"] or comparison.get("visible_wins") is None:
+        return text
+    return f"{text}; {comparison['visible_wins']} of {comparison['wins']} wins can be seen"

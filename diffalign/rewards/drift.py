@@ -1,8 +1,9 @@
-"""How pictures drift where a reward is chased: their colours, their edges, and how alike those of one prompt become."""
+"""How pictures look, and how that drifts where a reward is chased: colours, edges, fine patterns, and how alike those of one prompt are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from diffalign.core.specs import Spec, bind
 from diffalign.data.colours import flattened
+from diffalign.rewards.hacking import Change, change
 from diffalign.rewards.scorers.clip import CLIP_L, vision
 from diffalign.rewards.scorers.network import BATCH
 
@@ -43,11 +45,56 @@ def sharpness(image: Image.Image) -> float:
     return float((around - 4.0 * luma[1:-1, 1:-1]).var())
 
 
+def high_frequency(image: Image.Image) -> float:
+    """Return the share in [0, 1] of the luma's variance at more than a quarter of a cycle a pixel, along either axis; 0 if it is flat.
+
+    Half of what an image can hold lies above that; natural pictures have little there. It rises with noise, checkerboards and
+    over-sharpening, and falls with blur.
+    """
+    luma = _rgb(image) @ np.array(LUMA)
+    energy = np.abs(np.fft.fft2(luma - luma.mean())) ** 2
+    down, across = (np.abs(np.fft.fftfreq(size)) for size in luma.shape)
+    total = energy.sum()
+    fine = np.maximum(down[:, None], across[None, :]) > 0.25
+    return float(energy[fine].sum() / total) if total > 1e-12 * luma.size else 0.0
+
+
 def diversity(images: Sequence[Image.Image], features: Features) -> float:
     """Return the mean distance between the features of every two of a prompt's images; NaN for fewer than two."""
     if len(images) < 2:
         return float("nan")
     return float(np.mean([np.linalg.norm(first - second) for first, second in combinations(features(images), 2)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """How one model's pictures look, whatever they score: a number for each prompt (P,), the mean over its pictures."""
+
+    diversity: list[float]
+    """NaN for a prompt with one picture."""
+    saturation: list[float]
+    sharpness: list[float]
+    high_frequency: list[float]
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each look over the prompts."""
+        return {name: float(np.mean(values)) for name, values in asdict(self).items()}
+
+    def changes(self, other: Appearance, prompts: Sequence[str], seed: int = 0) -> list[Change]:
+        """Return how each look changes from these pictures to `other` ones of the same prompts."""
+        return [change(values, getattr(other, name), prompts, name, seed) for name, values in asdict(self).items()]
+
+
+def appearance(groups: Iterable[Sequence[Image.Image]], features: Features) -> Appearance:
+    """Return how pictures look; each of `groups` holds those of one prompt."""
+    rows = [
+        (
+            diversity(images, features),
+            *(float(np.mean([look(image) for image in images])) for look in (saturation, sharpness, high_frequency)),
+        )
+        for images in groups
+    ]
+    return Appearance(*(list(column) for column in zip(*rows, strict=True)))
 
 
 def features(spec: Spec, *, device: str = "cpu") -> Features:
@@ -75,8 +122,8 @@ def clip(*, model: str = CLIP_L, revision: str | None = None, device: str = "cpu
     @torch.no_grad()
     def embedded(images: Sequence[Image.Image]) -> np.ndarray:
         parts = [frame.pixels(images[start : start + BATCH]).to(device) for start in range(0, len(images), BATCH)]
-        found = [F.normalize(clip.images(part), dim=-1) for part in parts]
-        return torch.cat(found).double().cpu().numpy()
+        rows = [F.normalize(clip.images(part), dim=-1) for part in parts]
+        return torch.cat(rows).double().cpu().numpy()
 
     return embedded
 

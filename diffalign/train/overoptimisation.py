@@ -27,8 +27,8 @@ from diffalign.infer.preview import drawn
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
 from diffalign.methods.parts import Parts
-from diffalign.rewards.drift import diversity, features, saturation, sharpness
-from diffalign.rewards.hacking import LEAST_KEPT, Change, alarm, change
+from diffalign.rewards.drift import Appearance, appearance, features
+from diffalign.rewards.hacking import Change, alarm, change, unjudged
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.world import WorldScorer
 from diffalign.rewards.table import bind_scorer, load_scorer
@@ -38,16 +38,23 @@ logger = logging.getLogger(__name__)
 EVALUATIONS, BEST = "eval.jsonl", "best"
 IMAGES = 2  # of each prompt: without a second there is no diversity
 STATE = ("base", "best", "alarms", "recent", "stopped")
+EXTRA = 2  # evaluations: the run stops where `eval_patience` of the last so many more rang the alarm
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a set of pictures, prompt by prompt, was found to be."""
+class Evaluation:
+    """The scores and the look of the pictures that were drawn at a step."""
 
     scores: dict[str, list[float]]  # by scorer, of every picture
-    diversity: list[float]  # of every prompt
-    saturation: float
-    sharpness: float
+    looks: Appearance
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], prompts: int) -> Evaluation:
+        """Return the evaluation in a checkpoint; in one of an earlier version looks had a mean instead of a value for each prompt."""
+        if "looks" in state:
+            return cls(state["scores"], Appearance(**state["looks"]))
+        nothing = [math.nan] * prompts
+        return cls(state["scores"], Appearance(state["diversity"], nothing, nothing, nothing))
 
 
 @dataclass(slots=True)
@@ -62,12 +69,12 @@ class Watch:
     config: TrainConfig
     prompts: list[str]
     scorers: list[Spec]
-    base: Seen | None = None
+    base: Evaluation | None = None
     best: tuple[int, float] | None = None  # step, and mean change of the held-out scores
-    alarms: int = 0  # in a row
+    alarms: list[bool] = field(default_factory=list)  # whether each of the last evaluations rang
     recent: list[float] = field(default_factory=list)  # implicit accuracy of the last `eval_every` steps
     stopped: str | None = None  # why
-    said: dict[str, float] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: TrainConfig) -> Watch:
@@ -105,7 +112,7 @@ class Watch:
 
     def look(self, parts: Parts, step: int, facts: Mapping[str, Any]) -> None:
         """Judge pictures of the network as it is, write it to `best/` if it is, and count alarms; `facts` are for its run.json."""
-        pictures = self._seen(parts, step)
+        pictures = self._evaluation(parts, step)
         base = self.base = self.base or pictures
         shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
         held_out = [change(base.scores[name], scores, shown, name) for name, scores in pictures.scores.items()]
@@ -113,23 +120,24 @@ class Watch:
         if self.recent:
             steps = [str(number) for number in range(len(self.recent))]
             rewards.append(change([0.5] * len(self.recent), self.recent, steps, "implicit_acc"))
-        variety = change(base.diversity, pictures.diversity, self.prompts, "diversity")
-        rung = (reasons for reward in rewards if (reasons := alarm(reward, held_out, variety)))
-        reasons = [*next(rung, []), *_unjudged(base, pictures)]
+        shifts = base.looks.changes(pictures.looks, self.prompts)
+        reasons = alarm(rewards, held_out, shifts)
+        for name, scores in pictures.scores.items():
+            reasons += unjudged(name, len(_finite(base.scores[name])), len(_finite(scores)))
         effects = [held.effect for held in held_out]
         gained = fmean(effects) if all(map(math.isfinite, effects)) else math.nan
         if step and not reasons and gained >= (-math.inf if self.best is None else self.best[1]):
             self.best = step, gained
             self._keep(parts, {"steps": step, "held_out": gained, **facts})
         self._count(reasons, step)
-        self._tell(pictures, [*held_out, *rewards, variety], gained, reasons, step)
+        self._write(pictures, [*held_out, *rewards, *shifts], gained, reasons, step)
 
     def shared(self) -> dict[str, float]:
         """Return what is logged of the last look, which is the first process's, as is whether to stop."""
-        told: list[Any] = [self.said, self.stopped]
-        broadcast_object_list(told)
-        self.said, self.stopped = told
-        return self.said
+        state: list[Any] = [self.logged, self.stopped]
+        broadcast_object_list(state)
+        self.logged, self.stopped = state
+        return self.logged
 
     def facts(self) -> dict[str, Any]:
         """Return what run.json says of the watch."""
@@ -150,13 +158,15 @@ class Watch:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the state of a checkpoint."""
         for name, value in state.items():
-            setattr(self, name, Seen(**value) if name == "base" and value else value)
+            setattr(self, name, Evaluation.of_state(value, len(self.prompts)) if name == "base" and value else value)
+        if isinstance(self.alarms, int):  # of a checkpoint from when alarms were counted in a row
+            self.alarms = [True] * self.alarms
         if self.stopped:
             logger.warning("was stopped at %s; `eval_patience` is %d", self.stopped, self.config.eval_patience)
-            self.stopped = self.stopped if self.alarms >= self.config.eval_patience else None
+            self.stopped = self.stopped if sum(self.alarms) >= self.config.eval_patience else None
 
-    def _seen(self, parts: Parts, step: int) -> Seen:
-        """Return what the judges see, the training reward last; one of them in memory at a time."""
+    def _evaluation(self, parts: Parts, step: int) -> Evaluation:
+        """Return scores and looks of pictures drawn now, the training reward last; one scorer is in memory at a time."""
         shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
         (images,) = drawn(parts, self.config, shown, range(len(shown)), f"evaluation at step {step}")
         scores: dict[str, list[float]] = {}
@@ -174,8 +184,7 @@ class Watch:
                 gc.collect()
                 torch.cuda.empty_cache()
         groups = [images[start : start + IMAGES] for start in range(0, len(images), IMAGES)]
-        pixels = features("pixels")
-        return Seen(scores, [diversity(group, pixels) for group in groups], fmean(map(saturation, images)), fmean(map(sharpness, images)))
+        return Evaluation(scores, appearance(groups, features("pixels")))
 
     def _keep(self, parts: Parts, facts: dict[str, Any]) -> None:
         """Write the network as it is to `best/`, whole or not at all, in the form of the run's own result."""
@@ -185,35 +194,28 @@ class Watch:
             save_result(parts, replace(self.config, output_dir=str(temporary)), facts)
 
     def _count(self, reasons: Sequence[str], step: int) -> None:
-        """Count an alarm or its absence, and stop the run where it has held for long enough."""
-        self.alarms = self.alarms + 1 if reasons else 0
+        """Note an alarm or its absence, and stop the run where too many of the last evaluations rang."""
+        patience = self.config.eval_patience
+        self.alarms = [*self.alarms, bool(reasons)][-(patience + EXTRA) :]
         for reason in reasons:
             logger.warning("step %d: over-optimisation: %s", step, reason)
-        if self.alarms >= self.config.eval_patience:
-            self.stopped = f"step {step}: the alarm held for {self.alarms} evaluations in a row; {'; '.join(reasons)}"
+        if reasons and sum(self.alarms) >= patience:
+            self.stopped = (
+                f"step {step}: the alarm rang in {sum(self.alarms)} of the last {len(self.alarms)} evaluations; {'; '.join(reasons)}"
+            )
             best = "" if self.best is None else f" The best weights, of step {self.best[0]}, are in {self.config.output_dir}/{BEST}."
             logger.warning("stopped at %s.%s", self.stopped, best)
 
-    def _tell(self, pictures: Seen, changes: Sequence[Change], gained: float, reasons: list[str], step: int) -> None:
-        """Write a row of eval.jsonl, and note what is logged."""
-        levels = {name: fmean(_judged(scores) or [math.nan]) for name, scores in pictures.scores.items()}
-        levels |= {"diversity": fmean(pictures.diversity), "saturation": pictures.saturation, "sharpness": pictures.sharpness}
+    def _write(self, pictures: Evaluation, changes: Sequence[Change], gained: float, reasons: list[str], step: int) -> None:
+        """Write a row of eval.jsonl, and keep what is to be logged."""
+        levels = {name: fmean(_finite(scores) or [math.nan]) for name, scores in pictures.scores.items()} | pictures.looks.means()
         row = {"step": step, **levels, "changes": list(map(asdict, changes)), "held_out": gained, "alarm": reasons}
         with (Path(self.config.output_dir) / EVALUATIONS).open("a", encoding="utf-8") as log:
             log.write(json.dumps(plain(row)) + "\n")
         logged = levels | {f"{one.name}_change": one.value for one in changes} | {"held_out": gained, "alarm": float(bool(reasons))}
-        self.said = {f"eval/{name}": value for name, value in logged.items() if math.isfinite(value)}
+        self.logged = {f"eval/{name}": value for name, value in logged.items() if math.isfinite(value)}
 
 
-def _unjudged(base: Seen, seen: Seen) -> list[str]:
-    """Return a reason for alarm for every scorer that can judge fewer than 0.7 of the pictures that it could judge at step 0."""
-    counts = {name: (_judged(base.scores[name]), _judged(scores)) for name, scores in seen.scores.items()}
-    return [
-        f"{name} can judge {len(now)} of the pictures, of which it could judge {len(before)} at step 0"
-        for name, (before, now) in counts.items()
-        if len(now) < LEAST_KEPT * len(before)
-    ]
-
-
-def _judged(scores: Sequence[float]) -> list[float]:
+def _finite(scores: Sequence[float]) -> list[float]:
+    """Return the scores of the pictures that a scorer can judge."""
     return [score for score in scores if not math.isnan(score)]

@@ -39,7 +39,7 @@ def rewrite(prompt: str, text: str, taste: float) -> Rewrite:
 def test_a_picture_is_judged_by_the_short_prompt_and_not_by_its_rewrite(studio):
     prompts = ["a red star at the bottom", "a red star"]
     texts = ["a small red star at the top on a white background", "a small red star at the top on a white background"]
-    drifted, true = studio.judged(prompts, texts, [0, 1])
+    drifted, true = studio.judge(prompts, texts, [0, 1])
     assert (drifted.adherence, drifted.distance) == pytest.approx((2 / 3, 1 / 3))
     assert (true.adherence, true.distance) == (1.0, 0.0)
     assert min(drifted.taste, true.taste) > 0.8
@@ -48,7 +48,7 @@ def test_a_picture_is_judged_by_the_short_prompt_and_not_by_its_rewrite(studio):
 
 def test_another_distance_of_meaning_stands_in_and_the_picture_is_judged_as_before(studio):
     other = Studio(studio.pipe, "high", meaning=lambda prompts, texts: [0.125] * len(prompts))
-    (made,) = other.judged(["a red star"], ["a blue star at the top on a white background"], [0])
+    (made,) = other.judge(["a red star"], ["a blue star at the top on a white background"], [0])
     assert (made.distance, made.adherence) == (0.125, 0.5)
 
 
@@ -77,20 +77,20 @@ def test_the_attributes_lost_are_the_distance_of_meaning():
 
 
 def test_a_gain_is_the_mean_of_paired_differences_with_an_interval_about_it():
-    before = [0.1, 0.4, 0.2, 0.3, 0.2]
-    # differences 0.4, 0.0, 0.2, 0.2, 0.2: mean 0.2
-    gained = gain(before, [0.5, 0.4, 0.4, 0.5, 0.4])
+    before = [0.1, 0.4, 0.2, 0.3, 0.2, 0.1]
+    # differences 0.4, 0.0, 0.2, 0.2, 0.2, 0.2: mean 0.2
+    gained = gain(before, [0.5, 0.4, 0.4, 0.5, 0.4, 0.3])
     assert gained.mean == pytest.approx(0.2)
     assert 0.0 <= gained.low < 0.2 < gained.high <= 0.4
 
 
 def test_a_gain_that_is_the_same_everywhere_has_no_spread():
-    before = [0.0, 0.125, 0.25, 0.5, 0.625]
+    before = [0.0, 0.125, 0.25, 0.375, 0.5, 0.625]
     same = gain(before, [score + 0.25 for score in before])
     assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
 
 
-def test_of_fewer_than_five_prompts_no_interval_is_given():
+def test_of_fewer_than_six_prompts_no_interval_is_given():
     few = gain([0.0, 0.5], [0.25, 0.75])
     assert few.mean == 0.25
     assert math.isnan(few.low)

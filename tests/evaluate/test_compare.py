@@ -17,6 +17,7 @@ from diffalign.evaluate import compare as evaluation
 from diffalign.evaluate import contestants as entries
 from diffalign.evaluate import statistics as comparing
 from diffalign.evaluate.compare import evaluate
+from diffalign.evaluate.heldout import PairAccuracy
 from diffalign.evaluate.options import EvalConfig
 from diffalign.evaluate.ratings import bradley_terry
 from diffalign.infer import shards as drawing
@@ -176,7 +177,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
         evaluate(config(run, dataset_name="tests/data/fixtures"), [])
     with pytest.raises(CheckpointError, match="no such model folder"):
         evaluate(config(run, runs=["./nowhere"]), PROMPTS)
-    with pytest.raises(ConfigError, match="knows no users"):
+    with pytest.raises(ConfigError, match="is not personalised"):
         evaluate(config(run), PROMPTS, user="ann")
     assert not (run / "eval").exists()
 
@@ -198,11 +199,25 @@ def test_a_dataset_that_cannot_be_judged_is_refused_before_drawings_are_removed(
 
 def test_pairs_alone_are_added_to_the_comparison_that_is_there(run, monkeypatch):
     whole = evaluate(config(run), PROMPTS[:1])
-    monkeypatch.setattr(evaluation, "check_pairs", lambda *asked: None)
-    monkeypatch.setattr(evaluation, "accuracy_on", lambda *asked: 0.75)
+    monkeypatch.setattr(evaluation, "check_pairs", lambda *arguments: None)
+    monkeypatch.setattr(evaluation, "accuracy_on", lambda *arguments: PairAccuracy(0.75, 3, 1, 0))
     alone = evaluate(config(run, scorers=[], dataset_name="pairs"), [])
     assert (alone["prompts"], alone["implicit_accuracy_heldout"], "runs" in alone) == (0, 0.75, False)  # what was found now
-    assert json.loads((run / "eval" / "eval.json").read_text()) == whole | {"implicit_accuracy_heldout": 0.75}
+    counts = {"right": 3, "wrong": 1, "tied": 0, "sign_test_p": 0.625}
+    measured = {"implicit_accuracy_heldout": 0.75, "heldout_pairs": counts}
+    assert json.loads((run / "eval" / "eval.json").read_text()) == whole | measured
+
+
+def test_another_comparison_stands_beside_the_earlier_one_and_the_same_replaces_it(run, tmp_path):
+    first = evaluate(config(run), PROMPTS[:2])
+    before = {name: (run / "eval" / name).read_bytes() for name in ("eval.html", "eval.json", "grid.png")}
+    second = evaluate(config(run, runs=[str(write_run(tmp_path / "bad"))]), PROMPTS[:2])
+    assert (first["page"], second["page"], second["grid"]) == ("eval.html", "eval-bad.html", "grid-bad.png")
+    assert {name: (run / "eval" / name).read_bytes() for name in before} == before
+    other = evaluate(config(run, runs=[f"bad={write_run(tmp_path / 'elsewhere' / 'bad')}"]), PROMPTS[:2])
+    assert other["page"] == "eval-bad-2.html"  # a model of the same name is another one
+    assert evaluate(config(run), PROMPTS[:1])["page"] == "eval.html"
+    assert json.loads((run / "eval" / "eval.json").read_text())["prompts"] == 1
 
 
 def test_a_run_in_a_folder_called_base_is_called_run(tmp_path):
@@ -219,11 +234,15 @@ def test_two_scores_of_one_name_are_refused(run, monkeypatch):
 def test_the_command_prints_the_short_of_it(run, tmp_path, capsys):
     words = ["eval", "--output_dir", str(run), "--runs", str(write_run(tmp_path / "bad")), "--scorers", "red", "--reward", "blue"]
     assert main([*words, "--prompts", *PROMPTS, "--max_prompts", "6"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "good against assets/tiny-sd, 6 prompts:"
-    assert "blue           win rate 1.000" in said[2]
-    assert said[2].endswith("(seen in training)")
-    assert "alarm good: silent about blue" in said
-    assert "Bradley-Terry by red:" in said
-    assert said[-2:] == [str(run / "eval" / "eval.json"), str(run / "eval" / "eval.html")]
-    assert (run / "eval" / "eval.json").read_text().count('"diffalign eval --output_dir') == 1
+    out = capsys.readouterr()
+    lines = out.out.splitlines()
+    assert lines[0] == "good against assets/tiny-sd, 6 prompts:"
+    assert "blue           win rate 1.000" in lines[2]
+    for fact in ("6 won, 0 lost, 0 tied, p 0.031", "6 of 6 wins can be seen", "clear win", "(seen in training)"):
+        assert fact in lines[2]
+    assert "alarm good: silent" in lines
+    assert "Bradley-Terry by red:" in lines
+    assert lines[-2:] == [str(run / "eval" / "eval-bad.json"), str(run / "eval" / "eval-bad.html")]
+    for phase in ("draw good", "score red", "look at good"):  # a line each, where the output is no terminal
+        assert phase in out.err
+    assert (run / "eval" / "eval-bad.json").read_text().count('"diffalign eval --output_dir') == 1

@@ -8,13 +8,15 @@ import re
 import pytest
 from PIL import Image
 
-from diffalign.evaluate.pages.comparison import Shown, write_page
+from diffalign.evaluate.pages.comparison import Shown
+from diffalign.evaluate.pages.comparison import page as markup
 from tests.pages import Page
 
 
 def against(run: str, scorer: str, rate: float | None, ends: list | None, **changes) -> dict:
-    record = {"wins": 12, "losses": 3, "ties": 5, "sign_test_p": 0.0004, "change": -0.02, "change_ci95": [-0.03, -0.01]}
-    return {"run": run, "base": "base", "scorer": scorer, "win_rate": rate, "ci95": ends, **record, **changes}
+    counts = {"wins": 12, "losses": 3, "ties": 5, "sign_test_p": 0.0004, "visible_margin": 0.125, "visible_wins": 9}
+    moved = {"change": -0.02, "change_ci95": [-0.03, -0.01]}
+    return {"run": run, "base": "base", "scorer": scorer, "win_rate": rate, "ci95": ends, **counts, **moved, **changes}
 
 
 FACTS = {
@@ -50,7 +52,9 @@ ROW = re.compile(r'<tr><th scope="row">([^\n]*?)</th>((?:<td>[^\n]*?</td>)+)</tr
 
 
 def page(folder, facts: dict | None = None, shown: list[Shown] | None = None) -> Page:
-    parsed = Page(write_page(folder, FACTS if facts is None else facts, shown or []))
+    file = folder / "eval.html"
+    file.write_text(markup(FACTS if facts is None else facts, shown or []), encoding="utf-8")
+    parsed = Page(file)
     assert parsed.open == []
     return parsed
 
@@ -68,22 +72,28 @@ def with_judges(*judged: tuple[str, float, list | None], **changes) -> dict:
     return {**FACTS, "scorers": scorers, "comparisons": [against("dpo", *one) for one in judged], **changes}
 
 
-def test_what_a_held_out_scorer_says_is_the_headline_and_training_s_own_score_is_not(tmp_path):
-    assert page(tmp_path).headline() == "dpo wins 61.5 % of 40 prompts (95 % interval 55 to 68 %) under the held-out adherence"
+def test_the_headline_is_of_the_held_out_scorers_unless_others_are_named(tmp_path):
+    headline = page(tmp_path).headline()
+    for fact in ("dpo wins 61.5 % of 40 prompts", "55 to 68 %", "12 won, 3 lost, 5 tied", "held-out adherence", "9 of the 12 wins"):
+        assert fact in headline
     own = {**FACTS, "comparisons": FACTS["comparisons"][1:]}
     assert page(tmp_path, own).headline() == "No held-out scorer compared dpo with the base"
+    assert page(tmp_path, {**own, "headline": ["warm"]}).headline().startswith("dpo wins 90 % of 40 prompts")
+
+
+RECORD = "12 won, 3 lost, 5 tied"
 
 
 @pytest.mark.parametrize(
     ("judged", "headline"),
     [
-        ([("a", 0.3, [0.2, 0.4])], "dpo loses: it wins only 30 % of 40 prompts (95 % interval 20 to 40 %) under the held-out a"),
+        ([("a", 0.3, [0.2, 0.4])], f"dpo loses: it wins only 30 % of 40 prompts (95 % interval 20 to 40 %; {RECORD}) under the held-out a"),
+        ([("a", 0.6, [0.5, 0.7])], f"No clear win: dpo wins 60 % of 40 prompts (95 % interval 50 to 70 %; {RECORD}) under the held-out a"),
+        ([("a", 0.9, None)], f"No clear win: dpo wins 90 % of 40 prompts ({RECORD})"),
         (
-            [("a", 0.6, [0.5, 0.7])],
-            "No clear win: dpo wins 60 % of 40 prompts (95 % interval 50 to 70 %) under the held-out a, an",
+            [("a", 0.6, [0.55, 0.7]), ("b", 0.7, [0.6, 0.8])],
+            f"dpo wins under both held-out scorers, of 40 prompts: 60 % ({RECORD}) by a and 70 % ({RECORD}) by b",
         ),
-        ([("a", 0.9, None)], "dpo wins 90 % of 40 prompts under the held-out a; there is no interval, so this may be chance"),
-        ([("a", 0.6, [0.55, 0.7]), ("b", 0.7, [0.6, 0.8])], "dpo wins under both held-out scorers: 60 to 70 % of 40 prompts"),
         ([("a", 0.6, [0.55, 0.7]), ("b", 0.3, [0.2, 0.4])], "dpo wins under a but loses under b"),
         ([("a", 0.6, [0.55, 0.7]), ("b", 0.5, [0.4, 0.6])], "dpo wins under a; b cannot tell"),
         ([("a", 0.3, [0.2, 0.4]), ("b", 0.5, [0.4, 0.6]), ("c", 0.5, None)], "dpo loses under a; b and c cannot tell"),
@@ -95,12 +105,21 @@ def test_the_headline_claims_no_more_than_every_held_out_interval_shows(tmp_path
     assert page(tmp_path, with_judges(*judged)).headline().startswith(headline)
 
 
+def test_no_win_is_claimed_that_the_sign_test_denies(tmp_path):
+    few = against("dpo", "adherence", 0.542, [0.51, 0.583], wins=4, losses=0, ties=20, sign_test_p=0.125)
+    parsed = page(tmp_path, {**FACTS, "comparisons": [few]})
+    assert parsed.headline().startswith("No clear win: dpo wins 54.2 % of 40 prompts")
+    for fact in ("4 won, 0 lost, 20 tied", "0.12"):
+        assert fact in parsed.headline()
+    assert re.findall(r'<svg class="(\w+)"', parsed.source) == ["unclear"]
+
+
 def test_of_many_runs_the_headline_counts_those_that_every_held_out_scorer_prefers(tmp_path):
     compared = [against("dpo", "adherence", 0.6, [0.55, 0.7]), against("mapo", "adherence", 0.5, [0.4, 0.6])]
     parsed = page(tmp_path, with_runs("base", "dpo", "mapo", comparisons=compared))
     assert parsed.headline() == "1 of 2 runs wins against the base under every held-out scorer: dpo"
-    said = [plain(item) for item in re.findall(r"<li>(.*?)</li>", parsed.source)]
-    assert [sentence.split(" ")[0] for sentence in said] == ["dpo", "No"]
+    sentences = [plain(item) for item in re.findall(r"<li>(.*?)</li>", parsed.source)]
+    assert [sentence.split(" ")[0] for sentence in sentences] == ["dpo", "No"]
     none = page(tmp_path, with_runs("base", "dpo", "mapo", comparisons=compared[1:]))
     assert none.headline() == "None of the 2 runs wins against the base under every held-out scorer"
 
@@ -115,15 +134,16 @@ def test_an_alarm_stands_in_the_headline_and_in_a_box_with_its_reasons(tmp_path)
 
 
 def test_a_silent_alarm_says_what_it_watched_or_that_it_could_not_go_off(tmp_path):
-    def said(facts: dict) -> str:
-        box = re.search(r'<section class="alarm silent">(.*?)</section>', page(tmp_path, facts).source, re.S)
-        assert box
-        return plain(box[1]).replace(" ,", ",")
+    def box(facts: dict) -> str:
+        section = re.search(r'<section class="alarm silent">(.*?)</section>', page(tmp_path, facts).source, re.S)
+        assert section
+        return plain(section[1])
 
-    assert said(FACTS).endswith("It watches whether what training optimised, warm, rises while adherence or diversity falls.")
-    assert said({**FACTS, "drift": {}}).endswith("what training optimised, warm, rises while adherence falls.")
-    assert said({**FACTS, "mute": {"dpo": "too few"}}) == "The alarm could not go off for dpo : too few."
-    two = said({**FACTS, "alarm": {"dpo": [], "mapo": []}, "mute": {"dpo": "too few"}})
+    assert "adherence" in box(FACTS)
+    assert "warm" in box(FACTS)
+    assert "--reward" in box({**FACTS, "scorers": FACTS["scorers"][:1]})
+    assert "could not go off for dpo : too few." in box({**FACTS, "mute": {"dpo": "too few"}})
+    two = box({**FACTS, "alarm": {"dpo": [], "mapo": []}, "mute": {"dpo": "too few"}})
     assert "could not go off for dpo : too few. The alarm is silent about mapo ." in two
 
 
@@ -133,9 +153,9 @@ def test_each_comparison_is_a_row_with_its_numbers_and_the_colour_of_its_verdict
     source = page(tmp_path, {**FACTS, "comparisons": compared}).source
     rows = re.findall(r"<tr>(.*?)</tr>", source[source.index('<table class="wins">') :], re.S)[1:5]
     cells = [re.findall(r"<td data-label.*?>(.*?)</td>", row, re.S) for row in rows]
-    assert [plain(cell) for cell in cells[0]][:3] == ["61.5 % 55 to 68", "12 / 3 / 5", "&lt; 0.001"]
+    assert [plain(cell) for cell in cells[0]][:3] == ["61.5 % 55 to 68", "12 / 3 / 5 9 wins can be seen (margin 0.12)", "&lt; 0.001"]
     assert plain(cells[0][3]) == "&minus;0.020 &minus;0.030 to &minus;0.010"
-    assert [plain(cell) for cell in cells[3]][:3] == ["50 %", "12 / 3 / 5", "0.250"]
+    assert [plain(cells[3][0]), plain(cells[3][2])] == ["50 %", "0.250"]
     assert re.findall(r'<svg class="(\w+)"', source) == ["win", "win", "loss", "unclear"]
     assert plain(rows[0]).startswith("adherence held out")
     assert 'class="badge">seen in training<' in rows[1]
@@ -145,7 +165,19 @@ def test_each_comparison_is_a_row_with_its_numbers_and_the_colour_of_its_verdict
 
 
 def test_null_is_a_dash(tmp_path):
-    nothing = against("dpo", "adherence", None, None, wins=None, losses=None, ties=None, sign_test_p=None, change=None, change_ci95=None)
+    nothing = against(
+        "dpo",
+        "adherence",
+        None,
+        None,
+        wins=None,
+        losses=None,
+        ties=None,
+        sign_test_p=None,
+        visible_wins=None,
+        change=None,
+        change_ci95=None,
+    )
     source = page(tmp_path, {**FACTS, "comparisons": [nothing]}).source
     cells = re.findall(r"<td data-label.*?>(.*?)</td>", source)
     assert cells == ["&ndash;", "&ndash; / &ndash; / &ndash;", "&ndash;", "&ndash;"]
@@ -182,8 +214,8 @@ def test_ratings_are_elo_points_around_1000(tmp_path):
 
 
 def test_the_page_says_how_to_do_it_again(tmp_path):
-    told = [text for tag, text in page(tmp_path).texts if tag == "pre"]
-    assert told == ["diffalign eval --output_dir run --seed 3\n# seed 3\n# diffalign 0.1.0"]
+    commands = [text for tag, text in page(tmp_path).texts if tag == "pre"]
+    assert commands == ["diffalign eval --output_dir run --seed 3\n# seed 3\n# diffalign 0.1.0"]
 
 
 def test_text_from_outside_is_escaped_wherever_it_lands(tmp_path):

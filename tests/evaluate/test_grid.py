@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +11,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from PIL import Image
 
-from diffalign.evaluate.pages.comparison import write_page
+from diffalign.core.files import write
+from diffalign.evaluate.pages.comparison import page as markup
 from diffalign.evaluate.pages.grid import Shown, gained
 from tests.pages import Page
 
@@ -27,7 +30,9 @@ def drawn(scores: dict[str, list[float]], scorer: str = "judge", prompts: list[s
 
 def page(folder, shown: list[Shown], **facts) -> Page:
     runs = [{"name": name} for name in shown[0].images] if shown else []
-    parsed = Page(write_page(folder, {"runs": runs, "scorers": SCORERS, **facts}, shown))
+    file = folder / "eval.html"
+    write({file: markup({"runs": runs, "scorers": SCORERS, **facts}, shown)})
+    parsed = Page(file)
     assert parsed.open == []
     return parsed
 
@@ -107,6 +112,34 @@ def test_a_caption_marks_what_is_above_and_below_the_base(tmp_path):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(cards(page(tmp_path, shown).source, "flip")))
     marks = [re.sub(r"<.*?>", " ", caption).split()[2:] for caption in captions[1::2]]
     assert marks == [["0.750", "&#9650;"], ["0.250", "&#9660;"], ["0.500"], ["&ndash;"]]
+
+
+def test_a_win_that_cannot_be_seen_is_hollow_and_not_counted(tmp_path):
+    shown = drawn({"base": [0.5] * 4, "dpo": [0.75, 0.55, 0.45, 0.5]})
+    margin = [{"run": "dpo", "scorer": "judge", "visible_margin": 0.1}]
+    source = page(tmp_path, shown, comparisons=margin).source
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(cards(source, "flip")))
+    assert [re.sub(r"<.*?>", " ", caption).split()[-1] for caption in captions[1::2]] == ["&#9650;", "&#9651;", "&#9661;", "0.500"]
+    text = re.sub(r"<.*?>", "", source)
+    assert "dpo wins 2, loses 1 and ties 1 under judge; of the 2 wins 1 can be seen" in text
+
+
+def test_the_text_that_a_picture_was_drawn_from_stands_under_it_escaped(tmp_path):
+    shown = [Shown("a star", {"base": PICTURE, "dpo": PICTURE}, {}, {"base": "a <red> star", "dpo": "a star at the top"})]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page(tmp_path, shown).source)
+    assert [caption.rpartition("<br>")[2] for caption in captions] == ["a &lt;red&gt; star", "a star at the top"]
+
+
+def test_images_are_embedded_unchanged_if_small_and_scaled_down_if_large(tmp_path):
+    big = Image.new("RGBA", (800, 400), (9, 99, 199, 255))
+    images = page(tmp_path, [Shown("a star", {"base": PICTURE, "dpo": big}, {})]).all("img")
+    decoded = [Image.open(io.BytesIO(base64.b64decode((one["src"] or "").split(";base64,")[1], validate=True))) for one in images]
+    assert [(image.format, image.size) for image in decoded] == [("PNG", (8, 8)), ("JPEG", (384, 192))]
+    assert big.size == (800, 400)
+
+
+def test_a_lone_surrogate_in_a_prompt_does_not_stop_the_page(tmp_path):
+    assert "&#55296;" in page(tmp_path, [Shown("\ud800", {"base": PICTURE}, {})]).source
 
 
 def test_the_largest_losses_and_wins_come_from_all_drawings_by_the_held_out_score(tmp_path):

@@ -11,7 +11,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run, scorers_of
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
-from diffalign.evaluate.panel import Panel, Trained, panel, trained_with
+from diffalign.evaluate.panel import Panel, TrainingScorers, panel, trained_with
 
 CAPTIONS = ["a red star", "a ring at the left"]
 RANKED = [{"name": "high", "spec": {"taste": {"name": "high"}}}, {"name": "adherence", "spec": "adherence"}]
@@ -36,7 +36,7 @@ def run(tmp_path):
 
 def test_what_ranked_the_table_was_trained_on(run):
     folder = run(generated={"rank_by": "high"}, scorers=RANKED)
-    assert trained_with(Run.open(folder)) == Trained(frozenset({"high", "gains"}), ({"taste": {"name": "high"}},))
+    assert trained_with(Run.open(folder)) == TrainingScorers(frozenset({"high", "gains"}), ({"taste": {"name": "high"}},))
     known = panel(CAPTIONS, [Run.open(folder)])
     assert known.all == ("adherence", {"taste": {"name": "high"}})
     assert [known.held_out(spec, name) for spec, name in zip(known.all, ("adherence", "high"), strict=True)] == [True, False]
@@ -62,12 +62,12 @@ def test_a_score_that_the_table_has_was_trained_on_only_if_the_config_names_it(r
 
 def test_scores_that_nothing_names_are_held_out(run):
     folder = run({"eval_reward": "pickscore", "transforms": ["pairs"]}, scorers=RANKED)
-    assert trained_with(Run.open(folder)) == Trained(frozenset(), ("pickscore",))
+    assert trained_with(Run.open(folder)) == TrainingScorers(frozenset(), ("pickscore",))
 
 
 def test_a_score_that_only_the_method_names_was_trained_on_too(run):
     folder = run({"transforms": None}, method="smpo")  # whose own transforms soften labels by pickscore
-    assert trained_with(Run.open(folder)) == Trained(frozenset({"pickscore"}), ("pickscore",))
+    assert trained_with(Run.open(folder)) == TrainingScorers(frozenset({"pickscore"}), ("pickscore",))
     known = panel(["a photo of a cat"], [Run.open(folder)])
     assert known == Panel(("hps", "imagereward", "clipscore", "aesthetic"), ("pickscore",), trained_with(Run.open(folder)))
 
@@ -96,7 +96,7 @@ def test_who_picked_the_weights_may_judge_them_and_is_not_held_out(run):
 def test_a_reward_that_is_given_is_no_judge_whatever_the_files_say(run):
     finished = Run.open(run())
     known = panel(["a photo of a cat"], [finished], reward="pickscore")
-    assert known == Panel(("hps", "imagereward", "clipscore", "aesthetic"), ("pickscore",), Trained(frozenset({"gains"})))
+    assert known == Panel(("hps", "imagereward", "clipscore", "aesthetic"), ("pickscore",), TrainingScorers(frozenset({"gains"})))
     known = panel(
         CAPTIONS, [finished], scorers=[{"hps": {"version": "2.0"}}, "pickscore"], reward={"hps": {"version": "2.0"}}, taste="warm"
     )

@@ -8,23 +8,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffalign.evaluate.statistics import Drift, Judged, alarmed, compared, rated, summarised
+from diffalign.evaluate.statistics import ScorerResults, alarms, compared, comparison, rated, summarised
+from diffalign.rewards.drift import Appearance
 
 ABOUT = {"name": "red", "scale": "mean red", "licence": "Apache-2.0", "spec": "red"}
 PROMPTS = ["a", "b", "c"]
 
 
-def judged(held_out=True, **values):
-    return Judged(ABOUT, held_out, not held_out, {who: np.array(rows, dtype=float) for who, rows in values.items()})
+def results(held_out=True, **values):
+    return ScorerResults(ABOUT, held_out, not held_out, {who: np.array(rows, dtype=float) for who, rows in values.items()})
 
 
-def drift(diversity):
-    return Drift(np.full(8, diversity), 0.5, 0.1, {})
+def looks(diversity, prompts=8):
+    return Appearance([diversity] * prompts, [0.5] * prompts, [0.1] * prompts, [0.01] * prompts)
 
 
 def test_a_run_is_compared_draw_by_draw_and_prompts_that_end_even_are_left_out_of_the_sign_test():
     # a: both draws won; b: one won, one lost, so even; c: a tie and a win
-    facts = compared(judged(base=[[0, 0], [0, 5], [1, 1]], run=[[1, 2], [3, 4], [1, 3]]), "base", "run", PROMPTS, 0)
+    facts = compared(results(base=[[0, 0], [0, 5], [1, 1]], run=[[1, 2], [3, 4], [1, 3]]), "base", "run", PROMPTS, 0)
     assert facts["win_rate"] == pytest.approx((1 + 1 / 2 + 3 / 4) / 3)
     assert (facts["wins"], facts["losses"], facts["ties"]) == (2, 0, 1)
     assert facts["sign_test_p"] == pytest.approx(0.5)  # two wins of two: twice a quarter
@@ -34,10 +35,10 @@ def test_a_run_is_compared_draw_by_draw_and_prompts_that_end_even_are_left_out_o
 
 def test_a_draw_that_either_model_has_no_score_of_is_left_out():
     nothing = math.nan
-    facts = compared(judged(base=[[0, nothing], [nothing, 0], [0, 0]], run=[[1, 1], [1, nothing], [-1, 1]]), "base", "run", PROMPTS, 0)
+    facts = compared(results(base=[[0, nothing], [nothing, 0], [0, 0]], run=[[1, 1], [1, nothing], [-1, 1]]), "base", "run", PROMPTS, 0)
     assert (facts["wins"], facts["losses"], facts["ties"]) == (1, 0, 1)  # of b nothing is left
     assert facts["win_rate"] == pytest.approx((1 + 1 / 2) / 2)
-    facts = compared(judged(base=[[nothing]], run=[[1]]), "base", "run", ["a"], 0)
+    facts = compared(results(base=[[nothing]], run=[[1]]), "base", "run", ["a"], 0)
     assert math.isnan(facts["win_rate"])
     assert (facts["ci95"], facts["wins"], facts["losses"]) == (None, 0, 0)
 
@@ -48,41 +49,59 @@ def test_scores_are_averaged_by_prompt_and_what_was_not_judged_is_counted():
 
 
 def test_ratings_are_of_the_draws_that_all_models_have():
-    facts = rated(judged(base=[[0], [0], [0]], one=[[1], [1], [math.nan]], two=[[2], [2], [2]]), PROMPTS, 0)
+    facts = rated(results(base=[[0], [0], [0]], one=[[1], [1], [math.nan]], two=[[2], [2], [2]]), PROMPTS, 0)
     assert [(one["model"], one["wins"], one["losses"], one["ties"]) for one in facts] == [
         ("two", 4, 0, 0),
         ("one", 2, 2, 0),
         ("base", 0, 4, 0),
     ]
     assert all(one["low"] < one["rating"] < one["high"] for one in facts)
-    assert rated(judged(base=[[math.nan]], one=[[1]], two=[[1]]), ["a"], 0) == []
+    assert rated(results(base=[[math.nan]], one=[[1]], two=[[1]]), ["a"], 0) == []
 
 
-def test_the_alarm_needs_a_reward_that_rises_and_names_what_falls():
-    prompts = list("abcdefgh")
+EIGHT = list("abcdefgh")
+
+
+def shifts(before, after, prompts=8):
+    return looks(before, prompts).changes(looks(after, prompts), EIGHT[:prompts])
+
+
+def test_the_alarm_names_what_falls_and_what_rises_meanwhile():
     low, high = [[0.0, 0.1]] * 8, [[1.0, 1.1]] * 8
-    fallen, risen = judged(base=high, run=low), judged(held_out=False, base=low, run=high)
-    risen = Judged(ABOUT | {"name": "trained"}, False, True, risen.values)
-    same = {"base": drift(1.0), "run": drift(1.0)}
-    (reason,), mute = alarmed([fallen, risen], same, "base", "run", prompts, 0)
-    assert mute is None
+    fallen, risen = results(base=high, run=low), results(held_out=False, base=low, run=high)
+    risen = replace(risen, about=ABOUT | {"name": "trained"})
+    (reason,), why = alarms([fallen, risen], shifts(1.0, 1.0), "base", "run", EIGHT, 0)
+    assert why is None
     assert "trained has risen" in reason
     assert "red fell" in reason
-    assert alarmed([risen], same, "base", "run", prompts, 0) == ([], None)
-    (reason,), _ = alarmed([risen], {"base": drift(1.0), "run": drift(0.1)}, "base", "run", prompts, 0)
+    assert alarms([risen], shifts(1.0, 1.0), "base", "run", EIGHT, 0) == ([], None)
+    (reason,), _ = alarms([risen], shifts(1.0, 0.1), "base", "run", EIGHT, 0)
     assert "diversity fell to 10%" in reason
+    (alone,), _ = alarms([fallen], shifts(1.0, 1.0), "base", "run", EIGHT, 0)  # no score is known as what training optimised
+    assert alone.startswith("red fell")
+    (chose,), _ = alarms([replace(fallen, held_out=False, chose=True)], shifts(1.0, 1.0), "base", "run", EIGHT, 0)
+    assert chose == alone  # who picked the weights does not like them too well
+
+
+def test_a_scorer_that_can_no_longer_judge_rings_the_alarm():
+    lost = results(base=[[1.0]] * 8, run=[[1.0]] * 4 + [[math.nan]] * 4)
+    (reason,), _ = alarms([lost], shifts(1.0, 1.0), "base", "run", EIGHT, 0)
+    assert "red can judge 4 of the pictures, and could judge 8" in reason
 
 
 def test_an_alarm_that_could_not_go_off_says_why():
-    def why(judges, number, diversity=1.0):
-        judges = [replace(one, values={who: values[:number] for who, values in one.values.items()}) for one in judges]
-        same = Drift(np.full(number, diversity), 0.5, 0.1, {})
-        return alarmed(judges, {"base": same, "run": same}, "base", "run", list("abcdefgh")[:number], 0)
+    fallen = results(base=[[1.0]] * 5, run=[[0.0]] * 5)
+    reasons, why = alarms([fallen], shifts(1.0, 1.0, 5), "base", "run", EIGHT[:5], 0)
+    assert reasons == []
+    assert "fewer than 6 prompts" in str(why)
 
-    fallen = judged(base=[[1.0]] * 8, run=[[0.0]] * 8)
-    risen = replace(judged(held_out=False, base=[[0.0]] * 8, run=[[1.0]] * 8), about=ABOUT | {"name": "trained"})
-    assert why([fallen], 8) == ([], "no score is known as what training optimised; name it with --reward")
-    assert why([fallen, risen], 4) == ([], "the training reward is known of fewer than 5 prompts")
-    assert why([risen], 8, math.nan) == ([], "any held-out score, or the diversity, is known of fewer than 5 prompts")
-    assert why([fallen, risen], 5)[1] is None
-    assert len(why([replace(fallen, held_out=False, chose=True), risen], 5)[0]) == 1  # who picked the weights does not like them too well
+
+def test_a_comparison_holds_the_drift_of_every_model_and_its_changes():
+    one = results(base=[[0.0]] * 8, run=[[1.0]] * 8)
+    facts = comparison([one], {"base": looks(1.0), "run": looks(0.4)}, EIGHT, 0)
+    assert facts["drift"]["run"] == {"diversity": 0.4, "saturation": 0.5, "sharpness": 0.1, "high_frequency": 0.01}
+    assert {change["name"]: change["value"] for change in facts["drift_changes"]["run"]}["diversity"] == pytest.approx(-0.6)
+    assert "diversity fell to 40%" in facts["alarm"]["run"][0]
+    (row,) = facts["comparisons"]
+    assert (row["verdict"], row["wins"], row["visible_wins"]) == ("win", 8, 8)
+    assert "ratings" not in facts

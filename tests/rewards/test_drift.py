@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import ConfigError
-from diffalign.rewards.drift import diversity, features, saturation, sharpness
+from diffalign.rewards.drift import appearance, diversity, features, high_frequency, saturation, sharpness
 from tests.rewards.models import pictures, write_clip
 
 
@@ -38,6 +38,26 @@ def test_sharpness_reads_the_luma_of_colours():
     image = flat("black", (4, 3))
     image.putpixel((1, 1), (0, 255, 0))
     assert sharpness(image) == pytest.approx(6.25 * 0.587**2)
+
+
+def test_high_frequency_is_the_share_of_variance_finer_than_four_pixels():
+    board = Image.fromarray((255 * (np.indices((16, 16)).sum(axis=0) % 2)).astype(np.uint8))  # all at half a cycle a pixel
+    assert high_frequency(board) == pytest.approx(1.0)
+    assert high_frequency(flat("grey")) == 0.0
+    columns = np.arange(16)
+    slow, fast = (100 * np.cos(2 * np.pi * columns * cycles / 16) for cycles in (1, 6))  # 1/16 and 6/16 cycles a pixel
+    waves = Image.fromarray(np.tile(np.round(128 + slow + 0.2 * fast), (16, 1)).astype(np.uint8))
+    assert high_frequency(waves) == pytest.approx(0.04 / 1.04, abs=2e-3)  # energies go with the square of the amplitude
+
+
+def test_the_looks_of_pictures_are_means_by_prompt_and_change_by_prompt():
+    grey, red = [flat("grey"), flat("grey")], [flat((255, 0, 0)), flat("grey")]
+    before, after = (appearance([group] * 6, features("pixels")) for group in (grey, red))
+    assert before.means() == {"diversity": 0.0, "saturation": 0.0, "sharpness": pytest.approx(0.0, abs=1e-20), "high_frequency": 0.0}
+    assert after.saturation == [0.5] * 6
+    changes = {one.name: one for one in before.changes(after, list("abcdef"))}
+    assert (changes["saturation"].value, changes["saturation"].p) == (0.5, 2 / 2**6)
+    assert changes["diversity"].rose
 
 
 def test_pixel_features_are_colour_differences_of_the_cie():

@@ -19,13 +19,15 @@ import diffalign
 from diffalign.core.errors import ConfigError
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapters import trained_state
+from diffalign.rewards.drift import Appearance
+from diffalign.rewards.hacking import LOOKS
 from diffalign.train.align import align
 from diffalign.train.overoptimisation import Watch
 from diffalign.train.trainer import trainer_for
 from scripts.overoptimise import SETTINGS, captions, votes
 from tests.checked import checked
 
-PROMPTS = ["a star", "a circle", "a heart", "a ring", "a cross"]
+PROMPTS = ["a star", "a circle", "a heart", "a ring", "a cross", "a square"]
 JUDGES = """
 def judge(channel):
     return lambda images, prompts: [image.getpixel((0, 0))[channel] / 100 for image in images]
@@ -38,7 +40,7 @@ def nothing(images, prompts):
 def lit(images, prompts):
     return [value if value >= 0.5 else float("nan") for value in green(images, prompts)]
 """
-DEVIATION = math.sqrt(0.0002)  # of green: five prompts at 0, 1, 2, 3 and 4 hundredths above the first, at every step
+DEVIATION = math.sqrt(35 / 12) / 100  # of green: six prompts at 0 to 5 hundredths above the first, at every step
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +118,41 @@ def run(config, **changes):
     return trainer_for(config).fit()
 
 
-def test_the_alarm_must_hold_for_the_patience_in_a_row(look, config, caplog):
-    # From step 0 red rises always; green rises at step 1, is lost at step 2, is back at step 3, and is lost for good from then on.
+def test_alarms_that_are_not_in_a_row_stop_a_run_too(look, config, caplog):
+    # From step 0 red rises always; green is lost at steps 2 and 4: two of the last four evaluations ring.
     watch = Watch.of(config)
     with caplog.at_level(logging.WARNING):
-        look(watch, {0: (10, 50), 1: (20, 60), 2: (30, 40), 3: (40, 55), 4: (50, 40)})
-        assert (watch.stopped, watch.alarms) == (None, 1)
-        look(watch, {5: (60, 30)})
-    assert [bool(row["alarm"]) for row in rows(config.output_dir)] == [False, False, True, False, True, True]
+        look(watch, {0: (10, 50), 1: (20, 60), 2: (30, 30), 3: (40, 55)})
+        assert (watch.stopped, watch.alarms) == (None, [False, False, True, False])
+        look(watch, {4: (50, 30)})
+    assert [bool(row["alarm"]) for row in rows(config.output_dir)] == [False, False, True, False, True]
     assert watch.stopped is not None
-    assert watch.stopped.startswith("step 5: the alarm held for 2 evaluations in a row; red has risen by 0.5 ")
+    assert watch.stopped.startswith("step 4: the alarm rang in 2 of the last 4 evaluations; red has risen by 0.4 ")
     assert f"The best weights, of step 1, are in {config.output_dir}/best" in caplog.text
+
+
+def test_alarms_that_are_long_past_do_not_stop_a_run(look, config):
+    watch = Watch.of(config)
+    look(watch, {0: (10, 50), 1: (20, 30), 2: (20, 60), 3: (20, 60), 4: (20, 60), 5: (20, 30)})
+    assert (watch.stopped, sum(watch.alarms)) == (None, 1)
+
+
+def test_pictures_that_lose_their_edges_ring_the_alarm_though_no_score_falls(look, config, monkeypatch):
+    watch = Watch.of(config)
+    look(watch, {0: (10, 50)})
+    blurred = Appearance(*([0.5 * (name == "sharpness") + 0.1] * len(PROMPTS) for name in ("diversity", "saturation", "sharpness", "fine")))
+    monkeypatch.setattr(watch, "base", replace(watch.base, looks=blurred))
+    look(watch, {1: (10, 50)})
+    assert any("sharpness fell to 0% of the base's" in reason for reason in rows(config.output_dir)[1]["alarm"])
+
+
+def test_the_state_of_an_earlier_version_is_gone_on_from(config):
+    watch, scores = Watch.of(config), {"green": [0.5] * 12}
+    watch.restore({"base": {"scores": scores, "diversity": [1.0] * 6, "saturation": 0.5, "sharpness": 0.1}, "alarms": 2, "stopped": None})
+    assert watch.alarms == [True, True]
+    assert watch.base is not None
+    assert (watch.base.scores, watch.base.looks.diversity) == (scores, [1.0] * 6)
+    assert all(map(math.isnan, watch.base.looks.sharpness))
 
 
 def test_the_best_weights_are_those_of_the_largest_mean_held_out_change(look, config, judges):
@@ -152,20 +178,20 @@ def test_a_change_without_a_spread_is_null_and_no_measure_of_the_best(look, conf
     watch = Watch.of(replace(config, eval_scorers=[judges["red"]], eval_reward=judges["green"]))  # red is the same for all prompts
     assert look(watch, {0: (10, 50), 1: (20, 60)}) == []
     assert (rows(config.output_dir)[1]["held_out"], rows(config.output_dir)[1]["changes"][0]["effect"]) == (None, None)
-    assert "eval/held_out" not in watch.said
-    assert watch.said["eval/red_change"] == pytest.approx(0.1)
+    assert "eval/held_out" not in watch.logged
+    assert watch.logged["eval/red_change"] == pytest.approx(0.1)
 
 
 def test_a_judge_that_can_no_longer_judge_is_a_reason_for_alarm(look, config, judges):
     watch = Watch.of(replace(config, eval_scorers=[judges["lit"]]))
-    assert look(watch, {0: (10, 50), 1: (10, 49), 2: (10, 46)}) == [1]  # of the five prompts one, and then all but one, have less than 50
+    assert look(watch, {0: (10, 50), 1: (10, 49), 2: (10, 46)}) == [1]  # of the six prompts one, and then all but two, have less than 50
     assert [row["alarm"] for row in rows(config.output_dir)][1:] == [
         [],
-        ["lit can judge 2 of the pictures, of which it could judge 10 at step 0"],
+        ["lit can judge 4 of the pictures, and could judge 12 of the base's"],
     ]
     look(watch, {3: (10, 40)})
     assert rows(config.output_dir)[3]["lit"] is None
-    assert str(watch.stopped).startswith("step 3: the alarm held for 2 evaluations in a row; lit can judge 0 of the pictures")
+    assert str(watch.stopped).startswith("step 3: the alarm rang in 2 of the last 4 evaluations; lit can judge 0 of the pictures")
     assert watch.best is not None
     assert watch.best[0] == 1
 
@@ -177,10 +203,10 @@ def test_a_stopped_watch_goes_on_with_more_patience_alone(look, config, caplog):
     same, patient = Watch.of(config), Watch.of(replace(config, eval_patience=3))
     for one in (same, patient):
         one.restore(watch.state())
-    assert (same.stopped, patient.stopped, patient.alarms) == (watch.stopped, None, 2)
-    assert "was stopped at step 2: the alarm held for 2 evaluations in a row" in caplog.text
+    assert (same.stopped, patient.stopped, patient.alarms) == (watch.stopped, None, [False, True, True])
+    assert "was stopped at step 2: the alarm rang in 2 of the last 3 evaluations" in caplog.text
     look(patient, {3: (30, 40)})
-    assert str(patient.stopped).startswith("step 3: the alarm held for 3 evaluations")
+    assert str(patient.stopped).startswith("step 3: the alarm rang in 3 of the last 4 evaluations")
 
 
 @pytest.mark.parametrize(("accuracy", "fires"), [(0.9, True), (0.5, False)])
@@ -210,10 +236,10 @@ def test_a_run_is_stopped_and_a_resumed_one_alike(config, pictures, tmp_path):
     pictures.colors |= {0: (10, 50), 1: (20, 60), 2: (30, 40), 3: (40, 40)}
     config = replace(config, use_ema=True, ema_decay=0.5, log_every=9)
     whole = run(config)
-    told = facts(whole)
-    assert told["steps"] == 3
-    assert told["stopped"].startswith("step 3: ")
-    assert told["best"] == {"step": 1, "held_out": pytest.approx(0.1 / DEVIATION)}
+    summary = facts(whole)
+    assert summary["steps"] == 3
+    assert summary["stopped"].startswith("step 3: ")
+    assert summary["best"] == {"step": 1, "held_out": pytest.approx(0.1 / DEVIATION)}
     assert facts(whole / "best")["steps"] == 1
     assert diffalign.load(whole / "best").unet.peft_config
     # What is judged is what is saved: the moving average.
@@ -223,14 +249,16 @@ def test_a_run_is_stopped_and_a_resumed_one_alike(config, pictures, tmp_path):
     part = replace(config, output_dir=str(tmp_path / "part"), checkpointing_steps=2)
     run(part, max_train_steps=2)
     rest = run(part, resume_from_checkpoint="latest")
-    assert {name: facts(rest)[name] for name in ("steps", "stopped", "best")} == {name: told[name] for name in ("steps", "stopped", "best")}
+    assert {name: facts(rest)[name] for name in ("steps", "stopped", "best")} == {
+        name: summary[name] for name in ("steps", "stopped", "best")
+    }
     assert rows(rest) == rows(whole)
     assert rows(rest, "train_log.jsonl") == rows(whole, "train_log.jsonl")
     weights = [load_file(folder / "best" / "pytorch_lora_weights.safetensors") for folder in (whole, rest)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     log = rows(whole, "train_log.jsonl")
     assert [row["step"] for row in log] == [0, 1, 2, 3]
-    assert (log[0]["eval/green"], log[1]["eval/green_change"]) == (pytest.approx(0.52), pytest.approx(0.1))  # of 50 to 54 hundredths
+    assert (log[0]["eval/green"], log[1]["eval/green_change"]) == (pytest.approx(0.525), pytest.approx(0.1))  # of 50 to 55 hundredths
     assert [row["eval/alarm"] for row in log] == [0.0, 0.0, 1.0, 1.0]
     assert "loss" in log[1]
 
@@ -238,7 +266,7 @@ def test_a_run_is_stopped_and_a_resumed_one_alike(config, pictures, tmp_path):
 def test_a_run_made_to_over_optimise_is_stopped(tmp_path):
     # Twelve steps of bright pictures at four times the rate of the script: the shapes dissolve, while the implicit accuracy rises.
     hurried = SETTINGS | {"learning_rate": 2e-2, "max_train_steps": 24, "eval_every": 12, "eval_patience": 1}
-    folder = align("assets/tiny-sd", votes(64, seed=0), output_dir=tmp_path, eval_prompts=captions(5, seed=0), **hurried)
+    folder = align("assets/tiny-sd", votes(64, seed=0), output_dir=tmp_path, eval_prompts=captions(6, seed=0), **hurried)
     assert facts(folder)["steps"] == 12
     assert "while adherence fell" in facts(folder)["stopped"]
     before, after = rows(folder)
@@ -253,13 +281,13 @@ def test_the_same_pictures_are_drawn_at_every_evaluation_and_the_last_step_has_o
     assert first["diversity"] > 0
 
 
-def test_drift_is_told_at_every_evaluation(look, config):
+def test_drift_is_written_at_every_evaluation(look, config):
     look(Watch.of(config), {0: (20, 60)})
     (row,) = rows(config.output_dir)
-    # Chroma is the largest minus the smallest: of (20, 60 + n, 0) 60 + n, of (20, 60 + n, 100) 80, for n = 0 to 4.
-    assert row["saturation"] == pytest.approx((62 + 80) / 2 / 255)
+    # Chroma is the largest minus the smallest: of (20, 60 + n, 0) 60 + n, of (20, 60 + n, 100) 80, for n = 0 to 5.
+    assert row["saturation"] == pytest.approx((62.5 + 80) / 2 / 255)
     assert row["sharpness"] == 0.0
-    assert {change["name"]: change["wins"] for change in row["changes"]} == {"green": 0.5, "red": 0.5, "diversity": 0.5}
+    assert {change["name"]: change["wins"] for change in row["changes"]} == dict.fromkeys(("green", "red", *LOOKS), 0.5)
     assert row["changes"][2]["base"] == row["diversity"] > 0
 
 
@@ -281,10 +309,10 @@ def test_a_watch_that_cannot_be_meant_is_refused(config, changes, message):
 
 def test_prompts_and_judges_that_are_none_are_refused_before_weights_load(config, judges):
     for changes, message in (
-        ({"eval_prompts": ["a star"] * 9}, "`eval_prompts` has 1 different prompts; expected at least 5"),
+        ({"eval_prompts": ["a star"] * 9}, "`eval_prompts` has 1 different prompts; expected at least 6"),
         ({"eval_prompts": ["prompts.txt"]}, "there is no file prompts.txt"),
         ({"eval_scorers": [], "eval_prompts": [*PROMPTS, "a photo of a cat"]}, "`eval_scorers` is empty"),
-        ({"eval_every": 4, "eval_reward": None}, "`eval_every` is 4; expected at least 5 without `eval_reward`"),
+        ({"eval_every": 4, "eval_reward": None}, "`eval_every` is 4; expected at least 6 without `eval_reward`"),
         ({"eval_scorers": ["pickscor"]}, "there is no scorer `pickscor`"),
         ({"eval_scorers": [judges["red"]]}, "is what training optimises"),
     ):

@@ -12,7 +12,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.keys import changed, facts_of
 from diffalign.core.runs import Run
 from diffalign.evaluate.options import EvalConfig
-from diffalign.rewards.base import standing
+from diffalign.rewards.base import record, standing
 from diffalign.rewards.names import check_scorer_names
 
 CONFIG = EvalConfig
@@ -20,11 +20,15 @@ ABOUT = "compare a trained run with its base model"
 HELP = """Every model draws the same prompts from the same noise: each image has a seed of its own, made of --seed, prompt and number.
   win rate     share of draws that score above the base's draw of the same seed, averaged by prompt; a draw counts one half where equal;
                95 % interval by bootstrap over prompts
-  sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that end even are left out
+               exact where fewer than 30 prompts are decided
+  sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that tie are left out
+  clear win    only where the interval lies above one half and the sign test has p of at most 0.05
+  visible      wins by more than --visible_margin standard deviations of the base's scores: a person could see them
   change       mean score minus the base's, 95 % interval by bootstrap over prompts
-  alarm        the training reward rises while a held-out score, or the diversity of pictures, falls; needs at least 5 prompts
+  alarm        a held-out score falls, or pictures look otherwise: diversity, saturation, sharpness, fine patterns; needs 6 prompts
 Writes eval.json (all numbers), eval.html (a page to flip between the models), grid.png, and images/ with what was drawn and scored:
-the same command goes on there after a kill, and with another scorer or run draws nothing twice.
+the same command goes on there after a kill, and with another scorer or run draws nothing twice. With --runs the files are called after
+these, eval-NAME.html, so that an earlier comparison stays.
 examples:
   diffalign eval --output_dir outputs/mine --prompts prompts.txt
   diffalign eval --output_dir outputs/mine --prompts prompts.txt --scorers pickscore hps --reward imagereward
@@ -44,7 +48,7 @@ def run(config: EvalConfig) -> int:
 
     prompts = subset(list(dict.fromkeys(prompts_of(config.prompts))), config.max_prompts, config.seed)
     if config.user is not None and (config.user_id is not None or config.pairs is not None):
-        raise ConfigError("`user` is a file with all that is known of the user; leave out --user_id and --pairs")
+        raise ConfigError("`user` is a file with the user's tokens; leave out --user_id and --pairs")
     return (_texts if finished.kind == "text" else _pictures)(config, prompts)
 
 
@@ -55,8 +59,8 @@ def _pictures(config: EvalConfig, prompts: list[str]) -> int:
     facts = compare.evaluate(config, prompts, command=command_line(), user=_user(config))
     if facts is not None:
         print("\n".join(_lines(facts)))
-        for name in (compare.RESULT, compare.PAGE) if prompts else (compare.RESULT,):
-            print(compare.destination(config) / name)
+        for name in ("result", "page") if prompts else ("result",):
+            print(compare.destination(config) / facts[name])
     return 0
 
 
@@ -83,7 +87,7 @@ def _texts(config: EvalConfig, prompts: list[str]) -> int:
 
 
 def _user(config: EvalConfig) -> Any:
-    """Return whom a personalised run draws for, as its `for_user` takes it."""
+    """Return the user that a personalised run draws for, as its `for_user` takes one."""
     if config.pairs is None:
         return Path(config.user) if config.user is not None else config.user_id
     from diffalign.infer.embed_users import choices_of
@@ -92,11 +96,10 @@ def _user(config: EvalConfig) -> Any:
 
 
 def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is said of an evaluation."""
+    """Yield the lines that are printed of an evaluation."""
     yield from _table(facts)
     for run, reasons in facts.get("alarm", {}).items():
-        silent = f"silent about {', '.join(scorer['name'] for scorer in facts['scorers'] if scorer['reward'])}"
-        quiet = f"could not go off: {facts['mute'][run]}" if run in facts["mute"] else silent
+        quiet = f"could not go off: {facts['mute'][run]}" if run in facts["mute"] else "silent"
         yield from [f"ALARM {run}: {reason}" for reason in reasons] or [f"alarm {run}: {quiet}"]
     if "ratings" in facts:
         from diffalign.evaluate.ratings import Rating, table
@@ -105,7 +108,14 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"Bradley-Terry by {scorer}:"
             yield table([Rating(**rating) for rating in rated]) if rated else "  nothing could be judged"
     if "implicit_accuracy_heldout" in facts:
-        yield f"implicit accuracy on held-out pairs: {facts['implicit_accuracy_heldout']:.4f}"
+        yield f"implicit accuracy on held-out pairs: {facts['implicit_accuracy_heldout']:.4f}{_pairs(facts.get('heldout_pairs'))}"
+
+
+def _pairs(counts: Mapping[str, Any] | None) -> str:
+    """Return how many pairs an accuracy is of."""
+    if counts is None:
+        return ""
+    return f" ({counts['right']} right, {counts['wrong']} wrong, {counts['tied']} tied, p {counts['sign_test_p']:.2g})"
 
 
 def _table(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -119,10 +129,10 @@ def _table(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _comparison(one: Mapping[str, Any]) -> str:
-    """Return win rate, sign test and change of one comparison."""
+    """Return verdict, win rate, sign test and change of one comparison."""
     if one["win_rate"] is None:
         return "no image could be judged"
     spread = "no interval" if None in one["ci95"] else f"{one['ci95'][0]:.3f} to {one['ci95'][1]:.3f}"
     gained = "" if None in one["change_ci95"] else f" ({one['change_ci95'][0]:+.3f} to {one['change_ci95'][1]:+.3f})"
-    record = f"{one['wins']} won, {one['losses']} lost, {one['ties']} even: p {one['sign_test_p']:.2g}"
-    return f"win rate {one['win_rate']:.3f} ({spread})  {record}  change {one['change']:+.3f}{gained}"
+    clear = {"win": "clear win", "loss": "clear loss", "unclear": "no clear win"}[one["verdict"]]
+    return f"win rate {one['win_rate']:.3f} ({spread})  {record(one)}  change {one['change']:+.3f}{gained}  {clear}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from diffalign.cli.demo.options import QuickstartConfig, TextQuickstartConfig
 from diffalign.cli.invocation import command_line
 from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.keys import changed
 from diffalign.methods import METHODS
+from diffalign.rewards.base import record
 from diffalign.rewards.names import check_taste_name
 
 ABOUT = "the whole loop on the embedded model, with a report"
@@ -81,7 +84,7 @@ def run(config: CONFIG) -> int:
 
 
 def _options(config: CONFIG, loop: type) -> dict[str, object]:
-    """Return the flags that were given, for one of the loops. Raises ConfigError for a flag of the other one."""
+    """Return the flags that are set, for one of the loops. Raises ConfigError for a flag of the other one."""
     flags = {item.name for item in fields(loop)}
     options = {name: getattr(config, name) for name in changed(config) if name != "text"}
     for name in options:
@@ -95,11 +98,18 @@ def _images(options: dict) -> int:
 
     report = Quickstart(QuickstartConfig(**options), command_line()).run()
     facts = json.loads(report.with_suffix(".json").read_text())
-    low, high = facts["ci95"]
-    spread = "no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
-    print(f"win rate {facts['win_rate']:.3f} ({spread}) on {facts['prompts_heldout']} prompts not trained on")
+    print(_win_rate(facts))
     print(f"report: {report}")
     return 0
+
+
+def _win_rate(facts: Mapping[str, Any]) -> str:
+    """Return the win rate of the aligned model under the taste, and what was won, lost and tied."""
+    low, high = facts["ci95"]
+    spread = "no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
+    rows = [one for one in facts["comparisons"] if (one["run"], one["scorer"]) == ("aligned", facts["taste"])]
+    start = f"win rate {facts['win_rate']:.3f} ({spread}) on {facts['prompts_heldout']} prompts not trained on"
+    return "\n  ".join([start, *map(record, rows)])
 
 
 def _texts(options: dict) -> int:
@@ -107,6 +117,7 @@ def _texts(options: dict) -> int:
 
     report = TextQuickstart(TextQuickstartConfig(**options), command_line()).run()
     facts = json.loads(report.with_suffix(".json").read_text())
+    print(_win_rate(facts))
     (low, high), (least, most) = facts["taste_gain_ci95"], facts["kept_over_plain_ci95"]
     print(f"taste of the pictures {facts['taste_base']:.3f} -> {facts['taste_aligned']:.3f} (gain {low:+.3f} to {high:+.3f}, 95 %)")
     print(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,16 @@ from PIL import Image
 
 import diffalign
 from diffalign.cli.demo.options import QuickstartConfig
-from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.cli.demo.report import Clock, HeldoutPictures, fresh, write_report
+from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.files import atomic_file
 from diffalign.data.pictures import encode_image
 from diffalign.data.world.captions import parse, random_caption
 from diffalign.data.world.judge import mean_adherence
 from diffalign.data.world.scenes import random_scene
-from diffalign.data.world.tastes import OPEN_ATTRIBUTES, TASTES, User, taste_score
+from diffalign.data.world.tastes import OPEN_ATTRIBUTES, TASTES, User
 from diffalign.evaluate.heldout import heldout_implicit_accuracy, learns_from_pairs
-from diffalign.evaluate.pages.training import Comparison, write_report
+from diffalign.evaluate.statistics import ScorerResults
 from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw, grid
@@ -46,23 +44,6 @@ from diffalign.train.trainer import LOG, Trainer, make_trainer
 
 SHOWN = 16  # pictures in a row of grid.png: base above, aligned below
 AGAINST = 64  # prompts that name what the taste judges
-MARK = "quickstart.json"  # says that a folder is ours to overwrite
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to `name`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
-
-
 PATIENCE = 20_000  # draws without a new caption
 
 
@@ -119,11 +100,10 @@ def vote(
 
 
 class Quickstart:
-    """One run of the loop; every phase is a method, and none knows more than a user's script would."""
+    """One run of the loop; every phase is a method, and does what a user's script would."""
 
     def __init__(self, config: QuickstartConfig, command: str) -> None:
-        if config.taste not in TASTES:
-            raise ConfigError(f"there is no taste `{config.taste}`.{did_you_mean(config.taste, TASTES)}")
+        check_name("taste", config.taste, TASTES)
         if min(config.train_prompts, config.eval_prompts, config.images_per_prompt - 1, config.seed + 1) < 1:
             raise ConfigError("quickstart needs at least one train and one eval prompt, two images a prompt, and a seed of zero or more")
         self.config, self.command = config, command
@@ -150,18 +130,19 @@ class Quickstart:
         with self.clock.phase("sample aligned"):
             pipe = load(self.folder / "train")
             aligned = self._draw(pipe, self.eval_prompts, 2, "draw aligned")
-        facts, comparisons = self._judge(base, aligned)
         grid([*base[:SHOWN], *aligned[:SHOWN]], SHOWN).save(self.folder / "grid.png")
         with self.clock.phase("prompts against the taste"):
-            facts |= self._against(pipe)
-        facts |= {
-            "implicit_accuracy_heldout": accuracy,
-            "steps": trainer.step,
-            "skipped_steps": trainer.guard.skipped,
-        }
+            named = self._against(pipe)
+        with self.clock.phase("compare"):
+            pictures = HeldoutPictures(self.eval_prompts, {"base": base, "aligned": aligned}, self.config.taste)
+            scores = pictures.scores()
+            facts = self._facts(pictures, scores) | pictures.facts(scores, self.config.seed) | accuracy
+        facts |= {f"adherence_named_{who}": share for who, share in named.items()}
+        facts |= {"checks": {who: {f"adherence where `{self.config.taste}` is named": share} for who, share in named.items()}}
+        facts |= {"steps": trainer.step, "skipped_steps": trainer.guard.skipped}
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
-        log = [json.loads(line) for line in (self.folder / "train" / LOG).read_text().splitlines()]
-        return write_report(self.folder, facts | {"seconds": self.clock.seconds}, log, comparisons)
+        log = self.folder / "train" / LOG
+        return write_report(self.folder, facts | {"seconds": self.clock.seconds}, pictures.shown(scores, {}), log)
 
     def _draw(self, pipe: Any, prompts: Sequence[str], stream: int, label: str) -> list[Image.Image]:
         config = self.config
@@ -214,59 +195,50 @@ class Quickstart:
             trainer.fit()
         return trainer
 
-    def _heldout_accuracy(self, trainer: Trainer, heldout: Path) -> float | None:
+    def _heldout_accuracy(self, trainer: Trainer, heldout: Path) -> dict[str, Any]:
+        """Return the implicit accuracy on held-out pairs; None for a method that compares no pictures."""
         config = replace(trainer.config, dataset_name=str(heldout), output_dir=str(self.folder / "heldout"), trajectory_cache=0)
         view = open_dataset(config, trainer.parts.recipe)
         self.pairs = (len(trainer.parts.pairs), len(view))
         if not learns_from_pairs(config.method):
-            return None
+            return {"implicit_accuracy_heldout": None}
         parts = replace(trainer.parts, pairs=build_pairs(config, view, trainer.parts.backbone))
-        return round(heldout_implicit_accuracy(parts), 4)
+        return heldout_implicit_accuracy(parts).facts()
 
-    def _judge(self, base: list[Image.Image], aligned: list[Image.Image]) -> tuple[dict[str, Any], list[Comparison]]:
-        config, prompts = self.config, self.eval_prompts
-        scores = [[taste_score(config.taste, image) for image in images] for images in (base, aligned)]
-        won = win_rate(scores[0], scores[1], prompts, config.seed)
-        facts = {
+    def _facts(self, pictures: HeldoutPictures, scores: Sequence[ScorerResults]) -> dict[str, Any]:
+        """Return the numbers of the report: of the held-out prompts, the pairs and the settings."""
+        config, (taste, adherence) = self.config, scores
+        won = win_rate(*(taste.values[who].ravel().tolist() for who in pictures.images), pictures.prompts, config.seed)
+        return {
             "command": self.command,
             "version": diffalign.__version__,
             "win_rate": round(won.rate, 4),
             "ci95": [round(won.low, 4), round(won.high, 4)],
             "prompts_heldout": won.prompts,
-            "adherence_base": round(mean_adherence(prompts, base), 4),
-            "adherence_aligned": round(mean_adherence(prompts, aligned), 4),
-            "taste_base": round(float(np.mean(scores[0])), 4),
-            "taste_aligned": round(float(np.mean(scores[1])), 4),
+            **{f"adherence_{who}": round(float(np.nanmean(adherence.values[who])), 4) for who in pictures.images},
+            **{f"taste_{who}": round(float(np.mean(taste.values[who])), 4) for who in pictures.images},
             "pairs_train": self.pairs[0],
             "pairs_heldout": self.pairs[1],
             **asdict(config),
             "beta": self.training.beta,
             "max_sequence_length": self.training.max_sequence_length,
+            "runs": [
+                {"name": "base", "path": config.model, "method": None},
+                {"name": "aligned", "path": self.training.output_dir, "method": config.method},
+            ],
         }
-        rows = zip(prompts, base, aligned, *scores, strict=True)
-        return facts, [Comparison(*row) for row in rows]
 
     def _against(self, aligned: Any) -> dict[str, float]:
-        """Return the adherence of both models on prompts that do name what the taste judges: was the word unlearned?"""
+        """Return the adherence of both models to prompts that name what the taste judges: it falls where a word was unlearned."""
         rng = np.random.default_rng([self.config.seed, 2])
         named = set(OPEN_ATTRIBUTES[self.config.taste])
         prompts = [p for p in (random_caption(random_scene(rng), rng) for _ in range(2000)) if named <= parse(p).keys()]
         prompts = list(dict.fromkeys(prompts))[:AGAINST]
         models = {"base": load_pipeline(self.config.model), "aligned": aligned}
         drawn = {name: self._draw(pipe, prompts, 4, f"draw {name}, named") for name, pipe in models.items()}
-        return {f"adherence_named_{name}": round(mean_adherence(prompts, images), 4) for name, images in drawn.items()}
+        return {name: round(mean_adherence(prompts, images), 4) for name, images in drawn.items()}
 
 
 def _write_pairs(path: Path, rows: list[dict[str, Any]]) -> None:
     with atomic_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
-
-
-def fresh(folder: Path) -> None:
-    """Empty a folder that an earlier quickstart made. Raises ConfigError for a folder of anything else."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / MARK).is_file():
-            raise ConfigError(f"{folder}: not empty, and not made by `diffalign quickstart`; choose another --output_dir")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("{}\n")

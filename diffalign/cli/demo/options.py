@@ -1,4 +1,4 @@
-"""What the demonstrations can be told."""
+"""The flags of the demonstrations, as dataclasses."""
 
 from __future__ import annotations
 

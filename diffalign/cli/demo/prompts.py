@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,8 +14,8 @@ import torch
 import transformers
 
 import diffalign
-from diffalign.cli.demo.images import Clock, fresh
 from diffalign.cli.demo.options import TextQuickstartConfig
+from diffalign.cli.demo.report import Clock, HeldoutPictures, fresh, write_report
 from diffalign.cli.demo.rewriting import Rewrite, Studio, attribute_distance, gain, preferences
 from diffalign.core.errors import ConfigError, check_name
 from diffalign.core.runs import Run
@@ -24,7 +23,7 @@ from diffalign.data.table import write_table
 from diffalign.data.world.captions import parse
 from diffalign.data.world.rewrites import short_prompts
 from diffalign.data.world.tastes import OPEN_ATTRIBUTES, TASTES
-from diffalign.evaluate.pages.training import Comparison, write_report
+from diffalign.evaluate.statistics import ScorerResults
 from diffalign.evaluate.texts import heldout
 from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
@@ -37,13 +36,13 @@ from diffalign.models.text.network import load_language_model
 from diffalign.train.align import train
 from diffalign.train.trainer import LOG
 
-HELDOUT = 100  # prompts whose pairs the run is asked to rank
-WRITTEN = 8  # rewrites of each held-out prompt whose meaning is looked at; one of them is drawn
-RUNS = {"aligned": "train", "plain": "plain"}  # who, and its folder: with the weight of meaning, and without
+HELDOUT = 100  # prompts whose pairs the run ranks
+WRITTEN = 8  # rewrites of each held-out prompt that its meaning is measured on; one of them is drawn
+RUNS = {"aligned": "train", "plain": "plain"}  # the folder of each run: with the weight of meaning, and without
 
 
 class TextQuickstart:
-    """One run of the loop; every phase is a method, and none knows more than a user's script would."""
+    """One run of the loop; every phase is a method, and does what a user's script would."""
 
     def __init__(self, config: TextQuickstartConfig, command: str) -> None:
         check_name("taste", config.taste, TASTES)
@@ -76,20 +75,20 @@ class TextQuickstart:
                 train(config)
         writers = {"base": base, **{who: load(self.folder / name) for who, name in RUNS.items()}}
         with self.clock.phase("rewrite and draw held-out prompts"):
-            shown = {who: self._judged(studio, writer, self.eval_prompts, 1, 2, f"draw {who}") for who, writer in writers.items()}
+            shown = {who: self._rewrites(studio, writer, self.eval_prompts, 1, 2, f"draw {who}") for who, writer in writers.items()}
             kept = {who: self._kept(writer) for who, writer in writers.items()}
-        facts = self._facts(shown, kept) | {"pairs_train": pairs, "steps": self.config.max_train_steps}
+        pictures = HeldoutPictures(self.eval_prompts, {who: [one.image for one in made] for who, made in shown.items()}, self.config.taste)
+        scores = [*pictures.scores(), _meaning(kept)]
+        facts = self._facts(shown, kept) | pictures.facts(scores, self.config.seed)
+        facts |= {"pairs_train": pairs, "steps": self.config.max_train_steps}
         if unseen:
             with self.clock.phase("held-out accuracy"):
                 ranked = heldout(Run.open(self.folder / RUNS["aligned"]), str(self.folder / "heldout"), None, None, "cpu")
             facts |= {"implicit_accuracy_heldout": round(ranked["implicit_acc"], 4), "pairs_heldout": unseen}
-        log = [json.loads(line) for line in (self.folder / RUNS["aligned"] / LOG).read_text().splitlines()]
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
-        compared = [
-            Comparison(old.prompt, old.image, new.image, old.taste, new.taste, old.text, new.text)
-            for old, new in zip(shown["base"], shown["aligned"], strict=True)
-        ]
-        return write_report(self.folder, facts | {"seconds": self.clock.seconds}, log, compared)
+        texts = {who: [one.text for one in made] for who, made in shown.items()}
+        log = self.folder / RUNS["aligned"] / LOG
+        return write_report(self.folder, facts | {"seconds": self.clock.seconds}, pictures.shown(scores, texts), log)
 
     def _base(self) -> tuple[Any, Any]:
         model = load_language_model(self.config.model, torch.device("cpu"))
@@ -100,16 +99,16 @@ class TextQuickstart:
         meaning = attribute_distance if config.distance == "attributes" else SentenceDistance.from_pretrained(config.distance)
         return Studio(load_pipeline(config.image_model), config.taste, meaning, config.num_inference_steps, config.guidance_scale)
 
-    def _judged(self, studio: Studio, writer: Rewriter, prompts: Sequence[str], each: int, stream: int, label: str) -> list[Rewrite]:
+    def _rewrites(self, studio: Studio, writer: Rewriter, prompts: Sequence[str], each: int, stream: int, label: str) -> list[Rewrite]:
         """Return `each` rewrites of every prompt, drawn from the same noise: what differs is the words alone."""
         first = self._seed(stream)
         texts = writer(prompts, seed=first, num_return_sequences=each)
         seeded = [(prompt, first + i) for i, prompt in enumerate(prompts) for _ in range(each)]
-        return studio.judged([prompt for prompt, _ in seeded], texts, [seed for _, seed in seeded], label)
+        return studio.judge([prompt for prompt, _ in seeded], texts, [seed for _, seed in seeded], label)
 
     def _write_pairs(self, name: str, base: Rewriter, studio: Studio, prompts: Sequence[str], stream: int) -> int:
         """Write the table `name` of judged rewrites and return how many pairs it holds that are clear enough."""
-        records = preferences(self._judged(studio, base, prompts, self.config.rewrites_per_prompt, stream, f"draw {name}"), name)
+        records = preferences(self._rewrites(studio, base, prompts, self.config.rewrites_per_prompt, stream, f"draw {name}"), name)
         write_table(self.folder / name, records)
         tastes = [[candidate.scores["taste"] for candidate in record.candidates] for record in records]
         return sum(max(own) - min(own) >= self.config.min_gap for own in tastes)
@@ -145,7 +144,7 @@ class TextQuickstart:
         return training
 
     def _facts(self, shown: Mapping[str, Sequence[Rewrite]], kept: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        """Return what the held-out prompts say: of the taste against the base, of the meaning against training without its weight."""
+        """Return win rates by the taste, and gains in taste and in meaning kept, against the base and against training without weights."""
         prompts, seed = self.eval_prompts, self.config.seed
         by: dict[str, Mapping[str, Sequence[float]]] = {
             "taste": {who: [one.taste for one in made] for who, made in shown.items()},
@@ -176,9 +175,20 @@ class TextQuickstart:
             "prompts_open": open_won.prompts,
             "win_rate_plain": round(plain_won.rate, 4),
             "ci95_plain": [round(plain_won.low, 4), round(plain_won.high, 4)],
-            **{name: round(found.mean, 4) for name, found in gains.items()},
-            **{f"{name}_ci95": [round(found.low, 4), round(found.high, 4)] for name, found in gains.items()},
+            **{name: round(one.mean, 4) for name, one in gains.items()},
+            **{f"{name}_ci95": [round(one.low, 4), round(one.high, 4)] for name, one in gains.items()},
             **means,
             **asdict(self.config),
             "method": "dpo",
+            "runs": [
+                {"name": "base", "path": self.config.model, "method": None},
+                {"name": "aligned", "path": str(self.folder / RUNS["aligned"]), "method": "dpo with the weight of meaning"},
+                {"name": "plain", "path": str(self.folder / RUNS["plain"]), "method": "dpo"},
+            ],
         }
+
+
+def _meaning(kept: Mapping[str, Sequence[float]]) -> ScorerResults:
+    """Return the shares of meaning kept as a score; training weighs its pairs by them."""
+    about = {"name": "meaning kept", "scale": "share of what the short prompt names that rewrites name, too", "licence": "Apache-2.0"}
+    return ScorerResults(about, held_out=False, reward=False, values={who: np.reshape(shares, (-1, 1)) for who, shares in kept.items()})

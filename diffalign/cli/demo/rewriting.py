@@ -1,4 +1,4 @@
-"""What a prompt rewriter learns from and is judged by: its rewrites of short prompts, the pictures drawn from them, and their scores."""
+"""Rewrites of short prompts, the pictures drawn from them, and their scores: what a prompt rewriter learns from and is measured by."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Studio:
     num_inference_steps: int = 8
     guidance_scale: float = 4.0
 
-    def judged(self, prompts: Sequence[str], texts: Sequence[str], seeds: Sequence[int], label: str = "draw") -> list[Rewrite]:
+    def judge(self, prompts: Sequence[str], texts: Sequence[str], seeds: Sequence[int], label: str = "draw") -> list[Rewrite]:
         """Return the rewrite `texts` of `prompts` with their pictures, one for each of `seeds`, and scores."""
         settings = {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
         images = draw(self.pipe, texts, seeds, **settings, label=label)
@@ -63,7 +63,7 @@ def preferences(made: Sequence[Rewrite], name: str = "rewrites") -> list[Record]
 
     Scores by name: taste, adherence and distance (the one where lower is better). Prompts with a single text are left out.
     """
-    found = []
+    records = []
     for index, (prompt, group) in enumerate(itertools.groupby(made, lambda rewrite: rewrite.prompt)):
         texts = {rewrite.text: rewrite for rewrite in group}
         candidates = tuple(
@@ -72,8 +72,8 @@ def preferences(made: Sequence[Rewrite], name: str = "rewrites") -> list[Record]
         )
         if len(candidates) > 1:
             turns = (Message("user", prompt),)
-            found.append(Record(f"{index:06d}", prompt, candidates, source=f"{name}, row {index}", messages=turns).check())
-    return found
+            records.append(Record(f"{index:06d}", prompt, candidates, source=f"{name}, row {index}", messages=turns).check())
+    return records
 
 
 @dataclass(frozen=True, slots=True)

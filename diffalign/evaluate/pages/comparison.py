@@ -1,52 +1,64 @@
-"""`eval.html`: what an evaluation found, in one file that runs and fetches nothing, with pictures that flip between the runs.
+"""The page of a comparison, in one file that runs and fetches nothing: `eval.html`, and with training curves quickstart's `report.html`.
 
-A missing fact drops its part of the page; a number that is not finite is a dash. The numbers are those of `eval.json`.
+A missing fact drops its part of the page; a number that is not finite is a dash. The numbers are those of the JSON file beside it.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffalign.core.files import plain, write
+from diffalign.core.files import plain
+from diffalign.core.intervals import Verdict, verdict
+from diffalign.evaluate.pages.curves import curves
 from diffalign.evaluate.pages.grid import Shown, extremes, grid, style
-from diffalign.evaluate.pages.html import document, fill, interval, number, percent, show, table, verdict
+from diffalign.evaluate.pages.html import document, fill, interval, number, percent, show, table
 from diffalign.evaluate.ratings import ELO
 from diffalign.rewards.base import standing
 
-__all__ = ["Shown", "write_page"]
+__all__ = ["Shown", "page"]
 
 STYLE = Path(__file__).with_name("comparison.css")
 DRIFT = {
     "diversity": "How far apart the pictures of one prompt are; a fall means that they become alike.",
     "saturation": "Mean chroma, 0 to 1; chased rewards often make colours loud.",
     "sharpness": "Variance of the Laplacian of luma; it rises with noise and over-sharpening, and falls with blur.",
+    "high_frequency": "Share of luma's variance in patterns finer than four pixels; noise and checkerboards raise it.",
 }
+DRAWN = {
+    "prompts": "{} prompts",
+    "images_per_prompt": "{} images each",
+    "num_inference_steps": "{} steps",
+    "guidance_scale": "guidance {}",
+    "seed": "seed {}",
+}
+TRAINED = {"method": "Aligned with <code>{}</code>", "pairs_train": "on {} pairs", "steps": "in {} steps"}
+SETTINGS = {"train_batch_size": "{} pairs a step", "beta": "beta {}", "learning_rate": "learning rate {}", "rank": "adapter rank {}"}
 
 
-def write_page(folder: Path, facts: Mapping[str, Any], shown: Sequence[Shown]) -> Path:
-    """Write `eval.html` into `folder`, whole or not at all, and return its path.
+def page(facts: Mapping[str, Any], shown: Sequence[Shown], log: Sequence[Mapping[str, float]] = ()) -> str:
+    """Return the page of a comparison.
 
-    `facts` is what `eval.json` holds, the base first in `runs`; ratings are log-odds. `shown` are all drawings in the order of the
-    prompts: the page shows the first of them, and those that lose and win most, and says so.
+    Args:
+        facts: what `eval.json` holds, the base first in `runs`; ratings are log-odds. `headline` names the scorers that the headline
+            asks, those held out of training if it is not there.
+        shown: all drawings in the order of the prompts: the page shows the first of them, and those that lose and win most, and says so.
+        log: the rows of a training log, drawn as curves.
     """
-    page = folder / "eval.html"
-    write({page: _page(plain(facts), shown)})
-    return page
-
-
-def _page(facts: Mapping[str, Any], shown: Sequence[Shown]) -> str:
+    facts = plain(facts)
     runs = [run["name"] for run in facts.get("runs") or []] or (list(shown[0].images) if shown else [])
     parts = (
         _lede(facts),
         _verdicts(facts, runs),
         _alarm(facts),
         _comparisons(facts),
-        grid(runs, shown, facts.get("images_per_prompt")),
-        extremes(runs, shown, _scorers(facts, "held_out")),
+        grid(runs, shown, facts.get("images_per_prompt"), margins=_margins(facts), scorers=_headliners(facts)),
+        extremes(runs, shown, _headliners(facts)),
+        curves(log, facts),
         _scores(facts, runs),
         _checks(facts, runs),
         _drift(facts, runs),
@@ -54,7 +66,7 @@ def _page(facts: Mapping[str, Any], shown: Sequence[Shown]) -> str:
         _origin(facts),
     )
     look = STYLE.read_text(encoding="utf-8") + style(runs)
-    return document(f"diffalign eval: {', '.join(runs)}", _headline(facts, runs), "\n".join(parts), look)
+    return document(f"diffalign: {', '.join(runs)}", _headline(facts, runs), "\n".join(parts), look)
 
 
 def _scorers(facts: Mapping[str, Any], kind: str) -> list[str]:
@@ -62,82 +74,103 @@ def _scorers(facts: Mapping[str, Any], kind: str) -> list[str]:
     return [scorer["name"] for scorer in facts.get("scorers") or [] if scorer.get(kind)]
 
 
+def _headliners(facts: Mapping[str, Any]) -> list[str]:
+    """Return the scorers that the headline asks."""
+    return list(facts.get("headline") or _scorers(facts, "held_out"))
+
+
+def _margins(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return by scorer the difference from which a win can be seen."""
+    margins = {str(one.get("scorer")): number(one.get("visible_margin")) for one in facts.get("comparisons") or []}
+    return {scorer: margin for scorer, margin in margins.items() if math.isfinite(margin)}
+
+
 def _listed(words: Sequence[str], last: str = "and") -> str:
     """Return escaped names in a row, as prose has them."""
-    names = [f"<code>{escape(word)}</code>" for word in words]
-    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)
+    return _joined([f"<code>{escape(word)}</code>" for word in words], last)
+
+
+def _joined(parts: Sequence[str], last: str = "and") -> str:
+    return f" {last} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 2 else parts)
 
 
 def _headline(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
-    """Return the verdict of the held-out scorers on the run, or on how many runs there are."""
+    """Return the verdict on the run, or on how many runs there are."""
     verdicts = [_verdict(facts, run) for run in runs[1:]]
     if not verdicts:
         return "No run was compared with the base"
     if len(verdicts) == 1:
         return verdicts[0][1]
     won = [run for run, (outcome, _) in zip(runs[1:], verdicts, strict=True) if outcome == "win"]
-    said = f"{len(won)} of {len(verdicts)} runs {'wins' if len(won) == 1 else 'win'}" if won else f"None of the {len(verdicts)} runs wins"
-    return f"{said} against the base under every held-out scorer{': ' if won else ''}{_listed(won)}"
+    count = f"{len(won)} of {len(verdicts)} runs {'wins' if len(won) == 1 else 'win'}" if won else f"None of the {len(verdicts)} runs wins"
+    judges = _listed(facts["headline"]) if facts.get("headline") else "every held-out scorer"
+    return f"{count} against the base under {judges}{': ' if won else ''}{_listed(won)}"
 
 
-def _verdict(facts: Mapping[str, Any], run: str) -> tuple[str, str]:
-    """Return what the held-out scorers say of a run (`win` only where all of them do), and the sentence that says it."""
-    held = _scorers(facts, "held_out")
-    judged = [c for c in facts.get("comparisons") or [] if c.get("run") == run and c.get("scorer") in held]
-    judged = [c for c in judged if math.isfinite(number(c.get("win_rate")))]
+def _outcome(comparison: Mapping[str, Any]) -> Verdict:
+    """Return whether a comparison is a win, a loss or neither, by its interval and its sign test."""
+    low, high = interval(comparison) or (math.nan, math.nan)
+    return verdict(low, high, number(comparison.get("sign_test_p")))
+
+
+def _verdict(facts: Mapping[str, Any], run: str) -> tuple[Verdict, str]:
+    """Return the verdict on a run, `win` only where all scorers of the headline agree, and the sentence for it."""
+    rows = [c for c in facts.get("comparisons") or [] if c.get("run") == run and c.get("scorer") in _headliners(facts)]
+    rows = [c for c in rows if math.isfinite(number(c.get("win_rate")))]
     name = f"<code>{escape(run)}</code>"
-    if not judged:
+    if not rows:
         return "unclear", f"No held-out scorer compared {name} with the base"
-    by = {word: [c["scorer"] for c in judged if verdict(interval(c)) == word] for word in ("win", "unclear", "loss")}
     rang = "; the alarm has gone off" if (facts.get("alarm") or {}).get(run) else ""
-    if len(judged) == 1:
-        return _single(facts, judged[0], name, rang)
-    if len(by["win"]) == len(judged):
-        rates = sorted(number(c["win_rate"]) for c in judged)
-        span = f"{percent(rates[0])} to {percent(rates[-1])}&nbsp;%{fill(facts, {'prompts': ' of {} prompts'})}"
-        return "win", f"{name} wins under {'both' if len(judged) == 2 else f'all {len(judged)}'} held-out scorers: {span}{rang}"
-    said = [f"{verb} under {_listed(by[word])}" for word, verb in (("win", "wins"), ("loss", "loses")) if by[word]]
-    if not said:
-        return "unclear", f"No clear win: {_listed(by['unclear'])} cannot tell {name} from the base{rang}"
-    unclear = f"; {_listed(by['unclear'])} cannot tell" if by["unclear"] else ""
-    return "unclear" if by["win"] else "loss", f"{name} {' but '.join(said)}{unclear}{rang}"
+    if len(rows) == 1:
+        return _single(facts, rows[0], name, rang)
+    by = {word: [c for c in rows if _outcome(c) == word] for word in ("win", "unclear", "loss")}
+    if len(by["win"]) == len(rows):
+        rates = _joined([f"{_rate(c)} by <code>{escape(c['scorer'])}</code>" for c in rows])
+        of = fill(facts, {"prompts": ", of {} prompts"})
+        return "win", f"{name} wins under {'both' if len(rows) == 2 else f'all {len(rows)}'} held-out scorers{of}: {rates}{rang}"
+    clear = [f"{verb} under {_listed([c['scorer'] for c in by[word]])}" for word, verb in (("win", "wins"), ("loss", "loses")) if by[word]]
+    unsure = _listed([c["scorer"] for c in by["unclear"]])
+    if not clear:
+        return "unclear", f"No clear win: {unsure} cannot tell {name} from the base{rang}"
+    return "unclear" if by["win"] else "loss", f"{name} {' but '.join(clear)}{f'; {unsure} cannot tell' if unsure else ''}{rang}"
+
+
+def _rate(comparison: Mapping[str, Any], of: str = "", spread: str = "") -> str:
+    """Return a win rate with what was won, lost and tied."""
+    counts = (f"{show(number(comparison.get(key)), 'g')} {word}" for key, word in (("wins", "won"), ("losses", "lost"), ("ties", "tied")))
+    return f"{percent(number(comparison['win_rate']))}&nbsp;%{of} ({spread}{', '.join(counts)})"
+
+
+def _single(facts: Mapping[str, Any], comparison: Mapping[str, Any], name: str, rang: str) -> tuple[Verdict, str]:
+    """Return verdict and sentence where the headline asks one scorer."""
+    ends, outcome = interval(comparison), _outcome(comparison)
+    spread = f"95&nbsp;% interval {percent(ends[0])} to {percent(ends[1])}&nbsp;%; " if ends else ""
+    scorer = comparison["scorer"]
+    judge = f"{'the held-out ' if scorer in _scorers(facts, 'held_out') else ''}{_listed([scorer])}"
+    wins = f"{_rate(comparison, fill(facts, {'prompts': ' of {} prompts'}), spread)} under {judge}"
+    if outcome == "unclear":
+        p = number(comparison.get("sign_test_p"))
+        why = f": the sign test's p is {show(p, '.2g')}" if ends and not ends[0] <= 0.5 <= ends[1] else ", which may be chance"
+        return outcome, f"No clear win: {name} wins {wins}{why}{rang}"
+    visible, total = number(comparison.get("visible_wins")), number(comparison.get("wins"))
+    plain_eye = f"; {visible:g} of the {total:g} wins can be seen" if total > 0 and math.isfinite(visible) else ""
+    return outcome, f"{name} {'wins' if outcome == 'win' else 'loses: it wins only'} {wins}{plain_eye}{rang}"
 
 
 def _verdicts(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
-    """Return what the held-out scorers say of each run, where the headline only counts them."""
+    """Return the sentence for each run, where the headline only counts them."""
     lines = "".join(f"<li>{_verdict(facts, run)[1]}.</li>" for run in runs[1:])
     return f"<ul>{lines}</ul>" if len(runs) > 2 else ""
 
 
-def _single(facts: Mapping[str, Any], comparison: Mapping[str, Any], name: str, rang: str) -> tuple[str, str]:
-    """Return verdict and sentence where one held-out scorer judged a run."""
-    ends, rate = interval(comparison), number(comparison["win_rate"])
-    spread = f" (95&nbsp;% interval {percent(ends[0])} to {percent(ends[1])}&nbsp;%)" if ends else ""
-    of = fill(facts, {"prompts": " of {} prompts"})
-    wins = f"{percent(rate)}&nbsp;%{of}{spread} under the held-out {_listed([comparison['scorer']])}"
-    if ends is None:
-        return "unclear", f"{name} wins {wins}; there is no interval, so this may be chance{rang}"
-    forms = {
-        "win": "{} wins {}",
-        "loss": "{} loses: it wins only {}",
-        "unclear": "No clear win: {} wins {}, an interval around one half",
-    }
-    return verdict(ends), forms[verdict(ends)].format(name, wins) + rang
-
-
 def _lede(facts: Mapping[str, Any]) -> str:
-    forms = {
-        "prompts": "{} prompts",
-        "images_per_prompt": "{} images each",
-        "num_inference_steps": "{} steps",
-        "guidance_scale": "guidance {}",
-        "seed": "seed {}",
-    }
-    if facts.get("images_per_prompt") == 1:
-        forms.pop("images_per_prompt")
-    base = [escape(run["name"]) for run in facts.get("runs") or []][:1]
-    said = ", ".join(part for part in (f"The base is <code>{base[0]}</code>" if base else "", fill(facts, forms, ", ")) if part)
-    return f'<p class="soft">{said}; the same seeds for every run.</p>' if said else ""
+    """Return what the base is, how pictures were drawn, and how the run was trained."""
+    drawn = {key: form for key, form in DRAWN.items() if key != "images_per_prompt" or facts.get(key) != 1}
+    base = [f"The base is <code>{escape(run['name'])}</code>" for run in facts.get("runs") or []][:1]
+    how = ", ".join([*base, *filter(None, [fill(facts, drawn, ", ")])])
+    training = "; ".join(part for part in (fill(facts, TRAINED, " "), fill(facts, SETTINGS, ", ")) if part)
+    sentences = ([f"{how}; the same seeds for every run."] if how else []) + ([f"{training}."] if training else [])
+    return f'<p class="soft">{" ".join(sentences)}</p>' if sentences else ""
 
 
 def _alarm(facts: Mapping[str, Any]) -> str:
@@ -145,19 +178,20 @@ def _alarm(facts: Mapping[str, Any]) -> str:
     reasons: Mapping[str, Sequence[str]] = facts.get("alarm") or {}
     if not reasons:
         return ""
-    trained, drift, mute = _scorers(facts, "reward"), facts.get("drift") or {}, facts.get("mute") or {}
+    trained, mute = _scorers(facts, "reward"), facts.get("mute") or {}
     judges = _scorers(facts, "held_out") + _scorers(facts, "chose")
-    judges += ["diversity"] * any(number((own or {}).get("diversity")) > 0 for own in drift.values())
-    watched = f"It watches whether what training optimised, {_listed(trained)}, rises while {_listed(judges, 'or')} falls."
+    falls = f"{_listed(judges, 'or')} falls, or " if judges else ""
+    watched = f"It watches whether {falls}pictures look otherwise than the base's"
+    watched += f", while training optimised {_listed(trained)}." if trained else "; name what training optimised with --reward."
     fired = {run: why for run, why in reasons.items() if why}
     calm = [run for run in reasons if run not in fired and run not in mute]
-    said = [f"The alarm could not go off for <code>{escape(run)}</code>: {escape(why)}." for run, why in mute.items()]
+    silent = [f"The alarm could not go off for <code>{escape(run)}</code>: {escape(why)}." for run, why in mute.items()]
     if not fired:
-        said += [f"<strong>The alarm is silent{f' about {_listed(calm)}' if mute else ''}.</strong> {watched}"] if calm else []
-        return f'<section class="alarm silent"><p>{" ".join(said)}</p></section>'
+        silent += [f"<strong>The alarm is silent{f' about {_listed(calm)}' if mute else ''}.</strong> {watched}"] if calm else []
+        return f'<section class="alarm silent"><p>{" ".join(silent)}</p></section>'
     lines = "".join(f"<li><strong>{escape(run)}</strong>: {escape(reason)}</li>" for run, why in fired.items() for reason in why)
-    rest = " ".join([watched, *([f"Silent for {_listed(calm)}."] if calm else []), *said])
-    return f"""<section class="alarm fired"><h2>Alarm: the reward may have been hacked</h2>
+    rest = " ".join([watched, *([f"Silent for {_listed(calm)}."] if calm else []), *silent])
+    return f"""<section class="alarm fired"><h2>Alarm: the run may be over-optimised</h2>
 <ul>{lines}</ul><p class="soft">{rest}</p></section>"""
 
 
@@ -170,7 +204,8 @@ def _comparisons(facts: Mapping[str, Any]) -> str:
     axis += '<text x="100%" y="13" text-anchor="end">100</text></svg>'
     heads = "".join(f"<th>{word}</th>" for word in ("", axis, "win rate", "won / lost / tied", "sign test p", "change of score"))
     return f"""<h2>Win rate against the base</h2><p>The share of drawings that score above the base's, a tie counting one half; lines and
-small numbers are 95&nbsp;% intervals from resampling the prompts. Won, lost and tied count prompts; the sign test leaves ties out.
+small numbers are 95&nbsp;% intervals over the prompts. Won, lost and tied count prompts; the sign test leaves ties out. Only where
+interval and sign test agree it is called a win. A win can be seen where the prompt's score rises by more than the margin.
 Nothing is corrected for the number of rows.</p><table class="wins"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"""
 
 
@@ -180,22 +215,24 @@ def _comparison(facts: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     name = (run if len(facts.get("runs") or []) > 2 else "") + _named(facts, str(comparison.get("scorer")))
     numbers = f"{percent(rate)}&nbsp;%" if math.isfinite(rate) else "&ndash;"
     numbers += f"<small>{percent(ends[0])} to {percent(ends[1])}</small>" if ends else ""
-    record = " / ".join(show(number(comparison.get(key)), "g") for key in ("wins", "losses", "ties"))
+    counts = " / ".join(show(number(comparison.get(key)), "g") for key in ("wins", "losses", "ties"))
+    visible, margin = (number(comparison.get(key)) for key in ("visible_wins", "visible_margin"))
+    counts += f"<small>{visible:g} wins can be seen (margin {show(margin, '.2g')})</small>" if math.isfinite(visible) else ""
     p = number(comparison.get("sign_test_p"))
     moved = show(number(comparison.get("change")), "+.3f")
     moved += f"<small>{show(change[0], '+.3f')} to {show(change[1], '+.3f')}</small>" if change else ""
-    cells = (("win rate", numbers), ("won / lost / tied", record), ("sign test p", "&lt; 0.001" if p < 0.001 else show(p, ".3f")))
+    cells = (("win rate", numbers), ("won / lost / tied", counts), ("sign test p", "&lt; 0.001" if p < 0.001 else show(p, ".3f")))
     tail = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in (*cells, ("change of score", moved)))
-    return f'<tr><th scope="row">{name}</th><td class="plot">{_plot(rate, ends)}</td>{tail}</tr>'
+    return f'<tr><th scope="row">{name}</th><td class="plot">{_plot(rate, ends, _outcome(comparison))}</td>{tail}</tr>'
 
 
-def _plot(rate: float, ends: tuple[float, float] | None) -> str:
+def _plot(rate: float, ends: tuple[float, float] | None, outcome: Verdict) -> str:
     """Return a win rate with its interval, from 0 to 1, in the colour of its verdict."""
     if math.isnan(rate):
         return ""
     line = f'<line class="spread" x1="{100 * ends[0]:.2f}%" x2="{100 * ends[1]:.2f}%" y1="13" y2="13"/>' if ends else ""
     label = f"win rate {percent(rate)} percent" + (f", interval {percent(ends[0])} to {percent(ends[1])}" if ends else "")
-    return f"""<svg class="{verdict(ends)}" height="26" role="img" aria-label="{label}"><rect class="track" y="4" width="100%" height="18"/>
+    return f"""<svg class="{outcome}" height="26" role="img" aria-label="{label}"><rect class="track" y="4" width="100%" height="18"/>
 <line class="level" x1="50%" x2="50%" y2="26"/>{line}<circle cx="{100 * rate:.2f}%" cy="13" r="5"/></svg>"""
 
 
@@ -204,7 +241,7 @@ def _about(facts: Mapping[str, Any], scorer: str) -> Mapping[str, Any]:
 
 
 def _named(facts: Mapping[str, Any], scorer: str) -> str:
-    """Return a scorer's name, and whether training saw it."""
+    """Return a scorer's name, and whether training used it."""
     about = _about(facts, scorer)
     return f'{escape(scorer)} <span class="badge">{standing(about)}</span>' if about else escape(scorer)
 
@@ -219,9 +256,9 @@ def _by_run(title: str, note: str, runs: Sequence[str], rows: Sequence[tuple[str
 
 def _moved(values: Mapping[str, Any], runs: Sequence[str], form: str, change: Callable[[float, float], str]) -> dict[str, str]:
     """Return each run's number with its change from the base's."""
-    found = {run: number(values.get(run)) for run in runs}
-    moved = {run: f"<small>{change(found[run], found[runs[0]])}</small>" for run in runs[1:]}
-    return {run: show(value, form) + moved.get(run, "") for run, value in found.items()}
+    numbers = {run: number(values.get(run)) for run in runs}
+    moved = {run: f"<small>{change(numbers[run], numbers[runs[0]])}</small>" for run in runs[1:]}
+    return {run: show(value, form) + moved.get(run, "") for run, value in numbers.items()}
 
 
 def _difference(value: float, base: float) -> str:
@@ -238,14 +275,15 @@ def _scores(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
     for scorer in [s["name"] for s in facts.get("scorers") or []]:
         of = {run: scores[run][scorer] for run in runs if scorer in scores.get(run, {})}
         cells = {}
-        for run, found in of.items():
-            ends, unjudged = interval(found, "mean_ci95"), number(found.get("unjudged"))
+        for run, score in of.items():
+            ends, unjudged = interval(score, "mean_ci95"), number(score.get("unjudged"))
             lines = [f"{show(ends[0], '.3f')} to {show(ends[1], '.3f')}"] if ends else []
-            lines += [f"median {show(number(found.get('median')), '.3f')}", f"{unjudged:g} unjudged" if unjudged > 0 else ""]
-            cells[run] = show(number(found.get("mean")), ".3f") + "".join(f"<small>{line}</small>" for line in lines if line)
+            lines += [f"median {show(number(score.get('median')), '.3f')}", f"{unjudged:g} unjudged" if unjudged > 0 else ""]
+            cells[run] = show(number(score.get("mean")), ".3f") + "".join(f"<small>{line}</small>" for line in lines if line)
         meaning = fill(_about(facts, scorer), {"scale": "{}", "licence": "licence: {}"}, "; ")
         rows += [(f"{_named(facts, scorer)}<small>{meaning}</small>", cells)] if cells else []
     accuracy = fill(facts, {"implicit_accuracy_heldout": " Implicit accuracy on held-out pairs: {}; chance is 0.5."})
+    accuracy += fill(facts.get("heldout_pairs") or {}, {"right": " {} right", "wrong": "{} wrong", "tied": "{} tied."}, ", ")
     return _by_run("Scores", f"The mean of each run with its 95&nbsp;% interval, and the median.{accuracy}", runs, rows)
 
 
@@ -284,8 +322,13 @@ def _ratings(facts: Mapping[str, Any]) -> str:
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
-    """Return what was compared and how to do it again."""
+    """Return what was compared, how long it took, how to do it again, and the settings."""
     runs = [[escape(str(run.get("name"))), *(fill(run, {key: "{}"}) for key in ("method", "path"))] for run in facts.get("runs") or []]
+    times = [(escape(name), show(number(spent), ".1f") + " s") for name, spent in (facts.get("seconds") or {}).items()]
     again = fill(facts, {"command": "{}", "seed": "# seed {}", "version": "# diffalign {}"}, "\n")
+    simple = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
+    rows = [(escape(key), escape(value if isinstance(value, str) else json.dumps(value))) for key, value in simple.items()]
+    every = table(rows, (), "facts")
     return f"""{f"<h2>Runs</h2>{table(runs, ('', 'method', 'path'), 'facts')}" if runs else ""}
-{f"<h2>Do it again</h2><pre>{again}</pre>" if again else ""}"""
+{f"<h2>Timings</h2>{table(times, (), 'narrow')}" if times else ""}{f"<h2>Do it again</h2><pre>{again}</pre>" if again else ""}
+{f"<details><summary>All settings and numbers</summary>{every}</details>" if every else ""}"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
@@ -18,14 +18,18 @@ EXTREMES = 3  # losses, and as many wins, of each run
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What every run drew of one prompt from the same seed, and what it scored: by run name, then by scorer; NaN if not judged.
+    """What every run drew of one prompt from the same seed.
 
-    Only the pictures that a page shows are looked up, so `images` may read them when asked.
+    Only the pictures that a page shows are looked up, so that `images` may read each from its file.
     """
 
     prompt: str
     images: Mapping[str, Image.Image]
+    """By run."""
     scores: Mapping[str, Mapping[str, float]]
+    """By run and scorer; NaN for what a scorer cannot judge."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """By run: the text that the picture was drawn from, where a language model rewrote the prompt."""
 
 
 def style(runs: Sequence[str]) -> str:
@@ -40,19 +44,25 @@ def style(runs: Sequence[str]) -> str:
     return f"@media screen {{ {', '.join(rules)} {{ visibility: hidden; }} }}\n" if len(runs) > 1 else ""
 
 
-def grid(runs: Sequence[str], shown: Sequence[Shown], images_per_prompt: int | None) -> str:
-    """Return the first prompts as cards, with the switch that flips all of them; `runs` starts with the base."""
+def grid(
+    runs: Sequence[str], shown: Sequence[Shown], images_per_prompt: int | None, *, margins: Mapping[str, float], scorers: Sequence[str]
+) -> str:
+    """Return the first prompts as cards, with the switch that flips all of them; `runs` starts with the base.
+
+    `margins` are by scorer the differences from which a win can be seen; of `scorers` it is told what they say of the pictures shown.
+    """
     by_prompt: dict[str, Shown] = {}
     for one in shown:
         by_prompt.setdefault(one.prompt, one)
     first = list(by_prompt.values())
-    cards = [_card(one, runs) for one in first[: max(LEAST, min(MOST, PICTURES // max(1, len(runs))))]]
-    if not cards:
+    first_shown = first[: max(LEAST, min(MOST, PICTURES // max(1, len(runs))))]
+    if not first_shown:
         return ""
+    cards = [_card(one, runs, margins) for one in first_shown]
     which = f", the first of {images_per_prompt} images each" if (images_per_prompt or 1) > 1 else ""
     small = max(next(iter(first[0].images.values())).size) <= SMALL
     return f"""<h2>Pictures</h2><p>The first {len(cards)} of {len(first)} prompts in their own order, not picked by result{which}. All runs
-start from the same noise. {_legend(runs)}</p>
+start from the same noise. {_tally(first_shown, runs, margins, scorers)} {_legend(runs)}</p>
 <div class="flip{" tiny" if small else ""}" style="--runs: {len(runs)}">{_switch(runs)}<div class="grid">{"".join(cards)}</div></div>"""
 
 
@@ -64,7 +74,7 @@ def extremes(runs: Sequence[str], shown: Sequence[Shown], scorers: Sequence[str]
         order = sorted((i for i in range(len(shown)) if math.isfinite(gains[i])), key=lambda i: gains[i])
         ends = (("losses", [i for i in order if gains[i] < 0][:EXTREMES]), ("wins", [i for i in order[::-1] if gains[i] > 0][:EXTREMES]))
         for word, picked in ends:
-            cards = "".join(_card(shown[i], (runs[0], run), gains[i]) for i in picked)
+            cards = "".join(_card(shown[i], (runs[0], run), {}, gains[i]) for i in picked)
             there = f'<div class="grid pairs">{cards}</div>' if cards else "<p>None.</p>"
             parts += [f"<h3>Largest {word} of {escape(run)}</h3>{there}"] if order else []
     judges = ", ".join(f"<code>{escape(scorer)}</code>" for scorer in scorers)
@@ -85,9 +95,21 @@ def gained(run: str, base: str, shown: Sequence[Shown], scorers: Sequence[str]) 
     gains = both[:, 1] - both[:, 0]
     if len(scorers) == 1:
         return gains[:, 0]
-    judged = both[np.isfinite(gains).all(axis=1)]
-    spread = judged.std(axis=(0, 1)) if len(judged) else np.ones(len(scorers))
+    complete = both[np.isfinite(gains).all(axis=1)]
+    spread = complete.std(axis=(0, 1)) if len(complete) else np.ones(len(scorers))
     return (gains / np.where(spread > 0, spread, 1.0)).mean(axis=1)
+
+
+def _tally(first: Sequence[Shown], runs: Sequence[str], margins: Mapping[str, float], scorers: Sequence[str]) -> str:
+    """Return what one run wins, loses and ties of the pictures shown, and how many of its wins can be seen; nothing for several."""
+    if len(runs) != 2 or len(scorers) != 1:
+        return ""
+    (base, run), (scorer,) = runs, scorers
+    gains = [number(one.scores.get(run, {}).get(scorer)) - number(one.scores.get(base, {}).get(scorer)) for one in first]
+    wins, losses, ties = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), gains.count(0.0)
+    visible = sum(gain > margins.get(scorer, 0.0) for gain in gains)
+    eye = f"; of the {wins} wins {visible} can be seen" if wins and scorer in margins else ""
+    return f"Of those here <code>{escape(run)}</code> wins {wins}, loses {losses} and ties {ties} under <code>{escape(scorer)}</code>{eye}."
 
 
 def _legend(runs: Sequence[str]) -> str:
@@ -95,7 +117,7 @@ def _legend(runs: Sequence[str]) -> str:
         return ""
     other = "the base's" if len(runs) == 2 else f"the base's, or from the base that of {escape(runs[1])}"
     return f"""<span class="flipping">Flip all of them here, or one by pointing at it or tabbing to it: that shows {other}.</span>
-<span class="win">&#9650;</span> scores above the base, <span class="loss">&#9660;</span> below."""
+<span class="win">&#9650;</span> scores above the base, <span class="loss">&#9660;</span> below; hollow if by too little to be seen."""
 
 
 def _switch(runs: Sequence[str]) -> str:
@@ -110,18 +132,26 @@ def _switch(runs: Sequence[str]) -> str:
     return f'<fieldset class="switch"><legend>Show</legend>{buttons}</fieldset>'
 
 
-def _card(one: Shown, runs: Sequence[str], gain: float | None = None) -> str:
-    figures = "".join(_figure(one, run, i, runs[0]) for i, run in enumerate(runs))
+def _card(one: Shown, runs: Sequence[str], margins: Mapping[str, float], gain: float | None = None) -> str:
+    figures = "".join(_figure(one, run, i, runs[0], margins) for i, run in enumerate(runs))
     reach, change = (' tabindex="0"', "") if gain is None else ("", f" <small>{show(gain, '+.3f')}</small>")
     return f'<div class="card"><h3>{escape(one.prompt)}{change}</h3><div class="stack"{reach}>{figures}</div></div>'
 
 
-def _figure(one: Shown, run: str, place: int, base: str) -> str:
+def _figure(one: Shown, run: str, place: int, base: str, margins: Mapping[str, float]) -> str:
     lines = []
     for scorer, value in one.scores.get(run, {}).items():
         score, before = number(value), number(one.scores.get(base, {}).get(scorer))
-        mark = ' <span class="win">&#9650;</span>' if score > before else ' <span class="loss">&#9660;</span>' if score < before else ""
-        lines.append(f"<br>{escape(scorer)} {show(score, '.3f')}{mark}")
+        lines.append(f"<br>{escape(scorer)} {show(score, '.3f')}{_mark(score - before, margins.get(scorer, 0.0))}")
+    lines += [f"<br>{escape(text)}" for text in [one.texts.get(run)] if text]
     name = f'<span class="{"aligned" if place else "base"}">{escape(run)}</span>'
     image = picture(one.images[run], f"{one.prompt}, by {run}")
     return f'<figure class="run run-{place}">{image}<figcaption>{name}{"".join(lines)}</figcaption></figure>'
+
+
+def _mark(gain: float, margin: float) -> str:
+    """Return the triangle of a score above or below the base's, hollow within the margin; nothing for equal ones."""
+    visible = abs(gain) > margin
+    if gain > 0:
+        return f' <span class="win">{"&#9650;" if visible else "&#9651;"}</span>'
+    return f' <span class="loss">{"&#9660;" if visible else "&#9661;"}</span>' if gain < 0 else ""

@@ -41,13 +41,6 @@ def interval(facts: Mapping[str, Any], key: str = "ci95") -> tuple[float, float]
     return (low, high) if math.isfinite(low + high) else None
 
 
-def verdict(ends: tuple[float, float] | None) -> str:
-    """Return `win`, `loss` or `unclear`: the side of one half on which the whole interval of a win rate lies."""
-    if ends is None or ends[0] <= 0.5 <= ends[1]:
-        return "unclear"
-    return "win" if ends[0] > 0.5 else "loss"
-
-
 def fill(facts: Mapping[str, Any], forms: Mapping[str, str], glue: str = "") -> str:
     """Return the form of each fact that is there, filled in and joined."""
     there = {key: facts[key] for key in forms if facts.get(key) is not None}
@@ -59,13 +52,6 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "
     body = "".join(f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows)
     top = f"<thead><tr>{''.join(f'<th>{word}</th>' for word in head)}</tr></thead>" if head else ""
     return f'<table class="{kind}">{top}<tbody>{body}</tbody></table>' if body else ""
-
-
-def bracket(low: float, high: float, middle: int) -> str:
-    """Return the lines of an interval between two shares of the drawing's width, `middle` pixels from its top."""
-    lines = ((low, middle, high, middle), (low, middle - 7, low, middle + 7), (high, middle - 7, high, middle + 7))
-    drawn = "".join(f'<line x1="{100 * a:.2f}%" y1="{b}" x2="{100 * c:.2f}%" y2="{d}"/>' for a, b, c, d in lines)
-    return f'<g class="interval">{drawn}</g>'
 
 
 def picture(image: Image.Image, alt: str) -> str:
