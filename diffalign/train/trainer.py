@@ -65,7 +65,7 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
         mixed_precision=config.mixed_precision,
         # The passes of a step are ours; accelerate's own accumulation, which its launcher may ask for, would divide the gradient again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=trackers,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
     kind = KINDS[recipe.kind or view.table.manifest["kind"]]

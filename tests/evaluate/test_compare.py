@@ -149,7 +149,7 @@ def test_other_settings_draw_anew_and_so_does_overwrite(run, caplog):
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path):
     text = write_run(tmp_path / "text", kind="text", method="dpo")
-    user = write_run(tmp_path / "ppd", inference="user", method="ppd")
+    user = write_run(tmp_path / "ppd", inference="user", method="ppd", user_encoder={"one_hot": {}})
     scorer = write_run(tmp_path / "bt", kind="reward", method="reward_bt")
     other = write_run(tmp_path / "npo", inference="negative_guidance", method="diffusion_npo")
     twice = [{"clipscore": {"model": model}} for model in ("a", "b")]
