@@ -208,7 +208,8 @@ class Quickstart:
     def _facts(self, pictures: HeldoutPictures, scores: Sequence[ScorerResults]) -> dict[str, Any]:
         """Return the numbers of the report: of the held-out prompts, the pairs and the settings."""
         config, (taste, adherence) = self.config, scores
-        won = win_rate(*(taste.values[who].ravel().tolist() for who in pictures.images), pictures.prompts, config.seed)
+        base, aligned = (taste.values[who].ravel().tolist() for who in pictures.images)
+        won = win_rate(base, aligned, pictures.prompts, config.seed)
         return {
             "command": self.command,
             "version": diffalign.__version__,
