@@ -22,6 +22,7 @@ from diffalign.evaluate.options import EvalConfig
 from diffalign.evaluate.ratings import bradley_terry
 from diffalign.infer import shards as drawing
 from diffalign.infer.shards import seed_of
+from diffalign.rewards import names
 from diffalign.rewards.table import SCORERS
 from tests.killing import killed_at, tree
 from tests.shades import PROMPTS, Shade
@@ -43,6 +44,7 @@ def cheap(monkeypatch):
     monkeypatch.setattr(entries, "load_pipeline", lambda path, **options: SimpleNamespace(to=lambda device: "plain"))
     monkeypatch.setattr(entries, "load", lambda path, **options: str(path).rpartition("/")[2])
     monkeypatch.setattr(comparing, "bradley_terry", partial(bradley_terry, resamples=100))
+    monkeypatch.setattr(names, "SCORER_NAMES", (*names.SCORER_NAMES, "red", "blue"))
     monkeypatch.setitem(SCORERS, "red", lambda: Shade("red", 0))
     monkeypatch.setitem(SCORERS, "blue", lambda: Shade("blue", 2))
 
