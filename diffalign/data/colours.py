@@ -46,7 +46,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16") or image.format in SIXTEEN_BIT:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT):
         ranges: tuple[int, ...] = (65535,)
     else:
         ranges = RANGES[image.mode]
@@ -56,7 +56,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         expected = ", ".join(f"0 to {top}" for top in ranges)
         raise RecordError(f"pixels of mode {image.mode} from {low:g} to {high:g}; expected {expected}")
     grey = Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
-    transparent = image.info.get("transparency")
+    grey.info = dict(image.info)
+    transparent = grey.info.pop("transparency", None)
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey

@@ -11,12 +11,14 @@ import importlib
 import io
 import os
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.colours import flattened
@@ -31,6 +33,7 @@ NO_PIXELS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_avif": "", "pillow_jxl": ""}  # package -> what registers it, if not its import
 PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".avif", ".jxl")  # pictures also where the plugin is missing: then the reason names it
 HEAD = 1024  # bytes that tell what is no picture
+PNG = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
 DRAFT = 2  # a JPEG file is decoded at no less than this many times the size it is needed at
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +59,9 @@ SIGNS = (
     (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL: `pip install pillow-jxl-plugin`, or convert it to PNG"),
     (rb"....ftypcrx|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR", "a camera's raw file; develop it to JPEG or PNG"),
     (rb"....ftyp|RIFF....AVI |\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]", "a video"),
-    (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|BZh", "an archive; unpack it"),
+    (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|BZh|.{257}ustar", "an archive; unpack it"),
+    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "WMF or EMF, a drawing; convert it to PNG"),
+    (rb"\x93NUMPY|PAR1|SQLite|\x89HDF|GRIB|BUFR", "a file of data, not of a picture"),
     (rb"/9j/|iVBORw0KGgo|UklGR|R0lGOD|data:image", "base64 text of a picture; decode it to bytes"),
     (rb"\0+\Z", "nothing but zero bytes"),
 )
@@ -134,7 +139,12 @@ def upright(image: Image.Image, where: str) -> Image.Image:
 def read_header(data: bytes | IO[bytes], where: str) -> Header:
     """Return the format and size of the upright picture in `data`, from the header of its file. Raises RecordError that names `where`."""
     with _opened(data, where) as image:
-        if image.format == "PNG" and isinstance(data, bytes) and b"eXIf" in data and "exif" not in image.info:
+        if (
+            image.format == "PNG"
+            and isinstance(data, bytes)
+            and "exif" not in image.info
+            and any(kind == b"eXIf" for kind, _ in _chunks(data))
+        ):
             upright(image, where)  # its orientation stands after the pixels
         width, height = image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
         return Header(image.format or "", height, width)
@@ -159,13 +169,44 @@ def _opened(data: bytes | IO[bytes], where: str) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it then mends
         try:
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats())
+            image = _open(data)
             width, height = image.size  # which damaged files may give more than two numbers
         except Exception as error:  # each decoder has errors of its own
             raise RecordError(f"{where}: the image does not decode: {_instead(data, error)}") from error
         with image:
             _check_size(width, height, where)
+            if _is_raw(image):
+                raise RecordError(f"{where}: the image does not decode: a camera's raw file; develop it to JPEG or PNG")
             yield image
+
+
+def _open(data: bytes | IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats())
+    except Exception:
+        if not isinstance(data, bytes) or not data.startswith(PNG):
+            raise
+    # Pillow refuses a PNG file for one damaged chunk of metadata; its pixels are in chunks whose names begin with a capital.
+    sound = (chunk for kind, chunk in _chunks(data) if kind[:1].isupper() or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:])
+    return Image.open(io.BytesIO(PNG + b"".join(sound)), formats=("PNG",))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name of each chunk of a PNG file, and the chunk with its length, its name and its checksum."""
+    at = len(PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, data[at : at + length + 12]
+        at += length + 12
+
+
+def _is_raw(image: Image.Image) -> bool:
+    """Return whether a TIFF file is a camera's raw file (DNG, CR2, NEF, ARW), in which Pillow finds but the thumbnail."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    tags = image.tag_v2
+    reduced = tags.get(ExifTags.Base.NewSubfileType) == 1 and ExifTags.Base.Make in tags
+    return reduced or ExifTags.Base.DNGVersion in tags
 
 
 def _check_size(width: int, height: int, where: str) -> None:
@@ -203,7 +244,9 @@ def _instead(data: bytes | IO[bytes], error: Exception) -> str:
     if not isinstance(data, bytes):
         data.seek(0)
         data = data.read()
-    head = data[:HEAD]
+    head = data[:HEAD].removeprefix(b"\xef\xbb\xbf")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        head = head.decode("utf-16", "ignore").encode()
     if not head:
         return "0 bytes"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and len(data) < (size := int.from_bytes(head[4:8], "little") + 8):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.data.pictures import Size, decode_image, image_size
+from diffalign.data.pictures import MOST_PIXELS, Size, decode_image, image_size
 from diffalign.data.records import Record
 
 
@@ -63,10 +63,14 @@ def _framed(image: Image.Image, original: Size, size: Size, place: tuple[float, 
     height, width = size
     scale = max(width / original[1], height / original[0])
     wide, high = max(width, round(original[1] * scale)), max(height, round(original[0] * scale))
-    if image.size != (wide, high):
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
     left, top = round((wide - width) * place[0]), round((high - height) * place[1])
-    image = image.crop((left, top, left + width, top + height))
+    if wide * high > MOST_PIXELS:  # a strip, of which the crop leaves next to nothing
+        across, down = image.width / wide, image.height / high
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+    else:
+        image = image if image.size == (wide, high) else image.resize((wide, high), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + width, top + height))
     if flip:
         image, left = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), wide - width - left  # of the crop in the mirrored image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0, (*original, top, left, height, width)

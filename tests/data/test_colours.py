@@ -75,6 +75,10 @@ def test_deep_pixels_are_scaled_by_their_range():
         assert np.asarray(decode_image(file, "x"))[0, :, 0].tolist() == [round(255 * value / max(values)) for value in values]
 
 
+def test_float_maps_are_scaled_by_their_range():
+    assert levels(Image.open(io.BytesIO(b"Pf\n2 1\n-1.0\n" + np.array([100 / 255, 1], dtype="<f4").tobytes()))) == [100, 255]
+
+
 def test_a_dark_sixteen_bit_file_stays_dark():
     for kind in ("PNG", "PPM", "TIFF"):
         dark = Image.fromarray(np.full((4, 4), 200, dtype=np.uint16))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -106,6 +107,9 @@ def test_bytes_that_are_no_picture_are_named_for_what_they_are():
         "JSON": b'{"error": "rate limit"}',
         "PDF": b"%PDF-1.4 ",
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # which Pillow would hand to Ghostscript
+        "an XML or HTML": "<p>".encode("utf-16"),
+        "a camera's raw file": encoded(noise(), "TIFF", tiffinfo={254: 1, 271: "NIKON"}),
+        "a file of data": b"\x93NUMPY\x01\0v\0{'descr'",
         "archive": b"PK\x03\x04" + bytes(30),
         "zero bytes": bytes(999),
         "base64": b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAA",
@@ -212,15 +216,28 @@ def test_damaged_files_and_metadata_raise_nothing_but_an_error_of_this_package()
     assert min(refused, sound) > 100
 
 
-def test_broken_exif_does_not_cost_the_picture():
+def exif_of(kind: str, data: bytes) -> tuple[int, int]:
+    """Return where the EXIF data of a picture begins and ends in its file."""
+    name = {"JPEG": b"Exif", "WEBP": b"EXIF", "PNG": b"eXIf"}[kind]
+    at = data.index(name)
+    if kind == "JPEG":
+        return at, at - 2 + int.from_bytes(data[at - 2 : at], "big")
+    if kind == "WEBP":
+        return at + 8, at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    return at + 4, at + 4 + int.from_bytes(data[at - 4 : at], "big")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_broken_exif_does_not_cost_the_picture(kind):
     chance, lost, turned = random.Random(1), 0, 0
-    whole = photo("JPEG")
-    at = whole.index(b"Exif")
-    end = at - 2 + int.from_bytes(whole[at - 2 : at], "big")
-    for _ in range(300):
+    whole = photo(kind)
+    start, end = exif_of(kind, whole)
+    for number in range(300):
         data = bytearray(whole)
         for _ in range(chance.randrange(1, 9)):
-            data[chance.randrange(at, end)] = chance.randrange(256)
+            data[chance.randrange(start, end)] = chance.randrange(256)
+        if kind == "PNG" and number % 2:  # with a checksum that fits, too
+            data[end : end + 4] = zlib.crc32(data[start - 4 : end]).to_bytes(4, "big")
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none of Pillow's comes through
             try:

@@ -221,3 +221,12 @@ def test_an_image_that_does_not_decode_is_named(bad):
     whole = Candidate(image=encode_image(ruler(8, 8)))
     with pytest.raises(RecordError, match="row 7, candidate 1: the image does not decode"):
         candidate_pixels(Record("r", "", (whole, bad), source="row 7"), Framing(SIDE), torch.Generator())
+
+
+def test_a_strip_is_cropped_without_being_enlarged_as_a_whole():
+    colours = np.zeros((20_000, 1, 3), dtype=np.uint8)
+    colours[9990:10010] = 255  # the middle, of which a square shows one pixel
+    (pixels,), (frame,) = candidate_pixels(record(Image.fromarray(colours)), Framing(64), torch.Generator())
+    assert pixels.shape == (3, 64, 64)
+    assert (pixels == 1.0).all()
+    assert frame.tolist() == [20_000, 1, 639_968, 0, 64, 64]  # the crop lies in the middle of 1,280,000 rows
