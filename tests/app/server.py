@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import socket
 import sys
+from pathlib import Path
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from diffalign.app.build import build
+from diffalign.app.build import BYTES, build
 from diffalign.app.options import AppConfig
+from diffalign.app.voters import Accounts
 
 
 def main(folder: str, port: int) -> None:
     """Serve until killed."""
-    server = gr.mount_gradio_app(FastAPI(), build(AppConfig(dataset_name=f"{folder}/votes.db", output_dir=folder)), path="/")
+    users = Path(folder) / "users.json"
+    config = AppConfig(dataset_name=f"{folder}/votes.db", output_dir=folder, auth=str(users) if users.exists() else None)
+    login = Accounts.read(users).admits if users.exists() else None
+    server = gr.mount_gradio_app(FastAPI(), build(config), path="/", auth=login, max_file_size=BYTES)
     listener = socket.create_server(("127.0.0.1", port))
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
+from tests.app.running import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,33 +22,8 @@ QUIET = (
     "--disable-background-networking",
     "--disable-component-update",
 )
-SERVER = Path(__file__).with_name("server.py")
 KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowDown", "both_bad": "x", "skip": "s"}
 PATIENCE = 60_000  # milliseconds after which something that never comes is a failure
-
-
-class Server:
-    """The app in a process of its own, which can be killed and started again at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, 0
-        self.start()
-
-    def start(self) -> None:
-        root = {"PYTHONPATH": os.pathsep.join([str(SERVER.parents[2]), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, str(SERVER), str(self.folder), str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | root)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
 
 
 @pytest.fixture(scope="module")
