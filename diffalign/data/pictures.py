@@ -26,6 +26,7 @@ from diffalign.data.colours import flattened
 Size = tuple[int, int]  # height, width
 
 MOST_PIXELS = 64_000_000  # of one picture; larger ones cost gigabytes in every process that loads data
+MOST_ASPECT = 200  # of the longer side to the shorter; a crop leaves nothing of a strip, and a scorer would enlarge it to gigabytes
 LIMIT_VARIABLE = "DIFFALIGN_MAX_PIXELS"  # the environment variable that raises the limit
 COMMON = ("JPEG", "PNG", "WEBP")  # tried first
 # Formats that Pillow hands to other programs (a stranger's file would run them), or knows the names of alone.
@@ -219,6 +220,8 @@ def _check_size(width: int, height: int, where: str) -> None:
             f"{where}: the image has {width} x {height} pixels, {pixels / 1e6:.0f} million; expected at most "
             f"{int(written) / 1e6:g} million, or a higher limit in the environment variable {LIMIT_VARIABLE}"
         )
+    if max(width, height) > MOST_ASPECT * min(width, height) > 0:
+        raise RecordError(f"{where}: the image is a strip of {width} x {height} pixels; expected sides of at most {MOST_ASPECT} to 1")
     if pixels == 0:
         raise RecordError(f"{where}: the image does not decode: it has no pixels ({width} x {height})")
 

@@ -146,6 +146,13 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
         image_size(data, "row 7")
 
 
+def test_strips_are_refused():
+    assert decode_image(encoded(Image.new("RGB", (2, 400))), "row 7").size == (2, 400)
+    for size in ((1, 60_000), (402, 2)):
+        with pytest.raises(RecordError, match=f"row 7: the image is a strip of {size[0]} x {size[1]} pixels; .* 200 to 1"):
+            decode_image(encoded(Image.new("RGB", size)), "row 7")
+
+
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_where_a_small_picture_is_needed():
     for orientation in (1, 6):
         size = (512, 640) if orientation == 1 else (640, 512)

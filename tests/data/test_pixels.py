@@ -223,10 +223,11 @@ def test_an_image_that_does_not_decode_is_named(bad):
         candidate_pixels(Record("r", "", (whole, bad), source="row 7"), Framing(SIDE), torch.Generator())
 
 
-def test_a_strip_is_cropped_without_being_enlarged_as_a_whole():
-    colours = np.zeros((20_000, 1, 3), dtype=np.uint8)
-    colours[9990:10010] = 255  # the middle, of which a square shows one pixel
+def test_a_strip_is_cropped_without_being_enlarged_as_a_whole(monkeypatch):
+    monkeypatch.setattr("diffalign.data.pixels.MOST_PIXELS", 10_000)
+    colours = np.zeros((200, 1, 3), dtype=np.uint8)
+    colours[95:105] = 255  # the middle, of which a square shows one pixel
     (pixels,), (frame,) = candidate_pixels(record(Image.fromarray(colours)), Framing(64), torch.Generator())
     assert pixels.shape == (3, 64, 64)
     assert (pixels == 1.0).all()
-    assert frame.tolist() == [20_000, 1, 639_968, 0, 64, 64]  # the crop lies in the middle of 1,280,000 rows
+    assert frame.tolist() == [200, 1, 6368, 0, 64, 64]  # the crop lies in the middle of 12,800 rows
