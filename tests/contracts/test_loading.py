@@ -18,6 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` arg
 FAMILIES = {"sd": "sd", "sdxl": "sdxl", "pixart-sigma": "pixart", "pixart-alpha": "pixart", "sd3": "sd3", "flux-dev": "flux"}
 
 
+def test_every_family_has_a_layout_and_a_tiny_model_for_the_contracts():
+    assert {layout.family for layout in LAYOUTS.values()} == BACKBONES.keys()
+    assert BACKBONES.keys() <= {kind for kind, _ in MODELS.values()}
+
+
 @pytest.fixture
 def broken(folder, tmp_path):
     """A copy of the model's folder, to be broken."""

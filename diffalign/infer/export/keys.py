@@ -162,8 +162,8 @@ def file_key(family: str, layer: str, found: Place) -> tuple[str, str, str]:
 def _transformer_place(family: str, layer: str, config: Mapping[str, Any]) -> Place | None:
     blocks, _, rest = layer.partition(".")
     number, _, inner = rest.partition(".")
-    if blocks not in BLOCKS[family]:
-        return OUTSIDE[family].get(layer)
+    if blocks not in BLOCKS.get(family, {}):
+        return OUTSIDE.get(family, {}).get(layer)
     published, layers = BLOCKS[family][blocks]
     found = layers.get(inner)
     if found is None:

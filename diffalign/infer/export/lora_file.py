@@ -108,4 +108,5 @@ def architecture(family: str, config: Mapping[str, Any], scheduler: Mapping[str,
         return "stable-diffusion-v1", "sd_v1_v" if velocity else "sd_v1"
     if family == "flux":
         return f"flux-1-{'dev' if config.get('guidance_embeds') else 'schnell'}", "flux1"
-    return {"sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"), "sd3": ("stable-diffusion-3", ""), "pixart": ("pixart", "")}[family]
+    names = {"sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"), "sd3": ("stable-diffusion-3", "")}
+    return names.get(family, (family, ""))
