@@ -30,7 +30,7 @@ def pair_key(record: Record, digests: Sequence[bytes]) -> bytes:
     """Return a hash of what the record compares: its prompt, its conversation and its candidates, whatever their order."""
     turns = [(message.role, message.content) for message in record.messages]
     candidates = sorted(digest + (c.prompt or "").encode() for digest, c in zip(digests, record.candidates, strict=True))
-    return hashlib.sha256(repr((record.prompt, turns, candidates)).encode()).digest()
+    return hashlib.blake2b(repr((record.prompt, turns, candidates)).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class EarlierPairs:
 
     def __init__(self) -> None:
         self._ids: dict[tuple[bytes, str | None], str] = {}  # (pair, user) -> id of its first record
-        self._preferred: dict[bytes, tuple[str, bytes]] = {}  # pair -> (id, digest of the preferred candidate)
+        self._preferred: dict[bytes, tuple[str, bool]] = {}  # pair -> (id, whether the candidate with the smaller digest is preferred)
 
     def compare(self, record: Record, digests: Sequence[bytes]) -> Repeat | None:
         """Return that an earlier record has the same pair and the opposite preference, or the same pair and the same user."""
         key = pair_key(record, digests)
         if len(set(digests)) == 2 == len(digests) and record.prob is not None and record.prob != 0.5:
-            preferred = digests[0] if record.prob > 0.5 else digests[1]
+            preferred = (record.prob > 0.5) == (digests[0] < digests[1])
             earlier, earlier_preferred = self._preferred.setdefault(key, (record.id, preferred))
             if earlier_preferred != preferred:
                 return Repeat("opposite", earlier)

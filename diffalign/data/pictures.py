@@ -118,9 +118,17 @@ def decode_image(data: bytes, where: str, least: Size | None = None) -> Image.Im
     """
     with _opened(data, where) as image:
         if least is not None and image.format in ("JPEG", "MPO"):
-            height, width = least[::-1] if _orientation(image) in SIDEWAYS else least
-            image.draft(None, (DRAFT * width, DRAFT * height))
+            _draft(image, least[::-1] if _orientation(image) in SIDEWAYS else least)
         return upright(image, where)
+
+
+def _draft(image: Image.Image, least: Size) -> None:
+    """Have a JPEG file decoded at the smallest fraction of its size that is large enough and falls on whole pixels."""
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if width % scale == height % scale == 0 and width >= scale * DRAFT * least[1] and height >= scale * DRAFT * least[0]:
+            image.draft(None, (width // scale, height // scale))
+            return
 
 
 def upright(image: Image.Image, where: str) -> Image.Image:

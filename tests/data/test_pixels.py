@@ -231,3 +231,15 @@ def test_a_strip_is_cropped_without_being_enlarged_as_a_whole(monkeypatch):
     assert pixels.shape == (3, 64, 64)
     assert (pixels == 1.0).all()
     assert frame.tolist() == [200, 1, 6368, 0, 64, 64]  # the crop lies in the middle of 12,800 rows
+
+
+def test_a_large_jpeg_that_is_decoded_at_a_fraction_has_the_frame_and_the_look_of_the_whole():
+    colours = np.random.default_rng(0).integers(0, 256, (10, 15, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).resize((904, 600), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    whole = encode_image(Image.open(io.BytesIO(buffer.getvalue())))  # which is decoded at its full size
+    shown = Record("r", "", (Candidate(image=buffer.getvalue()), Candidate(image=whole)), source="row 7")
+    pixels, frames = candidate_pixels(shown, Framing(64, random_crop=True), torch.Generator().manual_seed(0))
+    assert torch.equal(frames[0], frames[1])
+    assert frames[0, :2].tolist() == [600, 904]
+    assert (pixels[0] - pixels[1]).abs().mean() < 2 / 127.5

@@ -24,6 +24,7 @@ from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.units import check_points, check_range
 from diffalign.data.view import View, with_users, without_content
+from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.objectives import Facts
@@ -45,7 +46,7 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
         transforms.append(_transform(spec, table, transforms, config.max_train_samples))
     view = View(table, transforms, config.max_train_samples, columns)
     if not reuse:
-        _warn(table)
+        _warn(table, parse_buckets(config.aspect_ratio_buckets))
     if recipe.users is not None:
         view = with_users(view, recipe.users().least)
     kind = "image" if recipe.kind == "reward" else recipe.kind  # which judges images
@@ -61,9 +62,9 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     return view
 
 
-def _warn(table: Table) -> None:
+def _warn(table: Table, buckets: Sequence[tuple[int, int]]) -> None:
     """Log what spoils training on the table, as far as a moment's look at some of its rows shows."""
-    warnings = [*shortcut_warnings(table, rows=GLANCED, decoded=0), repeat_warning(table.manifest.get("repeats", {}))]
+    warnings = [*shortcut_warnings(table, buckets, rows=GLANCED, decoded=0), repeat_warning(table.manifest.get("repeats", {}))]
     for warning in filter(None, warnings):
         logger.warning("%s: %s", table.name, warning)
 
