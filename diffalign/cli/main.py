@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for problems found, 2 for input that cannot be used."""
     words = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else every load warns that the adapter has no text-encoder part
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     _write_anything()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,8 @@ from diffalign.methods.checks import check
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping
 from diffalign.methods.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def align(
@@ -79,6 +82,8 @@ def run(config: TrainConfig, records: Iterable[Record] | None = None) -> Path:
     with locked(folder) if first else nullcontext(), claim(folder, patterns if first else ()):
         if records is not None:
             write_table(Path(config.dataset_name), records, overwrite=is_table(config.dataset_name))
+        if first:
+            logger.info("data %s", config.dataset_name)
         view = _open_together(config, recipe) if launched else open_dataset(config, recipe)
         from diffalign.train.trainer import make_trainer  # torch and diffusers take seconds to import; what is above needs neither
 

@@ -69,6 +69,8 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
     kind = KINDS[recipe.kind or view.table.manifest["kind"]]
+    if accelerator.is_main_process:
+        logger.info("model %s on %s", config.pretrained_model_name_or_path, accelerator.device)
     with accelerator.main_process_first():  # it fills the caches on disk, the others find them filled
         parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
     return Trainer(config, parts, accelerator)
