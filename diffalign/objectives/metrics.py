@@ -15,6 +15,7 @@ from diffalign.core.types import Scores
 from diffalign.objectives.base import margin, policy_scores, reference_scores
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}  # of the reward margins
+ROUNDING = 4.0  # units in the last place of a score by which equal models may differ: sums of tokens in another order differ by two
 SATURATED = 5.0  # reward margin above which the gradient of the log-sigmoid is below 1 %
 
 
@@ -124,15 +125,23 @@ def describe(s: Scores, beta: float | None = None, rewards: Tensor | None = None
     if s.policy.shape[1] < 2:
         return {f"{kind}/chosen": s.policy[:, 0].mean()}
     metrics = {f"{kind}/chosen": s.policy[:, 0].mean(), f"{kind}/rejected": s.policy[:, 1].mean()}
-    metrics["implicit_acc"] = implicit_accuracy(s.policy if s.reference is None else s.log_ratio)
+    change = s.policy if s.reference is None else _beyond_rounding(s)
+    metrics["implicit_acc"] = implicit_accuracy(change)
     if s.reference is not None:
         ratio = s.log_ratio
         rewards = (1.0 if beta is None else beta) * ratio if rewards is None else rewards
-        metrics |= {"log_ratio/chosen": ratio[:, 0].mean(), "log_ratio/rejected": ratio[:, 1].mean(), "displaced": displaced(ratio)}
-    return metrics | _reward_metrics(rewards) | _text_metrics(s, beta)
+        metrics |= {"log_ratio/chosen": ratio[:, 0].mean(), "log_ratio/rejected": ratio[:, 1].mean(), "displaced": displaced(change)}
+    return metrics | _reward_metrics(rewards, margin(change) == 0) | _text_metrics(s, beta)
 
 
-def _reward_metrics(rewards: Tensor | None) -> dict[str, Tensor]:
+def _beyond_rounding(s: Scores) -> Tensor:
+    """Return the log-ratios (B, K), zero where they are no more than the rounding of the two scores that they are a difference of."""
+    size = torch.maximum(s.policy.abs(), reference_scores(s).abs())
+    return torch.where(s.log_ratio.abs() <= ROUNDING * torch.finfo(size.dtype).eps * size, 0.0, s.log_ratio)
+
+
+def _reward_metrics(rewards: Tensor | None, tied: Tensor) -> dict[str, Tensor]:
+    """Return the metrics of rewards (B, K); `tied` (B,) are the rows that are equal but for rounding."""
     if rewards is None:
         return {}
     margins = margin(rewards)
@@ -140,7 +149,7 @@ def _reward_metrics(rewards: Tensor | None) -> dict[str, Tensor]:
         "rewards/chosen": rewards[:, 0].mean(),
         "rewards/rejected": rewards[:, 1].mean(),
         "rewards/margins": margins.mean(),
-        "rewards/accuracies": reward_accuracy(rewards),
+        "rewards/accuracies": reward_accuracy(torch.where(tied.unsqueeze(1), 0.0, rewards)),
         "rewards/saturated": (margins.abs() > SATURATED).double().mean(),
         **{f"rewards/margins_{name}": torch.quantile(margins, share) for name, share in QUANTILES.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from diffalign.core.errors import CheckpointError
 from diffalign.core.keys import default_of, facts_of
 from diffalign.data.sampler import Sampler
 from diffalign.methods.config import TrainConfig
-from diffalign.methods.config_file import load_yaml
+from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.methods.parts import Parts
-from diffalign.methods.recipe import part
+from diffalign.methods.recipe import part, tuning_of
 from diffalign.models.backbones.folders import lasting
+
+SHAPES = ("train_method", "rank", "lora_layers", "reward_head")  # keys that say how many weights are trained, and which
 
 
 def identity(config: TrainConfig, parts: Parts, sampler: Sampler) -> dict[str, Any]:
@@ -58,11 +61,19 @@ def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], 
 
 
 def changes(file: Path, config: TrainConfig) -> Iterator[str]:
-    """Yield what a run that goes on does otherwise than its config.yaml says: "learning_rate: 0.001 -> 1e-05"."""
+    """Yield what a run that goes on does otherwise than its config.yaml says: "learning_rate: 0.001 -> 1e-05".
+
+    Raises CheckpointError for a key that the weights of the checkpoint depend on.
+    """
     if not file.is_file():
         return
-    before = load_yaml(file)
+    earlier = from_mapping(load_yaml(file), str(file))
+    earlier, config = (replace(one, train_method=tuning_of(one)) for one in (earlier, config))
     for name, facts in facts_of(config).items():
-        now = getattr(config, name)
-        if facts.changes == "training" and name in before and before[name] != now:
-            yield f"{name}: {before[name]} -> {now}"
+        before, now = getattr(earlier, name), getattr(config, name)
+        if before == now or name == "pretrained_model_name_or_path":  # one folder has several names; its facts were compared
+            continue
+        if name in SHAPES or (facts.changes == "model" and not facts.resume):
+            raise CheckpointError(f"{file}: `{name}` was {before}, and this run has {now}; choose another output_dir")
+        if facts.changes == "training":
+            yield f"{name}: {before} -> {now}"

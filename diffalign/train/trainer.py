@@ -282,6 +282,7 @@ class Trainer:
         """Take over weights and state of a checkpoint. Raises CheckpointError for one of another run."""
         facts = checkpoint.facts(folder)
         check_same(folder, facts, self._identity(), self.config, self.sampler.processes)
+        changed = list(changes(self.output_dir / CONFIG, self.config))
         weights, state = checkpoint.load(folder)
         adapters.load_trained_state(self.network, weights, folder / checkpoint.WEIGHTS)
         restore_optimizer(self.optimizer, self.schedule, state)
@@ -293,7 +294,7 @@ class Trainer:
         self.guard.restore(state["guard"])
         self.watch.restore(state.get("watch", {}))  # which checkpoints of earlier versions lack
         self.step = facts["step"]
-        for change in changes(self.output_dir / CONFIG, self.config):
+        for change in changed:
             logger.info("%s from step %d", change, self.step)
 
     def _validate(self) -> None:

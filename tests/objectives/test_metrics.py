@@ -78,3 +78,12 @@ def test_a_description_carries_no_gradient():
 
 def test_every_scalar_is_a_scalar():
     assert all(value.shape == () for value in describe(Scores(torch.zeros(3, 2), torch.zeros(3, 2))).values())
+
+
+def test_rounding_between_equal_models_is_a_tie_and_one_step_of_training_is_not():
+    policy = torch.tensor([[-616.27, -480.5], [-300.25, -310.5], [-1.5, -2.5]])
+    rounded = policy * (1 + torch.tensor([[2.0, -2.0], [-1.0, 1.0], [1.0, 0.0]]) * torch.finfo(torch.float32).eps)
+    metrics = describe(Scores(policy, rounded), beta=0.1)
+    assert (metrics["implicit_acc"], metrics["rewards/accuracies"], metrics["displaced"]) == (0.5, 0.0, 0.0)
+    trained = describe(Scores(policy + torch.tensor([2e-3, -2e-3]), rounded), beta=0.1)
+    assert (trained["implicit_acc"], trained["rewards/accuracies"]) == (1.0, 1.0)

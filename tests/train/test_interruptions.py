@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 
 from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.keys import facts_of
 from diffalign.core.locks import LOCK, locked, owner
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import save_yaml
 from diffalign.train import checkpoint
 from diffalign.train.align import train
 from diffalign.train.launch import ENGINES, refuse_engines
+from diffalign.train.run_identity import changes
 from diffalign.train.stopping import StoppedError, StopRequest
 from diffalign.train.trainer import Trainer, trainer_for
 
@@ -183,9 +186,32 @@ def test_rates_that_change_on_resume_count_and_are_said(config, caplog):
         ({"train_batch_size": 2}, r"4 records a step, this run has 2 = 2 x 1 accumulated x 1 processes; .*--gradient_accumulation_steps 2"),
         ({"random_flip": True}, "random_flip False, this run has True; choose another output_dir"),
         ({"use_ema": True}, "use_ema False, this run has True"),
+        ({"rank": 4}, "`rank` was 2, and this run has 4"),
+        ({"train_method": "dora"}, "`train_method` was lora, and this run has dora"),
+        ({"lora_layers": ["to_q"]}, "`lora_layers` was None"),
     ],
 )
 def test_what_cannot_change_on_resume_is_refused_with_its_cure(config, change, message):
     train(replace(config, checkpointing_steps=2, max_train_steps=2))
     with pytest.raises(CheckpointError, match=message):
         trainer_for(replace(config, resume_from_checkpoint="latest", **change)).fit()
+
+
+def test_every_key_that_a_resume_may_change_is_refused_or_named(tmp_path):
+    silent = {"pretrained_model_name_or_path", "user_encoder"}  # compared by what they lead to: see `identity`
+    before = TrainConfig(dataset_name="votes")
+    save_yaml(before, tmp_path / "config.yaml")
+    for name, facts in facts_of(TrainConfig).items():
+        if facts.changes in ("nothing", "data") or facts.resume or name in silent:
+            continue
+        value = getattr(before, name)
+        other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5 + 0.1}.get(type(value), lambda _: "other")(value)
+        if name == "train_method":
+            other = "full"
+        later = replace(before, **{name: other})
+        try:
+            named = list(changes(tmp_path / "config.yaml", later))
+        except CheckpointError as refusal:
+            named = [str(refusal)]
+        assert len(named) == 1, name
+        assert name in named[0]
