@@ -1,4 +1,4 @@
-"""Ratings from votes between models: Bradley-Terry strengths with intervals that stay honest where one side never loses."""
+"""Ratings from votes between models: Bradley-Terry strengths, with intervals that hold also where one side never loses."""
 
 from __future__ import annotations
 
@@ -102,7 +102,10 @@ def table(ratings: Sequence[Rating]) -> str:
 
 
 def _models(votes: Sequence[Vote]) -> list[str]:
-    """Return the names of the models. Raises ConfigError for a vote that is none, and for models that no chain of votes connects."""
+    """Return the names of the models.
+
+    Raises ConfigError for a share outside [0, 1], a model beside itself, and models that no chain of votes connects.
+    """
     if not votes:
         raise ConfigError("no votes; expected at least one")
     for vote in votes:
@@ -152,6 +155,6 @@ def _fit(won: np.ndarray) -> np.ndarray:
 
 def _record(votes: Sequence[Vote], model: str) -> tuple[float, float, int]:
     """Return what a model won and lost, ties apart, and how often it tied."""
-    own = [vote.share if vote.left == model else 1.0 - vote.share for vote in votes if model in (vote.left, vote.right)]
-    decided = [share for share in own if share != 0.5]
-    return float(sum(decided)), float(len(decided) - sum(decided)), len(own) - len(decided)
+    shares = [vote.share if vote.left == model else 1.0 - vote.share for vote in votes if model in (vote.left, vote.right)]
+    decided = [share for share in shares if share != 0.5]
+    return float(sum(decided)), float(len(decided) - sum(decided)), len(shares) - len(decided)

@@ -1,4 +1,4 @@
-"""Judging a trained language model: what it writes beside its base, and what preference training did to pairs it has not seen."""
+"""Comparing a trained language model with its base: what both write, and how both rank pairs that were not trained on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffalign.core.intervals import sign_test
 from diffalign.core.progress import progress
 from diffalign.core.runs import Run
 from diffalign.core.types import Scores
+from diffalign.evaluate.heldout import PairAccuracy
 from diffalign.infer.kinds.text import base_writer
 from diffalign.infer.load import load
 from diffalign.methods.builders.data import open_dataset
@@ -39,9 +41,9 @@ def compare_texts(
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return what a finished run of a language model does beside its base, and write `eval/report.json` and `eval/texts.jsonl`.
+    """Compare a finished run of a language model with its base, write `eval/report.json` and `eval/texts.jsonl`, and return the facts.
 
-    Both answer every prompt with the same seed. On a dataset of pairs not trained on: implicit accuracy and all that `describe` says.
+    Both answer every prompt with the same seed. Of a dataset of pairs not trained on: the implicit accuracy and all numbers of `describe`.
     """
     run, facts = Run.open(output_dir, expects="text"), {"output_dir": str(output_dir), "prompts": len(prompts), "seed": seed}
     (run.folder / "eval").mkdir(exist_ok=True)
@@ -60,57 +62,68 @@ def compare_texts(
 
 
 def heldout(run: Run, dataset_name: str, split: str | None, reader: str | None, device: str) -> dict[str, float]:
-    """Return what a finished run says of the pairs of a dataset, under its own objective and likelihood."""
+    """Return how a finished run ranks the pairs of a dataset, under its own objective and likelihood."""
     plain = {"torch_compile": False, "optimizer": "adamw", "use_8bit_adam": False, "report_to": None, "max_train_samples": None}
     config = replace(config_of(run), **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, curriculum=None)
     with tempfile.TemporaryDirectory() as temporary:
         elsewhere = replace(config, output_dir=temporary, cache_dir=temporary)
         recipe = recipe_of(elsewhere, "text")
         built = parts(elsewhere, recipe, open_dataset(elsewhere, recipe), torch.device(device))
-        network, peaks = built.backbone.network, {"base": peakedness(built)}  # of what is about to be put in, nothing shows yet
+        network, peaks = built.backbone.network, {"base": peakedness(built)}  # before the result is put in
         adapters.load_result(network, run.folder, full=run.full, component=built.backbone.component)
         network.eval()
         peaks["aligned"] = peakedness(built)
         scores, rewards = scored(built, partial(implicit_rewards, recipe.objective))
-    said = describe(scores, recipe.beta, rewards)
+    numbers = describe(scores, recipe.beta, rewards)
     if scores.reference is not None:
-        said["suppression"] = suppression(scores.log_ratio)
-    said |= {f"{key}/{who}": value for who, found in peaks.items() for key, value in found.items()}
-    return {"pairs": len(scores.policy), **{key: round(float(value), 6) for key, value in said.items()}}
+        numbers["suppression"] = suppression(scores.log_ratio)
+    numbers |= {f"{key}/{who}": value for who, peak in peaks.items() for key, value in peak.items()}
+    return {"pairs": len(scores.policy), **_counts(rewards), **{key: round(float(value), 6) for key, value in numbers.items()}}
+
+
+def _counts(rewards: Tensor) -> dict[str, float]:
+    """Return how many pairs rewards (N, K) rank as people did, and the sign test's p, beside the rates of `describe`."""
+    accuracy = PairAccuracy.of(rewards)
+    return {
+        "right": accuracy.right,
+        "wrong": accuracy.wrong,
+        "tied": accuracy.tied,
+        "sign_test_p": sign_test(accuracy.right, accuracy.wrong),
+    }
 
 
 @torch.no_grad()
 def peakedness(built: Parts, batch_size: int = 8) -> dict[str, Tensor]:
     """Return mass and entropy of the ten likeliest next tokens, means over the tokens of the preferred answers (2410.11677)."""
-    own: Any = built.likelihood
-    likelihood = replace(own, needs=frozenset({"collision"}))  # which keeps the states that logits are read from
-    found: list[dict[str, Tensor]] = []
+    trained: Any = built.likelihood
+    likelihood = replace(trained, needs=frozenset({"collision"}))  # which keeps the states that logits are read from
+    peaks: list[dict[str, Tensor]] = []
     for start in range(0, len(built.pairs), batch_size):
         rows = [built.pairs[position, 0] for position in range(start, min(start + batch_size, len(built.pairs)))]
         batch = built.pairs.to_batch(rows).to(built.backbone.device)
-        chosen = replace(batch, prompts=tuple(own[:1] for own in batch.prompts), completions=tuple(own[:1] for own in batch.completions))
+        chosen = replace(batch, prompts=tuple(ids[:1] for ids in batch.prompts), completions=tuple(ids[:1] for ids in batch.completions))
         states = likelihood.score(built.backbone.network, chosen).states
-        found += [top_k(States(part, states.head).logits()) for part in states.values.split(512)]
-    return {f"top_k/{key}": torch.cat([one[key] for one in found]).mean().cpu() for key in ("mass", "entropy")}
+        peaks += [top_k(States(part, states.head).logits()) for part in states.values.split(512)]
+    return {f"top_k/{key}": torch.cat([one[key] for one in peaks]).mean().cpu() for key in ("mass", "entropy")}
 
 
 @torch.no_grad()
 def scored(built: Parts, reward: Callable[[Scores], Tensor], batch_size: int = 8) -> tuple[Scores, Tensor]:
     """Return the scores of all pairs in `built`, without what objectives of tokens read, and their rewards (B, K), on the CPU."""
-    found: list[Scores] = []
+    batches: list[Scores] = []
     rewards: list[Tensor] = []
     for start in progress(range(0, len(built.pairs), batch_size), desc="judge held-out pairs", unit="batches"):
         part = range(start, min(start + batch_size, len(built.pairs)))
         batch = built.pairs.to_batch([built.pairs[position, 0] for position in part]).to(built.backbone.device)
         reference = built.reference.score(built.likelihood, batch)
         scores = built.likelihood.scores(built.likelihood.score(built.backbone.network, batch), reference, batch)
-        found.append(replace(scores, tokens=None))
+        batches.append(replace(scores, tokens=None))
         rewards.append(reward(scores))
 
     def joined(name: str) -> Tensor | None:
-        values = [getattr(scores, name) for scores in found]
+        values = [getattr(scores, name) for scores in batches]
         return None if values[0] is None else torch.cat(values).cpu()
 
-    columns = {name: torch.cat([scores.columns[name] for scores in found]).cpu() for name in found[0].columns}
+    columns = {name: torch.cat([scores.columns[name] for scores in batches]).cpu() for name in batches[0].columns}
     values: dict[str, Any] = {name: joined(name) for name in ("policy", "reference", "prob", "weight", "offset", "lengths")}
-    return Scores(**values, normalized=found[0].normalized, columns=columns), torch.cat(rewards).cpu()
+    return Scores(**values, normalized=batches[0].normalized, columns=columns), torch.cat(rewards).cpu()

@@ -47,11 +47,11 @@ def embed_users(
     """
     check_personal(output_dir, reads="pairs")
     with opened(dataset_name, reader, split) as view:
-        found = pairs_of(view, user_id)
-        files = _files(found, Path(destination), overwrite=overwrite)
+        by_user = pairs_of(view, user_id)
+        files = _files(by_user, Path(destination), overwrite=overwrite)
         personal = load(output_dir, device=device)
         bar = progress(files.items(), desc="embed users", unit="users", hidden=len(files) < 2)
-        made = {file: personal.for_user([view[position] for position in found[user][:max_pairs]]) for user, file in bar}
+        made = {file: personal.for_user([view[position] for position in by_user[user][:max_pairs]]) for user, file in bar}
         for file, one in made.items():  # only once all could be made
             one.save(file)
     return list(files.values())
@@ -66,22 +66,24 @@ def embed_profile(output_dir: str | Path, profile: str, destination: str | Path,
 
 
 def choices_of(dataset_name: str, user_id: str | None = None, *, reader: str | None = None, split: str | None = None) -> list[Choice]:
-    """Return the choices of one user of a dataset. Raises ConfigError for a dataset of several, without an id."""
+    """Return the choices of one user of a dataset. Raises ConfigError without an id for a dataset of several users."""
     with opened(dataset_name, reader, split) as view:
-        found = pairs_of(view, user_id)
-        if len(found) > 1:
-            raise ConfigError(f"{dataset_name}: has {len(found)} users; name one with --user_id.{did_you_mean('', shortlist('', found))}")
-        return read_choices(view[position] for positions in found.values() for position in positions)
+        by_user = pairs_of(view, user_id)
+        if len(by_user) > 1:
+            raise ConfigError(
+                f"{dataset_name}: has {len(by_user)} users; name one with --user_id.{did_you_mean('', shortlist('', by_user))}"
+            )
+        return read_choices(view[position] for positions in by_user.values() for position in positions)
 
 
 def check_personal(output_dir: str | Path, *, reads: str) -> None:
     """Raise ConfigError for a run that is not personalised or reads something else of users, CheckpointError where there is none."""
     run = Run.open(output_dir)
     if not run.personal:
-        raise ConfigError(f"{output_dir}: a run of {run.method}, which knows no users; expected one of ppd")
+        raise ConfigError(f"{output_dir}: a run of {run.method}, which is not personalised; expected one of ppd")
     (encoder,) = run.facts["user_encoder"]
-    if (known := READS.get(encoder, "pairs")) != reads:
-        raise ConfigError(f"{output_dir}: its user_encoder {encoder} knows a user by {known}, and not by {reads}")
+    if (evidence := READS.get(encoder, "pairs")) != reads:
+        raise ConfigError(f"{output_dir}: its user_encoder {encoder} reads of a user {evidence}, and not {reads}")
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def opened(dataset_name: str, reader: str | None, split: str | None) -> Iterator
         else:
             table = import_dataset(dataset_name, Path(folder) / "table", reader=reader, split=split)
         if table.manifest["kind"] != "image":
-            raise TableError(f"{dataset_name}: a table of {table.manifest['kind']}s; users are known by pairs of images")
+            raise TableError(f"{dataset_name}: a table of {table.manifest['kind']}s; a user's choices are pairs of images")
         yield View(table, [pairs])
 
 
@@ -103,32 +105,32 @@ def pairs_of(view: View, user_id: str | None = None) -> dict[str, list[int]]:
     Records without a user are one user's, called "", where no record names one; else they are left out, and counted in the log.
     Raises ConfigError if a user, or everybody, has none.
     """
-    found: dict[str, list[int]] = {}
+    by_user: dict[str, list[int]] = {}
     for position, entry in enumerate(view.entries):
-        strict = found.setdefault(entry.user or "", [])
+        strict = by_user.setdefault(entry.user or "", [])
         if entry.prob != 0.5:
             strict.append(position)
-    if len(found) > 1 and (nameless := found.pop("", None)) and user_id is None:
+    if len(by_user) > 1 and (nameless := by_user.pop("", None)) and user_id is None:
         logger.warning("%d pairs name no user, and are left out", len(nameless))
-    if user_id is not None and user_id not in found:
-        raise ConfigError(f"{view.table.path}: no pairs of the user {user_id!r}.{did_you_mean(user_id, shortlist(user_id, found))}")
-    chosen = {user: own for user, own in found.items() if own and user_id in (None, user)}
+    if user_id is not None and user_id not in by_user:
+        raise ConfigError(f"{view.table.path}: no pairs of the user {user_id!r}.{did_you_mean(user_id, shortlist(user_id, by_user))}")
+    chosen = {user: positions for user, positions in by_user.items() if positions and user_id in (None, user)}
     if not chosen:
         whose = "" if user_id is None else f" of the user {user_id!r}"
         raise ConfigError(f"{view.table.path}: no pair{whose} with a preference among {len(view)} records; expected at least one")
     return chosen
 
 
-def _files(found: Mapping[str, object], destination: Path, *, overwrite: bool) -> dict[str, Path]:
+def _files(by_user: Mapping[str, object], destination: Path, *, overwrite: bool) -> dict[str, Path]:
     """Return each user's file. Raises ConfigError for a destination of the wrong kind, or one that is taken."""
-    if len(found) == 1 and destination.suffix != SUFFIX:
+    if len(by_user) == 1 and destination.suffix != SUFFIX:
         raise ConfigError(f"`destination`: {destination} is for one user; expected a file whose name ends in {SUFFIX}")
-    if len(found) > 1 and (destination.suffix == SUFFIX or destination.is_file()):
-        raise ConfigError(f"`destination`: {destination} is one file, for {len(found)} users; give a folder, or one user with --user_id")
+    if len(by_user) > 1 and (destination.suffix == SUFFIX or destination.is_file()):
+        raise ConfigError(f"`destination`: {destination} is one file, for {len(by_user)} users; give a folder, or one user with --user_id")
     # Of files whose names differ in case alone, some systems keep one.
-    taken = Counter(_name(user).casefold() for user in found)
-    names = {user: _name(user, apart=taken[_name(user).casefold()] > 1) for user in found}
-    files = {user: destination if len(found) == 1 else destination / names[user] for user in found}
+    taken = Counter(_name(user).casefold() for user in by_user)
+    names = {user: _name(user, apart=taken[_name(user).casefold()] > 1) for user in by_user}
+    files = {user: destination if len(by_user) == 1 else destination / names[user] for user in by_user}
     there = [file for file in files.values() if file.exists()]
     if there and not overwrite:
         raise ConfigError(f"`destination`: {there[0]} is there already; choose another place, or replace it with --overwrite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from diffalign.methods.builders.common import DTYPES
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 
+logger = logging.getLogger(__name__)
+MANY_TIES = 0.5  # of the prompts; more are worth a warning
 HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution", "max_sequence_length", "seed", "mixed_precision")
 WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path")
 
@@ -34,21 +37,30 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
     """Draw, score and rank images to `prompts`, and return the table; None in all processes of a launch but the first.
 
     Each process takes its share of the parts; the first one puts them together and removes them. Candidates lie in the order they
-    were drawn in, with all scores, the `rank` (1 the best; equal ones share it), the model and the seed.
-    Prompts with an image that a ranking scorer cannot judge are left out, and listed in the manifest.
-    Raises ConfigError for settings that cannot be meant, and for parts of other settings without `overwrite`; TableError where a table
-    lies in `output_dir` already, or no prompt is left.
+    were drawn in, with all scores, the `rank` (1 the best; equal ones share it), the model and the seed. A prompt with an image that a
+    ranking scorer cannot judge is left out, and listed in the manifest; a warning tells where most prompts have images that all tie.
+
+    Args:
+        config: the model, how it draws, and the scorers that rank.
+        prompts: P prompts, equal ones once; the table has P records of K = `images_per_prompt` candidates.
+
+    Raises ConfigError for wrong settings, and for parts of other settings without `overwrite`; TableError where a table lies in
+    `output_dir` already, or no prompt is left.
+
+    Example:
+        >>> scorers = [{"taste": {"name": "high"}}]
+        >>> generate(GenerateConfig(output_dir="ranked", scorers=scorers), ["a red star"])  # doctest: +SKIP
     """
     check(config, prompts)
     torch.set_flush_denormal(True)
     drawings = _drawings(config, prompts)
     whole = _whole(config, drawings)
     state = process_state()
-    own = range(0) if whole else range(state.process_index, len(drawings), state.num_processes)
+    share = range(0) if whole else range(state.process_index, len(drawings), state.num_processes)
     device = torch.device(state.device or "cpu")
-    draw_shards(drawings, own, lambda: _pipeline(config, device))
+    draw_shards(drawings, share, lambda: _pipeline(config, device))
     for spec in config.scorers:  # one is in memory at a time
-        score_drawings([drawings], own, spec, str(device))
+        score_drawings([drawings], share, spec, str(device))
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
@@ -58,7 +70,7 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
 
 
 def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
-    """Raise the error that the settings deserve, before anything is loaded."""
+    """Check the settings before anything is loaded. Raises ConfigError for wrong ones."""
     if not prompts:
         raise ConfigError("there is no prompt to draw; give --prompts, or --dataset_name")
     if not 2 <= config.images_per_prompt <= 16:
@@ -74,7 +86,7 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
             raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")
         for name in WHAT:
             if getattr(config, name) is not None:
-                raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which knows its own; leave it out")
+                raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which has its own; leave it out")
 
 
 def _drawings(config: GenerateConfig, prompts: Sequence[str]) -> Drawings:
@@ -102,34 +114,35 @@ def _whole(config: GenerateConfig, drawings: Drawings) -> bool:
         return False
     table = read_table(config.output_dir)
     made, count = table.manifest, len(table) + table.manifest["rejected_rows"]
-    asked = (_settings(config), config.scorers, len(drawings.prompts))
-    same = (made.get("generated"), [about["spec"] for about in made.get("scorers", ())], count) == asked
+    wanted = (_settings(config), config.scorers, len(drawings.prompts))
+    same = (made.get("generated"), [about["spec"] for about in made.get("scorers", ())], count) == wanted
     if same and drawings.folder.is_dir() and set(table.column("prompt")) <= set(drawings.prompts):
         return True
     raise TableError(f"{config.output_dir} exists already; choose another folder, or overwrite it with --overwrite")
 
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
-    """Return what a manifest says of how the table was made."""
+    """Return the settings that a table was made with, for its manifest."""
     return {name: getattr(config, name) for name in (*HOW, *WHAT, "pretrained_model_name_or_path", "rank_by", "min_margin")}
 
 
 def _pipeline(config: GenerateConfig, device: torch.device) -> tuple[Any, dict[str, Any]]:
-    """Return the pipeline that draws, and what it is told of size and prompt length."""
+    """Return the pipeline that draws, and the arguments of `draw` for size and prompt length."""
     name = config.pretrained_model_name_or_path
-    told = {option: getattr(config, option) for option in ("resolution", "max_sequence_length") if getattr(config, option) is not None}
+    shape = {option: getattr(config, option) for option in ("resolution", "max_sequence_length") if getattr(config, option) is not None}
     if Run.is_in(name):
         run = Run.open(name, expects="image")
-        return load(name, dtype=DTYPES[config.mixed_precision or run.precision], device=device), drawn_as(run) | told
+        return load(name, dtype=DTYPES[config.mixed_precision or run.precision], device=device), drawn_as(run) | shape
     options: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "vae": config.pretrained_vae_model_name_or_path}
-    return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), told
+    return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), shape
 
 
 def _merge(config: GenerateConfig, drawings: Drawings) -> Table:
     """Write the table of all shards, ranked and filtered."""
     rejected: list[dict[str, str]] = []
-    found = [drawings.scored(spec) for spec in config.scorers]
-    names = [about["name"] for about, _ in found]
+    ties: list[bool] = []  # of each prompt, whether all its images share a rank
+    scores = [drawings.scored(spec) for spec in config.scorers]
+    names = [about["name"] for about, _ in scores]
     if len(set(names)) < len(names):
         raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(names)}; leave one out")
     if config.rank_by is not None and config.rank_by not in names:
@@ -137,25 +150,35 @@ def _merge(config: GenerateConfig, drawings: Drawings) -> Table:
 
     def kept() -> Iterator[Record]:
         for i, record in enumerate(drawings.records()):
-            known = _with_scores(record, {about["name"]: values[i].tolist() for about, values in found})
-            left, reason = ranked(known, names if config.rank_by is None else [config.rank_by], config.min_margin)
+            scored = _with_scores(record, {about["name"]: values[i].tolist() for about, values in scores})
+            left, reason = ranked(scored, names if config.rank_by is None else [config.rank_by], config.min_margin)
             if left is None:
                 rejected.append({"where": record.source, "reason": f"{record.prompt!r}: {reason}"})
-            else:
-                yield left
+                continue
+            ties.append(len({candidate.rank for candidate in left.candidates}) == 1)
+            yield left
 
-    scorers = [about | {"unjudged": int(np.isnan(values).sum())} for about, values in found]
+    scorers = [about | {"unjudged": int(np.isnan(values).sum())} for about, values in scores]
     about = {"generated": _settings(config), "scorers": scorers}
-    return write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, **about)
+    table = write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, **about)
+    if sum(ties) > MANY_TIES * len(ties):
+        logger.warning(
+            "%s: all images of %d of %d prompts score alike, which teaches nothing; draw with more steps or another guidance, or rank by "
+            "a scorer that tells them apart",
+            config.output_dir,
+            sum(ties),
+            len(ties),
+        )
+    return table
 
 
 def _with_scores(record: Record, scores: Mapping[str, Sequence[float]]) -> Record:
     """Return the record with each candidate's scores; a candidate that a scorer could not judge has none of that name."""
-    known = [
+    scored = [
         replace(candidate, scores={name: values[k] for name, values in scores.items() if not math.isnan(values[k])})
         for k, candidate in enumerate(record.candidates)
     ]
-    return replace(record, candidates=tuple(known))
+    return replace(record, candidates=tuple(scored))
 
 
 def standing(record: Record, by: Sequence[str]) -> list[float]:
@@ -175,9 +198,9 @@ def ranked(record: Record, by: Sequence[str], min_margin: float) -> tuple[Record
     lacking = sum(any(name not in candidate.scores for name in by) for candidate in record.candidates)
     if lacking:
         return None, f"{lacking} of its {len(record.candidates)} images could not be judged"
-    own = standing(record, by)
-    margin = max(own) - min(own)
+    heights = standing(record, by)
+    margin = max(heights) - min(heights)
     if margin < min_margin:
         return None, f"its best image is {margin:g} ahead of the worst, less than {min_margin:g}"
-    ranks = [1.0 + sum(other > x for other in own) for x in own]
+    ranks = [1.0 + sum(other > height for other in heights) for height in heights]
     return replace(record, candidates=tuple(replace(c, rank=r) for c, r in zip(record.candidates, ranks, strict=True))), ""

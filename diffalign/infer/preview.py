@@ -36,7 +36,7 @@ def drawn(parts: Parts, config: TrainConfig, prompts: Sequence[str], seeds: Sequ
     pipe = parts.backbone.pipeline()
     shape: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
     with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
-        return [draw(own, prompts, seeds, **shape, true_cfg=negative, label=label) for own in _pipelines(parts, pipe)]
+        return [draw(pipeline, prompts, seeds, **shape, true_cfg=negative, label=label) for pipeline in _pipelines(parts, pipe)]
 
 
 def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:
@@ -45,7 +45,7 @@ def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:
         yield pipe
         return
     yield UserPipeline(pipe, "")
-    for own in parts.pairs.users.positions[:USERS]:
-        known = parts.pairs[int(own[0]), 0]["evidence"]
-        condition = {name: value[None].to(pipe.device) for name, value in known.items() if name != "user_kept"}
+    for positions in parts.pairs.users.positions[:USERS]:
+        evidence = parts.pairs[int(positions[0]), 0]["evidence"]
+        condition = {name: value[None].to(pipe.device) for name, value in evidence.items() if name != "user_kept"}
         yield UserPipeline(pipe, "", encoder_of(parts.backbone.denoiser)(condition, 1)[0].float().cpu())

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.data.pictures import decode_image
@@ -229,3 +230,26 @@ def test_scores_that_cannot_rank_are_refused_and_the_images_are_kept_for_the_nex
         generate(replace(config, scorers=["red", "red"]), PROMPTS[:2])
     monkeypatch.setattr(drawing, "draw", None)
     assert len(read_table(generate(replace(config, rank_by="red"), PROMPTS[:2]).path)) == 2
+
+
+@pytest.mark.parametrize(("scorer", "warns"), [("same", True), ("red", False)])
+def test_a_table_whose_prompts_mostly_tie_is_made_with_a_warning(config, tmp_path, monkeypatch, caplog, scorer, warns):
+    monkeypatch.setitem(SCORERS, "same", lambda: Same())
+    monkeypatch.setattr(drawing, "draw", lambda pipe, prompts, seeds, **options: [_shade(seed) for seed in seeds])
+    table = generate(replace(config, output_dir=str(tmp_path / "ties"), scorers=[scorer]), PROMPTS[:3])
+    assert table is not None
+    assert len(table) == 3
+    assert ("3 of 3 prompts" in caplog.text) == warns
+
+
+class Same(Redness):
+    """Finds all images equally good."""
+
+    name = "same"
+
+    def __call__(self, images, prompts):
+        return np.ones(len(images))
+
+
+def _shade(seed):
+    return Image.new("RGB", (4, 4), (seed % 256, 0, 0))

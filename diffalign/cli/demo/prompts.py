@@ -111,7 +111,7 @@ class TextQuickstart:
         records = preferences(self._rewrites(studio, base, prompts, self.config.rewrites_per_prompt, stream, f"draw {name}"), name)
         write_table(self.folder / name, records)
         tastes = [[candidate.scores["taste"] for candidate in record.candidates] for record in records]
-        return sum(max(own) - min(own) >= self.config.min_gap for own in tastes)
+        return sum(max(scores) - min(scores) >= self.config.min_gap for scores in tastes)
 
     def _kept(self, writer: Rewriter) -> list[float]:
         """Return for each held-out prompt the share of its attributes that rewrites keep, the mean of several."""

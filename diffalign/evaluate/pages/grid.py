@@ -87,7 +87,7 @@ after a prompt is what the run gains.</p>{"".join(parts)}""" if parts else ""  #
 def gained(run: str, base: str, shown: Sequence[Shown], scorers: Sequence[str]) -> np.ndarray:
     """Return (N,): what each drawing gains over the base's under `scorers`; NaN where one of them did not judge.
 
-    Scorers have scales of their own: several count in units of their standard deviation over both runs, and are averaged.
+    Scorers have different scales: several count in units of their standard deviation over both runs, and are averaged.
     """
     both = np.array([[[number(one.scores.get(who, {}).get(s)) for s in scorers] for who in (base, run)] for one in shown])
     if not both.size:

@@ -39,12 +39,12 @@ class SentenceDistance:
         """Return unit vectors (N, D)."""
         rows = []
         for start in range(0, len(texts), BATCH):
-            own = [self.tokenizer(text, truncation=True)["input_ids"] for text in texts[start : start + BATCH]]
-            longest = max(map(len, own))
+            tokens = [self.tokenizer(text, truncation=True)["input_ids"] for text in texts[start : start + BATCH]]
+            longest = max(map(len, tokens))
             device = self.model.device
             # The pad's own number is never looked at: its state is left out of the mean, and the mask hides it from the others.
-            ids = torch.tensor([row + [0] * (longest - len(row)) for row in own], device=device)
-            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in own], device=device)
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=device)
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             rows.append((states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
         return functional.normalize(torch.cat(rows), dim=-1).cpu()

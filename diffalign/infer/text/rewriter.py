@@ -1,4 +1,4 @@
-"""A language model as a function of prompts: to be put before a diffusers pipeline, or asked for several answers, draw by draw."""
+"""A language model as a function from prompts to texts, each text drawn by a seed of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffalign.models.text.template import Template
 BATCH = 64  # texts that grow together
 
 
-class Drawn(LogitsProcessor):
+class GumbelNoise(LogitsProcessor):
     """Adds to the log-probabilities of each text noise from its own generator, so that the largest is a sample of them (Gumbel-max).
 
     A text so depends on its seed alone, not on those beside it, and the global random state is left as it is.
@@ -76,12 +76,12 @@ class Rewriter:
         With `num_return_sequences` above one a list, all answers to the first prompt before those to the second. Answer i is drawn
         with seed + i, whatever the batch; fresh each time if `seed` is None. Temperature 0 takes the likeliest token always.
         """
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
-        asked = [ids for ids in map(self._ids, given) for _ in range(num_return_sequences)]
+        every = [prompts] if isinstance(prompts, str) else list(prompts)
+        token_ids = [ids for ids in map(self._ids, every) for _ in range(num_return_sequences)]
         first = torch.Generator().seed() % 2**32 if seed is None else seed
         texts: list[str] = []
-        for start in progress(range(0, len(asked), BATCH), desc="rewrite", unit="batches", hidden=len(asked) <= BATCH):
-            part = asked[start : start + BATCH]
+        for start in progress(range(0, len(token_ids), BATCH), desc="rewrite", unit="batches", hidden=len(token_ids) <= BATCH):
+            part = token_ids[start : start + BATCH]
             texts += self._answers(part, range(first + start, first + start + len(part)), temperature, max_new_tokens)
         return texts[0] if isinstance(prompts, str) and num_return_sequences == 1 else texts
 
@@ -91,18 +91,18 @@ class Rewriter:
         return Template(self.tokenizer).prompt_ids(Record("prompt", prompt, (), messages=turn, source="prompt")).tolist()
 
     @torch.no_grad()
-    def _answers(self, asked: Sequence[Sequence[int]], seeds: Sequence[int], temperature: float, max_new_tokens: int) -> list[str]:
+    def _answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], temperature: float, max_new_tokens: int) -> list[str]:
         settings = copy.deepcopy(self.model.generation_config)
         ends = settings.eos_token_id if settings.eos_token_id is not None else self.tokenizer.eos_token_id
         end = ends[0] if isinstance(ends, list) else ends
         pad = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        # The draw is `Drawn`'s: what a model's own settings say of sampling is left out.
+        # The draw is `GumbelNoise`'s: what a model's own settings say of sampling is left out.
         settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, max_length=None, max_new_tokens=max_new_tokens)
         settings.update(eos_token_id=ends, pad_token_id=pad)
-        longest = max(map(len, asked))
-        ids = torch.tensor([[pad] * (longest - len(own)) + list(own) for own in asked], device=self.model.device)
-        mask = torch.tensor([[0] * (longest - len(own)) + [1] * len(own) for own in asked], device=self.model.device)
-        drawn = LogitsProcessorList([Drawn(seeds, temperature)] if temperature > 0.0 else [])
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
+        drawn = LogitsProcessorList([GumbelNoise(seeds, temperature)] if temperature > 0.0 else [])
         was_training = self.model.training
         self.model.eval()
         grown = self.model.generate(ids, attention_mask=mask, generation_config=settings, logits_processor=drawn)

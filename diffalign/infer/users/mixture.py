@@ -45,10 +45,10 @@ def fit_weights(
             optimizer.zero_grad()
             for batch in draws * batches:
                 query = likelihood.prepare(model.denoiser, batch, generator)
-                known = {"user_weights": logits.softmax(dim=0).expand(len(batch.x0), -1)}
-                asked = type(query)(query.noised, {**query.condition, **known}, query.dropped, query.frames)
+                weights = {"user_weights": logits.softmax(dim=0).expand(len(batch.x0), -1)}
+                weighted = type(query)(query.noised, {**query.condition, **weights}, query.dropped, query.frames)
                 compared = reference.score(likelihood, query) if compares else None
-                loss = objective(Scores(likelihood.score(model.denoiser, asked), compared, batch.prob)).sum()
+                loss = objective(Scores(likelihood.score(model.denoiser, weighted), compared, batch.prob)).sum()
                 (loss / (draws * len(choices))).backward()
             optimizer.step()
             bar.update()

@@ -44,7 +44,7 @@ Who = str | Path | Tensor | Iterable[Choice | Record | tuple[str, Any, Any]] | N
 class Personal:
     """What `diffalign.load` returns for a personalised run. `pipe` is the stock pipeline, its user branch attached, on the run's base.
 
-    Called by itself `pipe` asks for `ip_adapter_image_embeds`, as with any IP-Adapter; what `for_user` returns tells it.
+    Called by itself `pipe` needs `ip_adapter_image_embeds`, as with any IP-Adapter; what `for_user` returns passes them on.
     Raises CheckpointError where the folder's branch and encoder are missing, or not of one run.
     """
 
@@ -65,11 +65,17 @@ class Personal:
     def for_user(self, who: Who = None, *, profile: str | None = None) -> UserPipeline:
         """Return the pipeline of a user, or of nobody (None), which draws as the base does.
 
-        `who` is the user's pairs (prompt, preferred image, dispreferred image; also records of a dataset), a file of tokens, tokens
-        (U, D), the id of a training user where the run knows its users (one_hot, mixture), or numbers (F,) where it is told such
-        (vector); `profile` is a text about the user, where the run reads one. Raises ConfigError for what this run's encoder cannot
-        serve and where there are no pairs, RecordError for an image that does not decode, CheckpointError for a file that holds no
-        tokens of this run.
+        Args:
+            who: pairs of the user's choices, as (prompt, preferred image, dispreferred image) or as records of a dataset; or tokens
+                (U, D) or a file of them; or the id of a training user (encoders one_hot and mixture); or a vector (F,) (encoder vector).
+            profile: instead, a text about the user (encoder profile).
+
+        Raises ConfigError for what this run's encoder does not read, and where there are no pairs; RecordError for an image that does
+        not decode; CheckpointError for a file without tokens of this run.
+
+        Example:
+            >>> mine = personal.for_user([("a red star", liked, disliked)])  # doctest: +SKIP
+            >>> mine("a blue ring").images[0]  # doctest: +SKIP
         """
         if profile is not None:
             return self._drawing(self._profile(profile, who))
@@ -95,7 +101,7 @@ class Personal:
         return tokens.detach().float().cpu()
 
     def _described(self, numbers: Tensor) -> Tensor:
-        """Return the tokens of a user of whom numbers are known."""
+        """Return the tokens of a user whom a vector describes."""
         if not isinstance(self.encoder.settings, VectorSettings) or len(numbers) != self.encoder.sizes.features:
             wanted = (
                 f" of {self.encoder.sizes.features} numbers" if isinstance(self.encoder.settings, VectorSettings) else " (U, D) of tokens"
@@ -107,14 +113,14 @@ class Personal:
 
     def _named(self, who: str | Path) -> Tensor:
         """Return the tokens of a training user, or those in a file."""
-        known = self.encoder.sizes.users if isinstance(self.encoder, MixtureEncoder | OneHotEncoder) else ()
-        if isinstance(who, str) and who in known:
-            return self._encoded({"user": torch.tensor(known.index(who))})
+        users = self.encoder.sizes.users if isinstance(self.encoder, MixtureEncoder | OneHotEncoder) else ()
+        if isinstance(who, str) and who in users:
+            return self._encoded({"user": torch.tensor(users.index(who))})
         if isinstance(who, Path) or os.path.isfile(who) or who.endswith(".safetensors"):  # noqa: PTH113  # Path's raises for long names
             return self._checked(load_tokens(Path(who), self.fingerprint))
-        if known:
-            near = did_you_mean(who, shortlist(who, known))
-            raise ConfigError(f"user {_short(who)!r} is none of the {len(known)} users of the training.{near} {self._instead()}")
+        if users:
+            near = did_you_mean(who, shortlist(who, users))
+            raise ConfigError(f"user {_short(who)!r} is none of the {len(users)} users of the training.{near} {self._instead()}")
         raise ConfigError(
             f"{_short(who)!r} is no file of tokens, and this run keeps no list of its users; expected the user's pairs or tokens"
         )
@@ -127,7 +133,7 @@ class Personal:
 
     def _profile(self, profile: str, who: Who) -> Tensor:
         if who is not None:
-            raise ConfigError("`profile` is all that is said about a user; leave out the other argument")
+            raise ConfigError("`profile` describes the user by itself; leave out the other argument")
         if not isinstance(self.encoder.settings, ProfileSettings):
             raise ConfigError("`profile` is for runs with user_encoder profile; this run's encoder does not read texts")
         if not profile.strip():
@@ -135,7 +141,7 @@ class Personal:
         return self._encoded({"user": read_texts(self.model, [profile])[0]})
 
     def _tokens_of(self, pairs: Iterable[Any]) -> Tensor:
-        """Return the tokens of a user's pairs; few or contradicting ones are used, and said."""
+        """Return the tokens of a user's pairs; few or contradicting ones are used, with a line in the log."""
         if isinstance(self.encoder, OneHotEncoder):
             raise ConfigError(
                 f"a run with user_encoder one_hot cannot serve users it was not trained on, and reads no pairs. {self._instead()}"
@@ -146,24 +152,25 @@ class Personal:
             raise ConfigError(f"a run with user_encoder vector reads no pairs; give a tensor of {self.encoder.sizes.features} numbers")
         choices = read_choices(pairs)
         if len(choices) == 1:
-            logger.info("one pair of this user: it says little of a taste; four or more say much more")
+            logger.info("one pair of this user: it tells little of a taste; four or more tell much more")
         if against := contradictions(choices):
-            said = ", ".join(f"{i} and {j}" for i, j in against)
-            logger.warning("pairs %s (counted from 0) prefer the same two images both ways, and say nothing together", said)
+            numbers = ", ".join(f"{i} and {j}" for i, j in against)
+            logger.warning("pairs %s (counted from 0) prefer the same two images both ways, and cancel out", numbers)
         if alike := [str(number) for number, choice in enumerate(choices) if choice.preferred.tobytes() == choice.dispreferred.tobytes()]:
-            logger.warning("the two images of pair %s (counted from 0) are the same, which says nothing of a taste", ", ".join(alike))
+            logger.warning("the two images of pair %s (counted from 0) are the same, which tells nothing of a taste", ", ".join(alike))
         if isinstance(self.encoder, MixtureEncoder):
             return self._fitted(self.encoder, choices)
-        return self._seen(choices)
+        return self._read(choices)
 
-    def _seen(self, choices: Sequence[Choice]) -> Tensor:
-        known = self.encoder.settings
-        if isinstance(known, VlmSettings):
-            if len(choices) > known.shots:
-                logger.info("the first %d of %d pairs are read: the encoder has learnt from so many at once", known.shots, len(choices))
-            return self._encoded({"user": cached(self._states, _cache(), "", choices[: known.shots])})
-        seen = self._features([image for choice in choices for image in (choice.preferred, choice.dispreferred)])
-        return self._encoded({"user": seen.unflatten(0, (len(choices), 2)), "user_mask": torch.ones(len(choices))})
+    def _read(self, choices: Sequence[Choice]) -> Tensor:
+        """Return the tokens of a user whose pairs an encoder reads."""
+        encoder = self.encoder.settings
+        if isinstance(encoder, VlmSettings):
+            if len(choices) > encoder.shots:
+                logger.info("the first %d of %d pairs are read: the encoder has learnt from so many at once", encoder.shots, len(choices))
+            return self._encoded({"user": cached(self._states, _cache(), "", choices[: encoder.shots])})
+        images = self._features([image for choice in choices for image in (choice.preferred, choice.dispreferred)])
+        return self._encoded({"user": images.unflatten(0, (len(choices), 2)), "user_mask": torch.ones(len(choices))})
 
     def _fitted(self, encoder: MixtureEncoder, choices: Sequence[Choice]) -> Tensor:
         if self.guided_by is not None:
@@ -186,43 +193,43 @@ class Personal:
 
     @functools.cached_property
     def config(self) -> TrainConfig:
-        """Return what the run says of its training."""
+        """Return the config that the run was trained with."""
         names = {item.name for item in fields(TrainConfig)}
         return TrainConfig(**{name: value for name, value in self.run.facts.items() if name in names})
 
     @functools.cached_property
     def model(self) -> Pretrained:
-        """Return the backbone around the pipeline; what its VAE sees is computed in float32, as in training."""
+        """Return the backbone around the pipeline; its VAE computes in float32, as in training."""
         pipe = self.pipe
         if pipe.vae.dtype != torch.float32:
-            own, kind = self.run.facts.get("vae"), cast("Any", AutoencoderKL)
-            place: dict[str, Any] = {} if own else {"subfolder": "vae", "revision": self.run.facts.get("revision")}
-            vae = kind.from_pretrained(resolve(own or self.run.base), use_safetensors=True, **place).to(pipe.vae.device)
+            other, kind = self.run.facts.get("vae"), cast("Any", AutoencoderKL)
+            place: dict[str, Any] = {} if other else {"subfolder": "vae", "revision": self.run.facts.get("revision")}
+            vae = kind.from_pretrained(resolve(other or self.run.base), use_safetensors=True, **place).to(pipe.vae.device)
             pipe = type(pipe)(**(pipe.components | {"vae": vae}))
         denoiser = getattr(pipe, component_of(pipe))
         return BACKBONES[family_of(pipe)](pipe, self.run.base, denoiser.dtype, settings(self.config))
 
     @functools.cached_property
     def _features(self) -> Features:
-        """Return what the encoder `pairs` sees of an image. Raises CheckpointError if it is not what it was trained with."""
-        known = cast("PairsSettings", self.encoder.settings)
-        found = features(known.features, self.model, device=self.model.device)
-        self._check_source(f"the VAE of {self.run.base}" if known.features == "latents" else known.features, found.source)
-        return found
+        """Return the features of images that the encoder `pairs` reads. Raises CheckpointError if it is not what it was trained with."""
+        name = cast("PairsSettings", self.encoder.settings).features
+        extractor = features(name, self.model, device=self.model.device)
+        self._check_source(f"the VAE of {self.run.base}" if name == "latents" else name, extractor.source)
+        return extractor
 
     @functools.cached_property
     def _states(self) -> VlmStates:
         """Return the vision-language model. Raises CheckpointError if it is not the one of the training."""
-        known = cast("VlmSettings", self.encoder.settings)
-        found = VlmStates(known.model, known.revision, device=self.model.device, max_new_tokens=known.max_new_tokens)
-        self._check_source(known.model, found.fingerprint)
-        return found
+        encoder = cast("VlmSettings", self.encoder.settings)
+        states = VlmStates(encoder.model, encoder.revision, device=self.model.device, max_new_tokens=encoder.max_new_tokens)
+        self._check_source(encoder.model, states.fingerprint)
+        return states
 
     def _check_source(self, name: str, fingerprint: str) -> None:
         if fingerprint != self.encoder.sizes.source:
             raise CheckpointError(
                 f"{name}: not the network that the user encoder of {self.folder} was trained with (found {fingerprint[:12]}, "
-                f"expected {self.encoder.sizes.source[:12]}); what it sees would mean something else"
+                f"expected {self.encoder.sizes.source[:12]}); its features would mean something else"
             )
 
 
@@ -250,21 +257,21 @@ def _weights(folder: Path) -> tuple[branch.State, UserEncoder]:
 def restore(denoiser: Any, folder: Path) -> None:
     """Put a run's branch and encoder into a denoiser that was built for pairs of other users, to judge them by.
 
-    Raises ConfigError for users whom the encoder, which knows each by its number, has not learnt, CheckpointError if what is known
-    of these users was made by another network, or stands in another file, and for weights that are not of one run.
+    Raises ConfigError for users whom an encoder with a row for each has not learnt; CheckpointError where another network made the
+    features of these users, or they stand in another file, and for weights that are not of one run.
     """
-    (state, known), built = _weights(folder), denoiser.user_encoder.sizes
-    if isinstance(known, MixtureEncoder | OneHotEncoder):
-        rows, names = (known.logits if isinstance(known, MixtureEncoder) else known.table), known.sizes.users
+    (state, encoder), built = _weights(folder), denoiser.user_encoder.sizes
+    if isinstance(encoder, MixtureEncoder | OneHotEncoder):
+        rows, names = (encoder.logits if isinstance(encoder, MixtureEncoder) else encoder.table), encoder.sizes.users
         if strange := [name for name in built.users if name not in names]:
             raise ConfigError(
                 f"user {strange[0]!r} ({len(strange)} of {len(built.users)} users) is not among the {len(names)} of the training, and a "
-                "mixture or one_hot knows each by its number; leave out their pairs, or train with user_encoder pairs or vlm"
+                "mixture or one_hot has a row for each of these; leave out their pairs, or train with user_encoder pairs or vlm"
             )
         rows.weight.data = rows.weight.data[[names.index(name) for name in built.users]]
-    elif known.sizes.source != built.source:
+    elif encoder.sizes.source != built.source:
         raise CheckpointError(
-            f"{folder / ENCODER}: what is known of these users comes from {built.source[:12]}, and it has learnt from "
-            f"{known.sizes.source[:12]}: another network, or a file `vectors` or `profiles` that has changed since"
+            f"{folder / ENCODER}: the features of these users are of {built.source[:12]}, and it has learnt from "
+            f"{encoder.sizes.source[:12]}: another network, or a file `vectors` or `profiles` that has changed since"
         )
-    equip(denoiser, known, state)
+    equip(denoiser, encoder, state)

@@ -1,4 +1,4 @@
-"""One user's pipeline: the stock one, told whose picture it draws. All users of a run share one network."""
+"""One user's pipeline: the stock one, which gets the user's tokens with each call. All users of a run share one network."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class UserPipeline:
         with at_strength(self.denoiser, 0.0 if self.tokens is None else self.strength):
             if self.tokens is not None and type(self.pipe).__name__.startswith("PixArt"):
                 return self.pipe(**_appended(self.pipe, self.tokens, prompt, arguments))
-            told = branch.pipeline_arguments(self.pipe, self.tokens, _guided(self.pipe, arguments))
-            return self.pipe(prompt, **_cast(self.denoiser, told), **arguments)
+            user_arguments = branch.pipeline_arguments(self.pipe, self.tokens, _guided(self.pipe, arguments))
+            return self.pipe(prompt, **_cast(self.denoiser, user_arguments), **arguments)
 
     @property
     def denoiser(self) -> Any:
@@ -54,11 +54,11 @@ class UserPipeline:
             raise ConfigError(f"`weight` is {weight}; expected a number from 0, this user, to 1, the other")
         if other is not None and other.encoder != self.encoder:
             raise ConfigError("the two users come from different user encoders, whose tokens do not mix; embed both with one run")
-        known = [(user, share) for user, share in ((self, 1.0 - weight), (other, weight)) if user is not None and user.tokens is not None]
-        strength = sum(share * user.strength for user, share in known)
+        parts = [(user, share) for user, share in ((self, 1.0 - weight), (other, weight)) if user is not None and user.tokens is not None]
+        strength = sum(share * user.strength for user, share in parts)
         # Towards nobody the tokens stay as they are: half of them would be another user's, and the strength does it.
-        shares = [1.0] if len(known) == 1 else [share for _, share in known]
-        tokens = [share * user.tokens for (user, _), share in zip(known, shares, strict=True) if user.tokens is not None]
+        shares = [1.0] if len(parts) == 1 else [share for _, share in parts]
+        tokens = [share * user.tokens for (user, _), share in zip(parts, shares, strict=True) if user.tokens is not None]
         return UserPipeline(self.pipe, self.encoder, sum(tokens[1:], tokens[0]) if tokens else None, strength)
 
     def save(self, file: str | Path) -> None:
@@ -84,10 +84,10 @@ def at_strength(denoiser: Any, strength: float) -> Iterator[None]:
         branch.set_strength(denoiser, before)
 
 
-def shortlist(name: str, known: Iterable[str]) -> list[str]:
+def shortlist(name: str, users: Iterable[str]) -> list[str]:
     """Return the user id nearest to `name` and the first ten: a dataset may have thousands."""
-    known = sorted(known)
-    return [*get_close_matches(name, known, n=1, cutoff=0.6), *known[:10]]
+    names = sorted(users)
+    return [*get_close_matches(name, names, n=1, cutoff=0.6), *names[:10]]
 
 
 def _guided(pipe: Any, arguments: Mapping[str, Any]) -> bool:
@@ -96,19 +96,21 @@ def _guided(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     return scale > 1.0 and getattr(pipe, component_of(pipe)).config.get("time_cond_proj_dim") is None
 
 
-def _cast(denoiser: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `told` in the precision of the branch, since not every projector casts what it gets."""
+def _cast(denoiser: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments in the precision of the branch, since not every projector casts what it gets."""
     dtype = next(iter(parameters(denoiser)["image_proj"].values())).dtype
-    return {name: [value.to(dtype) for value in found] if isinstance(found, list) else found.to(dtype) for name, found in told.items()}
+    return {
+        name: [value.to(dtype) for value in values] if isinstance(values, list) else values.to(dtype) for name, values in arguments.items()
+    }
 
 
 def _appended(pipe: Any, tokens: Tensor, prompt: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a PixArt pipeline with the prompt's embeddings and the user's words, masked in guidance's other half."""
     rest, defaults = dict(arguments), inspect.signature(type(pipe).__call__).parameters
     # The two methods of the pipeline have different defaults.
-    told = {name: rest.pop(name, defaults[name].default) for name in ("negative_prompt", "clean_caption", "max_sequence_length")}
-    given = {name: rest.pop(name) for name in _EMBEDDED if name in rest}
-    embeds, mask, *negative = pipe.encode_prompt(prompt, _guided(pipe, arguments), num_images_per_prompt=1, **told, **given)
+    encoding = {name: rest.pop(name, defaults[name].default) for name in ("negative_prompt", "clean_caption", "max_sequence_length")}
+    embedded = {name: rest.pop(name) for name in _EMBEDDED if name in rest}
+    embeds, mask, *negative = pipe.encode_prompt(prompt, _guided(pipe, arguments), num_images_per_prompt=1, **encoding, **embedded)
     transformer, user = pipe.transformer, tokens.expand(len(embeds), -1, -1)
     made = branch.appended(transformer, embeds, mask, user)
     if negative[0] is not None:

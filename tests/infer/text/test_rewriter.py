@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffalign.core.errors import ConfigError
-from diffalign.infer.text.rewriter import Drawn, Rewriter
+from diffalign.infer.text.rewriter import GumbelNoise, Rewriter
 from tests.models.text import models
 
 PROMPTS = ["a red circle", "Given a word, write another word that has the same meaning", "the sum of 5"]
@@ -27,14 +27,14 @@ def model():
 
 def test_what_is_drawn_comes_as_often_as_its_probability_says():
     probabilities = torch.tensor([0.7, 0.2, 0.1])
-    drawn = Drawn(range(4000), 1.0)(torch.zeros(4000, 1), probabilities.log().expand(4000, 3)).argmax(dim=1)
+    drawn = GumbelNoise(range(4000), 1.0)(torch.zeros(4000, 1), probabilities.log().expand(4000, 3)).argmax(dim=1)
     # four standard deviations of the most uncertain one: 4 * sqrt(0.7 * 0.3 / 4000) = 0.029
     assert torch.bincount(drawn, minlength=3) / 4000 == pytest.approx(probabilities, abs=0.029)
 
 
 def test_a_temperature_of_one_half_squares_the_odds():
     scores = torch.tensor([0.7, 0.2, 0.1]).log().expand(4000, 3)
-    drawn = Drawn(range(4000), 0.5)(torch.zeros(4000, 1), scores).argmax(dim=1)
+    drawn = GumbelNoise(range(4000), 0.5)(torch.zeros(4000, 1), scores).argmax(dim=1)
     # 0.49 : 0.04 : 0.01 of 0.54
     assert torch.bincount(drawn, minlength=3) / 4000 == pytest.approx(torch.tensor([0.49, 0.04, 0.01]) / 0.54, abs=0.029)
 
