@@ -10,7 +10,7 @@ PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for col
 class Shade:
     """Scores the mean of one colour, and cannot judge white things by the first."""
 
-    scale, licence, max_tokens, revision = "mean in [0, 255]", "Apache-2.0", None, None
+    unit, scale, licence, max_tokens, revision = "byte", "mean in [0, 255]", "Apache-2.0", None, None
 
     def __init__(self, name: str, channel: int) -> None:
         self.name, self.channel = name, channel

@@ -30,7 +30,7 @@ PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for col
 class Redness:
     """Scores the mean red of an image."""
 
-    name, scale, licence, max_tokens, revision = "red", "mean red in [0, 255]", "Apache-2.0", None, None
+    name, unit, scale, licence, max_tokens, revision = "red", "byte", "mean red in [0, 255]", "Apache-2.0", None, None
 
     def __call__(self, images, prompts):
         return np.array([np.asarray(image)[..., 0].mean() for image in images], dtype=np.float64)

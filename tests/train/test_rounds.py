@@ -34,7 +34,7 @@ DRAWN = {"prompts": PROMPTS, "max_prompts": 2, "images_per_prompt": 2, "num_infe
 class Bright:
     """Scores the mean of an image."""
 
-    name, scale, licence, max_tokens, revision = "bright", "mean in [0, 255]", "Apache-2.0", None, None
+    name, unit, scale, licence, max_tokens, revision = "bright", "byte", "mean in [0, 255]", "Apache-2.0", None, None
 
     def __call__(self, images, prompts):
         return np.array([np.asarray(image).mean() for image in images], dtype=np.float64)
