@@ -184,7 +184,7 @@ def _opened(data: bytes | IO[bytes], where: str) -> Iterator[Image.Image]:
             raise RecordError(f"{where}: the image does not decode: {_instead(data, error)}") from error
         with image:
             _check_size(width, height, where)
-            if _is_raw(image):
+            if _is_raw(image, data):
                 raise RecordError(f"{where}: the image does not decode: a camera's raw file; develop it to JPEG or PNG")
             yield image
 
@@ -209,13 +209,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += length + 12
 
 
-def _is_raw(image: Image.Image) -> bool:
+def _is_raw(image: Image.Image, data: bytes | IO[bytes]) -> bool:
     """Return whether a TIFF file is a camera's raw file (DNG, CR2, NEF, ARW), in which Pillow finds but the thumbnail."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags = image.tag_v2
     reduced = tags.get(ExifTags.Base.NewSubfileType) == 1 and ExifTags.Base.Make in tags
-    return reduced or ExifTags.Base.DNGVersion in tags
+    return reduced or ExifTags.Base.DNGVersion in tags or (isinstance(data, bytes) and data[8:10] == b"CR")
 
 
 def _check_size(width: int, height: int, where: str) -> None:
