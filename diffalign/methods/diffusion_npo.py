@@ -1,7 +1,7 @@
 """Diffusion-NPO (Wang et al., ICLR 2025) as released: Diffusion-DPO on inverted pairs, for the unconditional branch of guidance.
 
-The release lets ties fall through as wins of the first image; they are dropped here. Its beta 500 multiplies errors without the
-one-half, which is 1000 here.
+The release counts ties as wins of the first image; they are dropped here. Its beta of 500 multiplies whole errors, and ours multiplies
+half of them, so it is 1000.
 """
 
 from __future__ import annotations

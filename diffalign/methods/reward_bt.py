@@ -1,7 +1,7 @@
 """A reward model by Bradley and Terry (1952), as in 2009.01325 and, of images, 2304.05977: a head on a CLIP's frozen embeddings.
 
-The loss -log sigmoid(r_w - r_l) is the objective `simpo` at beta 1 without its margin, whose likelihoods the rewards stand for; soft
-labels and ties are its soft targets.
+Its loss -log sigmoid(r_w - r_l) is the objective `simpo` with beta 1 and gamma 0, with rewards in place of mean log-probabilities. Soft
+labels and ties are soft targets.
 """
 
 from __future__ import annotations

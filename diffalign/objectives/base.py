@@ -1,4 +1,4 @@
-"""What objectives share: the pairwise kernel, the mixture over both orders of a pair, divergences, lengths, and what is known of each.
+"""What objectives share: the pairwise kernel, the mixture over both orders of a pair, divergences, lengths, and what an objective needs.
 
 torch is imported only inside functions, so that the names and constants of a config can be checked in milliseconds.
 """
@@ -126,7 +126,7 @@ def prob_of(s: Scores, label_smoothing: float = 0.0) -> Tensor:
 
 
 def minus_offset(s: Scores, z: Tensor, preferred: int = 0) -> Tensor:
-    """Return the margin z (B,) of candidate `preferred` over the other, minus the record's offset, whose sign is for candidate 0."""
+    """Return the margin z (B,) of candidate `preferred` over the other, minus the offset, which is one of candidate 0 over candidate 1."""
     if s.offset is None:
         return z
     return z + s.offset.to(z) if preferred else z - s.offset.to(z)
@@ -180,17 +180,15 @@ def divergence_map(u: Tensor, divergence: Divergence, coefficient: float = 0.5, 
 
     reverse_kl: u; forward_kl: 1 - e^-u; js: log 2 + log sigmoid(u); alpha: (e^((a-1)u) - 1) / (a-1), a the `coefficient` (1 gives u).
     g(0) = 0, as in TRL 1.16; without `centred` the constants 1, log 2 and -1/(a-1) are left out, as in earlier TRL. The constants cancel
-    wherever g of two candidates of one length is subtracted. The authors' repository has a' = 1 - a. Exponents are clamped at 80 (11 in
-    float16); TRL clamps those of `alpha` only. Squares of g, as in `ipo`, overflow float32 for exponents above 44.
+    wherever g of two candidates of one length is subtracted. The authors' repository has a' = 1 - a. Exponents are clamped at 80; TRL
+    clamps those of `alpha` only. Squares of g, as in `ipo`, overflow float32 for exponents above 44.
     """
-    import torch
-
     if divergence == "reverse_kl" or (divergence == "alpha" and abs(coefficient - 1.0) < 1e-6):
         return u
     if divergence == "js":
         return log_sigmoid(u) + (math.log(2.0) if centred else 0.0)
     rate = -1.0 if divergence == "forward_kl" else coefficient - 1.0
-    power = (rate * u).clamp(max=11.0 if u.dtype == torch.float16 else 80.0)
+    power = (rate * u).clamp(max=80.0)
     return (power.expm1() if centred else power.exp()) / rate
 
 

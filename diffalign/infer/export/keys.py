@@ -1,8 +1,9 @@
 """Where a layer of a diffusers denoiser lies in the checkpoint layout that its model was published in, and its name in LoRA files.
 
-The layouts are those that diffusers' single-file converters read, and for PixArt those of its release. ComfyUI finds a weight
-`diffusion_model.X.weight` of that layout under `diffusion_model.X`, and under `lora_unet_X` with underscores (comfy/lora.py); kohya's
-scripts read the second alone, over diffusers' own paths for Stable Diffusion 1 and 2 and over the published ones for later models.
+The layouts are those that diffusers' single-file converters read, and for PixArt those of its release. ComfyUI looks for the LoRA of a
+weight `diffusion_model.X.weight` under two names: `diffusion_model.X`, and `lora_unet_X` with underscores for dots (comfy/lora.py).
+kohya's scripts read the second name alone. X is there diffusers' own path for Stable Diffusion 1 and 2, and the published one for later
+models.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffalign.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The rows of a module in the published layout that one layer of the denoiser makes up."""
+    """Which rows of which module of the published layout hold one layer of the denoiser."""
 
     module: str
     part: int = 0  # which of the parts that lie on top of each other in the module

@@ -49,7 +49,7 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
         _warn(table, parse_buckets(config.aspect_ratio_buckets))
     if recipe.users is not None:
         view = with_users(view, recipe.users().least)
-    kind = "image" if recipe.kind == "reward" else recipe.kind  # which judges images
+    kind = "image" if recipe.kind == "reward" else recipe.kind  # a reward model judges images
     if kind is not None and table.manifest["kind"] != kind and any(entry.order for entry in view.entries):
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
     if not any(entry.prob != 0.5 or len(entry.order) > 2 for entry in view.entries):
@@ -70,11 +70,11 @@ def _warn(table: Table, buckets: Sequence[tuple[int, int]]) -> None:
 
 
 def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Sequence[Spec]) -> tuple[dict[str, str], list[Transform]]:
-    """Return the score that each column of the objective is read from, and the transforms that must come first for it.
+    """Return for each column of the objective the score that it is read from, and the transforms that must run first.
 
-    `scores` of the config says it, then the column's own name; what an objective reads only if asked is read where a transform makes it.
-    `gains` that nothing gives are the table's score, if it has exactly one, or the share of the other candidates that each beats by it,
-    where they are chances of winning; of ranks and labels alone they are that share.
+    The config's `scores` decides, else the column's own name. Optional columns are read only if `scores` names them or a transform makes
+    them. Where nothing gives `gains` and the table has one score, they are that score or, if the objective needs chances of winning, the
+    share of the other candidates that each beats by it. Without any score they are that share by ranks and labels.
     """
     written, table_scores = [single("transform", spec) for spec in specs], table.manifest["scores"]
     made = {constants.get("into", "gains" if name == "share_beaten" else None) for name, constants in written}
@@ -106,7 +106,7 @@ def _check_candidates(objective: str, needs: Facts, view: View) -> None:
 
 
 def _check_labels(objective: str, needs: Facts, view: View, columns: Mapping[str, str]) -> None:
-    """Raise TableError for weights or offsets that the objective has no place for, and for gains that are no chances."""
+    """Raise TableError for weights or offsets that the objective cannot use, and for gains outside [0, 1] where it needs chances."""
     if needs.of_ranks and any(entry.weight is not None or entry.offset is not None for entry in view.entries):
         raise TableError(
             f"{view.table.path}: the losses of `{objective}` belong to ranks within the batch, and records cannot have a weight or an "
@@ -145,7 +145,7 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
     """Return a transform with its constants, those that come from the data where they are not given.
 
     The score range of `soft_label` stands in the manifest; the threshold of `lowest` is that of what the transforms `before` leave, and
-    `list_of` takes as many candidates as most of these have (the more, where as many have fewer).
+    `list_of` takes as many candidates as most of these have, and of two numbers that are equally common the larger.
     """
     name, constants = single("transform", spec)
     defaults: dict[str, Any] = {}

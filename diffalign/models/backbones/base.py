@@ -1,4 +1,4 @@
-"""What every model family offers: the network that is trained, and of denoisers a path, encoders, and one call of the network."""
+"""What every family of image generators offers: its denoiser, its noise schedule, its encoders, and one call of the denoiser."""
 
 from __future__ import annotations
 

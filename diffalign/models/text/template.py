@@ -2,12 +2,13 @@
 
 Texts (`Record.messages` empty): prompt and completion are joined as they are, without a space between, and the end-of-text token
 follows unless the completion ends in it; an empty completion is that token alone. Conversations: the tokenizer's chat template, or the
-one given, writes the prompt (with the generation prompt) and the whole; the completion is what the assistant's turn adds, its end as
-the template writes it. A candidate with a prompt of its own answers that instead of the text or of the last turn.
+one given, writes the prompt (with the generation prompt) and the whole; the completion is what the assistant's turn adds, with the end
+that the template writes. A candidate with a prompt of its own answers that instead of the text or of the last turn.
 
-Prompt and whole are tokenised apart and the completion starts where they part (TRL 1.16, DPOTrainer). That is after the prompt unless
-tokens merge across the boundary or a template writes the prompt differently when nothing follows; the end of the prompt that the
-whole does not have is then left out (`Encoded.lost`), for all candidates of a prompt alike, so that a record keeps one prompt.
+The prompt, and the whole of prompt and completion, are tokenised separately; the completion begins at the first token in which they
+differ (TRL 1.16, DPOTrainer). Usually that is where the prompt ends. Where tokens merge across the boundary, or a template writes the
+prompt differently when nothing follows, the last tokens of the prompt are not in the whole: they are left out (`Encoded.lost`), for all
+candidates of a prompt alike, so that a record keeps one prompt.
 
 Beyond TRL: a beginning-of-text token never stands twice, a tokenizer's own closing token is not added to one that is there, and a
 prompt of no tokens becomes the beginning-of-text token (end-of-text where there is none), so that the first token is scored as well.

@@ -1,4 +1,4 @@
-"""Puts a user branch and its encoder on a denoiser, and reads the texts that tell of users."""
+"""Puts a user branch and its encoder on a denoiser, and reads texts about users."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_texts(model: TextReader, texts: list[str]) -> Tensor:
 def _words(pipe: Any, texts: list[str], length: int) -> Tensor:
     """Return which of the positions of prompt embeddings (N, length) hold tokens of the texts."""
     own = [part for name, part in sorted(pipe.components.items()) if name.startswith("tokenizer") and part is not None]
-    if "tokenizer_3" not in pipe.components:  # the last one is whose tokens are attended to, of one or two
+    if "tokenizer_3" not in pipe.components:  # of one or two tokenizers, the last one's tokens are attended to
         return _mask(own[-1], texts, length)
     t5, clips = pipe.tokenizer_3, [part for part in (pipe.tokenizer, pipe.tokenizer_2) if part is not None]
     head = min(clips[0].model_max_length if clips else 77, length)  # CLIPs side by side, T5 behind them
@@ -59,7 +59,7 @@ def _words(pipe: Any, texts: list[str], length: int) -> Tensor:
 
 
 def _mask(tokenizer: Any, texts: list[str], length: int) -> Tensor:
-    """Return the attention mask (N, length) of texts, cut to their first tokens, which is logged."""
+    """Return the attention mask (N, length) of texts; longer ones are cut at their end, and the log says how many."""
     if cut := sum(len(tokens) > length for tokens in tokenizer(texts, truncation=False, verbose=False).input_ids):
         logger.warning(
             "%d of %d texts about users are longer than the %d tokens that the text encoder reads of each", cut, len(texts), length
