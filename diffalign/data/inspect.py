@@ -118,11 +118,13 @@ def _quantiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def _rejected(manifest: dict[str, Any]) -> dict[str, Any]:
-    groups: dict[str, list[str]] = {}
+    """Return the rejected rows in groups of one reason, the largest first; reasons that differ by a size or a share are one."""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for row in manifest["rejected"]:
         reason = re.sub(r"^[,: ]*(candidate \d+: )?|( \(line \d+\))?$", "", row["reason"].removeprefix(row["where"]))
-        groups.setdefault(reason, []).append(row["where"])
-    reasons = [{"reason": reason, "rows": len(places), "first": places[0]} for reason, places in groups.items()]
+        kind = re.sub(r" at \d+ %|\d+ x \d+ pixels(, \d+ million)?", "", reason)
+        groups.setdefault(kind, []).append((reason, row["where"]))
+    reasons = [{"reason": rows[0][0], "rows": len(rows), "first": rows[0][1]} for rows in groups.values()]
     return {"rows": manifest["rejected_rows"], "reasons": sorted(reasons, key=lambda group: -group["rows"])}
 
 

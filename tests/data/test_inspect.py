@@ -147,3 +147,18 @@ def test_scores_are_those_of_whom_the_table_names(tmp_path):
     table = write_table(tmp_path / "t", [pair(0, candidates=scored, meta={"scored_by": "the taste high"})])
     (line,) = [line for line in render_summary(summary(table)).splitlines() if line.startswith("score pickscore")]
     assert line.endswith("0 to 1, of the taste high")
+
+
+def test_reasons_that_differ_by_a_size_or_a_share_are_one_group(tmp_path):
+    reasons = [
+        "a JPEG file that is cut off at 40 %",
+        "a JPEG file that is cut off",
+        "a JPEG file that is cut off at 70 % (line 3)",
+        "0 bytes",
+    ]
+    rejected = [{"where": f"a.csv row {i}", "reason": f"a.csv row {i}, candidate {i % 2}: {reason}"} for i, reason in enumerate(reasons)]
+    table = write_table(tmp_path / "t", [pair(0)], rejected=rejected)
+    assert summary(table)["rejected"]["reasons"] == [
+        {"reason": "a JPEG file that is cut off at 40 %", "rows": 3, "first": "a.csv row 0"},
+        {"reason": "0 bytes", "rows": 1, "first": "a.csv row 3"},
+    ]
