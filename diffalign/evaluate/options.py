@@ -76,6 +76,7 @@ class EvalConfig:
 
 
 VOTES = """votes:
-  left     left, leftvote, model_a, a, 1           right   right, rightvote, model_b, b, 2
-  a tie    tie, tievote, 0                         bad     bothbad, bothbad_vote, tie (bothbad)
+  left     left, leftvote, model_a, a, 1, A>B      right   right, rightvote, model_b, b, 2, B>A
+  a tie    tie, tievote, 0, A=B, [[C]]             bad     bothbad, bothbad_vote, tie (bothbad), A=B=Bad
+  also as [[A>B]], [[A>>B]] or [[A]] at the end of a judge's answer; an empty cell is no vote
 """

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from diffalign.core.intervals import FEW
+
 Floats = NDArray[np.float64]
 
 
@@ -108,6 +110,23 @@ def points(pairs: Comparisons, convention: str, threshold: float = 0.0) -> tuple
     return np.where(one_tie, 0.5, same), counted
 
 
+def verdict_accuracy(
+    people: Sequence[str], judge: Sequence[str | None], group: NDArray[np.int64], *, unreadable: str, resamples: int = 1000, seed: int = 0
+) -> Estimate | None:
+    """Return the share of pairs (P,) on which a judge gives the verdict of most people, as papers on language models as judges count it.
+
+    A verdict that could not be read (None) is left out with `unreadable` "drop", a wrong one with "wrong", and a tie with "tie".
+    Returns None where no verdict is left.
+    """
+    read = ["tie" if verdict is None and unreadable == "tie" else verdict for verdict in judge]
+    kept = [i for i, verdict in enumerate(read) if verdict is not None or unreadable == "wrong"]
+    if not kept:
+        return None
+    _, prompts = np.unique(group[kept], return_inverse=True)
+    right = np.array([people[i] == read[i] for i in kept], dtype=float)
+    return _share(np.bincount(prompts, right), np.bincount(prompts).astype(float), resamples, seed)
+
+
 CONVENTIONS = ("ties_dropped", "ties_half", "ties_class")
 
 
@@ -125,9 +144,18 @@ def accuracies(pairs: Comparisons, *, resamples: int = 1000, seed: int = 0) -> d
             found |= {convention: None, f"{convention}_by_prompt": None}
             continue
         total, count = (np.bincount(group, weights).astype(float) for weights in (scored[counted], None))
-        found[convention] = _ratio(total, count, resamples, seed)
-        found[f"{convention}_by_prompt"] = _ratio(total / count, np.ones(len(count)), resamples, seed)
+        found[convention] = _share(total, count, resamples, seed)
+        found[f"{convention}_by_prompt"] = _share(total / count, np.ones(len(count)), resamples, seed)
     return found | {"tie_threshold": threshold}
+
+
+def _share(total: Floats, count: Floats, resamples: int, seed: int) -> Estimate:
+    """Return the share sum(total) / sum(count) of groups; of fewer than 30 the interval is the wider one of bootstrap and binomial."""
+    share = _ratio(total, count, resamples, seed)
+    if share.low is None or share.high is None or share.prompts >= FEW:
+        return share
+    exact = stats.binomtest(round(share.value * share.prompts), share.prompts).proportion_ci()
+    return Estimate(share.value, min(share.low, float(exact.low)), max(share.high, float(exact.high)), share.prompts)
 
 
 def _ratio(total: Floats, count: Floats, resamples: int, seed: int) -> Estimate:

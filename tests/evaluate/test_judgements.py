@@ -14,7 +14,8 @@ from diffalign.core.errors import ConfigError, RecordError, TableError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
 from diffalign.evaluate.judgements import read_judgements
-from diffalign.rewards.agreement import Comparisons, Items, counted, describe
+from diffalign.evaluate.verdicts import verdict_in
+from diffalign.rewards.agreement import Comparisons, Items, counted, describe, verdict_accuracy
 from tests.paths import DATA_FIXTURES, FIXTURES
 
 FIXTURES = FIXTURES / "agreement"
@@ -103,7 +104,7 @@ def test_a_table_of_pairs_gives_its_votes(tmp_path: Path) -> None:
         ({"human": "humann"}, ConfigError, "no column `humann`. Did you mean `human`"),
         ({"human": "human", "prompt": "text"}, ConfigError, "no column `text`"),
         ({"votes": ["vote"], "scores": ["clip"]}, ConfigError, "no columns `clip_0` and `clip_1` of scores, and no column `clip`"),
-        ({"votes": ["prompt"]}, RecordError, "row 0: column `prompt` holds 'x', which is no vote"),
+        ({"votes": ["prompt"]}, RecordError, "row 0: column `prompt` holds 'x'"),
         ({"human": "vote"}, RecordError, "column `vote` holds str 'left'; expected a number"),
     ],
 )
@@ -189,3 +190,77 @@ def test_the_command_refuses_what_it_cannot_use(words: list[str], why: str, caps
 def test_the_fixtures_hold_what_their_sources_say() -> None:
     counts = {path.name: len(list(csv.reader(path.read_text().splitlines()))) - 1 for path in FIXTURES.glob("*.csv")}
     assert counts == {"tifa.csv": 800, "genai_bench_votes.csv": 1735, "pandalm.csv": 999}
+
+
+def test_published_accuracies_of_judges_are_reproduced() -> None:
+    """PandaLM's README: PandaLM-7B 0.6677 and gpt-3.5-turbo 0.7107 of 999; 25 answers of the latter hold no verdict, and count as ties."""
+    said = read_judgements(str(FIXTURES / "pandalm.csv"), votes=["annotator1", "annotator2", "annotator3"], scores=["pandalm_7b", "gpt_35"])
+    found = {}
+    for judge, unreadable in (("pandalm_7b", "drop"), ("gpt_35", "tie"), ("gpt_35", "wrong"), ("gpt_35", "drop")):
+        estimate = verdict_accuracy(said.people, said.judges[judge], said.human.group, unreadable=unreadable, resamples=100)
+        assert estimate is not None
+        found[judge, unreadable] = (round(estimate.value, 4), estimate.prompts)
+    assert found["pandalm_7b", "drop"] == (0.6677, 999)
+    assert found["gpt_35", "tie"] == (0.7107, 999)
+    assert found["gpt_35", "wrong"] == (round(697 / 999, 4), 999)
+    assert found["gpt_35", "drop"] == (round(697 / 974, 4), 974)
+
+
+def test_both_bad_is_a_verdict_of_its_own_if_asked(tmp_path: Path) -> None:
+    rows = "vote,judge\nbothbad,[[A=B=Bad]]\nbothbad,[[C]]\nleft,[[A>>B]]\ntie,gibberish\n"
+    path, found = written(tmp_path / "v.csv", rows), {}
+    for both_bad in ("tie", "class"):
+        said = read_judgements(path, votes=["vote"], scores=["judge"], both_bad=both_bad)
+        estimate = verdict_accuracy(said.people, said.judges["judge"], said.human.group, unreadable="wrong")
+        assert estimate is not None
+        found[both_bad] = estimate.value
+    assert found == {"tie": 3 / 4, "class": 2 / 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("[[A>B]]", "left"),
+        ("[[A]]", "left"),
+        ("[[A>>B]]", "left"),
+        ("A > B", "left"),
+        ("[[B<A]]", "left"),
+        ("[[B]]", "right"),
+        ("[[B>>A]]", "right"),
+        ("[[A<<B]]", "right"),
+        ("I first thought [[A]], but the hat is missing. [[B>A]]", "right"),
+        ("[[C]]", "tie"),
+        ("[[A=B]]", "tie"),
+        ("[[tie]]", "tie"),
+        ("[[A=B=Good]]", "tie"),
+        ("[[A=B=Bad]]", "both_bad"),
+        ("Tie (bothbad)", "both_bad"),
+        ("c", None),
+        ("", None),
+        (None, None),
+        ("[[D]]", None),
+    ],
+)
+def test_verdicts_are_read_as_judges_write_them(text: str | None, verdict: str | None) -> None:
+    assert verdict_in(text) == verdict
+
+
+def test_empty_cells_of_people_are_left_out_and_counted(tmp_path: Path) -> None:
+    ratings = read_judgements(written(tmp_path / "r.csv", "prompt,human,s\na,1,1\na,,2\na,3,3\n"), human="human", scores=["s"])
+    assert isinstance(ratings.human, Items)
+    assert (ratings.human.human.tolist(), ratings.unlabelled) == ([1.0, 3.0], 1)
+    votes = read_judgements(written(tmp_path / "v.csv", "n,x,y\n1,left,\n2,,\n3,right,right\n"), votes=["x", "y"])
+    assert isinstance(votes.human, Comparisons)
+    assert (votes.human.human.tolist(), votes.unlabelled) == ([1.0, -1.0], 1)
+    assert votes.raters == {"x": ["left", "right"], "y": [None, "right"]}
+    with pytest.raises(ConfigError, match="`human` is empty in every row"):
+        read_judgements(written(tmp_path / "e.csv", "prompt,human\na,\nb,\n"), human="human")
+
+
+def test_the_command_prints_the_accuracy_of_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "v.csv", "vote,judge\n" + "left,[[A>B]]\n" * 3 + "right,nothing\n")
+    command = ["eval", "agreement", "--dataset_name", path, "--votes", "vote", "--scores", "judge", "--unreadable", "wrong"]
+    assert main([*command, "--resamples", "100"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " verdicts " in line]
+    assert "0.750" in line
+    assert "0.194 to " in line  # three of four: Clopper-Pearson, where a bootstrap of four ends at 0.25

@@ -22,6 +22,8 @@ HELP = (
   ties_half      one point where both say the same, half where one of the two says tie
   ties_class     one point where both say the same, a tie included; scores no further apart than the threshold are tied, which is chosen
                  on the same pairs
+  verdicts       of votes: share of pairs with the same verdict, as published for language models as judges; with --both_bad class
+                 "both are bad" is a fourth verdict, and with --unreadable wrong or tie an answer without a verdict counts
 A table's rankings are compared within each ranking; things without a score are left out of that scorer's numbers, and counted.
 examples:
   diffalign eval agreement --dataset_name scored --destination agreement.json
@@ -34,7 +36,7 @@ examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CONFIG:
-    """Say how well scorers agree with people: pairwise accuracy under three conventions for ties, Pearson, Spearman and Kendall's tau-b,
+    """Tell how well scorers agree with people: pairwise accuracy under three conventions for ties, Pearson, Spearman and Kendall's tau-b,
     over all and by prompt, with 95 % intervals that redraw prompts; and how well people agree with each other."""
 
     dataset_name: str
@@ -48,8 +50,10 @@ class CONFIG:
     """What people say of two things: columns of votes, one for each rater; several are compared with each other and judged by majority."""
     prompt: str | None = None
     """Column that tells prompts apart; `prompt`, if there is one. Without it every vote stands for itself."""
-    both_bad: Literal["tie", "drop"] = "tie"
-    """What a vote that both are bad counts as: a tie, or no vote."""
+    both_bad: Literal["tie", "drop", "class"] = "tie"
+    """What a vote that both are bad counts as: a tie, no vote, or for the accuracy `verdicts` a verdict of its own (else a tie)."""
+    unreadable: Literal["drop", "wrong", "tie"] = "drop"
+    """What a judge's answer without a verdict counts as in the accuracy `verdicts`: it is left out, wrong, or a tie."""
     destination: str | None = None
     """Write all numbers to this JSON file too."""
     resamples: int = 1000
@@ -71,7 +75,7 @@ def run(config: CONFIG) -> int:
             f"{config.dataset_name}: no two things under one prompt, so nothing to compare; --prompt names the column of prompts"
         )
     if not judgements.scorers and len(judgements.raters) < 2:
-        print("no --scores are given, and there is one rater at most: only the votes are counted")
+        print("there are no --scores, and one rater at most: only the votes are counted")
     facts: dict[str, Any] = {
         "human": counted(judgements.human) | {"unlabelled": judgements.unlabelled},
         "votes": judgements.counts,
@@ -82,13 +86,23 @@ def run(config: CONFIG) -> int:
         if not counted(pairs)["pairs"]:
             raise ConfigError(f"{config.dataset_name}: no two things under one prompt have a score `{name}`")
         numbers = describe(pairs, resamples=config.resamples, seed=config.seed)
-        facts["scorers"][name] = {"without_score": judgements.left_out[name]} | numbers
+        facts["scorers"][name] = {"without_score": judgements.left_out[name]} | numbers | _verdicts(config, judgements, name)
         print("\n".join(_lines(name, facts["scorers"][name])))
     print("\n".join(_summary(facts)))
     if config.destination is not None:
         write_numbers(config.destination, facts)
         print(f"all numbers: {config.destination}")
     return 0
+
+
+def _verdicts(config: CONFIG, judgements: Judgements, name: str) -> dict[str, Any]:
+    """Return how often a judge of votes gives the same verdict as people."""
+    from diffalign.rewards.agreement import verdict_accuracy
+
+    if name not in judgements.judges:
+        return {}
+    options: dict[str, Any] = {"unreadable": config.unreadable, "resamples": config.resamples, "seed": config.seed}
+    return {"verdicts": verdict_accuracy(judgements.people, judgements.judges[name], judgements.human.group, **options)}
 
 
 def _raters(judgements: Judgements) -> dict[str, dict[str, float]]:
@@ -105,14 +119,14 @@ def _raters(judgements: Judgements) -> dict[str, dict[str, float]]:
 
 
 def _lines(name: str, numbers: Mapping[str, Any]) -> list[str]:
-    """Return what is said of one scorer."""
+    """Return the lines of one scorer."""
     from diffalign.rewards.agreement import CONVENTIONS
 
     missing = f" ({numbers['without_score']} without a score left out)" if numbers["without_score"] else ""
     lines = [
         f"{name}: {numbers['pairs']} pairs of {numbers['prompts']} prompts, {numbers['strict']} strict, {numbers['ties']} tied{missing}"
     ]
-    for title, names in (("accuracy", CONVENTIONS), ("correlation", ("pearson", "spearman", "kendall"))):
+    for title, names in (("accuracy", (*CONVENTIONS, "verdicts")), ("correlation", ("pearson", "spearman", "kendall"))):
         for key in names:
             shown = [f"{where} {_shown(numbers[k])}" for where, k in (("overall", key), ("by prompt", f"{key}_by_prompt")) if k in numbers]
             if shown:
@@ -128,7 +142,7 @@ def _shown(estimate: Estimate | None) -> str:
 
 
 def _summary(facts: Mapping[str, Any]) -> list[str]:
-    """Return what is said of the people."""
+    """Return the lines about the people."""
     human = facts["human"]
     things = f"{human['things']} things, " if "things" in human else ""
     lines = [f"people: {things}{human['pairs']} pairs of {human['prompts']} prompts, {human['strict']} strict, {human['ties']} tied"]

@@ -74,8 +74,9 @@ def run(config: CONFIG) -> int:
 
 def _votes(config: CONFIG, rows: Sequence[Row]) -> list[Vote]:
     """Return the votes as cast, or those of a scorer."""
-    from diffalign.evaluate.judgements import SIGNS, prompts_in, require, verdict_of
+    from diffalign.evaluate.judgements import prompts_in, require
     from diffalign.evaluate.ratings import Vote, votes_of_scores
+    from diffalign.evaluate.verdicts import SIGNS, verdict_of
 
     require(rows, [*config.models, *config.votes, *config.scores])
     prompts = prompts_in(rows, config.prompt)
@@ -85,6 +86,6 @@ def _votes(config: CONFIG, rows: Sequence[Row]) -> list[Vote]:
     for row, prompt in zip(rows, prompts, strict=True):
         left, right = (str(row.get(name)) for name in config.models)
         for verdict in (verdict_of(row, name) for name in config.votes):
-            if verdict != "both_bad" or config.both_bad == "tie":
+            if verdict is not None and (verdict != "both_bad" or config.both_bad == "tie"):
                 votes.append(Vote(left, right, (1.0 + SIGNS.get(verdict, 0.0)) / 2.0, prompt))
     return votes
