@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import os
 import re
 import struct
@@ -35,6 +36,7 @@ PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_avif": "", "pillow_jxl
 PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".avif", ".jxl")  # pictures also where the plugin is missing: then the reason names it
 HEAD = 1024  # bytes that tell what is no picture
 PNG = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
+SHOWN = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf")  # metadata of a PNG file that says how its pixels are shown
 DRAFT = 2  # a JPEG file is decoded at no less than this many times the size it is needed at
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -118,7 +120,7 @@ def decode_image(data: bytes, where: str, least: Size | None = None) -> Image.Im
     """
     with _opened(data, where) as image:
         if least is not None and image.format in ("JPEG", "MPO"):
-            _draft(image, least[::-1] if _orientation(image) in SIDEWAYS else least)
+            _draft(image, (least[1], least[0]) if _orientation(image) in SIDEWAYS else least)
         return upright(image, where)
 
 
@@ -175,6 +177,7 @@ def encode_image(image: Image.Image) -> bytes:
 @contextlib.contextmanager
 def _opened(data: bytes | IO[bytes], where: str) -> Iterator[Image.Image]:
     """Give the picture in `data`, of which the header alone has been read, where Pillow's warnings are silent."""
+    data = bytes(data) if isinstance(data, bytearray | memoryview) else data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it then mends
         try:
@@ -190,14 +193,22 @@ def _opened(data: bytes | IO[bytes], where: str) -> Iterator[Image.Image]:
 
 
 def _open(data: bytes | IO[bytes]) -> Image.Image:
+    """Return the picture in `data` with its header read. A PNG file that Pillow refuses is tried without metadata, too."""
+    if not isinstance(data, bytes):
+        return Image.open(data, formats=_formats())
     try:
-        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats())
+        return Image.open(io.BytesIO(data), formats=_formats())
     except Exception:
-        if not isinstance(data, bytes) or not data.startswith(PNG):
+        if not data.startswith(PNG):
             raise
-    # Pillow refuses a PNG file for one damaged chunk of metadata; its pixels are in chunks whose names begin with a capital.
-    sound = (chunk for kind, chunk in _chunks(data) if kind[:1].isupper() or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:])
-    return Image.open(io.BytesIO(PNG + b"".join(sound)), formats=("PNG",))
+    # Pillow refuses a PNG file for one damaged or very large chunk of metadata. What its pixels need begins with a capital, or is tRNS.
+    chunks = list(_chunks(data))
+    needed = [kind[:1].isupper() or kind == b"tRNS" for kind, _ in chunks]
+    whole = [kind in SHOWN and zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:] for kind, chunk in chunks]
+    for kept in ([a or b for a, b in zip(needed, whole, strict=True)], needed):
+        with contextlib.suppress(Exception):
+            return Image.open(io.BytesIO(PNG + b"".join(itertools.compress((chunk for _, chunk in chunks), kept))), formats=("PNG",))
+    return Image.open(io.BytesIO(data), formats=("PNG",))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import warnings
@@ -9,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, PngImagePlugin, features
 
 from diffalign.core.errors import ConfigError, DiffalignError, RecordError
 from diffalign.data import pictures
@@ -253,3 +254,23 @@ def test_broken_exif_does_not_cost_the_picture(kind):
                 lost += 1
     assert lost == 0
     assert 0 < turned < 300  # where the orientation can still be read, and where it cannot
+
+
+def test_a_png_file_with_too_large_a_text_or_profile_keeps_its_pixels():
+    pixels, notes = noise(), PngImagePlugin.PngInfo()
+    notes.add_text("workflow", "x" * 3_000_000, zip=True)
+    for data in (encoded(pixels, pnginfo=notes), encoded(pixels, icc_profile=bytes(3_000_000))):
+        assert decode_image(data, "x").tobytes() == pixels.tobytes()
+        assert image_size(data, "x") == (24, 40)
+
+
+def test_bytes_of_other_things_are_no_picture():
+    chance = np.random.default_rng(0)
+    things = [chance.bytes(2000) for _ in range(300)] + [chance.normal(size=300).astype(kind).tobytes() for kind in ("f2", "f4", "f8")]
+    things += [np.arange(900, dtype=kind).tobytes() for kind in ("u1", "u2", "u4")] + [bytes(5000), b"\1" * 5000]
+    decoded = []
+    for thing in things:
+        with contextlib.suppress(RecordError):
+            decode_image(thing, "x")
+            decoded.append(thing[:16])
+    assert decoded == []
