@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.colours import flattened
@@ -35,7 +35,7 @@ NO_PIXELS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_avif": "", "pillow_jxl": ""}  # package -> what registers it, if not its import
 PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".avif", ".jxl")  # pictures also where the plugin is missing: then the reason names it
 HEAD = 1024  # bytes that tell what is no picture
-PNG = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # how their files begin
 SHOWN = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf")  # metadata of a PNG file that says how its pixels are shown
 DRAFT = 2  # a JPEG file is decoded at no less than this many times the size it is needed at
 TURNS = {
@@ -193,12 +193,14 @@ def _opened(data: bytes | IO[bytes], where: str) -> Iterator[Image.Image]:
 
 
 def _open(data: bytes | IO[bytes]) -> Image.Image:
-    """Return the picture in `data` with its header read. A PNG file that Pillow refuses is tried without metadata, too."""
+    """Return the picture in `data` with its header read. PNG and JPEG files that Pillow refuses are tried without metadata."""
     if not isinstance(data, bytes):
         return Image.open(data, formats=_formats())
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except Exception:
+        if data.startswith(JPEG):
+            return JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # without the further pictures that a damaged segment names
         if not data.startswith(PNG):
             raise
     # Pillow refuses a PNG file for one damaged or very large chunk of metadata. What its pixels need begins with a capital, or is tRNS.

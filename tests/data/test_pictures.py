@@ -274,3 +274,14 @@ def test_bytes_of_other_things_are_no_picture():
             decode_image(thing, "x")
             decoded.append(thing[:16])
     assert decoded == []
+
+
+def test_a_phones_picture_with_a_damaged_list_of_further_pictures_is_itself_kept():
+    whole, chance = encoded(noise(), "MPO", save_all=True, append_images=[noise(seed=1)]), random.Random(3)
+    start = whole.index(b"MPF")
+    end = start - 2 + int.from_bytes(whole[start - 2 : start], "big")
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 9)):
+            data[chance.randrange(start, end)] = chance.randrange(256)
+        assert decode_image(bytes(data), "x").size == (40, 24)
