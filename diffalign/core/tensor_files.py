@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from diffalign.core.errors import CheckpointError
 from diffalign.core.files import atomic_file
+from diffalign.core.weight_files import damage
 
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # dtypes that weights are written in
 LARGEST = torch.finfo(torch.float16).max  # weights are published in half precision, so no sound one is larger
@@ -34,24 +34,6 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file}: {damage(file, error)}; expected a whole safetensors file") from error
 
 
-def damage(file: Path, error: Exception) -> str:
-    """Return why a safetensors file cannot be read, in words where its first bytes tell."""
-    try:
-        with file.open("rb") as opened:
-            size, start = file.stat().st_size, opened.read(64)
-    except OSError:
-        return f"cannot be read ({error})"
-    if size == 0:
-        return "is empty (0 bytes)"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer and not the file itself; fetch it with `git lfs pull`"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "is a web page"
-    header = struct.unpack("<Q", start[:8])[0] if size >= 8 else size
-    cut = ", probably cut off" if header + 8 > size and start[8:9] == b"{" else ""
-    return f"is damaged, {size:,} bytes{cut} ({error})"
-
-
 def check(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], owner: str) -> None:
     """Raise CheckpointError unless `tensors` of `file` have exactly the names and shapes of `expected`, and sound numbers.
 
@@ -70,5 +52,9 @@ def check_numbers(source: str, name: str, value: Tensor) -> None:
     """Raise CheckpointError for a tensor of `source` that is not of finite floating-point numbers of a weight's size."""
     if value.dtype not in NUMBERS:
         raise CheckpointError(f"{source}: `{name}` is of {value.dtype}; expected floating-point numbers of 16, 32 or 64 bits")
-    if value.numel() and not float(largest := value.abs().max()) <= LARGEST:  # also where it is no number
-        raise CheckpointError(f"{source}: `{name}` holds {float(largest):g}; expected finite weights, none above {LARGEST:g}")
+    if not value.numel():
+        return
+    low, high = (float(end) for end in value.aminmax())
+    if not (low >= -LARGEST and high <= LARGEST):  # also where they are no numbers
+        odd = high if low >= -LARGEST else low
+        raise CheckpointError(f"{source}: `{name}` holds {odd:g}; expected finite weights, none beyond {LARGEST:g}")

@@ -34,6 +34,7 @@ from diffalign.models.backbones.folders import (
     lasting,
     resolve,
 )
+from diffalign.models.backbones.mistaken import refuse_vae
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, RENAMED, bind_objective
 from diffalign.rewards.heads.settings import check_embeds, settings_of
@@ -118,6 +119,8 @@ def check_model(config: TrainConfig, kind: Kind | None) -> Layout | None:
     elif kind == "text":
         check_language_model(name, config.variant)
     elif (pipeline := check_folder(resolve(name), config.variant)) is not None:
+        if config.pretrained_vae_model_name_or_path is not None:
+            refuse_vae(resolve(config.pretrained_vae_model_name_or_path))
         return LAYOUTS[pipeline]
     return None
 

@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from diffalign.core.errors import CheckpointError
+from diffalign.core.documents import read_mapping
+from diffalign.core.errors import CheckpointError, shortened
 from diffalign.core.tensor_files import check_numbers
+from diffalign.core.weight_files import check_floating, check_whole
 
 # What diffusers and transformers raise for a model that they cannot load.
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
@@ -37,6 +39,11 @@ def read_network(kind: Any, folder: Path, config: Mapping[str, Any] | None = Non
     `config` is that of the network it was trained from. Raises CheckpointError where the folder has another config, or weights that
     are missing, left over, damaged or unsound.
     """
+    check_whole(folder)
+    check_floating(folder)
+    stored = read_mapping(folder / "config.json", CheckpointError).get("_class_name", kind.__name__)
+    if stored != kind.__name__:
+        raise CheckpointError(f"{folder / 'config.json'}: `_class_name` is {shortened(repr(stored))}; expected {kind.__name__}")
     try:
         network, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **settings)
     except UNREADABLE as error:
@@ -54,10 +61,16 @@ def read_network(kind: Any, folder: Path, config: Mapping[str, Any] | None = Non
 def check_finite(name: str, network: nn.Module) -> None:
     """Raise CheckpointError for a weight of the model `name` that is missing or not finite."""
     for key, value in network.named_parameters():
-        if value.is_meta:
-            raise CheckpointError(f"{name}: the weight `{key}` of its {type(network).__name__} is not there")
-        if value.is_floating_point() and value.element_size() > 1 and not bool(value.detach().abs().max().isfinite()):
-            raise CheckpointError(f"{name}: the weight `{key}` of its {type(network).__name__} is not finite")
+        fault = "not there" if value.is_meta else "not finite" if not _is_finite(value.detach()) else None
+        if fault is not None:
+            raise CheckpointError(f"{name}: the weight `{key}` of its {type(network).__name__} is {fault}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Return whether a weight is finite, in one pass and without a copy; quantised ones of a byte always are."""
+    if not value.numel() or not value.is_floating_point() or value.element_size() == 1:
+        return True
+    return all(bool(end.isfinite()) for end in value.aminmax())
 
 
 def _refuse(name: str, network: nn.Module, keys: Any, fault: str) -> None:

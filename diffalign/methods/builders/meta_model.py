@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.table import is_table
 from diffalign.data.users import user_names
 from diffalign.methods.builders.common import DTYPES
@@ -31,6 +31,7 @@ from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, is_local, resolve
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
+from diffalign.models.weights import UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,12 @@ def _part(library: str, kind: str, name: str, where: dict[str, Any], dtype: torc
     make, read = (
         (network, network.config_class.from_pretrained) if library == "transformers" else (network.from_config, network.load_config)
     )
-    config = read(name, **where)
-    with torch.device("meta"):
-        return nn.Module.to(make(config), dtype)  # the classes' own methods warn of it
+    try:
+        config = read(name, **where)
+        with torch.device("meta"):
+            return nn.Module.to(make(config), dtype)  # the classes' own methods warn of it
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: no config of a {kind} ({error})") from error
 
 
 def _place(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:

@@ -12,7 +12,10 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
 from diffalign.models.backbones.folders import resolve
+from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.mistaken import CONFIG
 from diffalign.models.text.network import LanguageModel
+from diffalign.models.weights import UNREADABLE
 
 NOTE = """Left out: activations, which grow with the tokens of a batch (gradient_checkpointing keeps a layer's inputs alone), and working
 memory. The reference adds nothing: its log-probabilities are computed before training, or an adapter is switched off for it."""
@@ -21,13 +24,14 @@ memory. The reference adds nothing: its log-probabilities are computed before tr
 def outline(config: TrainConfig, recipe: Recipe) -> LanguageModel:
     """Return the model that would be trained, without numbers and adapter. Raises CheckpointError for what is no causal language model."""
     name = config.pretrained_model_name_or_path
+    offline = cache_only(name, CONFIG, config.revision)
     try:
-        model_config = AutoConfig.from_pretrained(resolve(name), revision=config.revision)
+        model_config = AutoConfig.from_pretrained(resolve(name), revision=config.revision, local_files_only=offline)
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(
                 model_config, dtype=DTYPES["no" if recipe.tuning == "full" else config.mixed_precision]
             )
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{name}: no causal language model of transformers ({error})") from error
     return LanguageModel(network.requires_grad_(False), None, name, DTYPES[config.mixed_precision])
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from diffalign.core.documents import check_types, read_mapping
 from diffalign.core.errors import CheckpointError, shortened
+from diffalign.core.weight_files import check_whole
+from diffalign.models.backbones import mistaken
 
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third is how diffusers calls the safety checker's
 EMBEDDED = {f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm") for root in ("assets/", "")}
 
 
@@ -69,7 +72,7 @@ def lasting(name: str) -> str:
 
 def is_local(name: str) -> bool:
     """Return whether `name` means a folder rather than a hub id."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or mistaken.names_weights(name)
 
 
 def layout_of(kind: Any, where: str) -> Layout:
@@ -77,6 +80,24 @@ def layout_of(kind: Any, where: str) -> Layout:
     if kind not in LAYOUTS:
         raise CheckpointError(f"{where}: a {kind}; supported are {', '.join(LAYOUTS)}")
     return LAYOUTS[kind]
+
+
+def check_index(parts: Mapping[str, Any], where: str) -> Layout:
+    """Return the layout of a pipeline's index. Raises CheckpointError for one that is not supported, or has classes from elsewhere."""
+    kind = parts.get("_class_name")
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{where}: names no pipeline class (`_class_name` is {shortened(repr(kind))})")
+    layout = layout_of(kind, where)
+    for part, value in parts.items():
+        if not isinstance(value, list) or part.startswith("_"):
+            continue
+        # Diffusers imports what stands here, and a model that was downloaded is to run nothing of its own.
+        known = len(value) == 2 and all(entry is None or isinstance(entry, str) for entry in value) and value[0] in LIBRARIES
+        if not known or (part in (layout.component, *layout.needed) and None in value):
+            raise CheckpointError(
+                f"{where}: `{part}` is {shortened(repr(value))}; expected a class of diffusers or transformers, as [library, class]"
+            )
+    return layout
 
 
 def without_t5(name: str) -> bool:
@@ -101,6 +122,7 @@ def is_language_model(name: str) -> bool:
 def check_language_model(name: str, variant: str | None = None) -> None:
     """Raise CheckpointError for a local folder that is no causal language model with safetensors weights and a tokenizer."""
     path = Path(resolve(name))
+    mistaken.refuse(resolve(name))
     facts = read_mapping(path / "config.json", CheckpointError)
     check_types(facts, {"architectures": (list,)}, str(path / "config.json"), CheckpointError)
     kinds = [str(kind) for kind in facts.get("architectures") or []]
@@ -123,16 +145,15 @@ def check_folder(name: str, variant: str | None = None) -> str | None:
     path = Path(name)
     if not is_local(name):
         return None
+    mistaken.refuse(name)
     if not path.is_dir():
         raise CheckpointError(f"{name}: there is no such model folder; expected a folder in diffusers layout or a hub id like `owner/name`")
     index = path / "model_index.json"
     if not index.is_file():
         raise CheckpointError(f"{name}: no model_index.json; expected a folder in diffusers layout, as `save_pretrained` writes it")
     parts = read_mapping(index, CheckpointError)
-    kind = parts.get("_class_name")
-    if not isinstance(kind, str):
-        raise CheckpointError(f"{index}: names no pipeline class (`_class_name` is {shortened(repr(kind))})")
-    layout = layout_of(kind, name)
+    layout = check_index(parts, str(index))
+    kind = str(parts["_class_name"])
     needed = (layout.component, *layout.needed)
     present = [part for part in layout.optional if _has_part(parts, part)]
     for part in (*needed, *present):
@@ -148,6 +169,7 @@ def _check_weights(folder: Path, variant: str | None, *, needed: bool) -> None:
     found = sorted(file.name for file in folder.glob("*.safetensors"))
     if not found:
         raise CheckpointError(f"{folder}: no safetensors weights; pickled weights are not loaded, convert them first")
+    check_whole(folder)
     # Of a variant are model.fp16.safetensors, and in pieces model.fp16-00001-of-00002 or model-00001-of-00002.fp16.
     if variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", name) for name in found):
         return

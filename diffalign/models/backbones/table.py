@@ -8,18 +8,21 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig
 
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.models.backbones.base import Settings
 from diffalign.models.backbones.flux import Flux
-from diffalign.models.backbones.folders import Layout, check_folder, layout_of, resolve
+from diffalign.models.backbones.folders import Layout, check_folder, check_index, layout_of, resolve
+from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.mistaken import INDEX
 from diffalign.models.backbones.pixart import PixArt
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
-from diffalign.models.weights import UNREADABLE, read_network
+from diffalign.models.weights import UNREADABLE, check_finite, read_network, whole
 
 BACKBONES: dict[str, type[Pretrained]] = {
     "sd": StableDiffusion,
@@ -88,7 +91,8 @@ def _pipeline(
 ) -> Any:
     """Return the pipeline of a folder that has been checked, or of a hub id."""
     index, layout = model_index(name, revision)
-    options = {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map, **EXTRAS.get(layout.family, {})}
+    options: dict[str, Any] = {"local_files_only": cache_only(name, INDEX, revision)}
+    options |= {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map, **EXTRAS.get(layout.family, {})}
     # A part that the index names as absent must be passed as absent, else diffusers takes it for missing.
     options |= dict.fromkeys(part for part in layout.optional if (index.get(part) or [None])[0] is None)
     if vae is not None:
@@ -100,9 +104,31 @@ def _pipeline(
         options[layout.component] = read_network(network, denoiser, config, dtype=_of(dtype, layout.component))
     if quantization is not None:
         options["quantization_config"] = quantization
+    if device_map is None:
+        options |= {part: _encoder(name, index, part, revision, variant, _of(dtype, part)) for part in _encoders(index, layout)}
     pipe = _load(getattr(diffusers, index["_class_name"]), name, options)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            check_finite(name, part)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _encoders(index: Mapping[str, Any], layout: Layout) -> list[str]:
+    """Return the text encoders of a pipeline."""
+    return [part for part in (*layout.needed, *layout.optional) if part.startswith("text_encoder") and (index.get(part) or [None])[0]]
+
+
+def _encoder(name: str, index: Mapping[str, Any], part: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
+    """Return a text encoder. The pipeline's own loader passes over weights that are missing, and transformers draws them at random."""
+    kind = getattr(transformers, index[part][1])
+    folder = Path(resolve(name)) / part
+    if folder.is_dir() and variant is not None and not list(folder.glob(f"*.{variant}*.safetensors")):
+        variant = None  # as in diffusers, an encoder without weights of the variant falls back to its plain ones
+    try:
+        return whole(kind, resolve(name), revision, subfolder=part, variant=variant, dtype=dtype)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: its {part} does not load as a {kind.__name__} ({error})") from error
 
 
 def load_backbone(
@@ -171,11 +197,12 @@ def model_index(name: str, revision: str | None = None) -> tuple[dict[str, Any],
 
     Raises CheckpointError for what is no pipeline, or of no supported kind.
     """
+    offline = cache_only(name, INDEX, revision)
     try:
-        index: Any = DiffusionPipeline.load_config(resolve(name), revision=revision)
+        index: Any = DiffusionPipeline.load_config(resolve(name), revision=revision, local_files_only=offline)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: no diffusers pipeline ({error})") from error
-    return index, layout_of(index.get("_class_name"), name)
+    return index, check_index(index, name)
 
 
 def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:

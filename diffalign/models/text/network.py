@@ -14,9 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.models.adapter_files import MODEL
 from diffalign.models.backbones.folders import resolve
+from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.mistaken import CONFIG
 from diffalign.models.text import forward as lm_forward
 from diffalign.models.text.layout import Rows
 from diffalign.models.text.likelihood import Answer
+from diffalign.models.weights import UNREADABLE, whole
 
 ELSEWHERE = ("_name_or_path", "transformers_version", "architectures")  # of a config: what says nothing of the numbers
 
@@ -83,12 +86,13 @@ def load_language_model(
     Its weights lie in `precision` unless all of them are trained (`full`): what an optimiser moves stays float32. `quantization` is
     nf4, int8 or fp8; `chat_template` is Jinja in place of the tokenizer's own. Raises CheckpointError that names the model.
     """
-    options = {"revision": revision, "variant": variant, "use_safetensors": True, "dtype": torch.float32 if full else precision}
+    options = {"revision": revision, "variant": variant, "dtype": torch.float32 if full else precision}
     if quantization is not None:
         options |= {"quantization_config": quantized(quantization, precision), "device_map": {"": device}}
+    options |= {"local_files_only": cache_only(name, CONFIG, revision)}
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(resolve(name), **options)
-    except (OSError, ValueError, KeyError) as error:
+        network: Any = whole(AutoModelForCausalLM, resolve(name), **options)
+    except UNREADABLE as error:
         raise CheckpointError(f"{name}: does not load as a causal language model of transformers ({error})") from error
     tokenizer = load_tokenizer(name, revision, chat_template)
     network = network if quantization is not None else network.to(device)
@@ -100,9 +104,10 @@ def load_tokenizer(name: str, revision: str | None = None, chat_template: str | 
 
     Raises CheckpointError if there is none.
     """
+    offline = cache_only(name, CONFIG, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, local_files_only=offline)
+    except UNREADABLE as error:
         raise CheckpointError(f"{name}: no tokenizer of transformers can be loaded from it ({error})") from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
