@@ -127,6 +127,8 @@ def _overview(group: Words) -> str:
 
 def _unknown(words: Sequence[str], table: Sequence[Words]) -> str:
     """Return what is wrong with words that name no command, with the nearest that do."""
+    if words[0].startswith("-"):
+        return f"`{words[0]}` stands before any command; the command comes first."
     if words[0] in GROUPS:
         siblings = [name[1] for name in table if name[0] == words[0] and len(name) == 2]
         return f"`diffalign {words[0]}` has no command `{words[1]}`.{did_you_mean(words[1], siblings)}"

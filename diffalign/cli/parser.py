@@ -204,13 +204,20 @@ def _paired(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     strays: list[str] = []
     others: dict[str, list[str]] = {}
     current = strays
-    for word in rest:
-        if word.startswith("--"):
-            name, sign, value = word[2:].partition("=")
+    for position, word in enumerate(rest):
+        if word == "--":
+            return [*strays, *rest[position + 1 :]], _joined(others)
+        if word.startswith("-") and not word[1:2].isdecimal():
+            name, sign, value = word.lstrip("-").partition("=")
             current = others[name] = [value] if sign else []
         else:
             current.append(word)
-    return strays, {name: values[0] if len(values) == 1 else values or "true" for name, values in others.items()}
+    return strays, _joined(others)
+
+
+def _joined(others: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return the words of each flag: one of them alone, none as those of a switch."""
+    return {name: words[0] if len(words) == 1 else words or "true" for name, words in others.items()}
 
 
 def _refuse_conflicts(flags: Mapping[str, Any]) -> None:

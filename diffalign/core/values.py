@@ -106,7 +106,7 @@ def _spelt_out(hint: Any, value: Any) -> Any:
         raise ValueError(value)
     if bool in kinds and isinstance(value, int | str) and str(value).lower() in SWITCH:
         return SWITCH[str(value).lower()]
-    if isinstance(value, str) and float in kinds and not math.isfinite(float(value)):
+    if isinstance(value, str) and {int, float} & set(kinds) and not math.isfinite(float(value)):
         raise ValueError(value)
     if int in kinds and not isinstance(value, bool) and isinstance(value, float | str) and float(value) == int(float(value)):
         return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else int(float(value))

@@ -176,7 +176,7 @@ class TrainConfig:
     """Folder for weights, checkpoints, logs and pictures."""
     overwrite_output_dir: bool = key(False, kinds=ANY, changes="nothing", uses=HELP)
     """Train anew in a folder that holds a run, and remove that run."""
-    seed: int = key(0, kinds=ANY, resume=True, changes="data", uses=CARD_AND_HELP)
+    seed: int = key(0, NOT_NEGATIVE, kinds=ANY, resume=True, changes="data", uses=CARD_AND_HELP)
     """Seed of every draw. A draw belongs to a record and an epoch, not to a batch."""
     train_batch_size: int = key(4, ABOVE_ZERO, kinds=ANY, uses=HELP)
     """Records in one forward pass, for each process."""

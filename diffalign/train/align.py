@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ def align(
         >>> align("assets/tiny-sd", "pairs.parquet", output_dir="outputs/mine", max_train_steps=100)  # doctest: +SKIP
     """
     named = isinstance(data, str | Path)
+    if not isinstance(output_dir, str | Path):
+        raise ConfigError(f"`output_dir` is {output_dir!r}; expected the folder of the run")
+    if not named and (isinstance(data, Mapping) or not isinstance(data, Iterable)):
+        raise ConfigError(f"`data` is a {type(data).__name__}; expected the name of a table, file, folder or dataset, or records")
     path = Path(output_dir) / "data"
     values: Mapping[str, Any] = {
         "pretrained_model_name_or_path": str(model),
@@ -52,7 +56,15 @@ def align(
         **options,
     }
     config = from_mapping(values, "diffalign.align")
-    return train(config, None if named else data)
+    return train(config, None if named else _checked(data))
+
+
+def _checked(records: Iterable[Any]) -> Iterator[Record]:
+    """Yield records. Raises ConfigError for the first thing that is none."""
+    for number, record in enumerate(records):
+        if not isinstance(record, Record):
+            raise ConfigError(f"`data`: entry {number} is a {type(record).__name__}; expected a diffalign.Record")
+        yield record
 
 
 def train(config: TrainConfig, records: Iterable[Record] | None = None) -> Path:

@@ -34,7 +34,7 @@ ENDS: dict[Range, tuple[tuple[float, ...], tuple[float, ...]]] = {
     SHARE_BELOW_ONE: ((-0.1, 1.0, NAN), (0.0, 0.9999)),
     SHARE_BELOW_HALF: ((-0.1, 0.5, NAN), (0.0, 0.49)),
 }
-FREE = {"seed", "logit_mean", "mode_scale"}  # any number can be meant
+FREE = {"logit_mean", "mode_scale"}  # any number can be meant
 LATER = {"held_out_share"}  # refused with the other keys of reward models: see tests/rewards/heads
 RANGES = {name: facts.range for name, facts in facts_of(TrainConfig).items() if facts.range in ENDS}
 # By hand, so that a key whose range is lost, or is another one, is noticed.
