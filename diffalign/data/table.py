@@ -214,6 +214,8 @@ class _Audit:
             self.digest.update(repr((scores, _number(candidate.rank), candidate.prompt)).encode())
         turns = [(message.role, message.content) for message in record.messages]
         self.digest.update(repr((record.id, record.prompt, _number(record.prob), record.user, turns)).encode())
+        if "weight" in record.meta:  # which training reads; tables without the column keep their hash
+            self.digest.update(record.meta["weight"].encode())
 
     def manifest(self) -> dict[str, Any]:
         return {

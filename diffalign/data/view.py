@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,7 +15,8 @@ import pyarrow as pa
 from diffalign.core.errors import RecordError, TableError, did_you_mean
 from diffalign.data.records import Message, Record
 from diffalign.data.table import Table, from_row
-from diffalign.data.transforms import Transform, apply
+from diffalign.data.transforms import Transform, transformed
+from diffalign.data.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,17 @@ class View(Sequence[Record]):
     ) -> None:
         self.table, self.columns = table, tuple(columns)
         self.entries: list[Entry] = []
+        self.usage = Usage()
         for row, light in enumerate(itertools.islice(without_content(table), limit)):
-            self.entries += (_entry(table, row, record, columns) for record in apply([light], transforms))
+            made, dropped_by = transformed(weighted_by_table(light), transforms)
+            self.entries += (_entry(table, row, record, columns) for record in made)
+            self.usage.add(light, made, dropped_by)
+
+    def keep(self, entries: list[Entry], reason: str) -> None:
+        """Go on with some of the entries; table records of which none is left are counted under `reason`."""
+        rows, left = {entry.row for entry in self.entries}, {entry.row for entry in entries}
+        self.usage.leave_out(len(rows - left), reason)
+        self.entries = entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -75,6 +86,16 @@ def without_content(table: Table) -> Iterator[Record]:
         for row in rows.to_pylist():
             record = from_row(row)
             yield replace(record, candidates=tuple(replace(c, image=b"%d" % i) for i, c in enumerate(record.candidates)))
+
+
+def weighted_by_table(record: Record) -> Record:
+    """Return the record with the weight of the table's column `weight`, if there is one. Raises RecordError for one that is no weight."""
+    if "weight" not in record.meta:
+        return record
+    weight = float(record.meta["weight"])
+    if not (math.isfinite(weight) and weight >= 0.0):
+        raise RecordError(f"{record.source}: the column `weight` is {weight}; expected a finite number, zero or more")
+    return replace(record, weight=weight)
 
 
 def _entry(table: Table, row: int, record: Record, columns: Mapping[str, str]) -> Entry:
@@ -120,5 +141,5 @@ def with_users(view: View, least: int) -> View:
             "%d of %d records are left out: they name no user, or one with fewer than %d pairs; %d users are left",
             *(len(view.entries) - len(entries), len(view.entries), least, len(users)),
         )
-    view.entries = entries
+    view.keep(entries, "have no user with enough pairs")
     return view

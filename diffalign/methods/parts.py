@@ -29,5 +29,6 @@ class Parts:
     index: Callable[[int], Index] | None = None  # of a sample, where not simply every record is sampled once an epoch
     penalty: Callable[[Condition, float], dict[str, Tensor]] | None = None  # of a batch's condition, at a share of the run
     facts: Mapping[str, Any] = field(default_factory=dict)  # what run.json and checkpoints say besides
+    usage: Mapping[str, Any] = field(default_factory=dict)  # what run.json says of the table's records: see `data.usage`
     groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
     measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is measured of the result before run.json is written

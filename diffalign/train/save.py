@@ -34,4 +34,5 @@ def save_result(parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> Non
         "mixed_precision": config.mixed_precision,
         "scorers": scorers_of(read_table(config.dataset_name).manifest if is_table(config.dataset_name or "") else {}),
     }
+    run |= {"data": dict(parts.usage)} if parts.usage else {}
     write({folder / RUN: json.dumps(run | adapter_facts(parts.backbone.network) | facts, indent=2) + "\n"})

@@ -10,7 +10,7 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
         logger.info("model %s on %s", config.pretrained_model_name_or_path, accelerator.device)
     with accelerator.main_process_first():  # it fills the caches on disk, the others find them filled
         parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
-    return Trainer(config, parts, accelerator)
+    return Trainer(config, replace(parts, usage=view.usage.facts()), accelerator)
 
 
 def trainer_for(config: TrainConfig) -> Trainer:

@@ -189,7 +189,7 @@ def packed(kind: str, files: dict[str, bytes]) -> bytes:
             for name, data in files.items():
                 archive.writestr(name, data)
     else:
-        with tarfile.open(fileobj=buffer, mode=f"w:{'gz' if kind.endswith('gz') else ''}") as archive:
+        with tarfile.open(fileobj=buffer, mode="w:gz" if kind.endswith("gz") else "w") as archive:
             for name, data in files.items():
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)

@@ -6,8 +6,10 @@ the images or texts of candidates, because a view gives them records without con
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from diffalign.core.specs import Bound
 from diffalign.data.records import Record
 from diffalign.data.transforms.base import Transform
 from diffalign.data.transforms.candidates import by_factuality, invert, list_of, orient, pairs, preferred, prompt_only
@@ -42,7 +44,21 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
 def apply(records: Iterable[Record], transforms: Sequence[Transform]) -> Iterator[Record]:
     """Yield every record after all `transforms`, in order."""
     for record in records:
-        transformed: tuple[Record, ...] = (record,)
-        for transform in transforms:
-            transformed = tuple(new for old in transformed for new in transform(old))
-        yield from transformed
+        yield from transformed(record, transforms)[0]
+
+
+def transformed(record: Record, transforms: Sequence[Transform]) -> tuple[tuple[Record, ...], str]:
+    """Return what a record becomes after all `transforms`, and the name of the one that has left nothing of it, else an empty text."""
+    made: tuple[Record, ...] = (record,)
+    for transform in transforms:
+        made = tuple(new for old in made for new in transform(old))
+        if not made:
+            return (), name_of(transform)
+    return made, ""
+
+
+def name_of(transform: Transform) -> str:
+    """Return the name of a transform with or without constants."""
+    if isinstance(transform, functools.partial):
+        return transform.func.__name__
+    return transform.name if isinstance(transform, Bound) else getattr(transform, "__name__", "a transform")

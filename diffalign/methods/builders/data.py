@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +17,12 @@ from typing import Any
 
 from diffalign.core.claim import ASIDE
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
+from diffalign.core.files import write
 from diffalign.core.specs import Spec, bind, single
 from diffalign.data.duplicates import repeat_warning
-from diffalign.data.importing import import_dataset
+from diffalign.data.importing import import_dataset, stamp_of
 from diffalign.data.problems import shortcut_warnings
-from diffalign.data.table import Table, is_table, keep_caches, read_table
+from diffalign.data.table import MANIFEST, Table, is_table, keep_caches, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.units import check_points, check_range
@@ -52,14 +55,60 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     kind = "image" if recipe.kind == "reward" else recipe.kind  # a reward model judges images
     if kind is not None and table.manifest["kind"] != kind and any(entry.order for entry in view.entries):
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
-    if not any(entry.prob != 0.5 or len(entry.order) > 2 for entry in view.entries):
-        left = f"{table.manifest['strict']} strict pairs, {table.manifest['ties']} ties"
-        raise TableError(
-            f"{config.dataset_name}: no pair with a preference is left of {len(table)} records ({left}); nothing to learn from"
-        )
+    if kind == "image" and any(entry.order for entry in view.entries):
+        _check_prompts(table)
+    if needs.candidates == 1:
+        _leave_out_disliked(objective, view)
+    _check_preferences(config, view, specs)
     _check_candidates(objective, needs, view)
     _check_labels(objective, needs, view, columns)
+    if view.usage.dropped and not reuse:
+        logger.info("%s: %s", table.name, view.usage)
     return view
+
+
+def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec]) -> None:
+    """Raise TableError where no preference is left, and where most records state none, unless the config names its own transforms."""
+    name, facts = config.dataset_name, view.table.manifest
+    if not any(entry.prob != 0.5 or len(entry.order) > 2 for entry in view.entries):
+        left = f"{facts['strict']} strict pairs, {facts['ties']} ties"
+        raise TableError(
+            f"{name}: no pair with a preference is left of {len(view.table)} records ({left}); nothing to learn from. {view.usage}"
+        )
+    if config.transforms is None and 2 * view.usage.without_preference() > view.usage.records:
+        raise TableError(
+            f"{name}: most records state no preference between two candidates ({view.usage}). Give them labels or ranks; or, to train "
+            f"on the others, name the transforms yourself, here `transforms: {list(specs)}`"
+        )
+
+
+def _leave_out_disliked(objective: str, view: View) -> None:
+    """Leave out lone candidates that are disliked, for an objective that learns from the first candidate of every record.
+
+    Raises TableError for a pair whose first candidate is not the preferred one.
+    """
+    if odd := next((entry for entry in view.entries if entry.prob < 0.5 and len(entry.order) > 1), None):
+        raise TableError(
+            f"{view.table.path}: objective `{objective}` learns from the first candidate, and in {odd.id} that is the dispreferred one "
+            f"(prob {odd.prob:g}): put `orient` among the transforms"
+        )
+    view.keep([entry for entry in view.entries if entry.prob >= 0.5], f"are disliked, and `{objective}` learns from liked ones")
+
+
+def _check_prompts(table: Table) -> None:
+    """Raise TableError where candidates of images have prompts of their own, which training on images does not read."""
+    if all(batch.column("candidates").values.field("prompt").null_count == _candidates(batch) for batch in table.batches()):
+        return
+    for record in without_content(table):
+        if odd := next((c.prompt for c in record.candidates if c.prompt not in (None, record.prompt)), None):
+            raise TableError(
+                f"{table.path}: a candidate of {record.id} has a prompt of its own, {odd[:60]!r}; training on images gives all candidates "
+                "of a record one prompt. Write a record for each prompt"
+            )
+
+
+def _candidates(batch: Any) -> int:
+    return len(batch.column("candidates").values)
 
 
 def _warn(table: Table, buckets: Sequence[tuple[int, int]]) -> None:
@@ -94,6 +143,8 @@ def _check_candidates(objective: str, needs: Facts, view: View) -> None:
         numbers = " and ".join(map(str, counts))
         raise TableError(f"{view.table.path}: records of {numbers} candidates; those of a batch have equally many: {cure}")
     if counts[0] < needed and needed > 1:  # a method that makes its own pictures needs none
+        if counts[0] == 1:
+            cure = f"{cure}; a label of one candidate alone, as KTO's data have, compares nothing: give each prompt a second candidate"
         raise TableError(
             f"{view.table.path}: objective `{objective}` compares {needed} candidates a record; found {counts[0]} after the "
             f"transforms: {cure if needed == 2 else 'choose transforms that keep them all'}"
@@ -110,7 +161,8 @@ def _check_labels(objective: str, needs: Facts, view: View, columns: Mapping[str
     if needs.of_ranks and any(entry.weight is not None or entry.offset is not None for entry in view.entries):
         raise TableError(
             f"{view.table.path}: the losses of `{objective}` belong to ranks within the batch, and records cannot have a weight or an "
-            "offset: leave out the transforms that give them (`semantic_weight`, `offset_by`), or choose another objective"
+            "offset: leave out the transforms that give them (`semantic_weight`, `offset_by`) "
+            "and the table's column `weight`, or choose another objective"
         )
     if not needs.chances or "gains" not in view.columns:
         return
@@ -125,10 +177,24 @@ def _check_labels(objective: str, needs: Facts, view: View, columns: Mapping[str
 
 
 def _imported(config: TrainConfig, reuse: bool) -> Table:
+    """Return the table of the run's folder, imported now unless another process has just done so or a run goes on with the same data."""
     path = Path(config.output_dir) / "data"
-    if is_table(path) and (reuse or config.resume_from_checkpoint):
+    if is_table(path) and reuse:
         return read_table(path)
-    table = import_dataset(
+    if is_table(path) and config.resume_from_checkpoint:
+        kept = read_table(path)
+        if not (changes := _changes(kept, config)):
+            return kept
+        if any(Path(config.output_dir).glob("checkpoint-*")):
+            return _with_new_facts(kept, config, changes)
+        logger.info("%s: imported again (%s)", config.dataset_name, "; ".join(changes))
+    table = _import(config, path)
+    keep_caches(Path(config.output_dir) / ASIDE / "data", table.path)  # of a run that this one overwrites
+    return table
+
+
+def _import(config: TrainConfig, path: Path) -> Table:
+    return import_dataset(
         config.dataset_name,
         path,
         reader=config.reader,
@@ -137,8 +203,35 @@ def _imported(config: TrainConfig, reuse: bool) -> Table:
         overwrite=is_table(path),
         limit=config.max_train_samples,
     )
-    keep_caches(Path(config.output_dir) / ASIDE / "data", table.path)  # of a run that this one overwrites
-    return table
+
+
+def _changes(table: Table, config: TrainConfig) -> list[str]:
+    """Return in what the config's dataset is not that which a table was imported from, as far as names, sizes and times tell."""
+    before, stamp = table.manifest, stamp_of(config.dataset_name)
+    if stamp is None and before.get("stamp") is not None:
+        raise TableError(
+            f"{config.dataset_name}: there is no such file or folder, and the run was begun on {before.get('dataset_name')}; put it back, "
+            "or choose another output_dir"
+        )
+    now = {"dataset_name": config.dataset_name, "split": config.dataset_split_name, "limit": config.max_train_samples, "stamp": stamp}
+    if config.reader is not None:
+        now["reader"] = config.reader
+    different = [name for name, value in now.items() if before.get(name) != value and (name in before or name == "stamp")]
+    return ["its files have changed" if name == "stamp" else f"{name}: {before.get(name)} -> {now[name]}" for name in different]
+
+
+def _with_new_facts(kept: Table, config: TrainConfig, changes: Sequence[str]) -> Table:
+    """Return a run's table, where the dataset as it is now still gives the same records. Raises TableError where it does not."""
+    with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
+        new = _import(config, Path(folder) / "data")
+        if new.fingerprint != kept.fingerprint:
+            raise TableError(
+                f"{config.dataset_name}: not the data that the checkpoints in {config.output_dir} were trained on ({'; '.join(changes)}); "
+                "go on with the former data, or choose another output_dir"
+            )
+        manifest = new.manifest
+    write({kept.path / MANIFEST: json.dumps(manifest, indent=2) + "\n"})
+    return read_table(kept.path)
 
 
 def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int | None) -> Transform:

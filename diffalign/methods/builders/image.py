@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from diffalign.models.trajectory_cache import Precomputed, network_facts
 from diffalign.models.users import branch
 from diffalign.models.users.attach import encoder_of
 from diffalign.models.users.encoders import Sizes
+
+logger = logging.getLogger(__name__)
 
 
 def settings(config: TrainConfig) -> Settings:
@@ -148,6 +151,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     start_hash = start(config, recipe, model)
     likelihood = DiffusionLikelihood(model.path, model.predict, recipe.trajectory, config.proportion_empty_prompts, recipe.error)
     compared = reference(config, recipe, model, device)
+    _count_cut_prompts(model, view)
     data: Pairs = pairs(config, view, model)
     if config.trajectory_cache and isinstance(data, CachedPairs):
         facts = network_facts(model) | _trajectory_facts(config, recipe) | start_hash
@@ -157,6 +161,14 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
         data, index = UserPairs(data, users, evidence, config.user_dropout), users.index
         penalty = encoder_of(model.denoiser).penalty
     return Parts("image", recipe, model, likelihood, compared, data, view.table.fingerprint, index, penalty, facts=start_hash)
+
+
+def _count_cut_prompts(model: Backbone, view: View) -> None:
+    """Count the prompts that are longer than the text encoder reads, and log how many these are."""
+    prompts = sorted({entry.prompt for entry in view.entries})
+    view.usage.cut_prompts, limit = model.cut_prompts(prompts)
+    if view.usage.cut_prompts:
+        logger.warning("%s of %s prompts exceed %d tokens and are cut", f"{view.usage.cut_prompts:,}", f"{len(prompts):,}", limit)
 
 
 def _trajectory_facts(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:

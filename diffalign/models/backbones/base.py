@@ -32,6 +32,10 @@ class Backbone(Trained, Protocol):
         """Return what the denoiser is told about each prompt, first axis N. The empty prompt is the stock pipeline's unconditional one."""
         ...
 
+    def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
+        """Return how many of `prompts` do not fit the text encoder that reads the most, and how many tokens that is."""
+        ...
+
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the output of `model` (the denoiser or a copy of it) like x (N, C, H, W), at path times t (N,).
 

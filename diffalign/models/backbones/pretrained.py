@@ -87,6 +87,17 @@ class Pretrained(ABC):
             )
         return latents
 
+    def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
+        """Return how many of `prompts` do not fit the text encoder that reads the most, and how many tokens that is, special ones too."""
+        tokenizers = [part for name, part in self._pipe.components.items() if name.startswith("tokenizer") and part is not None]
+        t5 = [part for part in tokenizers if "T5" in type(part).__name__]
+        limits = [(self._sequence_length(), part) for part in t5] or [(int(part.model_max_length), part) for part in tokenizers]
+        if not limits:
+            return 0, 0
+        limit, tokenizer = max(limits, key=lambda pair: pair[0])
+        long = [prompt for prompt in prompts if len(prompt.encode()) + 2 > limit]  # a token is a byte at least
+        return sum(len(ids) > limit for ids in tokenizer(long, verbose=False).input_ids) if long else 0, limit
+
     def pipeline(self, *, whole: bool = True) -> Any:
         """Return the stock pipeline around the denoiser as it is now; `whole` to draw with: all of it lies where the denoiser does."""
         if whole:

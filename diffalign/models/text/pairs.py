@@ -160,7 +160,7 @@ def _admitted(view: View, template: Template, limit: Limit) -> list[Encoded]:
             "%d of %d records are left out: the prompt alone fills max_length (%d tokens)",
             *(len(records) - len(admitted), len(records), limit.max_length),
         )
-    view.entries = [view.entries[i] for i in admitted]
+    view.keep([view.entries[i] for i in admitted], "have a prompt that fills max_length")
     return [records[i] for i in admitted]
 
 
