@@ -50,6 +50,7 @@ from diffalign.train.stopping import StoppedError, StopRequest
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
+LEAST_RATE = 1e-7  # below it a warning: the recipes are at 1e-6 or above
 
 
 def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool = True) -> Trainer:
@@ -226,6 +227,12 @@ class Trainer:
         division = f"{self.config.train_batch_size} x {self.config.gradient_accumulation_steps} accumulated x {self.sampler.processes}"
         division += " process" if self.sampler.processes == 1 else " processes"
         logger.info("effective batch %d records: %s%s", self.sampler.effective, division, f" (paper: {paper})" if paper else "")
+        if self.config.learning_rate < LEAST_RATE:
+            logger.warning(
+                "learning_rate %g: nothing visible is learned at it; 1e-8 in the Diffusion-DPO release is for each of 2048 pairs, together "
+                "2.048e-5, and adapters take 1e-5 to 1e-3",
+                self.config.learning_rate,
+            )
         if recipe.beta is not None and recipe.compares:
             logger.info("%s", self.parts.backbone.beta_in_words(recipe.beta))
 

@@ -215,3 +215,9 @@ def test_every_key_that_a_resume_may_change_is_refused_or_named(tmp_path):
             named = [str(refusal)]
         assert len(named) == 1, name
         assert name in named[0]
+
+
+def test_a_rate_at_which_nothing_is_learned_is_named(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(replace(config, learning_rate=1e-8, max_train_steps=1))
+    assert "learning_rate 1e-08" in caplog.text

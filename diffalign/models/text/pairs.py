@@ -27,6 +27,7 @@ from diffalign.models.text.truncation import Limit
 logger = logging.getLogger(__name__)
 
 PART = 512  # records tokenised at once
+CLOSING = 3  # last tokens of an answer among which templates put the one that ends it; a line break may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class TextPairs(Dataset[dict[str, Any]]):
             records = _with_mismatched(view, records)
         cut = [limit.cut(record, template.tokenizer.bos_token_id) for record in records]
         _report_cut(records, cut, limit)
+        if self.conversational:
+            _report_endless(records[:PART], template)
         self._prompts = Ragged.of([prompt for record in cut for prompt in record.prompts])
         self._completions = Ragged.of([completion for record in cut for completion in record.completions])
         self._first = _starts([len(record.completions) for record in cut])  # (B + 1,) among the completions
@@ -197,6 +200,13 @@ def _report_cut(records: Sequence[Encoded], cut: Sequence[Encoded], limit: Limit
         logger.info("%d of %d records are cut to max_length %d (%s)", shorter, len(cut), limit.max_length, limit.mode)
     if same:
         logger.info("%d of %d records have equal candidates: their margin is 0 and they teach no preference", same, len(cut))
+
+
+def _report_endless(records: Sequence[Encoded], template: Template) -> None:
+    """Warn of a chat template that writes no special token behind an answer: who learns from such answers never stops."""
+    special = set(template.tokenizer.all_special_ids)
+    if not any(special & set(answer[-CLOSING:].tolist()) for record in records for answer in record.completions):
+        logger.warning("the chat template writes no token that ends an answer: the model will not learn to stop; add eos_token to it")
 
 
 def _tokens(record: Encoded) -> int:

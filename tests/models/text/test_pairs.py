@@ -19,7 +19,7 @@ from diffalign.models.text.pairs import TextPairs
 from diffalign.models.text.template import Template
 from diffalign.models.text.truncation import Limit
 from tests.models.text.models import tokenizer
-from tests.models.text.tables import lists, real_records, text_record, view_of
+from tests.models.text.tables import chat_record, lists, real_records, text_record, view_of
 
 TEMPLATE = Template(tokenizer())
 RECORDS = [
@@ -213,3 +213,14 @@ def test_a_loader_gives_each_record_once_an_epoch(tmp_path, workers):
     sampler = Sampler(len(pairs), 4, 1, 1, 0, seed=0)
     batches = list(loader(pairs, sampler, 0, 2, workers))
     assert sorted(name for batch in batches for name in batch.ids) == sorted(entry.id for entry in pairs.view.entries)
+
+
+@pytest.mark.parametrize(("end", "warned"), [("<|im_end|>\n", False), ("\n", True)])
+def test_a_chat_template_that_ends_no_answer_is_named(tmp_path, caplog, end, warned):
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}" + "[{{ m.role }}]{{ m.content }}" + end + "{% endfor %}"
+    words.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    record = chat_record([("user", "What?")], "seven", "eight")
+    with caplog.at_level(logging.WARNING):
+        made(tmp_path, [record], template=Template(words))
+    assert ("token that ends an answer" in caplog.text) == warned
