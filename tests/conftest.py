@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers\.schedulers"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Take what imports have made out of the collector's sight, which walks through it whenever a pipeline has drawn."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give it back, or extension modules report at the end that it was leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

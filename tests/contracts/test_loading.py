@@ -72,7 +72,7 @@ def test_each_part_that_is_missing_is_named(broken):
     assert {layout.component, *layout.needed} <= set(parts)
     for part in parts:
         (broken / part).rename(broken / "away")
-        with pytest.raises(CheckpointError, match=f"the folder has no `{part}`; a {kind} needs"):
+        with pytest.raises(CheckpointError, match=f"no `{part}`; a {kind}"):
             check_folder(str(broken))
         (broken / "away").rename(broken / part)
     assert check_folder(str(broken)) == kind
@@ -95,7 +95,7 @@ def test_a_variant_is_loaded_by_name_and_without_it_refused(family, tmp_path):
     assert family_of(pipe) == FAMILIES[family]
     assert next(load_denoiser(str(folder), variant="fp16").parameters()).dtype == torch.float32
     for load in (load_pipeline, load_denoiser):
-        with pytest.raises(CheckpointError, match=r"only weights of a variant, .*\.fp16\.safetensors; set `variant`"):
+        with pytest.raises(CheckpointError, match=r"fp16\.safetensors; set `variant`"):
             load(str(folder))
     with pytest.raises(CheckpointError, match=r"no weights of variant `bf16`; found .*fp16"):
         load_pipeline(str(folder), variant="bf16")

@@ -169,7 +169,7 @@ def test_what_was_made_otherwise_is_made_again(view, tmp_path, change, images, p
 def test_a_model_of_another_latent_shape_under_the_same_name_is_refused(view, tmp_path):
     cached(view, Fake(), tmp_path)
     fake = Fake()
-    with pytest.raises(TableError, match=r"found float32 \(15, 2, 3, 3\), expected float32 \(15, 4, 3, 3\)"):
+    with pytest.raises(TableError, match=r"\(15, 2, 3, 3\).*\(15, 4, 3, 3\)"):
         CachedPairs(view, Encoders(fake.image, fake.prompt, lambda height, width: (4, 3, 3), fake.fingerprint), FRAMING, 1, tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_an_image_whose_latents_are_not_finite_is_named(view, tmp_path, cache):
         data = CachedPairs(view, encoders, FRAMING, 1, tmp_path) if cache else LivePairs(view, encoders, FRAMING, 1)
         data.to_batch([data[0, 0]])
 
-    with pytest.raises(CheckpointError, match=r"fake: latents that are not finite: .*, candidate 1$"):
+    with pytest.raises(CheckpointError, match=r"fake: .*, candidate 1$"):
         read()
 
 

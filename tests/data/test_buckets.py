@@ -63,7 +63,7 @@ def test_a_header_tells_the_size_of_the_upright_picture(kind, orientation):
 
 @pytest.mark.parametrize("data", [b"", b"not an image"])
 def test_an_image_without_a_header_is_named(data):
-    with pytest.raises(RecordError, match="row 7, candidate 1: the image does not decode"):
+    with pytest.raises(RecordError, match="row 7, candidate 1:"):
         image_size(data, "row 7, candidate 1")
 
 

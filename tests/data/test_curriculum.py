@@ -77,9 +77,9 @@ def test_gaps_are_those_of_the_candidates_in_the_views_order(tmp_path):
     # gaps: 5 - 4, 5 - 1, 4 - 1 of the ranking; 7 - 1 of the pair that was turned round
     assert listed(gap(view, score="s", stages=4)) == [[3], [1], [2], [0]]
     assert CURRICULA["gap"] is gap
-    with pytest.raises(TableError, match=r"the curriculum orders pairs by a gap, and r0/0-1 has no score `t`; its scores are \['s'\]"):
+    with pytest.raises(TableError, match=r"r0/0-1 has no score `t`.*\['s'\]"):
         gap(view, score="t")
-    with pytest.raises(TableError, match="and last has no rank; name a score instead"):
+    with pytest.raises(TableError, match="last has no rank"):
         gap(view)
 
 

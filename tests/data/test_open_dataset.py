@@ -52,7 +52,7 @@ def test_a_table_of_texts_trains_a_language_model_alone(tmp_path):
     write_table(tmp_path / "t", [ranking(0, {}, {})])
     assert len(opened(config(tmp_path / "t"))) == 1
     assert len(opened(config(tmp_path / "t"), None)) == 1
-    with pytest.raises(TableError, match="t: a table of texts; the model of this run trains on pairs of images"):
+    with pytest.raises(TableError, match="t: a table of texts"):
         opened(config(tmp_path / "t"), "image")
 
 
@@ -60,7 +60,7 @@ def test_a_column_is_read_from_the_score_that_the_config_names(tmp_path, needs):
     needs(columns=("gains",))
     write_table(tmp_path / "t", [ranking(0, {"a": 0.1, "b": 0.2}, {"a": 0.3, "b": 0.4})])
     assert columns(opened(config(tmp_path / "t", scores={"gains": "b"}))) == {"gains": ((0.2, 0.4),)}
-    with pytest.raises(TableError, match=r"the objective reads `gains`.*Known: a, b\. .* `scores: \{gains: NAME\}`"):
+    with pytest.raises(TableError, match=r"`gains`.*a, b.*\{gains: NAME\}"):
         opened(config(tmp_path / "t"))
 
 
@@ -88,23 +88,21 @@ def test_gains_that_a_transform_makes_are_those_that_are_read(tmp_path, needs):
 def test_an_objective_of_more_candidates_than_the_records_have_is_refused(tmp_path, needs):
     needs(candidates=3)
     write_table(tmp_path / "t", [ranking(0, {}, {}, {})])
-    with pytest.raises(
-        TableError, match=r"objective `dpo` compares 3 candidates a record; found 2 after the transforms: choose transforms"
-    ):
+    with pytest.raises(TableError, match=r"`dpo` .*3 candidates.*found 2"):
         opened(config(tmp_path / "t"))
     assert len(opened(config(tmp_path / "t", transforms=[{"list_of": {"candidates": 3}}]))) == 1
 
 
 def test_a_single_candidate_is_no_pair(tmp_path):
     write_table(tmp_path / "t", [ranking(0, {}, {})])
-    with pytest.raises(TableError, match="objective `dpo` compares 2 candidates a record; found 1 after the transforms: put `pairs`"):
+    with pytest.raises(TableError, match=r"`dpo` .*2 candidates.*found 1.*`pairs`"):
         opened(config(tmp_path / "t", transforms=["pairs", "preferred"]))
 
 
 def test_records_of_different_numbers_of_candidates_are_refused(tmp_path):
     labelled = [replace(ranking(number, *[{}] * count), prob=1.0) for number, count in enumerate((2, 3))]
     write_table(tmp_path / "t", labelled)
-    with pytest.raises(TableError, match=r"records of 2 and 3 candidates; those of a batch have equally many: put `pairs`, or {list_of"):
+    with pytest.raises(TableError, match=r"2 and 3 candidates.*`pairs`, or {list_of"):
         opened(config(tmp_path / "t", transforms=[]))
 
 
@@ -157,7 +155,7 @@ def test_a_single_score_ranks_candidates_where_gains_are_chances(tmp_path):
 def test_gains_that_are_no_chances_are_refused_with_their_cure(tmp_path, objective):
     write_table(tmp_path / "t", [ranking(0, {"pickscore": 22.0, "share": 0.0}, {"pickscore": 21.0, "share": 1.0})])
     named = {name: config(tmp_path / "t", objective={objective: {"beta": 0.1}}, scores={"gains": name}) for name in ("pickscore", "share")}
-    with pytest.raises(TableError, match=r"chances of winning, in \[0, 1\], and `pickscore` is 22 in r0/0-1: put {share_beaten: {scores"):
+    with pytest.raises(TableError, match=r"\[0, 1\].*`pickscore` is 22 in r0/0-1.*share_beaten"):
         opened(named["pickscore"])
     assert columns(opened(named["share"])) == {"gains": ((0.0, 1.0),)}
     cured = replace(named["pickscore"], scores={}, transforms=[{"share_beaten": {"scores": ["pickscore"]}}, "pairs"])
@@ -168,7 +166,7 @@ def test_gains_that_are_no_chances_are_refused_with_their_cure(tmp_path, objecti
 def test_lists_without_gains_are_refused_where_only_pairs_have_labels(tmp_path, objective):
     write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0}, {"s": 1.0})])
     listed = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=[{"list_of": {"candidates": 3}}])
-    with pytest.raises(TableError, match=rf"`{objective}` reads `gains` of lists, here of 3 candidates: name a score as `scores: {{gains"):
+    with pytest.raises(TableError, match=rf"`{objective}` .*`gains`.*3 candidates.*{{gains"):
         opened(listed)
     assert columns(opened(replace(listed, scores={"gains": "s"}))) == {"gains": ((3.0, 2.0, 1.0),)}
     shared = replace(listed, transforms=["share_beaten", *listed.transforms])
@@ -182,7 +180,7 @@ def test_losses_of_ranks_refuse_weights_and_offsets_of_records(tmp_path, objecti
     write_table(tmp_path / "t", [ranking(0, {"s": 3.0}, {"s": 2.0})])
     chosen = config(tmp_path / "t", objective={objective: {"beta": 0.1}}, transforms=["pairs"])
     assert len(opened(chosen)) == 1
-    with pytest.raises(TableError, match=f"the losses of `{objective}` belong to ranks .* leave out the transforms that give them"):
+    with pytest.raises(TableError, match=f"`{objective}` .*ranks"):
         opened(replace(chosen, transforms=["pairs", {transform: {"score": "s"}}]))
 
 

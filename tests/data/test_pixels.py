@@ -219,7 +219,7 @@ def test_variants_of_a_record_are_cropped_and_flipped_apart():
 @pytest.mark.parametrize("bad", [Candidate(image=b"not an image"), Candidate(image=b""), Candidate(text="no image")])
 def test_an_image_that_does_not_decode_is_named(bad):
     whole = Candidate(image=encode_image(ruler(8, 8)))
-    with pytest.raises(RecordError, match="row 7, candidate 1: the image does not decode"):
+    with pytest.raises(RecordError, match="row 7, candidate 1:"):
         candidate_pixels(Record("r", "", (whole, bad), source="row 7"), Framing(SIDE), torch.Generator())
 
 

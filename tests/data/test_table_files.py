@@ -68,7 +68,7 @@ def test_a_link_to_a_table_goes_on_pointing_to_it(tmp_path):
 
 def test_a_table_is_not_overwritten_unasked(tmp_path):
     write_table(tmp_path / "t", pairs(2))
-    with pytest.raises(TableError, match="exists already; choose another folder, or overwrite it with --overwrite"):
+    with pytest.raises(TableError, match=r"exists already.*--overwrite"):
         write_table(tmp_path / "t", pairs(3))
     assert len(read_table(tmp_path / "t")) == 2
 
@@ -79,7 +79,7 @@ def test_what_is_not_a_table_is_left_alone(tmp_path, overwrite):
     (tmp_path / "photos" / "dear.txt").write_text("keep me")
     (tmp_path / "note").write_text("keep me")
     for name in ("photos", "note"):
-        with pytest.raises(TableError, match=r"is not a preference table .* choose another folder"):
+        with pytest.raises(TableError, match=r"is not a preference table"):
             write_table(tmp_path / name, pairs(1), overwrite=overwrite)
     assert (tmp_path / "photos" / "dear.txt").read_text() == (tmp_path / "note").read_text() == "keep me"
 
@@ -88,13 +88,13 @@ def test_an_empty_table_is_not_written(tmp_path):
     with pytest.raises(TableError, match=r"there is no record to write$"):
         write_table(tmp_path / "t", [])
     rejected = [{"where": "row 0", "reason": "row 0: no label"}]
-    with pytest.raises(TableError, match="no record to write; first of 1 rejected: row 0: no label"):
+    with pytest.raises(TableError, match="of 1 rejected: row 0: no label"):
         write_table(tmp_path / "t", [], rejected=rejected)
     assert names(tmp_path) == []
 
 
 def test_a_missing_table_says_how_to_make_one(tmp_path):
-    with pytest.raises(TableError, match=r"has no records\.arrow\. Make one with `diffalign data import`"):
+    with pytest.raises(TableError, match=r"no records\.arrow.*`diffalign data import`"):
         read_table(tmp_path / "nowhere")
     assert not is_table(tmp_path / "nowhere")
     write_table(tmp_path / "t", pairs(1))
@@ -139,7 +139,7 @@ def test_truncated_rows_are_refused(tmp_path, share):
 def test_a_manifest_that_counts_other_rows_is_refused(tmp_path, rows):
     write_table(tmp_path / "t", pairs(CHUNK + 1))
     rewrite(tmp_path / "t", rows=rows)
-    with pytest.raises(TableError, match=rf"is damaged \({CHUNK + 1} rows in records\.arrow, {rows} in manifest\.json\)"):
+    with pytest.raises(TableError, match=rf"{CHUNK + 1} .*records\.arrow, {rows} .*manifest\.json"):
         read_table(tmp_path / "t")
 
 
@@ -148,7 +148,7 @@ def test_a_file_with_other_columns_is_refused(tmp_path):
     other = pa.table({"id": ["0"]})
     with pa.OSFile(str(tmp_path / "t" / ROWS), "wb") as sink, pa.ipc.new_file(sink, other.schema) as writer:
         writer.write_table(other)
-    with pytest.raises(TableError, match=r"the columns of records\.arrow are not those of a preference table"):
+    with pytest.raises(TableError, match=r"columns of records\.arrow"):
         Table(tmp_path / "t")
 
 

@@ -92,7 +92,7 @@ def test_offsets_turn_round_with_the_preference():
 
 
 def test_a_new_label_asks_for_new_offsets():
-    with pytest.raises(RecordError, match="table row 0: the offset belongs to the label that `relabel` replaces; put `offset_by` after"):
+    with pytest.raises(RecordError, match=r"table row 0: .*`relabel` .*`offset_by`"):
         relabel(record({"s": 1.0}, {"s": 3.0}, prob=1.0, offset=0.5), score="s")
 
 
@@ -109,7 +109,7 @@ def test_a_new_label_asks_for_new_offsets():
 def test_what_takes_the_first_candidate_for_the_preferred_one_says_where_it_is_not(taking_the_first):
     against, tie = record({"s": 5.0}, {"s": 2.0}, prob=0.25), record({"s": 5.0}, {"s": 2.0}, prob=0.5)
     name = getattr(taking_the_first, "func", taking_the_first).__name__
-    with pytest.raises(RecordError, match=rf"table row 0: `{name}` takes the first .* prob is 0\.25; put `orient` before it"):
+    with pytest.raises(RecordError, match=rf"table row 0: `{name}` .*0\.25.*`orient`"):
         taking_the_first(against)
     assert len(taking_the_first(tie)) > 0
     assert len(taking_the_first(*orient(against))) > 0 or name in ("offset_by", "reward_conditioned")  # whose score now disagrees
@@ -128,7 +128,7 @@ def test_relabelling_leaves_out_pairs_below_the_threshold():
     close = record({"r": 1.0}, {"r": 1.4})
     assert relabel(close, score="r", threshold=0.5) == ()
     assert len(relabel(close, score="r", threshold=0.3)) == 1
-    with pytest.raises(ConfigError, match=r"temperature is -1\.0 and threshold 0.0; expected zero or more"):
+    with pytest.raises(ConfigError, match=r"temperature is -1\.0"):
         relabel(close, score="r", temperature=-1.0)
 
 
@@ -200,7 +200,7 @@ def test_the_lowest_share_is_kept_by_the_first_candidates_score():
     assert [own.id for own in apply(records, [partial(lowest, score="ches", share=0.4, most=most)])] == ["-1.0", "0.0"]
     assert threshold(records, "ches", 1.0) == 5.0
     assert threshold(records, "ches", 0.01) == -1.0  # at least one
-    with pytest.raises(ConfigError, match=r"share is 1\.5; expected a number above 0, at most 1"):
+    with pytest.raises(ConfigError, match=r"share is 1\.5"):
         lowest(records[0], score="ches", share=1.5, most=0.0)
 
 
@@ -229,8 +229,8 @@ def test_pairs_whose_score_disagrees_with_the_preference_have_no_goal():
 
 def test_a_goal_needs_a_place_in_the_template_and_a_prompt_of_the_record():
     known = record({"s": 9.0}, {"s": 2.0}, prob=1.0)
-    with pytest.raises(ConfigError, match=r"template is 'Earn much'; expected a text with {goal}"):
+    with pytest.raises(ConfigError, match=r"'Earn much'.*{goal}"):
         reward_conditioned(known, score="s", template="Earn much")
     own = replace(known, candidates=tuple(replace(c, prompt="a ring") for c in known.candidates))
-    with pytest.raises(RecordError, match="table row 0: the candidates have prompts of their own"):
+    with pytest.raises(RecordError, match=r"table row 0: .*prompts"):
         reward_conditioned(own, score="s")

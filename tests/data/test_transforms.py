@@ -92,7 +92,7 @@ def test_soft_label_of_exchanged_candidates_is_the_complement(first, second, tem
 
 
 def test_soft_label_refuses_what_it_cannot_scale():
-    with pytest.raises(RecordError, match=r"votes\.csv row 3: no score `pick`; this record has \['clip', 'hps'\]"):
+    with pytest.raises(RecordError, match=r"votes\.csv row 3: .*`pick`.*\['clip', 'hps'\]"):
         soft_label(pair(), score="pick", low=0.0, high=1.0)
     with pytest.raises(RecordError, match="expected two candidates, found 3"):
         soft_label(pair(candidates=(A, B, A)), score="clip", low=0.0, high=1.0)
@@ -143,7 +143,7 @@ def test_a_labelled_pair_is_a_pair_already():
 
 
 def test_an_unknown_way_of_pairing_is_refused():
-    with pytest.raises(ConfigError, match="`how` is `best`; expected all, best_worst or adjacent"):
+    with pytest.raises(ConfigError, match=r"`how` is `best`.*best_worst"):
         pairs(ranking(1.0, 2.0), how="best")  # pyright: ignore[reportArgumentType]
 
 
@@ -213,7 +213,7 @@ def test_no_share_flips_nothing_a_whole_share_everything_and_ties_stay_ties():
     assert [record.prob for record in apply(ids(50), [partial(flip_labels, share=1.0)])] == [0.0] * 50
     assert [record.prob for record in apply(ids(50, prob=0.5), [partial(flip_labels, share=1.0)])] == [0.5] * 50
     for share in (-0.1, 1.1):
-        with pytest.raises(ConfigError, match=r"share is .*; expected a number in \[0, 1\]"):
+        with pytest.raises(ConfigError, match=r"share is .*\[0, 1\]"):
             flip_labels(pair(), share=share)
 
 
@@ -225,7 +225,7 @@ def test_orient_after_flip_labels_prefers_the_other_candidate():
 @pytest.mark.parametrize("name", ["orient", "invert", "drop_ties"])
 @pytest.mark.parametrize(("record", "found"), [(pair(None), "2 candidates and no label"), (ranking(1.0, 2.0, 3.0), "3 candidates")])
 def test_transforms_of_labelled_pairs_refuse_anything_else(name, record, found):
-    with pytest.raises(RecordError, match=rf"{record.source}: expected a labelled pair, found {found}.*put `pairs` before"):
+    with pytest.raises(RecordError, match=rf"{record.source}: .*{found}.*`pairs`"):
         TRANSFORMS[name](record)
 
 

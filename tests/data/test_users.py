@@ -226,9 +226,9 @@ def test_the_pairs_of_one_ranking_count_as_one_row(tmp_path):
 
 def test_data_without_enough_of_any_user_are_refused(tmp_path):
     view = view_of(tmp_path, votes([("ann", 3), ("bob", 1)]))
-    with pytest.raises(TableError, match=r"no user has 8 labelled pairs.*2 named users, the most active with 3 pairs.*column user_id"):
+    with pytest.raises(TableError, match=r"8 labelled pairs.*2 named users.*3 pairs.*user_id"):
         with_users(view, 8)
-    with pytest.raises(TableError, match=r"found 0 named users, the most active with 0 pairs"):
+    with pytest.raises(TableError, match=r"0 named users.*0 pairs"):
         with_users(view_of(tmp_path / "other", votes([(None, 4)])), 2)
 
 

@@ -49,7 +49,7 @@ def test_more_votes_of_the_same_record_narrow_the_interval() -> None:
 def test_votes_of_one_prompt_count_as_one_piece_of_evidence() -> None:
     apart = [Vote("a", "b", float(i % 4 > 0), f"prompt {i}") for i in range(400)]
     alike = [Vote("a", "b", float(i % 4 > 0), f"prompt {i % 40}") for i in range(400)]  # 40 prompts, each ten times the same
-    one, other = (bradley_terry(votes)[0] for votes in (apart, alike))
+    one, other = (bradley_terry(votes, resamples=300)[0] for votes in (apart, alike))
     assert other.rating == pytest.approx(one.rating)
     assert other.high - other.low > 2.0 * (one.high - one.low)  # sqrt(10) = 3.2 by arithmetic
 
@@ -71,7 +71,7 @@ def test_three_models_reach_the_maximum_of_the_likelihood() -> None:
 
 def test_a_model_that_never_won_leaves_the_others_apart() -> None:
     votes = [Vote("a", "b", 1.0)] * 8 + [Vote("b", "a", 1.0)] * 4 + [Vote("b", "never", 1.0)] * 9
-    found = by_model(bradley_terry(votes))
+    found = by_model(bradley_terry(votes, resamples=100))
     assert found["a"].rating > found["b"].rating > found["never"].rating
     assert all(math.isfinite(bound) for rating in found.values() for bound in (rating.low, rating.high))
     widths = {name: rating.high - rating.low for name, rating in found.items()}

@@ -113,18 +113,14 @@ def test_text_that_names_no_buckets_is_refused(text):
 def test_a_bucket_that_latents_cannot_fill_is_named(text, named, tmp_path):
     for model in (str(ASSETS / "tiny-sd"), "of/a-hub"):
         own = config(pretrained_model_name_or_path=model, aspect_ratio_buckets=text, output_dir=str(tmp_path))
-        with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} of a unet; expected multiples of 8"):
+        with pytest.raises(ConfigError, match=f"`aspect_ratio_buckets`: {named} .*multiples of 8"):
             check(own)
 
 
 @pytest.mark.parametrize("component", ["unet", "transformer"])
 def test_transformers_take_latents_in_patches(component):
     check_sides([(64, 32)], component)
-    with (
-        pytest.raises(ConfigError, match="64,40 of a transformer; expected multiples of 16")
-        if component == "transformer"
-        else nullcontext()
-    ):
+    with pytest.raises(ConfigError, match=r"64,40 .*multiples of 16") if component == "transformer" else nullcontext():
         check_sides([(64, 32), (64, 40)], component)
 
 
@@ -135,7 +131,7 @@ def test_the_kind_of_a_model_folder_is_known_before_its_weights_are(tmp_path):
 
 
 def test_buckets_without_images_are_refused():
-    with pytest.raises(ConfigError, match="`self_npo` learns from prompts alone; leave them out"):
+    with pytest.raises(ConfigError, match=r"`self_npo` .*prompts"):
         checked(config(method="self_npo", aspect_ratio_buckets="64,32"))
     images = {"trajectory": {"self_rollout": {"start": "image", "steps": 2}}, "transforms": ["orient", "preferred"]}
     checked(config(method="self_npo", aspect_ratio_buckets="64,32", **images))

@@ -66,29 +66,31 @@ SWITCHES = {
     "channels-last": {"channels_last": True},
     "sdpa": {"attention_backend": "sdpa"},
     "compiled": {"torch_compile": True},
-    "compiled-checkpointed": {"torch_compile": True, "gradient_checkpointing": True},
-    "compiled-in-turn": {"torch_compile": True, "sequential_candidates": True},
+    "compiled-saving": {"torch_compile": True, "gradient_checkpointing": True, "sequential_candidates": True},
     "compiled-full": {"torch_compile": True, "train_method": "full", "learning_rate": 1e-2},
 }
 
 
+@pytest.fixture(scope="module")
+def plain(micro_sd, pairs_file, tmp_path_factory):
+    """(weights, log) without a switch, by training method."""
+    folder, full = tmp_path_factory.mktemp("plain"), {key: SWITCHES["compiled-full"][key] for key in ("train_method", "learning_rate")}
+    return {name: run(micro_sd, pairs_file, folder / name, **own) for name, own in (("lora", {}), ("full", full))}
+
+
 @pytest.mark.parametrize("name", SWITCHES)
-def test_a_switch_changes_no_weight(name, micro_sd, pairs_file, tmp_path, eager):
+def test_a_switch_changes_no_weight(name, plain, micro_sd, pairs_file, tmp_path, eager):
     switches = SWITCHES[name]
-    plain = {key: value for key, value in switches.items() if key in ("train_method", "learning_rate")}
-    weights, log = run(micro_sd, pairs_file, tmp_path / "plain", **plain)
+    weights, log = plain[switches.get("train_method", "lora")]
     again, same = run(micro_sd, pairs_file, tmp_path / "switched", **switches)
     assert weights.keys() == again.keys()
     assert max((weights[key] - again[key]).abs().max() for key in weights) <= 1e-6
     assert [row["loss"] for row in same] == pytest.approx([row["loss"] for row in log], abs=1e-6)
     assert log[-1]["grad_norm"] > 0
     assert bool(eager["stats"]) == bool(switches.get("torch_compile"))
-
-
-def test_a_compiled_denoiser_has_a_graph_for_each_way_it_is_called_and_no_more(micro_sd, pairs_file, tmp_path, eager):
-    run(micro_sd, pairs_file, tmp_path / "run", torch_compile=True, max_train_steps=4)
-    assert eager["stats"]["unique_graphs"] == 2, "the policy in training, and the reference without its adapter"
-    assert not eager["graph_break"]
+    if name == "compiled":
+        assert eager["stats"]["unique_graphs"] == 2, "the policy in training, and the reference without its adapter"
+        assert not eager["graph_break"]
 
 
 def test_the_compiler_rounds_as_the_reference_does(denoisers, monkeypatch):
@@ -100,7 +102,7 @@ def test_the_compiler_rounds_as_the_reference_does(denoisers, monkeypatch):
 
 
 def test_a_transformer_has_no_channels():
-    with pytest.raises(ConfigError, match="`channels_last` orders the memory of convolutions, and this model's denoiser is a transformer"):
+    with pytest.raises(ConfigError, match=r"`channels_last` .*transformer"):
         check_memory_format(config(channels_last=True), "transformer")
     check_memory_format(config(channels_last=True), "unet")
 
@@ -128,7 +130,7 @@ def test_attention_outside_the_dispatcher_is_pytorchs_or_xformers(name, denoiser
     assert not asked
     speed.apply(config(enable_xformers_memory_efficient_attention=True), denoiser)
     assert asked == [denoiser]
-    with pytest.raises(ConfigError, match=f"`attention_backend` is 'flash', and a {type(denoiser).__name__} calls PyTorch's"):
+    with pytest.raises(ConfigError, match=f"`attention_backend` is 'flash'.*{type(denoiser).__name__}"):
         speed.apply(config(attention_backend="flash"), denoiser)
 
 
@@ -167,7 +169,7 @@ def test_gradient_checkpointing_is_switched_on_under_an_adapter(micro_sd):
 
 @pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
 def test_nf4_computes_in_the_precision_of_the_run(precision, dtype, monkeypatch):
-    with pytest.raises(ConfigError, match="`quantization: nf4` computes on a GPU, and there is none here"):
+    with pytest.raises(ConfigError, match=r"`quantization: nf4` .*GPU"):
         speed.quantization_config(config(quantization="nf4"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(speed, "BitsAndBytesConfig", SimpleNamespace)

@@ -185,7 +185,7 @@ def test_a_fingerprint_is_of_the_weights_and_the_preprocessing(clip, tmp_path):
 
 def test_a_clip_without_its_projection_is_refused(tmp_path):
     write_clip(tmp_path, CLIPVisionModel)
-    with pytest.raises(CheckpointError, match=r"1 weights of a CLIPVisionModelWithProjection are not there, such as .visual_projection"):
+    with pytest.raises(CheckpointError, match=r"CLIPVisionModelWithProjection .*visual_projection"):
         ClipFeatures(str(tmp_path))
 
 
@@ -193,7 +193,7 @@ def test_pickled_weights_are_not_loaded(clip, tmp_path):
     write_clip(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}: no CLIP can be loaded from here"):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}: .*CLIP"):
         ClipFeatures(str(tmp_path))
 
 
@@ -208,7 +208,7 @@ def test_a_folder_that_is_not_there_and_a_model_that_is_no_clip_are_refused(tmp_
     with pytest.raises(CheckpointError, match="nowhere: no CLIP can be loaded from here"):
         ClipFeatures(str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match=r"a model of type `bert`; features come from a CLIP"):
+    with pytest.raises(CheckpointError, match=r"type `bert`"):
         ClipFeatures(str(tmp_path))
 
 
@@ -257,7 +257,7 @@ def test_a_tag_without_safetensors_is_refused(tiny_open_clip, monkeypatch, place
 
     monkeypatch.setattr("diffalign.models.features.hf_hub_download", download)
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, ARCHITECTURE, {"tag": {"hf_hub": place}})
-    with pytest.raises(CheckpointError, match=rf"owner/model gives no {file}\.safetensors .404 owner/model {file}\.safetensors"):
+    with pytest.raises(CheckpointError, match=rf"owner/model .*{file}\.safetensors .404"):
         ClipFeatures(f"open_clip:{ARCHITECTURE}:tag")
 
 
@@ -274,7 +274,7 @@ def test_a_file_of_open_clip_that_is_no_safetensors_is_refused(tiny_open_clip, t
     with pytest.raises(CheckpointError, match=r"none\.safetensors: there is no such file"):
         opened(tmp_path / "none.safetensors")
     (tmp_path / "weights.safetensors").write_bytes(b"\0" * 40)
-    with pytest.raises(CheckpointError, match=rf"weights\.safetensors: no weights of open_clip's {ARCHITECTURE}"):
+    with pytest.raises(CheckpointError, match=rf"weights\.safetensors: .*{ARCHITECTURE}"):
         opened(tmp_path / "weights.safetensors")
 
 

@@ -120,6 +120,14 @@ def test_denoise_is_half_the_squared_error_of_the_preferred_candidate_alone():
     assert denoise(Scores(rows((-0.4,)))).tolist() == [0.4]
 
 
+def test_ktos_anchor_follows_the_policy_without_gradient():
+    # Log-ratios (3, 0) and (1, 0): z0 = 1, so the chosen lie 2 and 0 above it, the rejected 1 below. sigmoid' is 0.1049936 at 2, 1/4 at
+    # 0 and 0.1966119 at 1; half of each is the gradient. Through the anchor a quarter of the sum would come on top of each.
+    policy = rows((3.0, 0.0), (1.0, 0.0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(kto(Scores(policy, torch.zeros(2, 2)), beta=1.0).sum(), policy)
+    torch.testing.assert_close(gradient, rows((-0.0524968, 0.0983060), (-0.125, 0.0983060)), rtol=0.0, atol=1e-7)
+
+
 def test_kto_on_images_is_that_of_the_diffusion_kto_release():
     # Restated from the release (jacklishufan/diffusion-kto): whole errors, beta 1000 (2000 here), the batch's mean gain clamped at zero,
     # the mean of 1 - sigmoid(+-beta (gain - zero point)) over desirable and undesirable images. Rows are (desirable, undesirable).

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from diffalign.core.types import Scores, Tokens
 from diffalign.objectives import OBJECTIVES
+from tests.each import each
 from tests.objectives.scored import fitted
 
 REFERENCE_FREE = {name for name in OBJECTIVES if not OBJECTIVES[name].facts.reference}
@@ -46,13 +47,13 @@ def rows(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-every = pytest.mark.parametrize("name", sorted(OBJECTIVES))
-soft = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - WITHOUT_LABEL))
-tied = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - REFERENCE_FREE - WITHOUT_LABEL - ANCHORED - PULLING))
-alone = pytest.mark.parametrize("name", sorted(name for name in OBJECTIVES if not OBJECTIVES[name].facts.coupled))
-differentiable = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - STOPPED))
-normalised = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - OF_SUMS - REFUSING))
-together = pytest.mark.parametrize("coupled", sorted(name for name in OBJECTIVES if OBJECTIVES[name].facts.coupled))
+every = each(sorted(OBJECTIVES))
+soft = each(sorted(OBJECTIVES.keys() - WITHOUT_LABEL))
+tied = each(sorted(OBJECTIVES.keys() - REFERENCE_FREE - WITHOUT_LABEL - ANCHORED - PULLING))
+alone = each(sorted(name for name in OBJECTIVES if not OBJECTIVES[name].facts.coupled))
+differentiable = each(sorted(OBJECTIVES.keys() - STOPPED))
+normalised = each(sorted(OBJECTIVES.keys() - OF_SUMS - REFUSING))
+together = each(sorted(name for name in OBJECTIVES if OBJECTIVES[name].facts.coupled))
 quick = settings(deadline=None, max_examples=15)
 number = st.floats(-20.0, 20.0, allow_subnormal=False)  # a trainer in the same process flushes them
 share = st.floats(0.0, 1.0, allow_subnormal=False)
@@ -83,16 +84,16 @@ def test_there_is_one_finite_loss_a_record(name, values):
 
 
 @every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_loss_and_gradient_stay_finite_at_extreme_scores(name, dtype):
-    ends = torch.tensor([-1e4 * BETA, -1.0, 0.0, 1.0, 1e4 * BETA], dtype=dtype)
-    policy = torch.cartesian_prod(ends, ends).requires_grad_()
-    for prob in (0.0, 0.3, 0.5, 1.0):
-        losses = bound(name)(fitted(name, policy, -policy.detach(), torch.full((25,), prob)))
-        (gradient,) = torch.autograd.grad(losses.sum(), policy)
-        assert losses.dtype == dtype
-        assert losses.isfinite().all()
-        assert gradient.isfinite().all()
+def test_loss_and_gradient_stay_finite_at_extreme_scores(name):
+    for dtype in (torch.float32, torch.float64):
+        ends = torch.tensor([-1e4 * BETA, -1.0, 0.0, 1.0, 1e4 * BETA], dtype=dtype)
+        policy = torch.cartesian_prod(ends, ends).requires_grad_()
+        for prob in (0.0, 0.3, 0.5, 1.0):
+            losses = bound(name)(fitted(name, policy, -policy.detach(), torch.full((25,), prob)))
+            (gradient,) = torch.autograd.grad(losses.sum(), policy)
+            assert losses.dtype == dtype
+            assert losses.isfinite().all()
+            assert gradient.isfinite().all()
 
 
 @alone
@@ -203,7 +204,7 @@ def test_objectives_of_token_sums_refuse_a_length_normalised_likelihood(name):
     normalised = dataclasses.replace(s, lengths=torch.ones_like(s.policy), normalized=True)
     assert OBJECTIVES[name].facts.sums == (name in REFUSING)
     if name in REFUSING:
-        with pytest.raises(ValueError, match="adds sums over tokens to log-ratios, which `likelihood: mean` divides by lengths"):
+        with pytest.raises(ValueError, match="`likelihood: mean`"):
             bound(name)(normalised)
     else:
         assert bound(name)(normalised).isfinite().all()
@@ -255,18 +256,17 @@ def test_a_tie_has_no_gradient_where_the_log_ratios_are_equal(name):
 
 
 @tied
-@pytest.mark.parametrize("ahead", [3.0, -3.0])
-def test_a_tie_pulls_unequal_log_ratios_together_or_is_silent(name, ahead):
-    # |z| = 0.5 * 3 = 1.5 lies beyond the flat part of the hinge, |z| < 1.
-    first, second = gradient_at_tie(name, (ahead, 0.0))
-    if name in SILENT_TIES:
-        assert (first, second) == (0.0, 0.0)
-        return
-    assert math.copysign(1.0, first) == math.copysign(1.0, ahead)
-    assert second == (pytest.approx(-first, rel=1e-15) if name == "exo" else -first)  # a softmax rounds its sides apart
+def test_a_tie_pulls_unequal_log_ratios_together_or_is_silent(name):
+    for ahead in (3.0, -3.0):  # |z| = 0.5 * 3 = 1.5 lies beyond the flat part of the hinge, |z| < 1
+        first, second = gradient_at_tie(name, (ahead, 0.0))
+        if name in SILENT_TIES:
+            assert (first, second) == (0.0, 0.0)
+            continue
+        assert math.copysign(1.0, first) == math.copysign(1.0, ahead)
+        assert second == (pytest.approx(-first, rel=1e-15) if name == "exo" else -first)  # a softmax rounds its sides apart
 
 
-@pytest.mark.parametrize("anchored", sorted(ANCHORED))
+@each(sorted(ANCHORED))
 def test_a_tie_pulls_each_log_ratio_to_zero_by_itself(anchored):
     ahead, at_anchor = gradient_at_tie(anchored, (3.0, 0.0))
     assert ahead > 0.0

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import yaml
 
 from diffalign.cli.main import main
 from diffalign.data.table import read_table
+from tests.processes import launch
 
 PROMPTS = [f"a {color} star" for color in ("red", "green", "blue", "orange", "yellow", "purple", "cyan", "white", "small", "large")]
-
-
-def launched(words):
-    """Run the words of a command line in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffalign.cli", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_two_processes_rank_a_models_own_images_and_rank_dpo_trains_on_them(micro_sd, tmp_path, capsys):
@@ -28,9 +19,9 @@ def test_two_processes_rank_a_models_own_images_and_rank_dpo_trains_on_them(micr
     model = ["--pretrained_model_name_or_path", str(micro_sd)]
     words = ["--prompts", str(tmp_path / "prompts.txt"), "--scorers", "[adherence, {taste: {name: bright_background}}]"]
     words += ["--rank_by", "bright_background", "--num_inference_steps", "2", "--output_dir", str(tmp_path / "ranked")]
-    done = launched(["pairs", "generate", *model, *words])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("10 prompts with 4 images each, 0 left out") == 1
+    launch(tmp_path, [["pairs", "generate", *model, *words]])
+    logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert logs.count("10 prompts with 4 images each, 0 left out") == 1
     table = read_table(tmp_path / "ranked")
     assert [record.prompt for record in table] == PROMPTS
     assert all(sorted(c.scores) == ["adherence", "bright_background"] for record in table for c in record.candidates)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign.cli.main import main
+from tests.processes import command_line, start
 
-STEPS = 40
+STEPS = 30
 
 
 def words(micro_sd, pairs_file, output_dir, *more):
@@ -57,19 +55,20 @@ def log_steps(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize("kill_at", [1, 5, 20])
-def test_a_killed_run_resumes_to_the_same_bits(micro_sd, pairs_file, uninterrupted, tmp_path, kill_at):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "diffalign.cli", *words(micro_sd, pairs_file, folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while log_steps(folder) < kill_at and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not (folder / "run.json").exists()
-    assert main(words(micro_sd, pairs_file, folder, "--resume_from_checkpoint", "latest")) == 0
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(micro_sd, pairs_file, uninterrupted, tmp_path):
+    folder, resumed = tmp_path / "run", ("--resume_from_checkpoint", "latest")
+    for kill_at in (1, 5, 12):  # before the first checkpoint, then between two
+        before = () if kill_at == 1 else resumed
+        process = start(tmp_path / "log", command_line, words(micro_sd, pairs_file, folder, *before))
+        deadline = time.monotonic() + 300
+        while log_steps(folder) < kill_at and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+        assert log_steps(folder) >= kill_at
+        assert not (folder / "run.json").exists()
+    assert main(words(micro_sd, pairs_file, folder, *resumed)) == 0
     name = "pytorch_lora_weights.safetensors"
     ours, whole = load_file(folder / name), load_file(uninterrupted / name)
     assert ours.keys() == whole.keys()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,22 +15,8 @@ from diffalign.evaluate.options import EvalConfig
 from diffalign.models.adapters import save_difference
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.train.align import align
-
-STOCK = """
-import sys
-sys.modules["diffalign"] = None  # as if it were not installed
-import numpy as np, torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-model, folder = sys.argv[1:]
-for train_method in ("lora", "dora", "full"):
-    pipe, run = StableDiffusionPipeline.from_pretrained(model), f"{folder}/{train_method}"
-    if train_method == "full":
-        pipe.unet = UNet2DConditionModel.from_pretrained(run, subfolder="unet")
-    else:
-        pipe.load_lora_weights(run)
-    images = pipe("a red star", num_inference_steps=4, generator=torch.Generator().manual_seed(3), output_type="np").images
-    np.save(f"{run}.npy", images)
-"""
+from tests.processes import apart
+from tests.stock import draw_trained
 
 
 def picture(pipe):
@@ -47,9 +31,7 @@ def used(micro_sd, pairs_file, tmp_path_factory):
     options = {"rank": 2, "lora_alpha": 6.0, "max_train_steps": 4, "train_batch_size": 8, "learning_rate": 3e-2}
     for train_method in ("lora", "dora", "full"):
         align(str(micro_sd), pairs_file, output_dir=folder / train_method, train_method=train_method, **options)
-    command = [sys.executable, "-c", STOCK, str(micro_sd), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    apart(folder / "log", draw_trained, micro_sd, [folder / train_method for train_method in ("lora", "dora", "full")])
     return folder
 
 

@@ -149,7 +149,7 @@ def test_a_checkpoint_goes_on_only_in_the_order_that_it_began(config):
     again = replace(config, resume_from_checkpoint="latest", max_train_steps=3)
     with pytest.raises(CheckpointError, match="made with bucket_batch 4, this run has 2"):
         train(replace(again, train_batch_size=2, gradient_accumulation_steps=2))
-    with pytest.raises(CheckpointError, match=f"made with aspect_ratio_buckets {BUCKETS}, this run has 40,24;24,40"):
+    with pytest.raises(CheckpointError, match=f"aspect_ratio_buckets {BUCKETS}.*40,24;24,40"):
         train(replace(again, aspect_ratio_buckets="40,24;24,40"))
 
 

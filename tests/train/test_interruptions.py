@@ -26,22 +26,14 @@ from diffalign.train.launch import ENGINES, refuse_engines
 from diffalign.train.run_identity import changes
 from diffalign.train.stopping import StoppedError, StopRequest
 from diffalign.train.trainer import Trainer, trainer_for
+from tests.train.configs import small_config
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture
 def config(micro_sd, pairs_file, tmp_path):
-    return TrainConfig(
-        pretrained_model_name_or_path=str(micro_sd),
-        dataset_name=str(pairs_file),
-        output_dir=str(tmp_path / "run"),
-        max_train_steps=4,
-        train_batch_size=4,
-        learning_rate=1e-3,
-        rank=2,
-        lora_dropout=0.1,
-    )
+    return small_config(micro_sd, pairs_file, tmp_path / "run", max_train_steps=4, train_batch_size=4, learning_rate=1e-3, lora_dropout=0.1)
 
 
 def rows(folder):
@@ -65,7 +57,7 @@ def test_a_signal_ends_training_after_the_step_with_a_checkpoint_that_goes_on_to
     whole = train(replace(config, output_dir=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         signalled(patch, number, 1)
-        with pytest.raises(StoppedError, match=rf"stopped by {number.name} after step 2 of 4; go on with --resume_from_checkpoint") as stop:
+        with pytest.raises(StoppedError, match=rf"{number.name} after step 2 of 4.*--resume_from_checkpoint") as stop:
             train(config)
     assert stop.value.status == 128 + number
     folder = tmp_path / "run"
@@ -119,7 +111,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, config, capsys)
 
 def test_a_folder_is_held_by_one_run_and_not_by_a_dead_one(tmp_path):
     folder = tmp_path / "a" / "b"
-    with locked(folder), pytest.raises(ConfigError, match=rf"b is being written by process {os.getpid()}"), locked(folder):
+    with locked(folder), pytest.raises(ConfigError, match=rf"b is .*{os.getpid()}"), locked(folder):
         pass
     assert not (tmp_path / "a").exists()  # nothing was written
     folder.mkdir(parents=True)
@@ -129,7 +121,7 @@ def test_a_folder_is_held_by_one_run_and_not_by_a_dead_one(tmp_path):
             (folder / "result").touch()
         assert [path.name for path in folder.iterdir()] == ["result"]
     (folder / LOCK).write_text(json.dumps(owner() | {"host": "elsewhere"}))
-    with pytest.raises(ConfigError, match=r"of elsewhere; wait for it .*remove .*\.lock"), locked(folder):
+    with pytest.raises(ConfigError, match=r"elsewhere.*\.lock"), locked(folder):
         pass
 
 

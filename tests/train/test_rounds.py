@@ -160,12 +160,12 @@ def test_more_rounds_go_on_from_the_last_one_and_other_settings_are_refused(micr
     config = config_of(micro_sd, tmp_path / "run", validation_prompts=PROMPTS[:1], resume_from_checkpoint="latest")
     trained = []
     monkeypatch.setattr(api, "run", lambda own, run=api.run: trained.append(own.start_from) or run(own))
-    with pytest.raises(ConfigError, match=r"its rounds were made with `beta` 100.0, and this run has 50.0"):
+    with pytest.raises(ConfigError, match=r"`beta` 100.0.*50.0"):
         rounds.train(replace(config, beta=50.0))
     rounds.train(replace(config, rounds=3))
     assert trained == [str(tmp_path / "run" / "round-2")]
     assert [known["steps"] for known in json.loads((tmp_path / "run" / "run.json").read_text())["rounds"]] == [2, 2, 2]
-    with pytest.raises(ConfigError, match=r"`rounds` is 2, and .* has round-3 already"):
+    with pytest.raises(ConfigError, match=r"`rounds` is 2.*round-3"):
         rounds.train(config)
 
 
@@ -188,7 +188,7 @@ def test_what_was_not_used_yet_may_be_corrected_and_what_was_drawn_is_kept(micro
     for batch in (10**6, 2):  # of the round that is ranked now, nothing is trained yet
         with pytest.raises(pytest.fail.Exception, match=f"out of memory at {batch}"):
             rounds.train(replace(right, train_batch_size=batch))
-    with pytest.raises(ConfigError, match=r"its rounds were made with `generate` .*'bright'.*, and this run has .*'adherence'"):
+    with pytest.raises(ConfigError, match=r"`generate` .*'bright'.*'adherence'"):
         rounds.train(replace(right, generate=DRAWN | {"rank_by": "adherence"}))
 
 
@@ -196,7 +196,7 @@ def test_images_that_are_all_alike_are_told_with_a_way_on(micro_sd, whole, tmp_p
     monkeypatch.setitem(generating.SCORERS, "bright", Same)
     shutil.copytree(whole, tmp_path / "run")
     config = config_of(micro_sd, tmp_path / "run", rounds=3, validation_prompts=PROMPTS[:1], resume_from_checkpoint="latest")
-    with pytest.raises(TableError, match=r"round-3.data: .* equally good; end with the round before by `rounds: 2`"):
+    with pytest.raises(TableError, match=r"round-3.data: .*`rounds: 2`"):
         rounds.train(config)
     assert rounds.train(replace(config, rounds=2)) == tmp_path / "run"
 

@@ -14,27 +14,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from diffalign.data.sampler import sample_generator
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import parts as build_parts
-from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable
 from diffalign.models.reference import Frozen
 from diffalign.train.step import candidate, one_by_one, preference_step
 from diffalign.train.trainer import trainer_for
+from tests.train.configs import small_config
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def config(micro_sd, pairs_file, tmp_path):
-    return TrainConfig(
-        pretrained_model_name_or_path=str(micro_sd),
-        dataset_name=str(pairs_file),
-        output_dir=str(tmp_path / "run"),
-        max_train_steps=2,
-        train_batch_size=4,
-        rank=2,
-        beta=50.0,
-    )
+    return small_config(micro_sd, pairs_file, tmp_path / "run", max_train_steps=2, train_batch_size=4, beta=50.0)
 
 
 def setting(config, batch_size=4):

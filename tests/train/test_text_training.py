@@ -104,7 +104,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path):
     resumed = train(config(world, tmp_path / "cut", max_train_steps=4, resume_from_checkpoint="latest"))
     a, b = (load_file(run / "adapter_model.safetensors") for run in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(CheckpointError, match="made with likelihood None, this run has mean"):
+    with pytest.raises(CheckpointError, match=r"likelihood None.*mean"):
         train(config(world, tmp_path / "cut", max_train_steps=4, resume_from_checkpoint="latest", likelihood="mean"))
 
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_meant_is_refused(world, tmp_path, values, said):
 
 
 def test_texts_for_an_image_model_and_images_for_a_language_model_are_refused(world, tmp_path):
-    with pytest.raises(TableError, match="a table of texts; the model of this run trains on pairs of images"):
+    with pytest.raises(TableError, match="a table of texts"):
         train(config(world, tmp_path / "run", pretrained_model_name_or_path="assets/tiny-sd"))
     with pytest.raises(ConfigError, match="`padding_free` is for language models"):
         train(config(world, tmp_path / "run", pretrained_model_name_or_path="assets/tiny-sd", padding_free=False))

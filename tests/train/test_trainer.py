@@ -17,19 +17,12 @@ from diffalign.methods.recipe import recipe_of
 from diffalign.train.align import align
 from diffalign.train.trainer import trainer_for
 from tests.checked import checked
+from tests.train.configs import small_config
 
 
 @pytest.fixture
 def config(micro_sd, pairs_file, tmp_path):
-    return TrainConfig(
-        pretrained_model_name_or_path=str(micro_sd),
-        dataset_name=str(pairs_file),
-        output_dir=str(tmp_path / "run"),
-        max_train_steps=3,
-        train_batch_size=8,
-        learning_rate=1e-3,
-        rank=2,
-    )
+    return small_config(micro_sd, pairs_file, tmp_path / "run", max_train_steps=3, train_batch_size=8, learning_rate=1e-3)
 
 
 def run(config, **changes):
@@ -167,7 +160,7 @@ def test_a_checkpoint_of_other_data_or_another_seed_is_refused(config):
 
 
 def test_a_run_that_falls_apart_is_stopped_and_says_why(config, caplog):
-    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"bad steps in a row.*lower --learning_rate"):
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"bad steps.*--learning_rate"):
         run(config, learning_rate=1e30, max_bad_steps=3, max_train_steps=50, max_grad_norm=1e30)
     assert sum("skipped" in record.message for record in caplog.records) == 3
 

@@ -102,7 +102,7 @@ def test_a_base_that_diffusers_cannot_read_is_refused_by_name(run, tmp_path, mon
         raise kind("no such thing")
 
     monkeypatch.setattr(export.DiffusionPipeline, "load_config", load_config)
-    with pytest.raises(CheckpointError, match=r"micro-sd: the base of this run cannot be read \(no such thing\)"):
+    with pytest.raises(CheckpointError, match=r"micro-sd: .*no such thing"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -198,7 +198,7 @@ def test_a_destination_is_replaced_only_if_it_is_an_export_and_only_if_asked(bas
     for other in (run, tmp_path / "file"):
         if other != run:
             other.write_text("mine")
-        with pytest.raises(ConfigError, match="holds other things than an export; they are left alone"):
+        with pytest.raises(ConfigError, match="other things than an export"):
             export_run(run, other, overwrite=True)
     assert (run / "run.json").is_file()
     assert (tmp_path / "file").read_text() == "mine"
@@ -216,7 +216,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(base, tmp_path):
     with pytest.raises(CheckpointError, match="no finished run"):
         export_run(tmp_path, tmp_path / "out")
     (run / "pytorch_lora_weights.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"weights are missing; expected pytorch_lora_weights\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"pytorch_lora_weights\.safetensors"):
         export_run(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -254,7 +254,7 @@ def hub(monkeypatch):
 
 def test_a_missing_token_is_refused_before_anything_is_written(base, tmp_path, hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ConfigError, match="`push_to_hub`: the environment variable HF_TOKEN is not set"):
+    with pytest.raises(ConfigError, match=r"`push_to_hub`: .*HF_TOKEN"):
         export_run(write_run(tmp_path / "run", base), tmp_path / "out", push_to_hub=True)
     assert not (tmp_path / "out").exists()
     assert not hub.calls
@@ -283,7 +283,7 @@ REFUSED = HfHubHTTPError("403", response=httpx.Response(403, request=httpx.Reque
 @pytest.mark.parametrize("fails", [httpx.ConnectError("no route"), REFUSED])
 def test_a_failed_upload_keeps_the_export_and_says_so(base, tmp_path, hub, fails):
     hub.fails = fails
-    with pytest.raises(ConfigError, match=r"the hub did not take me/x .* the export itself lies whole in"):
+    with pytest.raises(ConfigError, match=r"me/x"):
         export_run(write_run(tmp_path / "run", base), tmp_path / "out", push_to_hub=True, hub_model_id="me/x")
     assert (tmp_path / "out" / MARK).is_file()
 

@@ -164,14 +164,14 @@ def test_weights_that_overflow_when_merged_are_refused(base, tmp_path):
     run = write_run(tmp_path / "run", base)
     tensors = {name: value * 1e3 for name, value in load_file(run / WEIGHTS).items()}
     save_file(tensors, run / WEIGHTS, metadata=metadata(run / WEIGHTS))
-    with pytest.raises(CheckpointError, match=r"not finite in torch\.float16; choose bf16 or fp32"):
+    with pytest.raises(CheckpointError, match=r"torch\.float16.*bf16"):
         export_run(run, tmp_path / "out", formats=["merged"], dtype="fp16")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dora_is_refused_for_comfyui_and_merged_as_it_draws(base, tmp_path):
     run = write_run(tmp_path / "run", base, train_method="dora")
-    with pytest.raises(ConfigError, match=r"a DoRA adapter; .* choose --formats diffusers merged"):
+    with pytest.raises(ConfigError, match=r"DoRA.*--formats diffusers merged"):
         export_run(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     out = export_run(run, tmp_path / "out", formats=["merged", "diffusers"])
@@ -185,7 +185,7 @@ def test_a_dora_is_refused_for_comfyui_and_merged_as_it_draws(base, tmp_path):
 def test_a_full_fine_tune_is_a_pipeline_and_no_lora(base, tmp_path):
     run = write_run(tmp_path / "run", base, train_method="full")
     for form in ("diffusers", "comfyui"):
-        with pytest.raises(ConfigError, match=f"trained all weights, and there is no LoRA for `{form}`; choose --formats merged"):
+        with pytest.raises(ConfigError, match=f"all weights.*`{form}`.*--formats merged"):
             export_run(run, tmp_path / "out", formats=[form])
     out = export_run(run, tmp_path / "out")
     np.testing.assert_array_equal(picture(stock(out)), picture(load(run)))
@@ -194,7 +194,7 @@ def test_a_full_fine_tune_is_a_pipeline_and_no_lora(base, tmp_path):
 @pytest.mark.parametrize("method", ["diffusion_npo", "self_npo"])
 def test_a_negative_adapter_is_exported_with_a_warning_and_never_merged(base, tmp_path, method):
     run = write_run(tmp_path / "run", base, method=method)
-    with pytest.raises(ConfigError, match=f"a run of {method} is not merged: it is for the unconditional branch"):
+    with pytest.raises(ConfigError, match=f"{method} is not merged"):
         export_run(run, tmp_path / "out", formats=FORMATS)
     out = export_run(run, tmp_path / "out")
     card = (out / "README.md").read_text()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,20 +20,10 @@ from tests.infer.runs import write_run
 from tests.infer.user_runs import choices, write_user_run
 from tests.micro_models import DRAWN, picture, stock, write_micro
 from tests.paths import ASSETS
+from tests.processes import apart
+from tests.stock import run_snippets
 
 FAMILIES = ["sd", "sdxl", "sd3", "flux", "pixart", "tiny-sd"]
-
-# Runs the cards' snippets one after another, as in a place where this package is not installed.
-STOCK = """
-import json, sys
-from pathlib import Path
-sys.modules["diffalign"] = None
-import numpy as np, torch
-for code, file in json.loads(Path(sys.argv[1]).read_text()):
-    scope = {}
-    exec(compile(code, file, "exec"), scope)
-    np.save(file, scope["drawn"])
-"""
 
 
 def runnable(card: str, family: str) -> str:
@@ -59,18 +47,16 @@ def pictures(tmp_path_factory):
     """Return {family: (what this package draws, what stock diffusers draws from the export, what the base draws)}."""
     root = tmp_path_factory.mktemp("stock")
     (root / "tiny-sd").symlink_to(ASSETS / "tiny-sd")
-    jobs, ours = [], {}
+    snippets, ours = {}, {}
     for family in FAMILIES:
         model = root / family if family == "tiny-sd" else write_micro(family, root / family)
         loaded = diffalign.load(write_user_run(root / f"{family}-run", model))
         ann = loaded.for_user(choices())
         ann.save(root / "ann.safetensors")
         out = export_run(loaded.folder, root / f"{family}-out", users=[root / "ann.safetensors"])
-        jobs.append([runnable((out / "README.md").read_text(), family), f"{family}.npy"])
+        snippets[f"{family}.npy"] = runnable((out / "README.md").read_text(), family)
         ours[family] = picture(ann, **DRAWN.get(family, {})), picture(stock(model))
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run([sys.executable, "-c", STOCK, "jobs.json"], cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    apart(root / "log", run_snippets, root, snippets)
     return {family: (mine, np.load(root / f"{family}.npy"), plain) for family, (mine, plain) in ours.items()}
 
 
@@ -113,7 +99,7 @@ def test_a_mixture_keeps_its_prototypes_and_forgets_its_users_in_the_export(base
     torch.testing.assert_close(again.encoder.logits.weight, known.encoder.logits.weight.mean(dim=0, keepdim=True))
     assert torch.equal(again.for_user(out / "users" / "one.safetensors").tokens, known.for_user("bob").tokens)
     torch.testing.assert_close(again.for_user(choices(1)).tokens, known.for_user(choices(1)).tokens)
-    with pytest.raises(ConfigError, match="'bob' is no file of tokens, and this run keeps no list of its users"):
+    with pytest.raises(ConfigError, match="'bob' is no file of tokens"):
         again.for_user("bob")
 
 
@@ -133,7 +119,7 @@ def test_a_clip_of_open_clip_keeps_its_architecture_and_loses_its_path(base, tmp
 
 @pytest.mark.parametrize("form", ["comfyui", "merged"])
 def test_other_formats_are_refused(base, tmp_path, form):
-    with pytest.raises(ConfigError, match=f"a run of ppd cannot be written as `{form}`: what it adds depends on the user"):
+    with pytest.raises(ConfigError, match=f"ppd .*`{form}`"):
         export_run(write_user_run(tmp_path / "run", base), tmp_path / "out", formats=["diffusers", form])
     assert not (tmp_path / "out").exists()
 
@@ -149,7 +135,7 @@ def test_users_of_other_runs_are_refused(base, tmp_path):
     with pytest.raises(ConfigError, match="two files have the same name"):
         export_run(run, tmp_path / "out", users=2 * [tmp_path / "ann.safetensors"])
     (run / "ip_adapter.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"weights are missing; expected ip_adapter\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"ip_adapter\.safetensors"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -84,7 +84,7 @@ def test_a_prompt_is_a_turn_where_there_is_a_template_unless_the_model_was_not_t
 
 
 def test_a_model_of_conversations_without_a_template_is_refused(model):
-    with pytest.raises(ConfigError, match="its tokenizer has no chat template; set `chat_template`"):
+    with pytest.raises(ConfigError, match="set `chat_template`"):
         Rewriter(model, models.tokenizer(template=False), conversational=True)
 
 

@@ -43,9 +43,9 @@ def test_one_hot_serves_its_training_users_alone(base, tmp_path):
     personal = diffalign.load(write_user_run(tmp_path / "run", base, "one_hot"))
     rows = personal.encoder.table.weight.view(3, TOKENS, WIDTH)
     assert torch.equal(personal.for_user("bob").tokens, rows[1])
-    with pytest.raises(ConfigError, match=r"user 'bobb' is none of the 3 .*Did you mean `bob`\? A one_hot run serves nobody else"):
+    with pytest.raises(ConfigError, match=r"'bobb' .* 3 .*`bob`.*one_hot"):
         personal.for_user("bobb")
-    with pytest.raises(ConfigError, match=r"cannot serve users it was not trained on.* pairs, vlm or mixture"):
+    with pytest.raises(ConfigError, match=r"pairs, vlm or mixture"):
         personal.for_user(choices())
 
 
@@ -56,7 +56,7 @@ def test_a_profile_is_a_text(base, tmp_path):
     assert (red.tokens - blue.tokens).abs().max() > 1e-3
     with pytest.raises(ConfigError, match="reads no pairs; give `profile`"):
         personal.for_user(choices())
-    with pytest.raises(ConfigError, match="`profile` is empty; expected a text about the user"):
+    with pytest.raises(ConfigError, match="`profile` is empty"):
         personal.for_user(profile=" ")
     with pytest.raises(ConfigError, match="leave out the other argument"):
         personal.for_user(choices(), profile="likes red")
@@ -68,9 +68,9 @@ def test_numbers_that_are_known_of_a_user_are_taken(base, tmp_path):
     assert one.tokens.shape == (TOKENS, WIDTH)
     assert (one.tokens - other.tokens).abs().max() > 1e-3
     assert torch.equal(personal.for_user(one.tokens).tokens, one.tokens)
-    with pytest.raises(ConfigError, match="a tensor of 2 numbers; expected one of 3 numbers"):
+    with pytest.raises(ConfigError, match=r"2 numbers.*3 numbers"):
         personal.for_user(torch.zeros(2))
-    with pytest.raises(ConfigError, match="user_encoder vector reads no pairs; give a tensor of 3 numbers"):
+    with pytest.raises(ConfigError, match=r"vector .*3 numbers"):
         personal.for_user(choices())
 
 
@@ -92,7 +92,7 @@ def test_a_vision_language_model_reads_as_many_pairs_as_in_training_and_once(bas
     monkeypatch.setattr(VlmStates, "__call__", None)
     assert torch.equal(personal.for_user(pairs[:2]).tokens, ann.tokens)
     write_llava(vlm, seed=1)
-    with pytest.raises(CheckpointError, match=r"not the network that the user encoder of .* was trained with"):
+    with pytest.raises(CheckpointError, match=r"not the network"):
         diffalign.load(run).for_user(pairs)
 
 
@@ -113,7 +113,7 @@ def test_the_features_of_another_clip_are_refused(base, tmp_path):
     run = write_user_run(tmp_path / "run", base, sizes=sizes, features=clip)
     assert diffalign.load(run).for_user(choices()).tokens.shape == (TOKENS, WIDTH)
     write(tmp_path / "clip", 1)
-    with pytest.raises(CheckpointError, match=r"not the network that the user encoder of .* was trained with"):
+    with pytest.raises(CheckpointError, match=r"not the network"):
         diffalign.load(run).for_user(choices())
 
 
@@ -126,7 +126,7 @@ def test_the_latents_of_another_vae_are_refused_and_those_of_its_own_in_half_pre
     with torch.no_grad():
         pipe.vae.encoder.conv_in.weight.neg_()
     pipe.vae.save_pretrained(base / "vae")
-    with pytest.raises(CheckpointError, match=r"the VAE of .*model: not the network that the user encoder of .*run was trained with"):
+    with pytest.raises(CheckpointError, match=r"VAE of .*model: not the network"):
         diffalign.load(run).for_user(choices())
 
 
@@ -144,7 +144,7 @@ def test_a_mixture_knows_its_users_and_fits_new_ones(mixture, monkeypatch):
     assert not torch.equal(new.tokens, other.tokens)
     assert all(torch.equal(value, before[name]) for name, value in personal.pipe.unet.state_dict().items())
     assert all(parameter.grad is None for parameter in personal.pipe.unet.parameters())
-    with pytest.raises(ConfigError, match=r"user 'dan' is none of the 3 users of the training.*Give the pairs of a new user"):
+    with pytest.raises(ConfigError, match=r"'dan' .* 3 users"):
         personal.for_user("dan")
 
 
@@ -206,7 +206,7 @@ def test_the_fit_finds_the_prototype_that_the_pairs_speak_for(mixture):
 def test_a_new_user_is_not_fitted_under_negative_guidance(base, mixture, tmp_path):
     over = write_run(tmp_path / "npo", base, method="diffusion_npo")
     personal = diffalign.load(over, positive=mixture)
-    with pytest.raises(ConfigError, match=r"is fitted without guidance, and .*npo steers it here"):
+    with pytest.raises(ConfigError, match=r"guidance.*npo"):
         personal.for_user(choices())
     assert personal.for_user("bob").tokens.shape == (TOKENS, WIDTH)
 
@@ -221,14 +221,14 @@ def test_users_keep_their_numbers_among_held_out_pairs(base, tmp_path, encoder):
         found = unet.user_encoder({"user": torch.tensor([number])}, 1)[0]
         torch.testing.assert_close(found, diffalign.load(run).for_user(user).tokens)
     equip(unet, make(USER_ENCODERS[encoder](**SMALL), Sizes(("bob", "zoe"))))
-    with pytest.raises(ConfigError, match=r"user 'zoe' \(1 of 2 users\) is not among the 3 of the training"):
+    with pytest.raises(ConfigError, match=r"'zoe' \(1 of 2 users\)"):
         module.restore(unet, run)
 
 
 def test_pairs_seen_by_another_network_are_not_judged(base, tmp_path):
     run, unet = write_user_run(tmp_path / "run", base), stock(base).unet
     equip(unet, make(USER_ENCODERS["pairs"](**SMALL), Sizes(features=256, source="another")))
-    with pytest.raises(CheckpointError, match=r"what is known of these users comes from another, and it has learnt from .*another network"):
+    with pytest.raises(CheckpointError, match=r"another network"):
         module.restore(unet, run)
 
 

@@ -240,5 +240,5 @@ def test_a_prompt_is_dropped_from_all_parts_of_its_condition():
 
 
 def test_a_wrong_number_of_generators_is_refused():
-    with pytest.raises(ValueError, match="2 generators for 3 records; expected one a record"):
+    with pytest.raises(ValueError, match="2 generators for 3 records"):
         likelihood(prompt_dropout=0.5).prepare(None, batch(3), seeded(0, 1))

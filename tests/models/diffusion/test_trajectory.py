@@ -98,7 +98,7 @@ def test_everything_is_finite_in_half_precision_too(name, path):
 @trajectories
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_wrong_number_of_generators_is_refused(name, count):
-    with pytest.raises(ValueError, match=f"{count} generators for 3 records; expected one a record"):
+    with pytest.raises(ValueError, match=f"{count} generators for 3 records"):
         bound(name)(latents(3), predict, PATHS["epsilon"], seeded(count))
 
 

@@ -108,7 +108,7 @@ def test_keep_end_leaves_no_record_out_and_says_how_many_it_cut(tmp_path, caplog
 
 def test_a_table_of_prompts_that_are_all_too_long_is_refused_with_the_shortest(tmp_path):
     shortest = min(len(TEMPLATE.prompt_ids(record)) for record in RECORDS)
-    with pytest.raises(TableError, match=rf"no record is left of 3: .*max_length \(4 tokens; the shortest prompt has {shortest}\)"):
+    with pytest.raises(TableError, match=rf"of 3: .*max_length .*4 .*{shortest}"):
         made(tmp_path, limit=Limit(4))
 
 

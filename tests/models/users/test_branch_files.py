@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,8 +11,9 @@ from safetensors.torch import save_file
 from diffalign.core.errors import CheckpointError
 from diffalign.models.users import branch
 from tests.micro_models import MAKERS, picture, stock, write_micro
-from tests.models.users import stock_draw
 from tests.models.users.denoisers import KINDS, WIDTH, answer, denoiser_of, fill, micro, users
+from tests.processes import apart
+from tests.stock import BRANCH, draw_for_users
 
 STOCK = ("sd", "sdxl", "sd3", "flux")  # whose pipelines read IP-Adapters
 PROMPTS = ["a red star", "a blue heart"]
@@ -41,10 +36,10 @@ def filled(kind):
 def test_what_is_saved_is_read_and_attached_to_the_bit(kind, precision, tmp_path):
     denoiser = filled(kind)
     state = branch.state_of(denoiser)
-    branch.save(denoiser, tmp_path / stock_draw.BRANCH, {"base": "some/model"})
-    read, metadata = branch.read(tmp_path / stock_draw.BRANCH)
+    branch.save(denoiser, tmp_path / BRANCH, {"base": "some/model"})
+    read, metadata = branch.read(tmp_path / BRANCH)
     assert metadata["base"] == "some/model"
-    assert [file.name for file in tmp_path.iterdir()] == [stock_draw.BRANCH]
+    assert [file.name for file in tmp_path.iterdir()] == [BRANCH]
     again = micro(kind).to(precision)
     branch.attach(again, WIDTH, read)
     assert_same(read, state)
@@ -83,7 +78,7 @@ def test_the_seed_alone_decides_how_a_branch_begins(kind):
 )
 def test_a_branch_for_other_tokens_is_refused_by_the_key_that_shows_it(kind, key):
     state = branch.state_of(filled(kind))
-    with pytest.raises(CheckpointError, match=rf"image_proj\.{key} of shape .*{WIDTH}.* was expected, for tokens of {WIDTH + 8} numbers"):
+    with pytest.raises(CheckpointError, match=rf"image_proj\.{key} .*{WIDTH}.*{WIDTH + 8}"):
         branch.attach(micro(kind), WIDTH + 8, state)
 
 
@@ -100,10 +95,10 @@ def test_a_branch_of_another_model_is_refused_before_anything_is_changed(kind, o
 def test_a_missing_and_a_foreign_key_are_named():
     state = branch.state_of(filled("sd"))
     lacking = {**state, "ip_adapter": {key: value for key, value in state["ip_adapter"].items() if key != "3.to_v_ip.weight"}}
-    with pytest.raises(CheckpointError, match=r"lacks ip_adapter\.3\.to_v_ip\.weight; it was made for another model than a UNet2D"):
+    with pytest.raises(CheckpointError, match=r"ip_adapter\.3\.to_v_ip\.weight.*UNet2D"):
         branch.attach(micro("sd"), WIDTH, lacking)
     more = {**state, "image_proj": {**state["image_proj"], "proj.9.weight": torch.ones(1)}}
-    with pytest.raises(CheckpointError, match=r"has the unexpected image_proj\.proj\.9\.weight"):
+    with pytest.raises(CheckpointError, match=r"image_proj\.proj\.9\.weight"):
         branch.attach(micro("sd"), WIDTH, more)
 
 
@@ -114,7 +109,7 @@ def test_files_that_hold_no_branch_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="text: cannot be read"):
         branch.read(tmp_path / "text")
     save_file({"unet.down.lora_A.weight": torch.ones(1)}, tmp_path / "lora")
-    with pytest.raises(CheckpointError, match=r"lora: has unet\.down\.lora_A\.weight; keys of a user branch begin with image_proj"):
+    with pytest.raises(CheckpointError, match=r"lora: .*unet\.down\.lora_A\.weight.*image_proj"):
         branch.read(tmp_path / "lora")
 
 
@@ -130,22 +125,15 @@ def test_the_file_of_a_unet_has_the_keys_of_an_ip_adapter(tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """For every family, the folder of a model, its user, and what stock pipelines in another process drew with the saved branch."""
-    root, requests = tmp_path_factory.mktemp("stock"), []
+    root = tmp_path_factory.mktemp("stock")
     for kind in STOCK:
-        folder = root / kind
-        write_micro(kind, folder / "model")
-        denoiser = denoiser_of(stock(folder / "model"))
+        write_micro(kind, root / kind / "model")
+        denoiser = denoiser_of(stock(root / kind / "model"))
         branch.attach(denoiser, WIDTH)
         fill(denoiser)
-        branch.save(denoiser, folder / stock_draw.BRANCH, {})
-        save_file({"tokens": users()[0]}, folder / "user.safetensors")
-        names = {"model": "model", "branch": ".", "user": "user.safetensors", "picture": "picture.npy"}
-        requests.append({key: str(folder / name) for key, name in names.items()})
-    (root / "requests.json").write_text(json.dumps(requests))
-    command = [sys.executable, str(Path(stock_draw.__file__)), str(root / "requests.json")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=root)
-    assert done.returncode == 0, done.stderr[-3000:]
+        branch.save(denoiser, root / kind / BRANCH, {})
+        save_file({"tokens": users()[0]}, root / kind / "user.safetensors")
+    apart(root / "log", draw_for_users, [root / kind for kind in STOCK])
     return root
 
 
@@ -154,7 +142,7 @@ def test_a_stock_pipeline_draws_with_the_file_as_this_process_does(kind, drawn):
     pipe = stock(drawn / kind / "model")
     plain = picture(pipe, PROMPTS, guidance_scale=5.0)
     denoiser = denoiser_of(pipe)
-    branch.attach(denoiser, WIDTH, branch.read(drawn / kind / stock_draw.BRANCH)[0])
+    branch.attach(denoiser, WIDTH, branch.read(drawn / kind / BRANCH)[0])
     told = branch.pipeline_arguments(pipe, users()[0], guided=True)
     ours = picture(pipe, PROMPTS, guidance_scale=5.0, **told)
     np.testing.assert_allclose(np.load(drawn / kind / "picture.npy"), ours, atol=1e-4)
@@ -169,7 +157,7 @@ def test_a_stock_pipeline_draws_with_the_file_as_this_process_does(kind, drawn):
 @pytest.mark.parametrize("kind", STOCK)
 def test_without_guidance_a_pipeline_is_told_the_user_alone(kind, drawn):
     pipe = stock(drawn / kind / "model")
-    branch.attach(denoiser_of(pipe), WIDTH, branch.read(drawn / kind / stock_draw.BRANCH)[0])
+    branch.attach(denoiser_of(pipe), WIDTH, branch.read(drawn / kind / BRANCH)[0])
     pictures = [picture(pipe, guidance_scale=1.0, **branch.pipeline_arguments(pipe, user, guided=False)) for user in users()]
     assert np.abs(pictures[0] - pictures[1]).max() > 1e-3
 

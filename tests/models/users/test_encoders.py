@@ -222,13 +222,11 @@ def test_a_file_that_holds_no_encoder_is_refused(tmp_path):
     save_encoder(built("one_hot"), file)
     with pytest.raises(CheckpointError, match="holds no user's tokens"):
         load_tokens(file, "some encoder")
-    with pytest.raises(
-        CheckpointError, match=r"made by the user encoder some encoder, and this run has another.*embed the user's pairs again"
-    ):
+    with pytest.raises(CheckpointError, match=r"user encoder some encoder"):
         load_tokens(tokens, "another")
     assert torch.equal(load_tokens(tokens, "some encoder"), noise(U, D))
     save_tokens(noise(U, D) / 0.0, tmp_path / "not" / "there" / "yet.safetensors", "some encoder")
-    with pytest.raises(CheckpointError, match=r"yet\.safetensors: the tokens are not finite"):
+    with pytest.raises(CheckpointError, match=r"yet\.safetensors: .*finite"):
         load_tokens(tmp_path / "not" / "there" / "yet.safetensors", "some encoder")
 
 

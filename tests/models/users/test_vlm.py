@@ -141,7 +141,7 @@ def test_a_chat_is_opened_once_where_the_template_and_the_tokenizer_both_do(fold
 
 def test_a_template_that_loses_pictures_is_refused(tmp_path, choices):
     states = load(write_llava(tmp_path, template="{% for message in messages %}<image>{% endfor %}"))
-    with pytest.raises(CheckpointError, match="its chat template loses pictures or labels; expected one `<image>`"):
+    with pytest.raises(CheckpointError, match=r"chat template .*`<image>`"):
         states(choices)
 
 
@@ -188,14 +188,14 @@ def test_a_model_without_an_image_processor_is_refused_before_weights_are_read(t
 
 def test_a_language_model_is_refused(tmp_path):
     Qwen2Config(hidden_size=16, num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="a model of type `qwen2`, which writes no text about pictures"):
+    with pytest.raises(CheckpointError, match="type `qwen2`"):
         load(tmp_path)
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": {"AutoConfig": "code.Config"}}))
     (tmp_path / "code.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(CheckpointError, match="no vision-language model can be loaded from here"):
+    with pytest.raises(CheckpointError, match="no vision-language model"):
         load(tmp_path)
 
 
@@ -204,13 +204,13 @@ def test_weights_that_are_pickled_missing_or_not_all_there_are_refused(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     some = {name: value for name, value in weights.items() if "lm_head" not in name}
     save_file(some, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 weights of a LlavaOnevisionForConditionalGeneration are not there, such as .lm_head"):
+    with pytest.raises(CheckpointError, match=r"LlavaOnevisionForConditionalGeneration .*lm_head"):
         load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="no vision-language model can be loaded from here"):
+    with pytest.raises(CheckpointError, match="no vision-language model"):
         load(tmp_path)
-    with pytest.raises(CheckpointError, match="nowhere: no vision-language model can be loaded from here"):
+    with pytest.raises(CheckpointError, match=r"nowhere: .*vision-language"):
         load(tmp_path / "nowhere")
 
 
