@@ -13,7 +13,7 @@ import numpy as np
 
 from diffalign.core.errors import ConfigError, RecordError, TableError, did_you_mean
 from diffalign.data.readers.base import read
-from diffalign.data.readers.prompts import LISTS, PROMPTS
+from diffalign.data.readers.prompts import LISTS, of_column
 from diffalign.data.readers.sources import FORMATS
 from diffalign.data.table import is_table, read_table
 
@@ -89,19 +89,25 @@ PROMPT_SETS = {
 }
 
 
-def prompts_of(values: Sequence[str]) -> list[str]:
-    """Return the prompts of `values`, in their order: each value is the name of one of `PROMPT_SETS`, a file, or a prompt.
+def prompts_of(values: Sequence[str], *, column: str | None = None) -> list[str]:
+    """Return the prompts of `values`, in their order: each value is the name of one of `PROMPT_SETS`, a file, a folder, or a prompt.
 
-    A file is .txt with one prompt per line, a JSON list of texts, or any table (.tsv, .csv, .jsonl, .json, .parquet, .arrow) with a
-    column prompt, caption or Prompt. Prompts of a set are distinct; those of files and of `values` may repeat. Raises ConfigError for a
-    missing file and for what looks like the name of a file or set but is not, RecordError that names file and row for a value that is
-    not a prompt, TableError for a file without prompts.
+    A file is .txt with one prompt per line, a JSON list of texts, or any table with a column prompt or caption, or another `column`; a
+    folder holds such files. Prompts of a set are distinct; those of files and of `values` may repeat. Raises ConfigError for a missing
+    file and for what looks like the name of a file or set but is not, RecordError that names file and row for a value that is not a
+    prompt, TableError for a file without prompts.
     """
-    return [prompt for value in values for prompt in _expanded(value)]
+    return [prompt for value in values for prompt in _expanded(value, column)]
 
 
 def prompts_to_draw(
-    values: Sequence[str], dataset_name: str | None = None, split: str | None = None, *, limit: int | None = None, seed: int = 0
+    values: Sequence[str],
+    dataset_name: str | None = None,
+    split: str | None = None,
+    *,
+    column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> list[str]:
     """Return the distinct prompts of `values`, or of the table or dataset `dataset_name`; a random `limit` of them if that is not None.
 
@@ -109,11 +115,11 @@ def prompts_to_draw(
     """
     if values and dataset_name is not None:
         raise ConfigError("`prompts` and `dataset_name` both name prompts; leave one of them out")
-    prompts: Iterable[str] = prompts_of(values)
+    prompts: Iterable[str] = prompts_of(values, column=column)
     if dataset_name is not None and is_table(dataset_name):
         prompts = read_table(dataset_name).column("prompt")
     elif dataset_name is not None:
-        prompts = (record.prompt for record in read(PROMPTS, dataset_name, split=split))
+        prompts = (record.prompt for record in read(of_column(column), dataset_name, split=split))
     return subset(list(dict.fromkeys(prompts)), limit, seed)
 
 
@@ -132,28 +138,46 @@ def subset(prompts: Sequence[str], limit: int | None, seed: int = 0, turn: int =
     return [prompts[int(index)] for index in sorted(chosen)]
 
 
-def _expanded(value: str) -> list[str]:
+def _expanded(value: str, column: str | None) -> list[str]:
     if value in PROMPT_SETS:
         return list(dict.fromkeys(prompt for file in PROMPT_SETS[value].files() for prompt in _read(file)))
-    if value.endswith(SUFFIXES) or re.fullmatch(r"\S+\.[A-Za-z]\w{1,7}", value):
-        return _read(_file(value))
+    if _is_folder(value):
+        return _of_folder(Path(value).expanduser(), column)
+    if value.lower().endswith(SUFFIXES) or re.fullmatch(r"\S+\.[A-Za-z]\w{1,7}", value):
+        return _read(_file(value), column)
     if not re.search(r"\s", value) and get_close_matches(value.lower(), PROMPT_SETS, cutoff=NEAR):
         raise ConfigError(f"`prompts`: there is no set `{value}`.{did_you_mean(value.lower(), PROMPT_SETS)}{HINT}")
     return [value]
 
 
+def _is_folder(value: str) -> bool:
+    try:
+        return Path(value).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # a prompt that can be no path
+        return False
+
+
+def _of_folder(folder: Path, column: str | None) -> list[str]:
+    """Return the prompts of the files in a folder, in the order of their names. Raises ConfigError where it holds no file of prompts."""
+    files = sorted(file for file in folder.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
+    if not files:
+        raise ConfigError(f"`prompts`: the folder {folder} holds no file of prompts; expected {', '.join(SUFFIXES)}.{HINT}")
+    return [prompt for file in files for prompt in _read(file, column)]
+
+
 def _file(value: str) -> Path:
-    if not Path(value).is_file():
+    path = Path(value).expanduser()
+    if not path.is_file():
         near = did_you_mean(Path(value).stem.lower(), PROMPT_SETS)
         raise ConfigError(f"`prompts`: there is no file {value}, and no set of that name.{near}{HINT}")
-    if not value.endswith(SUFFIXES):
+    if not value.lower().endswith(SUFFIXES):
         raise ConfigError(f"`prompts`: {value} is not a kind of file that holds prompts; expected one of {', '.join(SUFFIXES)}")
-    return Path(value)
+    return path
 
 
-def _read(path: Path) -> list[str]:
+def _read(path: Path, column: str | None = None) -> list[str]:
     prompts = []
-    for record in read(PROMPTS, str(path)):
+    for record in read(of_column(column), str(path)):
         if not record.prompt.strip():
             raise RecordError(f"{record.source}: the prompt is empty")
         prompts.append(record.prompt.strip())

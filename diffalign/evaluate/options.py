@@ -22,7 +22,9 @@ class EvalConfig:
     """More to compare: folders of finished runs, or pipelines (folder in diffusers layout, or hub id). NAME=PATH gives a name of its own;
     else it is the last part of the path. From three models on, the base counting, a Bradley-Terry table is made."""
     prompts: list[str] = field(default_factory=list)
-    """Prompts, files of prompts, or names of sets (partiprompts, geneval, hpsv2, pickapic, ...); each prompt counts once."""
+    """Prompts, files or folders of prompts, or names of sets (partiprompts, geneval, hpsv2, pickapic, ...); each prompt counts once."""
+    caption_column: str | None = None
+    """Column of a table of prompts that holds them, if it is neither prompt nor caption."""
     max_prompts: int | None = key(None, kinds=PICTURES)
     """Take only so many of the prompts, drawn by `seed`."""
     images_per_prompt: int = key(2, AT_LEAST_ONE, kinds=PICTURES, uses=("how",))

@@ -32,6 +32,8 @@ class GenerateConfig:
     """Instead of prompts: a table, or a dataset with a column prompt or caption, whose prompts are taken."""
     dataset_split_name: str | None = None
     """Split of that dataset, for example train."""
+    caption_column: str | None = None
+    """Column of a table of prompts that holds them, if it is neither prompt nor caption."""
     max_prompts: int | None = None
     """Take only so many of the prompts, drawn by `seed`."""
     images_per_prompt: int = 4

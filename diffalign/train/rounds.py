@@ -106,7 +106,7 @@ def planned(config: TrainConfig) -> list[Round]:
     """Return the rounds of a config, nothing loaded. Raises ConfigError for what cannot be meant in `generate`."""
     drawing = _drawing(config)
     require("generate.max_prompts", drawing.max_prompts, lambda v: v >= 1, "at least one prompt")
-    prompts = prompts_to_draw(drawing.prompts, drawing.dataset_name, drawing.dataset_split_name)
+    prompts = prompts_to_draw(drawing.prompts, drawing.dataset_name, drawing.dataset_split_name, column=drawing.caption_column)
     check_drawing(drawing, prompts)
     Watch.of(config)
     rounds: list[Round] = []

@@ -178,3 +178,16 @@ def test_pairs_are_drawn_to_a_seeded_subset_so_that_of_sorted_prompts_every_kind
     found = prompts_to_draw([*prompts, *prompts], limit=10, seed=1)
     assert found == subset(prompts, 10, 1)
     assert {prompt.partition(" ")[0] for prompt in found} == {"animals", "places"}
+
+
+def test_a_folder_of_prompts_and_a_named_column_are_read(tmp_path):
+    (tmp_path / "set").mkdir()
+    written(tmp_path / "set/a.TXT", "a fox\na cat\n")
+    written(tmp_path / "set/b.csv", "Utterance;id\nein Fuchs;1\n")
+    assert prompts_of([str(tmp_path / "set")], column="utterance") == ["a fox", "a cat", "ein Fuchs"]
+    assert prompts_to_draw([], str(tmp_path / "set/b.csv"), column="Utterance") == ["ein Fuchs"]
+    with pytest.raises(RecordError, match=r"b\.csv row 0: no column `prompt`.*utterance|Utterance"):
+        prompts_of([str(tmp_path / "set")])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"none holds no file of prompts"):
+        prompts_of([str(tmp_path / "none")])

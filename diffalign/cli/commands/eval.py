@@ -46,7 +46,7 @@ def run(config: EvalConfig) -> int:
     finished = Run.open(config.output_dir)
     from diffalign.data.prompts import prompts_of, subset
 
-    prompts = subset(list(dict.fromkeys(prompts_of(config.prompts))), config.max_prompts, config.seed)
+    prompts = subset(list(dict.fromkeys(prompts_of(config.prompts, column=config.caption_column))), config.max_prompts, config.seed)
     if config.user is not None and (config.user_id is not None or config.pairs is not None):
         raise ConfigError("`user` is a file with the user's tokens; leave out --user_id and --pairs")
     return (_texts if finished.kind == "text" else _pictures)(config, prompts)

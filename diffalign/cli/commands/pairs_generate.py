@@ -26,7 +26,14 @@ def run(config: GenerateConfig) -> int:
     from diffalign.data.prompts import prompts_to_draw
     from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
 
-    prompts = prompts_to_draw(config.prompts, config.dataset_name, config.dataset_split_name, limit=config.max_prompts, seed=config.seed)
+    prompts = prompts_to_draw(
+        config.prompts,
+        config.dataset_name,
+        config.dataset_split_name,
+        column=config.caption_column,
+        limit=config.max_prompts,
+        seed=config.seed,
+    )
     name = config.pretrained_model_name_or_path
     if is_language_model(name):
         raise ConfigError(f"{name}: a language model; `diffalign pairs generate` draws images")

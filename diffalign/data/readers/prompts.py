@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,12 @@ PROMPTS = Reader(
     matches=lambda row: LINE in row.value,
     candidates=False,
 )
+
+
+def of_column(name: str | None) -> Reader:
+    """Return the reader of prompts that takes them from another column of a table; a list of prompts has no columns."""
+
+    def parse_column(row: Row) -> Record:
+        return parse(row) if name is None or LINE in row.value else Record(row.id, row.text(name), (), source=row.where)
+
+    return replace(PROMPTS, parse=parse_column)
