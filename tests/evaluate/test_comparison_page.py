@@ -153,7 +153,7 @@ def test_each_comparison_is_a_row_with_its_numbers_and_the_colour_of_its_verdict
     source = page(tmp_path, {**FACTS, "comparisons": compared}).source
     rows = re.findall(r"<tr>(.*?)</tr>", source[source.index('<table class="wins">') :], re.S)[1:5]
     cells = [re.findall(r"<td data-label.*?>(.*?)</td>", row, re.S) for row in rows]
-    assert [plain(cell) for cell in cells[0]][:3] == ["61.5 % 55 to 68", "12 / 3 / 5 9 wins can be seen (margin 0.12)", "&lt; 0.001"]
+    assert [plain(cell) for cell in cells[0]][:3] == ["61.5 % 55 to 68", "12 / 3 / 5 9 can be seen, by over 0.12", "&lt; 0.001"]
     assert plain(cells[0][3]) == "&minus;0.020 &minus;0.030 to &minus;0.010"
     assert [plain(cells[3][0]), plain(cells[3][2])] == ["50 %", "0.250"]
     assert re.findall(r'<svg class="(\w+)"', source) == ["win", "win", "loss", "unclear"]

@@ -138,7 +138,7 @@ class Quickstart:
             scores = pictures.scores()
             facts = self._facts(pictures, scores) | pictures.facts(scores, self.config.seed) | accuracy
         facts |= {f"adherence_named_{who}": share for who, share in named.items()}
-        facts |= {"checks": {who: {f"adherence where `{self.config.taste}` is named": share} for who, share in named.items()}}
+        facts |= {"checks": {who: {"adherence where the prompt names what the taste judges": share} for who, share in named.items()}}
         facts |= {"steps": trainer.step, "skipped_steps": trainer.guard.skipped}
         self.clock.seconds["total"] = round(time.perf_counter() - start, 1)
         log = self.folder / "train" / LOG

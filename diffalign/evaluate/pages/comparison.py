@@ -57,7 +57,7 @@ def page(facts: Mapping[str, Any], shown: Sequence[Shown], log: Sequence[Mapping
         _alarm(facts),
         _comparisons(facts),
         grid(runs, shown, facts.get("images_per_prompt"), margins=_margins(facts), scorers=_headliners(facts)),
-        extremes(runs, shown, _headliners(facts)),
+        extremes(runs, shown, _headliners(facts), _margins(facts)),
         curves(log, facts),
         _scores(facts, runs),
         _checks(facts, runs),
@@ -166,7 +166,7 @@ def _verdicts(facts: Mapping[str, Any], runs: Sequence[str]) -> str:
 def _lede(facts: Mapping[str, Any]) -> str:
     """Return what the base is, how pictures were drawn, and how the run was trained."""
     drawn = {key: form for key, form in DRAWN.items() if key != "images_per_prompt" or facts.get(key) != 1}
-    base = [f"The base is <code>{escape(run['name'])}</code>" for run in facts.get("runs") or []][:1]
+    base = [f"The base is <code>{escape(str(run.get('path') or run['name']))}</code>" for run in facts.get("runs") or []][:1]
     how = ", ".join([*base, *filter(None, [fill(facts, drawn, ", ")])])
     training = "; ".join(part for part in (fill(facts, TRAINED, " "), fill(facts, SETTINGS, ", ")) if part)
     sentences = ([f"{how}; the same seeds for every run."] if how else []) + ([f"{training}."] if training else [])
@@ -205,7 +205,8 @@ def _comparisons(facts: Mapping[str, Any]) -> str:
     heads = "".join(f"<th>{word}</th>" for word in ("", axis, "win rate", "won / lost / tied", "sign test p", "change of score"))
     return f"""<h2>Win rate against the base</h2><p>The share of drawings that score above the base's, a tie counting one half; lines and
 small numbers are 95&nbsp;% intervals over the prompts. Won, lost and tied count prompts; the sign test leaves ties out. Only where
-interval and sign test agree it is called a win. A win can be seen where the prompt's score rises by more than the margin.
+interval and sign test agree it is called a win. A win can be seen where the prompt's score rises by more than a margin, by default half
+a standard deviation of the base's scores.
 Nothing is corrected for the number of rows.</p><table class="wins"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"""
 
 
@@ -217,7 +218,7 @@ def _comparison(facts: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     numbers += f"<small>{percent(ends[0])} to {percent(ends[1])}</small>" if ends else ""
     counts = " / ".join(show(number(comparison.get(key)), "g") for key in ("wins", "losses", "ties"))
     visible, margin = (number(comparison.get(key)) for key in ("visible_wins", "visible_margin"))
-    counts += f"<small>{visible:g} wins can be seen (margin {show(margin, '.2g')})</small>" if math.isfinite(visible) else ""
+    counts += f"<small>{visible:g} can be seen,<br>by over {show(margin, '.2g')}</small>" if math.isfinite(visible) and visible > 0 else ""
     p = number(comparison.get("sign_test_p"))
     moved = show(number(comparison.get("change")), "+.3f")
     moved += f"<small>{show(change[0], '+.3f')} to {show(change[1], '+.3f')}</small>" if change else ""

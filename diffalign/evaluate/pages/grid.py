@@ -66,15 +66,15 @@ start from the same noise. {_tally(first_shown, runs, margins, scorers)} {_legen
 <div class="flip{" tiny" if small else ""}" style="--runs: {len(runs)}">{_switch(runs)}<div class="grid">{"".join(cards)}</div></div>"""
 
 
-def extremes(runs: Sequence[str], shown: Sequence[Shown], scorers: Sequence[str]) -> str:
-    """Return each run's largest losses and wins against the base by the mean of `scorers`, those held out of training."""
+def extremes(runs: Sequence[str], shown: Sequence[Shown], scorers: Sequence[str], margins: Mapping[str, float]) -> str:
+    """Return each run's largest losses and wins against the base by the mean of `scorers`; for `margins` see `grid`."""
     parts = []
     for run in runs[1:]:
         gains = gained(run, runs[0], shown, scorers)
         order = sorted((i for i in range(len(shown)) if math.isfinite(gains[i])), key=lambda i: gains[i])
         ends = (("losses", [i for i in order if gains[i] < 0][:EXTREMES]), ("wins", [i for i in order[::-1] if gains[i] > 0][:EXTREMES]))
         for word, picked in ends:
-            cards = "".join(_card(shown[i], (runs[0], run), {}, gains[i]) for i in picked)
+            cards = "".join(_card(shown[i], (runs[0], run), margins, gains[i]) for i in picked)
             there = f'<div class="grid pairs">{cards}</div>' if cards else "<p>None.</p>"
             parts += [f"<h3>Largest {word} of {escape(run)}</h3>{there}"] if order else []
     judges = ", ".join(f"<code>{escape(scorer)}</code>" for scorer in scorers)
