@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
@@ -244,8 +244,7 @@ def write_table(
     Args:
         path: folder of the table.
         records: any iterable of records, all of images, all of texts or all of prompts alone, with unique ids.
-        rejected: rows that could not be read, as {"where", "reason"}, for the manifest. It is read after the last record, so the
-            iterator of `records` may still append to it.
+        rejected: rows that could not be read, as {"where", "reason"}; looked at after the last record, so `records` may append to it.
         overwrite: replace a table at `path`; a folder that is not a table is never replaced.
         manifest: further keys for the manifest, such as the source of the records.
 
@@ -256,25 +255,30 @@ def write_table(
         >>> pair = Candidate(image=Path("a.png").read_bytes()), Candidate(image=Path("b.png").read_bytes())  # doctest: +SKIP
         >>> write_table("outputs/mine", [Record("0", "a red star", pair, prob=1.0)])  # doctest: +SKIP
     """
-    path = Path(path)
+    path, audit = Path(path), _Audit()
     check_free(path, overwrite)
-    audit = _Audit()
     with atomic_folder(path) as folder:
         with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             for chunk in _chunks(records, CHUNK):
                 for record in chunk:
                     audit.add(record.check())
                 writer.write_batch(pa.RecordBatch.from_pylist([to_row(r) for r in chunk], schema=SCHEMA))
-        facts = audit.manifest()
-        if not facts["rows"]:
-            reason = f"; first of {len(rejected)} rejected: {rejected[0]['reason']}" if rejected else ""
-            raise TableError(f"{manifest.get('dataset_name', path)}: there is no record to write{reason}")
-        facts |= {"rejected_rows": len(rejected), "rejected": list(rejected)[:REJECTED]}
-        if clash := sorted(facts.keys() & manifest.keys()):
-            raise TableError(f"{path}: the manifest's `{clash[0]}` is counted from the records; choose another name for the key")
-        (folder / MANIFEST).write_text(json.dumps(facts | manifest, indent=2) + "\n", encoding="utf-8")
+        facts = _counted(audit, rejected, manifest, path) | manifest
+        (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         keep_caches(path, folder)
     return Table(path)
+
+
+def _counted(audit: _Audit, rejected: Sequence[dict[str, str]], manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the counts of a manifest. Raises TableError where no record was written, and for a key of `manifest` that is counted here."""
+    facts = audit.manifest()
+    if not facts["rows"]:
+        reason = f"; first of {len(rejected)} rejected: {rejected[0]['reason']}" if rejected else ""
+        raise TableError(f"{manifest.get('dataset_name', path)}: there is no record to write{reason}")
+    facts |= {"rejected_rows": len(rejected), "rejected": list(rejected)[:REJECTED]}
+    if clash := sorted(facts.keys() & manifest.keys()):
+        raise TableError(f"{path}: the manifest's `{clash[0]}` is counted from the records; choose another name for the key")
+    return facts
 
 
 def keep_caches(earlier: Path, path: Path) -> None:

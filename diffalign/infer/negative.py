@@ -268,7 +268,7 @@ def _check_file(
     base = metadata.get("base") or (Run.open(file.parent, expects=ANY).base if Run.is_in(file.parent) else None)
     if base and pipe.name_or_path and Path(base).name != Path(pipe.name_or_path).name:
         raise CheckpointError(f"{file}: made for {base}, not {pipe.name_or_path}; if they are the same, load it and pass its name")
-    known = {key.removesuffix(".weight").removesuffix(".base_layer"): value.shape for key, value in network.state_dict().items()}
+    shapes = {key.removesuffix(".weight").removesuffix(".base_layer"): value.shape for key, value in network.state_dict().items()}
     for name, value in tensors.items():
         if value.is_floating_point():
             tensor_files.check_numbers(str(file), name, value)
@@ -277,9 +277,9 @@ def _check_file(
             raise CheckpointError(f"{file}: also changes the text encoder ({name}), which both branches share")
         path, side, _ = name.removeprefix(f"{component}.").rpartition(".lora_A." if ".lora_A." in name else ".lora_B.")
         axis = 1 if side == ".lora_A." else 0
-        if side and (path not in known or shape[axis] != known[path][axis]):
-            found = f"a weight of {list(known[path])}" if path in known else "no such layer"
-            raise CheckpointError(f"{file}: made for another network: it has {name} of {shape}, `{component}` has {found}")
+        if side and (path not in shapes or shape[axis] != shapes[path][axis]):
+            there = f"a weight of {list(shapes[path])}" if path in shapes else "no such layer"
+            raise CheckpointError(f"{file}: made for another network: it has {name} of {shape}, `{component}` has {there}")
 
 
 def _restore_later(network: Any, stack: ExitStack) -> Callable[[], None]:

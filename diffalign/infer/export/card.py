@@ -27,7 +27,7 @@ from diffalign.methods import method_of
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapter_files import WEIGHTS
 from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
-from diffalign.rewards.base import standing
+from diffalign.rewards.base import record, standing
 
 PICTURE = "pictures.png"
 HUB_ID = r"[\w.-]+/[\w.-]+"
@@ -150,9 +150,9 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
     imports, lines = [f"from diffusers import {base.kind}"], [f"pipe = {base.kind}.from_pretrained({literal(source)}{options})"]
     if run.personal:
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
-    # Flux computes both branches only when it is told to.
-    asked = ', negative_prompt="", true_cfg_scale=4.0' if run.steers and base.layout.family == "flux" else ""
-    draw = [f'pipe("a red star"{asked}).images[0].save("picture.png")']
+    # Flux computes both branches only with `true_cfg_scale`.
+    guidance = ', negative_prompt="", true_cfg_scale=4.0' if run.steers and base.layout.family == "flux" else ""
+    draw = [f'pipe("a red star"{guidance}).images[0].save("picture.png")']
     if run.steers:
         more, steps = _negative_steps(repo, base)
         imports, lines, draw = sorted([*imports, *more]), [*lines, *steps], [f"    {line}" for line in draw]
@@ -215,21 +215,21 @@ def _results(source: Source) -> str:
 
 
 def _measures(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what an evaluation says of its run, the second of its models: win rates, what rang the alarm, and the accuracy on pairs."""
+    """Yield the results of an evaluation for its run, the second of its models: win rates, reasons for alarm, accuracy on pairs."""
     if report.get("runs"):
-        run, known = report["runs"][1]["name"], {scorer["name"]: standing(scorer) for scorer in report["scorers"]}
+        run, standings = report["runs"][1]["name"], {scorer["name"]: standing(scorer) for scorer in report["scorers"]}
         yield "prompts", f"{report['prompts']}, {report['images_per_prompt']} images of each by both models, from the same seeds"
         for one in (one for one in report["comparisons"] if one["run"] == run and one["win_rate"] is not None):
             low, high = one["ci95"]
             spread = "too few prompts for an interval" if low is None else f"95 % interval {low:.3g} to {high:.3g}"
-            record = f"{spread}; sign test p {one['sign_test_p']:.2g}; {known[one['scorer']]}"
-            yield f"win rate by {one['scorer']}", f"{one['win_rate']:.3g} against the base ({record})"
+            details = f"{spread}; {record(one)}; {standings[one['scorer']]}"
+            yield f"win rate by {one['scorer']}", f"{one['win_rate']:.3g} against the base ({details})"
         yield "alarm", "; ".join(report["alarm"][run])
     yield "implicit accuracy heldout", report.get("implicit_accuracy_heldout")
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    """Return a Markdown table of what is known."""
+    """Return a Markdown table without the empty rows."""
     shown = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value not in (None, "")]
     return "\n".join(["| | |", "| --- | --- |", *shown])
 

@@ -143,20 +143,20 @@ def place(family: str, layer: str, config: Mapping[str, Any]) -> Place:
 
     Raises ConfigError that names the layer if no place is known for it.
     """
-    found = _unet_place(layer, config) if family in ("sd", "sdxl") else _transformer_place(family, layer, config)
-    if found is None:
+    published = _unet_place(layer, config) if family in ("sd", "sdxl") else _transformer_place(family, layer, config)
+    if published is None:
         raise ConfigError(
             f"`{layer}`: no place is known for this layer in the published layout of {family}, so there is no ComfyUI file of it; "
             "leave `comfyui` out of --formats, or train with other --lora_layers"
         )
-    return found
+    return published
 
 
-def file_key(family: str, layer: str, found: Place) -> tuple[str, str, str]:
-    """Return what a LoRA file calls a place: the key up to its last part, and what its down and up matrices are called."""
+def file_key(family: str, layer: str, published: Place) -> tuple[str, str, str]:
+    """Return the key of a place in a LoRA file up to its last part, and the names of its down and its up matrix."""
     if family == "pixart":  # no script of kohya's trains it
-        return f"diffusion_model.{found.module}", "lora_A.weight", "lora_B.weight"
-    path = layer if family == "sd" else found.module
+        return f"diffusion_model.{published.module}", "lora_A.weight", "lora_B.weight"
+    path = layer if family == "sd" else published.module
     return f"lora_unet_{path.replace('.', '_')}", "lora_down.weight", "lora_up.weight"
 
 
@@ -166,12 +166,12 @@ def _transformer_place(family: str, layer: str, config: Mapping[str, Any]) -> Pl
     if blocks not in BLOCKS.get(family, {}):
         return OUTSIDE.get(family, {}).get(layer)
     published, layers = BLOCKS[family][blocks]
-    found = layers.get(inner)
-    if found is None:
+    target = layers.get(inner)
+    if target is None:
         return None
     # The last block of SD3 only reads the prompt's tokens, and diffusers' norm for that has scale and shift in the other order.
     last = family == "sd3" and inner == "norm1_context.linear" and int(number) == config["num_layers"] - 1
-    return Place(f"{published}.{number}.{found.module}", found.part, found.shares, swapped=last)
+    return Place(f"{published}.{number}.{target.module}", target.part, target.shares, swapped=last)
 
 
 def _unet_place(layer: str, config: Mapping[str, Any]) -> Place | None:

@@ -59,8 +59,8 @@ def comfyui_tensors(family: str, updates: Mapping[str, Update], config: Mapping[
     """
     groups: dict[tuple[str, str, str], list[tuple[Place, Update]]] = {}
     for layer, update in updates.items():
-        found = place(family, layer, config)
-        groups.setdefault(file_key(family, layer, found), []).append((found, update))
+        published = place(family, layer, config)
+        groups.setdefault(file_key(family, layer, published), []).append((published, update))
     tensors: dict[str, Tensor] = {}
     for (key, down_name, up_name), parts in groups.items():
         one = _stacked(parts)

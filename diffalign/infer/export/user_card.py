@@ -46,8 +46,8 @@ def personal_usage(
     comment = "# (U, D); torch.zeros_like(user) is nobody, and the negative half of guidance"
     more, steps, draw = _pixart(repo) if family == "pixart" else _adapter(repo, family)
     hub = ["from huggingface_hub import hf_hub_download"] if "/" in repo and (users or family == "pixart") else []
-    known = sorted([*imports, "from safetensors.torch import load_file", *more, *hub])
-    code = ["import torch", *known, "", *lines, f'user = {tokens}["tokens"]  {comment}', *steps, *draw]
+    needed = sorted([*imports, "from safetensors.torch import load_file", *more, *hub])
+    code = ["import torch", *needed, "", *lines, f'user = {tokens}["tokens"]  {comment}', *steps, *draw]
     new = f"{NEW.get(encoder, CHOICES)} Tokens of two users may be mixed linearly."
     return "\n".join(["```python", *code, "```", "", new])
 
@@ -62,11 +62,11 @@ def _adapter(repo: str, family: str) -> tuple[list[str], list[str], list[str]]:
     absent = "image_encoder_pretrained_model_name_or_path" if family == "flux" else "image_encoder_folder"
     steps = [f'pipe.load_ip_adapter({json.dumps(repo)}, subfolder="", weight_name="{BRANCH}", {absent}=None)']
     both = "torch.stack([torch.zeros_like(user), user])"
-    told = {
+    arguments = {
         "sd3": f"ip_adapter_image_embeds={both}",
         "flux": "ip_adapter_image_embeds=[user[None]], negative_ip_adapter_image_embeds=[torch.zeros_like(user)[None]]",
     }.get(family, f"ip_adapter_image_embeds=[{both}[:, None]]")
-    return [], steps, [f'pipe("a red star", {told}).images[0].save("picture.png")']
+    return [], steps, [f'pipe("a red star", {arguments}).images[0].save("picture.png")']
 
 
 def _pixart(repo: str) -> tuple[list[str], list[str], list[str]]:
@@ -80,7 +80,7 @@ def _pixart(repo: str) -> tuple[list[str], list[str], list[str]]:
         "    words = projection(user[None])",
         '    embeds, mask, negative, negative_mask = pipe.encode_prompt("a red star")',
         "heard = mask.new_full((1, len(user)), int(user.any()))  # nobody's words are masked",
-        "told = {",
+        "embeddings = {",
         '    "prompt_embeds": torch.cat([embeds, words], 1),',
         '    "prompt_attention_mask": torch.cat([mask, heard], 1),',
         '    "negative_prompt_embeds": torch.cat([negative, torch.zeros_like(words)], 1),',
@@ -88,4 +88,4 @@ def _pixart(repo: str) -> tuple[list[str], list[str], list[str]]:
         "}",
     ]
     imports = ["from diffusers.models.embeddings import IPAdapterFullImageProjection"]
-    return imports, steps, ['pipe(negative_prompt=None, **told).images[0].save("picture.png")']
+    return imports, steps, ['pipe(negative_prompt=None, **embeddings).images[0].save("picture.png")']

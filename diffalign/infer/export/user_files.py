@@ -35,14 +35,14 @@ def write_personal(run: Run, users: Sequence[Path], folder: Path) -> None:
     for file in users:
         load_tokens(file, fingerprint)
     shutil.copyfile(run.folder / BRANCH, folder / BRANCH)
-    tensors, known = files.read(run.folder / ENCODER)
-    sizes = json.loads(known["sizes"])
+    tensors, facts = files.read(run.folder / ENCODER)
+    sizes = json.loads(facts["sizes"])
     if not isinstance(encoder, OneHotEncoder):  # which serves nobody but its training users, by their names
         sizes["users"] = []
     if isinstance(encoder, MixtureEncoder):  # new users are fitted from the mean; what each one likes is not for others
         tensors["logits.weight"] = encoder.usual()[None]
-    settings = _public(json.loads(known["settings"]))
-    files.write(folder / ENCODER, tensors, known | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
+    settings = _public(json.loads(facts["settings"]))
+    files.write(folder / ENCODER, tensors, facts | {"settings": json.dumps(settings), "sizes": json.dumps(sizes)})
     (folder / RUN).write_text(json.dumps(_public(dict(run.facts)), indent=2) + "\n")
     for file in users:
         (folder / FOLDER).mkdir(exist_ok=True)
