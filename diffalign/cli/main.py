@@ -37,7 +37,17 @@ Every command has --help, with its flags and more examples.
 """
 Words = tuple[str, ...]
 # What a disk or its rights refuse; any other error of the system is a fault of ours.
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG)
+OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

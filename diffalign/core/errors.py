@@ -9,11 +9,18 @@ from itertools import islice
 SHORT = 4  # letters of a name in which one that is wrong weighs much
 MOST_LISTED, MOST_COMPARED, LONGEST = 30, 10_000, 300  # names in a message, names that a misspelt one is compared with, characters of one
 
+LONGEST_MESSAGE = 2_000
+
 
 class DiffalignError(Exception):
     """Base of every error this package raises on purpose; `status` is the exit status that the command line gives it."""
 
     status = 2
+
+    def __str__(self) -> str:
+        """Return the message, cut where a file has put so much into it that nobody could read it."""
+        text = super().__str__()
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
 class ConfigError(DiffalignError):

@@ -17,6 +17,7 @@ RUN, CONFIG = "run.json", "config.yaml"
 SCORER = "a scorer and no generator; use it as the scorer {{trained: {{path: {folder}}}}}"
 INSTEAD = {"image": "draws pictures", "text": "answers with texts"}
 
+LONGEST_NAME = 1_000  # bytes of a folder or hub id
 # What run.json holds, where it is there and not null.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("method", "base", "train_method", "kind", "inference", "component", "mixed_precision"), (str,)),
@@ -75,7 +76,8 @@ class Run:
             if (value := facts.get(name, default)) not in values:
                 raise CheckpointError(f"{file}: `{name}` is {shortened(repr(value))}, which this version does not know")
         for name in ("method", "base"):
-            if not facts.get(name, "").isprintable() or not facts.get(name):
+            value = facts.get(name) or ""
+            if not value.isprintable() or not 0 < len(value.encode()) < LONGEST_NAME:
                 raise CheckpointError(f"{file}: `{name}` is {shortened(repr(facts.get(name)))}; of no run of diffalign")
         kind, inference = facts.get("kind", "image"), facts.get("inference", "plain")
         if inference == "user" and len(facts.get("user_encoder") or ()) != 1:

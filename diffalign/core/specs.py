@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.errors import ConfigError, did_you_mean, shortened
 
 Spec = str | Mapping[str, Any]
 
@@ -60,10 +60,11 @@ def single(kind: str, spec: Spec) -> tuple[str, Mapping[str, Any]]:
     """Return the name and the constants of a spec. Raises ConfigError for anything that is not one name with its constants."""
     if isinstance(spec, str):
         return spec, {}
-    if len(spec) != 1 or not isinstance(next(iter(spec.values())), (Mapping, type(None))):
-        raise ConfigError(f"`{kind}` is written as a name or as {{name: {{constant: value}}}}; found {dict(spec)!r}")
-    name, constants = next(iter(spec.items()))
-    return name, constants or {}
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        name, constants = next(iter(spec.items()))
+        if isinstance(name, str) and (constants is None or (isinstance(constants, Mapping) and all(isinstance(c, str) for c in constants))):
+            return name, constants or {}
+    raise ConfigError(f"`{kind}` is written as a name or as {{name: {{constant: value}}}}; found {shortened(repr(spec))}")
 
 
 KINDS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), bool: (bool,), str: (str,), NoneType: (NoneType,)}

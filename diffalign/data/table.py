@@ -334,7 +334,10 @@ def read_table(path: str | Path) -> Table:
 
 def is_table(path: str | Path) -> bool:
     """Return whether `path` is a folder with the files of a preference table."""
-    return (Path(path) / MANIFEST).is_file() and (Path(path) / ROWS).is_file()
+    try:
+        return (Path(path) / MANIFEST).is_file() and (Path(path) / ROWS).is_file()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        return False
 
 
 def _chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

@@ -135,10 +135,11 @@ def trained_with(run: Run) -> TrainingScorers:
     """
     source = Source.read(run)
     settings, manifest = source.settings, source.manifest
-    about = run.facts.get("scorers") or scorers_of(manifest or {})
+    about = {"specs": {}, "ranked_by": [], **(run.facts.get("scorers") or scorers_of(manifest or {}))}
     transforms = settings.get("transforms")
     transforms = method_of(run).transforms if transforms is None else transforms
-    names = {*about["ranked_by"], *(settings.get("scores") or {}).values(), *_named([transforms, settings.get("curriculum")])}
+    written = [about["ranked_by"], list((settings.get("scores") or {}).values()), *_named([transforms, settings.get("curriculum")])]
+    names = {name for names in written for name in names if isinstance(name, str)}
     specs = {name: spec for spec, name in POOL.items()} | about["specs"]
     watched = [settings["eval_reward"]] if settings.get("eval_reward") else []
     chose = (settings.get("eval_scorers") or list(WORLD)) if "held_out" in run.facts else []
@@ -147,12 +148,12 @@ def trained_with(run: Run) -> TrainingScorers:
     return TrainingScorers(frozenset(names), used, tuple(chose), complete)
 
 
-def _named(value: Any) -> Iterator[str]:
-    """Yield the names under any `score` or `scores` within nested specs."""
+def _named(value: Any) -> Iterator[list[Any]]:
+    """Yield the lists of names under any `score` or `scores` within nested specs."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key in ("score", "scores"):
-                yield from [inner] if isinstance(inner, str) else inner
+                yield inner if isinstance(inner, list) else [inner]
             else:
                 yield from _named(inner)
     elif isinstance(value, list | tuple):

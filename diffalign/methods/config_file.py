@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from diffalign.core.documents import read_yaml, yaml_of
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, shortened
 from diffalign.core.files import write
 from diffalign.core.keys import default_of
 from diffalign.core.runs import CONFIG, Run
@@ -36,8 +36,12 @@ def load_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
     Raises ConfigError that names the file for unknown keys, with what to write instead, for a value of another type, and for text that
     is no YAML.
     """
-    path = find_config(path)
-    if not path.is_file():
+    try:
+        path = find_config(path)
+        there = path.is_file()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"{shortened(str(path))}: cannot be read ({error.strerror})") from error
+    if not there:
         raise ConfigError(f"{path}: there is no such config file")
     if path.resolve() in above:
         raise ConfigError(f"{path}: `base` leads back to this file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.errors import ConfigError, did_you_mean, shortened
 from diffalign.core.specs import Spec, single
 
 SCORER_NAMES = ("pickscore", "clipscore", "hps", "imagereward", "mps", "aesthetic", "vqascore", "adherence", "taste", "trained")
@@ -25,5 +25,5 @@ def check_taste_name(name: str) -> None:
     """Raise ConfigError for a taste that there is not."""
     from diffalign.data.world.tastes import TASTES  # scipy takes a while to import
 
-    if name not in TASTES:
-        raise ConfigError(f"there is no taste `{name}`.{did_you_mean(str(name), TASTES)}")
+    if not isinstance(name, str) or name not in TASTES:
+        raise ConfigError(f"there is no taste `{shortened(str(name))}`.{did_you_mean(str(name), TASTES)}")

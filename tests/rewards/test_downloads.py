@@ -22,7 +22,7 @@ from diffalign.rewards.table import bind_scorer, check_scorers, load_scorer
 from diffalign.train import rounds
 from diffalign.train.overoptimisation import Watch
 
-PROMPTS = ["a red star", "a ring at the left", "a star at the left", "a ring", "a star"]
+PROMPTS = ["a red star", "a ring at the left", "a star at the left", "a ring", "a star", "a red ring"]
 WATCHED = {"eval_every": 10, "eval_prompts": PROMPTS, "max_train_steps": 10}
 
 

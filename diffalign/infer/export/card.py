@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from diffalign.core.documents import read_mapping, read_yaml
+from diffalign.core.documents import check_types, read_mapping, read_yaml
 from diffalign.core.errors import CheckpointError
 from diffalign.core.keys import keys_for
 from diffalign.core.redaction import redacted
@@ -30,6 +30,12 @@ from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
 from diffalign.rewards.base import record, standing
 
 PICTURE = "pictures.png"
+SETTINGS: dict[str, tuple[type, ...]] = {  # what is read of config.yaml here and in `evaluate.panel`
+    "dataset_name": (str,),
+    "scores": (dict,),
+    **dict.fromkeys(("transforms", "eval_scorers"), (list,)),
+    **dict.fromkeys(("curriculum", "eval_reward"), (str, dict)),
+}
 HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
@@ -58,6 +64,7 @@ class Source:
         folder = run.folder
         config, report = folder / "config.yaml", folder / "eval" / "eval.json"
         settings = redacted(read_yaml(config)) if config.is_file() else {}
+        check_types(settings, SETTINGS, str(config), CheckpointError)
         drawn = [folder / "eval" / "grid.png", *sorted(folder.glob("validation/step-*.png"), reverse=True)]
         return cls(
             run=run,
