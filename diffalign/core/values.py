@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -69,21 +70,29 @@ def check_types(config: Any) -> None:
 
 def fitted(hint: Any, value: Any) -> Any:
     """Return `value` in the type of `hint`. Raises UnfitError where it has another."""
-    from jsonargparse import ArgumentError, ArgumentParser  # kept out of `import diffalign`
+    from jsonargparse import ArgumentError  # kept out of `import diffalign`
 
     optional = NoneType in options(hint) or hint is Any
     literal = [choice for option in options(hint) if get_origin(option) is Literal for choice in get_args(option)]
     if optional and (value is None or (isinstance(value, str) and value in NOTHING and not literal)):
         return None
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
     try:
-        typed = None if value is None else parser.parse_object({"value": _spelt_out(hint, unmarked(value))}).value
+        typed = None if value is None else _parser(hint).parse_object({"value": _spelt_out(hint, unmarked(value))}).value
     except (ArgumentError, ValueError):
         typed = None
     if typed is None:
         raise UnfitError(_instead(hint, value, literal))
     return untrusted(typed) if is_untrusted(value) else typed
+
+
+@functools.cache
+def _parser(hint: Any) -> Any:
+    """Return the parser of one value of the type `hint`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def _instead(hint: Any, value: Any, literal: Sequence[str]) -> str:

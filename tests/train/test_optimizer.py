@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Adafactor
 
 from diffalign.methods.config import TrainConfig
-from diffalign.train.optimizer import make_optimizer
+from diffalign.train.optimizer import make_average, make_optimizer
 from tests.checked import checked
 
 CONSTANTS = {"learning_rate": 1e-3, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_weight_decay": 0.1, "adam_epsilon": 1e-6}
@@ -80,3 +80,15 @@ def test_adafactor_steps_at_the_rate_it_is_given():
     optimizer.step()
     # Equal gradients, so each entry's update is the gradient over its root mean square, 1; weight decay comes first: 1 - 1e-3 * 0.1.
     torch.testing.assert_close(parameter.data, torch.full((2, 3), 1.0 - 1e-4 - 1e-3))
+
+
+@pytest.mark.parametrize(("drives", "after"), [(False, 0.15), (True, 0.15 * 0.85)])
+def test_the_moving_average_keeps_the_share_of_its_decay(drives, after):
+    # As a driver it follows from the first step: 0.85 of the way from 0 to 1, and then to 0. Else the first step copies, and the second
+    # keeps min(0.15, diffusers' 2 / 11).
+    parameter = nn.Parameter(torch.zeros(1))
+    average = make_average(TrainConfig(dataset_name="pairs", use_ema=True, ema_decay=0.15), [parameter], drives=drives)
+    for value in (1.0, 0.0):
+        parameter.data.fill_(value)
+        average.step([parameter])
+    assert average.shadow_params[0].item() == pytest.approx(after)
