@@ -20,7 +20,7 @@ from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.data.cache import fingerprint as hashed
 from diffalign.data.pixels import center_crop
 from diffalign.models.clip import Clip, config_of
-from diffalign.models.weights import UNREADABLE, weights_hash
+from diffalign.models.weights import UNREADABLE, weights_hash, weights_mark
 
 SIDE = 8  # of the latents, at most: enough to tell colours and places, and 256 numbers for four channels
 BATCH = 32  # images at once
@@ -122,7 +122,9 @@ class ClipFeatures:
         self.network, self._embed, self._prepare, facts = make(name, revision)
         self._device = torch.device(device)
         self.network.to(self._device).requires_grad_(False).eval()
-        self.fingerprint = self.source = hashed({"features": "clip", "weights": weights_hash(self.network), "preprocessing": facts})
+        self.fingerprint, self.source = (
+            hashed({"features": "clip", "weights": of(self.network), "preprocessing": facts}) for of in (weights_hash, weights_mark)
+        )
         self.width = self(2 * [Image.new("RGB", (64, 64))]).shape[1]
 
     @torch.no_grad()

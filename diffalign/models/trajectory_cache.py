@@ -23,7 +23,8 @@ from diffalign.data.cache import Bank, open_folder, packed, unpacked
 from diffalign.data.pixels import record_generator
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood, with_dropped
-from diffalign.models.diffusion.path import landed
+from diffalign.models.diffusion.path import FlowPath, landed
+from diffalign.models.weights import add_tensor
 
 # Of an adapter, and of a user branch with its encoder: the base's points do not depend on them.
 TRAINED = ("lora_", "_ip.", "encoder_hid_proj.", "image_proj.", "norm_ip.", "user_")
@@ -115,14 +116,16 @@ class Precomputed(Dataset[dict[str, Any]]):
 
 
 def network_facts(model: Backbone) -> dict[str, str]:
-    """Return hashes over the denoiser's own weights (their first numbers), names and shapes, and over the schedule it was made for."""
+    """Return hashes over the denoiser's own weights, and over the schedule it was made for."""
     weights = hashlib.sha256()
     for name, value in model.denoiser.state_dict().items():
         if not any(part in name for part in TRAINED):
-            weights.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.dtype}".encode())
+            name = name.replace(".base_layer", "")
             if type(value) in (Tensor, nn.Parameter):
-                weights.update(value.flatten()[:256].double().cpu().numpy().tobytes())
-            else:  # quantised, which torchao lets nobody slice; biases and norms tell the network by their numbers
-                weights.update(type(value).__name__.encode())
-    levels = torch.stack(model.path.level(model.path.solver_times(100))).cpu().numpy().tobytes()
-    return {"denoiser": weights.hexdigest(), "schedule": hashlib.sha256(model.path.prediction.encode() + levels).hexdigest()}
+                add_tensor(weights, name, value)
+            else:  # quantised, whose bytes torchao does not show; biases and norms tell the network by their numbers
+                weights.update(f"{name}{tuple(value.shape)}{value.dtype}{type(value).__name__}".encode())
+    path = model.path
+    kind = (path.prediction, path.dynamic if isinstance(path, FlowPath) else None)
+    levels = torch.stack(path.level(path.solver_times(100))).cpu().numpy().tobytes()
+    return {"denoiser": weights.hexdigest(), "schedule": hashlib.sha256(repr(kind).encode() + levels).hexdigest()}

@@ -1,9 +1,9 @@
-"""Networks with every weight from sound safetensors, and a hash that tells weights apart."""
+"""Networks with every weight from sound safetensors, and hashes that tell weights apart."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,23 @@ def weights_hash(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in network.state_dict().items():
         add_tensor(digest, key, value)
+    return digest.hexdigest()
+
+
+def tensors_hash(tensors: Iterable[Tensor]) -> str:
+    """Return a hash over the shapes and numbers of tensors, in their order."""
+    digest = hashlib.sha256()
+    for place, value in enumerate(tensors):
+        add_tensor(digest, str(place), value)
+    return digest.hexdigest()
+
+
+def weights_mark(network: nn.Module) -> str:
+    """Return a hash over the names, shapes and first numbers of all weights: what finished runs remember of a network they need."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten()[:256].cpu().double().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -222,7 +222,7 @@ class Personal:
         """Return the vision-language model. Raises CheckpointError if it is not the one of the training."""
         encoder = cast("VlmSettings", self.encoder.settings)
         states = VlmStates(encoder.model, encoder.revision, device=self.model.device, max_new_tokens=encoder.max_new_tokens)
-        self._check_source(encoder.model, states.fingerprint)
+        self._check_source(encoder.model, states.source)
         return states
 
     def _check_source(self, name: str, fingerprint: str) -> None:

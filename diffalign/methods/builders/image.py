@@ -34,6 +34,7 @@ from diffalign.models.trajectory_cache import Precomputed, network_facts
 from diffalign.models.users import branch
 from diffalign.models.users.attach import encoder_of
 from diffalign.models.users.encoders import Sizes
+from diffalign.models.weights import tensors_hash
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,6 @@ def settings(config: TrainConfig) -> Settings:
     if config.shift is not None:
         flow["shift"] = config.shift
     buckets = parse_buckets(config.aspect_ratio_buckets)
-    # A dynamic shift follows the size of the pictures.
     side = config.resolution or (round(max(height * width for height, width in buckets) ** 0.5) if buckets else None)
     return Settings(side, config.max_sequence_length, config.guidance_scale, flow)
 
@@ -98,7 +98,8 @@ def equip(
 def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, str]:
     """Put the result of the run `start_from` into what is trained, if there is one; return the fact that tells it from others.
 
-    A hash over its weights (their first numbers). Raises CheckpointError for weights of another adapter.
+    A hash over the first numbers of its weights, by which a checkpoint knows where its run began.
+    Raises CheckpointError for weights of another adapter.
     """
     if config.start_from is None:
         return {}
@@ -154,7 +155,9 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     _count_cut_prompts(model, view)
     data: Pairs = pairs(config, view, model)
     if config.trajectory_cache and isinstance(data, CachedPairs):
-        facts = network_facts(model) | _trajectory_facts(config, recipe) | start_hash
+        facts = network_facts(model) | _trajectory_facts(config, recipe)
+        if config.start_from is not None:
+            facts["start"] = tensors_hash(adapters.trainable(model.denoiser))
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
     index, penalty = order(config, view), None
     if users is not None and evidence is not None:

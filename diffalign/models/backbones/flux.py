@@ -53,5 +53,5 @@ class Flux(Pretrained):
         return int(self._pipe.default_sample_size)
 
     def _path(self) -> Path:
-        side = self.resolution // self._factor // 2
-        return FlowPath.from_config(self._pipe.scheduler.config, side * side, **self.settings.flow)
+        side = self.resolution // self._factor
+        return FlowPath.from_config(self._pipe.scheduler.config, side, side, **self.settings.flow)

@@ -17,6 +17,7 @@ from diffalign.core.types import Condition
 from diffalign.models.backbones.base import Settings
 from diffalign.models.diffusion.path import Path, VPPath
 from diffalign.models.users import branch
+from diffalign.models.weights import add_tensor
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # with the prompt's side, as the scripts of diffusers do
@@ -112,7 +113,7 @@ class Pretrained(ABC):
             part.to("cpu")
 
     def fingerprint(self) -> str:
-        """Return a hash over the encoders' weights (their first numbers), names and shapes, the tokenizers and the prompt length."""
+        """Return a hash over the encoders' weights, the tokenizers and the prompt length: caches are keyed by it."""
         config = self._pipe.vae.config
         facts = (config.scaling_factor, config.get("shift_factor"), self.settings.max_sequence_length)
         digest = hashlib.sha256(repr(facts).encode())
@@ -121,12 +122,14 @@ class Pretrained(ABC):
                 digest.update(repr((name, tokenizer.model_max_length, sorted(tokenizer.get_vocab().items()))).encode())
         for part in self._encoders().values():
             for key, value in part.state_dict().items():
-                digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                digest.update(value.flatten()[:256].cpu().double().numpy().tobytes())
+                add_tensor(digest, key, value)
         return digest.hexdigest()
 
     def vae_fingerprint(self) -> str:
-        """Return a hash of the VAE's encoder by the signs of its weights (the first of each), which rounding to another precision keeps."""
+        """Return a hash of the VAE's encoder by the signs of its weights (the first of each), which rounding to another precision keeps.
+
+        By it a personalised run knows the VAE that its encoder was trained with.
+        """
         vae = self._pipe.vae
         digest = hashlib.sha256(repr((vae.config.scaling_factor, vae.config.get("shift_factor"))).encode())
         for key, value in vae.state_dict().items():

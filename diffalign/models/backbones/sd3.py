@@ -63,5 +63,5 @@ class StableDiffusion3(Pretrained):
         return self._pipe.tokenizer_max_length if self._pipe.tokenizer is not None or second is None else second.model_max_length
 
     def _path(self) -> Path:
-        side = self.resolution // self._factor // self._pipe.transformer.config.patch_size
-        return FlowPath.from_config(self._pipe.scheduler.config, side * side, **self.settings.flow)
+        side, patch = self.resolution // self._factor, self._pipe.transformer.config.patch_size
+        return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, **self.settings.flow)

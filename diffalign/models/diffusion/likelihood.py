@@ -74,7 +74,8 @@ class DiffusionLikelihood:
             # What is computed of outputs is not in half precision.
             return self._outputs(driver, x, label, nothing if empty else condition, batch.frames).to(x)
 
-        return Query(self.trajectory(batch.x0, predict, self.path, generator), condition, dropped, batch.frames)
+        path = self.path.at(*batch.x0.shape[-2:])  # a batch holds pictures of one size
+        return Query(self.trajectory(batch.x0, predict, path, generator), condition, dropped, batch.frames)
 
     def score(self, model: Any, query: Query) -> Tensor:
         """Return -1/2 weight * error, (B, K), in float32 at least."""

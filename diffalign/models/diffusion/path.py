@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -26,6 +26,10 @@ class Path(Protocol):
     @property
     def prediction(self) -> Prediction:
         """Return what the network's output means."""
+        ...
+
+    def at(self, height: int, width: int) -> Path:
+        """Return the path of latents of so many rows and columns."""
         ...
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,6 +64,10 @@ class VPPath:
     alphas_cumprod: Tensor  # (T,) float64
     prediction: Prediction = "epsilon"
     times: tuple[int, ...] = ()  # the only training times, for distilled models (SDXL-Turbo: 249, 499, 749, 999); empty = all
+
+    def at(self, height: int, width: int) -> VPPath:  # noqa: ARG002  # the protocol's
+        """Return the path itself: its noise does not depend on the size."""
+        return self
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], times: tuple[int, ...] = ()) -> VPPath:
@@ -121,6 +129,24 @@ class VPPath:
 
 
 @dataclass(frozen=True, slots=True)
+class DynamicShift:
+    """A shift that is exponential or linear in a number that grows linearly with the tokens, as the stock pipelines compute it."""
+
+    few: int  # tokens, where the number is `low`
+    many: int  # tokens, where it is `high`
+    low: float
+    high: float
+    exponential: bool
+    patch: int  # latent rows, and columns, in a token
+
+    def of(self, height: int, width: int) -> float:
+        """Return the shift of latents of so many rows and columns."""
+        tokens = (height // self.patch) * (width // self.patch)
+        number = self.low + (self.high - self.low) * (tokens - self.few) / (self.many - self.few)
+        return math.exp(number) if self.exponential else number
+
+
+@dataclass(frozen=True, slots=True)
 class FlowPath:
     """Straight path of flow matching, t in [0, 1], 1 = noise: alpha = 1 - t, sigma = t, velocity = noise - x0 (2210.02747).
 
@@ -135,24 +161,29 @@ class FlowPath:
     shift: float = 1.0
     transport: bool = False
     prediction: Prediction = "velocity"
+    dynamic: DynamicShift | None = None  # what `shift` is at other sizes
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], tokens: int, **constants: Any) -> FlowPath:
-        """Return the path of a diffusers flow scheduler's config, for pictures of `tokens` patches; `constants` go on top.
-
-        A dynamic shift is exponential or linear in a number that grows linearly with the tokens, as the stock pipelines compute it.
-        """
+    def from_config(cls, config: Mapping[str, Any], height: int, width: int, patch: int = 2, **constants: Any) -> FlowPath:
+        """Return the path of a diffusers flow scheduler's config, for latents of so many rows and columns; `constants` go on top."""
         kind = str(config.get("_class_name", "FlowMatch"))
         if not kind.startswith("FlowMatch"):
             raise ConfigError(f"scheduler config: a {kind}; expected one of flow matching, such as FlowMatchEulerDiscreteScheduler")
-        if config.get("use_dynamic_shifting"):
-            few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-            low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-            mu = low + (high - low) * (tokens - few) / (many - few)
-            shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-        else:
-            shift = float(config.get("shift", 1.0))
-        return cls(**{"shift": shift, **constants})
+        if "shift" in constants or not config.get("use_dynamic_shifting"):
+            return cls(**{"shift": float(config.get("shift", 1.0)), **constants})
+        dynamic = DynamicShift(
+            few=config.get("base_image_seq_len", 256),
+            many=config.get("max_image_seq_len", 4096),
+            low=config.get("base_shift", 0.5),
+            high=config.get("max_shift", 1.15),
+            exponential=config.get("time_shift_type", "exponential") == "exponential",
+            patch=patch,
+        )
+        return cls(shift=dynamic.of(height, width), dynamic=dynamic, **constants)
+
+    def at(self, height: int, width: int) -> FlowPath:
+        """Return the path of latents of another size: larger pictures are shifted further where the shift is dynamic."""
+        return self if self.dynamic is None else replace(self, shift=self.dynamic.of(height, width))
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (1 - t, t), float64."""

@@ -93,7 +93,7 @@ class StatesEvidence:
     """
 
     def __init__(self, view: View, users: Users, states: VlmStates, settings: VlmSettings, root: Path) -> None:
-        self.users, self.sizes = users, Sizes(users.names, states.width, states.rows, states.fingerprint)
+        self.users, self.sizes = users, Sizes(users.names, states.width, states.rows, states.source)
         folder = open_folder(root, "users", {"table": view.table.fingerprint, "model": states.fingerprint})
         self.chunks: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in users.names]
         jobs = [(user, chunk) for user in range(len(users)) for chunk in _chunks(users, user, settings)]

@@ -22,7 +22,7 @@ from diffalign.core import tensor_files as files
 from diffalign.core.errors import CheckpointError, TableError
 from diffalign.data.cache import fingerprint as hashed
 from diffalign.models.users.choices import Choice, contents
-from diffalign.models.weights import UNREADABLE, weights_hash, whole
+from diffalign.models.weights import UNREADABLE, weights_hash, weights_mark, whole
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,19 @@ class VlmStates:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a hash of the weights, the processor and what is asked: it changes when the states would."""
+        """Return a hash of the weights, the processor and what is asked: it changes when the states would, and caches are keyed by it."""
+        return self._hash(weights_hash(self._model))
+
+    @functools.cached_property
+    def source(self) -> str:
+        """Return a hash of the first numbers of the weights, and all else: by it a run knows the model that it was trained with."""
+        return self._hash(weights_mark(self._model))
+
+    def _hash(self, weights: str) -> str:
         processor = self._processor
         vocabulary = repr(sorted(processor.tokenizer.get_vocab().items()))
         facts = {
-            "weights": weights_hash(self._model),
+            "weights": weights,
             "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "pictures": processor.image_processor.to_json_string(),
             "chat": [processor.chat_template, OPENING, REQUEST],

@@ -26,7 +26,8 @@ SIDE, GRID, WORDS = 64, 8, 64
 class Embeds(Protocol):
     """Images and prompts to vectors of fixed widths."""
 
-    fingerprint: str  # changes when a vector would
+    fingerprint: str  # by which a head knows them
+    contents: str  # changes when a vector would: caches are keyed by it
     image_width: int
     prompt_width: int
     max_tokens: int | None  # of a prompt, the rest being cut; None where it is read whole
@@ -53,7 +54,7 @@ class PixelEmbeds:
 
     image_width, prompt_width = 4 * GRID**2, WORDS
     max_tokens: int | None = None
-    fingerprint = fingerprint({"embeds": PIXELS, "version": 1})
+    fingerprint = contents = fingerprint({"embeds": PIXELS, "version": 1})
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return (N, 256)."""
@@ -87,7 +88,7 @@ class ClipEmbeds:
         self._clip = Clip(self._features.network, torch.device(device))
         self._tokenizer = load_tokenizer(name, revision)
         self.max_tokens: int | None = self._clip.max_tokens
-        self.fingerprint = self._features.fingerprint  # a hash of both halves
+        self.fingerprint, self.contents = self._features.source, self._features.fingerprint  # hashes of both halves
         self.image_width, self.prompt_width = self._features.width, int(self._clip.network.config.projection_dim)
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:

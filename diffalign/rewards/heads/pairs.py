@@ -73,7 +73,7 @@ class Stored:
             raise TableError(f"{view.table.path}: candidates have prompts of their own; a reward model compares the images of one prompt")
         self._first = np.concatenate([[0], np.cumsum(np.concatenate([own.value_lengths().to_numpy() for own in lists]))])
         names = sorted({entry.prompt for entry in view.entries})
-        facts = {"model": embeds.fingerprint}
+        facts = {"model": embeds.contents}
         folder = open_folder(root, "embeds", facts | {"table": view.table.fingerprint})
         told = open_folder(root, "prompt-embeds", facts | {"prompts": fingerprint({"prompts": names})})
         self._images = Bank(folder, "images", int(self._first[-1]), (embeds.image_width,), "float32")

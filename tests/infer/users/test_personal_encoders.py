@@ -77,7 +77,7 @@ def test_numbers_that_are_known_of_a_user_are_taken(base, tmp_path):
 def test_a_vision_language_model_reads_as_many_pairs_as_in_training_and_once(base, tmp_path, monkeypatch, caplog):
     vlm = write_llava(tmp_path / "vlm")
     states = VlmStates(str(vlm), max_new_tokens=4)
-    sizes = {"rows": states.rows, "features": states.width, "source": states.fingerprint}
+    sizes = {"rows": states.rows, "features": states.width, "source": states.source}
     run = write_user_run(tmp_path / "run", base, "vlm", sizes=sizes, model=str(vlm), shots=2, max_new_tokens=4)
     personal, pairs = diffalign.load(run), choices(3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -109,7 +109,7 @@ def test_the_features_of_another_clip_are_refused(base, tmp_path):
         return str(folder)
 
     clip = write(tmp_path / "clip", 0)
-    sizes = {"features": 12, "source": ClipFeatures(clip).fingerprint}
+    sizes = {"features": 12, "source": ClipFeatures(clip).source}
     run = write_user_run(tmp_path / "run", base, sizes=sizes, features=clip)
     assert diffalign.load(run).for_user(choices()).tokens.shape == (TOKENS, WIDTH)
     write(tmp_path / "clip", 1)

@@ -11,7 +11,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from scipy.stats import ks_2samp, kstest
 
+from diffalign.core.types import Batch
 from diffalign.models.diffusion.inversion import ddim_inversion
+from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.path import FlowPath, mix, shifted, target
 from diffalign.models.diffusion.self_rollout import self_rollout
 from diffalign.models.diffusion.trajectory import forward
@@ -33,17 +35,48 @@ def test_a_shift_moves_times_towards_noise_and_is_undone_by_its_inverse():
 
 def test_the_shift_is_the_schedulers_own():
     sigmas = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas[:-1]  # 1000 of them, of shifted 1, 0.999, ..., 0.001
-    ours = shifted(torch.arange(1000, 0, -1, dtype=torch.float64) / 1000, FlowPath.from_config({"shift": 3.0}, 4096).shift)
+    ours = shifted(torch.arange(1000, 0, -1, dtype=torch.float64) / 1000, FlowPath.from_config({"shift": 3.0}, 128, 128).shift)
     torch.testing.assert_close(ours[: len(sigmas)].float(), sigmas.float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (1024, 0.5 + 0.65 * 768 / 3840)])
-def test_a_dynamic_shift_grows_with_the_picture(tokens, mu):
-    path = FlowPath.from_config(DYNAMIC, tokens)
+@pytest.mark.parametrize(("side", "mu"), [(32, 0.5), (128, 1.15), (64, 0.5 + 0.65 * 768 / 3840)])
+def test_a_dynamic_shift_grows_with_the_picture(side, mu):
+    path = FlowPath.from_config(DYNAMIC, side, side)
     assert path.shift == pytest.approx(math.exp(mu), rel=1e-12)
     scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 28, 28), mu=mu)  # as the stock Flux pipeline calls it
     torch.testing.assert_close(path.solver_times(28).flip(0).float(), scheduler.sigmas, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dynamic_shift_is_that_of_the_batch_whatever_size_the_path_was_made_for():
+    # 16 by 64 pixels, 4 to a latent, 2 latents to a token: 2 * 8 = 16 tokens; 64 by 64: 64. exp(0.5 - 0.65 * 240 / 3840) = 1.5831.
+    for made_for in (4, 16, 64):
+        path = FlowPath.from_config(DYNAMIC, made_for, made_for, density="logit_normal", logit_mean=-0.5)
+        assert round(path.at(4, 16).shift, 4) == round(math.exp(0.5 - 0.65 * 240 / 3840), 4) == 1.5831
+        assert round(path.at(16, 16).shift, 4) == round(math.exp(0.5 - 0.65 * 192 / 3840), 4) == 1.596
+        assert (path.at(4, 16).density, path.at(4, 16).logit_mean) == ("logit_normal", -0.5)
+        assert path.at(4, 16) == path.at(16, 4)
+    # SD3 with 4 to 64 tokens: 16 pixels have 4, and exp(0.5) = 1.6487; 64 pixels have 64, and exp(1.15) = 3.1582.
+    path = FlowPath.from_config(DYNAMIC | {"base_image_seq_len": 4, "max_image_seq_len": 64}, 4, 4)
+    assert round(path.shift, 4) == round(path.at(4, 4).shift, 4) == 1.6487
+    assert round(path.at(16, 16).shift, 4) == 3.1582
+    for fixed in (FlowPath.from_config({"shift": 3.0}, 4, 4), FlowPath.from_config(DYNAMIC, 4, 4, shift=3.0)):
+        assert fixed.shift == fixed.at(64, 64).shift == 3.0
+
+
+def test_a_likelihood_draws_times_with_the_shift_of_its_batch():
+    shifts = []
+
+    def trajectory(x0, predict, path, generator):
+        shifts.append(path.shift)
+        return forward(x0, predict, path, generator)
+
+    path = FlowPath.from_config(DYNAMIC, 64, 64)
+    likelihood = DiffusionLikelihood(path, lambda model, x, t, condition: x, trajectory)
+    for height, width in ((4, 16), (16, 16)):
+        x0, frames = torch.zeros(2, 2, 4, height, width), torch.zeros(2, 2, 6)
+        likelihood.prepare(None, Batch(x0=x0, condition={}, empty={}, frames=frames, prob=torch.ones(2)), seeded())
+    assert [round(shift, 4) for shift in shifts] == [1.5831, 1.596]
 
 
 def test_logit_normal_times_are_normal_in_the_logit():
