@@ -61,7 +61,11 @@ class EarlierPairs:
 
 
 def repeat_warning(counts: Mapping[str, int]) -> str | None:
-    """Return a sentence on the repeated pairs of a table, of which its manifest has `counts`; None if there are none."""
+    """Return a sentence on the repeated pairs of a table, of which its manifest has `counts`; None if there are none.
+
+    >>> repeat_warning({"same": 3, "opposite": 0, "equal": 0})
+    '3 come again; `diffalign data import --merge` makes one row of each pair'
+    """
     kinds = {"same": "come again", "opposite": "come again with the opposite label", "equal": "hold one candidate twice"}
     found = [f"{counts[kind]} {words}" for kind, words in kinds.items() if counts.get(kind)]
     return f"{', '.join(found)}; `diffalign data import --merge` makes one row of each pair" if found else None

@@ -117,6 +117,9 @@ def decode_image(data: bytes, where: str, least: Size | None = None) -> Image.Im
 
     With `least` (height, width) a large JPEG file may be decoded at a fraction of its size, no side of which is below twice that. Raises
     RecordError that names `where` and says what the bytes are instead, and for more pixels than the limit (`MOST_PIXELS`).
+
+    >>> decode_image(encode_image(Image.new("RGBA", (2, 1), (0, 0, 0, 0))), "clear.png").getpixel((0, 0))
+    (255, 255, 255)
     """
     with _opened(data, where) as image:
         if least is not None and image.format in ("JPEG", "MPO"):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from diffalign.core.errors import RecordError
 from diffalign.data.pictures import decode_image
-from diffalign.data.pictures import encode_image as encode_image
 
 
 @dataclass(frozen=True, slots=True)

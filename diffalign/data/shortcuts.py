@@ -73,7 +73,11 @@ def shortcuts(table: Table, buckets: Sequence[Size] = (), *, rows: int = ROWS, d
 
 
 def kept_shares(sizes: Sequence[Size], buckets: Sequence[Size] = ()) -> list[float]:
-    """Return the share in (0, 1] that the crop leaves of each image of a record, whose sizes are (height, width)."""
+    """Return the share in (0, 1] that the crop leaves of each image of a record, whose sizes are (height, width).
+
+    >>> kept_shares([(576, 1024), (512, 512)]), kept_shares([(576, 1024)], [(512, 512), (576, 1024)])
+    ([0.5625, 1.0], [1.0])
+    """
     from diffalign.data.buckets import nearest  # torch takes seconds to import, and who checks a config does without
 
     height, width = buckets[nearest(sizes, buckets)] if buckets else (1, 1)
