@@ -61,12 +61,13 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     torch.set_flush_denormal(True)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
     refuse_engines(config)
+    Watch.of(config)  # refuses prompts and judges before a model loads
     trackers: Any = trackers_of(config) or None  # of an empty list accelerate warns; its annotation leaves lists out
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         # The passes of a step are ours; accelerate's own accumulation, which its launcher may ask for, would divide the gradient again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=trackers or None,
+        log_with=trackers,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
     kind = KINDS[recipe.kind or view.table.manifest["kind"]]

@@ -321,6 +321,12 @@ def test_prompts_and_judges_that_are_none_are_refused_before_weights_load(config
     assert Watch.of(replace(config, eval_scorers=[])).scorers == ["adherence"]
 
 
+def test_prompts_that_are_too_few_are_refused_before_the_model_is_built(config, monkeypatch):
+    monkeypatch.setattr("diffalign.train.trainer.KINDS", {})
+    with pytest.raises(ConfigError, match="`eval_prompts` has 1 different prompts"):
+        trainer_for(replace(config, eval_prompts=["a star"] * 9))
+
+
 def test_a_judge_that_can_judge_nothing_and_two_of_one_name_are_refused_at_step_0(look, config, judges):
     twin = {"function": {**judges["green"]["function"], "scale": "another"}}
     for scorers, message in (([judges["nothing"]], "can judge none"), ([judges["green"], twin], "two of them give a score named `green`")):
