@@ -23,7 +23,7 @@ GROUPS = {
     "data": "import, inspect and validate preference datasets",
     "pairs": "make preferences without voters",
     "votes": "pictures for people to vote on",
-    "user": "make a personalised run's users known to it",
+    "user": "write files of users, for whom a personalised run then draws",
     "eval": "judge models, and judge the judges",
 }
 EXAMPLES = """examples:

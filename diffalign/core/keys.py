@@ -94,9 +94,9 @@ def changed(config: Any) -> Iterator[str]:
 
 def check_ranges(config: Any) -> None:
     """Raise ConfigError for the first value outside its range."""
-    for name, known in facts_of(config).items():
-        if known.range is not None:
-            require(name, getattr(config, name), known.range.holds, known.range.expected)
+    for name, facts in facts_of(config).items():
+        if facts.range is not None:
+            require(name, getattr(config, name), facts.range.holds, facts.range.expected)
 
 
 def require(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -> None:

@@ -29,7 +29,7 @@ class Method:
     transforms: tuple[Spec, ...]
     about: str = ""
     error: Spec = field(default_factory=lambda: spec("squared"))
-    # plain | negative_guidance: the result is the network of the unconditional branch | user: told who asks | reward: it judges
+    # plain | negative_guidance: the result is the network of the unconditional branch | user: it also gets the user | reward: it scores
     inference: str = "plain"
-    users: Spec | None = None  # the user encoder, where users are told apart
+    users: Spec | None = None  # the user encoder; None for a method without users
     paper_batch: int | None = None  # records an optimiser step in the published recipe

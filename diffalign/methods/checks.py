@@ -191,7 +191,7 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
         if "text" not in facts[key].kinds:
             raise ConfigError(f"`{key}` is for image models, and {config.pretrained_model_name_or_path} is a language model")
     if recipe.users is not None or recipe.tuning == "user":
-        raise ConfigError("users are told apart in image models alone; choose another method than ppd for a language model")
+        raise ConfigError("only image models have users; choose another method than ppd for a language model")
     if "forward" not in recipe.trajectory_spec or "squared" not in recipe.error_spec:
         raise ConfigError(f"method `{config.method}` is made for image models; choose dpo, with the objective, for a language model")
     objective, likelihood = recipe.objective, single("likelihood", config.likelihood or "sum")[0]
@@ -239,12 +239,12 @@ def _names(config: TrainConfig) -> list[str]:
 
 
 def _check_users(config: TrainConfig) -> None:
-    """Check that users are told apart where, and only where, a user branch is trained, and bind the encoder's constants."""
+    """Check that there is a user encoder where a user branch is trained, and nowhere else, and bind the encoder's constants."""
     users, tuning = users_of(config), tuning_of(config)
     if (users is None) != (tuning != "user"):
         raise ConfigError(
-            f"`train_method` is {tuning} and `user_encoder` is {users}; expected train_method user where users are told "
-            "apart (method ppd, or another one with a user_encoder), and nowhere else"
+            f"`train_method` is {tuning} and `user_encoder` is {users}; expected train_method user with a user encoder "
+            "(method ppd, or another one with `user_encoder`), and never without one"
         )
     if users is None:
         return
@@ -252,7 +252,7 @@ def _check_users(config: TrainConfig) -> None:
     if config.curriculum is not None:
         raise ConfigError("`curriculum` gives the training an order, and users are sampled uniformly; leave one of them out")
     if odd := [name for name in _names(config) if name in ("prompt_only", "preferred", "invert")]:
-        raise ConfigError(f"users are told apart by their choices, which the transform `{odd[0]}` takes away or turns round; leave it out")
+        raise ConfigError(f"a user is known by their choices, which the transform `{odd[0]}` removes or inverts; leave it out")
 
 
 def _check_reward(config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from diffalign.core.keys import ABOVE_ZERO, ANY, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, SHARE_BELOW_HALF, SHARE_BELOW_ONE, Kind, key
 from diffalign.core.specs import Spec
 
-# Which kinds of model know a key; both kinds of generators where nothing is said.
+# Kinds of model that a key is for; a key that names none is for image and language models.
 IMAGE: tuple[Kind, ...] = ("image",)
 TEXT: tuple[Kind, ...] = ("text",)
 REWARD: tuple[Kind, ...] = ("reward",)
@@ -53,7 +53,7 @@ class TrainConfig:
     max_sequence_length: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, trait="t5", resume=True, changes="model")
     """Tokens of the T5 prompt (SD3, Flux, PixArt); the pipeline's own default if not given."""
     guidance_scale: float = key(1.0, NOT_NEGATIVE, kinds=IMAGE, trait="guidance", resume=True)
-    """What guidance-distilled models (Flux dev) are told in training; 1 means no guidance."""
+    """Guidance scale that guidance-distilled models (Flux dev) get as an input in training; 1 means no guidance."""
     weighting_scheme: Literal["logit_normal", "uniform", "mode"] = key("logit_normal", kinds=IMAGE, trait="flow", resume=True)
     """Density of the training times of flow models (SD3, Flux), before the shift."""
     logit_mean: float = key(0.0, kinds=IMAGE, trait="flow", resume=True)

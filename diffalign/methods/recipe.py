@@ -1,6 +1,6 @@
 """What a training config means: the parts of its method with their constants, put together once and handed on.
 
-Nothing here imports torch before the trajectory or the error is asked for, so that bad data are refused in a second.
+Only the properties `trajectory` and `error` import torch, so that bad data are refused in a second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Recipe:
     driver: Driver  # whose network runs the trajectory
     error_spec: Constants
     transforms: tuple[Spec, ...]
-    users: Bound | None  # the user encoder, where users are told apart
+    users: Bound | None  # the user encoder; None for a method without users
     tuning: Tuning  # what is trained
     compares: bool  # whether the policy is compared with a reference
 
@@ -118,7 +118,7 @@ def transforms_of(config: TrainConfig) -> Sequence[Spec]:
 
 
 def users_of(config: TrainConfig) -> Constants | None:
-    """Return {name: constants} of the user encoder, None where users are not told apart."""
+    """Return {name: constants} of the user encoder, None for a method without users."""
     spec: Mapping[str, Any] | str | None = METHODS[config.method].users if config.user_encoder is None else config.user_encoder
     if spec is None:
         return None

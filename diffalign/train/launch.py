@@ -19,7 +19,7 @@ def refuse_engines(config: TrainConfig) -> None:
     for variable, engine in ENGINES.items():
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
             raise ConfigError(
-                f"accelerate was told to use {engine}, which diffalign does not train with: every process holds the whole model. "
+                f"accelerate's launcher asks for {engine}, which diffalign does not train with: every process holds the whole model. "
                 "Launch without it (`accelerate launch --multi_gpu ...`), and save memory with train_method lora, quantization and "
                 "gradient_checkpointing"
             )

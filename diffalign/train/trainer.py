@@ -195,7 +195,7 @@ class Trainer:
         return self.parts.penalty(batch.condition, self.step / self.config.max_train_steps)
 
     def _resume(self) -> None:
-        """Go on from a checkpoint, if asked to and if there is one."""
+        """Go on from a checkpoint, if the config names one and there is one."""
         wanted = self.config.resume_from_checkpoint
         folder = checkpoint.find(self.output_dir, wanted) if wanted else None
         if folder is not None:
@@ -212,7 +212,7 @@ class Trainer:
             for stale in self.output_dir.glob(".checkpoint-*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
             for log in (LOG, EVALUATIONS):
-                checkpoint.keep_log(self.output_dir / log, self.step or -1)  # what step 0 says is said anew
+                checkpoint.keep_log(self.output_dir / log, self.step or -1)  # step 0 is logged again
             save_yaml(config, self.output_dir / CONFIG)
             self._announce()
         self.accelerator.wait_for_everyone()

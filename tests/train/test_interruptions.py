@@ -145,7 +145,7 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_one_trains(config
 @pytest.mark.parametrize(("variable", "engine"), ENGINES.items())
 def test_a_launch_that_shards_the_model_is_refused_by_name(config, monkeypatch, variable, engine):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match=f"accelerate was told to use {engine}"):
+    with pytest.raises(ConfigError, match=f"launcher asks for {engine}"):
         refuse_engines(config)
 
 

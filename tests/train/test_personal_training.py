@@ -267,11 +267,11 @@ def test_data_that_name_no_users_are_refused_before_weights_are_loaded(config, t
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"train_method": "lora"}, r"`train_method` is lora and `user_encoder` is .*pairs.*expected train_method user where users"),
+        ({"train_method": "lora"}, r"`train_method` is lora and `user_encoder` is .*pairs.*expected train_method user with a user encoder"),
         ({"train_method": "full"}, "`train_method` is full and `user_encoder` is"),
         ({"method": "diffusion_dpo", "user_encoder": None, "train_method": "user"}, "is user and `user_encoder` is None"),
         ({"method": "diffusion_dpo", "user_encoder": "one_hot", "train_method": "dora"}, "`train_method` is dora"),
-        ({"method": "diffusion_npo"}, "users are told apart by their choices, which the transform `invert` takes away or turns round"),
+        ({"method": "diffusion_npo"}, "which the transform `invert` removes or inverts"),
         ({"method": "self_npo"}, "the transform `prompt_only` takes away"),
         ({"transforms": ["pairs", "preferred"]}, "the transform `preferred` takes away"),
         ({"transforms": ["pairs", "orient", "invert"]}, "the transform `invert` takes away"),

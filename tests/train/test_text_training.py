@@ -163,7 +163,7 @@ BAD = [
     ({"likelihood": {"ld_dpo": {"alpha": 2.0}}}, "it lies between 0 and 1"),
     ({"method": "inpo", "beta": 0.1}, "method `inpo` is made for image models; choose dpo"),
     ({"method": "diffusion_dpo"}, "`objective.dpo.beta` is 5000.0; expected about 0.1, for it multiplies nats"),
-    ({"method": "ppd"}, "users are told apart in image models alone"),
+    ({"method": "ppd"}, "only image models have users"),
     ({"attention_backend": "_native_math"}, "PyTorch's own is used"),
     ({"curriculum": {"gap": {"steges": 3}}}, "takes no `steges`"),
     ({"chat_template": "absent.jinja"}, r"absent\.jinja cannot be read"),

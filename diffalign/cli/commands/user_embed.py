@@ -10,7 +10,7 @@ from diffalign.core.runs import Run
 ABOUT = "write the file of a user, or of many, for a personalised run"
 HELP = """what is done about
   no pairs                  refused: at least one pair with a preference; pictures without a user are drawn by the base
-  one pair                  used, and said: it says little of a taste; four say much more, and the order does not matter
+  one pair                  used, with a warning: it shows little of a taste; four show much more, and the order does not matter
   contradicting pairs       the same two images preferred both ways: used, named in a warning; the set encoder lets them cancel
   an image that is broken   refused, with its row
   a user not trained on     served from their pairs by the encoders pairs, vlm and mixture; one_hot serves its training users alone
@@ -57,7 +57,7 @@ def run(config: CONFIG) -> int:
     if (config.dataset_name is None) == (config.profile is None):
         raise ConfigError("`diffalign user embed` needs --dataset_name with a user's pairs, or --profile with a text about the user")
     if config.profile is not None and (config.user_id is not None or config.max_pairs is not None):
-        raise ConfigError("`profile` is all that is said about a user; leave out --user_id and --max_pairs")
+        raise ConfigError("`profile` describes the user without any pairs; leave out --user_id and --max_pairs")
     if config.max_pairs is not None and config.max_pairs < 1:
         raise ConfigError(f"`max_pairs` is {config.max_pairs}; expected at least one pair")
     Run.open(config.output_dir)
