@@ -272,7 +272,7 @@ def test_data_that_name_no_users_are_refused_before_weights_are_loaded(config, t
         ({"method": "diffusion_dpo", "user_encoder": None, "train_method": "user"}, "is user and `user_encoder` is None"),
         ({"method": "diffusion_dpo", "user_encoder": "one_hot", "train_method": "dora"}, "`train_method` is dora"),
         ({"method": "diffusion_npo"}, "which the transform `invert` removes or inverts"),
-        ({"method": "self_npo"}, "the transform `prompt_only` takes away"),
+        ({"method": "self_npo"}, "the transform `prompt_only` removes"),
         ({"transforms": ["pairs", "preferred"]}, "the transform `preferred` takes away"),
         ({"transforms": ["pairs", "orient", "invert"]}, "the transform `invert` takes away"),
         ({"user_encoder": "pears"}, r"there is no user_encoder `pears`\. Did you mean `pairs`\?"),
