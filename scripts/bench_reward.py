@@ -24,9 +24,9 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.methods.recipe import recipe_of
 from diffalign.rewards.heads.embeds import PixelEmbeds
-from diffalign.rewards.heads.networks import NOBODY, Head, PalHead
+from diffalign.rewards.heads.networks import NOBODY, PalHead, RewardHead
 from diffalign.rewards.heads.new_user import fit_user
-from diffalign.rewards.heads.pairs import RewardBatch, RewardPairs, Stored, split
+from diffalign.rewards.heads.pairs import RewardBatch, RewardPairs, StoredEmbeds, split
 from diffalign.rewards.heads.store import FILE, load_head
 from diffalign.train.align import train
 from scripts.personal_world import IMAGES, TRAIN, Person, World, vector
@@ -43,7 +43,7 @@ def config_of(method: str, world: World, folder: Path, seed: int, head: dict[str
     return from_mapping(given | ({"reward_head": head} if head else {}), "bench_reward")
 
 
-def right(head: Head, pairs: RewardBatch) -> np.ndarray:
+def right(head: RewardHead, pairs: RewardBatch) -> np.ndarray:
     """Return (P,) whether the preferred image, the first, has the higher reward."""
     with torch.no_grad():
         rewards = head(pairs.images, pairs.prompts, pairs.users)
@@ -88,7 +88,7 @@ def as_user(head: PalHead, logits: Tensor, pairs: RewardBatch) -> np.ndarray:
 
 def compare(world: World, judge: Judge, root: Path, seed: int, head: dict[str, Any] | None) -> None:
     """Train both with a seed, and print what they are worth."""
-    heads: dict[str, Head] = {}
+    heads: dict[str, RewardHead] = {}
     config = config_of("reward_bt", world, root / f"bt-{seed}", seed, None)
     for name, own in (("reward_bt", config), ("reward_pal", config_of("reward_pal", world, root / f"pal-{seed}", seed, head))):
         folder = train(own)
@@ -99,7 +99,7 @@ def compare(world: World, judge: Judge, root: Path, seed: int, head: dict[str, A
     _, out = split(view.entries, config.held_out_share, seed)
     pal: Any = heads["reward_pal"]
     index = {name: place for place, name in enumerate(pal.sizes.users)}
-    held = RewardPairs(view, out, Stored(view, PixelEmbeds(), world.table() / "cache"), index).whole()
+    held = RewardPairs(view, out, StoredEmbeds(view, PixelEmbeds(), world.table() / "cache"), index).whole()
     gain = right(pal, held) - right(heads["reward_bt"], held)
     by_prompt = np.array([entry.prompt for entry in out])
     print(f"seed {seed} known users, {len(out)} held-out pairs: PAL over Bradley-Terry {interval(gain, by_prompt)} by prompt")

@@ -136,17 +136,17 @@ def accuracies(pairs: Comparisons, *, resamples: int = 1000, seed: int = 0) -> d
     The threshold is chosen on the same pairs, as published, which flatters `ties_class` a little; resampling keeps it.
     """
     threshold = tie_threshold(pairs)
-    found: dict[str, Estimate | float | None] = {}
+    estimates: dict[str, Estimate | float | None] = {}
     for convention in CONVENTIONS:
         scored, counted = points(pairs, convention, threshold)
         _, group = np.unique(pairs.group[counted], return_inverse=True)
         if not len(group):
-            found |= {convention: None, f"{convention}_by_prompt": None}
+            estimates |= {convention: None, f"{convention}_by_prompt": None}
             continue
         total, count = (np.bincount(group, weights).astype(float) for weights in (scored[counted], None))
-        found[convention] = _share(total, count, resamples, seed)
-        found[f"{convention}_by_prompt"] = _share(total / count, np.ones(len(count)), resamples, seed)
-    return found | {"tie_threshold": threshold}
+        estimates[convention] = _share(total, count, resamples, seed)
+        estimates[f"{convention}_by_prompt"] = _share(total / count, np.ones(len(count)), resamples, seed)
+    return estimates | {"tie_threshold": threshold}
 
 
 def _share(total: Floats, count: Floats, resamples: int, seed: int) -> Estimate:
@@ -202,14 +202,14 @@ def correlations(items: Items, *, resamples: int = 1000, seed: int = 0) -> dict[
     The mean leaves out prompts where people or the scorer tell no two things apart; `prompts` counts those that are left.
     """
     members = members_of(items.group)
-    found: dict[str, Estimate | None] = {}
+    estimates: dict[str, Estimate | None] = {}
     for name, of in CORRELATIONS.items():
         if items.comparable:
-            found[name] = _pooled(of, items, members, resamples, seed)
+            estimates[name] = _pooled(of, items, members, resamples, seed)
         each = np.array([of(items.human[m], items.metric[m]) for m in members])
         each = each[np.isfinite(each)]
-        found[f"{name}_by_prompt"] = _mean(each, resamples, seed) if len(each) else None
-    return found
+        estimates[f"{name}_by_prompt"] = _mean(each, resamples, seed) if len(each) else None
+    return estimates
 
 
 def _pooled(
@@ -264,19 +264,19 @@ def raters(columns: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     }
 
 
-def describe(judged: Items | Comparisons, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate | float | None]:
+def describe(rated: Items | Comparisons, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate | float | None]:
     """Return the counts of things, pairs and ties, the accuracies, and of single things the correlations too.
 
     There must be a pair.
     """
-    pairs = judged.comparisons() if isinstance(judged, Items) else judged
-    found = {**counted(judged), **accuracies(pairs, resamples=resamples, seed=seed)}
-    return found | (correlations(judged, resamples=resamples, seed=seed) if isinstance(judged, Items) else {})
+    pairs = rated.comparisons() if isinstance(rated, Items) else rated
+    facts = {**counted(rated), **accuracies(pairs, resamples=resamples, seed=seed)}
+    return facts | (correlations(rated, resamples=resamples, seed=seed) if isinstance(rated, Items) else {})
 
 
-def counted(judged: Items | Comparisons) -> dict[str, int]:
+def counted(rated: Items | Comparisons) -> dict[str, int]:
     """Return how many things, prompts and pairs there are, and how many of the pairs people call tied."""
-    pairs = judged.comparisons() if isinstance(judged, Items) else judged
-    things = {"things": len(judged.human)} if isinstance(judged, Items) else {}
-    prompts = {"prompts": len(np.unique(judged.group)), "pairs": len(pairs.human)}
+    pairs = rated.comparisons() if isinstance(rated, Items) else rated
+    things = {"things": len(rated.human)} if isinstance(rated, Items) else {}
+    prompts = {"prompts": len(np.unique(rated.group)), "pairs": len(pairs.human)}
     return things | prompts | {"strict": int((pairs.human != 0).sum()), "ties": int((pairs.human == 0).sum())}

@@ -91,11 +91,11 @@ def _progress(path: Path) -> Path:
 def _scored_before(path: Path, table: Table, specs: Sequence[Spec]) -> Table:
     """Return the table that a killed call has finished, but for removing what it was made of. Raises TableError for any other."""
     if is_table(path):
-        found = read_table(path)
-        same = all(found.column(name) == table.column(name) for name in ("id", "prompt"))
-        if same and [about["spec"] for about in found.manifest.get("scorers", ())][-len(specs) :] == list(specs):
+        finished = read_table(path)
+        same = all(finished.column(name) == table.column(name) for name in ("id", "prompt"))
+        if same and [about["spec"] for about in finished.manifest.get("scorers", ())][-len(specs) :] == list(specs):
             shutil.rmtree(_progress(path))
-            return found
+            return finished
     raise _taken(path)
 
 

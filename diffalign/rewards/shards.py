@@ -91,10 +91,10 @@ def read_shards(files: Sequence[Path]) -> tuple[dict[str, Any], list[list[float 
 
 def stamps(constants: Any) -> list[tuple[str, int, int]]:
     """Return size and time of the files that a spec's constants name, so that scores by other weights are not taken for theirs."""
-    found = []
+    stamped = []
     for value in constants.values():
         path = Path(value.rpartition(".py:")[0] + ".py" if ".py:" in value else value) if isinstance(value, str) and value else None
         if path is not None and path.exists():
             files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-            found += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return found
+            stamped += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return stamped

@@ -21,11 +21,11 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models.reference import NoReference
-from diffalign.rewards.heads.calibration import in_words, judged, reliability
+from diffalign.rewards.heads.calibration import calibration, in_words, reliability
 from diffalign.rewards.heads.embeds import load_embeds
 from diffalign.rewards.heads.model import RewardModel
-from diffalign.rewards.heads.networks import Head, PalHead, Sizes, make
-from diffalign.rewards.heads.pairs import RewardLikelihood, RewardPairs, Stored, split
+from diffalign.rewards.heads.networks import HeadSizes, PalHead, RewardHead, make
+from diffalign.rewards.heads.pairs import RewardLikelihood, RewardPairs, StoredEmbeds, split
 from diffalign.rewards.heads.settings import PalSettings, settings_of
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,11 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     kept, out, users = divided(config, view)
     embeds = load_embeds(config.pretrained_model_name_or_path, config.revision, device)
     index = {name: place for place, name in enumerate(users)}
-    stored = Stored(view, embeds, cache_root(config, view))
-    apart = Stored(other, embeds, cache_root(config, other)) if other else stored
+    stored = StoredEmbeds(view, embeds, cache_root(config, view))
+    apart = StoredEmbeds(other, embeds, cache_root(config, other)) if other else stored
     data, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
-    head = make(settings, Sizes(embeds.image_width, embeds.prompt_width, users))
+    head = make(settings, HeadSizes(embeds.image_width, embeds.prompt_width, users))
     some = RewardPairs(view, kept[:: max(1, len(kept) // MOST)], stored, index).whole()
     head.standardise(some.images.flatten(0, 1), some.prompts)
     facts = {"embeds": embeds.fingerprint, "reward_head": config.reward_head, "held_out_share": None if other else config.held_out_share}
@@ -115,13 +115,13 @@ def _users(view: View, entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def measured(head: Head, held_out: RewardPairs, beta: float, seed: int, folder: Path) -> dict[str, Any]:
+def measured(head: RewardHead, held_out: RewardPairs, beta: float, seed: int, folder: Path) -> dict[str, Any]:
     """Return {"held_out": what the head says of pairs not trained on}, and write its reliability as a picture into `folder`."""
     device = head.image_mean.device
     batch = held_out.whole()
     rewards = beta * head.eval()(*(x.to(device) for x in (batch.images, batch.prompts, batch.users))).double().cpu()
     margin, prompts = (rewards[:, 0] - rewards[:, 1]).numpy(), [entry.prompt for entry in held_out.entries]
-    facts = judged(margin, batch.prob.double().numpy(), prompts, seed)
+    facts = calibration(margin, batch.prob.double().numpy(), prompts, seed)
     if isinstance(head, PalHead):
         facts["unknown_users"] = int((batch.users < 0).sum())
     logger.info("%s", in_words(facts))

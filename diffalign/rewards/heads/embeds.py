@@ -65,12 +65,12 @@ class PixelEmbeds:
 
     def prompts(self, prompts: Sequence[str]) -> Tensor:
         """Return (N, 64)."""
-        found = torch.zeros(len(prompts), WORDS)
+        counts = torch.zeros(len(prompts), WORDS)
         for row, prompt in enumerate(prompts):
             for word in prompt.lower().split():
                 digest = hashlib.blake2b(word.encode(), digest_size=2).digest()
-                found[row, digest[0] % WORDS] += 1.0 if digest[1] % 2 else -1.0
-        return found
+                counts[row, digest[0] % WORDS] += 1.0 if digest[1] % 2 else -1.0
+        return counts
 
 
 class ClipEmbeds:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffalign.rewards.heads.networks import Head
+from diffalign.rewards.heads.networks import RewardHead
 
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
     """A head on frozen embeddings, as the trainer sees a model."""
 
-    network: Head
+    network: RewardHead
     embeds: str  # fingerprint of those embeddings; the model that made them has left the memory
     name: str
     beta: float  # on rewards, to make logits of them

@@ -18,7 +18,7 @@ LARGEST = 100.0  # of the factor on cosines, as CLIP holds it
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class HeadSizes:
     """What a head is built for besides its settings."""
 
     image: int  # F
@@ -26,7 +26,7 @@ class Sizes:
     users: tuple[str, ...] = ()  # of the training, in the order of their weights
 
 
-class Head(nn.Module, ABC):
+class RewardHead(nn.Module, ABC):
     """Rewards (B, K) of images (B, K, F) under prompts (B, D) for users (B,), their indices or `NOBODY`.
 
     Embeddings are standardised by mean and deviation of the training's. A reward is a logit: the sigmoid of a difference is the chance
@@ -38,7 +38,7 @@ class Head(nn.Module, ABC):
     prompt_mean: Tensor
     prompt_deviation: Tensor
 
-    def __init__(self, settings: Settings, sizes: Sizes) -> None:
+    def __init__(self, settings: Settings, sizes: HeadSizes) -> None:
         super().__init__()
         self.settings, self.sizes = settings, sizes
         for name, width in (("image", sizes.image), ("prompt", sizes.prompt)):
@@ -68,10 +68,10 @@ class Head(nn.Module, ABC):
         return None
 
 
-class BtHead(Head):
+class BtHead(RewardHead):
     """Bradley and Terry (1952): one reward for all users, by one hidden layer on image and prompt."""
 
-    def __init__(self, settings: BtSettings, sizes: Sizes) -> None:
+    def __init__(self, settings: BtSettings, sizes: HeadSizes) -> None:
         super().__init__(settings, sizes)
         self.reads_prompts = settings.prompts and settings.hidden > 0
         width = sizes.image + (sizes.prompt if self.reads_prompts else 0)
@@ -84,7 +84,7 @@ class BtHead(Head):
         return self.layers(images).squeeze(-1)
 
 
-class PalHead(Head):
+class PalHead(RewardHead):
     """PAL (2406.08469): a user's ideal point is a mixture of K prototypes, by the softmax of K numbers.
 
     Images are mapped by f, two layers. Kind A: the ideal point is f(P w), P the prototypes in the space of embeddings; the reward is
@@ -92,9 +92,9 @@ class PalHead(Head):
     e^tau begins at 1 / 0.07 and is held below 100. As released, but for the mean logits that stand for users who are not known.
     """
 
-    def __init__(self, settings: PalSettings, sizes: Sizes) -> None:
+    def __init__(self, settings: PalSettings, sizes: HeadSizes) -> None:
         super().__init__(settings, sizes)
-        self.known = settings
+        self.pal = settings
         self.image = mlp(sizes.image, settings.hidden, settings.width)
         self.logits = nn.Parameter(torch.zeros(max(1, len(sizes.users)), settings.prototypes))
         if settings.kind == "A":
@@ -106,17 +106,17 @@ class PalHead(Head):
 
     def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
         """Return rewards (B, K)."""
-        known = (users != NOBODY)[:, None]
-        return self.by_logits(images, prompts, torch.where(known, self.logits[users.clamp_min(0)], self.logits.mean(dim=0)))
+        listed = (users != NOBODY)[:, None]
+        return self.by_logits(images, prompts, torch.where(listed, self.logits[users.clamp_min(0)], self.logits.mean(dim=0)))
 
     def by_logits(self, images: Tensor, prompts: Tensor, logits: Tensor) -> Tensor:
         """Return rewards (B, K) of standardised embeddings for users given by their logits (B, P)."""
         weights, seen = logits.softmax(dim=1), self.image(images)
-        if self.known.kind == "A":
+        if self.pal.kind == "A":
             ideal = self.image(weights @ self.prototypes)
         else:
             ideal = torch.stack([weights[:, k, None] * reads(prompts) for k, reads in enumerate(self.prompts)]).sum(dim=0)
-        if self.known.score == "dist":
+        if self.pal.score == "dist":
             return -(seen - ideal[:, None]).square().sum(dim=2).add(1e-12).sqrt()  # whose gradient is finite at zero
         cosines = (normalize(seen, dim=2) * normalize(ideal, dim=1)[:, None]).sum(dim=2)
         return self.sharpness.exp().clamp(max=LARGEST) * cosines
@@ -125,7 +125,7 @@ class PalHead(Head):
         """Return the networks at the learning rate, and prototypes and users' numbers at `user_rate` times it, without decay."""
         quick = [p for name, p in self.named_parameters() if name in ("logits", "prototypes")]
         slow = [p for name, p in self.named_parameters() if name not in ("logits", "prototypes")]
-        return [{"params": slow}, {"params": quick, "lr": self.known.user_rate * learning_rate, "weight_decay": 0.0}]
+        return [{"params": slow}, {"params": quick, "lr": self.pal.user_rate * learning_rate, "weight_decay": 0.0}]
 
 
 def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
@@ -133,6 +133,6 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
-def make(settings: Settings, sizes: Sizes) -> Head:
+def make(settings: Settings, sizes: HeadSizes) -> RewardHead:
     """Return a new head; its weights come from torch's own random state."""
     return BtHead(settings, sizes) if isinstance(settings, BtSettings) else PalHead(settings, sizes)

@@ -29,8 +29,8 @@ def fit_user(head: PalHead, pairs: RewardBatch, beta: float = 1.0) -> Tensor:
         optimizer.zero_grad()
         rewards = beta * head.by_logits(images, prompts, numbers.expand(len(images), -1))
         z = rewards[:, 0] - rewards[:, 1]
-        said = pairs.prob * softplus(-z) + (1.0 - pairs.prob) * softplus(z)
-        value = said.sum() + 0.5 * ((numbers - mean) / deviation).square().sum()
+        log_loss = pairs.prob * softplus(-z) + (1.0 - pairs.prob) * softplus(z)
+        value = log_loss.sum() + 0.5 * ((numbers - mean) / deviation).square().sum()
         value.backward()
         return value
 

@@ -61,7 +61,7 @@ class RewardLikelihood:
         return Scores(policy, prob=batch.prob, weight=labels.weight, offset=labels.offset, columns=labels.columns)
 
 
-class Stored:
+class StoredEmbeds:
     """Embeddings of a view's images and prompts on disk; the constructor computes those that are missing.
 
     Raises TableError where candidates have prompts of their own: a reward compares images under one.
@@ -75,9 +75,9 @@ class Stored:
         names = sorted({entry.prompt for entry in view.entries})
         facts = {"model": embeds.contents}
         folder = open_folder(root, "embeds", facts | {"table": view.table.fingerprint})
-        told = open_folder(root, "prompt-embeds", facts | {"prompts": fingerprint({"prompts": names})})
+        prompt_folder = open_folder(root, "prompt-embeds", facts | {"prompts": fingerprint({"prompts": names})})
         self._images = Bank(folder, "images", int(self._first[-1]), (embeds.image_width,), "float32")
-        self._prompts = Bank(told, "prompts", len(names), (embeds.prompt_width,), "float32")
+        self._prompts = Bank(prompt_folder, "prompts", len(names), (embeds.prompt_width,), "float32")
         self._place = {name: place for place, name in enumerate(names)}
         rows = sorted({entry.row for entry in view.entries})
         for part in chunks([row for row in rows if self._images.missing(self._all(row))], PART, "embed images"):
@@ -105,7 +105,7 @@ class RewardPairs(Dataset[dict[str, Any]]):
 
     buckets: np.ndarray | None = None  # embeddings are all of one size
 
-    def __init__(self, view: View, entries: Sequence[Entry], stored: Stored, users: Mapping[str, int]) -> None:
+    def __init__(self, view: View, entries: Sequence[Entry], stored: StoredEmbeds, users: Mapping[str, int]) -> None:
         self.view, self.entries, self.stored, self.users = view, entries, stored, users
 
     def __len__(self) -> int:

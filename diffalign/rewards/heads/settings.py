@@ -61,7 +61,5 @@ def check_embeds(name: str) -> None:
     file = Path(resolve(name)) / "config.json"
     kind = read_mapping(file, CheckpointError).get("model_type") if file.is_file() else None
     if kind != "clip":
-        found = f"a model of type `{kind}`" if kind else "no CLIP"
-        raise CheckpointError(
-            f"{name}: {found}; a reward model reads embeddings: give a CLIP of transformers (folder or hub id), or pixels"
-        )
+        what = f"a model of type `{kind}`" if kind else "no CLIP"
+        raise CheckpointError(f"{name}: {what}; a reward model reads embeddings: give a CLIP of transformers (folder or hub id), or pixels")

@@ -12,13 +12,13 @@ import torch
 from diffalign.core import tensor_files as files
 from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.rewards.heads.networks import Head, Sizes, make
+from diffalign.rewards.heads.networks import HeadSizes, RewardHead, make
 from diffalign.rewards.heads.settings import HEADS
 
 FILE = "reward_head.safetensors"
 
 
-def save_head(head: Head, file: Path, *, embeds: str, beta: float) -> None:
+def save_head(head: RewardHead, file: Path, *, embeds: str, beta: float) -> None:
     """Write a head, the fingerprint of the embeddings it reads, and the beta that its rewards are multiplied with to become logits."""
     kind = next(name for name, settings in HEADS.items() if settings is type(head.settings))
     facts = {"head": kind, "settings": json.dumps(asdict(head.settings)), "sizes": json.dumps(asdict(head.sizes))}
@@ -26,7 +26,7 @@ def save_head(head: Head, file: Path, *, embeds: str, beta: float) -> None:
     files.write(file, tensors, facts | {"embeds": embeds, "beta": repr(beta)})
 
 
-def load_head(file: Path) -> tuple[Head, str, float]:
+def load_head(file: Path) -> tuple[RewardHead, str, float]:
     """Return (head, embeds, beta), the head in eval mode and without gradients. Raises CheckpointError if the file holds none."""
     tensors, facts = files.read(file)
     if facts.get("head") not in HEADS:
@@ -35,7 +35,7 @@ def load_head(file: Path) -> tuple[Head, str, float]:
         sizes: dict[str, Any] = parse_json(facts["sizes"], f"{file}, sizes", CheckpointError)
         settings, beta = HEADS[facts["head"]](**parse_json(facts["settings"], f"{file}, settings", CheckpointError)), float(facts["beta"])
         with torch.device("meta"):  # whatever sizes the file claims, nothing is allocated for them
-            head = make(settings, Sizes(**{**sizes, "users": tuple(sizes["users"])}))
+            head = make(settings, HeadSizes(**{**sizes, "users": tuple(sizes["users"])}))
         head.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{file}: does not hold the reward head it names ({error})") from error

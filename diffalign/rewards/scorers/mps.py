@@ -146,8 +146,8 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, head: int, mask: Tensor
     """Return (N, T, inner) for queries (N, T, inner) in heads, and keys and values (N, L, head) that they share."""
     heads = query.unflatten(-1, (-1, head)).transpose(1, 2)
     shared = (v[:, None].expand(-1, heads.shape[1], -1, -1) for v in (key, value))
-    found = F.scaled_dot_product_attention(heads, *shared, attn_mask=None if mask is None else mask[:, None, None])
-    return found.transpose(1, 2).flatten(-2)
+    attended = F.scaled_dot_product_attention(heads, *shared, attn_mask=None if mask is None else mask[:, None, None])
+    return attended.transpose(1, 2).flatten(-2)
 
 
 def _rotated(x: Tensor) -> Tensor:

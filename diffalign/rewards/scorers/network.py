@@ -72,13 +72,13 @@ def read_weights(name: str, file: str, revision: str | None = None) -> dict[str,
             path = Path(hf_hub_download(name, file, revision=revision))
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{name}: no weights can be read from {path} ({str(error).splitlines()[0]})") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: expected tensors by name")
-    return found
+    return content
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], name: str, *, unused: tuple[str, ...] = ()) -> None:

@@ -20,9 +20,9 @@ from diffalign.data.transforms import orient, pairs
 from diffalign.data.view import View
 from diffalign.rewards.base import check_arguments
 from diffalign.rewards.heads.embeds import Embeds, load_embeds
-from diffalign.rewards.heads.networks import NOBODY, Head, PalHead
+from diffalign.rewards.heads.networks import NOBODY, PalHead, RewardHead
 from diffalign.rewards.heads.new_user import fit_user
-from diffalign.rewards.heads.pairs import RewardPairs, Stored
+from diffalign.rewards.heads.pairs import RewardPairs, StoredEmbeds
 from diffalign.rewards.heads.store import FILE, load_head
 
 BATCH = 32  # images at once
@@ -33,7 +33,7 @@ class HeadScorer:
     """A scorer by a reward head; of PAL for one user, given by the logits (P,) of their weights, or for nobody in particular."""
 
     name: str
-    head: Head
+    head: RewardHead
     embeds: Embeds
     beta: float
     revision: str | None
@@ -81,8 +81,8 @@ def trained(*, path: str, user: str | int | None = None, name: str | None = None
     head, source, beta = load_head(folder / FILE)
     if user is not None and not isinstance(head, PalHead):
         raise ConfigError(f"scorer `trained`: {folder} is a run of {run.method}, which knows no users; leave out `user`")
-    known = isinstance(head, PalHead) and user in head.sizes.users
-    if isinstance(head, PalHead) and user is not None and not known and not Path(user).exists():
+    of_training = isinstance(head, PalHead) and user in head.sizes.users
+    if isinstance(head, PalHead) and user is not None and not of_training and not Path(user).exists():
         hint = did_you_mean(user, head.sizes.users)
         raise ConfigError(f"scorer `trained`: `user` is {user!r}, no user of {folder} and no file with pairs.{hint}")
     embeds = load_embeds(run.base, run.facts["revision"], device)
@@ -90,9 +90,9 @@ def trained(*, path: str, user: str | int | None = None, name: str | None = None
         raise CheckpointError(f"{folder}: made on other embeddings than {run.base} gives now; a head is only good with its own")
     logits = None
     if isinstance(head, PalHead) and user is not None:
-        logits = head.logits[head.sizes.users.index(user)] if known else fit_to_file(head, embeds, user, beta)
+        logits = head.logits[head.sizes.users.index(user)] if of_training else fit_to_file(head, embeds, user, beta)
         logits = logits.to(device)
-    called = "trained" if user is None else f"trained-{user if known else Path(user).stem}"
+    called = "trained" if user is None else f"trained-{user if of_training else Path(user).stem}"
     return HeadScorer(name or called, head.to(device), embeds, beta, run.facts["revision"], torch.device(device), logits)
 
 
@@ -103,4 +103,4 @@ def fit_to_file(head: PalHead, embeds: Embeds, dataset_name: str, beta: float) -
         view = View(table, [pairs, orient])
         if len(users := {entry.user for entry in view.entries}) != 1:
             raise ConfigError(f"scorer `trained`: {dataset_name} has pairs of {len(users)} users; expected those of one")
-        return fit_user(head, RewardPairs(view, view.entries, Stored(view, embeds, Path(folder)), {}).whole(), beta)
+        return fit_user(head, RewardPairs(view, view.entries, StoredEmbeds(view, embeds, Path(folder)), {}).whole(), beta)

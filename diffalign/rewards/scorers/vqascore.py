@@ -47,11 +47,11 @@ def vqascore(
 
     @torch.no_grad()
     def ask(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        found = []
+        chances = []
         for image, prompt in zip(images, prompts, strict=True):
             inputs = encoded(processor, _asked(processor, question, prompt), [flattened(image)]).to(device, network.dtype)
-            found.append(float(network(**inputs).logits[0, -1].double().softmax(dim=-1)[yes]))
-        return found
+            chances.append(float(network(**inputs).logits[0, -1].double().softmax(dim=-1)[yes]))
+        return chances
 
     return CallableScorer("vqascore", scale, ask, model, licence="the model's own", revision=revision, unit="probability")
 

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from diffalign.rewards.heads.calibration import bins, in_words, judged, reliability
+from diffalign.rewards.heads.calibration import bins, calibration, in_words, reliability
 
 SURE = math.log(0.78 / 0.22)  # the logit of 0.78
 
 
 def test_accuracy_log_loss_brier_and_calibration_error_are_those_by_hand():
     """Right, wrong, right (the second one wins) and a tie that is called one."""
-    facts = judged(np.array([SURE, SURE, -SURE, 0.0]), np.array([1.0, 0.0, 0.0, 0.5]), ["a", "a", "b", "b"])
+    facts = calibration(np.array([SURE, SURE, -SURE, 0.0]), np.array([1.0, 0.0, 0.0, 0.5]), ["a", "a", "b", "b"])
     assert (facts["pairs"], facts["prompts"], facts["ties"]) == (4, 2, 1)
     assert facts["accuracy"] == pytest.approx(2 / 3)
     assert facts["log_loss"] == pytest.approx((-2 * math.log(0.78) - math.log(0.22) + math.log(2)) / 4)
@@ -26,14 +26,14 @@ def test_accuracy_log_loss_brier_and_calibration_error_are_those_by_hand():
 
 def test_turning_a_pair_round_changes_nothing():
     margin, prob, prompts = np.array([0.3, -1.2, 2.0]), np.array([0.7, 1.0, 0.0]), ["a", "b", "c"]
-    facts, turned = judged(margin, prob, prompts), judged(-margin, 1.0 - prob, prompts)
+    facts, turned = calibration(margin, prob, prompts), calibration(-margin, 1.0 - prob, prompts)
     for name in ("accuracy", "log_loss", "brier", "calibration_error"):
         assert facts[name] == pytest.approx(turned[name])
 
 
 def test_soft_labels_count_by_their_share():
     """Three of four raters agree with a prediction of 0.75: perfectly calibrated."""
-    facts = judged(np.array([math.log(3.0)]), np.array([0.75]), ["a"])
+    facts = calibration(np.array([math.log(3.0)]), np.array([0.75]), ["a"])
     assert facts["calibration_error"] == pytest.approx(0.0)
     assert facts["log_loss"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
 
@@ -50,7 +50,7 @@ def test_a_confidence_on_an_edge_as_it_is_written_is_in_the_bin_above(edge):
 
 
 def test_ties_alone_have_no_accuracy_and_say_so():
-    facts = judged(np.array([0.1, -0.1]), np.array([0.5, 0.5]), ["a", "b"])
+    facts = calibration(np.array([0.1, -0.1]), np.array([0.5, 0.5]), ["a", "b"])
     assert facts["accuracy"] is None
     assert "no strict pair" in in_words(facts)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffalign.core.types import Labels
-from diffalign.rewards.heads.networks import NOBODY, PalHead, Sizes, make
+from diffalign.rewards.heads.networks import NOBODY, HeadSizes, PalHead, make
 from diffalign.rewards.heads.new_user import fit_user
 from diffalign.rewards.heads.pairs import RewardBatch
 from diffalign.rewards.heads.settings import BtSettings, PalSettings
@@ -19,7 +19,7 @@ PROMPT = torch.zeros(1, 2)
 
 def pal(prototypes=((0.0, 0.0), (4.0, 0.0)), **settings):
     """Return a head in the plane whose map f changes nothing, with three users: undecided, of the second prototype, of the first."""
-    head = make(PalSettings(**settings), Sizes(2, 2, ("a", "b", "c")))
+    head = make(PalSettings(**settings), HeadSizes(2, 2, ("a", "b", "c")))
     assert isinstance(head, PalHead)
     head.image = nn.Identity()
     head.logits.data = torch.tensor([[0.0, 0.0], [-20.0, 20.0], [20.0, -20.0]])
@@ -29,7 +29,7 @@ def pal(prototypes=((0.0, 0.0), (4.0, 0.0)), **settings):
 
 
 def test_a_linear_head_is_the_product_with_standardised_images():
-    head = make(BtSettings(hidden=0), Sizes(2, 2))
+    head = make(BtSettings(hidden=0), HeadSizes(2, 2))
     head.standardise(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.zeros(2, 2))  # means 2 and 2, deviations 1 and 2
     head.layers.weight.data = torch.tensor([[10.0, 1.0]])
     rewards = head(torch.tensor([[[3.0, 4.0], [1.0, 2.0]]]), PROMPT, torch.tensor([NOBODY]))
@@ -38,7 +38,7 @@ def test_a_linear_head_is_the_product_with_standardised_images():
 
 def test_a_head_without_prompts_reads_none_and_one_with_them_does():
     for prompts in (True, False):
-        head = make(BtSettings(hidden=4, prompts=prompts), Sizes(2, 2))
+        head = make(BtSettings(hidden=4, prompts=prompts), HeadSizes(2, 2))
         images, users = torch.ones(2, 1, 2), torch.zeros(2, dtype=torch.int64)
         first, second = head(images, torch.tensor([[0.0, 1.0], [5.0, -3.0]]), users).flatten().tolist()
         assert (first != second) == prompts
@@ -78,7 +78,7 @@ def test_nobody_is_the_user_of_the_mean_numbers():
 
 
 def test_prototypes_and_users_numbers_learn_at_a_rate_of_their_own_without_decay():
-    head = make(PalSettings(user_rate=50.0), Sizes(2, 2, ("a",)))
+    head = make(PalSettings(user_rate=50.0), HeadSizes(2, 2, ("a",)))
     slow, quick = head.groups(1e-4)
     assert quick["lr"] == pytest.approx(5e-3)
     assert (quick["weight_decay"], "lr" in slow) == (0.0, False)
