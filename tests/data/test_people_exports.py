@@ -311,3 +311,36 @@ def test_a_file_that_is_no_table_does_not_hide_the_others_of_its_folder(tmp_path
         import_dataset(str(tmp_path), tmp_path / "t")
     table = import_dataset(str(tmp_path), tmp_path / "t", skip_bad=True)
     assert (len(table), table.manifest["rejected_rows"]) == (3, 2)
+
+
+def test_what_stands_in_the_place_of_a_table_is_named_with_its_cure(tmp_path):
+    cases: dict[str, tuple[str | bytes, str]] = {
+        "v.xlsx": (b"PK\x03\x04", "Save As, CSV UTF-8"),
+        "v.pkl": (b"\x80\x04", "runs code"),
+        "page.csv": ("<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        "lfs.parquet": ("version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "git lfs pull"),
+        "form.csv": ("Person,Q1\nann,A\n", "df.rename(columns={'Person': 'prompt', ...})"),
+        "four.csv": ("prompt,image_0,image_1,image_2,winner\np,a0.jpg,b0.jpg,a1.jpg,0\n", "`image_2`"),
+        "plain.csv": ("prompt,image,stars\np,a0.jpg,5\n", "no column of labels or ratings"),
+    }
+    for name, (content, fact) in cases.items():
+        put(tmp_path, PICTURES | {name: content})
+        with pytest.raises(RecordError) as error:
+            imported(tmp_path, name)
+        assert name in str(error.value)
+        assert fact in str(error.value), str(error.value)
+
+
+def test_rows_of_ranked_pictures_become_rankings(tmp_path):
+    put(tmp_path, PICTURES | {"v.csv": "prompt,image,rank\np,a0.jpg,2\np,b0.jpg,1\n"})
+    (record,) = imported(tmp_path, "v.csv")
+    assert ([c.rank for c in record.candidates], record.candidates[0].scores) == ([2.0, 1.0], {})
+
+
+def test_an_unreadable_file_costs_none_of_the_others_of_its_folder(tmp_path):
+    rows = "prompt,image_0,image_1,label_0\n" + "a star,a0.jpg,b0.jpg,1\n"
+    put(tmp_path / "set", PICTURES | {"a.csv": "", "b.parquet": b"half", "c.csv": rows})
+    table = imported(tmp_path, "set", skip_bad=True)
+    assert (len(table), [row["where"][-9:] for row in table.manifest["rejected"]]) == (1, ["set/a.csv", "b.parquet"])
+    with pytest.raises(RecordError, match=r"a\.csv: the file is empty"):
+        imported(tmp_path, "set")

@@ -74,6 +74,11 @@ def parse(row: Row) -> Record:
         missing = next((name for pair in pairs for name, other in (pair, pair[::-1]) if other in row.value), "image_0")
         hint = did_you_mean(missing, map(str, row.value))
         raise RecordError(f"{row.where}: no column `{missing}`; expected two candidates, such as `image_0` and `image_1`.{hint}")
+    if third := next((name for name in _next_to(sides) if name in row.value), None):
+        raise RecordError(
+            f"{row.where}: three candidates or more, {', '.join(sides.names)} and `{third}`; expected two, or a column `images` with the "
+            "list of all and `ranking` with their ranks, 1 the best: df['images'] = df[[...]].values.tolist()"
+        )
     name, *aliases = PROMPT
     as_text = is_text(row, sides)
     return Record(
@@ -85,6 +90,13 @@ def parse(row: Row) -> Record:
         source=row.where,
         meta=_weight(row),
     )
+
+
+def _next_to(sides: Sides) -> tuple[str, ...]:
+    """Return the columns that a third candidate would stand in, by the names of the first two."""
+    first, second = sides.names
+    after = {"0": "2", "1": "3", "a": "c"}
+    return (second[:-1] + after[first[-1]],) if first[:-1] == second[:-1] and first[-1] in after else ()
 
 
 def _candidate(row: Row, name: str, place: int, as_text: bool) -> Candidate:

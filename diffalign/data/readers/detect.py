@@ -84,8 +84,9 @@ def _unknown(source: str, beginnings: dict[Rows, _Beginning]) -> RecordError:
         found = f"columns {_names(whole[0])}{_headless(whole[0])}"
     else:
         found = "; ".join(dict.fromkeys([*(row.broken for row in rows[:1]), *map(str, errors)]))
+    rename = f"Names of columns are changed by df.rename(columns={{{next(iter(whole[0].value))!r}: 'prompt', ...}}). " if whole else ""
     layouts = "".join(f"\n  {name}: {reader.about}" for name, reader in READERS.items())
-    return RecordError(f"{source}: no known layout. Found {found}. Known layouts:{layouts}")
+    return RecordError(f"{source}: no known layout. Found {found}. {rename}Known layouts:{layouts}")
 
 
 def _nearest(beginnings: dict[Rows, _Beginning]) -> RecordError | None:
@@ -100,7 +101,9 @@ def _nearest(beginnings: dict[Rows, _Beginning]) -> RecordError | None:
                     reader.parse(row)
                 except RecordError as error:
                     best = there / len(reader.columns), there
-                    reason = RecordError(f"{error}. It was read as `{name}`: {reader.about}. Its columns are {_names(row)}")
+                    reason = RecordError(
+                        f"{str(error).rstrip('.')}. It was read as `{name}`: {reader.about}. Its columns are {_names(row)}"
+                    )
             if row.value:
                 break
     return reason

@@ -20,6 +20,14 @@ from diffalign.data.readers.webdataset import webdataset_rows
 BATCH = 64  # rows held as Python objects at a time; a `save_to_disk` file may hold a thousand images in one record batch
 BOOKKEEPING = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
 COMPRESSED = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar")  # also with .gz
+SHEET = ", a spreadsheet: save it as CSV (in Excel: Save As, CSV UTF-8)"
+PICKLE = ", which runs code when it is opened: write the rows with DataFrame.to_parquet instead"
+OTHERS = {**dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), SHEET), **dict.fromkeys((".pkl", ".pickle", ".pt"), PICKLE)}
+INSTEAD = {  # what stands in the place of a table, by how it begins
+    b"version https://git-lfs": "a git-lfs pointer; fetch the files themselves with `git lfs pull`",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
 UNREADABLE = (pa.ArrowException, UnicodeDecodeError, zlib.error, EOFError, OSError, ValueError, OverflowError)
 
 
@@ -71,7 +79,12 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
         wanted = f" of split `{split}`" if split else ""
         raise RecordError(f"{path}: no dataset file{wanted}; expected one of {', '.join(sorted(FORMATS))}")
     for file in files:
-        yield from _file_rows(file, file.relative_to(path).as_posix())
+        try:
+            yield from _file_rows(file, file.relative_to(path).as_posix())
+        except RecordError as error:  # a file that cannot be read costs none of the others
+            if len(files) == 1:
+                raise
+            yield Row(Columns({}), str(file), file.relative_to(path).as_posix(), file.parent, str(error))
 
 
 def _is_bookkeeping(file: Path) -> bool:
@@ -83,9 +96,15 @@ def _is_bookkeeping(file: Path) -> bool:
 def _file_rows(path: Path, name: str) -> Iterator[Row]:
     kind = kind_of(path)
     if kind not in FORMATS:
-        raise RecordError(f"{path}: unknown kind of file `{kind}`; expected one of {', '.join(sorted(FORMATS))}")
+        cure = OTHERS.get(kind, "")
+        raise RecordError(f"{path}: unknown kind of file `{kind}`{cure}; expected one of {', '.join(sorted(FORMATS))}")
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip().lower()
     if path.stat().st_size == 0:
         raise RecordError(f"{path}: the file is empty")
+    for sign, reason in INSTEAD.items():
+        if beginning.startswith(sign):
+            raise RecordError(f"{path}: {reason}; expected a table")
     empty = True
     try:
         for number, raw in enumerate(FORMATS[kind](path)):

@@ -25,6 +25,7 @@ MEMBERS = "rows of one prompt"  # a column that only joined rows have
 IMAGES = ("image", "image_path", "file_name", "img", "path", "name")
 TEXTS = ("completion", "response", "answer", "output")
 RATINGS = ("rating", "mos", "score", "overall_rating", "mos_quality", "mos_align", "quality", "alignment")
+LABEL, RANK = ("label", "liked"), "rank"  # of ranks 1 is the best
 LABELS = {"true": True, "1": True, "1.0": True, "yes": True, "good": True, "liked": True, "like": True, "chosen": True, "desirable": True}
 LABELS |= {"false": False, "0": False, "0.0": False, "no": False, "bad": False, "disliked": False, "dislike": False, "rejected": False}
 LABELS |= {"undesirable": False}
@@ -50,7 +51,7 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
 def _columns(row: Row) -> tuple[str, str] | None:
     """Return the columns of a row's candidate and of its label or rating, or None."""
     candidate = next((name for name in (*IMAGES, *TEXTS) if name in row.value), None)
-    judged = next((name for name in (*RATINGS, "label") if name in row.value), None)
+    judged = next((name for name in (*RATINGS, RANK, *LABEL) if name in row.value and not isinstance(row.value[name], list)), None)
     return (candidate, judged) if candidate and judged and any(name in row.value for name in PROMPT) else None
 
 
@@ -68,11 +69,14 @@ def _join(members: list[Row]) -> Row:
 
 def parse(row: Row) -> Record:
     """Return the ranking of a prompt's candidates, the best with rank 1; a lone candidate with a label has it as its `prob`."""
+    if MEMBERS not in row.value:
+        columns = ", ".join((*LABEL, *RATINGS))
+        raise RecordError(row.broken or f"{row.where}: no column of labels or ratings; expected one of {columns}, or two candidates a row")
     members = row.get(MEMBERS, list)
     judged = [_judged(member) for member in members]
     best = sorted((value for _, value in judged), reverse=True)
     candidates = [_candidate(member, scores, 1.0 + best.index(value)) for member, (scores, value) in zip(members, judged, strict=True)]
-    lone_label = len(members) == 1 and not judged[0][0]
+    lone_label = len(members) == 1 and not judged[0][0] and RANK not in members[0].value
     prob = judged[0][1] if lone_label else None
     name, *aliases = PROMPT
     if isinstance(row.get(name, (str, list), aliases=tuple(aliases)), list):
@@ -87,9 +91,13 @@ def _judged(row: Row) -> tuple[dict[str, float], float]:
         if not all(map(math.isfinite, ratings.values())):
             raise RecordError(f"{row.where}: a rating is not finite; found {ratings}")
         return ratings, next(iter(ratings.values()))
-    label = LABELS.get(str(row.get("label")).strip().lower())
+    if RANK in row.value:
+        return {}, -row.number(RANK)
+    name, *aliases = LABEL
+    value = row.get(name, aliases=tuple(aliases))
+    label = LABELS.get(str(value).strip().lower())
     if label is None:
-        raise RecordError(f"{row.where}: column `label` is {shown(row.value['label'])}; expected true (liked) or false")
+        raise RecordError(f"{row.where}: column `label` is {shown(value)}; expected true (liked) or false")
     return {}, float(label)
 
 
@@ -108,7 +116,7 @@ def _candidate(row: Row, scores: dict[str, float], rank: float) -> Candidate:
 UNPAIRED = Reader(
     rows,
     parse,
-    ("|".join(PROMPT), "|".join((*IMAGES, *TEXTS)), "|".join((*RATINGS, "label"))),
-    "one candidate a row with a label or a rating (prompt, completion, label; prompt, image, label; prompt, image, rating)",
+    ("|".join(PROMPT), "|".join((*IMAGES, *TEXTS)), "|".join((*RATINGS, RANK, *LABEL))),
+    "one candidate a row with a label a rating or a rank (prompt, completion, label; prompt, image, rating)",
     lambda row: MEMBERS in row.value,
 )
