@@ -152,15 +152,22 @@ MEASURED = {
     "checkpointed": {"gradient_checkpointing": True},
     "in-turn": {"sequential_candidates": True},
     "bf16": {"mixed_precision": "bf16"},
-    "full": {"train_method": "full", "train_batch_size": 8, "optimizer": "adafactor"},
+    "full": {"train_method": "full", "train_batch_size": 4, "optimizer": "adafactor"},
 }
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder of the pairs and of their cache."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_pairs(folder / "pairs.parquet", count=16, side=72, users=4)
+    return folder
+
+
 @pytest.mark.parametrize("name", MEASURED)
-def test_the_estimate_is_near_what_a_run_takes(name, tmp_path):
-    pairs = write_pairs(tmp_path / "pairs.parquet", count=32, side=72, users=4)
-    options = {"train_batch_size": 16, "max_train_steps": 3, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
-    own = config("assets/tiny-sd", dataset_name=str(pairs), **options | MEASURED[name])
+def test_the_estimate_is_near_what_a_run_takes(name, shared, tmp_path):
+    options = {"train_batch_size": 8, "max_train_steps": 3, "output_dir": str(tmp_path / "run"), "cache_dir": str(shared / "cache")}
+    own = config("assets/tiny-sd", dataset_name=str(shared / "pairs.parquet"), **options | MEASURED[name])
     drawn = outlined(own)
     encoders = sum(p.numel() * 4 for part in ("vae", "text_encoder") for p in drawn.parts[part].parameters())  # on the CPU they stay
     estimate = encoders + sum(size for _, size in dry_run.memory(own, recipe_of(own), drawn))

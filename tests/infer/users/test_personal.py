@@ -28,8 +28,15 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(models, tmp_path_factory):
-    return write_user_run(tmp_path_factory.mktemp("runs") / "run", models("sd"))
+def runs(models, tmp_path_factory):
+    """The personalised runs by family, each written once."""
+    root = tmp_path_factory.mktemp("runs")
+    return lambda family: root / family if (root / family).exists() else write_user_run(root / family, models(family))
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    return runs("sd")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,8 @@ def drawn(user, family="sd", **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_user_sees_other_pictures_and_nobody_those_of_the_base_to_the_bit(models, tmp_path, family):
-    model = models(family)
-    personal = diffalign.load(write_user_run(tmp_path / "run", model))
+def test_a_user_sees_other_pictures_and_nobody_those_of_the_base_to_the_bit(models, runs, family):
+    model, personal = models(family), diffalign.load(runs(family))
     ann, nobody = personal.for_user(choices()), personal.for_user(None)
     base = picture(stock(model))
     mine = drawn(ann, family)
@@ -56,16 +62,14 @@ def test_a_user_sees_other_pictures_and_nobody_those_of_the_base_to_the_bit(mode
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_several_prompts_and_pictures_of_each_are_drawn_as_one_by_one(models, tmp_path, family, scale):
-    ann = diffalign.load(write_user_run(tmp_path / "run", models(family))).for_user(choices())
-    prompts, told = ["a red star", "a ring"], {"num_images_per_prompt": 2, "guidance_scale": scale}
-    told |= {"num_inference_steps": 2, "output_type": "np", **DRAWN.get(family, {})}
-    seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-    together = ann(prompts, generator=seeds, **told).images
-    for place in range(4):
-        one = ann(prompts[place // 2], generator=torch.Generator().manual_seed(place), **told | {"num_images_per_prompt": 1}).images
-        np.testing.assert_allclose(together[place], one[0], atol=1e-4)
+def test_several_prompts_and_pictures_of_each_are_drawn_as_one_by_one(runs, family):
+    ann, prompts = diffalign.load(runs(family)).for_user(choices()), ["a red star", "a ring"]
+    for scale in (1.0, 3.0):
+        told = {"num_images_per_prompt": 2, "guidance_scale": scale, "num_inference_steps": 2, "output_type": "np", **DRAWN.get(family, {})}
+        together = ann(prompts, generator=[torch.Generator().manual_seed(seed) for seed in range(4)], **told).images
+        for place in (1, 2):
+            one = ann(prompts[place // 2], generator=torch.Generator().manual_seed(place), **told | {"num_images_per_prompt": 1}).images
+            np.testing.assert_allclose(together[place], one[0], atol=1e-4, err_msg=f"guidance {scale}")
 
 
 def test_the_order_of_the_pairs_changes_nothing(personal):
@@ -100,7 +104,7 @@ def test_a_mix_leads_from_one_user_to_the_other(personal):
         assert half.strength == 0.75
     np.testing.assert_array_equal(drawn(nobody.mixed(ann, 1.0)), ends[0])
     assert nobody.mixed(None, 0.5).tokens is None
-    with pytest.raises(ConfigError, match=r"`weight` is 1\.5; expected a number from 0"):
+    with pytest.raises(ConfigError, match=r"`weight` is 1\.5"):
         ann.mixed(bob, 1.5)
 
 
@@ -113,8 +117,8 @@ def test_draw_takes_a_user(personal):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_in_half_precision_draws_nearly_the_same(models, tmp_path, family):
-    run = write_user_run(tmp_path / "run", models(family))
+def test_a_run_in_half_precision_draws_nearly_the_same(runs, family):
+    run = runs(family)
     whole, half = (diffalign.load(run, dtype=dtype).for_user(choices()) for dtype in (torch.float32, torch.bfloat16))
     torch.testing.assert_close(half.tokens, whole.tokens, atol=1e-4, rtol=1e-4)
     # SD3's user keys are long (`layout.SHARP`), so that its logits round coarsely.
@@ -122,8 +126,8 @@ def test_a_run_in_half_precision_draws_nearly_the_same(models, tmp_path, family)
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "tiny-sd3"])
-def test_a_lora_lies_underneath_and_negative_guidance_on_top(models, tmp_path, family):
-    run, pairs = write_user_run(tmp_path / "run", models(family)), choices()
+def test_a_lora_lies_underneath_and_negative_guidance_on_top(models, runs, tmp_path, family):
+    run, pairs = runs(family), choices()
     under = write_run(tmp_path / "dpo", models(family))
     over = write_run(tmp_path / "npo", models(family), method="diffusion_npo")
     alone, both = diffalign.load(run), diffalign.load(run, positive=under)
@@ -171,7 +175,7 @@ def test_what_a_user_cannot_be_made_of_is_refused(personal, tmp_path):
     ):
         with pytest.raises(error, match=sentence):
             personal.for_user(who)
-    with pytest.raises(ConfigError, match="`profile` is for runs with user_encoder profile"):
+    with pytest.raises(ConfigError, match="`profile` is for"):
         personal.for_user(profile="likes red")
 
 
@@ -195,7 +199,7 @@ def test_the_file_of_another_encoder_is_refused(models, personal, tmp_path):
     settings = {"hidden": 8}
     other = diffalign.load(write_user_run(tmp_path / "other", models("sd"), **settings))
     other.for_user(choices()).save(tmp_path / "ann.safetensors")
-    with pytest.raises(CheckpointError, match=r"made by the user encoder .* embed the user's pairs again"):
+    with pytest.raises(CheckpointError, match=r"made by the user encoder"):
         personal.for_user(tmp_path / "ann.safetensors")
     with pytest.raises(ConfigError, match="different user encoders"):
         other.for_user(choices()).mixed(personal.for_user(choices()), 0.5)
@@ -207,5 +211,5 @@ def test_a_run_with_a_part_of_another_is_refused(models, run, tmp_path):
     with pytest.raises(CheckpointError, match=r"ip_adapter\.safetensors: trained with the user encoder"):
         diffalign.load(other)
     (other / "user_encoder.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"weights are missing; expected user_encoder\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"user_encoder\.safetensors"):
         diffalign.load(other)
