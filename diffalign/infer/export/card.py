@@ -153,8 +153,11 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
     options = "".join(f", {part}=None" for part in base.absent)  # else diffusers takes it for missing
     if "merged" not in formats:
         options += "".join(f", {name}={literal(run.facts[name])}" for name in ("revision", "variant") if run.facts.get(name))
-    source = repo if "merged" in formats else public(run.base)
-    imports, lines = [f"from diffusers import {base.kind}"], [f"pipe = {base.kind}.from_pretrained({literal(source)}{options})"]
+    imports, lines, source = [f"from diffusers import {base.kind}"], [], literal(repo if "merged" in formats else run.base)
+    if "merged" not in formats and is_local(run.base):
+        more, place = _place_of(run.base)
+        imports, lines, source = sorted([*imports, *more]), [place], "base"
+    lines.append(f"pipe = {base.kind}.from_pretrained({source}{options})")
     if run.personal:
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
     # Flux computes both branches only with `true_cfg_scale`.
@@ -169,6 +172,14 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
     elif "merged" not in formats:
         lines.append(f'pipe.load_lora_weights({literal(repo)}, weight_name="{WEIGHTS}")')
     return "\n".join(["```python", *imports, "", *lines, *draw, "```"])
+
+
+def _place_of(name: str) -> tuple[list[str], str]:
+    """Return imports and the line that say where a base lies that is on no hub; of a folder its reader knows, and the card does not."""
+    if name in EMBEDDED:
+        return ["from diffalign.models.backbones.folders import resolve"], f"base = resolve({literal(name)})  # a model inside diffalign"
+    folder = literal(f"path/to/{public(name)}")
+    return [], f"base = {folder}  # put the folder here in which the model lies that this was trained from"
 
 
 def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:

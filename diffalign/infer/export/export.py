@@ -36,6 +36,7 @@ from diffalign.models.weights import UNREADABLE
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MARK = "export.json"  # says what was exported, and that the folder may be replaced by another export
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' words and ModelSpec's
 TOKEN = "HF_TOKEN"  # noqa: S105  # the name of the variable
 
 
@@ -55,6 +56,8 @@ class Job:
     def facts(self) -> dict[str, str]:
         """Return the metadata of every LoRA file of this job."""
         hint = {"modelspec.usage_hint": "for the unconditional branch of guidance alone"} if self.run.steers else {}
+        if self.scheduler.get("prediction_type") in PREDICTIONS:
+            hint["modelspec.prediction_type"] = PREDICTIONS[self.scheduler["prediction_type"]]
         return {
             "format": "pt",
             "base": public(self.run.base),

@@ -95,6 +95,7 @@ def kohya_facts(family: str, updates: Mapping[str, Update], config: Mapping[str,
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
         **({"ss_base_model_version": version} if version else {}),
+        "ss_zero_terminal_snr": str(bool(scheduler.get("rescale_betas_zero_snr"))),
         **({"ss_v2": str(version.startswith("sd_v2"))} if family == "sd" else {}),
     }
 

@@ -153,6 +153,8 @@ def test_the_snippet_of_the_card_draws_what_the_run_does(tmp_path, monkeypatch, 
     options = {**DRAWN.get(kind, {}), "num_inference_steps": 2}
     drawn = code.replace('"a red star"', f'"a red star", generator=torch.Generator().manual_seed(3), **{options}')
     assert drawn != code
+    assert str(tmp_path) not in code
+    drawn = drawn.replace('"path/to/model"', f'"{model}"')
     monkeypatch.chdir(tmp_path)
     exec(compile(drawn, "card", "exec"), {"torch": torch})
     guided = {"negative_prompt": "", "true_cfg_scale": 4.0} if negative and kind == "flux" else {}
@@ -172,7 +174,9 @@ def test_a_file_for_comfyui_alone_has_no_snippet_that_would_look_for_another(tmp
 
 def test_a_base_of_the_hub_is_loaded_in_the_revision_and_variant_of_the_run(base, tmp_path):
     run = write_run(tmp_path / "run", base, revision=None, variant="fp16")
-    assert 'from_pretrained("micro-sd", variant="fp16")' in (export_run(run, tmp_path / "out") / "README.md").read_text()
+    text = (export_run(run, tmp_path / "out") / "README.md").read_text()
+    assert 'base = "path/to/micro-sd"' in text
+    assert 'from_pretrained(base, variant="fp16")' in text
 
 
 def test_pixart_is_read_by_peft_as_its_card_says(tmp_path):

@@ -215,3 +215,17 @@ def test_the_low_rank_part_of_a_full_negative_run_is_exported_with_its_own_ranks
     other.load_lora_weights(out, weight_name=comfyui_file(out).name)
     for name, weight in weights(other.unet).items():
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=0)
+
+
+def test_the_files_of_a_base_that_predicts_v_say_so(tmp_path):
+    for kind, options, expected in (
+        ("sd", {}, "epsilon"),
+        ("sd2", {}, "v"),
+        ("sdxl", {"prediction_type": "v_prediction"}, "v"),
+        ("sd3", {}, None),
+    ):
+        model = write_micro(kind, tmp_path / f"{kind}-model", **options)
+        out = export_run(write_run(tmp_path / f"{kind}-run", model), tmp_path / f"{kind}-out")
+        for file in (out / WEIGHTS, comfyui_file(out)):
+            assert metadata(file).get("modelspec.prediction_type") == expected, (kind, file.name)
+        assert metadata(comfyui_file(out))["ss_zero_terminal_snr"] == str(kind == "sd2"), kind
