@@ -64,7 +64,8 @@ def parse_yaml(text: str | bytes, where: str, error: type[DiffalignError] = Conf
     except RecursionError:
         raise error(f"{where}: nested too deep; expected at most {DEPTH} levels") from None
     except (yaml.YAMLError, ValueError) as why:
-        raise error(f"{where}: not YAML ({shortened(' '.join(str(why).split()))})") from why
+        reason = " ".join(re.sub(r'\s+in "<unicode string>"', "", str(why)).split())  # PyYAML's name for a text
+        raise error(f"{where}: not YAML ({shortened(reason)})") from why
     finally:
         if loader is not None:
             loader.dispose()
