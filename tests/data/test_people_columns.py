@@ -48,6 +48,7 @@ STATED: list[tuple[dict[str, Any], float]] = [
     (PAIR | {"preference": "B"}, 0.0),
     (PAIR | {"label": "A"}, 1.0),
     (PAIR | {"vote": "right"}, 0.0),
+    (LETTERS | {"preferred_image": "image_b"}, 0.0),
     (PAIR | {"chosen": "image_1"}, 0.0),
     (PAIR | {"chosen": JPEGS[1]}, 0.0),
     (PAIR | {"label_0": 0.7, "winner": "A"}, 0.7),

@@ -319,7 +319,7 @@ def test_what_stands_in_the_place_of_a_table_is_named_with_its_cure(tmp_path):
         "v.pkl": (b"\x80\x04", "runs code"),
         "page.csv": ("<!DOCTYPE html><html>Sign in</html>", "a web page"),
         "lfs.parquet": ("version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "git lfs pull"),
-        "form.csv": ("Person,Q1\nann,A\n", "df.rename(columns={'Person': 'prompt', ...})"),
+        "form.csv": ("Person,Q1\nann,A\n", "df.rename(columns={'Person': 'image_0', ...})"),
         "four.csv": ("prompt,image_0,image_1,image_2,winner\np,a0.jpg,b0.jpg,a1.jpg,0\n", "`image_2`"),
         "plain.csv": ("prompt,image,stars\np,a0.jpg,5\n", "no column of labels or ratings"),
     }

@@ -84,7 +84,7 @@ def _unknown(source: str, beginnings: dict[Rows, _Beginning]) -> RecordError:
         found = f"columns {_names(whole[0])}{_headless(whole[0])}"
     else:
         found = "; ".join(dict.fromkeys([*(row.broken for row in rows[:1]), *map(str, errors)]))
-    rename = f"Names of columns are changed by df.rename(columns={{{next(iter(whole[0].value))!r}: 'prompt', ...}}). " if whole else ""
+    rename = f"Names of columns are changed by df.rename(columns={{{_other(whole[0])!r}: 'image_0', ...}}). " if whole else ""
     layouts = "".join(f"\n  {name}: {reader.about}" for name, reader in READERS.items())
     return RecordError(f"{source}: no known layout. Found {found}. {rename}Known layouts:{layouts}")
 
@@ -107,6 +107,11 @@ def _nearest(beginnings: dict[Rows, _Beginning]) -> RecordError | None:
             if row.value:
                 break
     return reason
+
+
+def _other(row: Row) -> str:
+    """Return a column's name that is no layout's, as far as one is needed for an example."""
+    return next((str(name) for name in row.value if name not in ("prompt", "caption")), "YOURS")
 
 
 def _names(row: Row) -> str:

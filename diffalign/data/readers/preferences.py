@@ -16,7 +16,10 @@ from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import MISSING, Row
 from diffalign.data.readers.row_images import shown
 
-VOTES = ("winner", "preference", "preferred", "choice", "vote", "comparison", "better", "best", "selected", "human_preference", "label")
+VOTES = (
+    *("winner", "preference", "preferred", "choice", "vote", "comparison", "better", "best", "selected", "human_preference", "label"),
+    *("preferred_image", "better_image", "winner_image", "winning_image", "selected_image", "chosen_image"),
+)
 AMBIGUOUS = ("label",)  # where numbers may be the share of the first candidate, or the place of the better one
 BEST = ("best_image_uid", "best_uid", "best_image")
 TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}

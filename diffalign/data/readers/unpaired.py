@@ -91,6 +91,8 @@ def _judged(row: Row) -> tuple[dict[str, float], float]:
         if not all(map(math.isfinite, ratings.values())):
             raise RecordError(f"{row.where}: a rating is not finite; found {ratings}")
         return ratings, next(iter(ratings.values()))
+    if empty := next((name for name in RATINGS if name in row.value), None):
+        raise RecordError(f"{row.where}: column `{empty}` is empty; expected a number")
     if RANK in row.value:
         return {}, -row.number(RANK)
     name, *aliases = LABEL
