@@ -120,7 +120,7 @@ def scorers_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
     A run keeps them: its table may be moved, and who judges the run has to know.
     """
-    specs = {scorer["name"]: scorer.get("spec", scorer["name"]) for scorer in manifest.get("scorers", [])}
+    specs = {scorer["name"]: scorer.get("spec", scorer["name"]) for scorer in manifest.get("scorers") or []}
     generated = manifest.get("generated")
     ranked_by = [] if generated is None else [generated["rank_by"]] if generated.get("rank_by") else list(specs)
     return {"specs": specs, "ranked_by": ranked_by}

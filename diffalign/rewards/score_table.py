@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.files import settle
@@ -29,8 +30,8 @@ def score_table(
     """Write a table with a score of every picture by every scorer, and return it, opened.
 
     Scores that the table has of the same name are replaced; where a scorer cannot judge a picture, it has none of that name. The
-    manifest lists the scorers under `scorers`. What is scored lies in `.NAME.scores` beside `path` until the table is whole: the same
-    call after a kill goes on from there, also with other scorers.
+    manifest lists the scorers with their units under `scorers`. What is scored lies in `.NAME.scores` beside `path` until the table is
+    whole: the same call after a kill or a failure goes on from there, also with other scorers.
 
     Args:
         table: preference table of images.
@@ -54,14 +55,8 @@ def score_table(
     if path.exists() and not overwrite:
         return _scored_before(path, table, specs)
     progress.mkdir(parents=True, exist_ok=True)
-    scorers, scores = [], {}
-    for spec in specs:
-        about, rows = _scored(table, progress, spec, device, max(shard, math.ceil(len(table) / MOST_SHARDS)))
-        if about["name"] in scores:
-            raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
-        scorers.append(about | {"unjudged": sum(value is None for row in rows for value in row)})
-        scores[about["name"]] = rows
-    kept = [about for about in table.manifest.get("scorers", []) if about["name"] not in scores]
+    scorers, scores = _scored_by_all(table, progress, specs, device, max(shard, math.ceil(len(table) / MOST_SHARDS)))
+    kept = [about for about in table.manifest.get("scorers") or [] if about["name"] not in scores]
     manifest = {key: table.manifest[key] for key in KEPT if key in table.manifest} | {"scorers": kept + scorers}
     records = (_with_scores(record, index, scores) for index, record in enumerate(table))
     made = write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
@@ -93,10 +88,22 @@ def _scored_before(path: Path, table: Table, specs: Sequence[Spec]) -> Table:
     if is_table(path):
         finished = read_table(path)
         same = all(finished.column(name) == table.column(name) for name in ("id", "prompt"))
-        if same and [about["spec"] for about in finished.manifest.get("scorers", ())][-len(specs) :] == list(specs):
+        if same and [about["spec"] for about in (finished.manifest.get("scorers") or ())][-len(specs) :] == list(specs):
             shutil.rmtree(_progress(path))
             return finished
     raise _taken(path)
+
+
+def _scored_by_all(table: Table, progress: Path, specs: Sequence[Spec], device: str, size: int) -> tuple[list[dict[str, Any]], Scores]:
+    """Return what is known of each scorer, and the scores by all of them. Raises ConfigError for two of one name."""
+    scorers, scores = [], {}
+    for spec in specs:
+        about, rows = _scored(table, progress, spec, device, size)
+        if about["name"] in scores:
+            raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
+        scorers.append(about | {"unjudged": sum(value is None for row in rows for value in row)})
+        scores[about["name"]] = rows
+    return scorers, scores
 
 
 def _scored(table: Table, progress: Path, spec: Spec, device: str, size: int) -> tuple[dict, list[list[float | None]]]:

@@ -79,5 +79,18 @@ def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
 
 
 def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:
-    """Return the scorer that `spec` names, its weights on `device` if it has any. Raises ConfigError for a spec that is none."""
+    """Return the scorer that `spec` names, ready to score.
+
+    Args:
+        spec: name of a scorer, or {name: {constant: value}}.
+        device: where its weights lie, if it has any.
+
+    Raises ConfigError for a spec that is none, and for one that runs code or contacts a server and was read from a file; CheckpointError
+    for weights that do not load.
+
+    Example:
+        >>> scorer = load_scorer("adherence")
+        >>> scorer([Image.new("RGB", (64, 64))], ["a red star"])  # doctest: +SKIP
+        array([0.])
+    """
     return bind_scorer(spec, device=device)()

@@ -70,9 +70,10 @@ def _loaded(model: str, processor: str, revision: str | None) -> tuple[Any, Cros
     try:
         config: Any = AutoConfig.from_pretrained(processor, trust_remote_code=False)
         network, tokenizer = CLIPModel(config), AutoTokenizer.from_pretrained(processor, trust_remote_code=False)
-        cross = Cross(own)
     except UNREADABLE as error:
         raise CheckpointError(f"{processor}: no CLIP with a tokenizer can be loaded from here: {error}") from error
+    try:
+        cross = Cross(own)
     except KeyError as error:
         raise CheckpointError(f"{model}: not the weights of MPS ({error} is missing)") from error
     fill(network, clip, model)
