@@ -37,6 +37,16 @@ class TrainingScorers:
     complete: bool = True
     """Whether run or table tell what scored the table; an older run whose table was moved does not."""
 
+    @classmethod
+    def together(cls, runs: Sequence[TrainingScorers]) -> TrainingScorers:
+        """Return what several trainings used."""
+        return cls(
+            frozenset().union(*(one.names for one in runs)),
+            tuple(spec for one in runs for spec in one.scorers),
+            tuple(spec for one in runs for spec in one.chose),
+            all(one.complete for one in runs),
+        )
+
     def used(self, spec: Spec, name: str) -> bool:
         """Return whether the training used a scorer, whose score has that name."""
         return name in self.names or any(_key(spec) == _key(scorer) for scorer in self.scorers)
@@ -93,13 +103,7 @@ def panel(
 
     Raises ConfigError for an unknown scorer, and where nothing of the pool is left.
     """
-    used = [trained_with(run) for run in runs]
-    trained = TrainingScorers(
-        frozenset().union(*(one.names for one in used)),
-        tuple(spec for one in used for spec in one.scorers),
-        tuple(spec for one in used for spec in one.chose),
-        all(one.complete for one in used),
-    )
+    trained = TrainingScorers.together([trained_with(run) for run in runs])
     named = [] if reward is None else [reward]
     named += [] if taste is None else [{"taste": {"name": taste}}]
     rewards = tuple(named) or _usable(trained.scorers, scorers, trust=trust)

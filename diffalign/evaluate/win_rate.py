@@ -65,7 +65,7 @@ def win_rate(
 
     Args:
         base: scores (N,) of the first model's draws, finite.
-        aligned: scores (N,) of the second model's draws of the same prompts from the same noise.
+        aligned: scores (N,) of the second model's, from the same noise.
         prompts: the prompt of each draw.
         seed: of the bootstrap.
         visible_margin: standard deviations of `base` by which a prompt must be won for the win to be visible.
@@ -83,8 +83,7 @@ def win_rate(
     gains = [np.array(group) for group in groups.values()]
     means = np.array([(np.sign(group) + 1.0).mean() / 2.0 for group in gains])
     ahead = np.array([np.sign(group).sum() for group in gains])
-    wins, losses = ahead > 0.0, ahead < 0.0
-    visible = np.array([abs(group.mean()) > margin and group.mean() * side > 0.0 for group, side in zip(gains, ahead, strict=True)])
+    wins, losses, gained = ahead > 0.0, ahead < 0.0, np.array([group.mean() for group in gains])
     low, high = share_interval(means, seed)
     return WinRate(
         rate=float(means.mean()),
@@ -96,6 +95,6 @@ def win_rate(
         ties=int((ahead == 0.0).sum()),
         p=sign_test(int(wins.sum()), int(losses.sum())),
         margin=margin,
-        visible_wins=int((wins & visible).sum()),
-        visible_losses=int((losses & visible).sum()),
+        visible_wins=int((wins & (gained > margin)).sum()),
+        visible_losses=int((losses & (gained < -margin)).sum()),
     )

@@ -180,12 +180,14 @@ class TextQuickstart:
             **means,
             **asdict(self.config),
             "method": "dpo",
-            "runs": [
-                {"name": "base", "path": self.config.model, "method": None},
-                {"name": "aligned", "path": str(self.folder / RUNS["aligned"]), "method": "dpo with the weight of meaning"},
-                {"name": "plain", "path": str(self.folder / RUNS["plain"]), "method": "dpo"},
-            ],
+            "runs": self._models(),
         }
+
+    def _models(self) -> list[dict[str, str | None]]:
+        """Return name, path and method of the models compared, the base first."""
+        trained = (("aligned", "dpo with the weight of meaning"), ("plain", "dpo"))
+        rows: list[dict[str, str | None]] = [{"name": "base", "path": self.config.model, "method": None}]
+        return rows + [{"name": who, "path": str(self.folder / RUNS[who]), "method": method} for who, method in trained]
 
 
 def _meaning(kept: Mapping[str, Sequence[float]]) -> ScorerResults:

@@ -84,13 +84,23 @@ def export_run(
 ) -> Path:
     """Write a finished run to the folder `destination`, whole or not at all, with a model card, and return the folder.
 
-    `formats`: "diffusers" and "comfyui" (of an adapter; both if none are given) keep the precision it was trained in; "merged" (all
-    there is of a full fine-tune) is a pipeline in `dtype`: fp32, fp16 or bf16. A personalised run is for "diffusers" alone, and takes
-    files of `users` along. With `push_to_hub` the folder also goes to `hub_model_id` (without an owner, under one's own account), or to
-    `name` there, with the token of the environment variable HF_TOKEN.
+    Args:
+        output_dir: folder of the finished run.
+        destination: folder of the export.
+        formats: `diffusers` and `comfyui`, LoRA files in the precision of the training (both if there are none), or `merged`, a whole
+            pipeline, the only one for a full fine-tune. A personalised run is for `diffusers` alone.
+        name: what the card calls the model; the name of the run's folder if there is none.
+        dtype: precision of `merged`: fp32, fp16 or bf16.
+        users: of a personalised run, files of users' tokens to take along.
+        overwrite: replace an export at `destination`.
+        push_to_hub: also upload the folder, with the token of the environment variable HF_TOKEN.
+        hub_model_id: where to; `name` under one's own account if there is none.
 
-    Raises CheckpointError for a folder that holds no finished run, ConfigError for formats that the run does not allow, layers without
-    a known place, a destination that is taken, and, before anything is written, a missing token.
+    Raises CheckpointError for a folder without a finished run; ConfigError, before anything is written, for formats that the run does
+    not allow, layers without a published place, a destination that is taken, and a missing token.
+
+    Example:
+        >>> export_run("outputs/mine", "outputs/mine-lora", formats=["comfyui"])  # doctest: +SKIP
     """
     run, target = Run.open(output_dir), Path(destination)
     chosen = _formats(run, formats)
