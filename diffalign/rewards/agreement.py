@@ -124,7 +124,7 @@ def verdict_accuracy(
         return None
     _, prompts = np.unique(group[kept], return_inverse=True)
     right = np.array([people[i] == read[i] for i in kept], dtype=float)
-    return _share(np.bincount(prompts, right), np.bincount(prompts).astype(float), resamples, seed)
+    return _share(np.bincount(prompts, right).astype(float), np.bincount(prompts).astype(float), resamples, seed)
 
 
 CONVENTIONS = ("ties_dropped", "ties_half", "ties_class")
