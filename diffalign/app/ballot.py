@@ -58,10 +58,10 @@ class Ballot:
 
     def picture(self, voter: str, question: str, position: int) -> str:
         """Return a picture of a question as a data URL. Raises RecordError for a question of somebody else."""
-        asked = self.store.question(question)
-        if asked.user != voter or not 0 <= position < len(asked.pictures):
+        shown = self.store.question(question)
+        if shown.user != voter or not 0 <= position < len(shown.pictures):
             raise RecordError(f"there is no picture {position} of the question `{question[:40]}`")
-        file = asked.pictures[position].file
+        file = shown.pictures[position].file
         kind = mimetypes.guess_type(file.name)[0] or "image/png"
         return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 

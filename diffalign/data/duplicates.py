@@ -67,8 +67,8 @@ def repeat_warning(counts: Mapping[str, int]) -> str | None:
     '3 come again; `diffalign data import --merge` makes one row of each pair'
     """
     kinds = {"same": "come again", "opposite": "come again with the opposite label", "equal": "hold one candidate twice"}
-    found = [f"{counts[kind]} {words}" for kind, words in kinds.items() if counts.get(kind)]
-    return f"{', '.join(found)}; `diffalign data import --merge` makes one row of each pair" if found else None
+    repeats = [f"{counts[kind]} {words}" for kind, words in kinds.items() if counts.get(kind)]
+    return f"{', '.join(repeats)}; `diffalign data import --merge` makes one row of each pair" if repeats else None
 
 
 @dataclass(slots=True)

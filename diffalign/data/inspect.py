@@ -178,11 +178,11 @@ def trained_rows(labels: Mapping[str, int], rows: int) -> str:
 
 def _warnings(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what cheap columns tell of the preferred candidates, with a warning of those that tell too much, and of repeated pairs."""
-    found = [Shortcut(**shortcut) for shortcut in facts["shortcuts"]]
-    told = ", ".join(f"{shortcut.column} {shortcut.auc:.0%}" for shortcut in found)
-    pairs = max((shortcut.pairs for shortcut in found), default=0)
-    lines = [("told by", f"{told} of {pairs} pairs (50% is chance)")] if pairs >= LEAST_PAIRS else []
-    lines += [("warning", str(shortcut)) for shortcut in found if shortcut.alarms]
+    columns = [Shortcut(**shortcut) for shortcut in facts["shortcuts"]]
+    shares = ", ".join(f"{shortcut.column} {shortcut.auc:.0%}" for shortcut in columns)
+    pairs = max((shortcut.pairs for shortcut in columns), default=0)
+    lines = [("told by", f"{shares} of {pairs} pairs (50% is chance)")] if pairs >= LEAST_PAIRS else []
+    lines += [("warning", str(shortcut)) for shortcut in columns if shortcut.alarms]
     repeats = repeat_warning(facts["repeats"])
     return [*lines, ("warning", repeats)] if repeats else lines
 

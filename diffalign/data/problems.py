@@ -30,9 +30,9 @@ def validate(table: Table, resolution: int | None = None, buckets: Sequence[Size
     earlier_pairs = EarlierPairs()
     has_preference = False
     for record in progress(table, desc="validate", unit="rows"):
-        found = _Problems(record, resolution)
-        sentences = [*found.prompt(), *found.candidates()]
-        repeat = earlier_pairs.compare(record, found.digests)
+        checked = _Problems(record, resolution)
+        sentences = [*checked.prompt(), *checked.candidates()]
+        repeat = earlier_pairs.compare(record, checked.digests)
         if repeat is not None and repeat.kind == "opposite":
             sentences.append(f"has the opposite preference of record {repeat.earlier}, which is the same pair")
         elif repeat is not None:
@@ -47,10 +47,10 @@ def validate(table: Table, resolution: int | None = None, buckets: Sequence[Size
 
 def shortcut_warnings(table: Table, buckets: Sequence[Size] = (), *, rows: int = ROWS, decoded: int = DECODED) -> list[str]:
     """Return a sentence for each column of `table` that tells the preferred candidate without a look at it (see `shortcuts`)."""
-    found = shortcuts(table, buckets, rows=rows, decoded=decoded)
+    columns = shortcuts(table, buckets, rows=rows, decoded=decoded)
     return [
         f"{shortcut}; a model learns this first: make the candidates alike in it, unless it is what people judged"
-        for shortcut in found
+        for shortcut in columns
         if shortcut.alarms
     ]
 

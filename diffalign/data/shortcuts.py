@@ -35,8 +35,8 @@ class Shortcut:
     @property
     def interval(self) -> tuple[float, float]:
         """Return Wilson's 95 % interval of the AUC (Wilson, 1927)."""
-        n, told = self.pairs, self.auc * self.pairs
-        centre, half = (told + Z95**2 / 2) / (n + Z95**2), Z95 / (n + Z95**2) * math.sqrt(told * (n - told) / n + Z95**2 / 4)
+        n, ordered = self.pairs, self.auc * self.pairs
+        centre, half = (ordered + Z95**2 / 2) / (n + Z95**2), Z95 / (n + Z95**2) * math.sqrt(ordered * (n - ordered) / n + Z95**2 / 4)
         return centre - half, centre + half
 
     @property
@@ -57,7 +57,7 @@ def shortcuts(table: Table, buckets: Sequence[Size] = (), *, rows: int = ROWS, d
     """
     chosen = np.random.default_rng(seed).choice(len(table), size=min(rows, len(table)), replace=False)
     step = -(-len(chosen) // decoded) if decoded else len(chosen) + 1
-    told: dict[str, list[tuple[float, float]]] = {}
+    numbers: dict[str, list[tuple[float, float]]] = {}
     named: dict[str, Counter[tuple[str, str]]] = {}
     for number, row in enumerate(sorted(chosen)):
         for preferred, other in _columns(table[int(row)], buckets, pixels=number % step == step - 1):
@@ -66,10 +66,10 @@ def shortcuts(table: Table, buckets: Sequence[Size] = (), *, rows: int = ROWS, d
                 if isinstance(first, str) and isinstance(second, str):
                     named.setdefault(column, Counter())[first, second] += 1
                 elif isinstance(first, float) and isinstance(second, float):
-                    told.setdefault(column, []).append((first, second))
-    found = [_of_numbers(column, np.array(values)) for column, values in told.items()]
-    found += [_of_names(column, wins) for column, wins in named.items()]
-    return sorted(found, key=lambda shortcut: (-shortcut.auc, shortcut.column))
+                    numbers.setdefault(column, []).append((first, second))
+    columns = [_of_numbers(column, np.array(values)) for column, values in numbers.items()]
+    columns += [_of_names(column, wins) for column, wins in named.items()]
+    return sorted(columns, key=lambda shortcut: (-shortcut.auc, shortcut.column))
 
 
 def kept_shares(sizes: Sequence[Size], buckets: Sequence[Size] = ()) -> list[float]:
@@ -164,14 +164,14 @@ def _of_names(column: str, wins: Counter[tuple[str, str]]) -> Shortcut:
         if preferred != other:
             won[preferred] += count
             seen.update({preferred: count, other: count})
-    told = 0.0
+    ordered = 0.0
     for (preferred, other), count in wins.items():
         rates = _rate(won[preferred] - 1, seen[preferred] - 1), _rate(won[other], seen[other] - 1)
-        told += count * (0.5 if preferred == other or rates[0] == rates[1] else float(rates[0] > rates[1]))
+        ordered += count * (0.5 if preferred == other or rates[0] == rates[1] else float(rates[0] > rates[1]))
     names = sorted(seen, key=lambda name: -_rate(won[name], seen[name]))
     rule = f"{names[0]} wins, {names[-1]} loses" if names else "all have the same"
     # Leaving one out tells less than chance where nothing is told.
-    return Shortcut(column, rule, max(told / wins.total(), 0.5), wins.total())
+    return Shortcut(column, rule, max(ordered / wins.total(), 0.5), wins.total())
 
 
 def _rate(won: int, seen: int) -> float:

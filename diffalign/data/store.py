@@ -233,10 +233,10 @@ class VoteStore:
             waiting = [name for (name,) in database.execute(sql.UNANSWERED, (voter, count))]
             while len(waiting) < count:
                 again = self._earlier(voter) if repeats and rng.random() < repeats else None
-                asked = self._ask_again(voter, again) if again else self._ask(voter, choose, rng)
-                if asked is None:
+                new = self._ask_again(voter, again) if again else self._ask(voter, choose, rng)
+                if new is None:
                     break
-                waiting.append(asked)
+                waiting.append(new)
         return [self.question(name) for name in waiting]
 
     def _ask(self, voter: int, choose: Choose | None, rng: random.Random) -> str | None:
@@ -289,21 +289,21 @@ class VoteStore:
 
         Raises RecordError for a question that was not put to this user, or for an answer that does not fit it.
         """
-        asked = self.question(question)
-        if asked.user != user:
+        shown = self.question(question)
+        if shown.user != user:
             raise RecordError(f"{self.path}: the question `{question}` was not put to {user!r}")
-        self._check(asked, answer, ranks)
+        self._check(shown, answer, ranks)
         with self._write() as database:
             row = (question, self._user(user), answer, json.dumps(list(ranks)), json.dumps(list(reasons)), second_answer, time.time())
             database.execute(sql.VOTE, row)
         (vote,) = self._votes(question=question)
         return vote
 
-    def _check(self, asked: Question, answer: str, ranks: Sequence[int]) -> None:
+    def _check(self, shown: Question, answer: str, ranks: Sequence[int]) -> None:
         if answer == RANKING:
-            if len(ranks) != len(asked.pictures) or not all(1 <= rank <= len(ranks) for rank in ranks):
-                raise RecordError(f"{self.path}: the ranks are {list(ranks)}; expected one from 1 to {len(asked.pictures)} a picture")
-        elif answer not in ANSWERS or ranks or (len(asked.pictures) != 2 and answer != "skip"):
+            if len(ranks) != len(shown.pictures) or not all(1 <= rank <= len(ranks) for rank in ranks):
+                raise RecordError(f"{self.path}: the ranks are {list(ranks)}; expected one from 1 to {len(shown.pictures)} a picture")
+        elif answer not in ANSWERS or ranks or (len(shown.pictures) != 2 and answer != "skip"):
             raise RecordError(f"{self.path}: the answer is {answer!r}; expected {', '.join(ANSWERS)}, or {RANKING} with ranks")
 
     def undo(self, user: str) -> Question | None:

@@ -34,14 +34,14 @@ def check_range(table: Table, score: str, low: float, high: float) -> None:
     if max(low - least, most - high) <= FAR * width and least <= high + width and most >= low - width:
         return
     unit = unit_of(table.manifest, score)
-    found = f"scores of {least:.4g} to {most:.4g}" + (f" ({unit})" if unit else "")
+    scores = f"scores of {least:.4g} to {most:.4g}" + (f" ({unit})" if unit else "")
     cure = "leave out low and high, and the table's own range counts"
     if low <= (least + most) / 200 <= high:
         cure = f"the constants are of cosines, and the scores 100 times them: divide the scores by 100, or write {low * 100:.4g} and"
         cure += f" {high * 100:.4g}"
     elif low <= (least + most) * 50 <= high:
         cure = f"the scores are cosines, and the constants 100 times them: write {low / 100:.4g} and {high / 100:.4g}"
-    raise ConfigError(f"{table.path}: `{score}` has {found}, and soft_label a low/high of {low:.4g}/{high:.4g}; {cure}")
+    raise ConfigError(f"{table.path}: `{score}` has {scores}, and soft_label a low/high of {low:.4g}/{high:.4g}; {cure}")
 
 
 def check_points(table: Table, score: str) -> None:

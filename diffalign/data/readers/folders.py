@@ -112,8 +112,8 @@ def _row(root: Path, pair: Path, preferred: list[Path], dispreferred: list[Path]
     if odd := next((image for image in images if not is_picture_name(image.name)), None):
         problem = f"{odd}: no picture by its name; expected pictures, their captions and `metadata` files alone"
     if not problem and len(texts) != 1:
-        found = f" ({', '.join(map(shown, texts))})" if texts else ""
-        problem = f"{first}: found {len(texts)} captions{found}; expected one, in {first.stem}.txt or in metadata.jsonl"
+        listed = f" ({', '.join(map(shown, texts))})" if texts else ""
+        problem = f"{first}: found {len(texts)} captions{listed}; expected one, in {first.stem}.txt or in metadata.jsonl"
     value = {"prompt": "".join(texts[:1]), "preferred": str(images[0].absolute()), "dispreferred": str(images[-1].absolute())}
     where = " and ".join(str(image) for image in images)
     return Row(value, where, first.relative_to(root).with_suffix("").as_posix(), broken=problem)

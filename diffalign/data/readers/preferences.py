@@ -207,8 +207,8 @@ def _not_understood(row: Row, name: str, sides: Sides) -> RecordError:
 def _no_preference(row: Row, sides: Sides) -> RecordError:
     there = ", ".join(list(map(str, row.value))[:20])
     empty = [name for name in ("label_0", "label_1", *BEST, *VOTES) if name in row.value]
-    found = f"`{empty[0]}` is empty" if empty else f"no column says which of `{sides.names[0]}` and `{sides.names[1]}` is the better one"
+    gap = f"`{empty[0]}` is empty" if empty else f"no column says which of `{sides.names[0]}` and `{sides.names[1]}` is the better one"
     return RecordError(
-        f"{row.where}: {found}; expected `label_0`, the share of votes for `{sides.names[0]}` in [0, 1], or `winner`, of {there}: for "
+        f"{row.where}: {gap}; expected `label_0`, the share of votes for `{sides.names[0]}` in [0, 1], or `winner`, of {there}: for "
         f"example df['label_0'] = (df['COLUMN'] == 'A').astype(float)"
     )

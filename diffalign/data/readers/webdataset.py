@@ -48,8 +48,8 @@ def _row(files: dict[str, bytes], key: str) -> RawRow:
     for ending, data in files.items():
         try:
             if ending.lower() == "json":
-                found = parse_json(data, key, RecordError)
-                values |= found if isinstance(found, dict) else {"json": found}
+                value = parse_json(data, key, RecordError)
+                values |= value if isinstance(value, dict) else {"json": value}
             else:
                 values[_column(ending)] = data.decode() if ending.lower().rpartition(".")[2] in TEXTS else data
         except (RecordError, UnicodeDecodeError) as error:

@@ -41,7 +41,7 @@ TOKEN = "HF_TOKEN"  # noqa: S105  # the name of the variable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Export:
     """A run, the model it started from, and what is to be made of them."""
 
     run: Run
@@ -105,17 +105,17 @@ def export_run(
     run, target = Run.open(output_dir), Path(destination)
     chosen = _formats(run, formats)
     _check_target(target, overwrite)
-    job = replace(_job(run, name, dtype), users=_users(run, users))
-    api, repo = _hub(job.name, hub_model_id) if push_to_hub else (None, target.name)
+    export = replace(_job(run, name, dtype), users=_users(run, users))
+    api, repo = _hub(export.name, hub_model_id) if push_to_hub else (None, target.name)
     source = Source.read(run)
     with atomic_folder(target) as temporary:
         for form in chosen:
-            FORMATS[form](job, temporary)
+            FORMATS[form](export, temporary)
         if source.picture is not None:
             shutil.copyfile(source.picture, temporary / PICTURE)
-        beside = [f"{FOLDER}/{file.name}" for file in job.users]
-        model_card(source, name=job.name, repo=repo, base=job.base, formats=chosen, users=beside).save(temporary / "README.md")
-        _mark(job, chosen, temporary)
+        beside = [f"{FOLDER}/{file.name}" for file in export.users]
+        model_card(source, name=export.name, repo=repo, base=export.base, formats=chosen, users=beside).save(temporary / "README.md")
+        _mark(export, chosen, temporary)
     if api is not None:
         _push(api, repo, target)
     return target
@@ -148,8 +148,8 @@ def _formats(run: Run, wanted: Sequence[str] | None) -> list[str]:
     return [form for form in FORMATS if form in (wanted or own)]
 
 
-def _mark(job: Job, formats: Sequence[str], folder: Path) -> None:
-    facts = {"name": job.name, "formats": formats, "base": public(job.run.base), "method": job.run.method}
+def _mark(export: Export, formats: Sequence[str], folder: Path) -> None:
+    facts = {"name": export.name, "formats": formats, "base": public(export.run.base), "method": export.run.method}
     (folder / MARK).write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -171,7 +171,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ConfigError(f"`destination`: {target} holds an export already; choose another folder, or replace it with --overwrite")
 
 
-def _job(run: Run, name: str | None, dtype: str) -> Job:
+def _job(run: Run, name: str | None, dtype: str) -> Export:
     """Return the job after reading the base's configs; no weights are read."""
     base, revision = resolve(run.base), run.facts.get("revision")
     try:
@@ -191,7 +191,7 @@ def _job(run: Run, name: str | None, dtype: str) -> Job:
     if not re.fullmatch(r"\w[\w.-]*", title):
         raise ConfigError(f"`name`: found {title!r}; expected letters, digits, dots, dashes and underscores, as in a file name")
     absent = tuple(part for part in layout.optional if (index.get(part) or [None])[0] is None)
-    return Job(
+    return Export(
         run=run,
         base=Base(kind=index["_class_name"], layout=layout, absent=absent),
         network=network,
@@ -202,38 +202,38 @@ def _job(run: Run, name: str | None, dtype: str) -> Job:
     )
 
 
-def _read(job: Job) -> AdapterFile:
+def _read(export: Export) -> AdapterFile:
     """Return the run's adapter, checked against the shapes of the network that it belongs to. Raises CheckpointError if it is odd."""
-    adapter = AdapterFile.read(job.run.folder, job.base.layout.component)
+    adapter = AdapterFile.read(export.run.folder, export.base.layout.component)
     with torch.device("meta"):
-        adapter.inject(job.network.from_config(dict(job.config)))
+        adapter.inject(export.network.from_config(dict(export.config)))
     adapter.refuse_idle()
     return adapter
 
 
-def _write_diffusers(job: Job, folder: Path) -> None:
+def _write_diffusers(export: Export, folder: Path) -> None:
     """Write the run's own adapter, with more metadata, and peft's files where it has them; or what a personalised run has."""
-    if job.run.personal:
-        write_personal(job.run, job.users, folder)
+    if export.run.personal:
+        write_personal(export.run, export.users, folder)
         return
-    adapter = _read(job)
-    facts = {**adapter.metadata, **job.facts(), "modelspec.implementation": "diffusers"}
+    adapter = _read(export)
+    facts = {**adapter.metadata, **export.facts(), "modelspec.implementation": "diffusers"}
     save_file(dict(adapter.tensors), folder / WEIGHTS, metadata=facts)
-    if (job.run.folder / PEFT_CONFIG).is_file():
+    if (export.run.folder / PEFT_CONFIG).is_file():
         peft_files(folder, adapter.plain(), adapter.config)
 
 
-def _write_comfyui(job: Job, folder: Path) -> None:
-    layers, family = updates(_read(job)), job.base.layout.family
-    tensors = comfyui_tensors(family, layers, job.config)
-    facts = job.facts() | kohya_facts(family, layers, job.config, job.scheduler) | {"ss_output_name": job.name}
-    save_file(tensors, folder / f"{job.name}_comfyui.safetensors", metadata=facts)
+def _write_comfyui(export: Export, folder: Path) -> None:
+    layers, family = updates(_read(export)), export.base.layout.family
+    tensors = comfyui_tensors(family, layers, export.config)
+    facts = export.facts() | kohya_facts(family, layers, export.config, export.scheduler) | {"ss_output_name": export.name}
+    save_file(tensors, folder / f"{export.name}_comfyui.safetensors", metadata=facts)
 
 
-def _write_merged(job: Job, folder: Path) -> None:
+def _write_merged(export: Export, folder: Path) -> None:
     """Write the stock pipeline with the run's result in its weights."""
-    pipe = load(job.run.folder, dtype=job.dtype)
-    merge(getattr(pipe, job.base.layout.component))
+    pipe = load(export.run.folder, dtype=export.dtype)
+    merge(getattr(pipe, export.base.layout.component))
     pipe.save_pretrained(folder, safe_serialization=True)
     for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
         facts = json.loads(file.read_text(encoding="utf-8"))
@@ -241,7 +241,7 @@ def _write_merged(job: Job, folder: Path) -> None:
             file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-FORMATS: dict[str, Callable[[Job, Path], None]] = {
+FORMATS: dict[str, Callable[[Export, Path], None]] = {
     "diffusers": _write_diffusers,
     "comfyui": _write_comfyui,
     "merged": _write_merged,
