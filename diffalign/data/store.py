@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import random
 import sqlite3
@@ -19,12 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from diffalign.core.errors import RecordError, TableError
 from diffalign.core.files import atomic_file
 from diffalign.data import store_schema as sql
-from diffalign.data.pictures import decode_image
+from diffalign.data.pictures import decode_image, read_header
 from diffalign.data.records import Candidate, Record
 
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -205,7 +202,7 @@ class VoteStore:
     def _keep(self, image: bytes, where: str) -> str:
         """Write a picture under its hash, unless it is there, and return the name of its file inside the folder."""
         decode_image(image, where)
-        kind = (Image.open(io.BytesIO(image)).format or "png").lower()
+        kind = read_header(image, where).format.lower()
         digest = hashlib.sha256(image).hexdigest()
         name = f"{digest[:2]}/{digest}.{kind}"
         if not (self.folder / name).exists():
