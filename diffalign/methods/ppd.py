@@ -1,4 +1,4 @@
-"""PPD (Dang et al., 2501.06655) with our user encoder: Diffusion-DPO with the user as a condition: decoupled attention to a few tokens.
+"""PPD (Dang et al., 2501.06655) with our user encoder: Diffusion-DPO with the user as a condition, by decoupled attention to a few tokens.
 
 The reference is the base without a user: the same network with the branch off. The release has no diffusion training; the paper feeds
 hidden states of a 7B vision-language model (`user_encoder: {vlm: {model: ...}}`), ours by default learns a set encoder with the loss.
