@@ -27,7 +27,7 @@ from diffalign.infer.export.card import Base, Source, model_card
 from diffalign.methods.checks import check_keys
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.models.backbones.folders import LAYOUTS
-from diffalign.rewards.heads.networks import Sizes, make
+from diffalign.rewards.heads.networks import HeadSizes, make
 from diffalign.rewards.heads.settings import PalSettings
 from diffalign.rewards.heads.store import load_head, save_head
 from diffalign.rewards.scorers.function import scorer_by
@@ -202,7 +202,7 @@ def test_manifests_that_are_broken_are_refused_or_read(tmp_path):
 
 def test_safetensors_that_are_broken_are_refused_or_hold_what_they_say(tmp_path):
     file = tmp_path / "head.safetensors"
-    save_head(make(PalSettings(hidden=4, width=4), Sizes(8, 4, ("ann", "bob"))), file, embeds="abc", beta=1.0)
+    save_head(make(PalSettings(hidden=4, width=4), HeadSizes(8, 4, ("ann", "bob"))), file, embeds="abc", beta=1.0)
     whole = file.read_bytes()
     size = struct.unpack("<Q", whole[:8])[0]
     header = json.loads(whole[8 : 8 + size])
