@@ -69,6 +69,14 @@ def test_a_signal_ends_training_after_the_step_with_a_checkpoint_that_goes_on_to
     assert rows(folder) == rows(whole)
 
 
+def test_dropout_is_drawn_anew_at_every_step_and_alike_where_a_step_is_repeated(config):
+    trainer, seeds = trainer_for(config), []
+    for trainer.step in (0, 1, 0):
+        trainer._seed_dropout()
+        seeds.append(torch.initial_seed())
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
 def test_the_handlers_of_the_process_are_back_after_training_and_a_second_signal_ends_at_once():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     stop = StopRequest()
