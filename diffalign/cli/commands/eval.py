@@ -13,7 +13,7 @@ from diffalign.core.keys import changed, facts_of
 from diffalign.core.runs import Run
 from diffalign.evaluate.options import EvalConfig
 from diffalign.rewards.base import record, standing
-from diffalign.rewards.names import check_scorer_names
+from diffalign.rewards.names import check_scorer_names, check_taste_name
 
 CONFIG = EvalConfig
 ABOUT = "compare a trained run with its base model"
@@ -43,6 +43,8 @@ def run(config: EvalConfig) -> int:
     if not config.prompts and not config.dataset_name:
         raise ConfigError("`diffalign eval` needs --prompts to draw, or --dataset_name with pairs not trained on")
     check_scorer_names([*config.scorers, *filter(None, [config.reward])])
+    if config.taste is not None:
+        check_taste_name(config.taste)
     finished = Run.open(config.output_dir)
     from diffalign.data.prompts import prompts_of, subset
 
