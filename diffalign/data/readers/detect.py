@@ -81,12 +81,12 @@ def _unknown(source: str, beginnings: dict[Rows, _Beginning]) -> RecordError:
         return reason
     whole = [row for row in rows if row.value]
     if whole:
-        found = f"columns {_names(whole[0])}{_headless(whole[0])}"
+        content = f"columns {_names(whole[0])}{_headless(whole[0])}"
     else:
-        found = "; ".join(dict.fromkeys([*(row.broken for row in rows[:1]), *map(str, errors)]))
+        content = "; ".join(dict.fromkeys([*(row.broken for row in rows[:1]), *map(str, errors)]))
     rename = f"Names of columns are changed by df.rename(columns={{{_other(whole[0])!r}: 'image_0', ...}}). " if whole else ""
     layouts = "".join(f"\n  {name}: {reader.about}" for name, reader in READERS.items())
-    return RecordError(f"{source}: no known layout. Found {found}. {rename}Known layouts:{layouts}")
+    return RecordError(f"{source}: no known layout. Found {content}. {rename}Known layouts:{layouts}")
 
 
 def _nearest(beginnings: dict[Rows, _Beginning]) -> RecordError | None:

@@ -51,8 +51,8 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
 def _columns(row: Row) -> tuple[str, str] | None:
     """Return the columns of a row's candidate and of its label or rating, or None."""
     candidate = next((name for name in (*IMAGES, *TEXTS) if name in row.value), None)
-    judged = next((name for name in (*RATINGS, RANK, *LABEL) if name in row.value and not isinstance(row.value[name], list)), None)
-    return (candidate, judged) if candidate and judged and any(name in row.value for name in PROMPT) else None
+    rated = next((name for name in (*RATINGS, RANK, *LABEL) if name in row.value and not isinstance(row.value[name], list)), None)
+    return (candidate, rated) if candidate and rated and any(name in row.value for name in PROMPT) else None
 
 
 def _key(row: Row) -> str:
@@ -73,18 +73,18 @@ def parse(row: Row) -> Record:
         columns = ", ".join((*LABEL, *RATINGS))
         raise RecordError(row.broken or f"{row.where}: no column of labels or ratings; expected one of {columns}, or two candidates a row")
     members = row.get(MEMBERS, list)
-    judged = [_judged(member) for member in members]
-    best = sorted((value for _, value in judged), reverse=True)
-    candidates = [_candidate(member, scores, 1.0 + best.index(value)) for member, (scores, value) in zip(members, judged, strict=True)]
-    lone_label = len(members) == 1 and not judged[0][0] and RANK not in members[0].value
-    prob = judged[0][1] if lone_label else None
+    rated = [_rated_by(member) for member in members]
+    best = sorted((value for _, value in rated), reverse=True)
+    candidates = [_candidate(member, scores, 1.0 + best.index(value)) for member, (scores, value) in zip(members, rated, strict=True)]
+    lone_label = len(members) == 1 and not rated[0][0] and RANK not in members[0].value
+    prob = rated[0][1] if lone_label else None
     name, *aliases = PROMPT
     if isinstance(row.get(name, (str, list), aliases=tuple(aliases)), list):
         return chat_record(row, messages(row, name), candidates, prob=prob)
     return Record(row.id, row.text(name, aliases=tuple(aliases)), tuple(candidates), prob, members[0].user(), row.where)
 
 
-def _judged(row: Row) -> tuple[dict[str, float], float]:
+def _rated_by(row: Row) -> tuple[dict[str, float], float]:
     """Return a row's ratings, by name, and the number by which it is ranked. Raises RecordError for a label that is none."""
     ratings = {name: row.number(name) for name in RATINGS if row.value.get(name) not in MISSING}
     if ratings:
