@@ -31,7 +31,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = opened.keys()
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: {damage(file, error)}; expected a whole safetensors file") from error
+        raise CheckpointError(f"{file}: {damage(file, error)}; expected a safetensors file") from error
 
 
 def check(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], owner: str) -> None:

@@ -41,7 +41,7 @@ def names_of(file: Path) -> list[str]:
         with safe_open(file, framework="numpy") as opened:
             return list(opened.keys())
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: {damage(file, error)}; expected a whole safetensors file") from error
+        raise CheckpointError(f"{file}: {damage(file, error)}; expected a safetensors file") from error
 
 
 def _dtypes(file: Path) -> Iterator[tuple[str, str]]:

@@ -50,7 +50,7 @@ class Features(Protocol):
         ...
 
 
-class Source(Protocol):
+class LatentSource(Protocol):
     """The part of a backbone that latents are made with."""
 
     resolution: int
@@ -72,11 +72,11 @@ class Source(Protocol):
         ...
 
 
-def features(spec: str, source: Source, *, revision: str | None = None, device: torch.device | str = "cpu") -> Features:
+def features(spec: str, source: LatentSource, *, revision: str | None = None, device: torch.device | str = "cpu") -> Features:
     """Return the features that `spec` names: `latents` (those of `source`), or a CLIP as `ClipFeatures` takes it."""
     if spec == "latents":
-        known = source.fingerprint(), source.vae_fingerprint()
-        return LatentFeatures(source.encode_image, source.latent_shape, source.resolution, *known)
+        hashes = source.fingerprint(), source.vae_fingerprint()
+        return LatentFeatures(source.encode_image, source.latent_shape, source.resolution, *hashes)
     return ClipFeatures(spec, revision, device)
 
 
@@ -101,12 +101,12 @@ class LatentFeatures:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """Return features (N, F), float32, on the CPU."""
-        found = []
+        rows = []
         for start in range(0, len(images), BATCH):
             pixels = torch.stack([center_crop(image, self._resolution) for image in images[start : start + BATCH]])
             latents = self._encode(pixels, torch.zeros(len(pixels), *self._shape))
-            found.append(F.adaptive_avg_pool2d(latents.float(), self._side).flatten(1).cpu())
-        return torch.cat(found)
+            rows.append(F.adaptive_avg_pool2d(latents.float(), self._side).flatten(1).cpu())
+        return torch.cat(rows)
 
 
 class ClipFeatures:
@@ -197,8 +197,8 @@ def _architecture(name: str) -> tuple[str, str]:
 
     architecture, _, weights = name.removeprefix(OPEN_CLIP).partition(":")
     if architecture not in open_clip.list_models():
-        known = did_you_mean(architecture, open_clip.list_models())
-        raise ConfigError(f"{name}: open_clip has no architecture `{architecture}`.{known}")
+        hint = did_you_mean(architecture, open_clip.list_models())
+        raise ConfigError(f"{name}: open_clip has no architecture `{architecture}`.{hint}")
     return architecture, weights
 
 

@@ -67,12 +67,12 @@ class Precomputed(Dataset[dict[str, Any]]):
         entry, draw = self.pairs.view.entries[index[0]], index[1] % self.draws
         rows = self.pairs.bank_rows(entry.row, 0, 1)
         points = self._points[draw].read([rows[i] for i in entry.order])
-        known = {
+        sizes = {
             "x_t": torch.from_numpy(unpacked(points, self.pairs.latent_shape(entry.row))),
             "t": self._times[draw].read([entry.row])[0],
             "drop": self._drops[draw].read([entry.row])[0],
         }
-        return self.pairs[index[0], draw] | known
+        return self.pairs[index[0], draw] | sizes
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket with its query."""

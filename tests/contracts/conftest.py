@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import load_backbone
 from tests.micro_models import MODELS, SIDE, write_micro
@@ -43,4 +43,4 @@ def folder(name: str, folder_of: Folder) -> Path:
 @pytest.fixture
 def backbone(folder: Path) -> Pretrained:
     """That model behind the interface; a guidance-distilled one is told 3.5."""
-    return load_backbone(str(folder), torch.device("cpu"), settings=Settings(SIDE, guidance_scale=3.5))
+    return load_backbone(str(folder), torch.device("cpu"), settings=BackboneSettings(SIDE, guidance_scale=3.5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.diffusion.path import FlowPath
 from tests.contracts.calls import recorded
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def load(folder, precision=torch.float32, **settings):
-    return load_backbone(str(folder), CPU, precision=precision, settings=Settings(SIDE, **settings))
+    return load_backbone(str(folder), CPU, precision=precision, settings=BackboneSettings(SIDE, **settings))
 
 
 def asked(backbone, x, condition, t=0.5):
@@ -82,7 +82,7 @@ def test_sd3_shifts_its_times_by_the_size_of_the_picture_where_its_scheduler_doe
     folder = write_micro("sd3", tmp_path / "model", use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     shifts = []
     for side in (SIDE, 2 * SIDE):
-        backbone = load_backbone(str(folder), CPU, settings=Settings(side))
+        backbone = load_backbone(str(folder), CPU, settings=BackboneSettings(side))
         pipe = backbone.pipeline()
         picture(pipe, steps=5, sigmas=np.linspace(1.0, 0.2, 5), height=side, width=side)
         torch.testing.assert_close(backbone.path.solver_times(5).flip(0).float(), pipe.scheduler.sigmas, rtol=1e-5, atol=1e-6)

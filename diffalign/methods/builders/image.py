@@ -25,7 +25,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
-from diffalign.models.backbones.base import Backbone, Settings
+from diffalign.models.backbones.base import Backbone, BackboneSettings
 from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
@@ -39,7 +39,7 @@ from diffalign.models.weights import tensors_hash
 logger = logging.getLogger(__name__)
 
 
-def settings(config: TrainConfig) -> Settings:
+def settings(config: TrainConfig) -> BackboneSettings:
     """Return what `config` says about the backbone."""
     flow = {"density": config.weighting_scheme, "transport": config.transport}
     flow |= {name: getattr(config, name) for name in ("logit_mean", "logit_std", "mode_scale")}
@@ -47,7 +47,7 @@ def settings(config: TrainConfig) -> Settings:
         flow["shift"] = config.shift
     buckets = parse_buckets(config.aspect_ratio_buckets)
     side = config.resolution or (round(max(height * width for height, width in buckets) ** 0.5) if buckets else None)
-    return Settings(side, config.max_sequence_length, config.guidance_scale, flow)
+    return BackboneSettings(side, config.max_sequence_length, config.guidance_scale, flow)
 
 
 def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backbone:

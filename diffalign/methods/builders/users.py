@@ -26,14 +26,14 @@ from diffalign.models.users.evidence import (
     read_vectors,
 )
 from diffalign.models.users.pretrain import fit
-from diffalign.models.users.settings import PairsSettings, ProfileSettings, Settings, VectorSettings, VlmSettings
+from diffalign.models.users.settings import PairsSettings, ProfileSettings, UserEncoderSettings, VectorSettings, VlmSettings
 from diffalign.models.users.vlm import VlmStates, vlm_sizes
 
 logger = logging.getLogger(__name__)
 UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | VectorEvidence
 
 
-def encoder_settings(recipe: Recipe) -> Settings:
+def encoder_settings(recipe: Recipe) -> UserEncoderSettings:
     """Return the settings of the recipe's user encoder. Raises ValueError where users are not told apart."""
     if recipe.users is None:
         raise ValueError("this recipe tells no users apart")

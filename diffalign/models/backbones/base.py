@@ -54,7 +54,7 @@ class Backbone(Trained, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BackboneSettings:
     """What a run may choose about a backbone."""
 
     resolution: int | None = None  # pixels; the model's own where None

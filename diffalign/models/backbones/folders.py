@@ -92,8 +92,8 @@ def check_index(parts: Mapping[str, Any], where: str) -> Layout:
         if not isinstance(value, list) or part.startswith("_"):
             continue
         # Diffusers imports what stands here, and a model that was downloaded is to run nothing of its own.
-        known = len(value) == 2 and all(entry is None or isinstance(entry, str) for entry in value) and value[0] in LIBRARIES
-        if not known or (part in (layout.component, *layout.needed) and None in value):
+        is_class = len(value) == 2 and all(entry is None or isinstance(entry, str) for entry in value) and value[0] in LIBRARIES
+        if not is_class or (part in (layout.component, *layout.needed) and None in value):
             raise CheckpointError(
                 f"{where}: `{part}` is {shortened(repr(value))}; expected a class of diffusers or transformers, as [library, class]"
             )
@@ -127,9 +127,9 @@ def check_language_model(name: str, variant: str | None = None) -> None:
     check_types(facts, {"architectures": (list,)}, str(path / "config.json"), CheckpointError)
     kinds = [str(kind) for kind in facts.get("architectures") or []]
     if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
-        found = " and ".join(kinds) or "names no architecture"
+        described = " and ".join(kinds) or "names no architecture"
         raise CheckpointError(
-            f"{name}: {found}; expected a causal language model of transformers (...ForCausalLM), or a diffusers pipeline"
+            f"{name}: {described}; expected a causal language model of transformers (...ForCausalLM), or a diffusers pipeline"
         )
     _check_weights(path, variant, needed=True)
     if not (path / "tokenizer_config.json").is_file() and not (path / "tokenizer.json").is_file():
@@ -166,14 +166,14 @@ def check_folder(name: str, variant: str | None = None) -> str | None:
 
 def _check_weights(folder: Path, variant: str | None, *, needed: bool) -> None:
     """Raise CheckpointError if a part has no safetensors, none of the variant where `needed`, or those of a variant alone."""
-    found = sorted(file.name for file in folder.glob("*.safetensors"))
-    if not found:
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not files:
         raise CheckpointError(f"{folder}: no safetensors weights; pickled weights are not loaded, convert them first")
     check_whole(folder)
     # Of a variant are model.fp16.safetensors, and in pieces model.fp16-00001-of-00002 or model-00001-of-00002.fp16.
-    if variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", name) for name in found):
+    if variant is not None and any(re.search(rf"\.{re.escape(variant)}[.-]", name) for name in files):
         return
     if variant is not None and needed:
-        raise CheckpointError(f"{folder}: no weights of variant `{variant}`; found {', '.join(found)}")
-    if all("." in Path(name).stem for name in found):
-        raise CheckpointError(f"{folder}: only weights of a variant, {', '.join(found)}; set `variant` to its name")
+        raise CheckpointError(f"{folder}: no weights of variant `{variant}`; found {', '.join(files)}")
+    if all("." in Path(name).stem for name in files):
+        raise CheckpointError(f"{folder}: only weights of a variant, {', '.join(files)}; set `variant` to its name")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.types import Condition
-from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.diffusion.path import Path, VPPath
 from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
@@ -29,8 +29,8 @@ class Pretrained(ABC):
     component: str = "unet"
     lora_targets: tuple[str, ...] = ATTENTION
 
-    def __init__(self, pipe: Any, name: str, precision: torch.dtype = torch.float32, settings: Settings | None = None) -> None:
-        self.name, self.precision, self.settings = name, precision, settings or Settings()
+    def __init__(self, pipe: Any, name: str, precision: torch.dtype = torch.float32, settings: BackboneSettings | None = None) -> None:
+        self.name, self.precision, self.settings = name, precision, settings or BackboneSettings()
         self._pipe = pipe
         self.denoiser: nn.Module = getattr(pipe, self.component)
         self._factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
@@ -139,8 +139,8 @@ class Pretrained(ABC):
         return digest.hexdigest()
 
     def _encoders(self) -> dict[str, nn.Module]:
-        found = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
-        return {name: part for name, part in found.items() if part is not None}
+        encoders = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
+        return {name: part for name, part in encoders.items() if part is not None}
 
     def _tokens(self, condition: Condition, count: int) -> Tensor | None:
         """Return the users' tokens of `count` rows (N, U, D), None without a user branch; not in half precision, as in use."""

@@ -24,8 +24,8 @@ class StableDiffusionXL(Pretrained):
         device = self._pipe.text_encoder_2.device
         embeds, _, pooled, _ = self._pipe.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
         if self._pipe.config.force_zeros_for_empty_prompt:
-            said = torch.tensor([bool(prompt) for prompt in prompts], device=device)
-            embeds, pooled = embeds * said[:, None, None], pooled * said[:, None]
+            has_words = torch.tensor([bool(prompt) for prompt in prompts], device=device)
+            embeds, pooled = embeds * has_words[:, None, None], pooled * has_words[:, None]
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -12,7 +12,7 @@ import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig
 
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.models.backbones.base import Settings
+from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.flux import Flux
 from diffalign.models.backbones.folders import Layout, check_folder, check_index, layout_of, resolve
 from diffalign.models.backbones.hub import cache_only
@@ -137,7 +137,7 @@ def load_backbone(
     *,
     precision: torch.dtype = torch.float32,
     full: bool = False,
-    settings: Settings | None = None,
+    settings: BackboneSettings | None = None,
     revision: str | None = None,
     variant: str | None = None,
     vae: str | None = None,

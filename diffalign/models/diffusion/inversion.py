@@ -66,8 +66,8 @@ def invert(
     eta * sqrt(DDIM variance) * draw() after every move.
     """
     if steps < 1 or renoise < 0 or not 0.0 <= eta < math.inf:
-        found = f"steps {steps}, renoise {renoise}, eta {eta}"
-        raise ConfigError(f"ddim_inversion: {found}; expected at least one step, and the others not below zero")
+        constants = f"steps {steps}, renoise {renoise}, eta {eta}"
+        raise ConfigError(f"ddim_inversion: {constants}; expected at least one step, and the others not below zero")
     begin, to, moving = _moves(path, t, steps, end, label)
     x = x0
     for k in range(int(moving.sum(dim=1).max())):

@@ -24,12 +24,14 @@ def scored(pairs: TextPairs, read: Read, model: Any, device: torch.device, batch
     They are written for a new table: the view should do no more than `pairs` and `orient`. Records beyond the limit are left out.
     """
     for part in chunks(list(range(len(pairs))), batch_size, "compare hidden states"):
-        found = zip(*(x.tolist() for x in similarity(read, model, pairs.to_batch([pairs[i, 0] for i in part]).to(device))), strict=True)
-        for position, (plain, normalised) in zip(part, found, strict=True):
+        similarities = zip(
+            *(x.tolist() for x in similarity(read, model, pairs.to_batch([pairs[i, 0] for i in part]).to(device))), strict=True
+        )
+        for position, (plain, normalised) in zip(part, similarities, strict=True):
             record = pairs.view[position]
             first, *others = record.candidates
-            known = replace(first, scores={**first.scores, "ches": plain, "ln_ches": normalised})
-            yield replace(record, candidates=(known, *others))
+            scored_candidate = replace(first, scores={**first.scores, "ches": plain, "ln_ches": normalised})
+            yield replace(record, candidates=(scored_candidate, *others))
 
 
 @torch.no_grad()

@@ -24,10 +24,10 @@ HALF_TOLERANCE = 0.1
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
     """Return the language model inside whatever wraps it. Raises TypeError if there is none."""
-    found = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
-    if found is None:
+    network = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if network is None:
         raise TypeError(f"{type(model).__name__} holds no model of transformers")
-    return found
+    return network
 
 
 def head_of(model: nn.Module) -> Head | None:
@@ -43,8 +43,8 @@ def read(model: Any, rows: Rows, *, whole: bool, hidden: bool) -> Answer:
     """Return hidden states (R, T, D) with their head; logits (R, T, V) if `whole`, or if the head is none that can be read."""
     head, inputs = None if whole else head_of(model), _inputs(model, rows)
     if head is None:
-        said = model(**inputs, output_hidden_states=hidden)
-        return Answer(said.logits, None, said.hidden_states[-1] if hidden else None)
+        output = model(**inputs, output_hidden_states=hidden)
+        return Answer(output.logits, None, output.hidden_states[-1] if hidden else None)
     # The head runs on one position only, and what it says there is thrown away.
     last = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
     return Answer(last, head, last if hidden else None)
@@ -67,16 +67,16 @@ def able(model: nn.Module, wanted: Switches, longest: int) -> Switches:
     Tried on a few random tokens; what is switched off is logged with the reason.
     """
     plain = Switches(share_prompt=False, padding_free=False, logits_chunk=0)
-    batch, found = _probe(causal_model(model)), plain
+    batch, switches = _probe(causal_model(model)), plain
     with torch.no_grad(), eval_mode(model):
         right = _said(model, batch, plain)
         if wanted.logits_chunk and _agrees(model, batch, "reading its head apart", replace(plain, logits_chunk=wanted.logits_chunk), right):
-            found = replace(found, logits_chunk=wanted.logits_chunk)
+            switches = replace(switches, logits_chunk=wanted.logits_chunk)
         if wanted.share_prompt or wanted.padding_free:
-            both = replace(found, share_prompt=wanted.share_prompt, padding_free=wanted.padding_free)
+            both = replace(switches, share_prompt=wanted.share_prompt, padding_free=wanted.padding_free)
             if _agrees(model, batch, "shared prompts and rows without padding", both, right, longest):
-                found = both
-    return found
+                switches = both
+    return switches
 
 
 def _probe(model: PreTrainedModel) -> TextBatch:

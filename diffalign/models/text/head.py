@@ -56,10 +56,10 @@ def divergence(policy: States, reference: States, chunk: int) -> Tensor:
     """Return KL(reference || policy) (N,) of the next-token distributions, with gradient to the policy; chunks are computed again."""
 
     def one(values: Tensor, other: Tensor) -> Tensor:
-        said = torch.log_softmax(States(values, policy.head).logits(), dim=1)
+        log_probs = torch.log_softmax(States(values, policy.head).logits(), dim=1)
         with torch.no_grad():
             meant = torch.log_softmax(States(other, reference.head).logits(), dim=1)
-        return (meant.exp() * (meant - said)).sum(dim=1)
+        return (meant.exp() * (meant - log_probs)).sum(dim=1)
 
     size = chunk or len(policy.values)
     parts = zip(policy.values.split(size), reference.values.split(size), strict=True)
@@ -89,10 +89,10 @@ class _LabelLogProbs(torch.autograd.Function):
         dtype, (sloped, *trained) = dtype or weight.dtype, ctx.needs_input_grad[:3]
         ctx.trained = any(trained)
         matrix, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
-        found, slopes, kept = [], [], None
+        values, slopes, kept = [], [], None
         for own, aim in zip(hidden.split(chunk), labels.split(chunk), strict=True):
             log_probs, odds = _said(own.to(dtype), matrix, bias, aim, wide)
-            found.append(log_probs)
+            values.append(log_probs)
             if ctx.trained and len(own) == len(hidden):
                 kept = odds  # one chunk: to keep it takes less than to compute it again
             elif sloped and not ctx.trained:
@@ -101,7 +101,7 @@ class _LabelLogProbs(torch.autograd.Function):
         ctx.chunk, ctx.dtype = chunk, dtype
         own = (hidden, weight, bias, labels, kept) if ctx.trained else (torch.cat(slopes) if slopes else None,)
         ctx.save_for_backward(*own)
-        return torch.cat(found)
+        return torch.cat(values)
 
     @staticmethod
     @once_differentiable

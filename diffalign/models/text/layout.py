@@ -107,8 +107,8 @@ def lay_out(batch: TextBatch, *, share_prompt: bool, padding_free: bool, prompts
     mask = torch.zeros(count, dtype=torch.bool, device=device).index_fill(0, index, value=True)
     targets = _completion_targets(batch, units, segments, shape[1])
     own = _prompt_targets(batch, units, segments, shape[1]) if prompts else None
-    told = segments if share_prompt or padding_free else None
-    return Rows(ids.view(shape), places.view(shape), mask.view(shape), targets, own, told)
+    shared = segments if share_prompt or padding_free else None
+    return Rows(ids.view(shape), places.view(shape), mask.view(shape), targets, own, shared)
 
 
 def _units(batch: TextBatch, *, share: bool) -> Iterator[_Unit]:

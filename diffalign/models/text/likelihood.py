@@ -155,26 +155,26 @@ class SequenceLikelihood:
         return as_one_text(batch) if self.aggregation.joint else batch
 
     def _tokens(self, policy: Said, reference: Said | Tensor | None, others: Tensor | None, mask: Tensor, batch: TextBatch) -> Tokens:
-        found = Tokens(policy.tokens, mask, others)
+        tokens = Tokens(policy.tokens, mask, others)
         chunk, own, targets = self.switches.logits_chunk, policy.states, policy.targets
         their = reference if isinstance(reference, Said) else Said(policy.tokens)
         if policy.prompt is not None:
             lengths = _lengths(batch.prompts, mask.device) - 1
-            found = replace(found, prompt=policy.prompt, prompt_mask=length_mask(lengths, policy.prompt.shape[2]))
+            tokens = replace(tokens, prompt=policy.prompt, prompt_mask=length_mask(lengths, policy.prompt.shape[2]))
         if "activation" in self.needs and their.size is not None:
-            found = replace(found, activation=their.size / their.size.amax(dim=2, keepdim=True))
+            tokens = replace(tokens, activation=their.size / their.size.amax(dim=2, keepdim=True))
         if "collision" in self.needs and own and targets:
-            found = replace(found, collision=targets.spread(collision(own, chunk)))
+            tokens = replace(tokens, collision=targets.spread(collision(own, chunk)))
         if "kl" in self.needs and own and their.states and targets:
-            found = replace(found, kl=targets.spread(divergence(own, their.states, chunk)))
-        return found
+            tokens = replace(tokens, kl=targets.spread(divergence(own, their.states, chunk)))
+        return tokens
 
 
 def as_one_text(batch: TextBatch) -> TextBatch:
     """Return the batch in which everything but the first token of a candidate's prompt belongs to its completion."""
     prompts = tuple(tuple(ids[:1] for ids in own) for own in batch.prompts)
     pairs = zip(batch.prompts, batch.completions, strict=True)
-    texts = tuple(tuple(torch.cat([p[1:], c]) for p, c in zip(own, said, strict=True)) for own, said in pairs)
+    texts = tuple(tuple(torch.cat([p[1:], c]) for p, c in zip(own, answer, strict=True)) for own, answer in pairs)
     return replace(batch, prompts=prompts, completions=texts)
 
 

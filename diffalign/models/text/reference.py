@@ -28,9 +28,9 @@ class Stored:
     def __call__(self, position: int) -> np.ndarray:
         """Return (K, L) float32 of one record, zero beyond each candidate's length."""
         lengths = np.asarray(self.lengths[position])
-        found = np.zeros((len(lengths), lengths.max()), np.float32)
-        found[np.arange(found.shape[1]) < lengths[:, None]] = self.tokens.read(self.places(position))
-        return found
+        values = np.zeros((len(lengths), lengths.max()), np.float32)
+        values[np.arange(values.shape[1]) < lengths[:, None]] = self.tokens.read(self.places(position))
+        return values
 
     def places(self, position: int) -> range:
         """Return which rows of the bank are a record's."""
@@ -66,8 +66,8 @@ def precomputed(
     missing = sorted(done.missing(range(len(pairs))), key=lambda i: -max(lengths[i]))
     for part in chunks(missing, size, "reference log-probabilities"):
         batch = pairs.to_batch([pairs[i, 0] for i in part]).to(device)
-        said = reference.score(likelihood, batch).tokens.float().cpu().numpy()
-        flat = [said[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]
+        log_probs = reference.score(likelihood, batch).tokens.float().cpu().numpy()
+        flat = [log_probs[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]
         stored.tokens.write([row for i in part for row in stored.places(i)], np.concatenate(flat))
         done.write(part, np.ones(len(part), bool))
     return stored

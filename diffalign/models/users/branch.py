@@ -140,8 +140,8 @@ def appended(denoiser: Any, embeds: Tensor, mask: Tensor, tokens: Tensor | None)
         return embeds, mask
     tokens = tokens.to(denoiser.device, torch.float32)
     words = switch.strength * denoiser.user_projection(tokens)
-    known = tokens.flatten(1).any(dim=1)[:, None].expand(-1, words.shape[1])
-    return torch.cat([embeds, words.to(embeds)], dim=1), torch.cat([mask, known.to(mask)], dim=1)
+    has_user = tokens.flatten(1).any(dim=1)[:, None].expand(-1, words.shape[1])
+    return torch.cat([embeds, words.to(embeds)], dim=1), torch.cat([mask, has_user.to(mask)], dim=1)
 
 
 def pipeline_arguments(pipe: Any, tokens: Tensor | None, guided: bool) -> dict[str, Any]:

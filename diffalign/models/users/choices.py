@@ -47,8 +47,8 @@ def _choice(pair: Any, number: int) -> Choice:
     if isinstance(pair, Record):
         return _labelled(pair)
     if not isinstance(pair, (tuple, list)) or len(pair) != 3 or not isinstance(pair[0], str):
-        found = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list)) else type(pair).__name__
-        raise ConfigError(f"pair {number}: found {found}; expected (prompt, preferred image, dispreferred image), a Choice or a Record")
+        shape = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list)) else type(pair).__name__
+        raise ConfigError(f"pair {number}: found {shape}; expected (prompt, preferred image, dispreferred image), a Choice or a Record")
     prompt, preferred, dispreferred = pair
     return Choice(prompt, _opened(preferred, f"pair {number}, preferred"), _opened(dispreferred, f"pair {number}, dispreferred"))
 
@@ -87,13 +87,13 @@ def contradictions(choices: Sequence[Choice]) -> list[tuple[int, int]]:
     Pictures are the same where their pixels are.
     """
     seen: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    found = []
+    pairs_against = []
     for place, choice in enumerate(choices):
         preferred, dispreferred = _digest(choice.preferred), _digest(choice.dispreferred)
         if preferred != dispreferred:  # or one picture twice would contradict itself
-            found += [(earlier, place) for earlier in seen[choice.prompt, dispreferred, preferred]]
+            pairs_against += [(earlier, place) for earlier in seen[choice.prompt, dispreferred, preferred]]
             seen[choice.prompt, preferred, dispreferred].append(place)
-    return sorted(found)
+    return sorted(pairs_against)
 
 
 def contents(choices: Sequence[Choice]) -> str:

@@ -17,7 +17,7 @@ from diffalign.models.users.settings import (
     OneHotSettings,
     PairsSettings,
     ProfileSettings,
-    Settings,
+    UserEncoderSettings,
     VectorSettings,
     VlmSettings,
 )
@@ -38,7 +38,7 @@ class UserEncoder(nn.Module, ABC):
 
     OWN: ClassVar[tuple[str, ...]] = ()  # weights that are of single users, which no tokens of another depend on
 
-    def __init__(self, settings: Settings, sizes: Sizes) -> None:
+    def __init__(self, settings: UserEncoderSettings, sizes: Sizes) -> None:
         super().__init__()
         self.settings, self.sizes = settings, sizes
         self.tokens, self.width = settings.tokens, settings.width
@@ -139,23 +139,23 @@ class PairsEncoder(UserEncoder):
         """Return what the pairs say together, (N, H)."""
         images, mask = self._images(condition["user"]), condition["user_mask"].to(self.mean)[..., None]
         # In float64, so that the order of the pairs does not show in the sum.
-        said = ((images[:, :, 0] - images[:, :, 1]) * mask).double().sum(dim=1).to(images)
-        mean = said / mask.sum(dim=1).clamp_min(1.0)
-        said = nn.functional.layer_norm(mean, mean.shape[1:])
-        return said + self.refine(said)
+        taste = ((images[:, :, 0] - images[:, :, 1]) * mask).double().sum(dim=1).to(images)
+        mean = taste / mask.sum(dim=1).clamp_min(1.0)
+        taste = nn.functional.layer_norm(mean, mean.shape[1:])
+        return taste + self.refine(taste)
 
     def _taste(self, condition: Condition) -> Tensor:
-        said = self._said(condition)
+        taste = self._said(condition)
         if self.posterior is None:
-            return said
-        mean, log_variance = self._posterior(said)
+            return taste
+        mean, log_variance = self._posterior(taste)
         noise = condition.get("user_noise") if self.training else None
         drawn = mean if noise is None else mean + (0.5 * log_variance).exp() * noise.to(mean)
         return nn.functional.normalize(drawn, dim=1) * math.sqrt(drawn.shape[1])
 
-    def _posterior(self, said: Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, taste: Tensor) -> tuple[Tensor, Tensor]:
         assert self.posterior is not None
-        mean, log_variance = self.posterior(said).clamp(-1.0, 1.0).chunk(2, dim=1)
+        mean, log_variance = self.posterior(taste).clamp(-1.0, 1.0).chunk(2, dim=1)
         return mean, log_variance
 
 
@@ -220,7 +220,7 @@ class VectorEncoder(UserEncoder):
         return self._shaped(self.head(nn.functional.layer_norm(read, read.shape[-1:])))
 
 
-_ENCODERS: dict[type[Settings], type] = {
+_ENCODERS: dict[type[UserEncoderSettings], type] = {
     PairsSettings: PairsEncoder,
     VlmSettings: VlmEncoder,
     MixtureSettings: MixtureEncoder,
@@ -230,6 +230,6 @@ _ENCODERS: dict[type[Settings], type] = {
 }
 
 
-def make(settings: Settings, sizes: Sizes) -> UserEncoder:
+def make(settings: UserEncoderSettings, sizes: Sizes) -> UserEncoder:
     """Return a new encoder; its weights come from torch's own random state."""
     return _ENCODERS[type(settings)](settings, sizes)

@@ -164,21 +164,21 @@ class VectorEvidence:
 
 def read_profiles(path: str, names: tuple[str, ...]) -> list[str]:
     """Return each user's text from a JSON file {user: text}. Raises ConfigError for a file or a user that is missing."""
-    known = _read(path, "profiles", "{user: text}")
+    texts = _read(path, "profiles", "{user: text}")
     for name in names:
-        if not isinstance(known.get(name), str) or not known[name].strip():
+        if not isinstance(texts.get(name), str) or not texts[name].strip():
             raise ConfigError(f"{path}: has no text for user {name!r}; expected {{user: text}} with every user of the training")
-    return [known[name] for name in names]
+    return [texts[name] for name in names]
 
 
 def read_vectors(path: str, names: tuple[str, ...]) -> Tensor:
     """Return each user's numbers (users, F) from a JSON file {user: [number, ...]}. Raises ConfigError where they do not fit together."""
-    known = _read(path, "vectors", "{user: [number, ...]}")
-    lengths = {len(known[name]) if isinstance(known.get(name), list) else 0 for name in names}
+    numbers = _read(path, "vectors", "{user: [number, ...]}")
+    lengths = {len(numbers[name]) if isinstance(numbers.get(name), list) else 0 for name in names}
     if len(lengths) != 1 or 0 in lengths:
         raise ConfigError(f"{path}: expected equally many numbers for every user of the training; found {sorted(lengths)}")
     try:
-        vectors = torch.tensor([known[name] for name in names], dtype=torch.float32)
+        vectors = torch.tensor([numbers[name] for name in names], dtype=torch.float32)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: expected {{user: [number, ...]}} ({error})") from error
     if vectors.dim() != 2 or not vectors.isfinite().all():
@@ -193,9 +193,9 @@ def contents(path: str) -> str:
 
 def _read(path: str, key: str, expected: str) -> dict[str, Any]:
     try:
-        known = read_json(Path(path))
+        content = read_json(Path(path))
     except ConfigError as error:
         raise ConfigError(f"`user_encoder`: `{key}` {path} cannot be read ({error}); expected a JSON file {expected}") from error
-    if not isinstance(known, dict):
-        raise ConfigError(f"`user_encoder`: `{key}` {path} holds a {type(known).__name__}; expected {expected}")
-    return known
+    if not isinstance(content, dict):
+        raise ConfigError(f"`user_encoder`: `{key}` {path} holds a {type(content).__name__}; expected {expected}")
+    return content

@@ -31,8 +31,8 @@ def kind_of(denoiser: nn.Module) -> str:
     for kind, cls in KINDS.items():
         if isinstance(denoiser, cls):
             return kind
-    known = ", ".join(cls.__name__ for cls in KINDS.values())
-    raise ConfigError(f"a user branch cannot be attached to a {type(denoiser).__name__}; supported are {known}")
+    supported = ", ".join(cls.__name__ for cls in KINDS.values())
+    raise ConfigError(f"a user branch cannot be attached to a {type(denoiser).__name__}; supported are {supported}")
 
 
 def branched(denoiser: Any) -> dict[str, str]:

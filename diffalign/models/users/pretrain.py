@@ -55,10 +55,10 @@ def _tell(encoder: PairsEncoder, evidence: ChoicesEvidence, left_out: np.ndarray
     if not len(left_out):
         return
     encoder.eval()  # a variational one says its mean
-    found = float(encoder.penalty(_batch(evidence, left_out, 1000, rng), 1.0)["user/accuracy"])
+    accuracy = float(encoder.penalty(_batch(evidence, left_out, 1000, rng), 1.0)["user/accuracy"])
     encoder.train()
-    logger.info("the user encoder tells %.0f %% of the choices of %d users it was not fitted to", 100 * found, len(left_out))
-    if found < 0.52:
+    logger.info("the user encoder tells %.0f %% of the choices of %d users it was not fitted to", 100 * accuracy, len(left_out))
+    if accuracy < 0.52:
         logger.warning("a user's pairs say next to nothing about their other choices; tokens will hardly be personal")
 
 

@@ -10,7 +10,7 @@ from diffalign.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class UserEncoderSettings:
     """What all encoders share: a user becomes `tokens` tokens of `width` numbers."""
 
     tokens: int = 4
@@ -30,7 +30,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairsSettings(Settings):
+class PairsSettings(UserEncoderSettings):
     """A learned set encoder over image features of the pairs, trained with the objective; for new users from one pair on."""
 
     features: str = "latents"  # "latents" of the model's own VAE, a CLIP's folder or hub id, or open_clip:ARCHITECTURE:WEIGHTS
@@ -45,7 +45,7 @@ class PairsSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VlmSettings(Settings):
+class VlmSettings(UserEncoderSettings):
     """Hidden states of a vision-language model's last generated token, over all layers (PPD); `tokens` is their number."""
 
     model: str
@@ -55,7 +55,7 @@ class VlmSettings(Settings):
     max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        Settings.__post_init__(self)
+        UserEncoderSettings.__post_init__(self)
         if self.per_user < 2:
             raise ConfigError(f"`user_encoder`: `per_user` is {self.per_user}; expected at least 2, one to learn from and one as evidence")
 
@@ -66,26 +66,26 @@ class VlmSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureSettings(Settings):
+class MixtureSettings(UserEncoderSettings):
     """PAL's few prototypes: a user is their weights, fitted for a new one with everything else frozen."""
 
     prototypes: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OneHotSettings(Settings):
+class OneHotSettings(UserEncoderSettings):
     """A learned embedding of each training user, the paper's baseline: it cannot serve anybody else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileSettings(Settings):
+class ProfileSettings(UserEncoderSettings):
     """A text about each user, read by the model's own text encoder, the paper's other baseline."""
 
     profiles: str  # a JSON file {user: text}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VectorSettings(Settings):
+class VectorSettings(UserEncoderSettings):
     """Numbers that are known of each user, such as the weights of the rewards that stand for one (the paper's synthetic users)."""
 
     vectors: str  # a JSON file {user: [number, ...]}

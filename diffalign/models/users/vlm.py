@@ -95,8 +95,8 @@ class VlmStates:
         inputs = self._inputs(choices)
         plain = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         kept = {"return_dict_in_generate": True, "output_hidden_states": True}
-        found = self._model.generate(**inputs, max_new_tokens=self._limit, **plain, **kept)
-        written = found.sequences[0, inputs["input_ids"].shape[1] :]
+        generated = self._model.generate(**inputs, max_new_tokens=self._limit, **plain, **kept)
+        written = generated.sequences[0, inputs["input_ids"].shape[1] :]
         if int(written[-1]) not in self._ends():
             logger.warning(
                 "%s: the description of this user was cut off after %d tokens, so that its last state means something else than the end; "
@@ -104,7 +104,7 @@ class VlmStates:
                 self.name,
                 len(written),
             )
-        states = torch.stack([layer[0, -1] for layer in found.hidden_states[-1]])
+        states = torch.stack([layer[0, -1] for layer in generated.hidden_states[-1]])
         return states.float().cpu(), self._processor.tokenizer.decode(written, skip_special_tokens=True).strip()
 
     def _inputs(self, choices: Sequence[Choice]) -> Any:

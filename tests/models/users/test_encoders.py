@@ -245,7 +245,7 @@ def test_weights_that_are_no_float32_numbers_are_refused(tmp_path, change):
     ("facts", "sentence"),
     [
         ({}, r"does not say what encoder of `one_hot` it holds \(KeyError\('sizes'\)\)"),
-        ({"settings": "{}", "sizes": "{"}, "does not say what encoder"),
+        ({"settings": "{}", "sizes": "{"}, "sizes: not JSON"),
         ({"settings": '{"depth": 3}', "sizes": '{"users": []}'}, "does not say what encoder.*depth"),
         ({"settings": '{"tokens": 9}', "sizes": '{"users": ["ann"]}'}, "its weights are not those of the encoder it names"),
         ({"settings": '{"tokens": 0}', "sizes": '{"users": []}'}, r"does not say what encoder.*`tokens` is 0"),
