@@ -22,10 +22,8 @@ from diffalign.evaluate.options import EvalConfig
 from diffalign.evaluate.ratings import bradley_terry
 from diffalign.infer import shards as drawing
 from diffalign.infer.shards import seed_of
-from diffalign.rewards import names
-from diffalign.rewards.table import SCORERS
 from tests.killing import killed_at, tree
-from tests.shades import PROMPTS, Shade
+from tests.shades import PROMPTS, Shade, add_scorer
 
 SHADES = {"tiny-sd": 0, "base": 20, "good": 40, "bad": -40, "plain": 0}
 
@@ -44,9 +42,8 @@ def cheap(monkeypatch):
     monkeypatch.setattr(entries, "load_pipeline", lambda path, **options: SimpleNamespace(to=lambda device: "plain"))
     monkeypatch.setattr(entries, "load", lambda path, **options: str(path).rpartition("/")[2])
     monkeypatch.setattr(comparing, "bradley_terry", partial(bradley_terry, resamples=100))
-    monkeypatch.setattr(names, "SCORER_NAMES", (*names.SCORER_NAMES, "red", "blue"))
-    monkeypatch.setitem(SCORERS, "red", lambda: Shade("red", 0))
-    monkeypatch.setitem(SCORERS, "blue", lambda: Shade("blue", 2))
+    add_scorer(monkeypatch, "red", lambda: Shade("red", 0))
+    add_scorer(monkeypatch, "blue", lambda: Shade("blue", 2))
 
 
 @pytest.fixture
@@ -228,7 +225,7 @@ def test_a_run_in_a_folder_called_base_is_called_run(tmp_path):
 
 
 def test_two_scores_of_one_name_are_refused(run, monkeypatch):
-    monkeypatch.setitem(SCORERS, "rouge", lambda: Shade("red", 0))
+    add_scorer(monkeypatch, "rouge", lambda: Shade("red", 0))
     with pytest.raises(ConfigError, match="two of them give a score named `red`"):
         evaluate(config(run, scorers=["red", "rouge"]), PROMPTS[:1])
 

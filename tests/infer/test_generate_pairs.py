@@ -21,8 +21,8 @@ from diffalign.infer.options import GenerateConfig
 from diffalign.infer.sample import draw
 from diffalign.infer.shards import seed_of
 from diffalign.models.backbones.table import load_pipeline
-from diffalign.rewards.table import SCORERS
 from tests.killing import Killed, killing
+from tests.shades import add_scorer
 
 PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "circle") for color in ("red", "green", "blue", "orange")][:9]
 
@@ -61,7 +61,7 @@ def height(images, prompts):
 @pytest.fixture(autouse=True)
 def scorers(monkeypatch):
     for scorer in (red, unsure):
-        monkeypatch.setitem(SCORERS, scorer.__name__, scorer)
+        add_scorer(monkeypatch, scorer.__name__, scorer)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def whole(micro_sd, tmp_path_factory):
     """The table of nine prompts, two parts, made without a kill."""
     path = tmp_path_factory.mktemp("whole") / "table"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SCORERS, "red", red)
+        add_scorer(patch, "red", red)
         options = {"images_per_prompt": 3, "num_inference_steps": 2, "scorers": ["red"]}
         return generate(GenerateConfig(pretrained_model_name_or_path=str(micro_sd), output_dir=str(path), **options), PROMPTS)
 
@@ -234,7 +234,7 @@ def test_scores_that_cannot_rank_are_refused_and_the_images_are_kept_for_the_nex
 
 @pytest.mark.parametrize(("scorer", "warns"), [("same", True), ("red", False)])
 def test_a_table_whose_prompts_mostly_tie_is_made_with_a_warning(config, tmp_path, monkeypatch, caplog, scorer, warns):
-    monkeypatch.setitem(SCORERS, "same", lambda: Same())
+    add_scorer(monkeypatch, "same", lambda: Same())
     monkeypatch.setattr(drawing, "draw", lambda pipe, prompts, seeds, **options: [_shade(seed) for seed in seeds])
     table = generate(replace(config, output_dir=str(tmp_path / "ties"), scorers=[scorer]), PROMPTS[:3])
     assert table is not None

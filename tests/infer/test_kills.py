@@ -24,9 +24,8 @@ from diffalign.infer import shards as drawing
 from diffalign.infer.generate_pairs import generate
 from diffalign.infer.options import GenerateConfig
 from diffalign.rewards.score_table import score_table
-from diffalign.rewards.table import SCORERS
 from tests.killing import killed_at, tree
-from tests.shades import PROMPTS, Shade
+from tests.shades import PROMPTS, Shade, add_scorer
 
 FOREVER = 10**6
 
@@ -41,8 +40,8 @@ def cheap(monkeypatch):
     monkeypatch.setattr(gc, "collect", lambda: 0)  # takes longer than all the rest
     monkeypatch.setattr(drawing, "draw", painted)
     monkeypatch.setattr(module, "load_pipeline", lambda *args, **options: SimpleNamespace(to=lambda device: None))
-    monkeypatch.setitem(SCORERS, "red", lambda: Shade("red", 0))
-    monkeypatch.setitem(SCORERS, "blue", lambda: Shade("blue", 2))
+    add_scorer(monkeypatch, "red", lambda: Shade("red", 0))
+    add_scorer(monkeypatch, "blue", lambda: Shade("blue", 2))
 
 
 CALLS = ((drawing, "draw"), (Shade, "__call__"))

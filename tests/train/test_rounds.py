@@ -26,6 +26,7 @@ from diffalign.train import align as api
 from diffalign.train import rounds
 from diffalign.train.trainer import Trainer
 from tests.killing import Killed, killing
+from tests.shades import add_scorer
 
 PROMPTS = ["a red star", "a green heart", "a blue circle"]
 DRAWN = {"prompts": PROMPTS, "max_prompts": 2, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": ["adherence", "bright"]}
@@ -46,7 +47,7 @@ def bright():
 
 @pytest.fixture(autouse=True)
 def scorers(monkeypatch):
-    monkeypatch.setitem(generating.SCORERS, "bright", bright)
+    add_scorer(monkeypatch, "bright", bright)
 
 
 def config_of(micro_sd, folder, **changed):
@@ -59,7 +60,7 @@ def config_of(micro_sd, folder, **changed):
 def whole(micro_sd, tmp_path_factory):
     """Two rounds, not interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(generating.SCORERS, "bright", bright)
+        add_scorer(patch, "bright", bright)
         folder = tmp_path_factory.mktemp("rounds") / "run"
         config = config_of(micro_sd, folder, validation_prompts=PROMPTS[:1])
         return rounds.train(config)
@@ -193,7 +194,7 @@ def test_what_was_not_used_yet_may_be_corrected_and_what_was_drawn_is_kept(micro
 
 
 def test_images_that_are_all_alike_are_told_with_a_way_on(micro_sd, whole, tmp_path, monkeypatch):
-    monkeypatch.setitem(generating.SCORERS, "bright", Same)
+    add_scorer(monkeypatch, "bright", Same)
     shutil.copytree(whole, tmp_path / "run")
     config = config_of(micro_sd, tmp_path / "run", rounds=3, validation_prompts=PROMPTS[:1], resume_from_checkpoint="latest")
     with pytest.raises(TableError, match=r"round-3.data: .*`rounds: 2`"):
@@ -228,7 +229,7 @@ def test_a_dataset_may_take_the_place_of_the_first_drawing(micro_sd, pairs_file,
         ({"generate": {**DRAWN, "scorers": []}}, "`scorers` is empty"),
         ({"generate": {**DRAWN, "max_prompts": 0}}, "`generate.max_prompts` is 0"),
         ({"generate": {**DRAWN, "prompts": []}}, "there is no prompt to draw"),
-        ({"eval_every": 5, "eval_prompts": ["a star"]}, "`eval_prompts` has 1 different prompts"),
+        ({"eval_every": 6, "eval_prompts": ["a star"]}, "`eval_prompts` has 1 different prompts"),
         ({"transforms": ["pairss", "orient"]}, "there is no transform `pairss`"),
         ({"trajectory": {"ddim_inversion": {"step": 5}}}, "takes no `step`"),
         ({"scores": {"gain": "bright"}}, "`scores`: objective `dpo` reads no `gain`"),
