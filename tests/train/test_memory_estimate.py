@@ -1,0 +1,76 @@
+"""The memory that a dry run estimates is near what a run takes."""
+
+from __future__ import annotations
+
+import pytest
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
+
+from diffalign.data.sampler import loader
+from diffalign.methods.builders import dry_run
+from diffalign.methods.recipe import recipe_of
+from diffalign.train.trainer import trainer_for
+from tests.micro import write_pairs
+from tests.train.test_dry_run import config, outlined, sizes
+
+
+def allocations(watched):
+    """Yield what a profile saw of memory: where, when, and how many bytes, negative as they are freed."""
+    waiting = list(watched.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            yield event
+
+
+def peak(own):
+    """Return the largest number of bytes that lay in memory at once while a trainer was made and took three steps."""
+    trainer_for(own)  # fills the cache
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
+        trainer = trainer_for(own)
+        trainer._begin()
+        batches = loader(trainer.parts.pairs, trainer.sampler, 0, 3, 0)
+        for _ in range(3):
+            trainer.optimizer_step(batches)
+            trainer.step += 1
+    ours: set[int] = set()  # addresses; what lay there before, the garbage of other tests, is not ours to count when it goes
+    total = largest = 0
+    for event in sorted(allocations(watched), key=lambda event: event.start_time_ns):
+        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        if size > 0:
+            ours.add(address)
+        elif address not in ours:
+            continue
+        total += size
+        largest = max(largest, total)
+    return largest
+
+
+MEASURED = {
+    "user": {"method": "ppd", "user_encoder": {"pairs": {"fit_steps": 2, "fit_batch": 4}}},
+    "lora": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "in-turn": {"sequential_candidates": True},
+    "bf16": {"mixed_precision": "bf16"},
+    "full": {"train_method": "full", "train_batch_size": 4, "optimizer": "adafactor"},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder of the pairs and of their cache."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_pairs(folder / "pairs.parquet", count=16, side=72, users=4)
+    return folder
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_is_near_what_a_run_takes(name, shared, tmp_path):
+    options = {"train_batch_size": 8, "max_train_steps": 3, "output_dir": str(tmp_path / "run"), "cache_dir": str(shared / "cache")}
+    own = config("assets/tiny-sd", dataset_name=str(shared / "pairs.parquet"), **options | MEASURED[name])
+    drawn = outlined(own)
+    encoders = sum(p.numel() * 4 for part in ("vae", "text_encoder") for p in drawn.parts[part].parameters())  # on the CPU they stay
+    estimate = encoders + sum(size for _, size in dry_run.memory(own, recipe_of(own), drawn))
+    gradients = sizes(own)["gradients"] if name == "full" else 0  # come as activations go
+    assert estimate - gradients == pytest.approx(peak(own), rel=0.08)
