@@ -65,4 +65,4 @@ def damage(file: Path, error: Exception) -> str:
         return "is a web page"
     header = struct.unpack("<Q", start[:8])[0] if size >= 8 else size
     cut = ", probably cut off" if header + 8 > size and start[8:9] == b"{" else ""
-    return f"is damaged, {size:,} bytes{cut} ({error})"
+    return f"cannot be read: damaged, {size:,} bytes{cut} ({error})"

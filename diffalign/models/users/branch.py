@@ -177,12 +177,13 @@ def save(denoiser: Any, file: Path, metadata: Mapping[str, str]) -> None:
 
 
 def read(file: Path) -> tuple[State, dict[str, str]]:
-    """Return the branch in a file, and its metadata. Raises CheckpointError if there is none, or it is no branch."""
+    """Return the branch in a file, and its metadata. Raises CheckpointError if there is none, or it is no branch of finite numbers."""
     state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     tensors, metadata = files.read(file)
     for name, value in tensors.items():
         part, _, key = name.partition(".")
         if part not in state:
             raise CheckpointError(f"{file}: has {name}; keys of a user branch begin with image_proj or ip_adapter")
+        files.check_numbers(str(file), name, value)
         state[part][key] = value
     return state, metadata

@@ -167,3 +167,10 @@ def test_a_pipeline_of_pixart_is_told_nothing_of_its_own():
     branch.attach(pipe.transformer, WIDTH)
     assert branch.pipeline_arguments(pipe, users()[0], guided=True) == {}
     assert branch.forward_arguments(pipe.transformer, users()) == {}
+
+
+def test_a_branch_with_a_number_that_is_none_or_absurd_is_refused(tmp_path):
+    for odd in (float("nan"), float("inf"), 1e30):
+        save_file({"ip_adapter.1.to_k_ip.weight": torch.tensor([[1.0, odd]])}, tmp_path / "branch.safetensors")
+        with pytest.raises(CheckpointError, match=r"branch\.safetensors: `ip_adapter\.1\.to_k_ip\.weight`"):
+            branch.read(tmp_path / "branch.safetensors")
