@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diffalign.core.documents import read_mapping
-from diffalign.core.errors import ConfigError, check_name
+from diffalign.core.errors import CheckpointError, ConfigError, check_name
 from diffalign.core.files import atomic_file, plain, write
 from diffalign.core.keys import check_ranges, keys_for
 from diffalign.core.processes import process_state
@@ -78,6 +78,7 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
         judges, models = _panel(config, prompts), contestants(config, user, device)
         drawn = _drawn(config, judges, models, prompts, state, device)
         if state.is_main_process:
+            _refuse_idle(models, drawn)
             scores = _scores(judges, drawn)
             facts |= _settings(config, models) | _results(config, scores, drawn, device)
             shown = _shown(scores, drawn)
@@ -147,6 +148,18 @@ def _drawn(
         score_drawings(list(drawn.values()), share, spec, device)
     state.wait_for_everyone()
     return drawn
+
+
+def _refuse_idle(models: Sequence[Contestant], drawn: Mapping[str, Drawings]) -> None:
+    """Raise CheckpointError for a run that draws the base's very pictures: its rate of one half would say nothing of a training."""
+    base, *others = models
+    for run in (model for model in others if model.method is not None):
+        pairs = zip(drawn[base.name].records(), drawn[run.name].records(), strict=True)
+        if all([one.image for one in before.candidates] == [one.image for one in after.candidates] for before, after in pairs):
+            raise CheckpointError(
+                f"{run.path}: all {len(drawn[run.name].prompts)} prompts give the base's very pictures, so this run changes nothing that "
+                "can be compared; was it trained at all, and at a learning rate above zero?"
+            )
 
 
 def destination(config: EvalConfig) -> Path:

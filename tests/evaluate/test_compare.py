@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from diffalign.infer.shards import seed_of
 from tests.killing import killed_at, tree
 from tests.shades import PROMPTS, Shade, add_scorer
 
-SHADES = {"tiny-sd": 0, "base": 20, "good": 40, "bad": -40, "plain": 0}
+SHADES = {"tiny-sd": 0, "base": 20, "good": 40, "bad": -40, "plain": 0, "idle": 0}
 
 
 def painted(pipe, prompts, seeds, **told):
@@ -222,6 +223,14 @@ def test_another_comparison_stands_beside_the_earlier_one_and_the_same_replaces_
 def test_a_run_in_a_folder_called_base_is_called_run(tmp_path):
     facts = evaluate(config(write_run(tmp_path / "base")), PROMPTS[:1])
     assert [one["name"] for one in facts["runs"]] == ["base", "run"]
+
+
+def test_a_run_that_draws_the_bases_very_pictures_gets_no_win_rate(run, tmp_path):
+    idle = write_run(tmp_path / "idle")
+    for options in ({"output_dir": str(idle)}, {"output_dir": str(run), "runs": [str(idle)]}):
+        with pytest.raises(CheckpointError, match=r"idle.*changes nothing"):
+            evaluate(replace(config(run), **options), PROMPTS)
+    assert list(tmp_path.rglob("eval*.json")) == []
 
 
 def test_two_scores_of_one_name_are_refused(run, monkeypatch):
