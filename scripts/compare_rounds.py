@@ -57,7 +57,7 @@ def run_rounds(arena: Arena, seed: int) -> dict[str, Any]:
     return facts
 
 
-def said(won: WinRate) -> str:
+def in_words(won: WinRate) -> str:
     """Return a win rate with its interval."""
     return f"{won.rate:.3f} ({won.low:.3f} to {won.high:.3f})"
 
@@ -79,7 +79,7 @@ def main(root: str = "outputs/compare_rank") -> None:
         own, other = ([side[i] for i in places] for side in (many, once))
         base = [arena.base(facts["seed"])["taste"] for facts in own]
         found = pooled(arena, own, base), pooled(arena, other, base), pooled(arena, own, [facts["tastes"] for facts in other])
-        cells = [name, *map(said, found), *(f"{np.mean([facts['adherence'] for facts in side]):.3f}" for side in (own, other))]
+        cells = [name, *map(in_words, found), *(f"{np.mean([facts['adherence'] for facts in side]):.3f}" for side in (own, other))]
         print(f"| {' | '.join(cells)} |", flush=True)
     drawn = np.mean([facts["drawn"] for facts in many], axis=0)
     print("mean taste of what the rounds drew:", ", ".join(f"{value:.3f}" for value in drawn))

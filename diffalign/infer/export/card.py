@@ -49,7 +49,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class RunFiles:
     """What a run's folder says about it."""
 
     run: Run
@@ -59,7 +59,7 @@ class Source:
     picture: Path | None
 
     @classmethod
-    def read(cls, run: Run) -> Source:
+    def read(cls, run: Run) -> RunFiles:
         """Return what lies in the folder of a finished run."""
         folder = run.folder
         config, report = folder / "config.yaml", folder / "eval" / "eval.json"
@@ -105,7 +105,7 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def model_card(source: Source, *, name: str, repo: str, base: Base, formats: Sequence[str], users: Sequence[str] = ()) -> ModelCard:
+def model_card(source: RunFiles, *, name: str, repo: str, base: Base, formats: Sequence[str], users: Sequence[str] = ()) -> ModelCard:
     """Return the card of an export called `name`, found at `repo` (a folder or a hub id), with the files of `formats` and of `users`."""
     run, paper = source.run, method_of(source.run).paper
     on_hub = run.base not in EMBEDDED and not is_local(run.base) and re.fullmatch(HUB_ID, run.base)
@@ -195,7 +195,7 @@ def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:
     return imports, [*lines, f'with negative_guidance(pipe, "{ADAPTER}"):']
 
 
-def _training(source: Source) -> dict[str, Any]:
+def _training(source: RunFiles) -> dict[str, Any]:
     run = source.run.facts
     facts = {"method": run["method"], "objective": run.get("objective"), "trajectory": run.get("trajectory")}
     facts |= {"base": public(run["base"]), "revision": run.get("revision")}
@@ -203,7 +203,7 @@ def _training(source: Source) -> dict[str, Any]:
     return facts | {setting.replace("_", " "): source.settings.get(setting) for setting in keys_for(TrainConfig, "card")}
 
 
-def _data(source: Source) -> str:
+def _data(source: RunFiles) -> str:
     facts = source.manifest
     if facts is None:
         table = escaped(str(source.run.facts.get("table")).replace("`", ""))
@@ -224,7 +224,7 @@ def _data(source: Source) -> str:
     return _table(rows)
 
 
-def _results(source: Source) -> str:
+def _results(source: RunFiles) -> str:
     try:
         rows = {name: value for name, value in _measures(source.report) if value not in (None, "")}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

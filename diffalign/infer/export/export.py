@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.core.files import atomic_folder
 from diffalign.core.runs import Run
-from diffalign.infer.export.card import PICTURE, Base, Source, model_card, public
+from diffalign.infer.export.card import PICTURE, Base, RunFiles, model_card, public
 from diffalign.infer.export.lora_file import architecture, comfyui_tensors, kohya_facts, updates
 from diffalign.infer.export.user_files import FOLDER, write_personal
 from diffalign.infer.load import load
@@ -107,7 +107,7 @@ def export_run(
     _check_target(target, overwrite)
     export = replace(_job(run, name, dtype), users=_users(run, users))
     api, repo = _hub(export.name, hub_model_id) if push_to_hub else (None, target.name)
-    source = Source.read(run)
+    source = RunFiles.read(run)
     with atomic_folder(target) as temporary:
         for form in chosen:
             FORMATS[form](export, temporary)
