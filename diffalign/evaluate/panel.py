@@ -14,7 +14,7 @@ from diffalign.core.runs import Run, scorers_of
 from diffalign.core.specs import Spec, single
 from diffalign.core.trust import CURE, in_words, reaching, refused, trusted, untrusted
 from diffalign.data.world.checks import is_caption
-from diffalign.infer.export.card import Source
+from diffalign.infer.export.card import RunFiles
 from diffalign.methods import method_of
 from diffalign.rewards.table import SCORERS, bind_scorer, called
 
@@ -137,7 +137,7 @@ def trained_with(run: Run) -> TrainingScorers:
 
     Of a table by `pairs generate` the score that ranked it, or all of them; of any table the scores that the config or the method names.
     """
-    source = Source.read(run)
+    source = RunFiles.read(run)
     settings, manifest = source.settings, source.manifest
     about = {"specs": {}, "ranked_by": [], **(run.facts.get("scorers") or scorers_of(manifest or {}))}
     transforms = settings.get("transforms")

@@ -23,7 +23,7 @@ from diffalign.core.trust import Untrusted, refuse
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import MANIFEST, read_table, write_table
 from diffalign.evaluate.panel import panel
-from diffalign.infer.export.card import Base, Source, model_card
+from diffalign.infer.export.card import Base, RunFiles, model_card
 from diffalign.methods.checks import check_keys
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.models.backbones.folders import LAYOUTS
@@ -162,7 +162,7 @@ def test_runs_that_are_broken_are_refused_or_judged_and_described(tmp_path):
         try:
             run = Run.open(folder)
             panel(["a red star"], [run], scorers=["adherence"])
-            model_card(Source.read(run), name="mine", repo="mine", base=base, formats=["diffusers"])
+            model_card(RunFiles.read(run), name="mine", repo="mine", base=base, formats=["diffusers"])
         finally:
             assert tree(tmp_path) == before
 

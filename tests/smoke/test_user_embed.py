@@ -64,7 +64,7 @@ def test_a_user_is_trained_for_embedded_drawn_for_and_judged(micro_sd, votes, tm
     assert "draws no pictures without --prompts; leave out --user" in capsys.readouterr().err
     plain = write_run(tmp_path / "dpo", micro_sd)
     assert main(["eval", "--output_dir", str(plain), "--prompts", "a star", "--user", str(ann)]) == 2
-    assert "a run of diffusion_dpo knows no users; leave out --user" in capsys.readouterr().err
+    assert "a run of diffusion_dpo is not personalised; leave out --user" in capsys.readouterr().err
 
 
 def test_every_user_of_a_dataset_gets_a_file(run, tmp_path, capsys):
@@ -145,13 +145,13 @@ def test_what_makes_no_user_is_refused_before_a_weight_loads(run, micro_sd, vote
         ((run, "--destination", file, "--dataset_name", votes, "--max_pairs", 0), "`max_pairs` is 0"),
         ((run, "--destination", file, "--profile", "likes red", "--user_id", "ann"), "leave out --user_id and --max_pairs"),
         ((run, "--destination", file, "--profile", "likes red", "--max_pairs", 2), "leave out --user_id and --max_pairs"),
-        ((run, "--destination", file, "--profile", "likes red"), "its user_encoder pairs knows a user by pairs, and not by a text"),
+        ((run, "--destination", file, "--profile", "likes red"), "pairs reads of a user pairs, and not a text"),
         (
             (index, "--destination", file, "--dataset_name", votes),
-            "one_hot knows a user by the id that it had in training, and not by pairs",
+            "one_hot reads of a user the id that it had in training, and not pairs",
         ),
         ((tmp_path, "--destination", file, "--dataset_name", votes), "no finished run"),
-        ((plain, "--destination", file, "--dataset_name", votes), "a run of diffusion_dpo, which knows no users"),
+        ((plain, "--destination", file, "--dataset_name", votes), "a run of diffusion_dpo, which is not personalised"),
         ((run, "--destination", file, "--dataset_name", votes, "--user_id", "anne"), "user 'anne'. Did you mean `ann`?"),
         ((run, "--destination", file, "--dataset_name", ties), "no pair with a preference among 4 records"),
         ((run, "--destination", file, "--dataset_name", tmp_path / "broken.parquet"), "row 1"),

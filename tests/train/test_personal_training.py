@@ -124,14 +124,14 @@ def test_users_who_are_described_otherwise_are_not_gone_on_with(config, tmp_path
     numbers.write_text(json.dumps({"ann": [1, 0], "bob": [0, 1], "cy": [0.5, 0.6]}))
     with pytest.raises(CheckpointError, match="made with user_source"):
         run(vector, max_train_steps=6, resume_from_checkpoint="latest")
-    with pytest.raises(CheckpointError, match="what is known of these users"):
+    with pytest.raises(CheckpointError, match="features of these users"):
         accuracy_on(Run.open(vector.output_dir), config.dataset_name, None, None, "cpu")
 
 
 def test_a_finished_encoder_is_judged_as_it_is(config, monkeypatch):
     run(config)
     monkeypatch.setattr("diffalign.methods.builders.users.fit", lambda *_: pytest.fail("fitted, though the run's encoder replaces it"))
-    assert 0.0 <= accuracy_on(Run.open(config.output_dir), config.dataset_name, None, None, "cpu") <= 1.0
+    assert 0.0 <= accuracy_on(Run.open(config.output_dir), config.dataset_name, None, None, "cpu").accuracy <= 1.0
 
 
 def test_accumulation_equals_the_large_batch(config, tmp_path):

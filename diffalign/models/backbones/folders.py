@@ -82,7 +82,7 @@ def layout_of(kind: Any, where: str) -> Layout:
     return LAYOUTS[kind]
 
 
-def check_index(parts: Mapping[str, Any], where: str) -> Layout:
+def layout_of_index(parts: Mapping[str, Any], where: str) -> Layout:
     """Return the layout of a pipeline's index. Raises CheckpointError for one that is not supported, or has classes from elsewhere."""
     kind = parts.get("_class_name")
     if not isinstance(kind, str):
@@ -152,7 +152,7 @@ def check_folder(name: str, variant: str | None = None) -> str | None:
     if not index.is_file():
         raise CheckpointError(f"{name}: no model_index.json; expected a folder in diffusers layout, as `save_pretrained` writes it")
     parts = read_mapping(index, CheckpointError)
-    layout = check_index(parts, str(index))
+    layout = layout_of_index(parts, str(index))
     kind = str(parts["_class_name"])
     needed = (layout.component, *layout.needed)
     present = [part for part in layout.optional if _has_part(parts, part)]

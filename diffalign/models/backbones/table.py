@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConf
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.flux import Flux
-from diffalign.models.backbones.folders import Layout, check_folder, check_index, layout_of, resolve
+from diffalign.models.backbones.folders import Layout, check_folder, layout_of, layout_of_index, resolve
 from diffalign.models.backbones.hub import cache_only
 from diffalign.models.backbones.mistaken import INDEX
 from diffalign.models.backbones.pixart import PixArt
@@ -202,7 +202,7 @@ def model_index(name: str, revision: str | None = None) -> tuple[dict[str, Any],
         index: Any = DiffusionPipeline.load_config(resolve(name), revision=revision, local_files_only=offline)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: no diffusers pipeline ({error})") from error
-    return index, check_index(index, name)
+    return index, layout_of_index(index, name)
 
 
 def _load(kind: Any, name: str, options: dict[str, Any]) -> Any:

@@ -40,7 +40,16 @@ def run(base, tmp_path):
     table = write_table(tmp_path / "votes", records, rejected=[{"reason": "no image"}], **facts)
     folder = write_run(tmp_path / "run", base, dataset_name=str(table.path), table=table.fingerprint)
     (folder / "eval").mkdir()
-    won = {"run": "run", "base": "base", "sign_test_p": 0.03125, "ci95": [0.6, 0.85], "win_rate": 0.725}
+    won = {
+        "run": "run",
+        "base": "base",
+        "sign_test_p": 0.03125,
+        "ci95": [0.6, 0.85],
+        "win_rate": 0.725,
+        "wins": 29,
+        "losses": 11,
+        "ties": 0,
+    }
     comparisons = [won | {"scorer": "pickscore"}, won | {"scorer": "high", "win_rate": 0.9}, won | {"scorer": "mps", "win_rate": None}]
     report = {
         "command": f"diffalign eval --output_dir {folder}",
@@ -68,8 +77,8 @@ def test_the_card_says_how_the_weights_were_made_and_what_they_gain(run, tmp_pat
     expected |= {"objective": '{"dpo": {"beta": 5000.0}}', "learning rate": "0.0001", "records in a step": "16", "seed": "0"}
     expected |= {"source": "votes.parquet", "split": "train", "layout": "pickapic", "rows": "5", "licence": "MIT"}
     expected |= {"strict preferences": "4", "ties": "1", "rows left out": "1", "implicit accuracy heldout": "0.61"}
-    expected |= {"win rate by pickscore": "0.725 against the base (95 % interval 0.6 to 0.85; sign test p 0.031; held out)"}
-    expected |= {"win rate by high": "0.9 against the base (95 % interval 0.6 to 0.85; sign test p 0.031; seen in training)"}
+    expected |= {"win rate by pickscore": "0.725 against the base (95 % interval 0.6 to 0.85; 29 won, 11 lost, 0 tied, p 0.031; held out)"}
+    expected |= {"win rate by high": "0.9 against the base (95 % interval 0.6 to 0.85; 29 won, 11 lost, 0 tied, p 0.031; seen in training)"}
     expected |= {"alarm": "high has risen while pickscore fell", "win rate by mps": None}
     expected |= {"prompts": "40, 2 images of each by both models, from the same seeds"}
     assert {name: rows.get(name) for name in expected} == expected

@@ -183,7 +183,7 @@ def test_one_pair_and_contradicting_pairs_work_and_are_said(personal, caplog):
     ((prompt, first, second),) = choices(1)
     with caplog.at_level(logging.INFO, "diffalign"):
         one = personal.for_user([(prompt, first, second)])
-    assert "one pair of this user: it says little" in caplog.text
+    assert "one pair of this user" in caplog.text
     assert one.tokens.abs().max() > 0
     caplog.clear()
     personal.for_user([*choices(2, seed=4), (prompt, first, first)])

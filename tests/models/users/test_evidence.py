@@ -47,7 +47,7 @@ class Numbers:
 class Reader:
     """A vision-language model whose states are the numbers of the pictures it is shown; counts its users."""
 
-    rows, width, fingerprint = 2, 2 * SHOTS, "reader"
+    rows, width, fingerprint, source = 2, 2 * SHOTS, "reader", "reader"
 
     def __init__(self):
         self.asked = 0

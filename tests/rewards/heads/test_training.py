@@ -180,7 +180,7 @@ def test_what_embeds_leaves_the_memory_before_the_training(town, tmp_path, monke
 def test_candidates_that_answer_prompts_of_their_own_are_refused(tmp_path):
     first, *others = votes()
     told = replace(first, candidates=tuple(replace(c, prompt="another") for c in first.candidates))
-    with pytest.raises(TableError, match="candidates have prompts of their own"):
+    with pytest.raises(TableError, match="0-0-ann has a prompt of its own"):
         align("pixels", [told, *others], method="reward_bt", output_dir=tmp_path / "run", **QUICK)
 
 
