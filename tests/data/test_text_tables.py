@@ -148,7 +148,7 @@ def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_table_of_very_many_columns_is_refused_in_a_short_message(tmp_path):
-    (tmp_path / "v.csv").write_text(",".join(f"column {i}" for i in range(200_000)) + "\n" + "1," * 199_999 + "1\n")
+    (tmp_path / "v.csv").write_text(",".join(f"column {i}" for i in range(40_000)) + "\n" + "1," * 39_999 + "1\n")
     with pytest.raises(RecordError) as error:
         detect(str(tmp_path / "v.csv"))
     assert len(str(error.value)) < 5000

@@ -25,13 +25,13 @@ def allocations(watched):
 
 
 def peak(own):
-    """Return the largest number of bytes that lay in memory at once while a trainer was made and took three steps."""
+    """Return the largest number of bytes that lay in memory at once while a trainer was made and took two steps."""
     trainer_for(own)  # fills the cache
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
         trainer = trainer_for(own)
         trainer._begin()
-        batches = loader(trainer.parts.pairs, trainer.sampler, 0, 3, 0)
-        for _ in range(3):
+        batches = loader(trainer.parts.pairs, trainer.sampler, 0, 2, 0)
+        for _ in range(2):  # the second one finds the optimizer's state there
             trainer.optimizer_step(batches)
             trainer.step += 1
     ours: set[int] = set()  # addresses; what lay there before, the garbage of other tests, is not ours to count when it goes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffalign.core.runs import Run
 from diffalign.infer.options import DrawVotesConfig
 
 CONFIG = DrawVotesConfig
@@ -19,7 +20,11 @@ EMBEDDED_PROMPTS = 400
 def run(config: DrawVotesConfig) -> int:
     """Fill the store and say what it holds."""
     from diffalign.data.prompts import prompts_to_draw
+    from diffalign.models.backbones.folders import check_folder, resolve
 
+    for model in config.pretrained_model_name_or_path:
+        if not Run.is_in(model):
+            check_folder(resolve(model))
     prompts = prompts_to_draw(config.prompts) if config.prompts else _captions(config.seed)
     from diffalign.infer.draw_votes import draw_votes  # torch and diffusers take seconds to import
 
