@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,3 +262,15 @@ def test_nothing_is_compiled_and_no_kernel_asked_for(models, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: pytest.fail("compiled"))
     own = checked(config(models["flux"], torch_compile=True, attention_backend="flash"))
     assert sizes(own) == sizes(config(models["flux"]))
+
+
+@pytest.mark.parametrize(("cache", "total"), [("disk", "6.00 GiB"), ("off", "5.00 GiB")])
+def test_without_a_gpu_encoders_and_libraries_count_too(micro_sd, pairs_file, monkeypatch, cache, total):
+    monkeypatch.setattr(dry_run.psutil.Process, "memory_info", lambda process: SimpleNamespace(rss=2 << 30))
+    monkeypatch.setattr(dry_run, "encoder_bytes", lambda outline: 1 << 30)
+    own = config(micro_sd, dataset_name=str(pairs_file), cache=cache)
+    monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: False)
+    (sentence,) = dry_run.main_memory(own, outlined(own), 3 << 30)
+    assert f"about {total} in all" in sentence
+    monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: True)
+    assert dry_run.main_memory(own, outlined(own), 3 << 30) == []

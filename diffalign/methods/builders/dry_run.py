@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import psutil
+import torch
 from torch import Tensor, nn
 
 from diffalign.core.parts import Trained
@@ -101,6 +103,18 @@ def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tup
     if config.use_ema or recipe.driver == "ema":
         rows.append(("moving average", _bytes(trained)))
     return rows
+
+
+def main_memory(config: TrainConfig, outline: Outline, step: float) -> list[str]:
+    """Return a sentence on what a run takes where there is no GPU, beside the `step` bytes of the table; nothing where there is one."""
+    if torch.cuda.is_available():
+        return []
+    encoders = 0.0 if config.cache == "off" else encoder_bytes(outline)  # which the table has already
+    libraries = float(psutil.Process().memory_info().rss)
+    return [
+        f"There is no GPU here. In main memory the VAE and text encoders stay beside that ({readable(encoders)}), and so does the process "
+        f"with its libraries ({readable(libraries)} now): about {readable(step + encoders + libraries)} in all."
+    ]
 
 
 def table(rows: Sequence[tuple[str, float]]) -> list[str]:
