@@ -95,7 +95,7 @@ def at_work(config: AppConfig) -> Iterator[None]:
         while not ended.wait(1.0):
             try:
                 queue.step()
-            except Exception:
+            except Exception:  # the thread lives on, so that the next look may find the folder mended
                 logger.exception("the queue of trainings could not be read; it is looked at again")
 
     thread = threading.Thread(target=work, daemon=True)

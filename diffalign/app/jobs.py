@@ -141,7 +141,7 @@ class Queue:
         return job
 
     def step(self) -> Job | None:
-        """Start the next waiting job if none runs, and return it."""
+        """Start the next waiting job if none runs, and return it. One thread alone calls it: two would start the same job twice."""
         self._children = [child for child in self._children if child.poll() is None]  # which also lets ended ones go
         jobs = self.jobs()
         waiting = [job for job in jobs if job.state == "waiting"]

@@ -201,7 +201,7 @@ def _open(data: bytes | IO[bytes]) -> Image.Image:
         return Image.open(data, formats=_formats())
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
-    except Exception:
+    except Exception:  # damaged metadata raises anything
         if data.startswith(JPEG):
             return JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # without the further pictures that a damaged segment names
         if not data.startswith(PNG):

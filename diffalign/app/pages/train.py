@@ -82,7 +82,6 @@ class Workshop:
         if deed == "delete" and typed_name != name:
             raise AccessError("type the name of the training to delete it")
         {"stop": self.queue.stop, "resume": self.queue.resume, "delete": self.queue.delete}[deed](name)
-        self.queue.step()
 
     def _records(self, voter: str) -> Iterator[Record]:
         for record in self.store.records():
@@ -104,11 +103,8 @@ def train_page(workshop: Workshop) -> None:
     watched = _watch(workshop, answer)
 
     def begin(voter: str, name: str, method: str, strength: int, steps: int, request: gr.Request) -> list[Any]:
-        def do() -> None:
-            workshop.start(request.username, name, voter, method, int(strength), int(steps))
-            workshop.queue.step()
-
-        return [_outcome(do, "In the queue."), *_shown(workshop, request.username, name.strip())]
+        outcome = _outcome(lambda: workshop.start(request.username, name, voter, method, int(strength), int(steps)), "In the queue.")
+        return [outcome, *_shown(workshop, request.username, name.strip())]
 
     def voters(request: gr.Request) -> Any:
         return gr.update(choices=_voters(workshop.store) if workshop.accounts.is_owner(request.username) else [EVERYONE])

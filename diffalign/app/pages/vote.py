@@ -54,7 +54,7 @@ def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except DiffalignError as error:  # its message names files of the server
         logger.warning("refused: %s", error)
         return {"error": "this answer does not fit its question; reload the page"}
-    except Exception:
+    except Exception:  # whatever it is, a voter is not shown a traceback
         logger.exception("the vote page failed")
         return {"error": "something went wrong on the server; its log says what"}
 

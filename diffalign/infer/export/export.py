@@ -107,18 +107,23 @@ def export_run(
     _check_target(target, overwrite)
     export = replace(_job(run, name, dtype), users=_users(run, users))
     api, repo = _hub(export.name, hub_model_id) if push_to_hub else (None, target.name)
-    source = RunFiles.read(run)
     with atomic_folder(target) as temporary:
-        for form in chosen:
-            FORMATS[form](export, temporary)
-        if source.picture is not None:
-            shutil.copyfile(source.picture, temporary / PICTURE)
-        beside = [f"{FOLDER}/{file.name}" for file in export.users]
-        model_card(source, name=export.name, repo=repo, base=export.base, formats=chosen, users=beside).save(temporary / "README.md")
-        _mark(export, chosen, temporary)
+        _write(export, chosen, repo, temporary)
     if api is not None:
         _push(api, repo, target)
     return target
+
+
+def _write(export: Export, formats: Sequence[str], repo: str, folder: Path) -> None:
+    """Write the files of every format, and the model card beside them."""
+    source = RunFiles.read(export.run)
+    for form in formats:
+        FORMATS[form](export, folder)
+    if source.picture is not None:
+        shutil.copyfile(source.picture, folder / PICTURE)
+    beside = [f"{FOLDER}/{file.name}" for file in export.users]
+    model_card(source, name=export.name, repo=repo, base=export.base, formats=formats, users=beside).save(folder / "README.md")
+    _mark(export, formats, folder)
 
 
 def _formats(run: Run, wanted: Sequence[str] | None) -> list[str]:
