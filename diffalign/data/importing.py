@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,15 @@ def import_dataset(
         bar = progress(itertools.islice(records, limit), desc=f"import {name}", unit="rows", total=limit)
         if not merge:
             return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, **facts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.votes-", dir=path.parent) as folder:
-            votes = write_table(Path(folder) / "votes", bar, rejected=rejected)
-            facts |= {"reader": name, "merged_from": len(votes)}
-            return write_table(path, merged(votes, rejected), rejected=rejected, overwrite=overwrite, **facts)
+        return _merge(bar, path, rejected, overwrite, facts | {"reader": name})
+
+
+def _merge(records: Iterable[Record], path: Path, rejected: list[dict[str, str]], overwrite: bool, facts: dict[str, Any]) -> Table:
+    """Write a table in which every pair stands once; the votes lie in a table beside it meanwhile, since memory may not hold them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.votes-", dir=path.parent) as folder:
+        votes = write_table(Path(folder) / "votes", records, rejected=rejected)
+        return write_table(path, merged(votes, rejected), rejected=rejected, overwrite=overwrite, merged_from=len(votes), **facts)
 
 
 @contextlib.contextmanager

@@ -63,17 +63,16 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     Raises ConfigError or CheckpointError, before any weight loads, for settings that a run does not take and folders without a model.
 
     Example:
-        >>> facts = evaluate(EvalConfig(output_dir="outputs/mine"), ["a red star"])  # doctest: +SKIP
-        >>> facts["comparisons"][0]["verdict"]  # doctest: +SKIP
+        >>> evaluate(EvalConfig(output_dir="outputs/mine"), ["a red star"])["comparisons"][0]["verdict"]  # doctest: +SKIP
         'win'
     """
-    prompts, folder = tuple(dict.fromkeys(prompts)), destination(config)
+    prompts = tuple(dict.fromkeys(prompts))
     _check(config, prompts, user)
     torch.set_flush_denormal(True)
     state = process_state()
     device = config.device or str(state.device or "cpu")
     facts: dict[str, Any] = {"version": __version__, "command": command, "prompts": len(prompts)}
-    shown: list[Shown] = []
+    shown: Sequence[Shown] = ()
     if prompts:
         judges, models = _panel(config, prompts), contestants(config, user, device)
         drawn = _drawn(config, judges, models, prompts, state, device)
@@ -85,9 +84,9 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     if not state.is_main_process:
         return None
     if config.dataset_name is not None:
-        pairs = (config.dataset_name, config.dataset_split_name, config.reader)
-        facts |= accuracy_on(Run.open(config.output_dir), *pairs, device).facts()
-    return _written(folder, plain(facts), shown) if prompts else _added(config, folder, plain(facts))
+        run = Run.open(config.output_dir)
+        facts |= accuracy_on(run, config.dataset_name, config.dataset_split_name, config.reader, device).facts()
+    return _written(destination(config), plain(facts), shown) if prompts else _added(config, destination(config), plain(facts))
 
 
 def _written(folder: Path, facts: Mapping[str, Any], shown: Sequence[Shown]) -> dict[str, Any]:

@@ -87,14 +87,12 @@ def export_run(
     Args:
         output_dir: folder of the finished run.
         destination: folder of the export.
-        formats: `diffusers` and `comfyui`, LoRA files in the precision of the training (both if there are none), or `merged`, a whole
-            pipeline, the only one for a full fine-tune. A personalised run is for `diffusers` alone.
+        formats: `diffusers`, `comfyui` (LoRA files; both if there are none), or `merged`, the only one for a full fine-tune.
         name: what the card calls the model; the name of the run's folder if there is none.
         dtype: precision of `merged`: fp32, fp16 or bf16.
         users: of a personalised run, files of users' tokens to take along.
         overwrite: replace an export at `destination`.
-        push_to_hub: also upload the folder, with the token of the environment variable HF_TOKEN.
-        hub_model_id: where to; `name` under one's own account if there is none.
+        push_to_hub: also upload the folder, with the token in HF_TOKEN, to `hub_model_id` or to `name` under one's own account.
 
     Raises CheckpointError for a folder without a finished run; ConfigError, before anything is written, for formats that the run does
     not allow, layers without a published place, a destination that is taken, and a missing token.
