@@ -231,6 +231,8 @@ def test_transforms_of_labelled_pairs_refuse_anything_else(name, record, found):
 
 KEPT = {"preferred": "a", "prompt_only": ""}  # all others keep both candidates
 CONSTANTS = {
+    "combined": {"scores": ["clip", "hps"], "how": {"log_sigmoid": {"centres": {"clip": 0.4, "hps": 20.5}}}, "into": "reward"},
+    "advantage": {"score": "hps"},
     "soft_label": {"score": "clip", "low": 0.0, "high": 1.0},
     "min_margin": {"margin": 0.3},
     "flip_labels": {"share": 0.5},
@@ -245,7 +247,7 @@ CONSTANTS = {
 }
 CHANGED = {"semantic_weight": ["weight"], "offset_by": ["offset"], "reward_conditioned": ["id", "prompt"]}  # besides order and label
 ORIENTED = ("lowest", "offset_by", "preferred", "reward_conditioned", "semantic_weight")  # these refuse a pair that is not
-SCORED = ("weighted", "share_beaten")  # these give candidates new scores
+SCORED = ("weighted", "share_beaten", "combined", "advantage")  # these give candidates new scores
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
@@ -266,3 +268,17 @@ def test_apply_expands_and_drops_in_order():
     records = [ranking(1.0, 2.0, 2.0), ranking(1.0), replace(ranking(1.0, 2.0), id="s")]
     assert [record.id for record in apply(records, [pairs, drop_ties])] == ["r/0-1", "r/0-2", "s/0-1"]
     assert list(apply(records, [])) == records
+
+
+def test_an_advantage_is_what_a_score_exceeds_the_mean_of_its_record_by():
+    (made,) = TRANSFORMS["advantage"](pair(), score="clip", eps=0.0)  # 0.2 and 0.6: mean 0.4, deviation 0.2
+    assert [c.scores["advantage"] for c in made.candidates] == pytest.approx([-1.0, 1.0])
+    assert TRANSFORMS["advantage"](pair(candidates=(A, A)), score="clip") == ()
+
+
+def test_scores_are_combined_as_training_online_combines_rewards():
+    how = {"log_sigmoid": {"centres": {"clip": 0.2, "hps": 21.0}}}
+    (made,) = TRANSFORMS["combined"](pair(), scores=["clip", "hps"], how=how, into="reward")
+    assert made.candidates[0].scores["reward"] == pytest.approx(2.0 * math.log(0.5))
+    with pytest.raises(ConfigError, match="which looks at all prompts at once"):
+        TRANSFORMS["combined"](pair(), scores=["clip"], how="maxmin", into="reward")

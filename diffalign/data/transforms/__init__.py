@@ -16,7 +16,7 @@ from diffalign.data.transforms.candidates import by_factuality, invert, list_of,
 from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_margin
 from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label
 from diffalign.data.transforms.prompts import reward_conditioned
-from diffalign.data.transforms.scores import share_beaten, weighted
+from diffalign.data.transforms.scores import advantage, combined, share_beaten, weighted
 
 TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "orient": orient,
@@ -37,6 +37,8 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "offset_by": offset_by,
     "weighted": weighted,
     "share_beaten": share_beaten,
+    "combined": combined,
+    "advantage": advantage,
     "reward_conditioned": reward_conditioned,
 }
 

@@ -1,0 +1,238 @@
+"""Several rewards made one. Each is (G, K), by name: G prompts, K candidates; so is the result, of which `data.advantages` takes groups.
+
+`COMBINERS` has them by the name that a config gives, with their constants as fields. One that learns (`lagrange`) is replaced by what
+`updated` returns, after every set of drawn pictures; the others stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import log_expit
+
+from diffalign.core.errors import ConfigError
+from diffalign.data.advantages import advantages, checked
+
+Rewards = Mapping[str, Any]  # (G, K) each
+Numbers = Mapping[str, float]  # a constant by the name of its reward
+Sense = Literal["at_least", "at_most"]
+
+
+class Combiner:
+    """What every combiner does."""
+
+    __slots__ = ()
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return one reward (G, K). Raises ConfigError for rewards that it has no constants for, or constants of no reward."""
+        raise NotImplementedError
+
+    def updated(self, rewards: Rewards) -> Combiner:  # noqa: ARG002  # of those that learn
+        """Return the combiner of the next set of pictures, of what the rewards of this one are."""
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted(Combiner):
+    """The sum of the rewards, each times its weight, 1 where none is named: the reward of the largest spread leads.
+
+    Flow-GRPO's `multi_score`.
+
+    >>> Weighted(weights={"b": 0.1}).combine({"a": [[1.0, 2.0]], "b": [[10.0, 0.0]]})
+    array([[2., 2.]])
+    """
+
+    weights: Numbers | None = None
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the sum (G, K)."""
+        tables = _tables(rewards)
+        weights = _constants("weights", self.weights, tables, 1.0)
+        return np.sum([weights[name] * table for name, table in tables.items()], axis=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standardised(Combiner):
+    """The sum of the rewards after each has been standardised within its prompt, so that no reward's scale counts.
+
+    MixGRPO's `advantage_aggr` and Pref-GRPO: ddof 1, eps 1e-8. The result is the advantage: `advantages` with spread none leaves it. A
+    reward that is equal in a group but for noise is blown up to the size of the others.
+    """
+
+    weights: Numbers | None = None
+    ddof: int = 1
+    eps: float = 1e-8
+    floor: float = 0.0
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the sum (G, K) of standardised rewards."""
+        tables = _tables(rewards)
+        return Weighted(weights=self.weights).combine({name: self._standardised(table) for name, table in tables.items()})
+
+    def _standardised(self, table: np.ndarray) -> np.ndarray:
+        return advantages(table, spread="group", ddof=self.ddof, eps=self.eps, floor=self.floor, clip=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gdpo(Combiner):
+    """The sum of rewards that are standardised within their prompt, standardised once more over all prompts.
+
+    Flow-Factory's GDPO (ddof 0, deviations of at least 1e-6). The result is the advantage: `advantages` with spread none leaves it.
+    """
+
+    weights: Numbers | None = None
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the standardised sum (G, K)."""
+        total = Standardised(weights=self.weights, ddof=0, eps=0.0, floor=1e-6).combine(rewards)
+        return (total - total.mean()) / max(total.std(), 1e-6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSigmoid(Combiner):
+    """The sum over the rewards of weight * log sigmoid((reward - centre) / temperature): good rewards count ever less.
+
+    Transform and combine (2402.00742): the log of the chance that all are good, led by the worst. A centre is a number, or one a prompt
+    (G,), such as the `quantile` of what the untrained model draws. Temperature 1 supposes rewards that are logits of preference; a cosine
+    needs its own scale (temperatures and weights are ours).
+    """
+
+    centres: Mapping[str, Any]
+    temperatures: Numbers | None = None
+    weights: Numbers | None = None
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the sum (G, K) of utilities."""
+        tables = _tables(rewards)
+        centres = _constants("centres", self.centres, tables)
+        temperatures = _constants("temperatures", self.temperatures, tables, 1.0)
+        # A number serves all prompts; one a prompt stands beside its candidates.
+        utilities = {name: log_expit((table - np.reshape(centres[name], (-1, 1))) / temperatures[name]) for name, table in tables.items()}
+        return Weighted(weights=self.weights).combine(utilities)
+
+
+def quantile(rewards: Any, share: float = 0.5) -> np.ndarray:
+    """Return for each prompt (G,) the reward that a `share` of its draws (G, M) does not exceed, interpolated."""
+    return np.quantile(checked(rewards), share, axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lagrange(Combiner):
+    """The reward without a threshold plus, for every other, multiplier * (reward - threshold), minus for sense `at_most`.
+
+    A multiplier begins at 0 and grows by `rate` times what its reward's mean lacks of the threshold, within [0, top]. `normalised` divides
+    by one plus the multipliers, which keeps the scale. A plain form of ours of constrained rewards (2310.04373, where each is kept from
+    exceeding the value at which it ceases to agree with people: `at_most`).
+    """
+
+    thresholds: Numbers
+    sense: Sense = "at_least"
+    rate: float = 0.1
+    top: float = 10.0
+    normalised: bool = True
+    multipliers: Numbers | None = None
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the reward (G, K) under the multipliers as they are."""
+        tables = _tables(rewards)
+        multipliers = _constants("multipliers", self.multipliers, self.thresholds, 0.0)
+        terms = [self._sign * factor * (tables[name] - self.thresholds[name]) for name, factor in multipliers.items()]
+        total = tables[_main(tables, self.thresholds)] + np.sum(terms, axis=0)
+        return total / (1.0 + sum(multipliers.values())) if self.normalised else total
+
+    def updated(self, rewards: Rewards) -> Lagrange:
+        """Return the combiner with its multipliers one step further, by the means of these rewards."""
+        tables, multipliers = _tables(rewards), _constants("multipliers", self.multipliers, self.thresholds, 0.0)
+        lacks = {name: self._sign * (threshold - tables[name].mean()) for name, threshold in self.thresholds.items()}
+        moved = {name: float(np.clip(multipliers[name] + self.rate * lack, 0.0, self.top)) for name, lack in lacks.items()}
+        return replace(self, multipliers=moved)
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self.sense == "at_least" else -1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cfo(Combiner):
+    """The reward without a threshold, minus `cfo_multiplier` wherever another is below its threshold.
+
+    The multiplier is that of Flow-GRPO's release (its `compute_lambda`); that it is subtracted from violating candidates is our reading.
+    """
+
+    thresholds: Numbers
+    alpha: float = 0.5
+    tolerance: float = 0.1
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the reward (G, K)."""
+        tables = _tables(rewards)
+        main = tables[_main(tables, self.thresholds)]
+        safe = np.all([tables[name] >= threshold for name, threshold in self.thresholds.items()], axis=0)
+        return main - cfo_multiplier(main, safe, alpha=self.alpha, tolerance=self.tolerance) * ~safe
+
+
+def cfo_multiplier(rewards: Any, safe: Any, *, alpha: float = 0.5, tolerance: float = 0.1) -> float:
+    """Return the dual of a chance constraint in closed form: alpha max(0, log((1 - b) A / (b B))), b the `tolerance`.
+
+    A and B are sums of exp(reward / alpha) over violating and safe candidates; 10 alpha where none is safe. The release adds 1e-10 to b B.
+    """
+    table, good = np.asarray(rewards, dtype=np.float64) / alpha, np.asarray(safe, dtype=bool)
+    if not good.any():
+        return 10.0 * alpha
+    if good.all():
+        return 0.0
+    largest = table.max()  # the sums would overflow where alpha is small
+    violating, meeting = (float(np.exp(table[part] - largest).sum()) for part in (~good, good))
+    return alpha * max(0.0, float(np.log((1.0 - tolerance) * violating) - np.log(tolerance * meeting + 1e-10 * np.exp(-largest))))
+
+
+class Maxmin(Combiner):
+    """The reward whose mean is the smallest: of groups of people, the worst-off (MaxMin-RLHF, 2402.08925, in our plain form)."""
+
+    __slots__ = ()
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return that reward (G, K)."""
+        return min(_tables(rewards).values(), key=lambda table: float(table.mean()))
+
+
+COMBINERS: dict[str, Callable[..., Combiner]] = {
+    "weighted": Weighted,
+    "standardised": Standardised,
+    "gdpo": Gdpo,
+    "log_sigmoid": LogSigmoid,
+    "lagrange": Lagrange,
+    "cfo": Cfo,
+    "maxmin": Maxmin,
+}
+
+
+def _tables(rewards: Rewards) -> dict[str, np.ndarray]:
+    """Return the rewards as float64 (G, K). Raises ConfigError where there is none, or where they are of unlike shapes."""
+    tables = {name: checked(table) for name, table in rewards.items()}
+    shapes = {table.shape for table in tables.values()}
+    if len(shapes) != 1:
+        raise ConfigError(f"rewards of one shape (prompts, candidates) are combined; found {sorted(shapes) or 'none'}")
+    return tables
+
+
+def _constants(constant: str, values: Mapping[str, Any] | None, names: Mapping[str, Any], usual: float | None = None) -> dict[str, Any]:
+    """Return a constant for each of `names`. Raises ConfigError for one of no reward, and for a missing one where none is usual."""
+    values = values or {}
+    if odd := sorted(values.keys() - names.keys()):
+        raise ConfigError(f"`{constant}` names `{odd[0]}`, which is no reward; there are {sorted(names)}")
+    if usual is None and (missing := sorted(names.keys() - values.keys())):
+        raise ConfigError(f"`{constant}` has no number for the reward `{missing[0]}`")
+    return {name: values.get(name, usual) for name in names}
+
+
+def _main(tables: Rewards, thresholds: Numbers) -> str:
+    """Return the one reward that has no threshold. Raises ConfigError for none or several."""
+    _constants("thresholds", thresholds, tables, 0.0)
+    free = sorted(tables.keys() - thresholds.keys())
+    if len(free) != 1 or not thresholds:
+        raise ConfigError(f"`thresholds` leave out one reward, the one to raise, and no other; here they leave out {free or 'none'}")
+    return free[0]
