@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from diffalign.app.drawing import Drawing
 from diffalign.core.errors import ConfigError
+from diffalign.core.files import write
+from diffalign.core.intervals import Verdict, share_interval, sign_test, verdict
 from diffalign.core.runs import Run
 from diffalign.data.pictures import decode_image
 from diffalign.data.store import PROBABILITIES, CastVote, VoteStore
 from diffalign.evaluate.ratings import Rating, Vote, bradley_terry
+from diffalign.infer.options import DrawVotesConfig
+
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # weights of an adapter that are drawn: 0 is the base, 1 the run
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """How one model fares against another by blind votes; each prompt counts once."""
+
+    model: str
+    against: str
+    rate: float  # mean share of the votes, by prompt; a tie is one half
+    low: float  # of its 95 % interval; NaN of too few votes
+    high: float
+    prompts: int
+    verdict: Verdict
 
 
 @dataclass(slots=True)
@@ -22,63 +39,63 @@ class Arena:
     """The pictures of several models in a vote store of their own, and the process that draws them."""
 
     store: VoteStore
-    log: Path
-    drawing: subprocess.Popen[bytes] | None = None
-    _rated: tuple[list[CastVote], list[Rating]] = field(default_factory=lambda: ([], []))  # the last ratings, and their votes
+    drawing: Drawing
+    _rated: tuple[list[CastVote], list[Vote], list[Rating]] = field(default_factory=lambda: ([], [], []))  # the last ratings, and of what
 
     def draw(self, models: Sequence[str], prompts: Sequence[str], pairs: int) -> None:
         """Start to draw until so many pairs wait that nobody has seen; of no prompts, of those that `diffalign votes draw` takes.
 
         Raises ConfigError for fewer than two models, for one that does not draw, and while it draws.
         """
-        if self.busy:
-            raise ConfigError("it is drawing; wait until it has ended")
         if len(set(models)) < 2:
             raise ConfigError("choose two models at least")
+        self._start(models, prompts, pairs)
+
+    def draw_strengths(self, run: str, prompts: Sequence[str]) -> None:
+        """Start to draw a run at every strength of `SCALES`, a further picture of each prompt. Raises as `draw`, also for no prompt."""
+        if not prompts:
+            raise ConfigError("write a prompt at least")
+        self._start([run], prompts, self.store.unseen() + 1, SCALES)
+
+    def _start(self, models: Sequence[str], prompts: Sequence[str], pairs: int, scales: Sequence[float] = ()) -> None:
         for model in models:
             if Run.is_in(model):
                 Run.open(model, expects="image")
-        command = [
-            sys.executable,
-            "-m",
-            "diffalign.cli",
-            "votes",
-            "draw",
-            "--dataset_name",
-            str(self.store.path),
-            "--images_per_prompt",
-            "1",
-        ]
-        command += ["--ahead", str(pairs), "--pretrained_model_name_or_path", *models, *(["--prompts", *prompts] if prompts else [])]
-        with self.log.open("wb") as log:
-            self.drawing = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603, a list, and no shell
+        file = self.store.path.with_suffix(".prompts.txt")
+        if not self.drawing.busy:  # a file, so that a prompt is never taken for a flag or the name of one
+            write({file: "".join(f"{prompt}\n" for prompt in prompts)})
+        config = DrawVotesConfig(
+            dataset_name=str(self.store.path),
+            pretrained_model_name_or_path=list(models),
+            prompts=[str(file)] if prompts else [],
+            images_per_prompt=1,
+            same_seed=True,
+            lora_scales=list(scales),
+            ahead=pairs,
+        )
+        self.drawing.start(config)
 
-    @property
-    def busy(self) -> bool:
-        """Return whether it is drawing."""
-        return self.drawing is not None and self.drawing.poll() is None
-
-    @property
-    def trouble(self) -> str | None:
-        """Return the last line of a drawing that failed; None of one that did not."""
-        if self.drawing is None or not self.drawing.poll():
-            return None
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "it ended without a word")
+    def votes(self) -> list[Vote]:
+        """Return the votes on pairs of two models."""
+        cast_votes = self.store.votes()
+        if cast_votes != self._rated[0]:  # every open page asks every few seconds
+            votes = []
+            for cast in cast_votes:
+                question = self.store.question(cast.question)
+                left, right = (picture.model for picture in question.pictures)
+                if left != right and cast.answer in PROBABILITIES:
+                    votes.append(Vote(left, right, PROBABILITIES[cast.answer], question.prompt))
+            self._rated = (cast_votes, votes, bradley_terry(votes) if votes else [])
+        return self._rated[1]
 
     def ratings(self) -> list[Rating]:
         """Return every model's rating by the votes on pairs of two models, best first; of no such votes, nothing."""
-        cast_votes = self.store.votes()
-        if cast_votes == self._rated[0]:  # every open page asks every few seconds
-            return self._rated[1]
-        votes = []
-        for cast in cast_votes:
-            question = self.store.question(cast.question)
-            left, right = (picture.model for picture in question.pictures)
-            if left != right and cast.answer in PROBABILITIES:
-                votes.append(Vote(left, right, PROBABILITIES[cast.answer], question.prompt))
-        self._rated = (cast_votes, bradley_terry(votes) if votes else [])
-        return self._rated[1]
+        return self._rated[2] if self.votes() else []
+
+    def duels(self, against: str) -> list[Duel]:
+        """Return how every model that met the model `against` fares with it, in the order of the ratings."""
+        votes = self.votes()
+        return [_duel(votes, rated.model, against) for rated in self.ratings() if _met(votes, rated.model, against)]
 
     def pictures(self, prompt: str, left: str, right: str) -> tuple[Image.Image, Image.Image] | None:
         """Return the pictures of a prompt by two models, from the same seed; None where one of them has not drawn it."""
@@ -88,3 +105,20 @@ class Arena:
                 first, second = (decode_image(file[seed].read_bytes(), str(file[seed])) for file in files)
                 return first, second
         return None
+
+
+def _met(votes: Sequence[Vote], model: str, other: str) -> bool:
+    return any({vote.left, vote.right} == {model, other} for vote in votes)
+
+
+def _duel(votes: Sequence[Vote], model: str, against: str) -> Duel:
+    shares: dict[str | None, list[float]] = {}
+    for vote in votes:
+        if (vote.left, vote.right) == (model, against):
+            shares.setdefault(vote.prompt, []).append(vote.share)
+        elif (vote.left, vote.right) == (against, model):
+            shares.setdefault(vote.prompt, []).append(1.0 - vote.share)
+    means = np.array([np.mean(of_prompt) for of_prompt in shares.values()])
+    low, high = share_interval(means, seed=0)
+    p = sign_test(int((means > 0.5).sum()), int((means < 0.5).sum()))
+    return Duel(model, against, float(means.mean()), low, high, len(means), verdict(low, high, p))

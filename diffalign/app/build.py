@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import gradio as gr
 
 from diffalign.app.arena import Arena
 from diffalign.app.ballot import Ballot
+from diffalign.app.drawing import Drawing
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
@@ -24,10 +23,11 @@ from diffalign.app.pages.votes import Ledger, votes_page
 from diffalign.app.voters import Accounts
 from diffalign.core.errors import ConfigError
 from diffalign.data.store import VoteStore
+from diffalign.infer.options import DrawVotesConfig
 from diffalign.methods.config_file import load_yaml
 
 logger = logging.getLogger(__name__)
-JOBS, ARENA = "trainings", "arena.db"
+JOBS, ARENA, STRENGTHS = "trainings", "arena.db", "strengths.db"
 BYTES = "8mb"  # the largest upload
 BETA = 2000.0  # where a recipe names none
 
@@ -45,7 +45,7 @@ def build(config: AppConfig) -> gr.Blocks:
     accounts = _accounts(config)
     store = VoteStore(config.dataset_name)
     folder = Path(config.output_dir)
-    arena = Arena(VoteStore(folder / ARENA), folder / "drawing.txt")
+    arena, strengths = (Arena(VoteStore(folder / name), Drawing(folder / f"{name}.log")) for name in (ARENA, STRENGTHS))
     beta = load_yaml(config.config).get("beta", BETA)
     workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
     with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
@@ -54,7 +54,7 @@ def build(config: AppConfig) -> gr.Blocks:
         with gr.Tab("Train"):
             train_page(workshop)
         with gr.Tab("Compare"):
-            compare_page(Gallery(config, arena, workshop.queue, accounts))
+            compare_page(Gallery(config, arena, strengths, workshop.queue, accounts))
         with gr.Tab("Votes"):
             votes_page(Ledger(store, accounts))
     return blocks
@@ -88,8 +88,7 @@ def serve(config: AppConfig) -> None:
 @contextlib.contextmanager
 def at_work(config: AppConfig) -> Iterator[None]:
     """Draw pictures ahead of the voters and work through the queue of trainings while the block runs."""
-    drawing = _drawing(config) if config.ahead else None
-    queue, ended = Queue(Path(config.output_dir) / JOBS), threading.Event()
+    drawing, queue, ended = Drawing(Path(config.output_dir) / "votes.db.log"), Queue(Path(config.output_dir) / JOBS), threading.Event()
 
     def work() -> None:
         while not ended.wait(1.0):
@@ -98,6 +97,8 @@ def at_work(config: AppConfig) -> Iterator[None]:
             except Exception:  # the thread lives on, so that the next look may find the folder mended
                 logger.exception("the queue of trainings could not be read; it is looked at again")
 
+    if config.ahead:
+        drawing.start(_ahead(config))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
@@ -105,17 +106,18 @@ def at_work(config: AppConfig) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        if drawing is not None:
-            drawing.terminate()
-            drawing.wait()
+        drawing.stop()
 
 
-def _drawing(config: AppConfig) -> subprocess.Popen[bytes]:
-    """Start the process that draws; it ends when this one does."""
-    models = [config.pretrained_model_name_or_path, *config.runs]
-    command = ["votes", "draw", "--dataset_name", config.dataset_name, "--pretrained_model_name_or_path", *models]
-    command += ["--ahead", str(config.ahead), "--follow", *(["--prompts", config.prompts] if config.prompts else [])]
-    return subprocess.Popen([sys.executable, "-m", "diffalign.cli", *command], stdin=subprocess.DEVNULL)  # noqa: S603, a list of our own making
+def _ahead(config: AppConfig) -> DrawVotesConfig:
+    """Return what is drawn ahead of the voters."""
+    return DrawVotesConfig(
+        dataset_name=config.dataset_name,
+        pretrained_model_name_or_path=[config.pretrained_model_name_or_path, *config.runs],
+        prompts=[config.prompts] if config.prompts else [],
+        ahead=config.ahead,
+        follow=True,
+    )
 
 
 def _accounts(config: AppConfig) -> Accounts:

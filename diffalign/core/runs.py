@@ -115,6 +115,18 @@ class Run:
         return self.facts.get("mixed_precision", "no")
 
 
+def model_name(path: str | Path, lora_scale: float = 1.0) -> str:
+    """Return what tables and pages call a model: its folder, with the run's for what lies in one, or its hub id.
+
+    >>> model_name("stabilityai/stable-diffusion-2-1"), model_name("outputs/mine", lora_scale=0.5)
+    ('stabilityai/stable-diffusion-2-1', 'outputs/mine at 0.5')
+    """
+    name, folder = str(path), Path(path).resolve()
+    if folder.is_dir():
+        name = f"{folder.parent.name}/{folder.name}" if Run.is_in(folder) and (folder.parent / CONFIG).is_file() else folder.name
+    return name if lora_scale == 1.0 else f"{name} at {lora_scale:g}"
+
+
 def scorers_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return `specs`, the scorers that gave a table its scores, by name, and which names ranked its candidates (`ranked_by`).
 

@@ -150,10 +150,12 @@ class VoteStore:
 
     # Pictures
 
-    def add_pictures(self, prompt: str, images: Sequence[bytes], *, model: str = "", seeds: Sequence[int] | None = None) -> int:
+    def add_pictures(
+        self, prompt: str, images: Sequence[bytes], *, model: str = "", seeds: Sequence[int] | None = None, same_seed: bool = False
+    ) -> int:
         """Add encoded pictures of a prompt, and every pair of them with each other and with those that were there; return how many are new.
 
-        Raises RecordError for a picture that does not decode.
+        With `same_seed` only pictures of different models from one seed become pairs. Raises RecordError for what does not decode.
         """
         files = [self._keep(image, f"{self.path}, picture {n} of {prompt!r}") for n, image in enumerate(images)]
         with self._write() as database:
@@ -165,8 +167,13 @@ class VoteStore:
                 added = database.execute("INSERT OR IGNORE INTO pictures (prompt, file, model, seed, added) VALUES (?, ?, ?, ?, ?)", row)
                 if added.rowcount:
                     new += 1
-                    database.execute(sql.PAIR_WITH_EARLIER, (added.lastrowid, number, file))
+                    pair = (added.lastrowid, number, file)
+                    database.execute(*((sql.PAIR_OF_SEED, (*pair, seed, model)) if same_seed else (sql.PAIR_WITH_EARLIER, pair)))
         return new
+
+    def pairs(self) -> int:
+        """Return how many pairs there are."""
+        return self._rows("SELECT COUNT(*) FROM pairs")[0][0]
 
     def unseen(self) -> int:
         """Return how many pairs nobody was shown."""

@@ -70,11 +70,13 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-PICTURES_BY_SEED = "SELECT seed, file FROM pictures JOIN prompts ON prompts.id = prompt WHERE text = ? AND model = ?"
+PICTURES_BY_SEED = "SELECT seed, file FROM pictures JOIN prompts ON prompts.id = prompt WHERE text = ? AND model = ? ORDER BY pictures.id"
 COUNT = "SELECT COUNT(*) FROM pictures JOIN prompts ON prompts.id = prompt WHERE text = ? AND model = ?"
 # Two pictures of a prompt with the same pixels are no pair.
 PAIR_WITH_EARLIER = """INSERT INTO pairs (prompt, first, second)
     SELECT prompt, id, ?1 FROM pictures WHERE prompt = ?2 AND id < ?1 AND file <> ?3"""
+# Pictures of two models from one seed.
+PAIR_OF_SEED = f"{PAIR_WITH_EARLIER} AND seed = ?4 AND model <> ?5"
 UNANSWERED = """SELECT id FROM shown WHERE user = ?
     AND NOT EXISTS (SELECT 1 FROM votes WHERE votes.shown = shown.id AND withdrawn IS NULL) ORDER BY at, rowid LIMIT ?"""
 # Pairs that a user was not shown: those of the prompts that this user saw least come first, then those that all users saw least.

@@ -5,40 +5,59 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.runs import Run
+from diffalign.core.runs import Run, model_name
 from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 from diffalign.infer.load import load
 from diffalign.infer.options import DrawVotesConfig
 from diffalign.infer.sample import draw
 from diffalign.infer.shards import drawn_as, seed_of
-from diffalign.models.backbones.table import load_pipeline
+from diffalign.models.adapters import scale_lora
+from diffalign.models.backbones.table import component_of, load_pipeline
 
 BATCH = 8  # prompts that are drawn at once
 POLL = 1.0  # seconds between looks at the store while there are pairs enough
 
 
+@dataclass(frozen=True, slots=True)
+class Painter:
+    """A model as it draws: a pipeline, further arguments of `draw`, and what sets its adapter's weight before."""
+
+    name: str
+    pipe: Any
+    options: Mapping[str, Any]
+    prepare: Callable[[], None] = lambda: None
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], config: DrawVotesConfig) -> list[bytes]:
+        """Return an encoded picture for each prompt and seed."""
+        self.prepare()
+        settings = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale, **self.options}
+        return [encode_image(image) for image in draw(self.pipe, prompts, seeds, **settings, label=f"draw {self.name}")]
+
+
 def draw_votes(config: DrawVotesConfig, prompts: Sequence[str]) -> int:
     """Fill the store with unseen pairs, and return how many pictures were drawn. A kill loses the batch in hand; a new call goes on.
 
-    Raises ConfigError for settings that cannot be meant.
+    Raises ConfigError for settings that cannot be meant, and where all models draw the same pictures, which make no pairs.
     """
     if not prompts:
         raise ConfigError("there is no prompt to draw; give --prompts")
-    if config.images_per_prompt * len(config.pretrained_model_name_or_path) < 2 or config.ahead < 1:
+    models = len(config.pretrained_model_name_or_path) * max(1, len(config.lora_scales))
+    if (1 if config.same_seed else config.images_per_prompt) * models < 2 or config.ahead < 1:
         raise ConfigError("a vote compares two pictures of a prompt, of at least one pair; raise `images_per_prompt`, or `ahead`")
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {_name(path): _opened(path, device) for path in config.pretrained_model_name_or_path}
-    parent, drawn = os.getppid(), 0
-    turns = itertools.cycle([prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)])
+    painters = [painter for path in config.pretrained_model_name_or_path for painter in _opened(path, config.lora_scales, device)]
+    parent, drawn, idle = os.getppid(), 0, 0
+    parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+    turns = itertools.cycle(parts)
     with VoteStore(config.dataset_name) as store:
         while True:
             if store.unseen() >= config.ahead:
@@ -46,33 +65,45 @@ def draw_votes(config: DrawVotesConfig, prompts: Sequence[str]) -> int:
                     return drawn
                 time.sleep(POLL)
                 continue
-            drawn += _turn(store, models, next(turns), config)
+            pairs = store.pairs()
+            drawn += _turn(store, painters, next(turns), config)
+            idle = idle + 1 if store.pairs() == pairs else 0
+            if idle > len(parts):
+                raise ConfigError(f"{', '.join(painter.name for painter in painters)}: all draw the same pictures, so there is no pair")
 
 
-def _turn(store: VoteStore, models: dict[str, tuple[Any, dict[str, Any]]], prompts: Sequence[str], config: DrawVotesConfig) -> int:
+def _turn(store: VoteStore, painters: Sequence[Painter], prompts: Sequence[str], config: DrawVotesConfig) -> int:
     """Draw some prompts with every model, and add the pictures prompt by prompt; return how many."""
+    counts = {painter.name: {prompt: store.count(prompt, painter.name) for prompt in prompts} for painter in painters}
+    # Of pictures that are paired by seed, whoever has drawn less catches up.
+    behind = {prompt: min(count[prompt] for count in counts.values()) for prompt in prompts}
     drawn = 0
-    for name, (pipe, options) in models.items():
-        numbers = {prompt: store.count(prompt, name) for prompt in prompts}
-        wanted = [(prompt, numbers[prompt] + k) for prompt in prompts for k in range(config.images_per_prompt)]
-        seeds = [seed_of(config.seed, prompt, number) for prompt, number in wanted]
-        settings = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale, **options}
-        images = draw(pipe, [prompt for prompt, _ in wanted], seeds, **settings, label=f"draw {name}")
-        for i, prompt in enumerate(prompts):
-            part = slice(i * config.images_per_prompt, (i + 1) * config.images_per_prompt)
-            drawn += store.add_pictures(prompt, [encode_image(image) for image in images[part]], model=name, seeds=seeds[part])
+    for painter in painters:
+        numbers = {}
+        for prompt in prompts:
+            first = counts[painter.name][prompt]
+            numbers[prompt] = range(first, (behind[prompt] if config.same_seed else first) + config.images_per_prompt)
+        wanted = [(prompt, seed_of(config.seed, prompt, number)) for prompt in prompts for number in numbers[prompt]]
+        images = iter(painter.draw([prompt for prompt, _ in wanted], [seed for _, seed in wanted], config))
+        for prompt in prompts:
+            seeds = [seed_of(config.seed, prompt, number) for number in numbers[prompt]]
+            part = list(itertools.islice(images, len(seeds)))
+            drawn += store.add_pictures(prompt, part, model=painter.name, seeds=seeds, same_seed=config.same_seed)
     return drawn
 
 
-def _opened(path: str, device: str) -> tuple[Any, dict[str, Any]]:
-    """Return a pipeline, and further arguments of `draw`."""
+def _opened(path: str, scales: Sequence[float], device: str) -> list[Painter]:
+    """Return a model, once for each weight of its adapter."""
+    name = model_name(path)
     if not Run.is_in(path):
-        return load_pipeline(path).to(device), {}
+        return [Painter(name, load_pipeline(path).to(device), {})]
     run = Run.open(path, expects="image")
     if run.personal:
         raise ConfigError(f"{path}: a run of {run.method} draws for a user; expected one that draws to prompts alone")
-    return load(path, device=device), drawn_as(run)
-
-
-def _name(path: str) -> str:
-    return Path(path).resolve().name if Path(path).is_dir() else path
+    if scales and (run.tuning != "lora" or run.steers):
+        raise ConfigError(f"{path}: `lora_scales` weighs a LoRA in the whole network; this run of {run.method} has trained {run.tuning}")
+    pipe, options = load(path, device=device), drawn_as(run)
+    if not scales:
+        return [Painter(name, pipe, options)]
+    network = getattr(pipe, component_of(pipe))
+    return [Painter(model_name(path, scale), pipe, options, lambda scale=scale: scale_lora(network, scale)) for scale in scales]

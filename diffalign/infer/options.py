@@ -73,6 +73,10 @@ class DrawVotesConfig:
     """Prompts, files of them, or sets by name; captions of the embedded world if not given."""
     images_per_prompt: int = 2
     """Pictures of each prompt and model, in each turn."""
+    same_seed: bool = False
+    """Pair pictures of different models from the same seed alone, a fair comparison of the models; else all pictures of a prompt."""
+    lora_scales: list[float] = field(default_factory=list)
+    """Weights of the runs' adapters, each one a model of its own: 0 is the base, 1 the run, above it moves further."""
     ahead: int = 24
     """Draw until so many pairs wait that nobody has seen."""
     follow: bool = False

@@ -113,6 +113,13 @@ def load_lora(pipe: Any, folder: Path, component: str, name: str = "default") ->
     _load(getattr(pipe, component), folder, component, name)
 
 
+def scale_lora(model: nn.Module, scale: float, name: str = "default") -> None:
+    """Let an adapter count `scale` times what it was trained to: at 0 the network is the base, at 1 the run."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.set_scale(name, scale)
+
+
 def load_peft(model: Any, folder: Path) -> None:
     """Add the adapter that `save_peft` wrote to a language model. Raises as `load_lora`."""
     _load(model, folder, MODEL, "default")

@@ -4,53 +4,92 @@ from __future__ import annotations
 
 import html
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from diffalign.app.arena import Arena
+from diffalign.app.arena import Arena, Duel
 from diffalign.app.ballot import Ballot
+from diffalign.app.commands import export_command, typed
+from diffalign.app.download import zipped
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
+from diffalign.app.pages.look import look_view
+from diffalign.app.pages.strength import strength_view
 from diffalign.app.pages.vote import vote_page
 from diffalign.app.voters import AccessError, Accounts
 from diffalign.core.errors import DiffalignError
+from diffalign.core.runs import Run, model_name
 from diffalign.evaluate.ratings import Rating
 
-MOST_PAIRS, MOST_PROMPTS = 1000, 200
+MOST_PAIRS, MOST_PROMPTS, MOST_ROWS = 1000, 200, 8
 REFRESH = 3.0  # seconds
+VERDICTS = {"win": "clearly better", "loss": "clearly worse", "unclear": "not decided yet"}
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """What the page does: which models there are, and who may draw with them."""
+    """What the page does: which models there are, and who may draw with them and take them away."""
 
     config: AppConfig
     arena: Arena
+    strengths: Arena  # pictures of one run at several strengths, which nobody votes on
     queue: Queue
     accounts: Accounts
 
+    @property
+    def base(self) -> str:
+        """Return the name of the model that all trainings start from."""
+        return model_name(self.config.pretrained_model_name_or_path)
+
     def models(self) -> dict[str, str]:
-        """Return what can be drawn with, name -> path: the base, the runs that were named, finished trainings."""
-        paths = [self.config.pretrained_model_name_or_path, *self.config.runs]
+        """Return what can be drawn with, name -> path: the base, and `runs`."""
+        return {self.base: self.config.pretrained_model_name_or_path, **self.runs()}
+
+    def runs(self) -> dict[str, str]:
+        """Return the runs that were named and the trainings, name -> path: results, the best of each, checkpoints."""
+        folders: list[str | Path] = list(self.config.runs)
         for job in self.queue.jobs():
-            if job.state == "done":
-                paths.append(str(job.run))
-        return {Path(path).name if Path(path).exists() else path: path for path in paths}
+            folders += [job.run, job.run / "best", *sorted(job.run.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))]
+        return {model_name(folder): str(folder) for folder in folders if Run.is_in(folder)}
 
     def draw(self, login: str | None, names: Sequence[str], prompts: str, pairs: int) -> None:
         """Start to draw. Raises AccessError unless an owner asks for what can be drawn, ConfigError as `Arena.draw` does."""
-        if not self.accounts.is_owner(login):
-            raise AccessError("only owners draw")
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if not 1 <= pairs <= MOST_PAIRS or len(lines) > MOST_PROMPTS:
-            raise AccessError(f"expected 1 to {MOST_PAIRS} pairs, and at most {MOST_PROMPTS} prompts")
+        lines = self._lines(login, prompts, MOST_PROMPTS)
+        if not 1 <= pairs <= MOST_PAIRS:
+            raise AccessError(f"expected 1 to {MOST_PAIRS} pairs")
         paths = self.models()
         self.arena.draw([paths[name] for name in names if name in paths], lines, pairs)
+
+    def draw_strengths(self, login: str | None, name: str, prompts: str) -> None:
+        """Start to draw a run at every strength. Raises AccessError unless an owner asks, ConfigError as `Arena.draw` does."""
+        lines = self._lines(login, prompts, MOST_ROWS)
+        self.strengths.draw_strengths(self._run(name), lines)
+
+    def download(self, login: str | None, name: str) -> Path:
+        """Return a run as a zip. Raises AccessError unless an owner asks, and what `zipped` raises."""
+        self._owner(login)
+        return zipped(self._run(name))
+
+    def _run(self, name: str) -> str:
+        if name not in (runs := self.runs()):
+            raise AccessError("choose a training")
+        return runs[name]
+
+    def _owner(self, login: str | None) -> None:
+        if not self.accounts.is_owner(login):
+            raise AccessError("only owners draw and download")
+
+    def _lines(self, login: str | None, prompts: str, most: int) -> list[str]:
+        self._owner(login)
+        lines = list(dict.fromkeys(line.strip() for line in prompts.splitlines() if line.strip()))
+        if len(lines) > most:
+            raise AccessError(f"expected at most {most} prompts")
+        return lines
 
 
 def compare_page(gallery: Gallery) -> None:
@@ -63,57 +102,114 @@ def compare_page(gallery: Gallery) -> None:
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="compare-draw")
         fresh = gr.Button("Look for new models", elem_id="compare-fresh")
+    answer = gr.HTML(elem_id="compare-answer")
     status = gr.HTML(elem_id="compare-status")
     with gr.Tab("Vote blind"):
         vote_page(Ballot(gallery.arena.store, enough=None), gallery.accounts, "arena")
     with gr.Tab("Look"):
-        _look(gallery.arena)
+        look_view(gallery.arena)
+    with gr.Tab("Strength and download"):
+        run = _one_run(gallery)
 
-    def start(names: list[str], prompts: str, pairs: int, request: gr.Request) -> str:
-        try:
-            gallery.draw(request.username, names, prompts, int(pairs))
-        except (DiffalignError, AccessError) as error:
-            return f"<p>{html.escape(str(error))}</p>"
-        return state_of(gallery)
+    def start(names: list[str], prompts: str, pairs: int, request: gr.Request) -> list[str]:
+        return [outcome(lambda: gallery.draw(request.username, names, prompts, int(pairs)), gallery.arena), state_of(gallery)]
 
-    draw.click(start, [models, prompts, pairs], status, concurrency_limit=None)
-    fresh.click(lambda: gr.update(choices=list(gallery.models())), None, models)
+    def look_again() -> list[Any]:
+        return [gr.update(choices=list(gallery.models())), gr.update(choices=list(gallery.runs()))]
+
+    draw.click(start, [models, prompts, pairs], [answer, status], concurrency_limit=None)
+    fresh.click(look_again, None, [models, run])
     gr.Timer(REFRESH).tick(lambda: state_of(gallery), None, status, show_progress="hidden", concurrency_limit=None)
 
 
-def _look(arena: Arena) -> None:
-    """Add what shows two models' pictures of one prompt and seed, one over the other."""
+def _one_run(gallery: Gallery) -> gr.Dropdown:
+    """Add what concerns one training, its strengths and its files; return the component that chooses it."""
     with gr.Row():
-        prompt = gr.Dropdown(label="Prompt", choices=[], elem_id="compare-prompt")
-        left, right = (gr.Dropdown(label=f"On the {side}", choices=[], elem_id=f"compare-{side}") for side in ("left", "right"))
-    slider = gr.ImageSlider(label="Drag the line", type="pil", height=512, interactive=False, elem_id="compare-slider")
+        run = gr.Dropdown(label="Training", choices=list(gallery.runs()), value=None, elem_id="run-which")
+        prompts = gr.Textbox(label=f"Prompts, one on each line, at most {MOST_ROWS}", lines=2, max_length=2_000, elem_id="strength-prompts")
+    with gr.Row():
+        draw = gr.Button("Draw at every strength", elem_id="strength-draw")
+        download = gr.Button("Make a zip for diffusers and ComfyUI", elem_id="run-download")
+    answer = gr.HTML(elem_id="run-answer")
+    file = gr.File(label="Unzip it; the folder is what load_lora_weights takes", visible=False, elem_id="run-file")
+    refresh, shown = strength_view(gallery.strengths, run)
 
-    def choices() -> list[Any]:
-        drawn = arena.store.models()
-        first, last = (drawn[0], drawn[-1]) if drawn else (None, None)
-        prompts = arena.store.prompts()
-        sides = [gr.update(choices=drawn, value=value) for value in (first, last)]
-        return [gr.update(choices=prompts, value=prompts[0] if prompts else None), *sides]
+    def start(name: str | None, prompts: str, request: gr.Request) -> str:
+        return outcome(lambda: gallery.draw_strengths(request.username, name or "", prompts), gallery.strengths)
 
-    def look(prompt: str | None, left: str | None, right: str | None) -> tuple[Image.Image, Image.Image] | None:
-        return arena.pictures(prompt, left, right) if prompt and left and right else None
+    def pack(name: str | None, request: gr.Request) -> list[Any]:
+        made: list[Path] = []
+        refused = refusal(lambda: made.append(gallery.download(request.username, name or "")))
+        command = (
+            f"<p>The same: <code>{html.escape(typed(export_command(gallery.runs()[name or ''], f'{name}-lora')))}</code></p>"
+            if made
+            else ""
+        )
+        return [refused or command, gr.update(value=str(made[0]) if made else None, visible=bool(made))]
 
-    prompt.focus(choices, None, [prompt, left, right], show_progress="hidden")
-    for one in (prompt, left, right):
-        one.change(look, [prompt, left, right], slider, show_progress="hidden")
+    def follow(name: str | None, prompt: str | None, drawing: float) -> list[Any]:
+        """Look at the drawing while it goes on, and once more after its end."""
+        strengths = gallery.strengths.drawing
+        if not strengths.busy and not drawing:
+            return [gr.skip(), 0.0, *(gr.skip() for _ in shown)]
+        state = progress_of(gallery.strengths) or "<p>Drawn.</p>"
+        return [state, time.time() if strengths.busy else 0.0, *refresh(name, prompt)]
+
+    drawing = gr.State(0.0)
+    draw.click(start, [run, prompts], answer, concurrency_limit=None).then(lambda: time.time(), None, drawing)
+    download.click(pack, run, [answer, file], concurrency_limit=1)
+    gr.Timer(REFRESH).tick(follow, [run, shown[0], drawing], [answer, drawing, *shown], show_progress="hidden", concurrency_limit=None)
+    return run
+
+
+def outcome(call: Any, arena: Arena) -> str:
+    """Return what to show after `call` has started a drawing: why it was refused, or the command that does the same."""
+    refused = refusal(call)
+    command = typed(arena.drawing.command)
+    return refused or f"<details><summary>The same on the command line</summary><code>{html.escape(command)}</code></details>"
+
+
+def refusal(call: Any) -> str:
+    """Return why `call` was refused, as HTML; nothing if it was not."""
+    try:
+        call()
+    except (DiffalignError, AccessError) as error:
+        return f"<p>{html.escape(str(error).replace(str(Path.home()), '~'))}</p>"
+    return ""
+
+
+def progress_of(arena: Arena) -> str:
+    """Return how far a drawing is, or why it failed, as HTML; nothing of one that has ended well."""
+    drawing = arena.drawing
+    if drawing.busy:
+        return f"<p>Drawing. {html.escape(drawing.last_line)}</p>"
+    if trouble := drawing.trouble:
+        return f"<p>The drawing failed: {html.escape(trouble.replace(str(Path.home()), '~'))} Draw again to go on.</p>"
+    return ""
 
 
 def state_of(gallery: Gallery) -> str:
-    """Return what the arena says of itself, as HTML: whether it draws, and the ratings by its votes."""
-    arena, lines = gallery.arena, []
-    if arena.busy:
-        lines.append(f"<p>Drawing; {arena.store.unseen()} pairs wait for a vote.</p>")
-    if trouble := arena.trouble:
-        lines.append(f"<p>The drawing failed: {html.escape(trouble.replace(str(Path.home()), '~'))}</p>")
+    """Return what the arena says of itself, as HTML: whether it draws, and the win rates and ratings by its votes."""
+    arena, lines = gallery.arena, [progress_of(gallery.arena)]
+    if arena.drawing.busy:
+        lines.append(f"<p>{arena.store.unseen()} pairs wait for a vote.</p>")
     try:
-        return "".join(lines) + rating_table(arena.ratings())
+        return "".join([*lines, duel_table(arena.duels(gallery.base)), rating_table(arena.ratings())])
     except DiffalignError as error:  # models that no vote connects
         return "".join(lines) + f"<p>{html.escape(str(error))}</p>"
+
+
+def duel_table(duels: Sequence[Duel]) -> str:
+    """Return win rates against the base as an HTML table, with 95 % intervals."""
+    if not duels:
+        return ""
+    rows = (
+        f"<tr><td>{html.escape(one.model)}</td><td>{one.rate:.2f} ({_end(one.low)} to {_end(one.high)})</td><td>{one.prompts}</td>"
+        f"<td>{VERDICTS[one.verdict]}</td></tr>"
+        for one in duels
+    )
+    head = f"<tr><th>Model</th><th>Win rate against {html.escape(duels[0].against)} (95 %)</th><th>Prompts</th><th></th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
 
 
 def rating_table(ratings: Sequence[Rating]) -> str:
@@ -127,6 +223,10 @@ def rating_table(ratings: Sequence[Rating]) -> str:
     ]
     head = "<tr><th>Model</th><th>Chance against the average (95 %)</th><th>Won</th><th>Lost</th><th>Tied</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _end(share: float) -> str:
+    return "?" if math.isnan(share) else f"{share:.2f}"
 
 
 def _chance(rating: float) -> float:
