@@ -17,6 +17,7 @@ from diffalign.app.drawing import Drawing
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
+from diffalign.app.pages.rewrite import Desk, rewrite_page
 from diffalign.app.pages.train import Workshop, train_page
 from diffalign.app.pages.vote import vote_page
 from diffalign.app.pages.votes import Ledger, votes_page
@@ -48,6 +49,7 @@ def build(config: AppConfig) -> gr.Blocks:
     arena, strengths = (Arena(VoteStore(folder / name), Drawing(folder / f"{name}.log")) for name in (ARENA, STRENGTHS))
     beta = load_yaml(config.config).get("beta", BETA)
     workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
+    desk = Desk.of(config, folder, accounts)
     with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         with gr.Tab("Vote"):
             vote_page(Ballot(store, config.repeats), accounts, "votes")
@@ -55,6 +57,8 @@ def build(config: AppConfig) -> gr.Blocks:
             train_page(workshop)
         with gr.Tab("Compare"):
             compare_page(Gallery(config, arena, strengths, workshop.queue, accounts))
+        with gr.Tab("Rewrite"):
+            rewrite_page(desk)
         with gr.Tab("Votes"):
             votes_page(Ledger(store, accounts))
     return blocks

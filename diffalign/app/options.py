@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+EMBEDDED_WRITER = "assets/tiny-lm/sem_dpo"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppConfig:
@@ -17,6 +19,8 @@ class AppConfig:
     """Recipe that training starts from; the page sets the votes, the method, beta and the number of steps."""
     runs: list[str] = field(default_factory=list)
     """Finished runs to compare with the model and with each other, besides those that the page trains."""
+    writer: str = EMBEDDED_WRITER
+    """Finished run of a language model, whose rewrites of prompts the page Rewrite shows before and after training."""
     prompts: str | None = None
     """Prompts to draw: a file, one on each line, or the name of a bundled set; those of the embedded world if not given."""
     ahead: int = 24

@@ -54,7 +54,7 @@ def draw_votes(config: DrawVotesConfig, prompts: Sequence[str]) -> int:
         raise ConfigError("a vote compares two pictures of a prompt, of at least one pair; raise `images_per_prompt`, or `ahead`")
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    painters = [painter for path in config.pretrained_model_name_or_path for painter in _opened(path, config.lora_scales, device)]
+    painters = [painter for path in config.pretrained_model_name_or_path for painter in open_painters(path, config.lora_scales, device)]
     parent, drawn, idle = os.getppid(), 0, 0
     parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
     turns = itertools.cycle(parts)
@@ -92,8 +92,8 @@ def _turn(store: VoteStore, painters: Sequence[Painter], prompts: Sequence[str],
     return drawn
 
 
-def _opened(path: str, scales: Sequence[float], device: str) -> list[Painter]:
-    """Return a model, once for each weight of its adapter."""
+def open_painters(path: str, scales: Sequence[float] = (), device: str = "cpu") -> list[Painter]:
+    """Return a model or a finished run, once for each weight of its adapter. Raises ConfigError for a run that does not draw to prompts."""
     name = model_name(path)
     if not Run.is_in(path):
         return [Painter(name, load_pipeline(path).to(device), {})]

@@ -1,11 +1,15 @@
 """The command line on a language model: dry run, held-out judging, CHES, and what is refused."""
 
+import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 import diffalign
 from diffalign.cli.main import main
+from diffalign.data.pictures import decode_image
 from diffalign.data.table import read_table
 from diffalign.infer.text.rewriter import Rewriter
 from tests.models.text.models import folder, llama, tokenizer
@@ -97,3 +101,35 @@ def test_ches_needs_a_table_and_another_folder(world, tmp_path, capsys):
     ):
         assert main(["data", "ches", "--dataset_name", str(dataset), "--output_dir", str(out)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_rewrite_shows_what_the_embedded_writer_learned(tmp_path, capsys):
+    flags = ["--prompts", "a star", "--images_per_prompt", "2", "--seed", "2", "--num_inference_steps", "1", "--destination", str(tmp_path)]
+    assert main(["rewrite", *flags]) == 0
+    rows = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["prompt", "prompt", "base", "base", "trained", "trained"]
+    assert [row[-1] for row in rows] == [str(tmp_path / f"0_{row[0]}_{n % 2}.png") for n, row in enumerate(rows)]
+    assert {decode_image(Path(row[-1]).read_bytes(), row[-1]).size for row in rows} == {(64, 64)}
+    assert all("at the top" in row[1] for row in rows[4:])
+
+
+def test_rewrite_answers_lines_of_standard_input_and_goes_on_after_one_that_is_none(world, monkeypatch, tmp_path, capsys):
+    lines = [{"prompt": "the word 1", "seed": 3}, {"word": 1}, {"prompt": "the word 2"}]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(line) + "\n" for line in lines)))
+    flags = ["--output_dir", str(world / "run"), "--destination", str(tmp_path), "--draw", "false", "--images_per_prompt", "1"]
+    assert main(["rewrite", *flags, "--follow"]) == 0
+    first, bad, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["prompt"]["texts"] == ["the word 1"]
+    assert first["trained"]["texts"] == diffalign.load(world / "run")(["the word 1"], seed=3)
+    assert "word" in bad["error"]
+    assert last["base"]["images"] == []
+
+
+def test_rewrite_refuses_what_it_cannot_do_before_anything_loads(world, tmp_path, capsys):
+    for flags, word in (
+        ([], "--prompts"),
+        (["--prompts", "a", "--images_per_prompt", "0"], "images_per_prompt"),
+        (["--prompts", "a", "--output_dir", str(tmp_path)], str(tmp_path)),
+    ):
+        assert main(["rewrite", "--output_dir", str(world / "run"), *flags]) == 2
+        assert word in capsys.readouterr().err

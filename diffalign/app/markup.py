@@ -1,0 +1,45 @@
+"""Pieces of HTML that several pages show. What people typed is escaped, and no folder of the server is named."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffalign.app.commands import typed
+from diffalign.data.pictures import decode_image
+
+LARGE = 128  # pixels; smaller pictures are enlarged with their pixels sharp
+
+
+def picture_tag(image: bytes, where: str, alt: str, side: int, *, framed: bool = False) -> str:
+    """Return an encoded picture as an `<img>` of at most `side` pixels that carries it, in a frame if `framed`.
+
+    Raises RecordError, naming `where`, for a picture that does not decode.
+    """
+    shown, small = decode_image(image, where, least=(side, side)), io.BytesIO()
+    shown.thumbnail((side, side))
+    shown.save(small, "WEBP", quality=90)
+    enlarged = ' data-small="true"' if max(shown.size) < LARGE else ""
+    data, text = base64.b64encode(small.getvalue()).decode(), html.escape(alt)
+    style = ' style="outline: 3px solid var(--color-accent)"' if framed else ""
+    return f'<img src="data:image/webp;base64,{data}" alt="{text}" title="{text}" loading="lazy"{enlarged}{style}>'
+
+
+def command_details(command: Sequence[str]) -> str:
+    """Return a folded-up line with the command that does the same without the page; it begins with `CLI`."""
+    return f"<details><summary>The same on the command line</summary><code>{html.escape(typed(command))}</code></details>"
+
+
+def without_folders(text: str, *folders: Path) -> str:
+    """Return a text in which absolute paths keep their last part alone, and `folders` are not named at all.
+
+    >>> without_folders("cannot read /srv/data/votes/records.arrow, row 3")
+    'cannot read …/records.arrow, row 3'
+    """
+    for folder in folders:
+        text = text.replace(f"{folder}/", "")
+    return re.sub(r"(?<![\w.:/…])(?:/[^\s/'\"`<>]+)+/(?=[^\s/])", "…/", text)
