@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from diffalign.app.drawing import Drawing
+from diffalign.app.background import Background
+from diffalign.app.commands import draw_command
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import write
 from diffalign.core.intervals import Verdict, share_interval, sign_test, verdict
@@ -39,7 +40,7 @@ class Arena:
     """The pictures of several models in a vote store of their own, and the process that draws them."""
 
     store: VoteStore
-    drawing: Drawing
+    drawing: Background
     _rated: tuple[list[CastVote], list[Vote], list[Rating]] = field(default_factory=lambda: ([], [], []))  # the last ratings, and of what
 
     def draw(self, models: Sequence[str], prompts: Sequence[str], pairs: int) -> None:
@@ -73,7 +74,7 @@ class Arena:
             lora_scales=list(scales),
             ahead=pairs,
         )
-        self.drawing.start(config)
+        self.drawing.start(draw_command(config))
 
     def votes(self) -> list[Vote]:
         """Return the votes on pairs of two models."""

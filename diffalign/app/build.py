@@ -12,8 +12,9 @@ from pathlib import Path
 import gradio as gr
 
 from diffalign.app.arena import Arena
+from diffalign.app.background import Background
 from diffalign.app.ballot import Ballot
-from diffalign.app.drawing import Drawing
+from diffalign.app.commands import draw_command
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
@@ -46,7 +47,7 @@ def build(config: AppConfig) -> gr.Blocks:
     accounts = _accounts(config)
     store = VoteStore(config.dataset_name)
     folder = Path(config.output_dir)
-    arena, strengths = (Arena(VoteStore(folder / name), Drawing(folder / f"{name}.log")) for name in (ARENA, STRENGTHS))
+    arena, strengths = (Arena(VoteStore(folder / name), Background(folder / f"{name}.log")) for name in (ARENA, STRENGTHS))
     beta = load_yaml(config.config).get("beta", BETA)
     workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
     desk = Desk.of(config, folder, accounts)
@@ -92,7 +93,7 @@ def serve(config: AppConfig) -> None:
 @contextlib.contextmanager
 def at_work(config: AppConfig) -> Iterator[None]:
     """Draw pictures ahead of the voters and work through the queue of trainings while the block runs."""
-    drawing, queue, ended = Drawing(Path(config.output_dir) / "votes.db.log"), Queue(Path(config.output_dir) / JOBS), threading.Event()
+    drawing, queue, ended = Background(Path(config.output_dir) / "votes.db.log"), Queue(Path(config.output_dir) / JOBS), threading.Event()
 
     def work() -> None:
         while not ended.wait(1.0):
@@ -102,7 +103,7 @@ def at_work(config: AppConfig) -> Iterator[None]:
                 logger.exception("the queue of trainings could not be read; it is looked at again")
 
     if config.ahead:
-        drawing.start(_ahead(config))
+        drawing.start(draw_command(_ahead(config)))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffalign.app.arena import Arena
-from diffalign.app.drawing import Drawing
+from diffalign.app.background import Background
 from diffalign.app.pages.compare import rating_table
 from diffalign.core.errors import ConfigError
 from diffalign.data.pictures import encode_image
@@ -21,7 +21,7 @@ def arena(tmp_path):
         for n in range(6):
             for shade, model in ((n, "base"), (100 + n, "<b>mine</b>")):
                 store.add_pictures(f"prompt {n}", [encode_image(Image.new("L", (8, 8), shade))], model=model, seeds=[n])
-        yield Arena(store, Drawing(tmp_path / "log.txt"))
+        yield Arena(store, Background(tmp_path / "log.txt"))
 
 
 def vote_for(arena, *winners):
@@ -61,7 +61,7 @@ def test_a_drawing_that_fails_says_why_and_one_model_is_no_comparison(arena, tmp
     with pytest.raises(ConfigError, match="two"):
         arena.draw(["base", "base"], [], 4)
     arena.draw([str(tmp_path / "a"), str(tmp_path / "b")], ["a star"], 4)
-    with pytest.raises(ConfigError, match="drawing"):
+    with pytest.raises(ConfigError, match="wait"):
         arena.draw(["a", "b"], [], 4)
     arena.drawing.process.wait()
     assert str(tmp_path / "a") in arena.drawing.trouble

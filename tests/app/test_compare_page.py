@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from diffalign.app.arena import SCALES, Arena
+from diffalign.app.background import Background
 from diffalign.app.commands import typed
 from diffalign.app.download import zipped
-from diffalign.app.drawing import Drawing
 from diffalign.app.jobs import JOB, Queue
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery
@@ -35,7 +35,7 @@ def base(tmp_path_factory):
 def gallery(tmp_path, base):
     accounts = Accounts({"ada": Account("long enough", "owner"), "bob": Account("long enough", "voter")})
     stores = [VoteStore(tmp_path / f"{name}.db") for name in ("arena", "strengths")]
-    arenas = [Arena(store, Drawing(tmp_path / "log.txt")) for store in stores]
+    arenas = [Arena(store, Background(tmp_path / "log.txt")) for store in stores]
     config = AppConfig(pretrained_model_name_or_path=str(base), runs=[str(write_run(tmp_path / "named", base))])
     yield Gallery(config, arenas[0], arenas[1], Queue(tmp_path / "jobs"), accounts)
     for store in stores:
@@ -93,7 +93,7 @@ def test_strengths_show_one_seed_at_every_weight_and_only_prompts_that_are_whole
                     "a <star>", [encode_image(Image.new("L", (8, 8), 10 * shade + seed))], model=model_name("mine", scale), seeds=[seed]
                 )
         store.add_pictures("a ring", [encode_image(Image.new("L", (8, 8)))], model="mine", seeds=[7])
-        arena = Arena(store, Drawing(tmp_path / "log.txt"))
+        arena = Arena(store, Background(tmp_path / "log.txt"))
         drawn = strengths_of(arena, "mine")
         assert list(drawn) == ["a <star>"]
         assert [Image.open(file).getpixel((0, 0)) for file in drawn["a <star>"].values()] == [8, 18, 28, 38, 48, 58, 68]
