@@ -71,13 +71,13 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), *words, *letters], extra_ids=0, model_max_length=512)
 
 
-def clip(kind: Any, tokenizer: Any, layers: int = 2, activation: str = "quick_gelu") -> Any:
+def clip(kind: Any, tokenizer: Any, layers: int = 2, activation: str = "quick_gelu", width: int = WIDTH) -> Any:
     """Return a random CLIP text encoder of class `kind`."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        projection_dim=WIDTH,
+        hidden_size=width,
+        intermediate_size=width,
+        projection_dim=width,
         num_hidden_layers=layers,
         num_attention_heads=2,
         hidden_act=activation,
@@ -169,10 +169,11 @@ def pixart(alpha: bool = False, use_additional_conditions: bool = False) -> Any:
     return (PixArtAlphaPipeline if alpha else PixArtSigmaPipeline)(tokenizer, t5(tokenizer), vae, denoiser, scheduler)
 
 
-def stable_diffusion_3(channels: int = 16, absent: Sequence[str] = (), **schedule: Any) -> Any:
-    """Return a Stable Diffusion 3.5 with the text encoders named in `absent` left out, and their tokenizers."""
+def stable_diffusion_3(channels: int = 16, absent: Sequence[str] = (), second_clip: int = WIDTH, **schedule: Any) -> Any:
+    """Return a Stable Diffusion 3.5 with the text encoders named in `absent` left out, and a second CLIP of another width."""
     tokenizers = clip_tokenizer(), clip_tokenizer(pad="!"), t5_tokenizer()
-    first, second = (clip(CLIPTextModelWithProjection, tokenizers[i], activation=("quick_gelu", "gelu")[i]) for i in (0, 1))
+    first = clip(CLIPTextModelWithProjection, tokenizers[0])
+    second = clip(CLIPTextModelWithProjection, tokenizers[1], activation="gelu", width=second_clip)
     texts: list[Any] = [first, tokenizers[0], second, tokenizers[1], t5(tokenizers[2], 3 * WIDTH), tokenizers[2]]
     for position, name in enumerate(("text_encoder", "text_encoder_2", "text_encoder_3")):
         if name in absent:
@@ -187,7 +188,7 @@ def stable_diffusion_3(channels: int = 16, absent: Sequence[str] = (), **schedul
         num_attention_heads=2,
         caption_projection_dim=16,
         joint_attention_dim=3 * WIDTH,  # wider than both CLIPs side by side, as T5 is
-        pooled_projection_dim=2 * WIDTH,
+        pooled_projection_dim=WIDTH + second_clip,
         pos_embed_max_size=8,
         qk_norm="rms_norm",
         dual_attention_layers=(0,),

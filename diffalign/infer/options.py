@@ -16,7 +16,10 @@ class GenerateConfig:
     """Folder of the new table. What is drawn and scored lies in NAME.parts beside it until the table is whole: the same command goes on
     after a kill."""
     pretrained_model_name_or_path: str = "assets/tiny-sd"
-    """What draws: a folder in diffusers layout, a hub id, or the output_dir of a finished `diffalign train` run of images."""
+    """What draws: a folder in diffusers layout, hub id, .safetensors file of a whole model, or the output_dir of a finished run."""
+    config_folder: str | None = None
+    """Of a model in one file that is none of SD 1.x, 2.x, XL, 3 or 3.5: the folder of its configs and tokenizers, in diffusers layout.
+    It is needed the first time."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
     variant: str | None = None

@@ -33,6 +33,7 @@ from diffalign.models.backbones.folders import (
     is_local,
     lasting,
     resolve,
+    unpack,
 )
 from diffalign.models.backbones.mistaken import refuse_vae
 from diffalign.models.users.settings import USER_ENCODERS
@@ -106,6 +107,7 @@ def kind_of(config: TrainConfig) -> Kind | None:
     name = config.pretrained_model_name_or_path
     if METHODS[config.method].inference == "reward":
         return "reward"
+    unpack(name, config.config_folder)
     if not is_local(resolve(name)):
         return None
     return "text" if is_language_model(name) else "image"

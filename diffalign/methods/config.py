@@ -43,7 +43,10 @@ class TrainConfig:
     """Fine-tune a model on preferences."""
 
     pretrained_model_name_or_path: str = key("assets/tiny-sd", kinds=ANY, changes="model", uses=HELP)
-    """Folder in diffusers layout, or of a causal language model with its tokenizer, or hub id."""
+    """Folder in diffusers layout, or of a causal language model with its tokenizer; hub id; or .safetensors file of a whole model."""
+    config_folder: str | None = key(None, kinds=IMAGE, changes="model")
+    """Of a model in one file that is none of SD 1.x, 2.x, XL, 3 or 3.5: the folder of its configs and tokenizers, in diffusers layout.
+    It is needed the first time."""
     revision: str | None = key(None, kinds=ANY, changes="model")
     """Hub revision (branch, tag or commit)."""
     variant: str | None = key(None, changes="model")

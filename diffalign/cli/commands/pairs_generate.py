@@ -24,7 +24,7 @@ def run(config: GenerateConfig) -> int:
     """Write the table and say what it holds."""
     check_scorer_names(config.scorers)
     from diffalign.data.prompts import prompts_to_draw
-    from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
+    from diffalign.models.backbones.folders import check_folder, is_language_model, resolve, unpack
 
     prompts = prompts_to_draw(
         config.prompts,
@@ -35,6 +35,7 @@ def run(config: GenerateConfig) -> int:
         seed=config.seed,
     )
     name = config.pretrained_model_name_or_path
+    unpack(name, config.config_folder)
     if is_language_model(name):
         raise ConfigError(f"{name}: a language model; `diffalign pairs generate` draws images")
     if not Run.is_in(name):

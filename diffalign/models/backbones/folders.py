@@ -11,7 +11,7 @@ from typing import Any
 from diffalign.core.documents import check_types, read_mapping
 from diffalign.core.errors import CheckpointError, shortened
 from diffalign.core.weight_files import check_whole
-from diffalign.models.backbones import mistaken
+from diffalign.models.backbones import mistaken, single_file
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third is how diffusers calls the safety checker's
 EMBEDDED = {f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm", "tiny-lm/sem_dpo") for root in ("assets/", "")}
@@ -56,7 +56,9 @@ TRAITS = {
 
 
 def resolve(name: str) -> str:
-    """Return `name`, or for the embedded models the folder they lie in wherever the package is installed."""
+    """Return `name`, or the folder that it stands for: of an embedded model, wherever the package is installed; of a single-file model."""
+    if mistaken.names_weights(name) and single_file.is_model(Path(name)):
+        return str(single_file.folder_of(Path(name)))
     if name in EMBEDDED and not Path(name).exists():
         package = Path(__file__).resolve().parents[2]
         for root in (package.parent / "assets", package / "_assets"):
@@ -65,9 +67,18 @@ def resolve(name: str) -> str:
     return name
 
 
+def unpack(name: str, configs: str | None) -> None:
+    """Make the folder that a single-file model is read from by its `configs`. Raises CheckpointError where the file is no model."""
+    if configs is None:
+        return
+    if not single_file.is_model(Path(name)):
+        raise CheckpointError(f"{name}: `config_folder` goes with a .safetensors file that holds a whole model")
+    single_file.folder_of(Path(name), Path(configs))
+
+
 def lasting(name: str) -> str:
-    """Return `name` in a form that means the same from any working directory: a folder's full path, else the name itself."""
-    return str(Path(name).resolve()) if Path(name).is_dir() and name not in EMBEDDED else name
+    """Return `name` in a form that means the same from any working directory: the full path of a folder or file, else the name itself."""
+    return str(Path(name).resolve()) if Path(name).exists() and name not in EMBEDDED else name
 
 
 def is_local(name: str) -> bool:

@@ -21,6 +21,13 @@ SINGLE_FILES = {
     "double_blocks": "FluxPipeline",
     "cond_stage_model": "StableDiffusionPipeline",
 }
+# By pipeline: what diffusers calls its denoiser, and the denoiser's class.
+DENOISERS = {
+    "StableDiffusionXLPipeline": ("unet", "UNet2DConditionModel"),
+    "StableDiffusion3Pipeline": ("transformer", "SD3Transformer2DModel"),
+    "FluxPipeline": ("transformer", "FluxTransformer2DModel"),
+    "StableDiffusionPipeline": ("unet", "UNet2DConditionModel"),
+}
 
 
 def names_weights(name: str) -> bool:
@@ -79,8 +86,18 @@ def _file(path: Path) -> str:
     if any("lora_" in name or ".lora" in name for name in names):
         return "a LoRA adapter, and no model; give the folder or hub id of the model that it goes on"
     kind = _single_file_class(names)
-    lines = f"from diffusers import {kind}\n  {kind}.from_single_file({str(path)!r}).save_pretrained({str(path.with_suffix(''))!r})"
-    return f"a single-file checkpoint; make a folder of it in Python with\n  {lines}\nand give that folder, {path.with_suffix('')}"
+    folder = path.with_suffix("")
+    if names and not any(name.startswith("first_stage_model.") for name in names):
+        part, network = DENOISERS[kind]
+        lines = (
+            f"from diffusers import {kind}, {network}\n  {part} = {network}.from_single_file({str(path)!r})\n"
+            f"  {kind}.from_pretrained(BASE, {part}={part}).save_pretrained({str(folder)!r})"
+        )
+        what = "weights of a denoiser alone, without autoencoder and text encoders, which the model BASE has"
+    else:
+        lines = f"from diffusers import {kind}\n  {kind}.from_single_file({str(path)!r}).save_pretrained({str(folder)!r})"
+        what = "a single-file checkpoint that is no safetensors file of a whole model"
+    return f"{what}; make a folder of it in Python with\n  {lines}\nand give that folder, {folder}"
 
 
 def _single_file_class(names: Iterable[str]) -> str:

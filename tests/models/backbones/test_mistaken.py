@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from huggingface_hub.utils import httpx
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from diffalign.core.errors import CheckpointError
 from diffalign.models.backbones import hub
 from diffalign.models.backbones.folders import check_folder, check_language_model, is_local
-from diffalign.models.backbones.mistaken import SINGLE_FILES, WEIGHTS, refuse_vae
+from diffalign.models.backbones.mistaken import DENOISERS, SINGLE_FILES, WEIGHTS, refuse_vae
 from diffalign.models.backbones.table import load_pipeline
 from tests.micro_models import write_micro
 
@@ -36,15 +37,26 @@ def refusal(name: str) -> str:
     return text
 
 
-def test_a_single_file_is_called_so_with_the_two_lines_that_convert_it(tmp_path):
+def test_a_denoiser_alone_is_called_so_with_the_lines_that_put_it_into_its_model(tmp_path):
     for mark, kind in SINGLE_FILES.items():
         file = tmp_path / f"{kind}.safetensors"
         save_file({f"model.{mark}.0.weight": torch.ones(1)}, file)
         text = refusal(str(file))
-        for fact in ("a single-file checkpoint", f"from diffusers import {kind}", f"from_single_file('{file}')", str(file.with_suffix(""))):
+        part, network = DENOISERS[kind]
+        for fact in ("a denoiser alone", f"{network}.from_single_file('{file}')", f"{part}={part}", str(file.with_suffix(""))):
             assert fact in text, kind
+        assert issubclass(getattr(diffusers, network), diffusers.ModelMixin)
+
+
+def test_a_pickled_checkpoint_is_called_so_with_the_lines_that_convert_it(tmp_path):
     (tmp_path / "old.ckpt").write_bytes(b"pickle")
-    assert "a single-file checkpoint" in refusal(str(tmp_path / "old.ckpt"))
+    text = refusal(str(tmp_path / "old.ckpt"))
+    for fact in (
+        "a single-file checkpoint",
+        "from diffusers import StableDiffusionPipeline",
+        f"from_single_file('{tmp_path / 'old.ckpt'}')",
+    ):
+        assert fact in text
 
 
 def test_other_files_urls_and_parts_are_called_what_they_are(model, tmp_path):
