@@ -15,7 +15,8 @@ from diffalign.core.files import write
 from diffalign.core.intervals import Verdict, share_interval, sign_test, verdict
 from diffalign.core.runs import Run
 from diffalign.data.pictures import decode_image
-from diffalign.data.store import PROBABILITIES, CastVote, VoteStore
+from diffalign.data.questions import PROBABILITIES, CastVote
+from diffalign.data.store import VoteStore
 from diffalign.evaluate.ratings import Rating, Vote, bradley_terry
 from diffalign.infer.options import DrawVotesConfig
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from diffalign.app.jobs import NICE
 from diffalign.core.errors import ConfigError
 
 END = 2000  # characters of the log that are read at most
@@ -28,6 +31,7 @@ class Background:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603, a list, no shell
+        psutil.Process(self.process.pid).nice(NICE)
 
     @property
     def busy(self) -> bool:

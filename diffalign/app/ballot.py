@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import mimetypes
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from scipy.stats import binomtest
 
 from diffalign.app.voters import AccessError
 from diffalign.core.errors import RecordError
-from diffalign.data.store import Choose, Question, VoteStore
+from diffalign.data.questions import Choose, Question
+from diffalign.data.store import VoteStore
 
 AHEAD = 3  # questions that a page holds, so that the next pictures are there before they are needed
 ENOUGH = 60  # votes of which a model can learn a taste that one sees
@@ -47,37 +47,27 @@ class Ballot:
         if unknown:
             raise RecordError(f"there is no reason {unknown[0]!r}; expected some of {', '.join(REASONS)}")
         self._slow_down(voter)
-        counted = self.store.vote(question, voter, answer, reasons=reasons)
+        with self.store.transaction():  # one wait for the disk, for the vote and for the question that follows
+            counted = self.store.vote(question, voter, answer, reasons=reasons)
+            state = self.state(voter)
         models = [picture.model for picture in self.store.question(question).pictures]
-        return self.state(voter) | {"last": {"answer": counted.answer, "models": models}}
+        return state | {"last": {"answer": counted.answer, "models": models}}
 
     def undo(self, voter: str) -> dict[str, Any]:
         """Withdraw the voter's last vote and return the new state, which begins with its question."""
         undone = self.store.undo(voter)
         return self.state(voter) | {"undone": undone is not None}
 
-    def picture(self, voter: str, question: str, position: int) -> str:
-        """Return a picture of a question as a data URL. Raises RecordError for a question of somebody else."""
-        shown = self.store.question(question)
-        if shown.user != voter or not 0 <= position < len(shown.pictures):
-            raise RecordError(f"there is no picture {position} of the question `{question[:40]}`")
-        file = shown.pictures[position].file
-        kind = mimetypes.guess_type(file.name)[0] or "image/png"
-        return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
     def progress(self, voter: str) -> dict[str, Any]:
         """Return how many votes there are, how many are enough, and how far the voter agrees with himself, with its interval."""
-        votes = sum(vote.answer != "skip" for vote in self.store.votes(voter))
+        answers = self.store.answers(voter)
         same, repeated = self.store.consistency(voter)
-        agreement = None
-        if repeated:
-            span = binomtest(same, repeated).proportion_ci(method="wilson")
-            agreement = [same / repeated, float(span.low), float(span.high)]
-        return {"votes": votes, "enough": self.enough, "agreement": agreement, "repeated": repeated}
+        votes = sum(count for answer, count in answers.items() if answer != "skip")
+        return {"votes": votes, "enough": self.enough, "agreement": _share(same, repeated) if repeated else None, "repeated": repeated}
 
     def _shown(self, question: Question) -> dict[str, Any]:
         """Return what the page is told of a question: not what drew the pictures."""
-        return {"id": question.id, "prompt": question.prompt, "pictures": len(question.pictures)}
+        return {"id": question.id, "prompt": question.prompt, "pictures": [picture.file.name for picture in question.pictures]}
 
     def _slow_down(self, voter: str) -> None:
         now = time.monotonic()
@@ -86,3 +76,10 @@ class Ballot:
             if len(recent) == VOTES_IN_TEN_SECONDS and now - recent[0] < 10.0:
                 raise AccessError(f"more than {VOTES_IN_TEN_SECONDS} votes in ten seconds; wait a moment")
             recent.append(now)
+
+
+@lru_cache(maxsize=1024)  # of a few numbers, and asked for at every vote
+def _share(count: int, total: int) -> tuple[float, float, float]:
+    """Return a share with its 95 % interval, after Wilson."""
+    span = binomtest(count, total).proportion_ci(method="wilson")
+    return count / total, float(span.low), float(span.high)

@@ -33,6 +33,7 @@ JOB, VOTES, LOG = "job.json", "votes", "log.txt"
 TRAIN_LOG, EVALUATIONS = "train_log.jsonl", "eval.jsonl"
 TRAIN = (sys.executable, "-m", "diffalign.cli", "train")
 TAIL = 4000  # characters of a process's log that are read at most
+NICE = 10  # of processes that compute, so that the pages go on answering
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,9 @@ class Queue:
             command = [*self.command, *job.flags]  # a list, which no shell reads; an owner chose what is in it
             child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603, see above
         self._children.append(child)
-        started = Job(job.folder, job.flags, job.asked, child.pid, psutil.Process(child.pid).create_time())
+        process = psutil.Process(child.pid)
+        process.nice(NICE)
+        started = Job(job.folder, job.flags, job.asked, child.pid, process.create_time())
         started.save()
         return started
 

@@ -6,78 +6,37 @@ is one vote. A vote is one short transaction, and on the disk before it is confi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import random
 import sqlite3
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from diffalign.core.errors import RecordError, TableError
 from diffalign.core.files import atomic_file
 from diffalign.data import store_schema as sql
+from diffalign.data.next_question import CANDIDATES, open_pairs, open_ranking
 from diffalign.data.pictures import decode_image, read_header
+from diffalign.data.questions import (
+    ANSWERS,
+    NO_SEED,
+    PROBABILITIES,
+    RANKING,
+    SECOND_ANSWERS,
+    CastVote,
+    Choose,
+    Order,
+    Question,
+    ShownPicture,
+)
 from diffalign.data.records import Candidate, Record
+from diffalign.data.store_file import StoreFile
 
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
-# The chance that the picture on the left is preferred, by answer; a skipped question says nothing.
-PROBABILITIES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
-ANSWERS = (*PROBABILITIES, "skip")
-RANKING = "ranking"
-NO_SEED = -1
-BUSY_SECONDS = 10.0  # how long a writer waits for another one
-CANDIDATES = 64  # open pairs that a chooser sees at once
-
-
-@dataclass(frozen=True, slots=True)
-class ShownPicture:
-    """A picture of a question: its file, and what drew it (hidden from voters until they have answered)."""
-
-    id: int
-    file: Path
-    model: str
-    seed: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Pictures of one prompt that a user is asked to compare; the first one stands on the left."""
-
-    id: str
-    user: str
-    prompt: str
-    pictures: tuple[ShownPicture, ...]
-    repeats: str | None = None  # id of an earlier question with the same pictures, the other way round
-
-
-@dataclass(frozen=True, slots=True)
-class CastVote:
-    """The answer to a question: a word of `ANSWERS`, or "ranking" with the rank of each picture, 1 = best."""
-
-    question: str
-    answer: str
-    ranks: tuple[int, ...] = ()
-    reasons: tuple[str, ...] = ()
-    second_answer: str = ""
-    at: float = 0.0  # seconds since 1970
-
-
-@dataclass(frozen=True, slots=True)
-class OpenPair:
-    """Two pictures that a user has not compared yet."""
-
-    id: int
-    prompt: str
-    first: ShownPicture
-    second: ShownPicture
-
-
-Choose = Callable[[Sequence[OpenPair]], int]  # returns the index of the pair to ask next
 
 
 class VoteStore:
@@ -98,25 +57,11 @@ class VoteStore:
         if read_only and not self.path.is_file():
             raise TableError(f"{self.path}: there is no such vote store")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        address = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        self._lock = threading.RLock()
-        self._database = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            version = sql.version_of(self._database, self.path)
-            if read_only and version == 0:
-                raise TableError(f"{self.path}: an empty file; expected a vote store")
-            if not read_only:
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                    self._database.execute(f"PRAGMA {pragma}")
-                sql.migrate(self._database, self.path)
-        except BaseException:
-            self._database.close()
-            raise
+        self._file = StoreFile(self.path, read_only=read_only)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._database.close()
+        self._file.close()
 
     def __enter__(self) -> VoteStore:
         return self
@@ -124,29 +69,18 @@ class VoteStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """Give the database in a transaction that is on the disk at the end, or undone on an error."""
-        with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")  # a later lock could fail where another process has written meanwhile
-            try:
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-
-    def _rows(self, statement: str, *values: object) -> list[tuple]:
-        with self._lock:
-            return self._database.execute(statement, values).fetchall()
+    def transaction(self) -> AbstractContextManager[object]:
+        """Let all changes inside of the block reach the disk together, or none of them on an error."""
+        return self._file.transaction()
 
     def _user(self, name: str) -> int:
         """Return the number of a user, who is added if new."""
-        rows = self._rows("SELECT id FROM users WHERE name = ?", name)
-        if not rows:
-            self._database.execute("INSERT OR IGNORE INTO users (name, created) VALUES (?, ?)", (name, time.time()))
-            rows = self._rows("SELECT id FROM users WHERE name = ?", name)
-        return rows[0][0]
+        rows = self._file.rows("SELECT id FROM users WHERE name = ?", name)
+        if rows:
+            return rows[0][0]
+        with self._file.transaction() as database:
+            database.execute("INSERT OR IGNORE INTO users (name, created) VALUES (?, ?)", (name, time.time()))
+            return self._user(name)
 
     # Pictures
 
@@ -158,7 +92,7 @@ class VoteStore:
         With `same_seed` only pictures of different models from one seed become pairs. Raises RecordError for what does not decode.
         """
         files = [self._keep(image, f"{self.path}, picture {n} of {prompt!r}") for n, image in enumerate(images)]
-        with self._write() as database:
+        with self._file.transaction() as database:
             database.execute("INSERT OR IGNORE INTO prompts (text) VALUES (?)", (prompt,))
             ((number,),) = database.execute("SELECT id FROM prompts WHERE text = ?", (prompt,)).fetchall()
             new = 0
@@ -173,27 +107,27 @@ class VoteStore:
 
     def pairs(self) -> int:
         """Return how many pairs there are."""
-        return self._rows("SELECT COUNT(*) FROM pairs")[0][0]
+        return self._file.rows("SELECT COUNT(*) FROM pairs")[0][0]
 
     def unseen(self) -> int:
         """Return how many pairs nobody was shown."""
-        return self._rows("SELECT COUNT(*) FROM pairs WHERE times_shown = 0")[0][0]
+        return self._file.rows("SELECT COUNT(*) FROM pairs WHERE times_shown = 0")[0][0]
 
     def count(self, prompt: str, model: str) -> int:
         """Return how many pictures of a prompt a model has drawn."""
-        return self._rows(sql.COUNT, prompt, model)[0][0]
+        return self._file.rows(sql.COUNT, prompt, model)[0][0]
 
     def prompts(self) -> list[str]:
         """Return all prompts, in the order in which they came."""
-        return [text for (text,) in self._rows("SELECT text FROM prompts ORDER BY id")]
+        return [text for (text,) in self._file.rows("SELECT text FROM prompts ORDER BY id")]
 
     def models(self) -> list[str]:
         """Return the names of all that drew, in the order in which they came."""
-        return [name for (name,) in self._rows("SELECT model FROM pictures GROUP BY model ORDER BY MIN(id)")]
+        return [name for (name,) in self._file.rows("SELECT model FROM pictures GROUP BY model ORDER BY MIN(id)")]
 
     def pictures(self, prompt: str, model: str) -> dict[int, Path]:
         """Return the files of a model's pictures of a prompt, by seed."""
-        return {seed: self.folder / file for seed, file in self._rows(sql.PICTURES_BY_SEED, prompt, model)}
+        return {seed: self.folder / file for seed, file in self._file.rows(sql.PICTURES_BY_SEED, prompt, model)}
 
     def add_records(self, records: Iterable[Record]) -> int:
         """Add the pictures of a dataset's records as pairs to vote on, without its own labels; return how many are new."""
@@ -220,74 +154,109 @@ class VoteStore:
     # Questions and votes
 
     def questions(
-        self, user: str, count: int = 1, *, choose: Choose | None = None, repeats: float = 0.0, rng: random.Random | None = None
+        self,
+        user: str,
+        count: int = 1,
+        *,
+        ranking: bool = False,
+        order: Order = "balanced",
+        choose: Choose | None = None,
+        repeats: float = 0.0,
+        rng: random.Random | None = None,
     ) -> list[Question]:
-        """Return the next questions of a user: those that are still unanswered, then new ones; fewer than `count` where no pair is left.
+        """Return the next questions of a user: those that are still unanswered, then new ones; fewer than `count` where none is left.
 
         Args:
             user: name of the voter, added if new.
             count: how many, so that a page can load the next pictures while one looks at these.
-            choose: picks one of up to 64 open pairs that were shown least; the first, which is random among equals, if None.
-            repeats: share in [0, 1] of questions that repeat an earlier one with the sides exchanged, to measure consistency.
-            rng: of the sides, repeats and order.
+            ranking: ask to rank four pictures instead of comparing two. A picture is ranked once by each user.
+            order: "balanced" asks about the prompts that this user saw least, and of their pairs about those that were shown least;
+                "random" about any prompt.
+            choose: picks one of up to 64 open pairs of several prompts in this order; the first if None.
+            repeats: share in [0, 1] of comparisons that repeat an earlier one with the sides exchanged, to measure consistency.
+            rng: of the sides and repeats.
         """
         rng = rng or random.Random()  # noqa: S311, decides what is shown and protects nothing
-        with self._write() as database:
-            voter = self._user(user)
-            waiting = [name for (name,) in database.execute(sql.UNANSWERED, (voter, count))]
-            while len(waiting) < count:
-                again = self._earlier(voter) if repeats and rng.random() < repeats else None
-                new = self._ask_again(voter, again) if again else self._ask(voter, choose, rng)
-                if new is None:
-                    break
-                waiting.append(new)
+        voter = self._user(user)
+        waiting = self._waiting(voter, ranking, count)
+        if len(waiting) < count:
+            with self._file.transaction() as database:  # in which another tab of this user may have asked meanwhile
+                waiting = self._waiting(voter, ranking, count)
+                while len(waiting) < count:
+                    again = self._earlier(voter) if repeats and not ranking and rng.random() < repeats else None
+                    if ranking:
+                        new = self._ask_to_rank(database, voter)
+                    else:
+                        new = self._ask_again(voter, again) if again else self._ask(database, voter, order, choose, rng)
+                    if new is None:
+                        break
+                    waiting.append(new)
         return [self.question(name) for name in waiting]
 
-    def _ask(self, voter: int, choose: Choose | None, rng: random.Random) -> str | None:
-        """Ask about a pair that the user has not compared yet, one of those that were shown least; None if there is none."""
-        rows = self._rows(sql.OPEN_PAIRS, voter, CANDIDATES)
-        if not rows:
+    def _waiting(self, voter: int, ranking: bool, count: int) -> list[str]:
+        return [name for (name,) in self._file.rows(sql.UNANSWERED, voter, ranking, count)]
+
+    def _ask(self, database: sqlite3.Connection, voter: int, order: Order, choose: Choose | None, rng: random.Random) -> str | None:
+        """Ask about a pair that the user has not compared yet; None if there is none."""
+        pairs = open_pairs(database, voter, order, CANDIDATES if choose else 1, self._picture)
+        if not pairs:
             return None
-        rng.shuffle(rows)
-        rows.sort(key=lambda row: row[-2:])  # stable, so that equals stay in random order
-        pairs = [OpenPair(row[0], row[1], self._picture(*row[2:6]), self._picture(*row[6:10])) for row in rows]
         pair = pairs[choose(pairs) if choose else 0]
         sides = [pair.first.id, pair.second.id]
         rng.shuffle(sides)
         return self._show(voter, pair.prompt, pair.id, sides)
 
+    def _ask_to_rank(self, database: sqlite3.Connection, voter: int) -> str | None:
+        """Ask to rank four pictures that the user has not ranked yet; None if no prompt has four."""
+        unranked = open_ranking(database, voter)
+        if unranked is None:
+            return None
+        prompt, pictures = unranked
+        name = self._show(voter, prompt, None, pictures)
+        database.execute(sql.RANKED_PAIRS, (name,))
+        return name
+
     def _earlier(self, voter: int) -> str | None:
         """Return a question that the user decided a while ago, and that was not repeated yet."""
-        rows = self._rows(sql.REPEATABLE, voter)
+        rows = self._file.rows(sql.REPEATABLE, voter)
         return rows[0][0] if rows else None
 
     def _ask_again(self, voter: int, earlier: str) -> str:
         question = self.question(earlier)
-        ((pair,),) = self._rows("SELECT pair FROM shown WHERE id = ?", earlier)
+        ((pair,),) = self._file.rows("SELECT pair FROM shown WHERE id = ?", earlier)
         return self._show(voter, question.prompt, pair, [picture.id for picture in reversed(question.pictures)], earlier)
 
     def _show(self, voter: int, prompt: str, pair: int | None, pictures: Sequence[int], repeats: str | None = None) -> str:
         name = uuid.uuid4().hex
-        self._database.execute(sql.SHOW, (name, voter, prompt, pair, repeats, time.time()))
         rows = [(name, position, picture) for position, picture in enumerate(pictures)]
-        self._database.executemany("INSERT INTO shown_pictures VALUES (?, ?, ?)", rows)
-        self._database.execute("UPDATE pairs SET times_shown = times_shown + 1 WHERE id = ?", (pair,))
+        with self._file.transaction() as database:
+            database.execute(sql.SHOW, (name, voter, prompt, pair, repeats, time.time()))
+            database.executemany("INSERT INTO shown_pictures VALUES (?, ?, ?)", rows)
+            database.execute("UPDATE pairs SET times_shown = times_shown + 1 WHERE id = ?", (pair,))
         return name
 
     def question(self, name: str) -> Question:
         """Return a question by its id. Raises RecordError if there is none."""
-        rows = self._rows(sql.QUESTION, name)
+        rows = self._file.rows(sql.QUESTION, name)
         if not rows:
             raise RecordError(f"{self.path}: there is no question `{name[:40]}`")
         user, prompt, repeats = rows[0]
-        pictures = tuple(self._picture(*row) for row in self._rows(sql.PICTURES_OF, name))
+        pictures = tuple(self._picture(*row) for row in self._file.rows(sql.PICTURES_OF, name))
         return Question(name, user, prompt, pictures, repeats)
 
     def _picture(self, number: int, file: str, model: str, seed: int) -> ShownPicture:
         return ShownPicture(number, self.folder / file, model, None if seed == NO_SEED else seed)
 
     def vote(
-        self, question: str, user: str, answer: str, *, ranks: Sequence[int] = (), reasons: Sequence[str] = (), second_answer: str = ""
+        self,
+        question: str,
+        user: str,
+        answer: str,
+        *,
+        ranks: Sequence[int] = (),
+        reasons: Sequence[str] = (),
+        second_question: str = "",
+        second_answer: str = "",
     ) -> CastVote:
         """Record a user's answer and return the vote that counts: this one, or the first if the question was answered before.
 
@@ -297,10 +266,15 @@ class VoteStore:
         if shown.user != user:
             raise RecordError(f"{self.path}: the question `{question}` was not put to {user!r}")
         self._check(shown, answer, ranks)
-        with self._write() as database:
+        if second_answer not in SECOND_ANSWERS:
+            raise RecordError(
+                f"{self.path}: the second answer is {second_answer!r}; expected one of {', '.join(SECOND_ANSWERS[1:])}, or none"
+            )
+        second_question = second_question if second_answer else ""
+        with self._file.transaction() as database:
             row = (question, self._user(user), answer, json.dumps(list(ranks)), json.dumps(list(reasons)), second_answer, time.time())
-            database.execute(sql.VOTE, row)
-        (vote,) = self._votes(question=question)
+            database.execute(sql.VOTE, (*row, second_question))
+            (vote,) = self._votes(question=question)
         return vote
 
     def _check(self, shown: Question, answer: str, ranks: Sequence[int]) -> None:
@@ -310,23 +284,23 @@ class VoteStore:
         elif answer not in ANSWERS or ranks or (len(shown.pictures) != 2 and answer != "skip"):
             raise RecordError(f"{self.path}: the answer is {answer!r}; expected {', '.join(ANSWERS)}, or {RANKING} with ranks")
 
-    def undo(self, user: str) -> Question | None:
-        """Withdraw the user's last vote and return its question, which is asked again next; None if there is none."""
-        with self._write() as database:
-            row = database.execute(sql.LAST_VOTE, (self._user(user),)).fetchone()
+    def undo(self, user: str, *, ranking: bool = False) -> Question | None:
+        """Withdraw the user's last vote, or last ranking, and return its question, which is asked again next; None if there is none."""
+        with self._file.transaction() as database:
+            row = database.execute(sql.LAST_VOTE, (self._user(user), ranking)).fetchone()
             if row is None:
                 return None
             database.execute("UPDATE votes SET withdrawn = ? WHERE id = ?", (time.time(), row[0]))
-        return self.question(row[1])
+            return self.question(row[1])
 
     def correct(self, question: str, editor: str, answer: str | None) -> None:
         """Put an owner's answer in the place of the vote that counts, or none; the voter's own one is kept as withdrawn."""
         if answer is not None:
             self._check(self.question(question), answer, ())
-        with self._write() as database:
+        with self._file.transaction() as database:
             database.execute("UPDATE votes SET withdrawn = ? WHERE shown = ? AND withdrawn IS NULL", (time.time(), question))
             if answer is not None:
-                database.execute(sql.VOTE, (question, self._user(editor), answer, "[]", "[]", "", time.time()))
+                database.execute(sql.VOTE, (question, self._user(editor), answer, "[]", "[]", "", time.time(), ""))
 
     # What was voted
 
@@ -336,19 +310,22 @@ class VoteStore:
 
     def _votes(self, user: str | None = None, question: str | None = None) -> list[CastVote]:
         votes = []
-        for name, answer, ranks, reasons, second_answer, at in self._rows(sql.VOTES, user, question):
-            votes.append(CastVote(name, answer, tuple(json.loads(ranks)), tuple(json.loads(reasons)), second_answer, at))
+        for name, answer, ranks, reasons, second_answer, at, second_question in self._file.rows(sql.VOTES, user, question):
+            numbers, words = (tuple(json.loads(text)) for text in (ranks, reasons))
+            votes.append(CastVote(name, answer, numbers, words, second_answer, at, second_question))
         return votes
 
     def users(self) -> list[str]:
         """Return the names of all who were asked something."""
-        return [name for (name,) in self._rows("SELECT name FROM users ORDER BY id")]
+        return [name for (name,) in self._file.rows("SELECT name FROM users ORDER BY id")]
+
+    def answers(self, user: str) -> dict[str, int]:
+        """Return how many of a user's votes that count have each answer."""
+        return dict(self._file.rows(sql.ANSWERED, user))
 
     def consistency(self, user: str) -> tuple[int, int]:
         """Return how many repeated questions a user answered with the same picture, and how many were decided both times."""
-        answers = {vote.question: vote.answer for vote in self.votes(user) if vote.answer in ("left", "right")}
-        repeats = [(name, earlier) for name, earlier in self._rows(sql.REPEATS, user) if name in answers and earlier in answers]
-        return sum(answers[name] != answers[earlier] for name, earlier in repeats), len(repeats)
+        return self._file.rows(sql.CONSISTENCY, user)[0]
 
     def records(self) -> Iterator[Record]:
         """Yield a record for every vote that counts and is not skipped: the picture on the left first, ranked if the vote is a ranking."""
@@ -364,6 +341,7 @@ class VoteStore:
             for picture, rank in zip(question.pictures, ranks, strict=True)
         )
         meta = {"answer": vote.answer, "reasons": ", ".join(vote.reasons), "second_answer": vote.second_answer}
+        meta |= {"second_question": vote.second_question}
         meta |= {"repeats": question.repeats or "", "voted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(vote.at))}
         return Record(
             question.id,

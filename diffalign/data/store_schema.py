@@ -41,6 +41,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX shown_of ON shown (user, prompt)",
         "CREATE INDEX pictures_of ON pictures (prompt)",
     ),
+    (
+        "ALTER TABLE votes ADD COLUMN second_question TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX pairs_of ON pairs (prompt, times_shown)",
+        "CREATE INDEX shown_again ON shown (repeats) WHERE repeats IS NOT NULL",
+        "CREATE INDEX counted_of ON votes (voter, answer) WHERE withdrawn IS NULL",
+    ),
 )
 
 
@@ -77,29 +83,54 @@ PAIR_WITH_EARLIER = """INSERT INTO pairs (prompt, first, second)
     SELECT prompt, id, ?1 FROM pictures WHERE prompt = ?2 AND id < ?1 AND file <> ?3"""
 # Pictures of two models from one seed.
 PAIR_OF_SEED = f"{PAIR_WITH_EARLIER} AND seed = ?4 AND model <> ?5"
-UNANSWERED = """SELECT id FROM shown WHERE user = ?
-    AND NOT EXISTS (SELECT 1 FROM votes WHERE votes.shown = shown.id AND withdrawn IS NULL) ORDER BY at, rowid LIMIT ?"""
-# Pairs that a user was not shown: those of the prompts that this user saw least come first, then those that all users saw least.
-OPEN_PAIRS = """SELECT pairs.id, prompts.text, a.id, a.file, a.model, a.seed, b.id, b.file, b.model, b.seed,
-        (SELECT COUNT(*) FROM shown WHERE shown.user = ?1 AND shown.prompt = pairs.prompt) AS of_prompt, times_shown
-    FROM pairs JOIN prompts ON prompts.id = pairs.prompt JOIN pictures a ON a.id = first JOIN pictures b ON b.id = second
-    WHERE NOT EXISTS (SELECT 1 FROM shown WHERE shown.user = ?1 AND shown.pair = pairs.id)
-    ORDER BY of_prompt, times_shown, RANDOM() LIMIT ?2"""
+# Questions that wait for an answer, of two pictures (?2 = 0) or of a ranking (?2 = 1).
+UNANSWERED = """SELECT id FROM shown WHERE user = ?1 AND (pair IS NULL) = ?2
+    AND NOT EXISTS (SELECT 1 FROM votes WHERE votes.shown = shown.id AND withdrawn IS NULL) ORDER BY at, rowid LIMIT ?3"""
+# How many pairs a user was shown, and how many there are.
+PAIRS_SHOWN = "SELECT (SELECT COUNT(DISTINCT pair) FROM shown WHERE user = ? AND pair IS NOT NULL), (SELECT COUNT(*) FROM pairs)"
+# Prompts that have pairs: those that a user saw least come first, and of these the ones with a pair that was shown least.
+_PROMPTS = "SELECT id, text FROM prompts {} WHERE EXISTS (SELECT 1 FROM pairs WHERE pairs.prompt = prompts.id) ORDER BY {} RANDOM()"
+_OF_USER = "LEFT JOIN (SELECT prompt, COUNT(*) AS times FROM shown WHERE user = :user AND pair IS {} GROUP BY prompt) ON prompt = id"
+_LEAST_SHOWN = "(SELECT MIN(times_shown) FROM pairs WHERE pairs.prompt = prompts.id)"
+PROMPTS_IN_ORDER = {
+    "balanced": _PROMPTS.format(_OF_USER.format("NOT NULL"), f"IFNULL(times, 0), {_LEAST_SHOWN},"),
+    "random": _PROMPTS.format("", ""),
+}
+OPEN_PAIRS = """SELECT pairs.id, a.id, a.file, a.model, a.seed, b.id, b.file, b.model, b.seed
+    FROM pairs JOIN pictures a ON a.id = first JOIN pictures b ON b.id = second
+    WHERE pairs.prompt = ?2 AND NOT EXISTS (SELECT 1 FROM shown WHERE shown.user = ?1 AND shown.pair = pairs.id)
+    ORDER BY times_shown, RANDOM() LIMIT ?3"""
+PROMPTS_TO_RANK = _PROMPTS.format(_OF_USER.format("NULL"), "IFNULL(times, 0),")
+# Pictures of a prompt that a user has not ranked.
+UNRANKED = """SELECT id, file FROM pictures WHERE prompt = ?2 AND id NOT IN (
+        SELECT picture FROM shown JOIN shown_pictures ON shown_pictures.shown = shown.id
+        WHERE shown.user = ?1 AND shown.prompt = ?2 AND shown.pair IS NULL)
+    ORDER BY RANDOM()"""
 # A decided question of a user with at least five later ones, that was not repeated and is no repeat itself.
 REPEATABLE = """SELECT shown.id FROM shown JOIN votes ON votes.shown = shown.id AND withdrawn IS NULL
-    WHERE shown.user = ? AND pair IS NOT NULL AND repeats IS NULL AND answer IN ('left', 'right')
+    WHERE shown.user = ?1 AND pair IS NOT NULL AND repeats IS NULL AND answer IN ('left', 'right')
     AND NOT EXISTS (SELECT 1 FROM shown again WHERE again.repeats = shown.id)
-    AND (SELECT COUNT(*) FROM shown later WHERE later.user = shown.user AND later.rowid > shown.rowid) >= 5
+    AND shown.rowid <= (SELECT later.rowid FROM shown later WHERE later.user = ?1 ORDER BY later.rowid DESC LIMIT 1 OFFSET 5)
     ORDER BY RANDOM() LIMIT 1"""
-REPEATS = "SELECT shown.id, repeats FROM shown JOIN users ON users.id = user WHERE repeats IS NOT NULL AND users.name = ?"
+# How many repeats a user answered with the same picture, and how many were decided both times; the sides were exchanged.
+CONSISTENCY = """SELECT COALESCE(SUM(first.answer <> second.answer), 0), COUNT(*) FROM shown JOIN users ON users.id = user
+    JOIN votes first ON first.shown = repeats AND first.withdrawn IS NULL AND first.answer IN ('left', 'right')
+    JOIN votes second ON second.shown = shown.id AND second.withdrawn IS NULL AND second.answer IN ('left', 'right')
+    WHERE repeats IS NOT NULL AND users.name = ?"""
+ANSWERED = """SELECT answer, COUNT(*) FROM votes JOIN users ON users.id = voter WHERE withdrawn IS NULL AND users.name = ?
+    GROUP BY answer"""
 SHOW = "INSERT INTO shown VALUES (?, ?, (SELECT id FROM prompts WHERE text = ?), ?, ?, ?)"
 QUESTION = """SELECT users.name, prompts.text, repeats FROM shown JOIN users ON users.id = user JOIN prompts ON prompts.id = prompt
     WHERE shown.id = ?"""
 PICTURES_OF = """SELECT pictures.id, file, model, seed FROM shown_pictures JOIN pictures ON pictures.id = picture
     WHERE shown = ? ORDER BY position"""
-VOTE = """INSERT INTO votes (shown, voter, answer, ranks, reasons, second_answer, at) VALUES (?, ?, ?, ?, ?, ?, ?)
+VOTE = """INSERT INTO votes (shown, voter, answer, ranks, reasons, second_answer, at, second_question) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING"""
-LAST_VOTE = "SELECT id, shown FROM votes WHERE voter = ? AND withdrawn IS NULL ORDER BY id DESC LIMIT 1"
-VOTES = """SELECT shown.id, answer, ranks, reasons, second_answer, votes.at FROM votes JOIN shown ON shown.id = votes.shown
+LAST_VOTE = """SELECT votes.id, shown FROM votes JOIN shown ON shown.id = votes.shown
+    WHERE voter = ? AND (pair IS NULL) = ? AND withdrawn IS NULL ORDER BY votes.id DESC LIMIT 1"""
+VOTES = """SELECT shown.id, answer, ranks, reasons, second_answer, votes.at, second_question FROM votes JOIN shown ON shown.id = votes.shown
     JOIN users ON users.id = shown.user WHERE withdrawn IS NULL AND (users.name = ?1 OR ?1 IS NULL) AND (shown.id = ?2 OR ?2 IS NULL)
     ORDER BY votes.id"""
+# Of pairs that were ranked among others, too, a user has seen both pictures.
+RANKED_PAIRS = """UPDATE pairs SET times_shown = times_shown + 1 WHERE first IN (SELECT picture FROM shown_pictures WHERE shown = ?1)
+    AND second IN (SELECT picture FROM shown_pictures WHERE shown = ?1)"""

@@ -1,18 +1,42 @@
-"""The app in somebody's own server, on any free port or a given one; prints the port once it answers."""
+"""The app in somebody's own server, on any free port or a given one; prints the port once it answers.
+
+Every answer says in its header Server-Timing how many milliseconds it took here.
+"""
 
 from __future__ import annotations
 
 import socket
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffalign.app.build import BYTES, build
 from diffalign.app.options import AppConfig
 from diffalign.app.voters import Accounts
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A server whose answers say how long they took."""
+
+    server: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                took = f"app;dur={1000 * (time.perf_counter() - start):.2f}"
+                message["headers"] = [*message["headers"], (b"server-timing", took.encode())]
+            await send(message)
+
+        await self.server(scope, receive, answer)
 
 
 def main(folder: str, port: int) -> None:
@@ -21,10 +45,13 @@ def main(folder: str, port: int) -> None:
     config = AppConfig(dataset_name=f"{folder}/votes.db", output_dir=folder, auth=str(users) if users.exists() else None)
     login = Accounts.read(users).admits if users.exists() else None
     server = gr.mount_gradio_app(FastAPI(), build(config), path="/", auth=login, max_file_size=BYTES)
-    listener = socket.create_server(("127.0.0.1", port))
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # by which asyncio knows that small answers must not wait for more (TCP_NODELAY)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    uvicorn.Server(uvicorn.Config(server, log_level="error")).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(Timed(server), log_level="error")).run(sockets=[listener])
 
 
 if __name__ == "__main__":

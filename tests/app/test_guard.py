@@ -39,7 +39,7 @@ def login(server: Server, name: str) -> requests.Session:
 def call(server: Server, session: requests.Session, function: str, **data) -> requests.Response:
     """Call a function of the vote page, as its script does."""
     page = session.get(f"{server.address}config", timeout=30).json()
-    widget = next(part["id"] for part in page["components"] if part["props"].get("props") == {"ballot": "votes"})
+    widget = next(part["id"] for part in page["components"] if part["props"].get("props", {}).get("ballot") == "votes")
     body = {"component_id": widget, "fn_name": function, "data": data, "session_hash": "x"}
     return session.post(f"{server.address}gradio_api/component_server", json=body, timeout=30)
 
@@ -80,10 +80,9 @@ def test_nobody_gets_in_without_a_login_or_with_a_forged_cookie(server):
 def test_a_voter_votes_under_the_login_and_for_nobody_else(server):
     ada, bob = login(server, "ada"), login(server, "bob")
     asked = call(server, ada, "state", secret="f" * 32).json()["questions"][0]["id"]
-    for function, data in (("vote", {"answer": "left", "reasons": []}), ("picture", {"position": 0})):
-        answer = call(server, bob, function, question=asked, secret="f" * 32, **data).json()
-        assert "error" in answer
-        assert str(server.folder) not in json.dumps(answer)
+    answer = call(server, bob, "vote", question=asked, secret="f" * 32, answer="left", reasons=[]).json()
+    assert "error" in answer
+    assert str(server.folder) not in json.dumps(answer)
     for odd in ({"question": ["a"]}, {"question": "x" * 10_000}, {"question": asked, "answer": "left", "reasons": ["<script>"]}):
         assert "error" in call(server, ada, "vote", **{"answer": "left", "reasons": [], **odd}).json()
     with VoteStore(server.folder / "votes.db", read_only=True) as store:
@@ -107,6 +106,28 @@ def test_files_of_the_server_are_given_to_nobody(server):
         answer = ada.get(f"{server.address}gradio_api/file={path}", timeout=30)
         assert answer.status_code in (403, 404), path
         assert "correct horse" not in answer.text
+
+
+def test_pictures_are_given_by_their_content_to_those_who_are_logged_in_and_no_other_file_is(server):
+    ada, address = login(server, "ada"), f"{server.address}vote-pictures/votes/"
+    name = call(server, ada, "state", secret="f" * 32).json()["questions"][0]["pictures"][0]
+    answer = ada.get(address + name, timeout=30)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.content == (server.folder / "votes.db.pictures" / name[:2] / name).read_bytes()
+    assert requests.get(address + name, timeout=30).status_code == 404
+    outside = server.folder / ("0" * 64 + ".png")
+    outside.write_bytes(b"a file beside the store")
+    (server.folder / "votes.db.pictures" / "00").mkdir(exist_ok=True)
+    for path in (
+        outside.name,
+        "..%2f..%2f" + outside.name,
+        f"00%2f{outside.name}",
+        "..%2f..%2fusers.json",
+        "%2fetc%2fpasswd",
+        name[:-4],
+        name[:2],
+    ):
+        assert ada.get(address + path, timeout=30).status_code == 404, path
 
 
 def test_an_upload_that_is_too_large_is_refused_and_leaves_nothing(server):

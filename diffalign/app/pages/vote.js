@@ -9,7 +9,7 @@ const SIDES = ["Left", "Right"];
 const UNSENT = `diffalign-unsent-${props.ballot}`; // under which the browser keeps votes that the server does not have yet
 
 let questions = []; // the one on screen first
-let loaded = new Map(); // question id -> promise of its data URLs
+let loaded = new Map(); // question id -> promise of its pictures
 let reasons = new Set();
 let sending = Promise.resolve(); // votes go one after the other, in the order they were given
 let unsent = 0;
@@ -32,10 +32,16 @@ function keep(votes) {
   try { localStorage.setItem(UNSENT, JSON.stringify(votes)); } catch { /* the vote is sent all the same */ }
 }
 
+// As Gradio's own `server.vote(...)`, but in one session for all voters: the server makes each session a copy of all its pages.
 async function ask(call, data) {
-  const answer = await server[call]({ ...data, secret });
-  if (answer.error) throw Object.assign(new Error(answer.error), { refused: true });
-  return answer;
+  const body = { component_id: props.component, fn_name: call, data: { ...data, secret }, session_hash: props.ballot };
+  const answer = await fetch(`${window.gradio_config.root}/gradio_api/component_server`,
+    { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  if (answer.status === 401) throw new Error("the login has ended; reload the page to log in");
+  if (!answer.ok) throw new Error(`it says ${answer.status}`);
+  const state = await answer.json();
+  if (state.error) throw Object.assign(new Error(state.error), { refused: true });
+  return state;
 }
 
 function trouble(text) {
@@ -46,14 +52,12 @@ function trouble(text) {
 
 function load(question) {
   if (!loaded.has(question.id)) {
-    const urls = Array.from({ length: question.pictures }, (_, position) =>
-      ask("picture", { question: question.id, position }).then(async ({ url }) => {
-        const image = new Image();
-        image.src = url;
-        await image.decode();
-        return image;
-      }));
-    loaded.set(question.id, Promise.all(urls));
+    loaded.set(question.id, Promise.all(question.pictures.map(async (file) => {
+      const image = new Image();
+      image.src = `${window.gradio_config.root}/vote-pictures/${props.ballot}/${file}`;
+      await image.decode();
+      return image;
+    })));
   }
   return loaded.get(question.id);
 }
@@ -122,7 +126,7 @@ async function send(vote) {
         await refresh();
         return;
       }
-      trouble("The server does not answer. Your vote is kept here, and sent when it does.");
+      trouble(`The server does not take votes just now (${error.message}). Yours is kept here, and sent when it does.`);
       await new Promise((resolve) => setTimeout(resolve, WAIT[Math.min(attempt, WAIT.length - 1)]));
     }
   }
@@ -154,7 +158,7 @@ async function refresh() {
     trouble();
     take(state, answered());
   } catch (error) {
-    trouble(error.refused ? error.message : "The server does not answer. The page tries again.");
+    trouble(error.refused ? error.message : `The server does not answer (${error.message}). The page tries again.`);
   }
 }
 

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import gradio as gr
 
 from diffalign.app.ballot import Ballot
+from diffalign.app.picture_route import serve_pictures
 from diffalign.app.voters import AccessError, Accounts, login_of
 from diffalign.core.errors import DiffalignError
 
@@ -20,29 +22,31 @@ HERE = Path(__file__).parent
 def vote_page(ballot: Ballot, accounts: Accounts, name: str) -> gr.HTML:
     """Return the widget; it belongs into a `gr.Blocks`. `name` tells it from other widgets of the same app."""
 
+    served: WeakSet[Any] = WeakSet()  # servers that have the pictures' route; where this page is mounted into one, only a request names it
+
+    def ask(request: gr.Request, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if request.app not in served:
+            serve_pictures(request.app, name, ballot.store, accounts)
+            served.add(request.app)
+        return _answer(call)
+
     def state(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
-        return _answer(lambda: ballot.state(accounts.voter(login_of(request), data.get("secret"))))
+        return ask(request, lambda: ballot.state(accounts.voter(login_of(request), data.get("secret"))))
 
     def vote(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
         def cast() -> dict[str, Any]:
             voter = accounts.voter(login_of(request), data.get("secret"))
             return ballot.vote(voter, _text(data, "question"), _text(data, "answer"), _texts(data, "reasons"))
 
-        return _answer(cast)
+        return ask(request, cast)
 
     def undo(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
-        return _answer(lambda: ballot.undo(accounts.voter(login_of(request), data.get("secret"))))
-
-    def picture(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
-        def read() -> dict[str, Any]:
-            position = data.get("position")
-            voter = accounts.voter(login_of(request), data.get("secret"))
-            return {"url": ballot.picture(voter, _text(data, "question"), position if isinstance(position, int) else -1)}
-
-        return _answer(read)
+        return ask(request, lambda: ballot.undo(accounts.voter(login_of(request), data.get("secret"))))
 
     html, css, script = ((HERE / f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    return gr.HTML(html_template=html, css_template=css, js_on_load=script, server_functions=[state, vote, undo, picture], ballot=name)
+    widget = gr.HTML(html_template=html, css_template=css, js_on_load=script, server_functions=[state, vote, undo], ballot=name)
+    widget.props["component"] = widget._id  # by which the script addresses the functions; Gradio tells it to nobody else
+    return widget
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

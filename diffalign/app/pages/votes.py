@@ -15,7 +15,8 @@ import gradio as gr
 from diffalign.app.voters import AccessError, Accounts
 from diffalign.core.errors import DiffalignError
 from diffalign.data.pictures import decode_image
-from diffalign.data.store import ANSWERS, CastVote, Question, VoteStore
+from diffalign.data.questions import ANSWERS, CastVote, Question
+from diffalign.data.store import VoteStore
 
 ROWS = 12  # of a sheet
 SIDE = 160  # pixels of a picture on the sheet
