@@ -23,14 +23,14 @@ class Background:
     command: tuple[str, ...] = ()  # of the last process
     process: subprocess.Popen[bytes] | None = None
 
-    def start(self, command: Sequence[str]) -> None:
-        """Start a command. Raises ConfigError while the last one runs."""
+    def start(self, command: Sequence[str], output: Path | None = None) -> None:
+        """Start a command, whose results go into the file `output`, if given, instead of the log. Raises ConfigError while one runs."""
         if self.busy:
             raise ConfigError("the last one is still at work; wait until it has ended")
         self.command = tuple(command)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603, a list, no shell
+        with self.log.open("wb") as log, (output or self.log).open("ab") as results:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=results, stderr=log)  # noqa: S603, a list, no shell
         psutil.Process(self.process.pid).nice(NICE)
 
     @property

@@ -16,12 +16,13 @@ from diffalign.app.background import Background
 from diffalign.app.ballot import Ballot
 from diffalign.app.commands import draw_command
 from diffalign.app.jobs import Queue
+from diffalign.app.ledger import Ledger
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
+from diffalign.app.pages.data import data_page
 from diffalign.app.pages.rewrite import Desk, rewrite_page
 from diffalign.app.pages.train import Workshop, train_page
 from diffalign.app.pages.vote import vote_page
-from diffalign.app.pages.votes import Ledger, votes_page
 from diffalign.app.voters import Accounts
 from diffalign.core.errors import ConfigError
 from diffalign.data.store import VoteStore
@@ -51,6 +52,9 @@ def build(config: AppConfig) -> gr.Blocks:
     beta = load_yaml(config.config).get("beta", BETA)
     workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
     desk = Desk.of(config, folder, accounts)
+    stores = {"votes": store, "votes on Compare": arena.store}
+    tables = [folder / JOBS, folder / "data", *map(Path, config.tables)]
+    ledger = Ledger(stores, tables, folder / "data", accounts, Background(folder / "data" / "audit.log"))
     with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         with gr.Tab("Vote"):
             vote_page(Ballot(store, config.repeats), accounts, "votes")
@@ -60,8 +64,8 @@ def build(config: AppConfig) -> gr.Blocks:
             compare_page(Gallery(config, arena, strengths, workshop.queue, accounts))
         with gr.Tab("Rewrite"):
             rewrite_page(desk)
-        with gr.Tab("Votes"):
-            votes_page(Ledger(store, accounts))
+        with gr.Tab("Data"):
+            data_page(ledger)
     return blocks
 
 

@@ -27,6 +27,8 @@ class AppConfig:
     """Pairs that are drawn ahead of the voters; 0 draws none, for a store that was filled by `diffalign votes draw` or `votes add`."""
     repeats: float = 0.1
     """Share of questions that are asked twice, the sides exchanged, to measure how far a voter agrees with himself or herself."""
+    tables: list[str] = field(default_factory=list)
+    """Folders whose tables owners may look through on the page Data, besides the votes and the tables of trainings."""
     output_dir: str = "outputs/app"
     """Folder of what the page trains, and of its logs."""
     server_name: str = "127.0.0.1"

@@ -94,8 +94,7 @@ def test_a_voter_who_calls_what_only_owners_may_do_is_refused(server):
     bob = login(server, "bob")
     assert "owners" in event(server, bob, "train-start", ["everyone", "stolen", "mapo", 3, 10])
     assert "owners" in event(server, bob, "train-delete", [None, "mine"])
-    assert "owners" in event(server, bob, "votes-show", ["all", "all", 1])
-    assert "owners" in event(server, bob, "votes-correct", [None, "left"])
+    assert "owners" in event(server, bob, "data-show", [1, "votes", "all", "all", "", "", "", None, None])
     assert "owners" in event(server, bob, "compare-draw", [["tiny-sd"], "a star", 4])
     assert not (server.folder / "trainings" / "stolen").exists()
 
