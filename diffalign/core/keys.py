@@ -32,6 +32,7 @@ class Range:
 
 ABOVE_ZERO = Range(lambda v: 0 < v < math.inf, "a finite number above zero")
 AT_LEAST_ONE = Range(lambda v: 1 <= v < math.inf, "at least 1")
+GROUP = Range(lambda v: 2 <= v <= 64, "2 to 64, for pictures of a prompt are compared")
 NOT_NEGATIVE = Range(lambda v: 0 <= v < math.inf, "zero or more")
 FINITE = Range(lambda v: -math.inf < v < math.inf, "a finite number")
 SHARE = Range(lambda v: 0 <= v <= 1, "a share in [0, 1]")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffusers import FluxPipeline
 from PIL import Image
+from torch import Tensor
 from tqdm.std import tqdm
 
 from diffalign.core.errors import ConfigError
@@ -28,6 +30,7 @@ def draw(
     batch_size: int | None = None,
     label: str = "draw",
     bar: tqdm[Any] | None = None,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
@@ -35,7 +38,8 @@ def draw(
     `resolution` (pixels) and `max_sequence_length` (T5 tokens) are the pipeline's own where None. `true_cfg` draws a
     guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
     the embedded models and 4 for 64x64 latents, if not given. `bar` counts the images of several calls; without one a call of more
-    than 16 images has its own, named `label`. Raises ConfigError for an SD3 without one of its CLIPs.
+    than 16 images has its own, named `label`. `keep` takes the latents (n, C, H, W) of each batch that the images are decoded from, as
+    they are trained on. Raises ConfigError for an SD3 without one of its CLIPs.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
     options: dict[str, Any] = {"num_inference_steps": num_inference_steps, **_options(stock, guidance_scale, true_cfg)}
@@ -51,7 +55,11 @@ def draw(
             part = list(prompts[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
             negative = {"negative_prompt": [""] * len(part)} if "true_cfg_scale" in options else {}
-            images += pipe(part, generator=generators, **options, **negative).images
+            last: list[Tensor] = []
+            watched = {} if keep is None else _watched(stock, last)
+            images += pipe(part, generator=generators, **options, **negative, **watched).images
+            if keep is not None:
+                keep(_unpacked(stock, last[0], images[-1].size))
             (own_bar if bar is None else bar).update(len(part))
     return images
 
@@ -66,6 +74,25 @@ def _options(pipe: Any, guidance_scale: float, true_cfg: bool) -> dict[str, Any]
     if kind == "StableDiffusion3Pipeline" and None in (pipe.text_encoder, pipe.text_encoder_2):
         raise ConfigError("the stock SD3 pipeline draws only with both of its CLIP encoders; leave out the prompts to draw")
     return {"guidance_scale": guidance_scale}
+
+
+def _watched(pipe: Any, last: list[Tensor]) -> dict[str, Any]:
+    """Return the arguments by which a pipeline of this class leaves the latents of its last step in `last`."""
+
+    def after_step(_: Any, __: int, ___: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        last[:] = [tensors["latents"]]
+        return {}
+
+    if type(pipe).__name__.startswith("PixArt"):  # which has diffusers' former callback
+        return {"callback": lambda step, t, latents: after_step(pipe, step, t, {"latents": latents})}
+    return {"callback_on_step_end": after_step}
+
+
+def _unpacked(pipe: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return latents (n, C, H, W), which Flux hands over as tokens, of images of so many pixels of width and height."""
+    if isinstance(pipe, FluxPipeline):
+        return FluxPipeline._unpack_latents(latents, size[1], size[0], pipe.vae_scale_factor)
+    return latents
 
 
 def _latent_side(pipe: Any, resolution: int | None) -> int:

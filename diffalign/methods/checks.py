@@ -21,6 +21,7 @@ from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
+from diffalign.methods.online import check_online
 from diffalign.methods.packages import check_switches, missing_packages
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
@@ -83,8 +84,8 @@ def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     require(
         "dataset_name",
         config.dataset_name,
-        lambda v: bool(v or config.generate),
-        "a file, a folder or a hub id; or what to draw, in `generate`",
+        lambda v: bool(v or config.generate or config.prompts),
+        "a file, a folder or a hub id; or what to draw, in `prompts` or `generate`",
     )
     _check_objective(config)
     _check_transforms(config)
@@ -99,6 +100,7 @@ def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     check_name("trajectory", next(iter(part(config, "trajectory"))), ("forward", *DRIVERS))
     check_name("error", next(iter(part(config, "error"))), ERROR_NAMES)
     _check_rounds(config)
+    check_online(config, METHODS[config.method], tuning_of(config))
     _check_evaluations(config)
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.core.keys import ABOVE_ZERO, ANY, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, SHARE_BELOW_HALF, SHARE_BELOW_ONE, Kind, key
+from diffalign.core.keys import (
+    ABOVE_ZERO,
+    ANY,
+    AT_LEAST_ONE,
+    GROUP,
+    NOT_NEGATIVE,
+    SHARE,
+    SHARE_BELOW_HALF,
+    SHARE_BELOW_ONE,
+    Kind,
+    key,
+)
 from diffalign.core.specs import Spec
 
 # Kinds of model that a key is for; a key that names none is for image and language models.
@@ -26,6 +37,7 @@ SYNONYMS = {
 SECTIONS = {
     "pretrained_model_name_or_path": "model",
     "dataset_name": "data",
+    "prompts": "online: pictures that the model draws as it trains",
     "method": "method",
     "reward_head": "reward models",
     "likelihood": "language models",
@@ -99,6 +111,32 @@ class TrainConfig:
     chat_template: str | None = key(None, kinds=TEXT)
     """Of texts: a Jinja file for conversations, where the tokenizer brings no template of its own."""
 
+    prompts: list[str] = key([], kinds=IMAGE, changes="data", uses=HELP)
+    """Instead of a dataset: prompts, files of them or sets by name, that the model draws to as it trains, turn by turn."""
+    scorers: list[Spec] = key([], kinds=IMAGE, changes="data", uses=HELP)
+    """Scorers that judge what was drawn: [pickscore, {taste: {name: high}}]."""
+    combine: Spec | None = key(None, kinds=IMAGE, resume=True, changes="data")
+    """How several scorers make one reward: weighted, standardised, gdpo, log_sigmoid, lagrange, cfo or maxmin, with constants as
+    {weighted: {weights: {pickscore: 1, ocr: 0.5}}}; if not given, the mean share of the prompt's other pictures that an image beats."""
+    advantages: dict[str, Any] = key({}, kinds=IMAGE, resume=True, changes="data")
+    """Constants of the advantages: {spread: global, ddof: 0, eps: 1e-4, floor: 0, clip: 5} if not given, as Flow-GRPO has them; the
+    deviation may be that of the `group`, or `none`."""
+    images_per_prompt: int = key(8, GROUP, kinds=IMAGE, resume=True, changes="data", uses=HELP)
+    """Pictures of a prompt in a turn, 2 to 64: the group that is compared."""
+    prompts_per_turn: int = key(8, AT_LEAST_ONE, kinds=IMAGE, resume=True, changes="data")
+    """Prompts of a turn. Turns take the next ones of all prompts, mixed by the seed."""
+    updates_per_turn: int = key(2, AT_LEAST_ONE, kinds=IMAGE, resume=True, changes="data")
+    """Optimiser steps on what a turn has drawn; together they train on each of its prompts equally often."""
+    num_inference_steps: int = key(25, AT_LEAST_ONE, kinds=IMAGE, resume=True, changes="data")
+    """Solver steps of the pictures of a turn."""
+    sample_guidance_scale: float = key(5.0, NOT_NEGATIVE, kinds=IMAGE, resume=True, changes="data")
+    """Guidance of the pictures of a turn; 1 for none."""
+    rollout_policy: Literal["policy", "reference", "ema"] = key("policy", kinds=IMAGE, resume=True, changes="data")
+    """Who draws a turn: the policy, the reference (with `reference: old_policy` the old policy, as DiffusionNFT), or its average `ema`."""
+    old_policy_decay: dict[str, Any] = key({}, kinds=IMAGE, resume=True)
+    """With `reference: old_policy`, how it follows the policy at each turn's start: old = decay old + (1 - decay) policy, with decay
+    min(uprate (step - flat), uphold). {} is the policy itself as the turn starts; {uprate: 0.001, uphold: 0.5} is DiffusionNFT's."""
+
     method: str = key("diffusion_dpo", kinds=ANY, resume=True, uses=HELP)
     """Published method; names its objective, trajectory, reference and transforms."""
     objective: Spec | None = key(None, kinds=ANY, uses=HELP)
@@ -124,8 +162,8 @@ class TrainConfig:
     first and close ones last, the order of Curry-DPO."""
     scores: dict[str, str] = field(default_factory=dict)
     """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
-    reference: Literal["policy_start", "none"] | None = key(None, resume=True, uses=HELP)
-    """What the policy is compared with: the model it starts from, or nothing."""
+    reference: Literal["policy_start", "old_policy", "none"] | None = key(None, resume=True, uses=HELP)
+    """What the policy is compared with: the model it starts from, the policy of the turn before its updates (online), or nothing."""
     start_from: str | None = key(None, kinds=IMAGE, changes="data")
     """Finished run of images, on the same model, whose adapter (or denoiser) goes on; the reference is then that run's result."""
     proportion_empty_prompts: float = key(0.0, SHARE, kinds=IMAGE, resume=True)

@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.core.keys import Kind
 from diffalign.core.parts import Index, Pairs
 from diffalign.core.types import Condition, Likelihood, Reference
 from diffalign.methods.recipe import Recipe
+
+
+class Turns(Protocol):
+    """What draws a run's data while it trains."""
+
+    @property
+    def stopped(self) -> str | None:
+        """Return why there is nothing more to learn, None as long as there is."""
+        ...
+
+    def begin(self, step: int) -> None:
+        """Remove what an interrupted run drew at `step` or later."""
+        ...
+
+    def turn(self, step: int, drawing: Callable[[], AbstractContextManager[nn.Module]]) -> dict[str, float]:
+        """Draw anew if a turn begins at `step`, with the network that `drawing` gives; return what is logged of it."""
+        ...
+
+    def pace(self) -> dict[str, str]:
+        """Return what the progress shows of drawing."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        ...
+
+    def finish(self, step: int) -> dict[str, Any]:
+        """Put the data of all turns together after the last step, and return what run.json says of them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +66,4 @@ class Parts:
     usage: Mapping[str, Any] = field(default_factory=dict)  # what run.json says of the table's records: see `data.usage`
     groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
     measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is measured of the result before run.json is written
+    turns: Turns | None = None  # what draws `pairs` anew as the run goes on; None for data that are there before it

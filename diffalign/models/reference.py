@@ -109,7 +109,7 @@ class AdapterOff:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The policy with what is trained as it was at the start: one network, and a copy of an adapter that was not empty."""
+    """The policy with what is trained as it was at the start: one network, and a copy of what it trains, which may `follow` it."""
 
     model: nn.Module
     parameters: Sequence[nn.Parameter]
@@ -120,6 +120,12 @@ class Start:
         """Return the reference that `model` is now."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return cls(model, parameters, [parameter.detach().clone() for parameter in parameters])
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Move the values towards those of the network now: decay values + (1 - decay) network."""
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter, 1.0 - decay)
 
     def score(self, likelihood: Likelihood, query: Any) -> Any:
         """Return the scores (B, K) of the network as it started, without gradient; the policy's weights are back afterwards."""

@@ -94,6 +94,10 @@ def run(config: TrainConfig, records: Iterable[Record] | None = None) -> Path:
     with locked(folder) if first else nullcontext(), claim(folder, patterns if first else ()):
         if records is not None:
             write_table(Path(config.dataset_name), records, overwrite=is_table(config.dataset_name))
+        if config.prompts:
+            from diffalign.train.trainer import make_online_trainer
+
+            return make_online_trainer(config, recipe).fit()
         if first:
             logger.info("data %s", config.dataset_name)
         view = _open_together(config, recipe) if launched else open_dataset(config, recipe)

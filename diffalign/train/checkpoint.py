@@ -54,10 +54,11 @@ def find(output_dir: Path, wanted: str) -> Path | None:
 
 def refuse_newer(output_dir: Path, step: int) -> None:
     """Raise CheckpointError if `output_dir` holds a checkpoint behind `step`: `latest` would later mean that abandoned one."""
-    newer = [path for path in _all(output_dir) if int(path.name.removeprefix("checkpoint-")) > step]
+    newer = [there for there in steps(output_dir) if there > step]
     if newer:
         raise CheckpointError(
-            f"{newer[-1]}: newer than the checkpoint to go on from (step {step}); move it away, or use another output_dir"
+            f"{output_dir / f'checkpoint-{newer[-1]}'}: newer than the checkpoint to go on from (step {step}); move it away, or use "
+            "another output_dir"
         )
 
 
@@ -75,6 +76,11 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensor_files.read(folder / WEIGHTS)[0], torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (CheckpointError, UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{folder}: damaged ({error}); go on from an earlier checkpoint") from error
+
+
+def steps(output_dir: Path) -> list[int]:
+    """Return the steps of the complete checkpoints, in order."""
+    return [int(path.name.removeprefix("checkpoint-")) for path in _all(output_dir)]
 
 
 def _all(output_dir: Path) -> list[Path]:

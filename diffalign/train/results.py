@@ -16,8 +16,22 @@ from diffalign.rewards.heads.store import FILE
 
 # Weights, and what is measured of them.
 RESULTS = (WEIGHTS, PEFT_WEIGHTS, PEFT_CONFIG, "unet", "transformer", BRANCH, ENCODER, MODEL, FILE, "reliability.png", "held_out")
+PARTS = "data.parts"  # what an online run has drawn, turn by turn
 # The rest of a run, as patterns.
-FILES = (RUN, CONFIG, "train_log.jsonl", "eval.jsonl", "checkpoint-*", "round-*", "validation", "eval", "best", "logs", "data")
+FILES = (
+    RUN,
+    CONFIG,
+    "train_log.jsonl",
+    "eval.jsonl",
+    "checkpoint-*",
+    "round-*",
+    "validation",
+    "eval",
+    "best",
+    "logs",
+    "data",
+    PARTS,
+)
 
 
 def replaced_by(config: TrainConfig) -> Sequence[str]:

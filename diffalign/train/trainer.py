@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
 from diffalign.methods.packages import trackers_of
 from diffalign.methods.parts import Parts
-from diffalign.methods.recipe import Recipe, recipe_of
+from diffalign.methods.recipe import Driver, Recipe, recipe_of
 from diffalign.models import adapters
 from diffalign.models.reference import eval_mode, exchanged
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
 from diffalign.train import checkpoint
 from diffalign.train.launch import refuse_engines
+from diffalign.train.online import loop as online
 from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
 from diffalign.train.run_identity import changes, check_same, identity
@@ -58,6 +60,22 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
 
     Without `fit`, for a run whose weights a checkpoint will replace, nothing is fitted before training.
     """
+    accelerator = make_accelerator(config)
+    kind = KINDS[recipe.kind or view.table.manifest["kind"]]
+    with accelerator.main_process_first():  # it fills the caches on disk, the others find them filled
+        parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
+    return Trainer(config, replace(parts, usage=view.usage.facts()), accelerator)
+
+
+def make_online_trainer(config: TrainConfig, recipe: Recipe) -> Trainer:
+    """Return the trainer of a run that draws its own data, its model and its scorers loaded."""
+    prompts = online.prompts_of(config)
+    accelerator = make_accelerator(config)
+    return Trainer(config, online.parts(config, recipe, prompts, accelerator.device), accelerator)
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Return the accelerator of a run. Raises ConfigError for what a run cannot have, before a model loads."""
     torch.set_flush_denormal(True)
     AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
     refuse_engines(config)
@@ -70,18 +88,17 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
         log_with=trackers,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
-    kind = KINDS[recipe.kind or view.table.manifest["kind"]]
     if accelerator.is_main_process:
         logger.info("model %s on %s", config.pretrained_model_name_or_path, accelerator.device)
-    with accelerator.main_process_first():  # it fills the caches on disk, the others find them filled
-        parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
-    return Trainer(config, replace(parts, usage=view.usage.facts()), accelerator)
+    return accelerator
 
 
 def trainer_for(config: TrainConfig) -> Trainer:
     """Return the trainer of a config as it stands: its keys are checked, its output folder is not."""
     check_keys(config)
     recipe = recipe_of(config, kind_of(config))
+    if config.prompts:
+        return make_online_trainer(config, recipe)
     return make_trainer(config, recipe, open_dataset(config, recipe))
 
 
@@ -117,8 +134,11 @@ class Trainer:
             if self.step == 0 and self.watch.due(0):
                 self._log(log, self._evaluated({}))
             while self.step < config.max_train_steps and not self.watch.stopped:
+                drawn = self._turn()
+                if drawn is None:
+                    break
                 start = time.perf_counter()
-                scalars = self.optimizer_step(batches)
+                scalars = self.optimizer_step(batches) | drawn
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
                 stop, saved = scalars.pop("stop") > 0.0, False
@@ -126,7 +146,8 @@ class Trainer:
                 scalars = self._evaluated(scalars)
                 if self.step % config.log_every == 0 or self.watch.due(self.step):
                     self._log(log, scalars)
-                bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in scalars})
+                shown = {k: f"{scalars[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in scalars}
+                bar.set_postfix(shown | (self.parts.turns.pace() if self.parts.turns else {}))
                 bar.update()
                 if stop or self.step % config.checkpointing_steps == 0:
                     saved = self._save_checkpoint()
@@ -136,6 +157,18 @@ class Trainer:
                     self._validate()
         self._finish()
         return self.output_dir
+
+    def _turn(self) -> dict[str, float] | None:
+        """Draw the data of the steps to come, where the run draws its own and it is time; None where there is nothing more to learn."""
+        turns = self.parts.turns
+        if turns is None:
+            return {}
+        drawn = turns.turn(self.step, partial(self._driving, self.config.rollout_policy))
+        self._park()
+        if turns.stopped:
+            logger.warning("stopped at %s", turns.stopped)
+            return None
+        return drawn
 
     def optimizer_step(self, batches: Any) -> dict[str, float]:
         """Take one optimiser step over all forward passes, or skip it where the guard says so; return its scalars."""
@@ -216,6 +249,8 @@ class Trainer:
             save_yaml(config, self.output_dir / CONFIG)
             self._announce()
         self.accelerator.wait_for_everyone()
+        if self.parts.turns is not None:
+            self.parts.turns.begin(self.step)
         if self.accelerator.log_with:
             plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
             self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
@@ -276,6 +311,7 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler else None,
                 "guard": self.guard.state(),
                 "watch": self.watch.state(),
+                "turns": self.parts.turns.state() if self.parts.turns else None,
             }
             limit = self.config.checkpoints_total_limit
             try:
@@ -301,6 +337,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.restore(state["guard"])
         self.watch.restore(state.get("watch", {}))  # which checkpoints of earlier versions lack
+        if self.parts.turns is not None:
+            self.parts.turns.restore(state["turns"])
         self.step = facts["step"]
         for change in changed:
             logger.info("%s from step %d", change, self.step)
@@ -334,13 +372,14 @@ class Trainer:
         return exchanged(self.parameters, self.ema.shadow_params) if self.ema and wanted else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _driving(self) -> Iterator[nn.Module]:
-        """Give the network that runs the trajectory."""
-        if self.parts.recipe.driver == "reference":
+    def _driving(self, driver: Driver | None = None) -> Iterator[nn.Module]:
+        """Give the network that runs the trajectory, or another one."""
+        driver = driver or self.parts.recipe.driver
+        if driver == "reference":
             with self.parts.reference.driving() as network:
                 yield network
         else:
-            with self._averaged(self.parts.recipe.driver == "ema"), eval_mode(self.network):
+            with self._averaged(driver == "ema"), eval_mode(self.network):
                 yield self.network  # not its wrapper: processes may ask it a different number of times
 
     def _finish(self) -> None:
@@ -351,7 +390,9 @@ class Trainer:
             median = round(statistics.median(self.seconds), 4) if self.seconds else None
             facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
             facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
-            save_result(self.parts, self.config, facts | self.watch.facts() | self._identity())
+            facts |= self.watch.facts() | self._identity()
+            facts |= {} if self.parts.turns is None else self.parts.turns.finish(self.step)
+            save_result(self.parts, self.config, facts)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()

@@ -13,7 +13,17 @@ import pytest
 import yaml
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.keys import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, SHARE_BELOW_HALF, SHARE_BELOW_ONE, Range, facts_of
+from diffalign.core.keys import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    GROUP,
+    NOT_NEGATIVE,
+    SHARE,
+    SHARE_BELOW_HALF,
+    SHARE_BELOW_ONE,
+    Range,
+    facts_of,
+)
 from diffalign.core.specs import bind
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
@@ -29,6 +39,7 @@ NAN = float("nan")
 ENDS: dict[Range, tuple[tuple[float, ...], tuple[float, ...]]] = {
     ABOVE_ZERO: ((0, -1, NAN), (1,)),
     AT_LEAST_ONE: ((0, -3, NAN), (1,)),
+    GROUP: ((1, 65, NAN), (2, 64)),
     NOT_NEGATIVE: ((-1, NAN), (0, 1)),
     SHARE: ((-0.1, 1.1, NAN), (0.0, 1.0)),
     SHARE_BELOW_ONE: ((-0.1, 1.0, NAN), (0.0, 0.9999)),
@@ -78,7 +89,9 @@ ACCEPTED = {
     "lr_scheduler": ("constant", "cosine", "polynomial"),
     "objective": ({"hinge": {"beta": 1.0}}, "mapo", None),
 }
-BESIDES = {"eval_every": {"eval_prompts": ["a star"]}}  # what a key needs
+DRAWN = {"dataset_name": "", "prompts": ["a star"], "scorers": ["adherence"], "train_batch_size": 8}
+ONLINE = ("images_per_prompt", "prompts_per_turn", "updates_per_turn", "num_inference_steps", "sample_guidance_scale")
+BESIDES = {"eval_every": {"eval_prompts": ["a star"]}, **dict.fromkeys(ONLINE, DRAWN)}  # what a key needs
 
 
 def config(**values):

@@ -180,7 +180,8 @@ def test_import_is_light():
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_binds(path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if every optional package were installed
-    config = checked(from_mapping(load_yaml(path) | {"dataset_name": "x"}, str(path)))
+    written = load_yaml(path)
+    config = checked(from_mapping({"dataset_name": "" if "prompts" in written else "x"} | written, str(path)))
     recipe = recipe_of(config)
     assert path.read_text().startswith("# ")
     assert callable(recipe.objective)
@@ -194,7 +195,7 @@ def test_every_method_has_its_recipes():
     images = METHODS.keys() - {"dpo"} - rewards
     recipes = {f"{method}_{model}" for method in images for model in ("sd15", "sdxl")} | {"text_dpo_lora"} | rewards
     assert recipes <= {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert images | {"text_dpo", "rounds"} | rewards == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")}
+    assert images | {"text_dpo", "rounds", "online"} | rewards == {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")}
 
 
 def test_data_cache_computes_what_training_then_finds(micro_sd, pairs_file, tmp_path, capsys):

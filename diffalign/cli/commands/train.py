@@ -15,6 +15,7 @@ ABOUT = "fine-tune a model on preferences"
 HELP = """examples:
   diffalign train --dataset_name votes --output_dir outputs/mine                          the embedded model, with what --help says
   diffalign train --config configs/diffusion_dpo_sd15.yaml --dataset_name votes --dry_run  what a recipe would train, and its memory
+  diffalign train --prompts partiprompts --scorers pickscore --output_dir outputs/online   draws, judges and learns in turns, without data
   diffalign train --dataset_name chats.jsonl --pretrained_model_name_or_path MODEL --method dpo --beta 0.1
   accelerate launch -m diffalign.cli train ...                                             on several GPUs
 Flags of diffusers' DPO scripts and of `trl dpo` are taken too; the log says what each is here.
@@ -72,6 +73,10 @@ def _outlook(config: TrainConfig) -> str:
         from diffalign.train import rounds
 
         return rounds.outlook(config, recipe) + warnings
+    if config.prompts:
+        from diffalign.train.online import loop
+
+        return loop.outlook(config, recipe) + warnings
     from diffalign.infer.kinds.table import KINDS
 
     return KINDS[recipe.kind or "image"].outlook(config, recipe, 2) + warnings

@@ -44,10 +44,7 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     """
     specs, objective, needs = recipe.transforms, recipe.objective.name, recipe.facts
     table = read_table(config.dataset_name) if is_table(config.dataset_name) else _imported(config, reuse)
-    columns, transforms = _columns(config.scores, needs, table, specs)
-    for spec in specs:
-        transforms.append(_transform(spec, table, transforms, config.max_train_samples))
-    view = View(table, transforms, config.max_train_samples, columns)
+    view = view_of(table, config, recipe)
     if not reuse:
         _warn(table, parse_buckets(config.aspect_ratio_buckets))
     if recipe.users is not None:
@@ -60,11 +57,24 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     if needs.candidates == 1:
         _leave_out_disliked(objective, view)
     _check_preferences(config, view, specs)
-    _check_candidates(objective, needs, view)
-    _check_labels(objective, needs, view, columns)
+    check_view(view, config, recipe)
     if view.usage.dropped and not reuse:
         logger.info("%s: %s", table.name, view.usage)
     return view
+
+
+def view_of(table: Table, config: TrainConfig, recipe: Recipe) -> View:
+    """Return the view on a table that a recipe trains on: after its transforms, with the columns that its objective reads."""
+    columns, transforms = _columns(config.scores, recipe.facts, table, recipe.transforms)
+    for spec in recipe.transforms:
+        transforms.append(_transform(spec, table, transforms, config.max_train_samples))
+    return View(table, transforms, config.max_train_samples, columns)
+
+
+def check_view(view: View, config: TrainConfig, recipe: Recipe) -> None:
+    """Raise TableError where the objective cannot use the candidates or the labels of a view's records."""
+    _check_candidates(recipe.objective.name, recipe.facts, view)
+    _check_labels(recipe.objective.name, recipe.facts, view, config.scores)
 
 
 def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec]) -> None:
@@ -156,7 +166,7 @@ def _check_candidates(objective: str, needs: Facts, view: View) -> None:
         )
 
 
-def _check_labels(objective: str, needs: Facts, view: View, columns: Mapping[str, str]) -> None:
+def _check_labels(objective: str, needs: Facts, view: View, scores: Mapping[str, str]) -> None:
     """Raise TableError for weights or offsets that the objective cannot use, and for gains outside [0, 1] where it needs chances."""
     if needs.of_ranks and any(entry.weight is not None or entry.offset is not None for entry in view.entries):
         raise TableError(
@@ -166,7 +176,7 @@ def _check_labels(objective: str, needs: Facts, view: View, columns: Mapping[str
         )
     if not needs.chances or "gains" not in view.columns:
         return
-    place, score = view.columns.index("gains"), columns["gains"]
+    place, score = view.columns.index("gains"), scores.get("gains", "gains")
     for entry in view.entries:
         if odd := [gain for gain in entry.columns[place] if not 0.0 <= gain <= 1.0]:
             raise TableError(

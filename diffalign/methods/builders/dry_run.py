@@ -69,6 +69,8 @@ def step_rows(config: TrainConfig, recipe: Recipe, model: Trained | None, view: 
     rows = [("method", config.method), ("records a step", f"{batch}: {counts}" + (f"; the paper's: {paper}" if paper else ""))]
     if view is not None:
         rows.append(("records", f"{len(view)}: {config.max_train_steps * batch / len(view):.3g} passes in {config.max_train_steps} steps"))
+    elif config.prompts:
+        rows.append(("records", f"{config.prompts_per_turn} prompts a turn, drawn as it trains"))
     else:
         rows.append(("records", f"{config.dataset_name} is not opened: it is no table yet"))
     if recipe.beta is not None and recipe.compares and model is not None:

@@ -114,6 +114,8 @@ def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torc
     """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point."""
     if not recipe.compares:
         return NoReference()
+    if config.reference == "old_policy":
+        return Start.of(model.denoiser)
     if recipe.tuning != "full":
         if config.start_from is not None:
             return Start.of(model.denoiser)
@@ -128,6 +130,11 @@ def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torc
             layer.to(DTYPES[config.mixed_precision])
     speed.apply(config, frozen)
     return Frozen(frozen)
+
+
+def likelihood_of(config: TrainConfig, recipe: Recipe, model: Backbone) -> DiffusionLikelihood:
+    """Return how the denoiser scores pictures."""
+    return DiffusionLikelihood(model.path, model.predict, recipe.trajectory, config.proportion_empty_prompts, recipe.error)
 
 
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
@@ -150,7 +157,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     evidence = None if users is None else user_build.evidence(recipe, model, view, users, cache_root(config, view))
     equip(config, recipe, model, evidence=evidence if fit or evidence is None else evidence.sizes)
     start_hash = start(config, recipe, model)
-    likelihood = DiffusionLikelihood(model.path, model.predict, recipe.trajectory, config.proportion_empty_prompts, recipe.error)
+    likelihood = likelihood_of(config, recipe, model)
     compared = reference(config, recipe, model, device)
     _count_cut_prompts(model, view)
     data: Pairs = pairs(config, view, model)

@@ -1,0 +1,100 @@
+"""The keys of online training: which they are, and what they have to be together. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from diffalign.core.errors import ConfigError, did_you_mean
+from diffalign.core.keys import changed, require
+from diffalign.core.specs import bind
+from diffalign.data.advantages import advantages
+from diffalign.data.combiners import COMBINERS
+from diffalign.methods.base import Method
+from diffalign.methods.config import TrainConfig
+from diffalign.rewards.names import check_scorer_names
+
+DRAWING = (
+    "scorers",
+    "combine",
+    "advantages",
+    "images_per_prompt",
+    "prompts_per_turn",
+    "updates_per_turn",
+    "num_inference_steps",
+    "sample_guidance_scale",
+    "rollout_policy",
+    "old_policy_decay",
+)
+# Keys of images that lie on a disk, and of their order.
+OF_DATA = (
+    "dataset_name",
+    "dataset_split_name",
+    "reader",
+    "generate",
+    "max_train_samples",
+    "aspect_ratio_buckets",
+    "random_crop",
+    "random_flip",
+    "curriculum",
+    "trajectory_cache",
+    "dataloader_num_workers",
+)
+RAMP = ("flat", "uprate", "uphold")
+
+
+def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
+    """Raise ConfigError where the keys of online training are not meant, or not together."""
+    written = set(changed(config))
+    if not config.prompts:
+        if odd := [name for name in DRAWING if name in written]:
+            raise ConfigError(f"`{odd[0]}` is of pictures that are drawn while training; give the `prompts` to draw, or leave it out")
+        require("reference", config.reference, lambda v: v != "old_policy", "policy_start or none: without `prompts` there are no turns")
+        return
+    if odd := [name for name in OF_DATA if name in written]:
+        raise ConfigError(f"`{odd[0]}` is of a dataset, and with `prompts` the model draws what it trains on; leave one of them out")
+    if not config.scorers:
+        raise ConfigError("`scorers` is empty, and they judge what is drawn; for example [pickscore, hps]")
+    check_scorer_names(config.scorers)
+    if config.combine is not None:
+        bind("combiner", COMBINERS, config.combine)
+    bind("function", {"advantages": advantages}, {"advantages": config.advantages})
+    if method.inference != "plain" or tuning == "user":
+        raise ConfigError(f"`prompts`: `{config.method}` does not learn which of its own images are better; choose another method")
+    if config.rollout_policy == "reference" and config.reference != "old_policy":
+        raise ConfigError("`rollout_policy` is reference, which would draw with the first model for ever; set `reference` to old_policy")
+    if config.rollout_policy == "ema" and not config.use_ema:
+        raise ConfigError("`rollout_policy` is ema, and there is no moving average; set `use_ema`")
+    _check_ramp(config)
+    _check_turns(config)
+
+
+def _check_ramp(config: TrainConfig) -> None:
+    if config.old_policy_decay and config.reference != "old_policy":
+        raise ConfigError("`old_policy_decay` is of `reference: old_policy`; set it, or leave the decay out")
+    for name, value in config.old_policy_decay.items():
+        if name not in RAMP:
+            raise ConfigError(f"`old_policy_decay` takes no `{name}`.{did_you_mean(name, RAMP)}")
+        require(f"old_policy_decay.{name}", value, lambda v: isinstance(v, int | float) and v >= 0, "a number, zero or more")
+    require("old_policy_decay.uphold", config.old_policy_decay.get("uphold"), lambda v: v < 1, "a share in [0, 1)")
+
+
+def _check_turns(config: TrainConfig) -> None:
+    """Raise ConfigError where the updates of a turn would not train on each of its prompts equally often."""
+    batch = config.train_batch_size * config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+    records = config.updates_per_turn * batch
+    if records % config.prompts_per_turn:
+        raise ConfigError(
+            f"`prompts_per_turn` is {config.prompts_per_turn}, and the {config.updates_per_turn} updates of a turn take "
+            f"{config.updates_per_turn} x {batch} = {records} records; expected a multiple of `prompts_per_turn`, so that each prompt "
+            "is trained on equally often"
+        )
+
+
+def old_policy_decay(ramp: Mapping[str, float], step: int) -> float:
+    """Return the decay of the old policy at an optimiser step: min(uprate (step - flat), uphold), and 0 before `flat`.
+
+    >>> old_policy_decay({"uprate": 0.001, "uphold": 0.5}, 200)
+    0.2
+    """
+    return min(ramp.get("uprate", 0.0) * max(0.0, step - ramp.get("flat", 0.0)), ramp.get("uphold", 0.999))

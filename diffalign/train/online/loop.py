@@ -1,0 +1,79 @@
+"""Online training in one call: what is checked before a model loads, the parts of the run, and what a dry run says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from diffalign.core.errors import ConfigError
+from diffalign.core.processes import process_state
+from diffalign.core.runs import scorers_of
+from diffalign.core.specs import single
+from diffalign.data.cache import fingerprint
+from diffalign.data.prompts import prompts_to_draw
+from diffalign.infer.kinds import image as kind
+from diffalign.methods.builders import image
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.parts import Parts
+from diffalign.methods.recipe import Recipe
+from diffalign.models.reference import Start
+from diffalign.rewards.table import check_scorers
+from diffalign.train.online.judges import Judges
+from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.turns import Turns
+
+
+def prompts_of(config: TrainConfig) -> list[str]:
+    """Return the prompts to draw. Raises ConfigError for too few of them, and for scorers that are none."""
+    check_scorers(config.scorers)
+    prompts = prompts_to_draw(config.prompts)
+    if len(prompts) < config.prompts_per_turn:
+        raise ConfigError(f"`prompts_per_turn` is {config.prompts_per_turn}; expected at most {len(prompts)}, the different `prompts`")
+    return prompts
+
+
+def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: torch.device) -> Parts:
+    """Return the parts of an online run, its model and its scorers loaded."""
+    model = image.backbone(config, recipe, device)
+    image.equip(config, recipe, model)
+    start = image.start(config, recipe, model)
+    compared = image.reference(config, recipe, model, device)
+    judges = Judges(config.scorers, str(device))
+    pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
+    old = compared if isinstance(compared, Start) and config.reference == "old_policy" else None
+    turns = Turns(config, recipe, prompts, model, judges, pairs, old)
+    ranked_by = judges.names if len(judges.names) == 1 else []
+    about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
+    likelihood, table = image.likelihood_of(config, recipe, model), fingerprint({"prompts": list(prompts), "scorers": config.scorers})
+    return Parts("image", recipe, model, likelihood, compared, pairs, table, facts=start | {"scorers": about}, turns=turns)
+
+
+def passes(config: TrainConfig) -> int:
+    """Return how often a turn trains on each of its prompts."""
+    batch = config.train_batch_size * config.gradient_accumulation_steps * process_state().num_processes
+    return config.updates_per_turn * batch // config.prompts_per_turn
+
+
+def outlook(config: TrainConfig, recipe: Recipe) -> str:
+    """Return what a turn draws and costs, and the memory of a step. Loads and writes nothing."""
+    prompts, drawn = prompts_of(config), config.prompts_per_turn * config.images_per_prompt
+    turns = -(-config.max_train_steps // config.updates_per_turn)
+    guided = 2 if config.sample_guidance_scale > 1.0 else 1
+    calls = drawn * config.num_inference_steps * guided
+    trained = config.updates_per_turn * config.train_batch_size * config.gradient_accumulation_steps * candidates(config, recipe)
+    judges = ", ".join(single("scorer", spec)[0] for spec in config.scorers)
+    again = ", and again for the reference" if recipe.compares else ""
+    lines = [
+        f"{turns} turns of {config.prompts_per_turn} of {len(prompts)} prompts x {config.images_per_prompt} images, judged by {judges}",
+        f"a turn: {drawn:,} images of {config.num_inference_steps} steps, {calls:,} passes of the network for them; then "
+        f"{config.updates_per_turn} updates on {trained:,} latents, with gradient{again}",
+        f"the run: {turns * drawn:,} images, {turns * calls:,} passes to draw them",
+    ]
+    return "\n".join([*lines, "", kind.outlook(config, recipe, candidates(config, recipe))])
+
+
+def candidates(config: TrainConfig, recipe: Recipe) -> int:
+    """Return how many pictures of a prompt are trained on together."""
+    names = {single("transform", spec)[0] for spec in recipe.transforms}
+    return 2 if names & {"pairs", "orient"} else config.images_per_prompt

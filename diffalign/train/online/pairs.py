@@ -1,0 +1,78 @@
+"""The trainer's data of a turn: the latents that were drawn, their prompts' embeddings, and what the transforms make of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffalign.core.errors import TableError
+from diffalign.core.parts import Index
+from diffalign.core.types import Batch, Condition
+from diffalign.data.labels import labels_of
+from diffalign.data.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn trains on."""
+
+    number: int
+    view: View
+    latents: Tensor  # (G, K, C, H, W) in the order of the table
+    condition: Condition  # (G, ...)
+    order: np.ndarray  # of the view's entries
+
+
+class TurnPairs:
+    """The records of the turn that was drawn last, for an epoch and a position among its prompts.
+
+    A turn takes `passes` epochs. Where the transforms make more or fewer entries than there are prompts, the passes go through them in
+    a random order that the seed and the turn decide.
+    """
+
+    buckets: np.ndarray | None = None
+
+    def __init__(self, prompts: int, passes: int, seed: int, pixels: int, encode: Callable[[Sequence[str]], Condition]) -> None:
+        self.prompts, self.passes, self.seed, self.encode = prompts, passes, seed, encode
+        self.frame = torch.tensor([pixels, pixels, 0, 0, pixels, pixels], dtype=torch.float32)
+        self.empty = {name: value.cpu() for name, value in encode([""]).items()}
+        self.turn: Turn | None = None
+
+    def open(self, number: int, view: View, latents: Tensor) -> None:
+        """Go on with the pictures of a turn. Raises TableError where the transforms leave nothing of them."""
+        if not view.entries:
+            raise TableError(f"{view.table.path}: no record to train on is left of this turn ({view.usage})")
+        condition = {name: value.cpu() for name, value in self.encode(view.table.column("prompt")).items()}
+        order = np.random.default_rng([self.seed, number]).permutation(len(view.entries))
+        self.turn = Turn(number, view, latents, condition, order)
+
+    def __len__(self) -> int:
+        return self.prompts
+
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        position, epoch = index
+        turn = self.turn
+        if turn is None or epoch // self.passes != turn.number:
+            raise ValueError(f"epoch {epoch} is of turn {epoch // self.passes}, and the pictures here are of {turn and turn.number}")
+        place = (epoch % self.passes * self.prompts + position) % len(turn.order)
+        entry = turn.view.entries[int(turn.order[place])]
+        return {
+            "latents": turn.latents[entry.row, list(entry.order)],
+            "condition": {name: value[entry.row] for name, value in turn.condition.items()},
+            "entry": entry,
+        }
+
+    def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of loaded rows."""
+        turn, entries = self.turn, [row["entry"] for row in rows]
+        assert turn is not None  # a row was loaded of it
+        latents = torch.stack([row["latents"] for row in rows])
+        condition = {name: torch.stack([row["condition"][name] for row in rows]) for name in rows[0]["condition"]}
+        prob, ids = torch.tensor([entry.prob for entry in entries]), tuple(entry.id for entry in entries)
+        frames = self.frame.expand(*latents.shape[:2], -1)
+        return Batch(latents, condition, self.empty, prob, ids, frames=frames, labels=labels_of(turn.view, entries))

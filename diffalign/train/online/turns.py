@@ -1,0 +1,241 @@
+"""A turn of online training: the old policy moves, a network draws, scorers judge, and the trainer's data are replaced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor, nn
+
+from diffalign.core.errors import TableError
+from diffalign.core.processes import process_state
+from diffalign.core.progress import progress
+from diffalign.data.pictures import encode_image
+from diffalign.data.prompts import subset
+from diffalign.data.records import Candidate, Record
+from diffalign.data.table import Table
+from diffalign.infer.sample import draw
+from diffalign.infer.shards import seed_of
+from diffalign.methods.builders.data import check_view, view_of
+from diffalign.methods.config import TrainConfig
+from diffalign.methods.online import old_policy_decay
+from diffalign.methods.recipe import Recipe
+from diffalign.models.backbones.base import Backbone
+from diffalign.models.reference import Start
+from diffalign.rewards.drift import diversity, features
+from diffalign.train import checkpoint
+from diffalign.train.online.judges import Judges, Pending
+from diffalign.train.online.log import TURN, Log
+from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.rewards import Combination, Rewards, ranks
+
+SPACING = 1_000_003  # between the seeds of two turns
+REWARD, ADVANTAGE = "reward", "advantage"  # scores that all scorers together make
+CHUNK = 32  # pictures that are drawn, and then judged, at once
+Drawing = Callable[[], AbstractContextManager[nn.Module]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One prompt's pictures of a turn, as they travel between processes."""
+
+    place: int  # of the prompt in the turn
+    images: list[bytes]  # K encoded files
+    latents: Tensor  # (K, C, H, W) float32
+    scores: dict[str, list[float]]  # K by scorer
+    diversity: float
+
+
+class Turns:
+    """Draws a run's data turn by turn; see `diffalign.train.online`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        prompts: Sequence[str],
+        model: Backbone,
+        judges: Judges,
+        pairs: TurnPairs,
+        old: Start | None,
+    ) -> None:
+        self.config, self.recipe, self.prompts, self.model, self.judges, self.pairs = config, recipe, prompts, model, judges, pairs
+        self.old = old  # the old policy, where it is the reference
+        self.combination = Combination(config)
+        self.log = Log(Path(config.output_dir))
+        self.stopped: str | None = None
+        self.reward = float("nan")  # mean of the last turn
+        self.seconds = {"draw": 0.0, "score": 0.0, "update": 0.0}
+        self.images = 0
+        self._last = -1  # number of the turn that was drawn last
+        self._ended: float | None = None  # when the last turn was drawn
+
+    def begin(self, step: int) -> None:
+        """Remove what an interrupted run drew at `step` or later."""
+        if process_state().is_main_process:
+            self.log.discard(-(-step // self.config.updates_per_turn))
+        process_state().wait_for_everyone()
+
+    def turn(self, step: int, drawing: Drawing) -> dict[str, float]:
+        """Draw anew if a turn begins at `step`; return what is logged of it, nothing within a turn.
+
+        A run that goes on within a turn opens it from the log. Where all pictures of every prompt are equally good, `stopped` says so, and
+        the step must not be taken. Raises TableError for that in the first turn, and where no picture of a turn can be judged.
+        """
+        number, within = divmod(step, self.config.updates_per_turn)
+        if within:
+            if self.pairs.turn is None:
+                self._open(number, *self.log.read(number))
+            return {}
+        if self._ended is not None:
+            self.seconds["update"] += time.perf_counter() - self._ended
+        if self.old is not None and number:
+            self.old.follow(old_policy_decay(self.config.old_policy_decay, step))
+        drawn, self._last = self._draw(number, drawing), number
+        logged = self._judge(number, step, drawn)
+        self._ended = time.perf_counter()
+        return logged
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the old policy, and what the combiner of rewards has learned."""
+        return {"old": [value.cpu() for value in self.old.values] if self.old is not None else [], "combination": self.combination.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        self.combination.restore(state["combination"])
+        if self.old is not None:
+            for value, kept in zip(self.old.values, state["old"], strict=True):
+                value.copy_(kept)
+
+    def finish(self, step: int) -> dict[str, Any]:
+        """Join the log of all turns to one table, and return the facts of the run."""
+        turns = 1 + max((step - 1) // self.config.updates_per_turn, self._last)
+        if process_state().is_main_process:
+            self.log.join(turns - 1, self._resumable())
+        facts = {"turns": turns, "images": turns * self.config.prompts_per_turn * self.config.images_per_prompt}
+        facts |= {"seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
+        return {"online": facts, "stopped": self.stopped} if self.stopped else {"online": facts}
+
+    def pace(self) -> dict[str, str]:
+        """Return what the progress shows: the reward, pictures a second of drawing and judging, and the shares of time."""
+        whole = sum(self.seconds.values()) or 1.0
+        rate = self.images / max(self.seconds["draw"] + self.seconds["score"], 1e-9)
+        shares = {name: f"{seconds / whole:.0%}" for name, seconds in self.seconds.items()}
+        return {"reward": f"{self.reward:.4g}", "images/s": f"{rate:.3g}", **shares}
+
+    def prompts_of(self, number: int) -> list[str]:
+        """Return the prompts of a turn."""
+        return subset(self.prompts, self.config.prompts_per_turn, self.config.seed, number)
+
+    def seeds(self, number: int, prompt: str) -> list[int]:
+        """Return the seeds (K,) of a prompt's pictures in a turn, whatever is drawn beside it."""
+        seed = self.config.seed + SPACING * number
+        return [seed_of(seed, prompt, k) for k in range(self.config.images_per_prompt)]
+
+    def _draw(self, number: int, drawing: Drawing) -> list[Drawn]:
+        """Return the pictures of all prompts of a turn, with their scores, in order; every process draws its share of the prompts."""
+        state, prompts = process_state(), self.prompts_of(number)
+        share = range(state.process_index, len(prompts), state.num_processes)
+        texts = [prompts[place] for place in share for _ in range(self.config.images_per_prompt)]
+        seeds = [seed for place in share for seed in self.seeds(number, prompts[place])]
+        start = time.perf_counter()
+        with drawing():
+            images, latents, pending = self._pictures(number, texts, seeds)
+        middle = time.perf_counter()
+        scores = {name: np.concatenate([one[name]() for one in pending]) for name in self.judges.names} if pending else {}
+        self.seconds["score"] += time.perf_counter() - middle
+        self.seconds["draw"] += middle - start
+        self.images += len(texts) * state.num_processes
+        count, look, drawn = self.config.images_per_prompt, features("pixels"), []
+        for i, place in enumerate(share):
+            own = slice(i * count, (i + 1) * count)
+            judged = {name: values[own].tolist() for name, values in scores.items()}
+            drawn.append(Drawn(place, [encode_image(image) for image in images[own]], latents[own], judged, diversity(images[own], look)))
+        return sorted(gather_object(drawn), key=lambda one: one.place)
+
+    def _pictures(self, number: int, texts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Image.Image], Tensor, list[Pending]]:
+        """Return N pictures, their latents (N, C, H, W), and their scores to come by chunk."""
+        config, images, kept, pending = self.config, list[Image.Image](), list[Tensor](), []
+        pipe, scoring = self.model.pipeline(), 0.0
+        options = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.sample_guidance_scale}
+        options |= {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
+        with progress(total=len(texts), desc=f"turn {number}: draw", unit="images", hidden=len(texts) <= CHUNK) as bar:
+            for start in range(0, len(texts), CHUNK):
+                part = slice(start, start + CHUNK)
+                drawn = draw(pipe, texts[part], seeds[part], **options, bar=bar, keep=lambda x: kept.append(x.float().cpu()))
+                images += drawn
+                before = time.perf_counter()
+                pending.append(self.judges.ask(drawn, texts[part]))
+                scoring += time.perf_counter() - before
+        self.seconds["score"] += scoring
+        self.seconds["draw"] -= scoring  # it lies within what the caller counts as drawing
+        return images, torch.cat(kept) if kept else torch.zeros(0), pending
+
+    def _judge(self, number: int, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
+        """Write the log of a turn, go on with it, and return what is logged."""
+        scores = {name: np.array([one.scores[name] for one in drawn]) for name in self.judges.names}
+        found = self.combination.of(scores)
+        if not found.judged.any():
+            raise TableError(f"turn {number}: no prompt has pictures that {', '.join(self.judges.names)} can all judge")
+        if process_state().is_main_process:
+            records = [self._record(number, step, one, found) for one in drawn]
+            ranked_by = {"rank_by": self.judges.names[0] if len(self.judges.names) == 1 else None}
+            latents = torch.stack([one.latents for one in drawn])
+            self.log.write(number, records, latents, scorers=self.judges.about(), generated=ranked_by)
+            self.log.forget({number, *self._resumable()})
+        process_state().wait_for_everyone()
+        self.reward = float(np.nanmean(found.rewards))
+        logged = {"turn": float(number), "tied": float(found.tied.mean()), "diversity": float(np.mean([one.diversity for one in drawn]))}
+        logged |= {f"reward/{name}": float(np.nanmean(values)) for name, values in scores.items() if np.isfinite(values).any()}
+        logged |= {"reward_spread": float(found.rewards[found.judged].std(axis=1).mean())}
+        if found.tied.all():
+            self._stop(number, step)
+        else:
+            self._open(number, *self.log.read(number))
+        return logged
+
+    def _stop(self, number: int, step: int) -> None:
+        """Say that there is nothing to learn from a turn; an error in the first one, where nothing has been learned either."""
+        judges, prompts = ", ".join(self.judges.names), self.config.prompts_per_turn
+        why = f"the rewards by {judges} are the same for all pictures of each of the {prompts} prompts"
+        if number == 0:
+            raise TableError(
+                f"{self.log.table(number)}: {why}, so there is nothing to learn; name scorers that tell them apart, or draw more pictures"
+            )
+        self.stopped = f"step {step}, turn {number}: {why}, so there is nothing more to learn"
+
+    def _record(self, number: int, step: int, one: Drawn, found: Rewards) -> Record:
+        """Return the pictures of a prompt; where one lacks a score, none has a reward, and none a rank."""
+        prompt, judged = self.prompts_of(number)[one.place], found.judged[one.place]
+        name, places = Path(self.config.pretrained_model_name_or_path).name, ranks(found.rewards[one.place])
+        candidates = []
+        for k, image in enumerate(one.images):
+            scores = {score: values[k] for score, values in one.scores.items() if np.isfinite(values[k])}
+            if judged:
+                scores |= {REWARD: float(found.rewards[one.place, k]), ADVANTAGE: float(found.advantages[one.place, k])}
+            rank = float(places[k]) if judged else None
+            candidates.append(Candidate(image=image, scores=scores, rank=rank, model=name, uid=f"{number:06d}-{one.place:04d}-{k:02d}"))
+        meta = {TURN: str(number), "step": str(step), "seeds": " ".join(map(str, self.seeds(number, prompt)))}
+        meta |= {key: str(getattr(self.config, key)) for key in ("num_inference_steps", "sample_guidance_scale", "rollout_policy")}
+        return Record(f"{number:06d}-{one.place:04d}", prompt, tuple(candidates), source=f"turn {number}, prompt {one.place}", meta=meta)
+
+    def _open(self, number: int, table: Table, latents: Tensor) -> None:
+        """Train on a turn: on the prompts whose pictures were all judged, as the method's transforms say."""
+        config = replace(self.config, dataset_name=str(table.path))
+        view = view_of(table, config, self.recipe)
+        if view.entries:
+            check_view(view, config, self.recipe)
+        self.pairs.open(number, view, latents)
+
+    def _resumable(self) -> set[int]:
+        """Return the turns that a checkpoint lies within, which need their latents."""
+        steps = checkpoint.steps(Path(self.config.output_dir))
+        return {step // self.config.updates_per_turn for step in steps if step % self.config.updates_per_turn}
