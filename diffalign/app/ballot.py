@@ -47,11 +47,9 @@ class Ballot:
         if unknown:
             raise RecordError(f"there is no reason {unknown[0]!r}; expected some of {', '.join(REASONS)}")
         self._slow_down(voter)
-        with self.store.transaction():  # one wait for the disk, for the vote and for the question that follows
-            counted = self.store.vote(question, voter, answer, reasons=reasons)
-            state = self.state(voter)
+        counted = self.store.vote(question, voter, answer, reasons=reasons)
         models = [picture.model for picture in self.store.question(question).pictures]
-        return state | {"last": {"answer": counted.answer, "models": models}}
+        return self.state(voter) | {"last": {"answer": counted.answer, "models": models}}
 
     def undo(self, voter: str) -> dict[str, Any]:
         """Withdraw the voter's last vote and return the new state, which begins with its question."""

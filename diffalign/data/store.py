@@ -13,7 +13,6 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from diffalign.core.errors import RecordError, TableError
@@ -68,10 +67,6 @@ class VoteStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def transaction(self) -> AbstractContextManager[object]:
-        """Let all changes inside of the block reach the disk together, or none of them on an error."""
-        return self._file.transaction()
 
     def _user(self, name: str) -> int:
         """Return the number of a user, who is added if new."""
@@ -180,7 +175,7 @@ class VoteStore:
         voter = self._user(user)
         waiting = self._waiting(voter, ranking, count)
         if len(waiting) < count:
-            with self._file.transaction() as database:  # in which another tab of this user may have asked meanwhile
+            with self._file.transaction(flush=False) as database:  # in which another tab of this user may have asked meanwhile
                 waiting = self._waiting(voter, ranking, count)
                 while len(waiting) < count:
                     again = self._earlier(voter) if repeats and not ranking and rng.random() < repeats else None
@@ -229,7 +224,7 @@ class VoteStore:
     def _show(self, voter: int, prompt: str, pair: int | None, pictures: Sequence[int], repeats: str | None = None) -> str:
         name = uuid.uuid4().hex
         rows = [(name, position, picture) for position, picture in enumerate(pictures)]
-        with self._file.transaction() as database:
+        with self._file.transaction(flush=False) as database:
             database.execute(sql.SHOW, (name, voter, prompt, pair, repeats, time.time()))
             database.executemany("INSERT INTO shown_pictures VALUES (?, ?, ?)", rows)
             database.execute("UPDATE pairs SET times_shown = times_shown + 1 WHERE id = ?", (pair,))
@@ -270,11 +265,10 @@ class VoteStore:
             raise RecordError(
                 f"{self.path}: the second answer is {second_answer!r}; expected one of {', '.join(SECOND_ANSWERS[1:])}, or none"
             )
-        second_question = second_question if second_answer else ""
+        row = (question, self._user(user), answer, json.dumps(list(ranks)), json.dumps(list(reasons)), second_answer, time.time())
         with self._file.transaction() as database:
-            row = (question, self._user(user), answer, json.dumps(list(ranks)), json.dumps(list(reasons)), second_answer, time.time())
-            database.execute(sql.VOTE, (*row, second_question))
-            (vote,) = self._votes(question=question)
+            database.execute(sql.VOTE, (*row, second_question if second_answer else ""))
+        (vote,) = self._votes(question=question)
         return vote
 
     def _check(self, shown: Question, answer: str, ranks: Sequence[int]) -> None:

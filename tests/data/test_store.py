@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import sqlite3
 import subprocess
@@ -236,3 +238,37 @@ def test_no_confirmed_vote_is_lost_when_the_process_is_killed(tmp_path):
             voted = [vote.question for vote in store.votes()]
         assert set(confirmed) <= set(voted)
         assert len(voted) == len(set(voted))
+
+
+def test_a_vote_is_confirmed_only_once_the_disk_has_it(store, monkeypatch):
+    question = ask(store)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        store.vote(question.id, "ada", "left")
+
+
+def full_disk(number: int) -> None:
+    raise OSError("no space left on the device")
+
+
+def test_a_store_of_the_first_version_is_read_as_it_is_and_written_as_a_newer_one(tmp_path):
+    path = tmp_path / "old.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for statement in MIGRATIONS[0]:
+            database.execute(statement)
+        database.execute("PRAGMA user_version = 1")
+        for statement in (
+            "INSERT INTO users VALUES (1, 'ada', 0)",
+            "INSERT INTO prompts VALUES (1, 'a star')",
+            "INSERT INTO shown VALUES ('q', 1, 1, NULL, NULL, 0)",
+            "INSERT INTO votes VALUES (1, 'q', 1, 'left', '[]', '[]', '', 0, NULL)",
+        ):
+            database.execute(statement)
+    before = path.read_bytes()
+    with VoteStore(path, read_only=True) as store:
+        assert [vote.answer for vote in store.votes()] == ["left"]
+    assert path.read_bytes() == before
+    with VoteStore(path) as store:
+        assert [(vote.answer, vote.second_question) for vote in store.votes()] == [("left", "")]
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
