@@ -55,6 +55,7 @@ def row(name: str) -> str:
     needs += [f"score `{column}`" for column in facts.columns] + [f"token {field}" for field in facts.tokens]
     needs += [f"score `{column}` if named" for column in facts.optional]
     needs += ["mismatched answers"] if facts.mismatched else []
+    needs += ["outputs of policy and reference"] if facts.residuals else []
     cells = [f"`{name}`", about, ", ".join(papers), provenance(objective.source), ", ".join(constants)]
     cells += [facts.diffusion, "yes" if facts.reference else "no", ", ".join(needs)]
     return f"| {' | '.join(cells)} |"

@@ -60,6 +60,34 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Residuals:
+    """What denoisers' outputs miss the target by, times the root of the path's weight: the mean square is -2 times the score.
+
+    Differences of them are differences of outputs, so what two networks differ by costs no further pass.
+    """
+
+    policy: Tensor  # (B, K, C, H, W), with gradient
+    sigma: Tensor  # (B,) noise level of the point; of flows it is the time
+    reference: Tensor | None = None  # like policy, without gradient
+    start: Tensor | None = None  # like policy: of the model that training began with, where the reference is another one
+
+    def __post_init__(self) -> None:
+        """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
+        _require_shape({"reference": self.reference, "start": self.start}, self.policy.shape, "(records, candidates, ...)")
+        _require_shape({"sigma": self.sigma}, self.policy.shape[:1], "(records,)")
+        _widen(self, ("policy", "reference", "start"))
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What several networks say of a query, as a likelihood's `score` returns it."""
+
+    reference: Any
+    start: Any = None  # of the model that training began with
+    old: Any = None  # of the policy that drew the images
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Log-likelihoods up to constants, higher is better, of shape (records, candidates): (B, K). Candidate 0 is the preferred one.
 
@@ -79,17 +107,20 @@ class Scores:
     normalized: bool = False  # a length-normalised likelihood: scores are divided by `lengths` wherever they are compared
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # (B, K) by name: what an objective reads of the table's scores
     tokens: Tokens | None = None  # only for objectives of tokens
+    old: Tensor | None = None  # (B, K), of the policy that drew the images, without gradient; the policy as it is where None
+    residuals: Residuals | None = None  # only for objectives that compare the outputs of networks
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
         if self.policy.ndim != 2:
             raise ValueError(f"`policy` of scores is of shape (records, candidates); found {tuple(self.policy.shape)}")
-        _require_shape({"reference": self.reference, "lengths": self.lengths, **self.columns}, self.policy.shape, "(records, candidates)")
+        of_candidates = {"reference": self.reference, "lengths": self.lengths, "old": self.old, **self.columns}
+        _require_shape(of_candidates, self.policy.shape, "(records, candidates)")
         _require_shape({name: getattr(self, name) for name in ("prob", "weight", "offset")}, self.policy.shape[:1], "(records,)")
         if self.tokens is not None and self.tokens.policy.shape[:2] != self.policy.shape:
             found, expected = tuple(self.tokens.policy.shape), tuple(self.policy.shape)
             raise ValueError(f"`tokens` are of shape {found}; expected (records, candidates, tokens) with {expected} first")
-        _widen(self, ("policy", "reference", "prob", "weight", "offset"))
+        _widen(self, ("policy", "reference", "prob", "weight", "offset", "old"))
 
     @property
     def log_ratio(self) -> Tensor:
@@ -97,6 +128,35 @@ class Scores:
         if self.reference is None:
             raise ValueError("this objective compares with a reference, and the method has none: set `reference`")
         return self.policy - self.reference
+
+    @property
+    def deviation(self) -> Tensor:
+        """Return the weighted mean square of policy minus reference output, (B, K), with the policy's gradient.
+
+        Raises ValueError without a reference, and for scores without residuals.
+        """
+        own = self.compared_outputs
+        if own.reference is None:
+            return self.log_ratio  # which raises the error
+        return _mean_square(own.policy - own.reference)
+
+    @property
+    def drift(self) -> Tensor:
+        """Return the same of policy minus start model, (B, K); where no other start was scored, the reference is the start."""
+        own = self.compared_outputs
+        return self.deviation if own.start is None else _mean_square(own.policy - own.start)
+
+    @property
+    def compared_outputs(self) -> Residuals:
+        """Return the residuals. Raises ValueError for scores without: of texts, or by a likelihood that was not told to keep them."""
+        if self.residuals is None:
+            raise ValueError("this objective compares the outputs of denoisers, and these scores have no residuals: it is for images")
+        return self.residuals
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Return the mean square (B, K) over all further axes."""
+    return x.square().flatten(2).mean(dim=2)
 
 
 @dataclass(frozen=True, slots=True)

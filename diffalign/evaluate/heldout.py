@@ -46,8 +46,8 @@ def heldout_log_ratios(parts: Parts, draws: int = 10, batch_size: int = 32, seed
         for repeat in range(draws):
             query = likelihood.prepare(policy, batch, [sample_generator(seed, p * draws + repeat) for p in positions])
             reference = parts.reference.score(likelihood, query)
-            score = likelihood.score(policy, query)
-            total += (score if reference is None else score - reference) / draws
+            scores = likelihood.scores(likelihood.score(policy, query), reference, batch)
+            total += (scores.policy if scores.reference is None else scores.log_ratio) / draws
         ratios |= zip(positions, total.cpu(), strict=True)
     return torch.stack([ratios[position] for position in range(len(ratios))])
 

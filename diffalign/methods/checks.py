@@ -23,7 +23,7 @@ from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.online import check_online
 from diffalign.methods.packages import check_switches, missing_packages
-from diffalign.methods.recipe import DRIVERS, Recipe, compares, part, recipe_of, transforms_of, tuning_of, users_of
+from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
     LAYOUTS,
     TRAITS,
@@ -38,7 +38,7 @@ from diffalign.models.backbones.folders import (
 )
 from diffalign.models.backbones.mistaken import refuse_vae
 from diffalign.models.users.settings import USER_ENCODERS
-from diffalign.objectives import OBJECTIVES, RENAMED, bind_objective
+from diffalign.objectives import OBJECTIVES, RENAMED, Facts, bind_objective
 from diffalign.rewards.heads.settings import check_embeds, settings_of
 from diffalign.rewards.names import check_scorer_names
 
@@ -205,6 +205,8 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
     )
     if objective.name == "mapo":
         raise ConfigError("objective `mapo` is made for denoising errors; choose another for a language model, for example dpo")
+    if recipe.residuals:
+        raise ConfigError(f"objective `{objective.name}` compares the outputs of denoisers; choose another for a language model")
     if config.attention_name not in (None, "native"):
         raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
     check_name("likelihood", likelihood, LIKELIHOODS)
@@ -224,11 +226,21 @@ def _check_objective(config: TrainConfig) -> None:
     facts = OBJECTIVES[name].facts
     if facts.reference and not compares(config):
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
+    _check_outputs(config, name, facts)
     columns = (*facts.columns, *facts.optional)
     for column in config.scores:
         if column not in columns:
             cure = did_you_mean(column, columns) if columns else " It reads none"
             raise ConfigError(f"`scores`: objective `{name}` reads no `{column}`.{cure}")
+
+
+def _check_outputs(config: TrainConfig, objective: str, facts: Facts) -> None:
+    """Raise ConfigError where the outputs of networks are to be compared, and the other parts do not allow it."""
+    if config.sdpo_mu is not None and (facts.diffusion in ("L", "N") or facts.candidates != 2):
+        raise ConfigError(f"`sdpo_mu` is for pairs of images, and objective `{objective}` is not of these; leave it out, or choose dpo")
+    if (error := next(iter(part(config, "error")))) != "squared" and compares_outputs(config):
+        cause = f"objective `{objective}`" if facts.residuals else "`sdpo_mu`"
+        raise ConfigError(f"{cause} compares the outputs of networks by their squares, and `error` is {error}; set it to squared")
 
 
 def _check_transforms(config: TrainConfig) -> None:

@@ -157,6 +157,11 @@ class TrainConfig:
     runs share them. 0: computed in every step."""
     error: Spec | None = key(None, kinds=IMAGE)
     """Another error than the method's: squared, or pseudo_huber of the estimates of x0."""
+    sdpo_mu: float | None = key(None, SHARE, kinds=IMAGE)
+    """Diffusion-SDPO, with any objective of pairs: the dispreferred image's gradient is scaled down where it would undo more than 1 - mu of
+    the preferred image's. Released: 0.9 for SD1.5, 0.6 for SDXL, 0.2 with dspo. Not scaled if not given."""
+    sdpo_scale: Literal["pair", "batch"] = key("pair", kinds=IMAGE)
+    """One scale a pair, or, as the release, one for all pairs of a forward pass."""
     curriculum: Spec | None = key(None, kinds=ANY)
     """Order of the training, instead of a random one: {gap: {score: NAME, stages: 3}} shows pairs with a clear difference in that score
     first and close ones last, the order of Curry-DPO."""

@@ -6,7 +6,7 @@ Only the properties `trajectory` and `error` import torch, so that bad data are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from diffalign.methods import METHODS
 from diffalign.methods.base import Method
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, Facts, bind_objective
+from diffalign.objectives.diffusion import winner_preserving
 
 if TYPE_CHECKING:
     from diffalign.methods.config import TrainConfig
@@ -43,6 +44,7 @@ class Recipe:
     users: Bound | None  # the user encoder; None for a method without users
     tuning: Tuning  # what is trained
     compares: bool  # whether the policy is compared with a reference
+    residuals: bool  # whether the outputs of networks are compared, beside their scores
 
     @property
     def trajectory(self) -> Bound:
@@ -64,6 +66,11 @@ class Recipe:
         return OBJECTIVES[self.objective.name].facts
 
     @property
+    def drifts(self) -> bool:
+        """Return whether the loss has a term of the drift from the start model."""
+        return self.facts.drift is not None and self.objective.constants[self.facts.drift] > 0
+
+    @property
     def beta(self) -> float | None:
         """Return the objective's beta, None where it has none."""
         return self.objective.constants.get("beta")
@@ -81,7 +88,7 @@ def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
     return Recipe(
         method=METHODS[config.method],
         kind=kind,
-        objective=bind_objective(part(config, "objective")),
+        objective=objective_of(config),
         trajectory_spec=trajectory,
         driver=driver,
         error_spec=part(config, "error"),
@@ -89,7 +96,21 @@ def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
         users=None if users is None else bind("user_encoder", USER_ENCODERS, users),
         tuning=tuning_of(config),
         compares=compares(config),
+        residuals=compares_outputs(config),
     )
+
+
+def objective_of(config: TrainConfig) -> Bound:
+    """Return the loss with its constants, and with SDPO's scale where `sdpo_mu` asks for it."""
+    bound = bind_objective(part(config, "objective"))
+    if config.sdpo_mu is None:
+        return bound
+    return replace(bound, function=winner_preserving(bound.function, mu=config.sdpo_mu, over=config.sdpo_scale))
+
+
+def compares_outputs(config: TrainConfig) -> bool:
+    """Return whether the outputs of networks are compared, beside their scores."""
+    return config.sdpo_mu is not None or OBJECTIVES[bind_objective(part(config, "objective")).name].facts.residuals
 
 
 def _trajectory(config: TrainConfig) -> tuple[Constants, Driver]:

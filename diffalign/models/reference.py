@@ -1,4 +1,7 @@
-"""What the policy is compared with: nothing, a frozen copy, itself with its adapter switched off, or with the one it started with."""
+"""What the policy is compared with: nothing, a frozen copy, itself with its adapter switched off, or with the one it started with.
+
+`Several` is for objectives that compare with more than one network.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.types import Likelihood
+from diffalign.core.types import Compared, Likelihood, Reference
 
 
 @contextlib.contextmanager
@@ -137,3 +140,22 @@ class Start:
         """Give the network with the weights that it started with, in eval mode."""
         with eval_mode(self.model), exchanged(self.parameters, self.values):
             yield self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """More than one network to compare with, each scored at the same query: a reference, and where there are such, the start model (for a
+    drift term) and the policy that drew the images (for a ratio of likelihoods)."""
+
+    reference: Reference
+    start: Reference | None = None
+    old: Reference | None = None
+
+    def score(self, likelihood: Likelihood, query: Any) -> Compared:
+        """Return what each says, without gradient."""
+        said = (other and other.score(likelihood, query) for other in (self.start, self.old))
+        return Compared(self.reference.score(likelihood, query), *said)
+
+    def driving(self) -> AbstractContextManager[Any]:
+        """Give the reference's network."""
+        return self.reference.driving()

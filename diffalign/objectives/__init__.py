@@ -8,6 +8,7 @@ the last one's result as its reference.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffalign.core.specs import Bound, Spec, bind, single
@@ -16,9 +17,10 @@ from diffalign.objectives.anchored import aot, aot_unpaired, apo_down, apo_zero,
 from diffalign.objectives.base import Facts, Objective, Source
 from diffalign.objectives.base import margin as margin
 from diffalign.objectives.constants import check_constants
-from diffalign.objectives.diffusion import denoise, mapo, smpo
-from diffalign.objectives.implicit_reward import policy_mean, policy_score, times_beta
+from diffalign.objectives.diffusion import denoise, diffusion_kto, dspo, mapo, smpo
+from diffalign.objectives.implicit_reward import log_ratio, policy_mean, policy_score, times_beta
 from diffalign.objectives.listwise import adpo_list, exo, infonca, lipo, nca, plackett_luce, pro_rank, rank_dpo
+from diffalign.objectives.online import awm, dgpo, diffusion_nft
 from diffalign.objectives.pairwise import adpo, discopop, dpo, dpo_gamma, fdpo, flex_dpo, hinge, inpo_nash, ipo, mmdpo, modpo, robust, spa
 from diffalign.objectives.reference_free import asft, cpo, orpo, poft, simpo, slic, triple_po
 from diffalign.objectives.token import sparse_po, tab_po, tdpo, wpo
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from diffalign.core.types import Scores
 
 PAIR = Facts()  # an objective that needs only the scores of two candidates and a reference
+ADVANTAGE = Facts("L", columns=("advantage",), residuals=True)
+ADVANTAGE_AND_DRIFT = replace(ADVANTAGE, drift="kl")
 PAPER = Source("paper", ("golden",))
 RELEASE = Source("release", ("golden",))
 TRL = Source("release", ("TRL", "golden"))
@@ -37,6 +41,9 @@ RECONSTRUCTED = Source("reconstructed", ("golden",))
 MM_DPO = Source("reconstructed", ("golden",), "`form: code` is the release's")
 NCA = Source("release", ("TRL", "golden"), "of lists it is reconstructed")
 ADPO_LIST = Source("paper", ("golden",), "the target from gains is reconstructed")
+NFT = Source("paper", ("golden",), "`space: adaptive` is the release's")
+DSPO = Source("release", ("golden",), "`form: sdxl` is the release's for SDXL, another loss than the paper's")
+KTO = Source("release", ("golden",), "its zero point from a neighbour's prompt is left out")
 VARIANT = Source("variant", ("golden",))
 BY_HAND = Source("reconstructed", ("hand",))
 
@@ -91,6 +98,11 @@ OBJECTIVES: dict[str, Objective] = {
     "smpo": Objective(smpo, PAIR, times_beta, RELEASE),
     "mapo": Objective(mapo, Facts("R", reference=False), policy_score, RELEASE),
     "denoise": Objective(denoise, Facts("V", reference=False, candidates=1), policy_score, Source("paper", ("TRL", "golden"))),
+    "dspo": Objective(dspo, Facts("V", residuals=True), times_beta, DSPO),
+    "diffusion_kto": Objective(diffusion_kto, Facts("V", coupled=True), times_beta, KTO),
+    "awm": Objective(awm, ADVANTAGE_AND_DRIFT, log_ratio, RELEASE),
+    "dgpo": Objective(dgpo, ADVANTAGE, times_beta, RELEASE),
+    "diffusion_nft": Objective(diffusion_nft, ADVANTAGE_AND_DRIFT, log_ratio, NFT),
     "rank_dpo": Objective(rank_dpo, Facts("L", columns=("gains",), chances=True), times_beta, RECONSTRUCTED),
 }
 

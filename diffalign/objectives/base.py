@@ -59,6 +59,8 @@ class Facts:
     sums: bool = False  # adds up tokens itself, so the likelihood must be `sum` or `joint`, which add up tokens too
     mismatched: bool = False  # for texts, the last candidate is another record's answer (KTO); for images the batch serves instead
     coupled: bool = False  # a record's loss depends on the other records of the batch
+    residuals: bool = False  # compares the outputs of denoisers (`Scores.residuals`), so it is for images and the squared error
+    drift: str | None = None  # the constant, if it has one, that weighs the drift from the start model
     of_ranks: bool = False  # losses belong to ranks within the batch, so records can have no weight or offset
 
 

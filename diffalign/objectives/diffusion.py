@@ -1,15 +1,31 @@
-"""Objectives that were designed for denoising errors."""
+"""Objectives that were designed for denoising errors, and the scale that keeps the preferred image from getting worse with the other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffalign.objectives.base import both_orders, margin, minus_offset, neg_log_sigmoid, pairwise, policy_scores, prob_of, weighted
+from diffalign.objectives.base import (
+    Loss,
+    both_orders,
+    log_sigmoid,
+    margin,
+    minus_offset,
+    neg_log_sigmoid,
+    pairwise,
+    policy_scores,
+    prob_of,
+    weighted,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffalign.core.types import Scores
+
+Utility = Literal["kahneman_tversky", "loss_averse", "risk_seeking"]
+ZeroPoint = Literal["batch", "balanced"]
+Over = Literal["pair", "batch"]
 
 
 @weighted
@@ -58,3 +74,92 @@ def denoise(s: Scores) -> Tensor:
     nor `offset` is used.
     """
     return -policy_scores(s)[:, 0]
+
+
+@weighted
+def dspo(s: Scores, *, beta: float = 1e-3, form: Literal["sd15", "sdxl"] = "sd15") -> Tensor:
+    """Return E_w - beta k (E_w + D_w - R_w) + (beta k)^2 D_w: the preferred image's error against a target that is moved.
+
+    DSPO (Zhu et al., ICLR 2025, xyfb9HHvMe, built on 2311.12908, as released for SD1.5: the square of policy - target - beta k (policy -
+    reference)). k = 1 - sigmoid(z) with its gradient, z what `dpo` has inside the sigmoid, through which alone the dispreferred image
+    enters; E and R are errors of policy and reference, D the deviation between their outputs. `form` "sdxl" is what the release trains
+    SDXL with (beta 1000 to 5000), and is another loss: k^2 D_w, or k^2 while the batch's mean of D_w is below 0.1.
+    """
+    error, deviation = -2.0 * s.policy, s.deviation
+    reference = error - (-2.0 * s.log_ratio)
+    near = bool(form == "sdxl" and deviation[:, 0].detach().mean() < 0.1)
+
+    def loss(first: int, second: int) -> Tensor:
+        k = (-minus_offset(s, beta * (s.log_ratio[:, first] - s.log_ratio[:, second]), first)).sigmoid()
+        moved = deviation[:, first]
+        if form == "sdxl":
+            return k.square() if near else k.square() * moved
+        return error[:, first] - beta * k * (error[:, first] + moved - reference[:, first]) + (beta * k).square() * moved
+
+    return both_orders(s, loss)
+
+
+@weighted
+def diffusion_kto(
+    s: Scores,
+    *,
+    beta: float,
+    utility: Utility = "kahneman_tversky",
+    zero_point: ZeroPoint = "batch",
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Return the mean over a record's images of weight * (1 - U(+-beta (log-ratio - z0))), + for the preferred, - for the dispreferred.
+
+    Diffusion-KTO (2404.04465 as released, beta 1000 for whole errors, which is 2000 here). U is sigmoid (Kahneman-Tversky), log sigmoid
+    (loss averse) or softplus (risk seeking). z0, without gradient, is the mean log-ratio of the batch, not below 0, or with `zero_point`
+    "balanced" the mean of the means over preferred and dispreferred images. `prob` is the share of an image's label; `offset` is not used.
+    With utility and zero point left as they are it is `kto` on images.
+    """
+    import torch
+
+    u, prob = s.log_ratio[:, :2], prob_of(s)
+    liked = torch.stack([prob, 1.0 - prob], dim=1)[:, : u.shape[1]]
+    if zero_point == "batch":
+        z0 = u.detach().mean().clamp(min=0.0)
+    else:
+        z0 = sum((part * u.detach()).sum() / (part.sum() + 1e-6) for part in (liked, 1.0 - liked)) / 2.0
+    worth = {"kahneman_tversky": lambda z: z.sigmoid(), "loss_averse": log_sigmoid, "risk_seeking": lambda z: -log_sigmoid(-z)}[utility]
+    good, bad = (weight * (1.0 - worth(z)) for weight, z in ((desirable_weight, beta * (u - z0)), (undesirable_weight, beta * (z0 - u))))
+    return (liked * good + (1.0 - liked) * bad).mean(dim=1)
+
+
+def winner_preserving(loss: Loss, *, mu: float, over: Over = "pair") -> Loss:
+    """Return a loss of the same value whose slope in the dispreferred image's error is scaled down where it would raise the preferred's.
+
+    SDPO (2511.03317 as released; mu 0.9 for SD1.5, 0.6 for SDXL, 0.2 with `dspo`). See `loser_scale`. It is for pairs of images, on any
+    objective: the commonest complaint about Diffusion-DPO is that both errors rise.
+    """
+
+    def scaled(s: Scores, **constants: Any) -> Tensor:
+        import torch
+
+        scale = loser_scale(s.compared_outputs.policy[:, :2], mu, over).to(s.policy)[:, None]
+        winner, loser, further = s.policy.tensor_split([1, 2], dim=1)
+        held = loser.detach()
+        return loss(replace(s, policy=torch.cat([winner, held + scale * (loser - held), further], dim=1)), **constants)
+
+    return scaled
+
+
+def loser_scale(residuals: Tensor, mu: float, over: Over) -> Tensor:
+    """Return (1 - mu) |g_w|^2 / (g_w . g_l + 1e-9) within [0, 1], or 1 where the gradients do not agree, (B,), without gradient.
+
+    g are the gradients of the two errors in output space, residuals (B, 2, C, H, W) times 2 / n. `over` "batch" makes one scale for all
+    pairs of a forward pass, as the release does, which then depends on the batch size; with "pair" each pair's preferred image keeps at
+    least the share `mu` of its slope.
+    """
+    import torch
+
+    pair = residuals.detach().flatten(2)
+    if over == "batch":
+        pair = pair.transpose(0, 1).flatten(1)[None]
+    winner, loser = (2.0 * pair / pair.shape[2]).unbind(dim=1)
+    agreement = (winner * loser).sum(dim=1)
+    scale = ((1.0 - mu) * winner.square().sum(dim=1) / (agreement + 1e-9)).clamp(0.0, 1.0)
+    return torch.where(agreement > 0.0, scale, 1.0).expand(len(residuals))

@@ -24,6 +24,11 @@ def times_beta(s: Scores, c: Mapping[str, Any]) -> Tensor:
     return c["beta"] * s.log_ratio
 
 
+def log_ratio(s: Scores, c: Mapping[str, Any]) -> Tensor:  # noqa: ARG001  # all rewards have one signature
+    """Return the log-ratio, for objectives without a beta that scales it."""
+    return s.log_ratio
+
+
 def over_tau(s: Scores, c: Mapping[str, Any]) -> Tensor:
     """Return log-ratio / tau."""
     return s.log_ratio / c["tau"]

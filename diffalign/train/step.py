@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffalign.core.types import Batch, Generator, Likelihood, Query, Scores
 from diffalign.methods.parts import Parts
+from diffalign.models.diffusion.likelihood import joined
 
 Driving = Callable[[], AbstractContextManager[nn.Module]]
 
@@ -32,18 +32,18 @@ def preference_step(
     return parts.recipe.objective(scores).mean(), scores
 
 
-def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Tensor:
-    """Return the policy's scores (B, K), with gradient, holding the activations of one candidate at a time.
+def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Any:
+    """Return what the likelihood's `score` does, with gradient, holding the activations of one candidate at a time.
 
     Nothing is kept of the forward passes. The loss is computed from all scores; the backward pass then runs each candidate again, the
     last one first, with the same dropout. The gradient is that of all candidates at once.
     """
 
-    def score(x_t: Tensor, part: Query) -> Tensor:  # an argument that is a tensor tells `checkpoint` whose random state to keep
+    def score(x_t: Tensor, part: Query) -> Any:  # an argument that is a tensor tells `checkpoint` whose random state to keep
         return likelihood.score(policy, replace(part, noised=replace(part.noised, x_t=x_t)))
 
     parts = [candidate(query, k) for k in range(query.noised.x_t.shape[1])]
-    return torch.cat([checkpoint(score, part.noised.x_t, part, use_reentrant=False) for part in parts], dim=1)
+    return joined([checkpoint(score, part.noised.x_t, part, use_reentrant=False) for part in parts])
 
 
 def candidate(query: Query, k: int) -> Query:

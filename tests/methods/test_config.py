@@ -27,6 +27,7 @@ from diffalign.core.keys import (
 from diffalign.core.specs import bind
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
+from diffalign.methods.checks import check_keys
 from diffalign.methods.config import ALIASES, TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
 from diffalign.methods.recipe import DRIVERS, recipe_of
@@ -147,6 +148,33 @@ def test_the_refusal_says_what_was_expected():
 def test_an_unknown_method_or_objective_names_the_nearest(key, value, meant):
     with pytest.raises(ConfigError, match=rf"`{key}` is '{value}'. Did you mean `{meant}`\?"):
         checked(config(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sdpo_mu": 0.9, "objective": {"rank_dpo": {"beta": 100}}}, "`sdpo_mu` is for pairs of images, and objective `rank_dpo`"),
+        ({"sdpo_mu": 0.9, "objective": "selm"}, "`sdpo_mu` is for pairs of images, and objective `selm`"),
+        ({"sdpo_mu": 1.5}, "`sdpo_mu` is 1.5"),
+        ({"sdpo_mu": 0.9, "error": "pseudo_huber"}, r"`sdpo_mu` compares the outputs of networks.*`error` is pseudo_huber"),
+        ({"objective": "dspo", "error": "pseudo_huber"}, r"objective `dspo` compares the outputs of networks.*`error` is pseudo_huber"),
+    ],
+)
+def test_what_compares_outputs_is_refused_where_it_cannot(values, message):
+    with pytest.raises(ConfigError, match=message):
+        check_keys(TrainConfig(**{"dataset_name": "pairs", "beta": 5.0, **values}))
+
+
+def test_a_recipe_keeps_outputs_only_where_they_are_compared():
+    def recipe(**values):
+        return recipe_of(TrainConfig(dataset_name="pairs", **values))
+
+    assert not recipe().residuals
+    assert recipe(sdpo_mu=0.9).residuals
+    assert recipe(objective="dspo").residuals
+    assert recipe(objective="awm").drifts
+    assert not recipe(objective={"awm": {"kl": 0.0}}).drifts
+    assert not recipe(objective="dgpo").drifts
 
 
 def test_an_objective_without_its_beta_is_refused():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from diffalign.core.types import Scores, Tokens
+from diffalign.core.types import Residuals, Scores, Tokens
 from diffalign.objectives import OBJECTIVES
 
-PROBABILITIES = {"orpo", "asft"}  # scores above 0 are no log-probabilities
+# Scores above 0 are no log-probabilities, and no errors of which a root is taken.
+PROBABILITIES = {"orpo", "asft", "awm"}
 SHARES = (0.5, 0.3, 0.2)  # of a sum in each of three tokens
 
 
@@ -35,6 +36,13 @@ def tokens_of(policy, reference):
     )
 
 
+def residuals_of(policy, reference):
+    """Return residuals of one element, the scores themselves: they need not fit the scores, which may be above 0."""
+    single = (None if x is None else x[:, :, None, None, None] for x in (policy, reference))
+    kept = next(single)
+    return Residuals(kept, torch.full((len(policy),), 0.5, dtype=policy.dtype), *single)
+
+
 def fitted(name, policy, reference=None, prob=None, **fields):
     """Return scores for the objective `name` from those (B, 2) of a pair. Exchanging its candidates exchanges all that is made up."""
     needs = OBJECTIVES[name].facts
@@ -48,8 +56,10 @@ def fitted(name, policy, reference=None, prob=None, **fields):
         "hallucinated": (base > 0.0).to(base),
         "previous": 0.5 * base,
         "teacher": base.tanh() - 1.0,
+        "advantage": base.tanh(),
     }
     columns = {column: made[column] for column in needs.columns}
     known = None if reference is None else base
     tokens = tokens_of(policy, base) if needs.tokens else None
-    return Scores(policy, known, prob, columns=columns, tokens=tokens, **fields)
+    residuals = residuals_of(policy, known) if needs.residuals else None
+    return Scores(policy, known, prob, columns=columns, tokens=tokens, residuals=residuals, **fields)

@@ -20,18 +20,20 @@ from tests.objectives.scored import fitted
 
 REFERENCE_FREE = {name for name in OBJECTIVES if not OBJECTIVES[name].facts.reference}
 BETA = 0.5  # every constant without a default takes this in the contracts
-SILENT_TIES = {"smpo", "clipped_dpo", "apo_zero", "kto"}  # a tie has no gradient at all
+SILENT_TIES = {"smpo", "clipped_dpo", "apo_zero", "kto", "diffusion_kto"}  # a tie has no gradient at all
+OF_ADVANTAGES = {"awm", "dgpo", "diffusion_nft"}
 # Those that look at candidate 0 alone, at gains or the order given, or at ranks in the batch; all others compare under a soft label.
 WITHOUT_LABEL = {"gpo", "denoise", "poft", "infonca", "adpo_list", "plackett_luce", "lipo", "rank_dpo", "pro_rank", "aot", "aot_unpaired"}
+WITHOUT_LABEL |= OF_ADVANTAGES
 ANCHORED = {"bco", "nca", "sppo"}  # a tie pulls each log-ratio to zero by itself
 # A tie pulls further answers or the likelihood of the preferred as well, or lowers both (apo_down).
-PULLING = {"rpo", "selm", "xpo", "vpo", "srpo", "tab_po", "apo_down"}
-STOPPED = {"wpo", "kto"}  # the weight, the anchor follow the policy without gradient
+PULLING = {"rpo", "selm", "xpo", "vpo", "srpo", "tab_po", "apo_down", "dspo"}
+STOPPED = {"wpo", "kto", "diffusion_kto", *OF_ADVANTAGES}  # the weight, the anchor, the old policy follow the policy without gradient
 IGNORING_OFFSET = {"ipo", "inpo_nash", "srpo", "sppo", "apo_zero", "kto", "asft", "nca", "plackett_luce", "lipo", "rank_dpo", "pro_rank"}
-IGNORING_OFFSET |= {"denoise", "gpo"}
+IGNORING_OFFSET |= {"denoise", "gpo", "diffusion_kto", *OF_ADVANTAGES}
 LABELLED_PAIRS = {"infonca", "adpo_list"}  # of two candidates without gains
 OF_RANKS = {"aot", "aot_unpaired"}
-OF_SUMS = {"rpo", "xpo", "pro_rank", "smpo", "mapo", "orpo"}  # some term is not length-normalised
+OF_SUMS = {"rpo", "xpo", "pro_rank", "smpo", "mapo", "orpo", "dspo", "diffusion_kto", *OF_ADVANTAGES}  # some term is not length-normalised
 REFUSING = {"tdpo", "sparse_po", "tab_po"}  # a length-normalised likelihood
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -234,6 +236,9 @@ def test_what_an_objective_needs_is_named_where_it_is_missing(name):
         empty = Tokens(policy[..., None], torch.ones(1, 2, 1, dtype=torch.bool))
         with pytest.raises(ValueError, match=f"reads `{'|'.join(needs.tokens)}` of every token"):
             bound(name)(dataclasses.replace(s, tokens=empty))
+    elif needs.residuals:
+        with pytest.raises(ValueError, match="these scores have no residuals"):
+            bound(name)(s)
     else:
         assert bound(name)(s).isfinite().all()
 

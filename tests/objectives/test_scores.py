@@ -15,7 +15,7 @@ from diffalign.objectives.constants import RANGES
 from tests.objectives.scored import fitted
 from tests.objectives.test_contract import bound
 
-LARGE = {"mapo": 100.0}  # the largest beta in use, where it is not 5000
+LARGE = {"mapo": 100.0, "dspo": 1.0}  # the largest beta in use, where it is not 5000
 
 
 def constants_of(name):

@@ -59,6 +59,10 @@ OBJECTIVES = {
     "mapo": {"method": "mapo", "beta": None},
     "ipo": {"objective": {"ipo": {"tau": 1.0}}, "beta": None},
     "inpo": {"method": "inpo", "trajectory": {"ddim_inversion": {"steps": 2}}},
+    "dspo": {"objective": {"dspo": {"beta": 0.5}}, "beta": None},
+    "sdpo": {"sdpo_mu": 0.9},
+    "sdpo of a batch": {"sdpo_mu": 0.2, "sdpo_scale": "batch", "objective": {"ipo": {"tau": 1.0}}, "beta": None},
+    "diffusion_kto": {"objective": "diffusion_kto"},
     "checkpointed": {"gradient_checkpointing": True},
     "full": {"train_method": "full"},
 }

@@ -158,6 +158,7 @@ def vars_of(made):
 BAD = [
     ({"resolution": 64}, "`resolution` is for image models"),
     ({"objective": "mapo"}, "objective `mapo` is made for denoising errors"),
+    ({"objective": "dspo"}, "objective `dspo` compares the outputs of denoisers"),
     ({"objective": {"tdpo": {"beta": 0.1}}, "likelihood": "mean"}, "`tdpo` adds up tokens itself, and `likelihood` is mean"),
     ({"likelihood": "men"}, "`likelihood` is 'men'"),
     ({"likelihood": {"ld_dpo": {"alpha": 2.0}}}, "it lies between 0 and 1"),

@@ -48,7 +48,7 @@ def fit_weights(
                 weights = {"user_weights": logits.softmax(dim=0).expand(len(batch.x0), -1)}
                 weighted = type(query)(query.noised, {**query.condition, **weights}, query.dropped, query.frames)
                 compared = reference.score(likelihood, query) if compares else None
-                loss = objective(Scores(likelihood.score(model.denoiser, weighted), compared, batch.prob)).sum()
+                loss = objective(likelihood.scores(likelihood.score(model.denoiser, weighted), compared, batch)).sum()
                 (loss / (draws * len(choices))).backward()
             optimizer.step()
             bar.update()

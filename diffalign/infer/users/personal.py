@@ -179,7 +179,7 @@ class Personal:
                 "diffalign.load of the personalised run alone, save the tokens, and give their file"
             )
         recipe, model = recipe_of(self.config), self.model
-        likelihood = DiffusionLikelihood(model.path, model.predict, forward, error=recipe.error)
+        likelihood = DiffusionLikelihood(model.path, model.predict, forward, error=recipe.error, residuals=recipe.residuals)
         with at_strength(model.denoiser, 1.0):
             weights = fit_weights(model, encoder, choices, likelihood, recipe.objective, compares=recipe.compares)
         logger.info("weights of the prototypes: %s", ", ".join(f"{weight:.2f}" for weight in weights.tolist()))

@@ -29,7 +29,7 @@ from diffalign.models.backbones.base import Backbone, BackboneSettings
 from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
-from diffalign.models.reference import AdapterOff, Frozen, NoReference, Start
+from diffalign.models.reference import AdapterOff, Frozen, NoReference, Several, Start
 from diffalign.models.trajectory_cache import Precomputed, network_facts
 from diffalign.models.users import branch
 from diffalign.models.users.attach import encoder_of
@@ -111,15 +111,21 @@ def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, str
 
 
 def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torch.device) -> Reference:
-    """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point."""
+    """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point.
+
+    A drift term is measured from the base where the reference is an old policy, or the result of another run's adapter.
+    """
     if not recipe.compares:
         return NoReference()
-    if config.reference == "old_policy":
-        return Start.of(model.denoiser)
+    moves = config.reference == "old_policy"
     if recipe.tuning != "full":
-        if config.start_from is not None:
-            return Start.of(model.denoiser)
-        return AdapterOff(model.denoiser, branch.disabled if recipe.tuning == "user" else adapters.disabled)
+        base = AdapterOff(model.denoiser, branch.disabled if recipe.tuning == "user" else adapters.disabled)
+        if config.start_from is None and not moves:
+            return base
+        start = Start.of(model.denoiser)
+        return Several(start, start=base) if recipe.drifts else start
+    if moves and not recipe.drifts:
+        return Start.of(model.denoiser)
     frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
     if config.start_from is not None:
         adapters.load_result(frozen, Path(config.start_from), full=True, component=model.component)
@@ -129,12 +135,14 @@ def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torc
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(DTYPES[config.mixed_precision])
     speed.apply(config, frozen)
-    return Frozen(frozen)
+    return Several(Start.of(model.denoiser), start=Frozen(frozen)) if moves else Frozen(frozen)
 
 
 def likelihood_of(config: TrainConfig, recipe: Recipe, model: Backbone) -> DiffusionLikelihood:
     """Return how the denoiser scores pictures."""
-    return DiffusionLikelihood(model.path, model.predict, recipe.trajectory, config.proportion_empty_prompts, recipe.error)
+    return DiffusionLikelihood(
+        model.path, model.predict, recipe.trajectory, config.proportion_empty_prompts, recipe.error, recipe.residuals
+    )
 
 
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.types import Scores
+from diffalign.core.types import Residuals, Scores
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.diffusion.path import VPPath
@@ -27,7 +27,9 @@ def check_step(config: TrainConfig, recipe: Recipe) -> None:
     if not facts.tokens:
         scores = scores[:, :1].expand(1, max(scores.shape[1], facts.candidates))
         columns = dict.fromkeys(facts.columns, torch.zeros_like(scores))
-        recipe.objective(Scores(scores, scores if recipe.compares else None, lengths=torch.ones_like(scores), columns=columns))
+        reference, outputs = (scores, scores[:, :, None, None, None]) if recipe.compares else (None, None)
+        residuals = Residuals(scores[:, :, None, None, None], scores[:, 0], outputs) if recipe.residuals else None
+        recipe.objective(Scores(scores, reference, lengths=torch.ones_like(scores), columns=columns, residuals=residuals))
 
 
 def _check_kept(config: TrainConfig, recipe: Recipe) -> None:

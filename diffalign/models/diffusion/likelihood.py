@@ -5,14 +5,14 @@ The mean is over C, H, W, and the one-half is kept: this fixes beta as in the Di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign.core.types import Batch, Condition, Generator, Noised, Query, Scores
+from diffalign.core.types import Batch, Compared, Condition, Generator, Noised, Query, Residuals, Scores
 from diffalign.models.diffusion.path import Path, split
 from diffalign.models.diffusion.random import uniform
 
@@ -47,10 +47,28 @@ ERRORS: dict[str, Callable[..., Tensor]] = {"squared": squared, "pseudo_huber": 
 
 
 @dataclass(frozen=True, slots=True)
+class Denoised:
+    """What a denoiser says of a query, for objectives that compare outputs (fields as those of `Residuals`)."""
+
+    score: Tensor  # (B, K)
+    residual: Tensor  # (B, K, C, H, W)
+    sigma: Tensor  # (B,)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return what `score` says of all candidates at once, from what it says of each."""
+    if not isinstance(parts[0], Denoised):
+        return torch.cat(list(parts), dim=1)
+    score, residual = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("score", "residual"))
+    return Denoised(score, residual, parts[0].sigma)
+
+
+@dataclass(frozen=True, slots=True)
 class DiffusionLikelihood:
     """Scores of a denoiser along a trajectory.
 
-    `denoise` calls the network; `trajectory` and `error` have their constants bound; `prompt_dropout` is the share of empty prompts.
+    `denoise` calls the network; `trajectory` and `error` have their constants bound; `prompt_dropout` is the share of empty prompts. With
+    `residuals`, outputs travel beside the scores, so that the objective can compare those of several networks.
     """
 
     path: Path
@@ -58,6 +76,7 @@ class DiffusionLikelihood:
     trajectory: Callable[..., Noised]
     prompt_dropout: float = 0.0
     error: Callable[..., Tensor] = squared
+    residuals: bool = False
 
     @torch.no_grad()
     def prepare(self, driver: Any, batch: Batch, generator: Generator) -> Query:
@@ -77,19 +96,28 @@ class DiffusionLikelihood:
         path = self.path.at(*batch.x0.shape[-2:])  # a batch holds pictures of one size
         return Query(self.trajectory(batch.x0, predict, path, generator), condition, dropped, batch.frames)
 
-    def score(self, model: Any, query: Query) -> Tensor:
-        """Return -1/2 weight * error, (B, K), in float32 at least."""
+    def score(self, model: Any, query: Query) -> Any:
+        """Return -1/2 weight * error, (B, K), in float32 at least; with `residuals` a `Denoised` that has it."""
         n = query.noised
         output = self._outputs(model, n.x_t, n.t, query.condition, query.frames)
         # Squaring in half precision moves the margin by up to 0.4 at beta 5000.
         wide = torch.promote_types(output.dtype, torch.float32)
         exact = Noised(n.x_t.to(wide), n.t, n.target.to(wide), n.weight.to(wide))
-        return -0.5 * exact.weight[:, None] * self.error(self.path, exact, output.to(wide))
+        score = -0.5 * exact.weight[:, None] * self.error(self.path, exact, output.to(wide))
+        if not self.residuals:
+            return score
+        root = exact.weight.sqrt().view(-1, *[1] * (output.dim() - 1))
+        return Denoised(score, root * (output.to(wide) - exact.target), self.path.level(n.t)[1].to(score))
 
-    def scores(self, policy: Tensor, reference: Tensor | None, batch: Batch) -> Scores:
-        """Return what the objective sees."""
-        own = batch.labels
-        return Scores(policy, reference, batch.prob, own.weight, own.offset, columns=own.columns)
+    def scores(self, policy: Any, reference: Any, batch: Batch) -> Scores:
+        """Return what the objective sees; `reference` is what one network says, what several do (`Compared`), or None."""
+        labels, others = batch.labels, reference if isinstance(reference, Compared) else Compared(reference)
+        own, their, old = (x.score if isinstance(x, Denoised) else x for x in (policy, others.reference, others.old))
+        residuals = None
+        if isinstance(policy, Denoised):
+            compared = (x.residual if isinstance(x, Denoised) else None for x in (others.reference, others.start))
+            residuals = Residuals(policy.residual, policy.sigma, *compared)
+        return Scores(own, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, old=old, residuals=residuals)
 
     def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
         """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""

@@ -17,7 +17,7 @@ from diffalign.methods.builders import image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
-from diffalign.models.reference import Start
+from diffalign.models.reference import Several, Start
 from diffalign.rewards.table import check_scorers
 from diffalign.train.online.judges import Judges
 from diffalign.train.online.pairs import TurnPairs
@@ -41,7 +41,8 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
     compared = image.reference(config, recipe, model, device)
     judges = Judges(config.scorers, str(device))
     pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
-    old = compared if isinstance(compared, Start) and config.reference == "old_policy" else None
+    moving = compared.reference if isinstance(compared, Several) else compared
+    old = moving if isinstance(moving, Start) and config.reference == "old_policy" else None
     turns = Turns(config, recipe, prompts, model, judges, pairs, old)
     ranked_by = judges.names if len(judges.names) == 1 else []
     about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
