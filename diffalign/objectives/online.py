@@ -86,11 +86,11 @@ def diffusion_nft(s: Scores, *, beta: float = 1.0, advantage_clip: float = 5.0, 
     """Return the mean of c/beta [r E+ + (1 - r) E-] + kl * drift: towards what is better than the old policy, away from what is worse.
 
     DiffusionNFT (2509.16117). c is `advantage_clip`; r = (A clipped to [-c, c]) / (2 c) + 1/2. The reference is the policy that drew the
-    images (`reference: old_policy`, which follows it: `old_policy_decay`); E+ is the error of beta * policy + (1 - beta) * reference, E- that of its
-    mirror image on the other side of the reference. beta 1, or 0.1 for OCR and several rewards, which goes further. `space` "output" is
-    the paper's form, "x0" times sigma^2, and "adaptive" the release's: there each error is divided by its mean absolute error (without
-    gradient, at least 1e-5), both in the space of x0, which for velocities and v is the output times sigma. Outputs of other kinds are
-    treated alike, which nobody has tried. Learning rates do not carry over from one space to another.
+    images, which follows the policy (`reference: old_policy`, `old_policy_decay`); E+ is the error of beta * policy + (1 - beta) *
+    reference, E- that of its mirror image on the other side of the reference. beta 1, or 0.1 for OCR and several rewards, which goes
+    further. `space` "output" is the paper's form, "x0" times sigma^2, and "adaptive" the release's: there each error is divided by its
+    mean absolute error (without gradient, at least 1e-5), both in the space of x0, which for velocities and v is the output times sigma.
+    Outputs of other kinds are treated alike, which nobody has tried. Learning rates do not carry over from one space to another.
     """
     share = (column(s, "advantage") / (2.0 * advantage_clip)).clamp(-0.5, 0.5) + 0.5
     own, e, e_old, deviation = s.compared_outputs, errors(s.policy), errors(require_reference(s)), s.deviation

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 import diffalign
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.core.types import Noised, Query
+from diffalign.core.types import Noised, Query, Scores
 from diffalign.infer.users import personal as module
 from diffalign.infer.users.mixture import fit_weights
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
@@ -191,6 +191,9 @@ class Known:
             return torch.zeros(len(query.noised.t), 2)
         gain = query.condition["user_weights"] @ self.gains
         return torch.stack([gain, -gain], dim=1)
+
+    def scores(self, policy, reference, batch):
+        return Scores(policy, reference, batch.prob)
 
 
 def test_the_fit_finds_the_prototype_that_the_pairs_speak_for(mixture):
