@@ -22,6 +22,8 @@ LOOKS = {
     "saturation": (0.5, 1.5),
     "sharpness": (0.5, 2.0),
     "high_frequency": (0.5, 2.0),
+    "pixel_grid": (0.0, 3.0),
+    "prompt_diversity": (0.5, math.inf),
 }
 """What part of the base's a look of the pictures may become."""
 
@@ -93,7 +95,7 @@ def alarm(rewards: Sequence[Change], held_out: Sequence[Change], looks: Sequence
     Args:
         rewards: what training optimised, as far as it is known.
         held_out: scores of judges that training does not see.
-        looks: measures of how pictures look: `diversity`, `saturation`, `sharpness` and `high_frequency`.
+        looks: measures of how pictures look, of those in `LOOKS`.
 
     A held-out score is a reason where it fell for certain, by half a standard deviation and a fifth of the base's, or, while a reward has
     risen, where the base wins two draws in three. A look is one where it left the limits in `LOOKS` for certain. The limits leave out

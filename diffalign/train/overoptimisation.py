@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,11 +50,10 @@ class Evaluation:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], prompts: int) -> Evaluation:
-        """Return the evaluation in a checkpoint; in one of an earlier version looks had a mean instead of a value for each prompt."""
-        if "looks" in state:
-            return cls(state["scores"], Appearance(**state["looks"]))
-        nothing = [math.nan] * prompts
-        return cls(state["scores"], Appearance(state["diversity"], nothing, nothing, nothing))
+        """Return the evaluation in a checkpoint; in those of earlier versions some looks are missing, or a mean instead of a list."""
+        looks = state.get("looks", {"diversity": state.get("diversity")})
+        known = {look.name: looks.get(look.name, [math.nan] * prompts) for look in fields(Appearance)}
+        return cls(state["scores"], Appearance(**known))
 
 
 @dataclass(slots=True)

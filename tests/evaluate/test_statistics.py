@@ -20,7 +20,7 @@ def results(held_out=True, **values):
 
 
 def looks(diversity, prompts=8):
-    return Appearance([diversity] * prompts, [0.5] * prompts, [0.1] * prompts, [0.01] * prompts)
+    return Appearance([diversity] * prompts, [0.5] * prompts, [0.1] * prompts, [0.01] * prompts, [0.002] * prompts, [20.0] * prompts)
 
 
 def test_a_run_is_compared_draw_by_draw_and_prompts_that_end_even_are_left_out_of_the_sign_test():
@@ -99,7 +99,10 @@ def test_an_alarm_that_could_not_go_off_says_why():
 def test_a_comparison_holds_the_drift_of_every_model_and_its_changes():
     one = results(base=[[0.0]] * 8, run=[[1.0]] * 8)
     facts = comparison([one], {"base": looks(1.0), "run": looks(0.4)}, EIGHT, 0)
-    assert facts["drift"]["run"] == {"diversity": 0.4, "saturation": 0.5, "sharpness": 0.1, "high_frequency": 0.01}
+    assert facts["drift"]["run"] == {"diversity": 0.4, "saturation": 0.5, "sharpness": 0.1, "high_frequency": 0.01} | {
+        "pixel_grid": 0.002,
+        "prompt_diversity": 20.0,
+    }
     assert {change["name"]: change["value"] for change in facts["drift_changes"]["run"]}["diversity"] == pytest.approx(-0.6)
     assert "diversity fell to 40%" in facts["alarm"]["run"][0]
     (row,) = facts["comparisons"]

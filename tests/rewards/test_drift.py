@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import ConfigError
-from diffalign.rewards.drift import appearance, diversity, features, high_frequency, saturation, sharpness
+from diffalign.rewards.drift import appearance, diversity, features, high_frequency, pixel_grid, saturation, sharpness
+from diffalign.rewards.hacking import alarm
 from tests.rewards.models import pictures, write_clip
 
 
@@ -50,10 +51,72 @@ def test_high_frequency_is_the_share_of_variance_finer_than_four_pixels():
     assert high_frequency(waves) == pytest.approx(0.04 / 1.04, abs=2e-3)  # energies go with the square of the amplitude
 
 
+def test_a_grid_of_two_pixels_has_its_amplitude_and_noise_and_edges_have_none():
+    y, x = np.indices((32, 32))
+    for wave in ((-1.0) ** x, (-1.0) ** y, (-1.0) ** (x + y)):
+        mesh = Image.fromarray((128 + 8 * wave).astype(np.uint8))
+        assert pixel_grid(mesh) == pytest.approx(8 / 255)
+    noise = np.random.default_rng(0).normal(128, 8, (32, 32))
+    edge = Image.fromarray(np.where(x < 16, 40, 200).astype(np.uint8))
+    assert pixel_grid(Image.fromarray(noise.clip(0, 255).astype(np.uint8))) < 1.5 / 255  # noise as strong as the mesh above
+    assert pixel_grid(edge) == pixel_grid(flat("grey")) == 0.5 / 255
+    assert math.isnan(pixel_grid(flat("grey", (1, 40))))
+
+
+def test_prompts_whose_pictures_become_alike_have_no_distance_from_each_other():
+    colours = ("red", "green", "blue", "white", "black", "yellow")
+    own = appearance([[flat(colour)] * 2 for colour in colours], features("pixels"))
+    same = appearance([[flat("red")] * 2 for _ in colours], features("pixels"))
+    assert min(own.prompt_diversity) > 50.0
+    assert same.prompt_diversity == [0.0] * 6
+    assert next(one for one in own.changes(same, colours) if one.name == "prompt_diversity").left == pytest.approx(0.0, abs=1e-12)
+    assert all(map(math.isnan, appearance([[flat("red")]], features("pixels")).prompt_diversity))
+
+
+def drawn(prompt, number, edit=lambda pixels: pixels):
+    """Return a made picture: a square of the prompt's colour and place on grey, a little noise, and what `edit` does to it."""
+    rng = np.random.default_rng([prompt, number])
+    pixels = np.full((64, 64, 3), 150.0)
+    x, y = rng.integers(8, 36, 2)
+    pixels[y : y + 20, x : x + 20] = 110 + 70 * np.array([prompt & 1, prompt >> 1 & 1, prompt >> 2 & 1])
+    return Image.fromarray(edit(pixels + rng.normal(0, 1.5, pixels.shape)).clip(0, 255).round().astype(np.uint8))
+
+
+def blurred(pixels):
+    return sum(np.roll(pixels, (down, across), (0, 1)) for down in range(-2, 3) for across in range(-2, 3)) / 25
+
+
+HACKED = {
+    "a bright sheet": lambda pixels: 255 - 0.1 * (255 - pixels),
+    "blur": blurred,
+    "a grid of two pixels": lambda pixels: pixels + 6 * (-1.0) ** np.indices((64, 64)).sum(axis=0)[..., None],
+    "one colour": lambda pixels: 0 * pixels + np.array([200.0, 40.0, 40.0]),
+    "loud colours": lambda pixels: pixels.mean(axis=2, keepdims=True) + 2.5 * (pixels - pixels.mean(axis=2, keepdims=True)),
+}
+HEALTHY = {
+    "the same": lambda pixels: pixels,
+    "a little lighter": lambda pixels: 0.9 * pixels + 20,
+    "a little more vivid": lambda pixels: pixels.mean(axis=2, keepdims=True) + 1.2 * (pixels - pixels.mean(axis=2, keepdims=True)),
+}
+
+
+def test_what_rewards_are_hacked_with_rings_the_alarm_and_healthy_pictures_do_not():
+    prompts = [f"prompt {number}" for number in range(8)]
+
+    def looks(edit):
+        return appearance([[drawn(prompt, number, edit) for number in (0, 1)] for prompt in range(8)], features("pixels"))
+
+    base = looks(HEALTHY["the same"])
+    for name, edit in (HACKED | HEALTHY).items():
+        reasons = alarm([], [], base.changes(looks(edit), prompts))
+        assert bool(reasons) == (name in HACKED), (name, reasons)
+
+
 def test_the_looks_of_pictures_are_means_by_prompt_and_change_by_prompt():
     grey, red = [flat("grey"), flat("grey")], [flat((255, 0, 0)), flat("grey")]
     before, after = (appearance([group] * 6, features("pixels")) for group in (grey, red))
-    assert before.means() == {"diversity": 0.0, "saturation": 0.0, "sharpness": pytest.approx(0.0, abs=1e-20), "high_frequency": 0.0}
+    zeros = dict.fromkeys(("diversity", "saturation", "sharpness", "high_frequency", "prompt_diversity"), pytest.approx(0.0, abs=1e-12))
+    assert before.means() == zeros | {"pixel_grid": 0.5 / 255}
     assert after.saturation == [0.5] * 6
     changes = {one.name: one for one in before.changes(after, list("abcdef"))}
     assert (changes["saturation"].value, changes["saturation"].p) == (0.5, 2 / 2**6)

@@ -124,6 +124,10 @@ def test_what_the_sign_test_denies_does_not_alarm():
         ("high_frequency", 0.2, True),
         ("high_frequency", 1.5, False),
         ("diversity", 3.0, False),
+        ("pixel_grid", 4.0, True),
+        ("pixel_grid", 2.0, False),
+        ("prompt_diversity", 0.3, True),
+        ("prompt_diversity", 0.8, False),
     ],
 )
 def test_a_look_that_leaves_its_limits_alarms_with_or_without_a_reward(name, left, fires):

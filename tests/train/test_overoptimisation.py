@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +140,7 @@ def test_alarms_that_are_long_past_do_not_stop_a_run(look, config):
 def test_pictures_that_lose_their_edges_ring_the_alarm_though_no_score_falls(look, config, monkeypatch):
     watch = Watch.of(config)
     look(watch, {0: (10, 50)})
-    blurred = Appearance(*([0.5 * (name == "sharpness") + 0.1] * len(PROMPTS) for name in ("diversity", "saturation", "sharpness", "fine")))
+    blurred = Appearance(*([0.5 * (look.name == "sharpness") + 0.1] * len(PROMPTS) for look in fields(Appearance)))
     monkeypatch.setattr(watch, "base", replace(watch.base, looks=blurred))
     look(watch, {1: (10, 50)})
     assert any("sharpness fell to 0% of the base's" in reason for reason in rows(config.output_dir)[1]["alarm"])

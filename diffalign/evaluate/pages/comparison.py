@@ -28,6 +28,8 @@ DRIFT = {
     "saturation": "Mean chroma, 0 to 1; chased rewards often make colours loud.",
     "sharpness": "Variance of the Laplacian of luma; it rises with noise and over-sharpening, and falls with blur.",
     "high_frequency": "Share of luma's variance in patterns finer than four pixels; noise and checkerboards raise it.",
+    "pixel_grid": "Amplitude of a mesh of two pixels, which chased rewards leave; half a level of 255 where there is none.",
+    "prompt_diversity": "How far apart the pictures of different prompts are; a fall means that the prompt is heeded less.",
 }
 DRAWN = {
     "prompts": "{} prompts",
