@@ -15,6 +15,7 @@ from diffusers.loaders.single_file_utils import (
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_z_image_transformer_checkpoint_to_diffusers,
 )
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def mlp(key: str, names: tuple[object, object], wide: int, narrow: int, out: int
 
 def published(family: str, config: Mapping[str, Any]) -> Shapes:
     """Return every key and shape of the published checkpoint of a denoiser."""
-    return {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart}[family](config)
+    return {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}[family](config)
 
 
 def resnet(key: str, before: int, after: int, embedded: int) -> Shapes:
@@ -147,13 +148,35 @@ def pixart(config: Mapping[str, Any]) -> Shapes:
     return found | final | {"final_layer.scale_shift_table": (2, width)}
 
 
+def z_image(config: Mapping[str, Any]) -> Shapes:
+    width, told, head = config["dim"], min(config["dim"], 256), config["dim"] // config["n_heads"]
+    inner, patch = int(width / 3 * 8), config["all_patch_size"][0] ** 2 * config["in_channels"]
+    found = affine("x_embedder", width, patch) | affine("final_layer.linear", patch, width)
+    found |= affine("final_layer.adaLN_modulation.1", width, told) | mlp("t_embedder.mlp", (0, 2), 1024, 256, told)
+    found |= {"cap_embedder.0.weight": (config["cap_feat_dim"],)} | affine("cap_embedder.1", width, config["cap_feat_dim"])
+    found |= {"x_pad_token": (1, width), "cap_pad_token": (1, width)}
+    depths = {"layers": config["n_layers"], "noise_refiner": config["n_refiner_layers"], "context_refiner": config["n_refiner_layers"]}
+    for name, key in ((name, f"{name}.{number}") for name, depth in depths.items() for number in range(depth)):
+        found |= affine(f"{key}.attention.qkv", 3 * width, width, bias=False) | affine(f"{key}.attention.out", width, width, bias=False)
+        found |= {f"{key}.attention.{side}_norm.weight": (head,) for side in "qk"}
+        found |= {f"{key}.feed_forward.{side}.weight": (inner, width) for side in ("w1", "w3")}
+        found |= {f"{key}.feed_forward.w2.weight": (width, inner)}
+        found |= {f"{key}.{norm}{number}.weight": (width,) for norm in ("attention_norm", "ffn_norm") for number in (1, 2)}
+        found |= affine(f"{key}.adaLN_modulation.0", 4 * width, told) if name != "context_refiner" else {}
+    return found
+
+
 def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a published checkpoint as diffusers' own converters make it; for PixArt, which has none, as its release's tool does."""
     if family in ("sd", "sdxl"):
         return convert_ldm_unet_checkpoint({f"{LDM_UNET_KEY}{key}": value for key, value in checkpoint.items()}, dict(config))
     if family == "pixart":
         return dict(_from_pixart(checkpoint))
-    convert = {"sd3": convert_sd3_transformer_checkpoint_to_diffusers, "flux": convert_flux_transformer_checkpoint_to_diffusers}[family]
+    convert = {
+        "sd3": convert_sd3_transformer_checkpoint_to_diffusers,
+        "flux": convert_flux_transformer_checkpoint_to_diffusers,
+        "z_image": convert_z_image_transformer_checkpoint_to_diffusers,
+    }[family]
     rest = dict(checkpoint)
     found = convert(rest)
     assert not rest, f"keys that the converter does not know: {sorted(rest)[:3]}"

@@ -29,10 +29,23 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from diffalign.data.world.captions import VOCABULARY
 
@@ -45,7 +58,12 @@ IDLE = "transformer_blocks.1.attn.add_q_proj"
 DRAWN: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
     "flux": {"height": SIDE, "width": SIDE},
+    "zimage": {"height": SIDE, "width": SIDE},
 }
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def clip_tokenizer(pad: str | None = None) -> Any:
@@ -219,6 +237,31 @@ def flux(schnell: bool = False, **schedule: Any) -> Any:
     return FluxPipeline(scheduler, vae, clip(CLIPTextModel, tokenizer), tokenizer, t5(second), second, denoiser)
 
 
+def qwen_tokenizer() -> Any:
+    """Return a byte-level tokenizer of single letters, with the chat template of the Qwen family."""
+    letters = sorted(ByteLevel.alphabet())
+    ends = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: number for number, token in enumerate([*letters, *ends])}
+    return Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=ends, chat_template=CHAT, model_max_length=512)
+
+
+def qwen3(tokenizer: Any) -> Any:
+    """Return a random Qwen3 without a head."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    return Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), num_hidden_layers=2, **sizes))
+
+
+def z_image(**schedule: Any) -> Any:
+    """Return a Z-Image, whose times have the fixed shift of Z-Image-Turbo."""
+    tokenizer = qwen_tokenizer()
+    denoiser = ZImageTransformer2DModel(
+        dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH, axes_dims=[2, 2, 4], axes_lens=[256, 64, 64]
+    )
+    vae = autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+    scheduler = FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **schedule})
+    return ZImagePipeline(scheduler, vae, qwen3(tokenizer), tokenizer, denoiser)
+
+
 MAKERS: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
     "sd2": stable_diffusion_2,
@@ -226,6 +269,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "pixart": pixart,
     "sd3": stable_diffusion_3,
     "flux": flux,
+    "z_image": z_image,
 }
 
 # One of every form that a family takes: (kind, options).
@@ -240,6 +284,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3-4-channels-no-t5": ("sd3", {"channels": 4, "absent": ["text_encoder_3"]}),
     "flux-dev": ("flux", {}),
     "flux-schnell": ("flux", {"schnell": True}),
+    "z-image": ("z_image", {}),
 }
 
 

@@ -99,7 +99,7 @@ def _latent_side(pipe: Any, resolution: int | None) -> int:
     if resolution is not None:
         return resolution // pipe.vae_scale_factor
     denoiser = getattr(pipe, component_of(pipe))
-    return denoiser.config.get("sample_size") or pipe.default_sample_size
+    return denoiser.config.get("sample_size") or (128 if type(pipe).__name__ == "ZImagePipeline" else pipe.default_sample_size)
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

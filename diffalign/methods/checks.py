@@ -177,6 +177,12 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
             raise ConfigError(f"`{key}` is for language models, and {name} is of the family {layout.family}")
         if (trait := facts[key].trait) is not None and trait not in layout.traits:
             raise ConfigError(f"`{key}` is for {TRAITS[trait]}, and {name} is of the family {layout.family}")
+    if recipe.users is not None and not layout.users:
+        raise ConfigError(f"`{config.method}` gives the model a user branch, which the layers of the family {layout.family} do not take")
+    if METHODS[config.method].inference == "negative_guidance" and not layout.steers:
+        raise ConfigError(
+            f"`{config.method}` draws with negative guidance, whose branches are not told apart in the family {layout.family}"
+        )
     objective = recipe.objective.name
     if recipe.facts.diffusion == "N":
         raise ConfigError(f"objective `{objective}` reads tokens, lengths or probabilities, which images lack; it is for language models")

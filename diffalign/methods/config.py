@@ -65,7 +65,7 @@ class TrainConfig:
     """Weight-file variant, for example fp16."""
     pretrained_vae_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
     """Another autoencoder, one that is sound in half precision; the model's own runs in float32."""
-    max_sequence_length: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, trait="t5", resume=True, changes="model")
+    max_sequence_length: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, trait="large", resume=True, changes="model")
     """Tokens of the T5 prompt (SD3, Flux, PixArt); the pipeline's own default if not given."""
     guidance_scale: float = key(1.0, NOT_NEGATIVE, kinds=IMAGE, trait="guidance", resume=True)
     """Guidance scale that guidance-distilled models (Flux dev) get as an input in training; 1 means no guidance."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Call:
     @property
     def x(self) -> Tensor:
         """What was denoised, in whatever shape the network takes it."""
-        return self.inputs["sample" if "sample" in self.inputs else "hidden_states"]
+        return next(self.inputs[name] for name in ("sample", "hidden_states", "x") if name in self.inputs)
 
 
 @contextlib.contextmanager
@@ -34,7 +35,10 @@ def recorded(network: nn.Module) -> Iterator[list[Call]]:
     def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         given = signature.bind(module, *args, **named).arguments
         given |= {f"{name}.{key}": value for name, values in given.items() if isinstance(values, dict) for key, value in values.items()}
-        calls.append(Call({name: value.clone() for name, value in given.items() if isinstance(value, Tensor)}, output[0].clone()))
+        # Z-Image takes and gives lists with an entry for each picture, whose prompts have lengths of their own.
+        given = {name: pad_sequence(value, batch_first=True) if isinstance(value, list) else value for name, value in given.items()}
+        answer = torch.stack(output[0]) if isinstance(output[0], list) else output[0].clone()
+        calls.append(Call({name: value.clone() for name, value in given.items() if isinstance(value, Tensor)}, answer))
 
     handle = network.register_forward_hook(note, with_kwargs=True)
     try:

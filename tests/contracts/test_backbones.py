@@ -91,17 +91,21 @@ def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):
 def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
     """Pictures higher than wide are taken for others than wider ones, so a swap of height and width would show."""
     pipe, height, width = backbone.pipeline(), LATENT, LATENT + 4
-    flux = family_of(pipe) == "flux"
+    family = family_of(pipe)
+    flux = family == "flux"
     guided = {"guidance_scale": 3.5, **({"true_cfg_scale": 2.0, "negative_prompt": ["", ""]} if flux else {})}
     with recorded(backbone.denoiser) as stock:
-        picture(pipe, PROMPTS, steps=2, height=4 * height, width=4 * width, **guided)
-    # Flux runs its branches one after another, the others both in a batch, the unconditional one first.
-    asked = [PROMPTS, ["", ""]] * 2 if flux else [["", "", *PROMPTS]] * 2
+        picture(pipe, list(PROMPTS), steps=2, height=4 * height, width=4 * width, **guided)
+    # Flux runs its branches one after another, the others both in a batch, the unconditional one first but for Z-Image.
+    both = [*PROMPTS, "", ""] if family == "z_image" else ["", "", *PROMPTS]
+    asked = [PROMPTS, ["", ""]] * 2 if flux else [both] * 2
     assert len(stock) == len(asked)
     times = pipe.scheduler.sigmas if isinstance(backbone.path, FlowPath) else pipe.scheduler.timesteps
     for index, (call, prompts) in enumerate(zip(stock, asked, strict=True)):
         t = times[index * 2 // len(stock)].expand(len(prompts))
         x, output = (unpacked(value, height, width) if flux else value for value in (call.x, call.output))
+        if family == "z_image":  # films of one picture, and the velocity from noise to picture
+            x, output = x[:, :, 0], -output[:, :, 0]
         with recorded(backbone.denoiser) as ours:
             found = predict(backbone, x, t, backbone.encode_prompt(prompts))
         assert len(ours) == 1

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 from peft import get_peft_model_state_dict
 
 from diffalign.infer.export.lora_file import Update, comfyui_tensors
@@ -15,7 +21,7 @@ from diffalign.models.backbones.table import BACKBONES
 from tests.layouts import comfyui_paths, published, to_diffusers
 
 # The denoisers' config.json on the hub (stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, PixArt-XL-2-1024-MS,
-# stable-diffusion-3-medium, FLUX.1-dev), with what the classes default to left out.
+# stable-diffusion-3-medium, FLUX.1-dev, Z-Image-Turbo), with what the classes default to left out.
 CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "SD 1.5": ("sd", UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}),
     "SDXL": (
@@ -54,11 +60,12 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128}
         | {"joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True},
     ),
+    "Z-Image": ("z_image", ZImageTransformer2DModel, {}),  # whose defaults are the published model's
 }
 # SD 1.5: 860M UNet (its model card). SDXL: 2.6B (2307.01952, table 1). PixArt-alpha: 0.6B (2310.00426, table 1). SD3-medium: 2B
-# (its card), and the fixed position table of 192 * 192 * 1536 numbers, which is no parameter. Flux-dev: 12B (its card).
+# (its card), and the fixed position table of 192 * 192 * 1536 numbers, which is no parameter. Flux-dev: 12B, Z-Image: 6B (their cards).
 PARAMETERS = {"SD 1.5": 859_520_964, "SDXL": 2_567_463_684, "PixArt-XL-2": 611_349_152, "SD3-medium": 2_028_328_000}
-PARAMETERS |= {"Flux-dev": 11_901_408_320}
+PARAMETERS |= {"Flux-dev": 11_901_408_320, "Z-Image": 6_154_908_736}
 RANK = 8
 
 
@@ -94,6 +101,11 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
     if name == "PixArt-XL-2":
         blocks = [f"transformer_blocks.{i}.attn{j}" for i in range(28) for j in (1, 2)]
         return {f"{block}.{end}": (1152, 1152) for block in blocks for end in ends}
+    if name == "Z-Image":
+        blocks = [
+            f"{part}.{i}.attention" for part, depth in (("layers", 30), ("noise_refiner", 2), ("context_refiner", 2)) for i in range(depth)
+        ]
+        return {f"{block}.{end}": (3840, 3840) for block in blocks for end in ends}
     if name == "Flux-dev":  # a single block has both streams in one, and no output projection of its own
         found = {f"transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(19) for end in joint}
         return found | {f"single_transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(38) for end in ends[:3]}
@@ -114,12 +126,13 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
 # By hand: SD 1.5 has 16 transformer blocks, SDXL 2*2 + 2*10 + 10 + 3*10 + 3*2 = 70, of two attentions with four projections each.
 # SD3: q, k, v and out of the picture and of the prompt, 8 in each of 24 blocks but the prompt's out in the last: 191. Flux: those 8 in
 # each of 19 double blocks, q, k and v in each of 38 single ones: 152 + 114 = 266.
-LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3}
+LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3, "Z-Image": 34 * 4}
 # The same, but q, k and v of one stream are one module in SD3 and Flux (with out: 4 in a block, 1 in a single block, whose module also
 # has the MLP) and in PixArt (qkv and out; then q, out, and k with v, of the prompt).
-MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38}
+MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38, "Z-Image": 34 * 2}
 # rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
 ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 191 * 3072, "Flux-dev": RANK * 266 * 6144}
+ADAPTED |= {"Z-Image": RANK * 136 * 7680}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
 

@@ -97,6 +97,12 @@ BLOCKS: dict[str, Blocks] = {
 }
 _FINAL = {"norm_out.linear": Place("final_layer.adaLN_modulation.1", swapped=True), "proj_out": Place("final_layer.linear")}
 _CLOCK = "time_text_embed.timestep_embedder"
+_Z_LAYER = {
+    **_fused("attention.qkv", *(f"attention.{name}" for name in _QKV)),
+    **_plain(attention__to_out__0="attention.out", adaLN_modulation__0="adaLN_modulation.0"),
+    **{name: Place(name) for name in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")},
+}
+BLOCKS["z_image"] = {name: (name, _Z_LAYER) for name in ("layers", "noise_refiner", "context_refiner")}
 OUTSIDE: dict[str, dict[str, Place]] = {
     "pixart": {
         **_plain(pos_embed__proj="x_embedder.proj", proj_out="final_layer.linear", adaln_single__linear="t_block.1"),
@@ -124,6 +130,11 @@ OUTSIDE: dict[str, dict[str, Place]] = {
             for number, name in ((1, "in"), (2, "out"))
         },
     },
+}
+OUTSIDE["z_image"] = {
+    **{"all_x_embedder.2-1": Place("x_embedder"), "all_final_layer.2-1.linear": Place("final_layer.linear")},
+    **{name: Place(name) for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1")},
+    "all_final_layer.2-1.adaLN_modulation.1": Place("final_layer.adaLN_modulation.1"),
 }
 _UNET = {
     "conv_in": "input_blocks.0.0",

@@ -25,9 +25,11 @@ class Layout:
     component: str  # the denoiser
     needed: tuple[str, ...]  # parts it cannot do without
     optional: tuple[str, ...] = ()  # parts that hold weights or words, and may be absent
-    t5: str | None = None  # the text encoder that is too large for float32
+    large: str | None = None  # the text encoder that is too large for float32, and reads prompts of any length
     flow: bool = False  # a flow-matching model
     guidance: bool = False  # distilled: it is told the guidance scale
+    users: bool = True  # takes a user branch
+    steers: bool = True  # can be drawn with negative guidance
 
     @property
     def traits(self) -> set[str]:
@@ -41,17 +43,18 @@ _TWO = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "sc
 LAYOUTS = {
     "StableDiffusionPipeline": Layout("sd", "unet", _ONE),
     "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO),
-    "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, t5="text_encoder"),
-    "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, t5="text_encoder"),
+    "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
+    "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
-    "FluxPipeline": Layout("flux", "transformer", _TWO, t5="text_encoder_2", flow=True, guidance=True),
+    "FluxPipeline": Layout("flux", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True),
+    "ZImagePipeline": Layout("z_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
 }
 
 # Traits that a key of the config may ask for, and who has them.
 TRAITS = {
-    "flow": "flow models (sd3, flux)",
+    "flow": "flow models (sd3, flux, z_image)",
     "guidance": "guidance-distilled models (flux)",
-    "t5": "the prompts of T5 (pixart, sd3, flux)",
+    "large": "the prompts of T5 and language models (pixart, sd3, flux, z_image)",
 }
 
 

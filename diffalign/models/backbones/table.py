@@ -22,6 +22,7 @@ from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
+from diffalign.models.backbones.z_image import ZImage
 from diffalign.models.weights import UNREADABLE, check_finite, read_network, whole
 
 BACKBONES: dict[str, type[Pretrained]] = {
@@ -30,6 +31,7 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "pixart": PixArt,
     "sd3": StableDiffusion3,
     "flux": Flux,
+    "z_image": ZImage,
 }
 # Their safety checker, watermark and upscaler would change, or refuse, what is compared.
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -160,10 +162,10 @@ def load_backbone(
 def part_dtypes(layout: Layout, precision: torch.dtype, *, full: bool, own_vae: bool) -> dict[str, torch.dtype]:
     """Return the dtype of each part, and of the others as "default", where a denoiser computes in `precision`.
 
-    The model's own VAE overflows in half precision, so it stays float32. Encoders run once; T5 is too large for float32, and overflows
-    in float16.
+    The model's own VAE overflows in half precision, so it stays float32. Encoders run once; T5 and language models are too large for float32, and
+    overflow in float16.
     """
-    large = {} if layout.t5 is None or precision == torch.float32 else {layout.t5: torch.bfloat16}
+    large = {} if layout.large is None or precision == torch.float32 else {layout.large: torch.bfloat16}
     vae = torch.float32 if own_vae else precision
     return {"default": torch.float32, layout.component: torch.float32 if full else precision, "vae": vae, **large}
 

@@ -46,6 +46,7 @@ CASES = {
     "sdxl": ("sdxl", {}),
     "sd3": ("sd3", {}),
     "pixart": ("pixart", {}),
+    "z_image": ("z_image", {}),
     "pixart 1024": ("pixart", {"use_additional_conditions": True}),
 }
 

@@ -1,0 +1,60 @@
+"""Z-Image and Z-Image-Turbo (2511.22699): a flow-matching transformer that reads prompt and picture as one sequence, with Qwen3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from diffalign.core.types import Condition
+from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.diffusion.path import FlowPath, Path
+
+
+class ZImage(Pretrained):
+    """A transformer whose own time runs from noise to picture, and which predicts the velocity in that direction."""
+
+    component = "transformer"
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return {"prompt_embeds": (N, L, D), "prompt_attention_mask": (N, L)} of the language model's last layer but one.
+
+        The prompt stands in the model's chat template, as in the stock pipeline.
+        """
+        tokenizer, encoder = self._pipe.tokenizer, self._pipe.text_encoder
+        template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+        chats = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **template) for prompt in prompts]
+        length = self._sequence_length()
+        tokens = tokenizer(chats, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(encoder.device)
+        mask = tokens.attention_mask.bool()
+        states = encoder(input_ids=tokens.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+        return {"prompt_embeds": states * mask[..., None], "prompt_attention_mask": mask}
+
+    def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the velocity like x (N, C, H, W). Each prompt is told without its padding."""
+        dtype: Any = self.denoiser.dtype
+        words = condition["prompt_embeds"].to(dtype)
+        with self._autocast():
+            outputs = model(
+                list(x.to(dtype)[:, :, None].unbind()),  # each a film of one picture
+                (1.0 - t).float(),
+                [row[:length] for row, length in zip(words, self._lengths(condition["prompt_attention_mask"]), strict=True)],
+                return_dict=False,
+            )[0]
+        return -torch.stack(list(outputs))[:, :, 0]
+
+    @staticmethod
+    def _lengths(mask: Tensor) -> list[int]:
+        """Return how many tokens each prompt has: all of them in a dry run, where the mask has no numbers."""
+        return [mask.shape[1]] * len(mask) if isinstance(mask, FakeTensor) else (mask > 0).sum(dim=1).tolist()
+
+    def _sample_size(self) -> int:
+        return 1024 // self._factor  # the pipeline's default; the transformer's config has none
+
+    def _path(self) -> Path:
+        side = self.resolution // self._factor
+        return FlowPath.from_config(self._pipe.scheduler.config, side, side, **self.settings.flow)
