@@ -162,8 +162,8 @@ def load_backbone(
 def part_dtypes(layout: Layout, precision: torch.dtype, *, full: bool, own_vae: bool) -> dict[str, torch.dtype]:
     """Return the dtype of each part, and of the others as "default", where a denoiser computes in `precision`.
 
-    The model's own VAE overflows in half precision, so it stays float32. Encoders run once; T5 and language models are too large for float32, and
-    overflow in float16.
+    The model's own VAE overflows in half precision, so it stays float32. Encoders run once; T5 and language models are too large for
+    float32, and overflow in float16.
     """
     large = {} if layout.large is None or precision == torch.float32 else {layout.large: torch.bfloat16}
     vae = torch.float32 if own_vae else precision
