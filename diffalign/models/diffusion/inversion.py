@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.types import Generator, Noised, Predict
-from diffalign.models.diffusion.path import Path, advance, landed, levels
+from diffalign.models.diffusion.path import Path, advance, landed, levels, posterior_deviation
 from diffalign.models.diffusion.random import normal
 
 End = Literal["grid", "exact"]
@@ -104,6 +104,4 @@ def _spread(path: Path, x: Tensor, begin: Tensor, to: Tensor, label: Label) -> T
     """Return the standard deviation of q(x_begin | x_to, x0), broadcast to x (DDIM, 2010.02502 eq. 16, for any path)."""
     if label == "destination":  # the release, run on diffusers from 0.22, takes the variance of the move that would come next
         begin, to = to, (2 * to - begin).clamp(max=path.solver_times(1)[-1].item())
-    (alpha, sigma), (alpha_to, sigma_to) = levels(path, begin, x), levels(path, to, x)
-    share = torch.where((sigma_to > 0.0) & (alpha > 0.0), alpha_to * sigma / (alpha * sigma_to), 1.0)
-    return sigma * (1.0 - share.square()).clamp(min=0.0).sqrt()
+    return posterior_deviation(*levels(path, begin, x), *levels(path, to, x))

@@ -301,6 +301,12 @@ def advance(path: Path, x: Tensor, output: Tensor, t: Tensor, to: Tensor) -> Ten
     return mix(path, x0, noise, to)
 
 
+def posterior_deviation(alpha: Tensor, sigma: Tensor, alpha_noisy: Tensor, sigma_noisy: Tensor) -> Tensor:
+    """Return the standard deviation of q(x | x_noisy, x0), x at a noise level between x0 and the noisier point (2010.02502 eq. 16)."""
+    share = torch.where((sigma_noisy > 0.0) & (alpha > 0.0), alpha_noisy * sigma / (alpha * sigma_noisy), 1.0)
+    return sigma * (1.0 - share.square()).clamp(min=0.0).sqrt()
+
+
 def landed(path: Path, x0: Tensor, x: Tensor, t: Tensor) -> Noised:
     """Return the point x as one of the path at time t: its target is that of the noise which x0 and x imply, whatever made x."""
     alpha, sigma = levels(path, t, x)
