@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from scipy.stats import binomtest
 
+from diffalign.app.limits import Pace
 from diffalign.app.voters import AccessError
 from diffalign.core.errors import RecordError
 from diffalign.data.questions import Choose, Question
@@ -19,7 +17,6 @@ from diffalign.data.store import VoteStore
 AHEAD = 3  # questions that a page holds, so that the next pictures are there before they are needed
 ENOUGH = 60  # votes of which a model can learn a taste that one sees
 REASONS = ("prompt", "anatomy", "text", "colour", "composition", "style")
-VOTES_IN_TEN_SECONDS = 60  # of one voter; a hand does not vote faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +27,7 @@ class Ballot:
     repeats: float = 0.0  # share of questions that are asked twice
     choose: Choose | None = None
     enough: int | None = ENOUGH  # votes that the page tells a voter to reach
-    _recent: dict[str, deque[float]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    pace: Pace = field(default_factory=lambda: Pace(60, 10.0))  # of one voter's votes; a hand does not vote faster
 
     def state(self, voter: str) -> dict[str, Any]:
         """Return the voter's next questions and progress, as the page's script reads them."""
@@ -46,7 +42,8 @@ class Ballot:
         unknown = [reason for reason in reasons if reason not in REASONS]
         if unknown:
             raise RecordError(f"there is no reason {unknown[0]!r}; expected some of {', '.join(REASONS)}")
-        self._slow_down(voter)
+        if not self.pace.allows(voter):
+            raise AccessError(f"more than {self.pace.count} votes in {self.pace.seconds:g} seconds; wait a moment")
         counted = self.store.vote(question, voter, answer, reasons=reasons)
         models = [picture.model for picture in self.store.question(question).pictures]
         return self.state(voter) | {"last": {"answer": counted.answer, "models": models}}
@@ -66,14 +63,6 @@ class Ballot:
     def _shown(self, question: Question) -> dict[str, Any]:
         """Return what the page is told of a question: not what drew the pictures."""
         return {"id": question.id, "prompt": question.prompt, "pictures": [picture.file.name for picture in question.pictures]}
-
-    def _slow_down(self, voter: str) -> None:
-        now = time.monotonic()
-        with self._lock:
-            recent = self._recent.setdefault(voter, deque(maxlen=VOTES_IN_TEN_SECONDS))
-            if len(recent) == VOTES_IN_TEN_SECONDS and now - recent[0] < 10.0:
-                raise AccessError(f"more than {VOTES_IN_TEN_SECONDS} votes in ten seconds; wait a moment")
-            recent.append(now)
 
 
 @lru_cache(maxsize=1024)  # of a few numbers, and asked for at every vote

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from diffalign.app.arena import Arena
 from diffalign.app.background import Background
@@ -17,6 +18,7 @@ from diffalign.app.ballot import Ballot
 from diffalign.app.commands import draw_command
 from diffalign.app.jobs import Queue
 from diffalign.app.ledger import Ledger
+from diffalign.app.limits import RequestLimits
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
 from diffalign.app.pages.data import data_page
@@ -31,7 +33,7 @@ from diffalign.methods.config_file import load_yaml
 
 logger = logging.getLogger(__name__)
 JOBS, ARENA, STRENGTHS = "trainings", "arena.db", "strengths.db"
-BYTES = "8mb"  # the largest upload
+BYTES = "1mb"  # the largest upload
 BETA = 2000.0  # where a recipe names none
 
 
@@ -91,6 +93,7 @@ def serve(config: AppConfig) -> None:
             run_history=False,
             max_file_size=BYTES,
             theme=gr.themes.Default(),
+            app_kwargs={"middleware": [Middleware(RequestLimits)]},
         )
 
 

@@ -111,7 +111,11 @@ class Queue:
 
     def jobs(self) -> list[Job]:
         """Return all jobs, oldest first."""
-        return sorted((_read(file.parent) for file in self.folder.glob(f"*/{JOB}")), key=lambda job: job.asked)
+        jobs = []
+        for file in self.folder.glob(f"[!.]*/{JOB}"):  # what begins with a point is being deleted
+            with contextlib.suppress(FileNotFoundError):  # deleted since
+                jobs.append(_read(file.parent))
+        return sorted(jobs, key=lambda job: job.asked)
 
     def job(self, name: str) -> Job:
         """Return the job of a name. Raises ConfigError if there is none."""
@@ -183,7 +187,10 @@ class Queue:
             raise ConfigError(f"the training {name!r} runs; stop it first")
         aside = job.folder.with_name(f".{name}.deleted")
         shutil.rmtree(aside, ignore_errors=True)
-        job.folder.replace(aside)  # at once, so that two who delete it do not meet half of it
+        try:
+            job.folder.replace(aside)  # at once, so that two who delete it do not meet half of it
+        except FileNotFoundError as error:
+            raise ConfigError(f"the training {name!r} was deleted by somebody else") from error
         shutil.rmtree(aside, ignore_errors=True)
 
 

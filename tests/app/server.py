@@ -14,9 +14,13 @@ from pathlib import Path
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffalign.app.build import BYTES, build
+from diffalign.app.limits import RequestLimits
 from diffalign.app.options import AppConfig
 from diffalign.app.voters import Accounts
 
@@ -44,7 +48,10 @@ def main(folder: str, port: int) -> None:
     users = Path(folder) / "users.json"
     config = AppConfig(dataset_name=f"{folder}/votes.db", output_dir=folder, auth=str(users) if users.exists() else None)
     login = Accounts.read(users).admits if users.exists() else None
-    server = gr.mount_gradio_app(FastAPI(), build(config), path="/", auth=login, max_file_size=BYTES)
+    server = gr.mount_gradio_app(FastAPI(middleware=[Middleware(RequestLimits)]), build(config), path="/", auth=login, max_file_size=BYTES)
+    pages = next(route for route in server.routes if isinstance(route, Mount))
+    paths = [(method, route.path) for route in pages.routes if isinstance(route, Route) for method in route.methods or ()]
+    server.router.routes.insert(0, Route("/test-routes", lambda _: JSONResponse(paths)))  # what the pages answer to, for tests
     listener = socket.socket(proto=socket.IPPROTO_TCP)  # by which asyncio knows that small answers must not wait for more (TCP_NODELAY)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))

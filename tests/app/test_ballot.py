@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from diffalign.app import ballot as ballots
+from diffalign.app import limits
 from diffalign.app.ballot import AHEAD, Ballot
 from diffalign.app.voters import AccessError, Accounts
 from diffalign.core.errors import ConfigError, RecordError
@@ -64,14 +65,14 @@ def test_nobody_votes_for_somebody_else_or_with_reasons_of_his_own(ballot):
 
 
 def test_votes_faster_than_a_hand_are_refused(ballot, monkeypatch):
-    monkeypatch.setattr(ballots.time, "monotonic", lambda: 0.0)
-    monkeypatch.setattr(ballots, "VOTES_IN_TEN_SECONDS", 2)
+    monkeypatch.setattr(limits.time, "monotonic", lambda: 0.0)
+    hasty = replace(ballot, pace=limits.Pace(2, 10.0))
     for _ in range(2):
-        ballot.vote("ada", ballot.state("ada")["questions"][0]["id"], "left", [])
+        hasty.vote("ada", hasty.state("ada")["questions"][0]["id"], "left", [])
     with pytest.raises(AccessError):
-        ballot.vote("ada", ballot.state("ada")["questions"][0]["id"], "left", [])
-    monkeypatch.setattr(ballots.time, "monotonic", lambda: 11.0)
-    assert ballot.vote("ada", ballot.state("ada")["questions"][0]["id"], "left", [])["progress"]["votes"] == 3
+        hasty.vote("ada", hasty.state("ada")["questions"][0]["id"], "left", [])
+    monkeypatch.setattr(limits.time, "monotonic", lambda: 11.0)
+    assert hasty.vote("ada", hasty.state("ada")["questions"][0]["id"], "left", [])["progress"]["votes"] == 3
 
 
 def test_accounts_say_who_may_log_in_and_who_may_train(tmp_path):

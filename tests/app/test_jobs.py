@@ -134,3 +134,21 @@ def test_names_that_are_taken_or_lead_elsewhere_are_refused(queue):
     queue.add("empty", records(), [])  # the name was not lost
     with pytest.raises(ConfigError, match="no training"):
         queue.job("other")
+
+
+def test_a_training_that_another_owner_deletes_at_the_same_time_is_gone_once(queue, monkeypatch):
+    job = queue.add("mine", records(), [])
+    monkeypatch.setattr(queue, "job", lambda name: job)  # both have looked before either deletes
+    queue.delete("mine")
+    with pytest.raises(ConfigError, match="mine"):
+        queue.delete("mine")
+    assert list(queue.folder.iterdir()) == []
+
+
+def test_half_of_a_training_that_is_being_deleted_is_none(queue):
+    job = queue.add("mine", records(), [])
+    job.folder.rename(job.folder.with_name(".mine.deleted"))  # as a kill leaves it
+    assert queue.jobs() == []
+    queue.add("mine", records(), [])
+    queue.delete("mine")
+    assert list(queue.folder.iterdir()) == []

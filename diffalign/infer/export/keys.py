@@ -132,7 +132,8 @@ OUTSIDE: dict[str, dict[str, Place]] = {
     },
 }
 OUTSIDE["z_image"] = {
-    "all_x_embedder.2-1": Place("x_embedder"), "all_final_layer.2-1.linear": Place("final_layer.linear"),
+    "all_x_embedder.2-1": Place("x_embedder"),
+    "all_final_layer.2-1.linear": Place("final_layer.linear"),
     **{name: Place(name) for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1")},
     "all_final_layer.2-1.adaLN_modulation.1": Place("final_layer.adaLN_modulation.1"),
 }
