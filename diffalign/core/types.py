@@ -49,14 +49,33 @@ class Tokens:
     prompt: Tensor | None = None  # (B, K, P): the policy's log-probabilities of the prompt's tokens but the first
     prompt_mask: Tensor | None = None  # (B, K, P) bool
     activation: Tensor | None = None  # (B, K, L) in [0, 1]: size of the reference's last hidden state, over the largest of the completion
+    old: Tensor | None = None  # (B, K, L), of the policy that wrote the completions, without gradient; the policy as it is where None
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
         if self.policy.ndim != 3:
             raise ValueError(f"`policy` of tokens is of shape (records, candidates, tokens); found {tuple(self.policy.shape)}")
-        names = ("mask", "reference", "kl", "collision", "activation")
+        names = ("mask", "reference", "kl", "collision", "activation", "old")
         _require_shape({name: getattr(self, name) for name in names}, self.policy.shape, "(records, candidates, tokens)")
-        _widen(self, ("policy", "reference", "kl", "collision", "prompt", "activation"))
+        _widen(self, ("policy", "reference", "kl", "collision", "prompt", "activation", "old"))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How likely stored sampler steps are, S of them an image (`models.diffusion.sde`)."""
+
+    policy: Tensor  # (B, K, S) log-densities, with gradient
+    old: Tensor | None = None  # (B, K, S), of the policy that drew the images, without gradient; the policy as it is where None
+    std: Tensor | None = None  # (B, K, S) standard deviation of the steps' noise
+    duration: Tensor | None = None  # (B, K, S) how much of the whole time a step takes
+    divergence: Tensor | None = None  # (B, K, S) from the old policy's step, with the policy's gradient
+    kl: Tensor | None = None  # (B, K, S) divergence from the reference's step, with the policy's gradient
+    advantage: Tensor | None = None  # (B, K, S) where steps of one image have unlike ones, as those of a tree
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for shapes that do not fit together."""
+        names = ("old", "std", "duration", "divergence", "kl", "advantage")
+        _require_shape({name: getattr(self, name) for name in names}, self.policy.shape, "(records, candidates, steps)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +128,7 @@ class Scores:
     tokens: Tokens | None = None  # only for objectives of tokens
     old: Tensor | None = None  # (B, K), of the policy that drew the images, without gradient; the policy as it is where None
     residuals: Residuals | None = None  # only for objectives that compare the outputs of networks
+    steps: Steps | None = None  # only for objectives of stored sampler steps
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
@@ -233,6 +253,7 @@ class TextBatch:
     ids: tuple[str, ...] = ()
     reference: Tensor | None = None  # (B, K, L) log-probabilities of the reference, computed before training
     labels: Labels = Labels()
+    old: Tensor | None = None  # (B, K, L) log-probabilities of the policy that wrote the completions
 
     def to(self, device: torch.device) -> TextBatch:
         """Return the batch on `device`."""
@@ -240,8 +261,9 @@ class TextBatch:
         def moved(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
             return tuple(tuple(ids.to(device) for ids in texts) for texts in parts)
 
-        reference = None if self.reference is None else self.reference.to(device)
-        return TextBatch(moved(self.prompts), moved(self.completions), self.prob.to(device), self.ids, reference, self.labels.to(device))
+        reference, old = (None if x is None else x.to(device) for x in (self.reference, self.old))
+        prompts, completions = moved(self.prompts), moved(self.completions)
+        return TextBatch(prompts, completions, self.prob.to(device), self.ids, reference, self.labels.to(device), old)
 
 
 def _moved(condition: Condition, device: torch.device) -> Condition:

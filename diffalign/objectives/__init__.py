@@ -20,7 +20,7 @@ from diffalign.objectives.constants import check_constants
 from diffalign.objectives.diffusion import denoise, diffusion_kto, dspo, mapo, smpo
 from diffalign.objectives.implicit_reward import log_ratio, policy_mean, policy_score, times_beta
 from diffalign.objectives.listwise import adpo_list, exo, infonca, lipo, nca, plackett_luce, pro_rank, rank_dpo
-from diffalign.objectives.online import awm, dgpo, diffusion_nft
+from diffalign.objectives.online import awm, clipped_ratio, dgpo, diffusion_nft
 from diffalign.objectives.pairwise import adpo, discopop, dpo, dpo_gamma, fdpo, flex_dpo, hinge, inpo_nash, ipo, mmdpo, modpo, robust, spa
 from diffalign.objectives.reference_free import asft, cpo, orpo, poft, simpo, slic, triple_po
 from diffalign.objectives.token import sparse_po, tab_po, tdpo, wpo
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PAIR = Facts()  # an objective that needs only the scores of two candidates and a reference
 ADVANTAGE = Facts("L", columns=("advantage",), residuals=True)
+RATIO = Facts("L", reference=False, columns=("advantage",), tokens=("old",), steps=True)
 ADVANTAGE_AND_DRIFT = replace(ADVANTAGE, drift="kl")
 PAPER = Source("paper", ("golden",))
 RELEASE = Source("release", ("golden",))
@@ -44,6 +45,7 @@ ADPO_LIST = Source("paper", ("golden",), "the target from gains is reconstructed
 NFT = Source("paper", ("golden",), "`space: adaptive` is the release's")
 DSPO = Source("release", ("golden",), "`form: sdxl` is the release's for SDXL, another loss than the paper's")
 KTO = Source("release", ("golden",), "its zero point from a neighbour's prompt is left out")
+RATIOS = Source("release", ("TRL", "golden"), "of one process")
 VARIANT = Source("variant", ("golden",))
 BY_HAND = Source("reconstructed", ("hand",))
 
@@ -103,6 +105,7 @@ OBJECTIVES: dict[str, Objective] = {
     "awm": Objective(awm, ADVANTAGE_AND_DRIFT, log_ratio, RELEASE),
     "dgpo": Objective(dgpo, ADVANTAGE, times_beta, RELEASE),
     "diffusion_nft": Objective(diffusion_nft, ADVANTAGE_AND_DRIFT, log_ratio, NFT),
+    "clipped_ratio": Objective(clipped_ratio, RATIO, policy_score, RATIOS),
     "rank_dpo": Objective(rank_dpo, Facts("L", columns=("gains",), chances=True), times_beta, RECONSTRUCTED),
 }
 

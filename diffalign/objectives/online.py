@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffalign.objectives.base import column, require_reference, weighted
+from diffalign.core.errors import ConfigError
+from diffalign.objectives.base import column, require_reference, token_field, tokens_of, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.core.types import Scores
+    from diffalign.core.types import Scores, Steps, Tokens
 
 LARGEST = 80.0  # exponent, beyond which float32 overflows
 Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
+Level = Literal["element", "sequence"]
+Normaliser = Literal["own", "batch", "fixed"]
+Trust = Literal["clip", "guard", "gate"]
 Space = Literal["output", "x0", "adaptive"]
 
 
@@ -108,3 +112,110 @@ def diffusion_nft(s: Scores, *, beta: float = 1.0, advantage_clip: float = 5.0, 
 
     policy_loss = advantage_clip / beta * (share * error(beta) + (1.0 - share) * error(-beta))
     return (policy_loss + kl * s.drift).mean(dim=1)
+
+
+@weighted
+def clipped_ratio(
+    s: Scores,
+    *,
+    low: float,
+    high: float | None = None,
+    trust: Trust = "clip",
+    threshold: float = 1e-5,
+    over_duration: bool = False,
+    kl: float = 0.0,
+    kl_times_duration: bool = False,
+    level: Level = "element",
+    normaliser: Normaliser = "own",
+    length: int | None = None,
+) -> Tensor:
+    """Return the mean of max(-A r, -A clip(r, 1 - low, 1 + high)) + kl * KL over sampler steps of images or tokens of texts; r = new / old.
+
+    `high` is `low` where it is not set. Of images (DDPO 2305.13301, Flow-GRPO 2505.05470, DanceGRPO 2505.07818, MixGRPO, BranchGRPO: low
+    1e-4, 1e-3 or 1e-5): the KL is that of the Gaussian steps from the reference's, `kl_times_duration` as Flow-GRPO's release has it.
+    `trust` "guard" is GRPO-Guard (2510.22319; low 2e-6 or 4e-6, with `over_duration`, which divides by the step's duration): the log-ratio
+    gets the divergence from the old step, so that its mean is zero, times the step's std; "gate" is Flow-DPPO (2606.11025): nothing is
+    clipped, and a step is left out whose divergence is at least `threshold` and whose ratio has moved in its advantage's direction.
+    Of texts (GRPO 2402.03300 as in TRL: low 0.2): the KL is exp(q - p) - (q - p) - 1. `level` "sequence" is GSPO (2507.18071): one ratio of
+    the mean log-ratio. `normaliser` is the text's own length (GRPO), that of the batch's mean ("batch": TRL's dapo), or `length` ("fixed":
+    Dr. GRPO 2503.20783, with advantages of spread none).
+    """
+    own = None if s.steps is None else s.steps.advantage
+    advantage = column(s, "advantage")[:, :, None] if own is None else own
+    x = tokens_or_steps(s)
+    mask = x.policy.new_ones(x.policy.shape) if s.tokens is None else s.tokens.mask.to(x.policy)
+    moved = x.policy - (x.policy.detach() if x.old is None else x.old)
+    if level == "sequence":
+        moved = _mean(moved, mask)[:, :, None].expand_as(moved)
+    advantage = advantage.expand_as(moved)
+    if trust == "clip":
+        losses = clipped_surrogate(moved, advantage, low, low if high is None else high)
+    else:
+        losses = _trusted(steps_of(s), moved, advantage, low, low if high is None else high, None if trust == "guard" else threshold)
+    if over_duration:
+        losses = losses / step_field(steps_of(s).duration, "duration")
+    if kl:
+        losses = losses + kl * (_token_kl(s) if s.steps is None else _step_kl(s.steps, kl_times_duration))
+    return _normalised(losses, mask, normaliser, length)
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean (B, K) of x (B, K, L) over a completion's tokens."""
+    return (x * mask).sum(dim=2) / mask.sum(dim=2).clamp(min=1.0)
+
+
+def _normalised(losses: Tensor, mask: Tensor, normaliser: Normaliser, length: int | None) -> Tensor:
+    """Return the loss (B,) of each record, of those (B, K, L) of steps or tokens."""
+    if normaliser == "own":
+        return _mean(losses, mask).mean(dim=1)
+    totals = (losses * mask).sum(dim=2)
+    if normaliser == "batch":
+        return totals.sum(dim=1) * len(totals) / mask.sum()
+    if length is None:
+        raise ConfigError("clipped_ratio: `normaliser` is fixed, and there is no `length`; set it to the longest completion's tokens")
+    return (totals / length).mean(dim=1)
+
+
+def tokens_or_steps(s: Scores) -> Steps | Tokens:
+    """Return the sampler steps of images, or the tokens of texts. Raises ValueError for scores with neither."""
+    x = s.tokens if s.steps is None else s.steps
+    if x is None:
+        raise ValueError("this objective reads stored sampler steps or the log-probability of every token, and these scores have none")
+    return x
+
+
+def steps_of(s: Scores) -> Steps:
+    """Return the stored sampler steps. Raises ValueError for scores without."""
+    if s.steps is None:
+        raise ValueError("this objective reads stored sampler steps, and these scores have none: they are of texts, or of clean latents")
+    return s.steps
+
+
+def step_field(x: Tensor | None, name: str) -> Tensor:
+    """Return the field `name` of `Steps`, whose value is x. Raises ValueError if the likelihood did not compute it."""
+    if x is None:
+        raise ValueError(f"this objective reads `{name}` of every sampler step, and the likelihood does not give it")
+    return x
+
+
+def _trusted(steps: Steps, log_ratio: Tensor, advantage: Tensor, low: float, high: float, threshold: float | None) -> Tensor:
+    """Return the loss (B, K, S) of every step with GRPO-Guard's ratio, or with a threshold through Flow-DPPO's gate."""
+    divergence = step_field(steps.divergence, "divergence")
+    if threshold is None:
+        return clipped_surrogate((log_ratio + divergence) * step_field(steps.std, "std"), advantage, low, high)
+    beyond = (divergence.detach() >= threshold) & (log_ratio.detach() * advantage > 0.0)
+    return (-advantage * log_ratio.clamp(max=LARGEST).exp()).masked_fill(beyond, 0.0)
+
+
+def _step_kl(steps: Steps, times_duration: bool) -> Tensor:
+    """Return the KL (B, K, S) of steps from the reference's, in closed form."""
+    kl = step_field(steps.kl, "kl")
+    return kl * step_field(steps.duration, "duration") if times_duration else kl
+
+
+def _token_kl(s: Scores) -> Tensor:
+    """Return an estimate (B, K, L) of the KL of tokens from the reference (k3), which is never below zero."""
+    require_reference(s)
+    tokens = tokens_of(s)
+    difference = token_field(tokens.reference, "reference") - tokens.policy
+    return difference.exp() - difference - 1.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffalign.core.types import Residuals, Scores
+from diffalign.core.types import Residuals, Scores, Steps, Tokens
+from diffalign.models.diffusion.sde import divergence, log_density
 from diffalign.objectives import OBJECTIVES
 from diffalign.objectives.diffusion import loser_scale, winner_preserving
 from tests.golden.online import close, golden, tensor
@@ -133,3 +134,60 @@ def test_diffusion_kto_is_the_golden_one(case):
         return
     constants["zero_point"] = {"none": "batch", "sigmoid": "balanced"}[case["offset"]]
     check(case, OBJECTIVES["diffusion_kto"].loss(s, **constants), error, "grad_error")
+
+
+@cases("clip_ratio")
+def test_the_clipped_ratio_of_steps_is_the_golden_one(case):
+    log_prob, old = (tensor(case[name]) for name in ("log_prob", "log_prob_old"))
+    advantage = tensor(case["advantage"]).clamp(-case["adv_clip"], case["adv_clip"])
+    steps = Steps(log_prob.requires_grad_(), old, advantage=advantage)
+    losses = OBJECTIVES["clipped_ratio"](Scores(log_prob.sum(dim=2), steps=steps), low=case["low"], high=case["high"])
+    close(losses, case["loss_by_record"])
+    check(case, losses, log_prob, "grad_log_prob")
+
+
+@cases("guard")
+def test_grpo_guard_and_flow_dppo_are_the_golden_ones(case):
+    """The mean is the leaf of GRPO-Guard, the log-density that of Flow-DPPO."""
+    mean, mean_old, following = (tensor(case[name])[:, None] for name in ("mean", "mean_old", "next"))
+    count, std = len(mean), case["s"] * case["root_dt"]
+    stds = torch.full((count,), std, dtype=torch.float64)
+    mean.requires_grad_()
+    log_prob, drifted = log_density(following, mean, stds)[..., None], divergence(mean, mean_old, stds)[..., None]
+    close(log_prob[:, 0, 0], case["log_prob"])
+    close(drifted[:, 0, 0], case["divergence"])
+    full = torch.full((count, 1, 1), std, dtype=torch.float64)
+    steps = Steps(log_prob, tensor(case["log_prob_old"])[:, None, None], full, full * 0.0 + case["root_dt"] ** 2, drifted)
+    s = Scores(log_prob[..., 0], steps=steps, columns={"advantage": tensor(case["advantage"])[:, None]})
+    ratio = OBJECTIVES["clipped_ratio"].loss
+    losses = ratio(s, low=case["low"], high=case["high"], trust="guard", over_duration=case["divide_by_dt"])
+    close(losses, case["losses"], rtol=1e-6)  # differences of large log-probabilities
+    close(losses.mean(), case["loss"], rtol=1e-6)
+    (gradient,) = torch.autograd.grad(losses.mean(), mean, retain_graph=True)
+    close(gradient[:, 0], case["grad_mean"], rtol=1e-6)
+    gated = ratio(s, low=case["low"], trust="gate", threshold=case["dppo_threshold"])
+    close(gated, case["dppo_losses"], rtol=1e-6)
+    close(torch.autograd.grad(gated.mean(), log_prob)[0][:, 0, 0], case["dppo_grad_log_prob"], rtol=1e-6)
+
+
+NORMALISERS = {"grpo": "own", "tokens": "batch", "fixed": "fixed"}
+
+
+@cases("token_grpo")
+def test_the_clipped_ratio_of_tokens_is_the_golden_one(case):
+    log_prob, old, reference, mask = (tensor(case[f"{name}"])[:, None] for name in ("log_prob", "log_prob_old", "log_prob_ref", "mask"))
+    tokens = Tokens(log_prob.requires_grad_(), mask.bool(), reference, old=old)
+    sums = ((x * mask).sum(dim=2) for x in (log_prob, reference))
+    s = Scores(*sums, tokens=tokens, columns={"advantage": tensor(case["advantage"])[:, None]})
+    constants = {"low": case["low"], "high": case["high"], "kl": case["kl"], "length": case["longest"]}
+    level = {"token": "element", "sequence": "sequence"}[case["level"]]
+    losses = OBJECTIVES["clipped_ratio"].loss(s, **constants, level=level, normaliser=NORMALISERS[case["norm"]])
+    check(case, losses, log_prob, "grad_log_prob")
+
+
+@cases("clipped_pair")
+def test_d3po_and_spo_are_clipped_dpo_on_the_log_densities_of_steps(case):
+    log_prob = tensor(case["log_prob"]).requires_grad_()
+    human = tensor(case["human"])
+    s = Scores(log_prob, tensor(case["log_prob_old"]), prob=0.5 + 0.5 * human[:, 0])
+    check(case, OBJECTIVES["clipped_dpo"](s, beta=case["beta"], eps=case["eps"]), log_prob, "grad_log_prob")

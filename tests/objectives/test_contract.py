@@ -21,7 +21,7 @@ from tests.objectives.scored import fitted
 REFERENCE_FREE = {name for name in OBJECTIVES if not OBJECTIVES[name].facts.reference}
 BETA = 0.5  # every constant without a default takes this in the contracts
 SILENT_TIES = {"smpo", "clipped_dpo", "apo_zero", "kto", "diffusion_kto"}  # a tie has no gradient at all
-OF_ADVANTAGES = {"awm", "dgpo", "diffusion_nft"}
+OF_ADVANTAGES = {"awm", "dgpo", "diffusion_nft", "clipped_ratio"}
 # Those that look at candidate 0 alone, at gains or the order given, or at ranks in the batch; all others compare under a soft label.
 WITHOUT_LABEL = {"gpo", "denoise", "poft", "infonca", "adpo_list", "plackett_luce", "lipo", "rank_dpo", "pro_rank", "aot", "aot_unpaired"}
 WITHOUT_LABEL |= OF_ADVANTAGES

@@ -155,7 +155,7 @@ class SequenceLikelihood:
         return as_one_text(batch) if self.aggregation.joint else batch
 
     def _tokens(self, policy: Said, reference: Said | Tensor | None, others: Tensor | None, mask: Tensor, batch: TextBatch) -> Tokens:
-        tokens = Tokens(policy.tokens, mask, others)
+        tokens = Tokens(policy.tokens, mask, others, old=batch.old)
         chunk, own, targets = self.switches.logits_chunk, policy.states, policy.targets
         their = reference if isinstance(reference, Said) else Said(policy.tokens)
         if policy.prompt is not None:
