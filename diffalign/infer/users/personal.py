@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
@@ -31,7 +32,7 @@ from diffalign.models.features import Features, features
 from diffalign.models.users import branch
 from diffalign.models.users.attach import equip, read_texts
 from diffalign.models.users.choices import Choice, contradictions, read_choices
-from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder, UserEncoder
+from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder, PairsEncoder, UserEncoder
 from diffalign.models.users.layout import parameters
 from diffalign.models.users.settings import PairsSettings, ProfileSettings, VectorSettings, VlmSettings
 from diffalign.models.users.store import BRANCH, ENCODER, load_encoder, load_tokens
@@ -88,6 +89,35 @@ class Personal:
         if not isinstance(who, Iterable):
             raise ConfigError(f"found {type(who).__name__}; expected a user's pairs, tokens, a file of tokens, a user's id, or None")
         return self._drawing(self._tokens_of(who))
+
+    @property
+    def sees_images(self) -> bool:
+        """Return whether the encoder puts images into numbers, as `numbers` and `liking` need."""
+        return isinstance(self.encoder, PairsEncoder)
+
+    def numbers(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, H) numbers of images, whose inner product with a taste (H,) is how much it likes each image, in log-odds.
+
+        Raises ConfigError for a run whose encoder is not `pairs`.
+        """
+        encoder = self._pairs_encoder()
+        return encoder.numbers(self._features(images).to(encoder.mean)).cpu()
+
+    def liking(self, pairs: Iterable[Choice | Record | tuple[str, Any, Any]], numbers: Tensor) -> Tensor:
+        """Return (N,) how much somebody with these choices likes the images of `numbers` (N, H), in log-odds. Raises as `numbers` does.
+
+        Example:
+            >>> numbers = personal.numbers(images)  # doctest: +SKIP
+            >>> best = images[personal.liking([("a red star", liked, disliked)], numbers).argmax()]  # doctest: +SKIP
+        """
+        encoder, device = self._pairs_encoder(), next(self.encoder.parameters()).device
+        evidence = {name: value[None].to(device) for name, value in self._evidence(read_choices(pairs)).items()}
+        return numbers @ encoder.taste(evidence)[0].cpu()
+
+    def _pairs_encoder(self) -> PairsEncoder:
+        if not isinstance(self.encoder, PairsEncoder):
+            raise ConfigError(f"{self.folder}: its user encoder does not put images into numbers; expected a run with user_encoder pairs")
+        return self.encoder
 
     def _drawing(self, tokens: Tensor | None) -> UserPipeline:
         return UserPipeline(self.pipe, self.fingerprint, tokens)
@@ -169,8 +199,12 @@ class Personal:
             if len(choices) > encoder.shots:
                 logger.info("the first %d of %d pairs are read: the encoder has learnt from so many at once", encoder.shots, len(choices))
             return self._encoded({"user": cached(self._states, _cache(), "", choices[: encoder.shots])})
+        return self._encoded(self._evidence(choices))
+
+    def _evidence(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
+        """Return what the encoder `pairs` reads of a user's choices."""
         images = self._features([image for choice in choices for image in (choice.preferred, choice.dispreferred)])
-        return self._encoded({"user": images.unflatten(0, (len(choices), 2)), "user_mask": torch.ones(len(choices))})
+        return {"user": images.unflatten(0, (len(choices), 2)), "user_mask": torch.ones(len(choices))}
 
     def _fitted(self, encoder: MixtureEncoder, choices: Sequence[Choice]) -> Tensor:
         if self.guided_by is not None:

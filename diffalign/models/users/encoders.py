@@ -107,7 +107,11 @@ class PairsEncoder(UserEncoder):
 
     def encode(self, condition: Condition) -> Tensor:
         """Return tokens (N, U, D)."""
-        return self._shaped(self.head(self._taste(condition)))
+        return self._shaped(self.head(self.taste(condition)))
+
+    def numbers(self, features: Tensor) -> Tensor:
+        """Return (..., H) of images' features (..., F): their inner product with a taste is how much it likes each image, in log-odds."""
+        return self._images(features) * (self.sharpness.exp() / math.sqrt(self.known.hidden))
 
     def penalty(self, condition: Condition, progress: float) -> dict[str, Tensor]:
         """Return the loss of predicting the queries' choices, and of the variational form its KL to the standard normal.
@@ -116,8 +120,7 @@ class PairsEncoder(UserEncoder):
         "user/active" is the share of dimensions whose mean varies by more than 0.01 (active units, 1509.00519) over the batch's users and
         those who would choose the opposite, so that a batch of one can tell.
         """
-        taste, query = self._taste(condition), self._images(condition["user_query"])
-        liked = (query * taste[:, None]).sum(dim=2) / math.sqrt(taste.shape[1]) * self.sharpness.exp()
+        liked = (self.numbers(condition["user_query"]) * self.taste(condition)[:, None]).sum(dim=2)
         gap = liked[:, 0] - liked[:, 1]
         facts = {"user/accuracy": (gap.detach() > 0).float().mean()}
         loss = self.known.preference_weight * nn.functional.softplus(-gap).mean()
@@ -144,7 +147,8 @@ class PairsEncoder(UserEncoder):
         taste = nn.functional.layer_norm(mean, mean.shape[1:])
         return taste + self.refine(taste)
 
-    def _taste(self, condition: Condition) -> Tensor:
+    def taste(self, condition: Condition) -> Tensor:
+        """Return what the pairs say of each user's taste, (N, H)."""
         taste = self._said(condition)
         if self.posterior is None:
             return taste
