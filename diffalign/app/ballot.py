@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -25,13 +26,15 @@ class Ballot:
 
     store: VoteStore
     repeats: float = 0.0  # share of questions that are asked twice
-    choose: Choose | None = None
+    choose: Callable[[str], Choose] | None = None  # a voter's chooser of the next pair
+    ahead: int = AHEAD
     enough: int | None = ENOUGH  # votes that the page tells a voter to reach
     pace: Pace = field(default_factory=lambda: Pace(60, 10.0))  # of one voter's votes; a hand does not vote faster
 
     def state(self, voter: str) -> dict[str, Any]:
         """Return the voter's next questions and progress, as the page's script reads them."""
-        questions = self.store.questions(voter, AHEAD, choose=self.choose, repeats=self.repeats)
+        choose = self.choose(voter) if self.choose else None
+        questions = self.store.questions(voter, self.ahead, choose=choose, repeats=self.repeats)
         return {"questions": [self._shown(question) for question in questions], "progress": self.progress(voter), "reasons": REASONS}
 
     def vote(self, voter: str, question: str, answer: str, reasons: list[str]) -> dict[str, Any]:

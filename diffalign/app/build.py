@@ -25,15 +25,19 @@ from diffalign.app.pages.data import data_page
 from diffalign.app.pages.rewrite import Desk, rewrite_page
 from diffalign.app.pages.train import Workshop, train_page
 from diffalign.app.pages.vote import vote_page
+from diffalign.app.pages.yours import yours_page
+from diffalign.app.studio import PROMPTS, Studio, shipped
 from diffalign.app.voters import Accounts
 from diffalign.core.errors import ConfigError
+from diffalign.data.prompts import prompts_to_draw
 from diffalign.data.store import VoteStore
 from diffalign.infer.options import DrawVotesConfig
 from diffalign.methods.config_file import load_yaml
 
 logger = logging.getLogger(__name__)
-JOBS, ARENA, STRENGTHS = "trainings", "arena.db", "strengths.db"
+JOBS, ARENA, STRENGTHS, CHOICES = "trainings", "arena.db", "strengths.db", "choices.db"
 BYTES = "1mb"  # the largest upload
+CHOSEN_FROM = 8  # prompts whose pictures the page Yours asks about
 BETA = 2000.0  # where a recipe names none
 
 
@@ -53,7 +57,7 @@ def build(config: AppConfig) -> gr.Blocks:
     arena, strengths = (Arena(VoteStore(folder / name), Background(folder / f"{name}.log")) for name in (ARENA, STRENGTHS))
     beta = load_yaml(config.config).get("beta", BETA)
     workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
-    desk = Desk.of(config, folder, accounts)
+    desk, studio = Desk.of(config, folder, accounts), _studio(config)
     stores = {"votes": store, "votes on Compare": arena.store}
     tables = [folder / JOBS, folder / "data", *map(Path, config.tables)]
     ledger = Ledger(stores, tables, folder / "data", accounts, Background(folder / "data" / "audit.log"))
@@ -64,6 +68,8 @@ def build(config: AppConfig) -> gr.Blocks:
             train_page(workshop)
         with gr.Tab("Compare"):
             compare_page(Gallery(config, arena, strengths, workshop.queue, accounts))
+        with gr.Tab("Yours"):
+            yours_page(studio, accounts)
         with gr.Tab("Rewrite"):
             rewrite_page(desk)
         with gr.Tab("Data"):
@@ -130,6 +136,15 @@ def _ahead(config: AppConfig) -> DrawVotesConfig:
         ahead=config.ahead,
         follow=True,
     )
+
+
+def _studio(config: AppConfig) -> Studio | None:
+    """Return the personalised run that draws for one person, None where there is none."""
+    run = config.personal or shipped(config.pretrained_model_name_or_path)
+    if run is None:
+        return None
+    prompts = prompts_to_draw([config.prompts])[:CHOSEN_FROM] if config.prompts else PROMPTS
+    return Studio(run, VoteStore(Path(config.output_dir) / CHOICES), prompts)
 
 
 def _accounts(config: AppConfig) -> Accounts:

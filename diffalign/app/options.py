@@ -23,6 +23,8 @@ class AppConfig:
     """Finished run of a language model, whose rewrites of prompts the page Rewrite shows before and after training."""
     prompts: str | None = None
     """Prompts to draw: a file, one on each line, or the name of a bundled set; those of the embedded world if not given."""
+    personal: str | None = None
+    """Finished run of ppd, which draws for one person on the page Yours; the one that comes with the embedded model if not given."""
     ahead: int = 24
     """Pairs that are drawn ahead of the voters; 0 draws none, for a store that was filled by `diffalign votes draw` or `votes add`."""
     repeats: float = 0.1

@@ -46,7 +46,13 @@ class Timed:
 def main(folder: str, port: int) -> None:
     """Serve until killed."""
     users = Path(folder) / "users.json"
-    config = AppConfig(dataset_name=f"{folder}/votes.db", output_dir=folder, auth=str(users) if users.exists() else None)
+    personal = Path(folder) / "personal"
+    config = AppConfig(
+        dataset_name=f"{folder}/votes.db",
+        output_dir=folder,
+        auth=str(users) if users.exists() else None,
+        personal=str(personal) if personal.exists() else None,
+    )
     login = Accounts.read(users).admits if users.exists() else None
     server = gr.mount_gradio_app(FastAPI(middleware=[Middleware(RequestLimits)]), build(config), path="/", auth=login, max_file_size=BYTES)
     pages = next(route for route in server.routes if isinstance(route, Mount))

@@ -13,6 +13,7 @@ let loaded = new Map(); // question id -> promise of its pictures
 let reasons = new Set();
 let sending = Promise.resolve(); // votes go one after the other, in the order they were given
 let unsent = 0;
+let counted = null; // votes, as far as the page around it knows
 let full = null; // which picture is shown in full size
 
 function remembered(name, make) {
@@ -94,6 +95,10 @@ function take(state, done) {
   part(".undo").disabled = state.progress.votes === 0 && !state.last;
   part(".progress").textContent = progress(state.progress);
   if (state.last) part(".last").textContent = last(state.last);
+  if (state.progress.votes !== counted) {
+    counted = state.progress.votes;
+    trigger("counted", { secret }); // for the page around it
+  }
   if (questions[0]?.id !== before || page.dataset.state !== "asking") show();
   else questions.slice(1).forEach((next) => load(next).catch(() => loaded.delete(next.id)));
 }
@@ -211,6 +216,8 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+
+page.addEventListener("refresh", refresh); // which the page around it asks for
 
 page.dataset.unsent = 0;
 pending().forEach((cast) => { unsent += 1; sending = sending.then(() => send(cast)).finally(() => { unsent -= 1; page.dataset.unsent = unsent; }); });

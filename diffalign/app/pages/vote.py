@@ -19,8 +19,11 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 
 
-def vote_page(ballot: Ballot, accounts: Accounts, name: str) -> gr.HTML:
-    """Return the widget; it belongs into a `gr.Blocks`. `name` tells it from other widgets of the same app."""
+def vote_page(ballot: Ballot, accounts: Accounts, name: str, *, compact: bool = False) -> gr.HTML:
+    """Return the widget; it belongs into a `gr.Blocks`. `name` tells it from other widgets of the same app.
+
+    A `compact` one leaves room on the page and asks for no reasons.
+    """
 
     served: WeakSet[Any] = WeakSet()  # servers that have the pictures' route; where this page is mounted into one, only a request names it
 
@@ -44,7 +47,14 @@ def vote_page(ballot: Ballot, accounts: Accounts, name: str) -> gr.HTML:
         return ask(request, lambda: ballot.undo(accounts.voter(login_of(request), data.get("secret"))))
 
     html, css, script = ((HERE / f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    widget = gr.HTML(html_template=html, css_template=css, js_on_load=script, server_functions=[state, vote, undo], ballot=name)
+    widget = gr.HTML(
+        html_template=html,
+        css_template=css,
+        js_on_load=script,
+        server_functions=[state, vote, undo],
+        ballot=name,
+        compact=str(compact).lower(),
+    )
     widget.props["component"] = widget._id  # by which the script addresses the functions; Gradio tells it to nobody else
     return widget
 

@@ -14,7 +14,9 @@ from diffalign.core.weight_files import check_whole
 from diffalign.models.backbones import mistaken, single_file
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third is how diffusers calls the safety checker's
-EMBEDDED = {f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm", "tiny-lm/sem_dpo") for root in ("assets/", "")}
+EMBEDDED = {
+    f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm", "tiny-lm/sem_dpo", "tiny-sd/personal") for root in ("assets/", "")
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def test_who_chooses_the_opposite_says_the_opposite_before_it_is_refined():
     encoder, condition = built("pairs"), known("pairs")
     encoder.refine[-1].weight.zero_()
     opposite = {**condition, "user": condition["user"].flip(2)}
-    torch.testing.assert_close(encoder._taste(opposite), -encoder._taste(condition))
+    torch.testing.assert_close(encoder.taste(opposite), -encoder.taste(condition))
     assert (encoder(opposite, 2) - encoder(condition, 2)).abs().max() > 1e-3
 
 
@@ -154,7 +154,7 @@ def test_the_posterior_is_sampled_in_training_alone():
     quiet = {name: value for name, value in condition.items() if name != "user_noise"}
     sampled, mean = encoder(condition, 2), encoder(quiet, 2)
     assert (sampled - mean).abs().max() > 1e-3
-    torch.testing.assert_close(encoder._taste(condition).norm(dim=1), torch.full((2,), math.sqrt(8.0)))
+    torch.testing.assert_close(encoder.taste(condition).norm(dim=1), torch.full((2,), math.sqrt(8.0)))
     encoder.eval()
     assert torch.equal(encoder(condition, 2), mean)
 
