@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +77,7 @@ class Studio:
         """Return whether the model draws the embedded world, whose pictures can be put into words."""
         return Path(self.run.base).name in EMBEDDED.values()
 
-    def prepare(self) -> Iterator[tuple[int, int]]:
+    def prepare(self) -> Generator[tuple[int, int]]:
         """Load the run and draw what visitors choose from, yielding (pictures that are there, how many there will be).
 
         Pictures that lie in the store are not drawn again, so that a call goes on where one was broken off.

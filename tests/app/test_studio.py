@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -52,9 +54,8 @@ def fill(store: VoteStore, rng: np.random.Generator) -> None:
 
 
 def test_pictures_to_choose_from_are_drawn_once_and_go_on_after_a_break(run, store):
-    broken_off = Studio(run, store, PROMPTS).prepare()
-    assert [next(broken_off), next(broken_off)] == [(0, 2 * EACH), (EACH, 2 * EACH)]
-    broken_off.close()
+    with closing(Studio(run, store, PROMPTS).prepare()) as broken_off:
+        assert [next(broken_off), next(broken_off)] == [(0, 2 * EACH), (EACH, 2 * EACH)]
     drawn = store.pictures(PROMPTS[0], "")
     assert len(list(Studio(run, store, PROMPTS).prepare())) == 2
     assert store.pictures(PROMPTS[0], "") == drawn
@@ -90,7 +91,10 @@ def test_a_taste_is_what_the_run_makes_of_the_choices_that_prefer_a_picture(run,
         store.vote(question.id, "ada", answer)
         left, right = (picture.file for picture in question.pictures)
         choices += {"left": [(question.prompt, left, right)], "right": [(question.prompt, right, left)]}.get(answer, [])
-    assert torch.equal(studio.taste("ada"), studio.personal.for_user(choices).tokens)
+    tokens, expected = studio.taste("ada"), studio.personal.for_user(choices).tokens
+    assert tokens is not None
+    assert expected is not None
+    assert torch.equal(tokens, expected)
     assert studio.taste("bob") is None
     studio.forget("ada")
     assert studio.taste("ada") is None
@@ -103,6 +107,7 @@ def test_nobodys_pictures_are_the_base_models_and_are_drawn_once(run, store):
     taste = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     for strength, same in ((0.0, True), (1.0, False)):
         person = Look(mine=taste, strength=strength).person(studio)
+        assert person is not None
         drawn = studio.pictures(person, PROMPTS)
         assert all((first.tobytes() == second.tobytes()) == same for first, second in zip(drawn, images, strict=True)), strength
 
@@ -111,6 +116,8 @@ def test_a_look_goes_from_one_taste_to_another(run, store):
     studio = Studio(run, store, PROMPTS)
     mine, other = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
     person = Look(mine=mine, other=other, to_other=0.25, strength=0.5).person(studio)
+    assert person is not None
+    assert person.tokens is not None
     assert torch.allclose(person.tokens, 0.75 * mine + 0.25 * other)
     assert person.strength == 0.5
     assert Look(other=other).person(studio) is None

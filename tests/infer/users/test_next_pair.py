@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
+from scipy.integrate import trapezoid
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import entropy, norm
 
 from diffalign.infer.users.next_pair import Belief, information, posterior
 
@@ -32,18 +32,18 @@ def test_choices_that_contradict_leave_the_mean_and_narrow_the_belief():
     assert belief.covariance == pytest.approx(np.array([[1.0 / 3.0]]), abs=1e-6)  # 1 + 2 * 4 * 1/4
 
 
-def test_information_is_the_mutual_information_of_answer_and_taste():
+@pytest.mark.parametrize("scale", [0.2, 1.0, 20.0])
+def test_information_is_the_mutual_information_of_answer_and_taste(scale):
     belief = Belief(np.array([0.3, 0.0]), np.diag([1.5, 0.5]))
-    (nats,) = information(belief, np.array([[1.0, 2.0]]))
-    middle, spread = 0.3, np.sqrt(1.5 + 4.0 * 0.5)
-
-    def entropy(prob: float) -> float:
-        return -prob * np.log(prob) - (1.0 - prob) * np.log(1.0 - prob)
+    (nats,) = information(belief, scale * np.array([[1.0, 2.0]]))
+    middle, spread = 0.3 * scale, scale * np.sqrt(1.5 + 4.0 * 0.5)
 
     def mean_of(function) -> float:
-        return quad(lambda x: norm.pdf(x, middle, spread) * function(expit(x)), middle - 8 * spread, middle + 8 * spread)[0]
+        grid = np.linspace(middle - 9 * spread, middle + 9 * spread, 200_001)
+        return float(trapezoid(norm.pdf(grid, middle, spread) * function(expit(grid)), grid))
 
-    assert nats == pytest.approx(entropy(mean_of(lambda prob: prob)) - mean_of(entropy), abs=1e-4)
+    mean = mean_of(lambda prob: prob)
+    assert nats == pytest.approx(float(entropy([mean, 1.0 - mean])) - mean_of(lambda prob: entropy([prob, 1.0 - prob])), abs=1e-6)
 
 
 def test_information_knows_no_order_and_lies_between_nothing_and_one_bit():
