@@ -26,13 +26,18 @@ def allocations(watched):
 
 def peak(own):
     """Return the largest number of bytes that lay in memory at once while a trainer was made and took two steps."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
+    watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    watched.prepare_trace()
+    watched.start_trace()  # leaving a `with` would make an event of Python of every operator, which takes longer than the steps
+    try:
         trainer = trainer_for(own)
         trainer._begin()
         batches = loader(trainer.parts.pairs, trainer.sampler, 0, 2, 0)
         for _ in range(2):  # the second one finds the optimizer's state there
             trainer.optimizer_step(batches)
             trainer.step += 1
+    finally:
+        watched.stop_trace()
     ours: set[int] = set()  # addresses; what lay there before, the garbage of other tests, is not ours to count when it goes
     total = largest = 0
     for event in sorted(allocations(watched), key=lambda event: event.start_time_ns):
