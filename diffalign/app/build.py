@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -64,17 +65,28 @@ def build(config: AppConfig) -> gr.Blocks:
     with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         with gr.Tab("Vote"):
             vote_page(Ballot(store, config.repeats), accounts, "votes")
-        with gr.Tab("Train"):
+        with gr.Tab("Train", visible=not accounts.by_name) as train:
             train_page(workshop)
         with gr.Tab("Compare"):
             compare_page(Gallery(config, arena, strengths, workshop.queue, accounts))
         with gr.Tab("Yours"):
             yours_page(studio, accounts)
-        with gr.Tab("Rewrite"):
+        with gr.Tab("Rewrite", visible=not accounts.by_name) as rewrite:
             rewrite_page(desk)
-        with gr.Tab("Data"):
+        with gr.Tab("Data", visible=not accounts.by_name) as data:
             data_page(ledger)
+        _hide_from_voters(blocks, accounts, [train, rewrite, data])
     return blocks
+
+
+def _hide_from_voters(blocks: gr.Blocks, accounts: Accounts, pages: Sequence[gr.Tab]) -> None:
+    """Show pages to owners alone; what they call refuses voters all the same."""
+
+    def visible(request: gr.Request) -> list[Any]:
+        return [gr.update(visible=accounts.is_owner(request.username)) for _ in pages]
+
+    if accounts.by_name:
+        blocks.load(visible, None, list(pages))
 
 
 def serve(config: AppConfig) -> None:

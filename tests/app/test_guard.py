@@ -23,12 +23,14 @@ pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 VOTERS_MAY = (
     "timer tick",
     "page then",
+    "visible",
     "focus",
     "train-which change",
     "run-which change",
     "compare-fresh click",
     "compare-prompt change",
     "strength change",
+    "yours-",
 )
 # Paths that lead to no data: the page that asks for the login among them.
 OPEN = ("", "openapi.json", "docs", "redoc", "oauth2-redirect", "login", "login_check", "token", "logout")

@@ -56,8 +56,9 @@ def data_page(ledger: Ledger) -> None:
     """Add the page's components to the `gr.Blocks` around it."""
     finder = _finder(ledger)
     with gr.Row():
-        show = gr.Button("Show", variant="primary", elem_id="data-show")
-        back, onward = gr.Button("Sheet before", elem_id="data-back"), gr.Button("Next sheet", elem_id="data-onward")
+        show = gr.Button("Show", variant="primary", min_width=80, elem_id="data-show")
+        back = gr.Button("Sheet before", min_width=80, elem_id="data-back")
+        onward = gr.Button("Next sheet", min_width=80, elem_id="data-onward")
         finder.sheet.render()
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     shown = gr.HTML(css_template=css, js_on_load=None, elem_id="data-shown")
