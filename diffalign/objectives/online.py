@@ -136,9 +136,9 @@ def clipped_ratio(
     `trust` "guard" is GRPO-Guard (2510.22319; low 2e-6 or 4e-6, with `over_duration`, which divides by the step's duration): the log-ratio
     gets the divergence from the old step, so that its mean is zero, times the step's std; "gate" is Flow-DPPO (2606.11025): nothing is
     clipped, and a step is left out whose divergence is at least `threshold` and whose ratio has moved in its advantage's direction.
-    Of texts (GRPO 2402.03300 as in TRL: low 0.2): the KL is exp(q - p) - (q - p) - 1. `level` "sequence" is GSPO (2507.18071): one ratio of
-    the mean log-ratio. `normaliser` is the text's own length (GRPO), that of the batch's mean ("batch": TRL's dapo), or `length` ("fixed":
-    Dr. GRPO 2503.20783, with advantages of spread none).
+    Of texts (GRPO 2402.03300 as in TRL: low 0.2): the KL is exp(q - p) - (q - p) - 1 (TRL 1.16 multiplies it by r unless told not to).
+    `level` "sequence" is GSPO (2507.18071): one ratio of the mean log-ratio. `normaliser` is the text's own length (GRPO), the mean length
+    in the batch ("batch": TRL's dapo), or `length` ("fixed": Dr. GRPO 2503.20783, with advantages of spread none).
     """
     own = None if s.steps is None else s.steps.advantage
     advantage = column(s, "advantage")[:, :, None] if own is None else own
