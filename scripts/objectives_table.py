@@ -33,6 +33,33 @@ gradient on one model (*TRL*); numbers restated in numpy apart from this package
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
+COMPOSITIONS = """
+## Online, and what it is made of
+
+Advantages, which objectives read as the column `advantage`, come from the loop of online training (`advantages`, `combine`) or, of a
+table's scores, from the transforms `advantage` and `combined`. All numbers are checked against `tests/golden/data/online`.
+
+| in the field | here | it is |
+| --- | --- | --- |
+| Flow-GRPO's, NFT's, AWM's, DGPO's advantages | `advantages: {}` (global deviation, eps 1e-4, clip 5) | release |
+| DanceGRPO's, MixGRPO's | `{spread: group, ddof: 1, eps: 1e-8}` | release |
+| TRL's | `{spread: group, ddof: 1, clip: null}` | release |
+| Dr. GRPO's | `{spread: none, clip: null}` | paper |
+| online DPO | `dpo` on the best and the worst: transforms `[{pairs: {how: best_worst}}, orient]` | release |
+| Diffusion-SDPO (2511.03317) | `sdpo_mu` with any objective of pairs; `sdpo_scale: batch` as released | release; by pair ours |
+| GRPO of texts | `clipped_ratio: {low: 0.2}`; TRL's default `dapo` with `normaliser: batch` | release; compared with TRL |
+| GSPO | `clipped_ratio: {low: 3e-4, high: 4e-4, level: sequence}` | release; compared with TRL |
+| Dr. GRPO | `clipped_ratio: {low: 0.2, normaliser: fixed, length: L}` | release; compared with TRL |
+| DDPO, Flow-GRPO, DanceGRPO | `clipped_ratio: {low: 1e-4}` on stored steps of the sampler ddim, flow_sde, dance | release |
+| MixGRPO | the same, with noise in a `window` of the steps | release |
+| GRPO-Guard | the same with `trust: guard`, low 2e-6 or 4e-6, `over_duration: true` | release |
+| Flow-DPPO | the same with `trust: gate` | release |
+| D3PO, SPO | `clipped_dpo` on the log-densities of stored steps; on scores of images it is a variant | release |
+
+Stored steps are used from Python (`diffalign.models.diffusion.rollout`); a config trains on clean latents. A ddim step and its density are
+checked against diffusers' DDIMScheduler, and that a replay has a ratio of one on a small model of every family.
+"""
+
 METHODS_HEAD = """
 ## Methods
 
@@ -78,7 +105,7 @@ def method_row(name: str) -> str:
 
 def table() -> str:
     """Return the whole file."""
-    return HEAD + "\n".join(map(row, OBJECTIVES)) + "\n" + METHODS_HEAD + "\n".join(map(method_row, METHODS)) + "\n"
+    return HEAD + "\n".join(map(row, OBJECTIVES)) + "\n" + COMPOSITIONS + METHODS_HEAD + "\n".join(map(method_row, METHODS)) + "\n"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Steps:
     std: Tensor | None = None  # (B, K, S) standard deviation of the steps' noise
     duration: Tensor | None = None  # (B, K, S) how much of the whole time a step takes
     divergence: Tensor | None = None  # (B, K, S) from the old policy's step, with the policy's gradient
-    kl: Tensor | None = None  # (B, K, S) divergence from the reference's step, with the policy's gradient
+    kl: Tensor | None = None  # (B, K, S) divergence from the start model's step, or the reference's, with the policy's gradient
     advantage: Tensor | None = None  # (B, K, S) where steps of one image have unlike ones, as those of a tree
 
     def __post_init__(self) -> None:

@@ -229,13 +229,15 @@ def _check_objective(config: TrainConfig) -> None:
     """Check an objective's constants wherever they stood, and that it has the reference it compares with."""
     ((former, constants),) = part(config, "objective").items()
     check_name("objective", former, [*OBJECTIVES, *RENAMED])
-    name = bind_objective({former: constants}).name
+    bound = bind_objective({former: constants})
+    name = bound.name
     if name != former:
         logger.info("objective `%s` is called `%s` now", former, name)
     if name == "mapo":
         require("objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO")
     facts = OBJECTIVES[name].facts
-    if facts.reference and not compares(config):
+    drifts = facts.drift is not None and bound.constants[facts.drift] > 0
+    if (facts.reference or drifts) and not compares(config):
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
     _check_outputs(config, name, facts)
     columns = (*facts.columns, *facts.optional)

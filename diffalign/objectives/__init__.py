@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PAIR = Facts()  # an objective that needs only the scores of two candidates and a reference
 ADVANTAGE = Facts("L", columns=("advantage",), residuals=True)
-RATIO = Facts("L", reference=False, columns=("advantage",), tokens=("old",), steps=True)
+RATIO = Facts("L", reference=False, columns=("advantage",), tokens=("old",), steps=True, drift="kl")
 ADVANTAGE_AND_DRIFT = replace(ADVANTAGE, drift="kl")
 PAPER = Source("paper", ("golden",))
 RELEASE = Source("release", ("golden",))

@@ -155,6 +155,7 @@ def test_an_unknown_method_or_objective_names_the_nearest(key, value, meant):
     [
         ({"sdpo_mu": 0.9, "objective": {"rank_dpo": {"beta": 100}}}, "`sdpo_mu` is for pairs of images, and objective `rank_dpo`"),
         ({"sdpo_mu": 0.9, "objective": "selm"}, "`sdpo_mu` is for pairs of images, and objective `selm`"),
+        ({"objective": {"clipped_ratio": {"low": 0.2, "kl": 0.1}}, "beta": None, "reference": "none"}, "`clipped_ratio` compares with a"),
         ({"sdpo_mu": 1.5}, "`sdpo_mu` is 1.5"),
         ({"sdpo_mu": 0.9, "error": "pseudo_huber"}, r"`sdpo_mu` compares the outputs of networks.*`error` is pseudo_huber"),
         ({"objective": "dspo", "error": "pseudo_huber"}, r"objective `dspo` compares the outputs of networks.*`error` is pseudo_huber"),

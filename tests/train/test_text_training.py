@@ -127,6 +127,15 @@ def test_objectives_that_need_more_than_sums_train(world, tmp_path, objective, l
     assert len(set(values)) == 3
 
 
+def test_grpo_of_texts_trains_on_the_advantages_of_a_table(world, tmp_path):
+    grpo = {"clipped_ratio": {"low": 0.2, "kl": 0.04}}
+    transforms = ["share_beaten", {"advantage": {"score": "gains"}}]
+    run = train(config(world, tmp_path / "run", objective=grpo, beta=None, transforms=transforms, learning_rate=1e-2))
+    first, *_, last = (json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines())
+    assert first["loss"] == pytest.approx(0.0, abs=1e-6)  # every ratio is 1, and a record's advantages sum to 0
+    assert last["implicit_acc"] > 0.5
+
+
 def test_reference_free_objectives_need_no_reference(world, tmp_path):
     made = config(world, tmp_path / "run", objective="simpo", likelihood="mean", reference="none")
     assert trainer_for(made).parts.reference.score(None, None) is None

@@ -113,7 +113,8 @@ class StepLikelihood:
 
     def scores(self, policy: Replayed, reference: Any, batch: Transition) -> Scores:
         """Return what the objective sees: the step's log-densities as scores (for `clipped_dpo`, which is D3PO then), and `Steps`."""
-        labels, other = batch.labels, reference.reference if isinstance(reference, Compared) else reference
+        labels, others = batch.labels, reference if isinstance(reference, Compared) else Compared(reference)
+        start = others.reference if others.start is None else others.start
         whole = self.path.solver_times(1)[-1].double()
         of_step = {"std": policy.std, "duration": ((batch.t - batch.to).double() / whole).to(policy.std)}
         steps = Steps(
@@ -121,9 +122,9 @@ class StepLikelihood:
             batch.old[..., None],
             **{name: value[:, None, None].expand_as(policy.score[..., None]) for name, value in of_step.items()},
             divergence=divergence(policy.mean, batch.mean, policy.std)[..., None],
-            kl=None if other is None else divergence(policy.mean, other.mean, policy.std)[..., None],
+            kl=None if start is None else divergence(policy.mean, start.mean, policy.std)[..., None],
         )
-        their = None if other is None else other.score
+        their = None if others.reference is None else others.reference.score
         return Scores(policy.score, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, old=batch.old, steps=steps)
 
 
