@@ -24,22 +24,21 @@ from diffalign.app.options import AppConfig
 from diffalign.app.pages.compare import Gallery, compare_page
 from diffalign.app.pages.data import data_page
 from diffalign.app.pages.rewrite import Desk, rewrite_page
-from diffalign.app.pages.train import Workshop, train_page
+from diffalign.app.pages.train import train_page
 from diffalign.app.pages.vote import vote_page
 from diffalign.app.pages.yours import yours_page
 from diffalign.app.studio import PROMPTS, Studio, shipped
 from diffalign.app.voters import Accounts
+from diffalign.app.workshop import Workshop
 from diffalign.core.errors import ConfigError
 from diffalign.data.prompts import prompts_to_draw
 from diffalign.data.store import VoteStore
 from diffalign.infer.options import DrawVotesConfig
-from diffalign.methods.config_file import load_yaml
 
 logger = logging.getLogger(__name__)
 JOBS, ARENA, STRENGTHS, CHOICES = "trainings", "arena.db", "strengths.db", "choices.db"
 BYTES = "1mb"  # the largest upload
 CHOSEN_FROM = 8  # prompts whose pictures the page Yours asks about
-BETA = 2000.0  # where a recipe names none
 
 
 def build(config: AppConfig) -> gr.Blocks:
@@ -56,8 +55,7 @@ def build(config: AppConfig) -> gr.Blocks:
     store = VoteStore(config.dataset_name)
     folder = Path(config.output_dir)
     arena, strengths = (Arena(VoteStore(folder / name), Background(folder / f"{name}.log")) for name in (ARENA, STRENGTHS))
-    beta = load_yaml(config.config).get("beta", BETA)
-    workshop = Workshop(config, store, Queue(folder / JOBS), accounts, float(beta))
+    workshop = Workshop(config, store, Queue(folder / JOBS), accounts)
     desk, studio = Desk.of(config, folder, accounts), _studio(config)
     stores = {"votes": store, "votes on Compare": arena.store}
     tables = [folder / JOBS, folder / "data", *map(Path, config.tables)]
@@ -66,7 +64,7 @@ def build(config: AppConfig) -> gr.Blocks:
         with gr.Tab("Vote"):
             vote_page(Ballot(store, config.repeats), accounts, "votes")
         with gr.Tab("Train", visible=not accounts.by_name) as train:
-            train_page(workshop)
+            train_page(workshop, train)
         with gr.Tab("Compare"):
             compare_page(Gallery(config, arena, strengths, workshop.queue, accounts))
         with gr.Tab("Yours"):

@@ -7,31 +7,34 @@ A job is a folder with job.json, what was voted until then as a table, the log o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
+from diffalign.app.commands import CLI, typed
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import write
 from diffalign.core.runs import Run
 from diffalign.data.records import Record
 from diffalign.data.table import write_table
+from diffalign.train import requests
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 JOB, VOTES, LOG = "job.json", "votes", "log.txt"
 TRAIN_LOG, EVALUATIONS = "train_log.jsonl", "eval.jsonl"
-TRAIN = (sys.executable, "-m", "diffalign.cli", "train")
+TRAIN = (*CLI, "train")
+PROGRESS = re.compile(r"^.* of .* in [\d:]+, [\d:?]+ left", re.MULTILINE)  # a line of a progress bar in a log
+PICTURES = re.compile(r"step-(\d+)\.png")
 TAIL = 4000  # characters of a process's log that are read at most
 NICE = 10  # of processes that compute, so that the pages go on answering
 
@@ -46,6 +49,7 @@ class Job:
     pid: int | None = None  # of the process that was started last
     born: float = 0.0  # when that process was made: a number is used again, this is not
     held: bool = False  # whether somebody stopped it
+    status: int | None = None  # with which the process ended, below zero the signal that killed it; None where nobody saw it end
 
     @property
     def name(self) -> str:
@@ -79,7 +83,31 @@ class Job:
     @property
     def command(self) -> str:
         """Return what one would type to do the same."""
-        return shlex.join(["diffalign", "train", *self.flags])
+        return typed([*TRAIN, *self.flags])
+
+    def flag(self, name: str) -> list[str]:
+        """Return the words behind a flag."""
+        words = self.flags[self.flags.index(f"--{name}") + 1 :] if f"--{name}" in self.flags else ()
+        return list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+
+    def progress(self) -> str:
+        """Return the last line in which its process told how far it is and how long the rest takes; nothing before the first."""
+        lines = PROGRESS.findall(self.words())
+        return lines[-1] if lines else ""
+
+    def end(self) -> str:
+        """Return how its process ended, as a clause."""
+        if self.status is None:
+            return "ended while nobody watched it: the app or the machine was off"
+        if self.status >= 0:
+            return f"ended with an error (exit status {self.status})"
+        name = signal.Signals(-self.status).name
+        return f"was killed ({name})" + (", as systems do when memory runs out" if name == "SIGKILL" else "")
+
+    def pictures(self) -> dict[int, Path]:
+        """Return the sheets of validation pictures, by step."""
+        files = (self.run / "validation").glob("step-*.png")
+        return dict(sorted((int(match[1]), file) for file in files if (match := PICTURES.fullmatch(file.name))))
 
     def log(self) -> list[dict[str, Any]]:
         """Return the lines of the training's log, by step."""
@@ -98,7 +126,8 @@ class Job:
 
     def save(self) -> None:
         """Write job.json."""
-        facts = {"flags": self.flags, "asked": self.asked, "pid": self.pid, "born": self.born, "held": self.held}
+        names = ("flags", "asked", "pid", "born", "held", "status")
+        facts = {name: getattr(self, name) for name in names}
         write({self.folder / JOB: json.dumps(facts, indent=2) + "\n"})
 
 
@@ -147,12 +176,28 @@ class Queue:
 
     def step(self) -> Job | None:
         """Start the next waiting job if none runs, and return it. One thread alone calls it: two would start the same job twice."""
-        self._children = [child for child in self._children if child.poll() is None]  # which also lets ended ones go
         jobs = self.jobs()
+        self._note_ends(jobs)
         waiting = [job for job in jobs if job.state == "waiting"]
         if not waiting or any(job.alive for job in jobs):
             return None
         return self._start(waiting[0])
+
+    def _note_ends(self, jobs: Sequence[Job]) -> None:
+        """Note with which status processes ended, and let them go."""
+        for child in self._children:
+            if child.poll() is not None:
+                for job in jobs:
+                    if job.pid == child.pid:
+                        replace(_read(job.folder), status=child.returncode).save()  # read anew: it may have been stopped meanwhile
+        self._children = [child for child in self._children if child.returncode is None]
+
+    def ask(self, name: str, request: str) -> None:
+        """Ask a training for a checkpoint or pictures after the step in hand. Raises ConfigError unless it runs."""
+        job = self.job(name)
+        if not (job.alive and job.run.is_dir()):
+            raise ConfigError(f"the training {name!r} is {job.state}; only one that runs can be asked for something")
+        requests.ask(job.run, request)
 
     def _start(self, job: Job) -> Job:
         with (job.folder / LOG).open("ab") as log:
@@ -168,7 +213,7 @@ class Queue:
     def stop(self, name: str) -> None:
         """Let a job end with a checkpoint, or leave the queue."""
         job = self.job(name)
-        Job(job.folder, job.flags, job.asked, job.pid, job.born, held=True).save()
+        replace(job, held=True).save()
         if job.alive and job.pid is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(job.pid).send_signal(signal.SIGTERM)
@@ -196,7 +241,7 @@ class Queue:
 
 def _read(folder: Path) -> Job:
     facts = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    return Job(folder, tuple(facts["flags"]), facts["asked"], facts["pid"], facts["born"], facts["held"])
+    return Job(folder, **{**facts, "flags": tuple(facts["flags"])})
 
 
 def _json_lines(path: Path) -> Iterable[dict[str, Any]]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,13 +23,23 @@ from diffalign.core.files import atomic_folder, write
 WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"
 
 
-def save(output_dir: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], facts: dict[str, Any], limit: int | None) -> Path:
-    """Write `checkpoint-<step>` and remove the oldest above `limit`, but never the one just written."""
+def save(
+    output_dir: Path,
+    step: int,
+    weights: dict[str, Tensor],
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    limit: int | None,
+    more: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write `checkpoint-<step>` and remove the oldest above `limit`, but never the one just written; `more` adds files to the folder."""
     folder = output_dir / f"checkpoint-{step}"
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
         torch.save(state, temporary / STATE)
         (temporary / FACTS).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n")
+        if more is not None:
+            more(temporary)
     for old in _all(output_dir)[:-limit] if limit else []:
         if old != folder:
             shutil.rmtree(old)

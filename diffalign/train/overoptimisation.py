@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,14 +25,13 @@ from diffalign.data.prompts import prompts_of
 from diffalign.data.world.checks import is_caption
 from diffalign.infer.preview import drawn
 from diffalign.methods.config import TrainConfig
-from diffalign.methods.config_file import save_yaml
 from diffalign.methods.parts import Parts
 from diffalign.rewards.drift import Appearance, appearance, features
 from diffalign.rewards.hacking import Change, alarm, change, unjudged
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.world import WorldScorer
 from diffalign.rewards.table import bind_scorer, load_scorer
-from diffalign.train.save import save_result
+from diffalign.train.save import save_run
 
 logger = logging.getLogger(__name__)
 EVALUATIONS, BEST = "eval.jsonl", "best"
@@ -189,8 +188,7 @@ class Watch:
         """Write the network as it is to `best/`, whole or not at all, in the form of the run's own result."""
         folder = Path(self.config.output_dir) / BEST
         with atomic_folder(folder) as temporary:
-            save_yaml(replace(self.config, output_dir=str(folder)), temporary / "config.yaml")
-            save_result(parts, replace(self.config, output_dir=str(temporary)), facts)
+            save_run(parts, self.config, temporary, folder, facts)
 
     def _count(self, reasons: Sequence[str], step: int) -> None:
         """Note an alarm or its absence, and stop the run where too many of the last evaluations rang."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffalign.core.files import write
-from diffalign.core.runs import RUN, scorers_of
+from diffalign.core.runs import CONFIG, RUN, scorers_of
 from diffalign.data.table import is_table, read_table
 from diffalign.infer.kinds.table import KINDS
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.config_file import save_yaml
 from diffalign.methods.parts import Parts
 from diffalign.models.adapter_files import adapter_facts
 from diffalign.models.backbones.folders import lasting
@@ -36,3 +38,9 @@ def save_result(parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> Non
     }
     run |= {"data": dict(parts.usage)} if parts.usage else {}
     write({folder / RUN: json.dumps(run | adapter_facts(parts.backbone.network) | facts, indent=2) + "\n"})
+
+
+def save_run(parts: Parts, config: TrainConfig, temporary: Path, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the network as it stands as a run of its own into `temporary`, which will be `folder`: best/, a checkpoint."""
+    save_yaml(replace(config, output_dir=str(folder)), temporary / CONFIG)
+    save_result(parts, replace(config, output_dir=str(temporary)), facts)

@@ -39,13 +39,13 @@ from diffalign.models import adapters
 from diffalign.models.reference import eval_mode, exchanged
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
-from diffalign.train import checkpoint
+from diffalign.train import checkpoint, requests
 from diffalign.train.launch import refuse_engines
 from diffalign.train.online import loop as online
 from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
 from diffalign.train.run_identity import changes, check_same, identity
-from diffalign.train.save import save_result
+from diffalign.train.save import save_result, save_run
 from diffalign.train.step import preference_step
 from diffalign.train.step_guard import Guard
 from diffalign.train.stopping import StoppedError, StopRequest
@@ -141,7 +141,7 @@ class Trainer:
                 scalars = self.optimizer_step(batches) | drawn
                 self.seconds.append(time.perf_counter() - start)
                 self.step += 1
-                stop, saved = scalars.pop("stop") > 0.0, False
+                stop, save, saved = scalars.pop("stop") > 0.0, scalars.pop("save") > 0.0, False
                 self.guard.watch(scalars, self.step)
                 scalars = self._evaluated(scalars)
                 if self.step % config.log_every == 0 or self.watch.due(self.step):
@@ -149,11 +149,12 @@ class Trainer:
                 shown = {k: f"{scalars[k]:.3g}" for k in ("loss", "implicit_acc", "log_ratio/chosen") if k in scalars}
                 bar.set_postfix(shown | (self.parts.turns.pace() if self.parts.turns else {}))
                 bar.update()
-                if stop or self.step % config.checkpointing_steps == 0:
+                if stop or save or self.step % config.checkpointing_steps == 0:
                     saved = self._save_checkpoint()
                 if stop and self.step < config.max_train_steps:
                     raise self._stopped(saved)
-                if self.step % config.validation_steps == 0 or self.step == config.max_train_steps or self.watch.stopped:
+                ended = self.step == config.max_train_steps or self.watch.stopped
+                if ended or self.step % config.validation_steps == 0 or self._asked_for(requests.SAMPLE):
                     self._validate()
         self._finish()
         return self.output_dir
@@ -192,7 +193,7 @@ class Trainer:
 
     def _gradients(self, batches: Any) -> dict[str, float]:
         """Run the forward and backward passes of a step; return the means of their scalars over passes and processes."""
-        passes, gathered = self.sampler.passes(self.step), []
+        passes, gathered, save = self.sampler.passes(self.step), [], float(self._asked_for(requests.SAVE))
         records, recipe = sum(map(len, passes)), self.parts.recipe
         for number, samples in enumerate(passes, 1):
             batch = next(batches).to(self.accelerator.device)
@@ -206,6 +207,7 @@ class Trainer:
             weight = len(samples) * len(passes) / records  # 1, unless micro-batches had to be split into buckets
             scalars = {
                 "stop": loss.new_tensor(float(self.stop.signal is not None)),
+                "save": loss.new_tensor(save),
                 "loss": loss.detach(),
                 **describe(scores, recipe.beta, implicit_rewards(recipe.objective, scores)),
                 **penalty,
@@ -215,6 +217,10 @@ class Trainer:
         means = torch.stack([torch.stack([scalars[name].float() for scalars in gathered]).mean() for name in names])
         reduced: Any = self.accelerator.reduce(means, "mean")
         return dict(zip(names, reduced.tolist(), strict=True))
+
+    def _asked_for(self, request: str) -> bool:
+        """Return whether somebody has asked for something at once; only the first process looks."""
+        return self.accelerator.is_main_process and requests.taken(self.output_dir, request)
 
     def _seed_dropout(self) -> None:
         """Seed the one draw that torch makes by itself by the step, so that a resumed run repeats it."""
@@ -246,6 +252,8 @@ class Trainer:
                 shutil.rmtree(stale, ignore_errors=True)
             for log in (LOG, EVALUATIONS):
                 checkpoint.keep_log(self.output_dir / log, self.step or -1)  # step 0 is logged again
+            for request in (requests.SAVE, requests.SAMPLE):
+                requests.taken(self.output_dir, request)  # one that an earlier process did not get to
             save_yaml(config, self.output_dir / CONFIG)
             self._announce()
         self.accelerator.wait_for_everyone()
@@ -315,12 +323,20 @@ class Trainer:
             }
             limit = self.config.checkpoints_total_limit
             try:
-                checkpoint.save(self.output_dir, self.step, adapters.trained_state(self.network), state, self._identity(), limit)
+                weights = adapters.trained_state(self.network)
+                checkpoint.save(self.output_dir, self.step, weights, state, self._identity(), limit, self._result_of_checkpoint)
             except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
                 saved = False
                 logger.warning("step %d: the checkpoint could not be written, training goes on without it (%s)", self.step, error)
         self.accelerator.wait_for_everyone()
         return saved
+
+    def _result_of_checkpoint(self, temporary: Path) -> None:
+        """Write the adapter also as a run's result, which can be drawn with; of all weights it would be a second copy."""
+        if self.parts.recipe.tuning in ("lora", "dora"):
+            with self._averaged(self.config.use_ema):
+                folder = self.output_dir / f"checkpoint-{self.step}"
+                save_run(self.parts, self.config, temporary, folder, {"steps": self.step, **self._identity()})
 
     def _load_checkpoint(self, folder: Path) -> None:
         """Take over weights and state of a checkpoint. Raises CheckpointError for one of another run."""

@@ -17,6 +17,7 @@ from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import read_table
+from diffalign.train.requests import SAVE
 
 # Stands in for `diffalign train`: writes a line, waits until told to end or to finish, and remembers how often it was started.
 TRAINING = textwrap.dedent("""
@@ -96,9 +97,14 @@ def test_a_stopped_or_killed_training_goes_on(queue):
     psutil.Process(child.pid).kill()
     until(lambda: queue.job("mine").state == "failed")
     assert queue.step() is None  # not by itself
+    assert (queue.job("mine").status, "SIGKILL" in queue.job("mine").end()) == (-9, True)
+    with pytest.raises(ConfigError, match="failed"):
+        queue.ask("mine", SAVE)
     queue.resume("mine")
     queue.step()
-    assert queue.job("mine").state == "running"
+    assert (queue.job("mine").state, queue.job("mine").status) == ("running", None)
+    queue.ask("mine", SAVE)
+    assert (queue.job("mine").run / SAVE).exists()
     with pytest.raises(ConfigError, match="running"):
         queue.resume("mine")
     with pytest.raises(ConfigError, match="stop it"):
@@ -152,3 +158,13 @@ def test_half_of_a_training_that_is_being_deleted_is_none(queue):
     queue.add("mine", records(), [])
     queue.delete("mine")
     assert list(queue.folder.iterdir()) == []
+
+
+def test_jobs_of_an_earlier_version_are_read_and_progress_is_the_last_line_that_tells_it(queue):
+    job = queue.add("mine", records(), ["--max_train_steps", "40", "--validation_prompts", "a star", "a ring"])
+    facts = json.loads((job.folder / "job.json").read_text())
+    (job.folder / "job.json").write_text(json.dumps({name: value for name, value in facts.items() if name != "status"}))
+    (job.folder / "log.txt").write_text("train: 3 of 40 steps in 00:03, 00:37 left\ntrain: 9 of 40 steps in 00:09, 00:31 left, loss=1\nhm")
+    assert queue.job("mine").progress() == "train: 9 of 40 steps in 00:09, 00:31 left"
+    assert queue.job("mine").flag("validation_prompts") == ["a star", "a ring"]
+    assert queue.job("mine").flag("missing") == []

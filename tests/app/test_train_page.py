@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import gradio as gr
 import pytest
 from PIL import Image
 
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
-from diffalign.app.pages.train import EVERYONE, METHODS, Workshop, _status
+from diffalign.app.pages.train import MINE, _chosen, _pictures, _shown, _status
 from diffalign.app.voters import AccessError, Account, Accounts
+from diffalign.app.workshop import EVERYONE, METHODS, Workshop
 from diffalign.cli.commands.train import CONFIG
 from diffalign.cli.parser import parse
 from diffalign.core.errors import ConfigError
@@ -29,7 +32,7 @@ def workshop(tmp_path):
                 (question,) = store.questions(user)
                 store.vote(question.id, user, answer)
         accounts = Accounts({"ada": Account("long enough", "owner"), "bob": Account("long enough", "voter")})
-        yield Workshop(AppConfig(), store, Queue(tmp_path / "jobs"), accounts, 500.0)
+        yield Workshop(AppConfig(), store, Queue(tmp_path / "jobs"), accounts)
 
 
 def test_choices_become_flags_that_train_takes_and_a_table_of_the_votes(workshop):
@@ -37,6 +40,7 @@ def test_choices_become_flags_that_train_takes_and_a_table_of_the_votes(workshop
     config = parse(CONFIG, job.flags, prog="diffalign train", epilog="")
     assert (config.method, config.beta, config.max_train_steps, config.checkpointing_steps) == ("diffusion_dpo", 125.0, 40, 4)
     assert config.resume_from_checkpoint == "latest"
+    assert (config.validation_prompts, config.validation_steps) == (["a star"], 8)
     assert [(record.user, record.prob) for record in read_table(config.dataset_name)] == [("ada", 1.0)] * 5 + [("ada", 0.5)]
     everyone = workshop.start("ada", "ours", EVERYONE, "mapo", 3, 40)
     assert len(read_table(everyone.folder / "votes")) == 9
@@ -81,3 +85,51 @@ def test_a_status_shows_the_alarm_and_the_command_and_neither_html_nor_folders_o
     assert "--method mapo" in shown
     assert "<b>adherence" not in shown
     assert str(workshop.queue.folder) not in shown
+
+
+def test_each_method_starts_from_its_recipe_and_strength_moves_every_beta_away_from_the_start(workshop):
+    assert [workshop.beta("diffusion_dpo", strength) for strength in (1, 3, 5)] == [2000.0, 500.0, 125.0]
+    assert workshop.preset("inpo").file == "configs/tiny/inpo.yaml"
+    assert workshop.beta("mapo", 5) > workshop.beta("mapo", 3) > workshop.beta("mapo", 1)
+    large = replace(workshop, config=AppConfig(config="configs/diffusion_dpo_sd15_lora.yaml"))
+    assert large.preset("inpo").file == "configs/diffusion_dpo_sd15_lora.yaml"  # there is no InPO recipe with an adapter beside it
+    assert large.preset("inpo").beta == 2000.0  # InPO's own, not that of the recipe for Diffusion-DPO
+
+
+def test_mine_are_the_votes_of_the_login_or_of_this_browser(workshop):
+    assert _chosen(workshop, "ada", f"{MINE}:{'a' * 32}") == "ada"
+    assert _chosen(workshop, "ada", "bob") == "bob"
+    everybody = replace(workshop, accounts=Accounts())
+    assert _chosen(everybody, None, f"{MINE}:{'a' * 32}") == Accounts().voter(None, "a" * 32)
+    with pytest.raises(AccessError):
+        _chosen(everybody, None, MINE)
+
+
+def test_the_memory_is_that_of_a_dry_run_and_shown_to_owners_alone(workshop):
+    with pytest.raises(AccessError):
+        workshop.memory("bob", "mapo")
+    about = workshop.memory("ada", "mapo")
+    assert "method" in about
+    assert "fit" in about.splitlines()[-1]
+    assert workshop.memory("ada", "mapo") is about  # computed once
+
+
+def test_validation_pictures_stand_by_prompt_and_step_and_nothing_is_sent_twice(workshop):
+    job = workshop.start("ada", "mine", EVERYONE, "mapo", 3, 40)
+    before = _shown(workshop, "ada", "mine", None)[0]
+    (job.run / "validation").mkdir(parents=True)
+    for step in (0, 8):
+        Image.new("RGB", (66, 66)).save(job.run / "validation" / f"step-{step:06d}.png")
+    shown = _pictures(workshop.queue.job("mine"))
+    assert (shown.count("<img"), "a star" in shown, "step 8" in shown) == (2, True, True)
+    now = _shown(workshop, "ada", "mine", before)
+    assert now[0] != before
+    assert all(value == gr.skip() for value in _shown(workshop, "ada", "mine", now[0]))
+    assert _shown(workshop, "bob", "mine", None)[1]["choices"] == []
+
+
+def test_a_failed_training_says_how_it_ended(workshop):
+    job = workshop.start("ada", "mine", EVERYONE, "mapo", 3, 40)
+    for status, words in ((-9, "SIGKILL"), (1, "error"), (None, "nobody")):
+        replace(job, pid=1, status=status).save()
+        assert words in _status(workshop.queue.job("mine"))

@@ -270,7 +270,16 @@ def test_without_a_gpu_encoders_and_libraries_count_too(micro_sd, pairs_file, mo
     monkeypatch.setattr(dry_run, "encoder_bytes", lambda outline: 1 << 30)
     own = config(micro_sd, dataset_name=str(pairs_file), cache=cache)
     monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: False)
-    (sentence,) = dry_run.main_memory(own, outlined(own), 3 << 30)
-    assert f"about {total} in all" in sentence
+    sentences = dry_run.room(own, outlined(own), 3 << 30)
+    assert f"about {total} in all" in sentences[0]
+
+
+@pytest.mark.parametrize(("free", "fits"), [(4, True), (2, False)])
+def test_whether_a_step_fits_is_told_by_what_is_free_on_the_gpu(micro_sd, pairs_file, monkeypatch, free, fits):
     monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: True)
-    assert dry_run.main_memory(own, outlined(own), 3 << 30) == []
+    monkeypatch.setattr(dry_run.torch.cuda, "mem_get_info", lambda: (free << 30, 8 << 30))
+    own = config(micro_sd, dataset_name=str(pairs_file))
+    (sentence,) = dry_run.room(own, outlined(own), 3 << 30)
+    assert ("does not fit" not in sentence) is fits
+    assert f"{free}.00 GiB" in sentence
+    assert "8.00 GiB" in sentence

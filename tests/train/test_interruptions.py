@@ -10,6 +10,7 @@ import signal
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,14 +19,17 @@ from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.core.keys import facts_of
 from diffalign.core.locks import LOCK, locked, owner
+from diffalign.core.runs import Run
+from diffalign.infer.load import load
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
-from diffalign.train import checkpoint
+from diffalign.train import checkpoint, requests
 from diffalign.train.align import train
 from diffalign.train.launch import ENGINES, refuse_engines
 from diffalign.train.run_identity import changes
 from diffalign.train.stopping import StoppedError, StopRequest
 from diffalign.train.trainer import Trainer, trainer_for
+from tests.micro_models import picture
 from tests.train.configs import small_config
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -67,6 +71,35 @@ def test_a_signal_ends_training_after_the_step_with_a_checkpoint_that_goes_on_to
     ours, expected = load_file(folder / WEIGHTS), load_file(whole / WEIGHTS)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
     assert rows(folder) == rows(whole)
+
+
+def test_a_checkpoint_and_pictures_are_made_at_once_on_request_and_the_result_stays_the_same(config, tmp_path, monkeypatch):
+    config = replace(config, validation_prompts=["a red star"])
+    whole = train(replace(config, output_dir=str(tmp_path / "whole")))
+    gradients = Trainer._gradients
+
+    def asking(self, batches):
+        if self.step == 1:
+            for request in (requests.SAVE, requests.SAMPLE):
+                requests.ask(self.output_dir, request)
+        return gradients(self, batches)
+
+    monkeypatch.setattr(Trainer, "_gradients", asking)
+    folder = train(config)
+    assert checkpoint.find(folder, "latest").name == "checkpoint-2"
+    assert sorted(file.name for file in (folder / "validation").iterdir()) == ["step-000000.png", "step-000002.png", "step-000004.png"]
+    assert not list(folder.glob("*_now"))
+    assert rows(folder) == rows(whole)
+
+
+def test_a_checkpoint_of_an_adapter_is_a_run_that_draws_what_was_trained_by_then(config):
+    folder = train(replace(config, checkpointing_steps=2, use_ema=True))
+    middle, last, end = (Run.open(folder / name) for name in ("checkpoint-2", "checkpoint-4", "."))
+    assert (middle.facts["steps"], last.facts["steps"], middle.base) == (2, 4, end.base)
+    ours, expected = load_file(last.folder / WEIGHTS), load_file(end.folder / WEIGHTS)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    pipes = [load(run.folder) for run in (middle, end)]
+    assert not np.array_equal(*(picture(pipe) for pipe in pipes))
 
 
 def test_dropout_is_drawn_anew_at_every_step_and_alike_where_a_step_is_repeated(config):

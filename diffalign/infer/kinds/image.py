@@ -96,5 +96,5 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
         if config.cache == "off" or config.prompts
         else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
     )
-    here = dry_run.main_memory(config, outline, sum(size for _, size in memory))
+    here = dry_run.room(config, outline, sum(size for _, size in memory))
     return "\n".join([*dry_run.aligned(rows), "", *dry_run.table(memory), "", dry_run.NOTE, *before, *here])

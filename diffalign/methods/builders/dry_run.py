@@ -107,16 +107,28 @@ def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tup
     return rows
 
 
-def main_memory(config: TrainConfig, outline: Outline, step: float) -> list[str]:
-    """Return a sentence on what a run takes where there is no GPU, beside the `step` bytes of the table; nothing where there is one."""
+def room(config: TrainConfig, outline: Outline, step: float) -> list[str]:
+    """Return sentences on whether this machine has room for the `step` bytes of the table, and for what lies beside them without a GPU."""
     if torch.cuda.is_available():
-        return []
+        free, total = torch.cuda.mem_get_info()
+        return [_fits(step, free, f"the GPU's {readable(total)}")]
     encoders = 0.0 if config.cache == "off" else encoder_bytes(outline)  # which the table has already
     libraries = float(psutil.Process().memory_info().rss)
+    memory, needed = psutil.virtual_memory(), step + encoders + libraries
     return [
         f"There is no GPU here. In main memory the VAE and text encoders stay beside that ({readable(encoders)}), and so does the process "
-        f"with its libraries ({readable(libraries)} now): about {readable(step + encoders + libraries)} in all."
+        f"with its libraries ({readable(libraries)} now): about {readable(needed)} in all.",
+        _fits(needed, memory.available, f"this machine's {readable(memory.total)}"),
     ]
+
+
+def _fits(needed: float, free: float, whole: str) -> str:
+    if needed <= free:
+        return f"It fits: of {whole}, {readable(free)} are free."
+    return (
+        f"It does not fit by this estimate: {readable(needed)} are needed, and of {whole} only {readable(free)} are free. Less is taken by "
+        "a smaller train_batch_size (with gradient_accumulation_steps instead), gradient_checkpointing, or quantization nf4."
+    )
 
 
 def table(rows: Sequence[tuple[str, float]]) -> list[str]:
