@@ -15,7 +15,7 @@ class AppConfig:
     """Vote store, made if there is none. Its pictures lie in the folder NAME.pictures beside it; keep the two together."""
     pretrained_model_name_or_path: str = "assets/tiny-sd"
     """Model that draws the pictures and is trained: a folder in diffusers layout, or a hub id."""
-    config: str = "configs/tiny/diffusion_dpo.yaml"
+    config: str = "configs/tiny/votes_inpo.yaml"
     """Recipe that training starts from; the page sets the votes, the method, beta and the number of steps."""
     runs: list[str] = field(default_factory=list)
     """Finished runs to compare with the model and with each other, besides those that the page trains."""

@@ -22,8 +22,8 @@ from diffalign.methods.recipe import recipe_of
 EVERYONE = "everyone"
 # When one chooses a method, for somebody who never read a paper.
 METHODS = {
-    "diffusion_dpo": "Diffusion-DPO: the usual choice. It learns from each pair, and stays near the model it started from.",
     "inpo": "InPO: for few votes. It finds the noise that each picture came from, and learns more of every pair; it starts slower.",
+    "diffusion_dpo": "Diffusion-DPO: for thousands of votes, as most published models. It learns from each pair, and starts at once.",
     "mapo": "MaPO: for large models on a small GPU. It needs no second model to compare with; it may move further from the start.",
 }
 GENTLE_TO_STRONG = {1: 4.0, 2: 2.0, 3: 1.0, 4: 0.5, 5: 0.25}  # beta, as a multiple of the recipe's: a smaller one moves further
@@ -70,17 +70,21 @@ class Workshop:
             raise AccessError(f"{len(records)} votes, ties among them; a training needs at least {LEAST_VOTES} that prefer one picture")
         # A prompt that begins otherwise could be taken for a flag or a list.
         prompts = [prompt for prompt in dict.fromkeys(record.prompt for record in records) if prompt[:1].isalnum()][:SHOWN_PROMPTS]
-        flags = [*self._model(method), "--beta", f"{self.beta(method, strength):g}", "--max_train_steps", str(steps)]
+        flags = [*self._model(method, strength), "--max_train_steps", str(steps)]
         flags += ["--checkpointing_steps", str(max(1, steps // 10)), "--validation_steps", str(max(1, steps // SHEETS))]
         flags += ["--validation_prompts", *prompts] if prompts else []
         return self.queue.add(name.strip(), records, flags)
 
+    @property
+    def usual(self) -> str:
+        """Return the method of the app's recipe."""
+        return load_yaml(self.config.config).get("method", METHOD)
+
     def preset(self, method: str) -> Preset:
         """Return what a method starts from: the app's recipe, or that of the method beside it (mapo.yaml beside diffusion_dpo.yaml)."""
         file, keys = self.config.config, load_yaml(self.config.config)
-        usual = keys.get("method", METHOD)
-        beside = Path(file).with_name(Path(file).name.replace(usual, method))
-        if method != usual and find_config(beside).is_file():
+        beside = Path(file).with_name(Path(file).name.replace(self.usual, method))
+        if method != self.usual and find_config(beside).is_file():
             file, keys = str(beside), load_yaml(beside)
         beta = keys.get("beta") if keys.get("method", METHOD) == method else None
         made = recipe_of(TrainConfig(method=method, beta=beta)).beta
@@ -117,9 +121,9 @@ class Workshop:
             raise ConfigError((made.stderr.strip().splitlines() or ["the estimate of the memory failed"])[-1])
         return made.stdout.strip()
 
-    def _model(self, method: str) -> list[str]:
+    def _model(self, method: str, strength: int = 3) -> list[str]:
         model = ["--pretrained_model_name_or_path", self.config.pretrained_model_name_or_path]
-        return ["--config", self.preset(method).file, *model, "--method", method]
+        return ["--config", self.preset(method).file, *model, "--method", method, "--beta", f"{self.beta(method, strength):g}"]
 
     def owner(self, login: str | None) -> None:
         """Raise AccessError unless somebody is an owner."""

@@ -1,5 +1,7 @@
 """The app in somebody's own server, on any free port or a given one; prints the port once it answers.
 
+In its folder there may be users.json, who may log in, and recipe.yaml, from which trainings start.
+
 Every answer says in its header Server-Timing how many milliseconds it took here.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gradio as gr
@@ -19,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from diffalign.app.build import BYTES, build
+from diffalign.app.build import BYTES, at_work, build
 from diffalign.app.limits import RequestLimits
 from diffalign.app.options import AppConfig
 from diffalign.app.voters import Accounts
@@ -46,13 +48,16 @@ class Timed:
 def main(folder: str, port: int) -> None:
     """Serve until killed."""
     users = Path(folder) / "users.json"
-    personal = Path(folder) / "personal"
+    personal, recipe = Path(folder) / "personal", Path(folder) / "recipe.yaml"
     config = AppConfig(
         dataset_name=f"{folder}/votes.db",
         output_dir=folder,
         auth=str(users) if users.exists() else None,
         personal=str(personal) if personal.exists() else None,
+        ahead=0,
     )
+    if recipe.exists():
+        config = replace(config, config=str(recipe))
     login = Accounts.read(users).admits if users.exists() else None
     server = gr.mount_gradio_app(FastAPI(middleware=[Middleware(RequestLimits)]), build(config), path="/", auth=login, max_file_size=BYTES)
     pages = next(route for route in server.routes if isinstance(route, Mount))
@@ -64,7 +69,8 @@ def main(folder: str, port: int) -> None:
     listener.listen()
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    uvicorn.Server(uvicorn.Config(Timed(server), log_level="error")).run(sockets=[listener])
+    with at_work(config):
+        uvicorn.Server(uvicorn.Config(Timed(server), log_level="error")).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ VOTERS_MAY = (
     "visible",
     "focus",
     "train-which change",
+    "train-method change",
     "run-which change",
     "compare-fresh click",
     "compare-prompt change",

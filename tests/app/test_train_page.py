@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
-from diffalign.app.pages.train import MINE, _chosen, _pictures, _shown, _status
+from diffalign.app.pages.train import _pictures, _shown, _status
 from diffalign.app.voters import AccessError, Account, Accounts
 from diffalign.app.workshop import EVERYONE, METHODS, Workshop
 from diffalign.cli.commands.train import CONFIG
@@ -38,7 +38,7 @@ def workshop(tmp_path):
 def test_choices_become_flags_that_train_takes_and_a_table_of_the_votes(workshop):
     job = workshop.start("ada", "mine", "ada", "diffusion_dpo", 5, 40)
     config = parse(CONFIG, job.flags, prog="diffalign train", epilog="")
-    assert (config.method, config.beta, config.max_train_steps, config.checkpointing_steps) == ("diffusion_dpo", 125.0, 40, 4)
+    assert (config.method, config.beta, config.max_train_steps, config.checkpointing_steps) == ("diffusion_dpo", 15.0, 40, 4)
     assert config.resume_from_checkpoint == "latest"
     assert (config.validation_prompts, config.validation_steps) == (["a star"], 8)
     assert [(record.user, record.prob) for record in read_table(config.dataset_name)] == [("ada", 1.0)] * 5 + [("ada", 0.5)]
@@ -88,21 +88,12 @@ def test_a_status_shows_the_alarm_and_the_command_and_neither_html_nor_folders_o
 
 
 def test_each_method_starts_from_its_recipe_and_strength_moves_every_beta_away_from_the_start(workshop):
-    assert [workshop.beta("diffusion_dpo", strength) for strength in (1, 3, 5)] == [2000.0, 500.0, 125.0]
-    assert workshop.preset("inpo").file == "configs/tiny/inpo.yaml"
+    assert [workshop.beta("diffusion_dpo", strength) for strength in (1, 3, 5)] == [240.0, 60.0, 15.0]
+    assert workshop.preset("inpo").file == "configs/tiny/votes_inpo.yaml"
     assert workshop.beta("mapo", 5) > workshop.beta("mapo", 3) > workshop.beta("mapo", 1)
     large = replace(workshop, config=AppConfig(config="configs/diffusion_dpo_sd15_lora.yaml"))
     assert large.preset("inpo").file == "configs/diffusion_dpo_sd15_lora.yaml"  # there is no InPO recipe with an adapter beside it
     assert large.preset("inpo").beta == 2000.0  # InPO's own, not that of the recipe for Diffusion-DPO
-
-
-def test_mine_are_the_votes_of_the_login_or_of_this_browser(workshop):
-    assert _chosen(workshop, "ada", f"{MINE}:{'a' * 32}") == "ada"
-    assert _chosen(workshop, "ada", "bob") == "bob"
-    everybody = replace(workshop, accounts=Accounts())
-    assert _chosen(everybody, None, f"{MINE}:{'a' * 32}") == Accounts().voter(None, "a" * 32)
-    with pytest.raises(AccessError):
-        _chosen(everybody, None, MINE)
 
 
 def test_the_memory_is_that_of_a_dry_run_and_shown_to_owners_alone(workshop):

@@ -97,8 +97,9 @@ def compare_page(gallery: Gallery) -> None:
     gr.Markdown("Draw with two models or more at the same seeds. Vote below without knowing which is which; the table counts these votes.")
     with gr.Row():
         models = gr.CheckboxGroup(list(gallery.models()), label="Models", elem_id="compare-models")
-        pairs = gr.Number(label="Pairs to have ready", value=20, minimum=1, maximum=MOST_PAIRS, precision=0)
-    prompts = gr.Textbox(label="Prompts, one on each line; if there are none, those of the embedded world", lines=2, max_length=20_000)
+        pairs = gr.Number(label="Pairs to have ready", value=20, minimum=1, maximum=MOST_PAIRS, precision=0, elem_id="compare-pairs")
+    about = "Prompts, one on each line; if there are none, those of the embedded world"
+    prompts = gr.Textbox(label=about, lines=2, max_length=20_000, elem_id="compare-prompts")
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="compare-draw")
         fresh = gr.Button("Look for new models", elem_id="compare-fresh")

@@ -20,9 +20,9 @@ from diffalign.core.errors import DiffalignError
 from diffalign.data.store import VoteStore
 from diffalign.train.requests import SAMPLE, SAVE
 
-MINE = "mine"
-# Of "mine", the secret by which this browser votes where nobody logs in.
-SECRET_OF_MINE = f'(voter, ...rest) => [voter === "{MINE}" ? "{MINE}:" + (localStorage.getItem("diffalign-voter") ?? "") : voter, ...rest]'
+MINE = "my own"
+# Fills the last of an event's inputs with the secret by which this browser votes where nobody logs in.
+WITH_VOTER = '(...inputs) => [...inputs.slice(0, -1), localStorage.getItem("diffalign-voter") ?? ""]'
 # What is drawn of the log, and its title.
 CURVES = {
     "loss": "Loss",
@@ -46,7 +46,7 @@ ENDED = ("stopped", "failed")
 def train_page(workshop: Workshop, tab: gr.Tab) -> None:
     """Add the page's components to the `gr.Blocks` around it; `tab` is what they lie in."""
     gr.Markdown("Choose whose votes to learn from, and how. Training runs by itself: close the page or the server, and it goes on.")
-    usual = next(iter(METHODS))
+    usual = workshop.usual
     recipe = workshop.preset(usual)
     with gr.Row():
         voter = gr.Dropdown(label="Votes of", choices=[EVERYONE, MINE], value=EVERYONE, elem_id="train-voter")
@@ -54,27 +54,32 @@ def train_page(workshop: Workshop, tab: gr.Tab) -> None:
         steps = gr.Number(label="Steps", value=recipe.steps, minimum=1, maximum=MOST_STEPS, precision=0, elem_id="train-steps")
     method = gr.Radio([(about, key) for key, about in METHODS.items()], value=usual, label="Method", elem_id="train-method")
     strength = gr.Slider(1, 5, 3, step=1, label="Strength", info=_strength(workshop, usual, 3), elem_id="train-strength")
-    memory = gr.HTML(elem_id="train-memory")
-    start = gr.Button("Start training", variant="primary", elem_id="train-start")
+    memory = gr.HTML("<p>How much memory it takes is being worked out …</p>", elem_id="train-memory")
+    start, secret = gr.Button("Start training", variant="primary", elem_id="train-start"), gr.Textbox(visible=False)
     answer = gr.Markdown(elem_id="train-answer")
     watched = _watch(workshop, answer)
 
-    def begin(voter: str, name: str, method: str, strength: int, steps: int, request: gr.Request) -> list[Any]:
+    def begin(voter: str, name: str, method: str, strength: int, steps: int, secret: str, request: gr.Request) -> list[Any]:
         def start() -> None:
-            workshop.start(request.username, name, _chosen(workshop, request.username, voter), method, int(strength), int(steps))
+            chosen = workshop.accounts.voter(request.username, secret) if voter == MINE else voter
+            workshop.start(request.username, name, chosen, method, int(strength), int(steps))
 
         return [_outcome(start, "In the queue."), *_shown(workshop, request.username, name.strip(), None)]
+
+    def estimate(method: str, request: gr.Request) -> str:
+        return _memory(workshop, request.username, method)
 
     def voters(request: gr.Request) -> Any:
         return gr.update(choices=_voters(workshop.store) if workshop.accounts.is_owner(request.username) else [EVERYONE, MINE])
 
-    start.click(begin, [voter, name, method, strength, steps], [answer, *watched], concurrency_limit=None, js=SECRET_OF_MINE)
+    choices = [voter, name, method, strength, steps, secret]
+    start.click(begin, choices, [answer, *watched], concurrency_limit=None, js=WITH_VOTER)
     voter.focus(voters, None, voter, show_progress="hidden")
     strength.change(lambda method, strength: gr.update(info=_strength(workshop, method, int(strength))), [method, strength], strength)
     method.change(lambda method: workshop.preset(method).steps, method, steps).then(
         lambda method, strength: gr.update(info=_strength(workshop, method, int(strength))), [method, strength], strength
     )
-    gr.on([tab.select, method.change], lambda method, request: _memory(workshop, request.username, method), method, memory)
+    gr.on([tab.select, method.change], estimate, method, memory, show_progress="hidden")  # which would lie over the button below
 
 
 def _watch(workshop: Workshop, answer: gr.Markdown) -> list[Any]:
@@ -87,7 +92,7 @@ def _watch(workshop: Workshop, answer: gr.Markdown) -> list[Any]:
     curves = []
     for names in (list(CURVES)[:2], list(CURVES)[2:]):
         with gr.Row():
-            curves += [gr.LinePlot(None, x="step", y=name, title=CURVES[name], y_title=" ", height=200, visible=False) for name in names]
+            curves += [_curve(name) for name in names]
     pictures = gr.HTML(elem_id="train-pictures")
     state = gr.State("")  # of what is shown, by its files: while they stand still nothing is sent
     watched = [state, which, status, pictures, *curves, *buttons.values(), typed_name]
@@ -123,6 +128,11 @@ def _shown(workshop: Workshop, login: str | None, selected: str | None, state: s
     return [now, gr.update(choices=names, value=selected), _status(job), _pictures(job), *_plots(job), *buttons, deletable]
 
 
+def _curve(name: str) -> gr.LinePlot:
+    title, place = CURVES[name], f"train-curve-{name.replace('/', '-')}"
+    return gr.LinePlot(None, x="step", y=name, title=title, y_title=" ", height=200, visible=False, elem_id=place)
+
+
 def _state(names: Sequence[str], job: Job | None) -> str:
     """Return a text that changes when there is something new to show."""
     if job is None:
@@ -130,14 +140,6 @@ def _state(names: Sequence[str], job: Job | None) -> str:
     files = (job.run / TRAIN_LOG, job.run / EVALUATIONS, job.folder / LOG, *job.pictures().values())
     sizes = [file.stat().st_size if file.is_file() else 0 for file in files]
     return repr((names, job, job.state, sizes))
-
-
-def _chosen(workshop: Workshop, login: str | None, voter: str) -> str:
-    """Return whose votes are meant. Raises AccessError for `mine` of a browser that has not voted."""
-    mine, colon, secret = voter.partition(":")
-    if mine != MINE:
-        return voter
-    return workshop.accounts.voter(login, secret if colon else None)
 
 
 def _memory(workshop: Workshop, login: str | None, method: str) -> str:
