@@ -56,8 +56,7 @@ table's scores, from the transforms `advantage` and `combined`. All numbers are 
 | Flow-DPPO | the same with `trust: gate` | release |
 | D3PO, SPO | `clipped_dpo` on the log-densities of stored steps; on scores of images it is a variant | release |
 
-Stored steps are used from Python (`diffalign.models.diffusion.rollout`); a config trains on clean latents. A ddim step and its density are
-checked against diffusers' DDIMScheduler, and that a replay has a ratio of one on a small model of every family.
+A ddim step and its density are checked against diffusers' DDIMScheduler. Config and loop of stored steps: `rollout`.
 """
 
 METHODS_HEAD = """

@@ -46,16 +46,6 @@ def pseudo_huber(path: Path, noised: Noised, output: Tensor, *, c: float = 1e-3)
 ERRORS: dict[str, Callable[..., Tensor]] = {"squared": squared, "pseudo_huber": pseudo_huber}
 
 
-def outputs(denoise: Denoise, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
-    """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""
-    count = x.shape[1]
-    flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
-    # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
-    if frames is not None and frames.shape[1] >= count:
-        flat["frames"] = frames[:, :count].flatten(0, 1)
-    return denoise(model, x.flatten(0, 1), t.repeat_interleave(count), flat).view_as(x)
-
-
 @dataclass(frozen=True, slots=True)
 class Denoised:
     """What a denoiser says of a query, for objectives that compare outputs (fields as those of `Residuals`)."""
@@ -101,7 +91,7 @@ class DiffusionLikelihood:
         def predict(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
             nothing = {name: value.expand(len(x), *value.shape[1:]) for name, value in batch.empty.items()}
             # What is computed of outputs is not in half precision.
-            return outputs(self.denoise, driver, x, label, nothing if empty else condition, batch.frames).to(x)
+            return self._outputs(driver, x, label, nothing if empty else condition, batch.frames).to(x)
 
         path = self.path.at(*batch.x0.shape[-2:])  # a batch holds pictures of one size
         return Query(self.trajectory(batch.x0, predict, path, generator), condition, dropped, batch.frames)
@@ -109,7 +99,7 @@ class DiffusionLikelihood:
     def score(self, model: Any, query: Query) -> Any:
         """Return -1/2 weight * error, (B, K), in float32 at least; with `residuals` a `Denoised` that has it."""
         n = query.noised
-        output = outputs(self.denoise, model, n.x_t, n.t, query.condition, query.frames)
+        output = self._outputs(model, n.x_t, n.t, query.condition, query.frames)
         # Squaring in half precision moves the margin by up to 0.4 at beta 5000.
         wide = torch.promote_types(output.dtype, torch.float32)
         exact = Noised(n.x_t.to(wide), n.t, n.target.to(wide), n.weight.to(wide))
@@ -128,3 +118,12 @@ class DiffusionLikelihood:
             compared = (x.residual if isinstance(x, Denoised) else None for x in (others.reference, others.start))
             residuals = Residuals(policy.residual, policy.sigma, *compared)
         return Scores(own, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, old=old, residuals=residuals)
+
+    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
+        """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""
+        count = x.shape[1]
+        flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
+        # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
+        if frames is not None and frames.shape[1] >= count:
+            flat["frames"] = frames[:, :count].flatten(0, 1)
+        return self.denoise(model, x.flatten(0, 1), t.repeat_interleave(count), flat).view_as(x)
