@@ -39,6 +39,13 @@ logger = logging.getLogger(__name__)
 JOBS, ARENA, STRENGTHS, CHOICES = "trainings", "arena.db", "strengths.db", "choices.db"
 BYTES = "1mb"  # the largest upload
 CHOSEN_FROM = 8  # prompts whose pictures the page Yours asks about
+# Small print that one can read, too; Gradio's own is too pale.
+READABLE = {
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+}
 
 
 def build(config: AppConfig) -> gr.Blocks:
@@ -98,7 +105,8 @@ def serve(config: AppConfig) -> None:
         logger.warning("without --auth, everybody who reaches %s:%d may vote, train and delete", config.server_name, config.server_port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with at_work(config):
-        build(config).launch(
+        blocks = build(config)
+        _, address, shared = blocks.launch(
             server_name=config.server_name,
             server_port=config.server_port,
             auth=accounts.admits if accounts.by_name else None,
@@ -108,9 +116,13 @@ def serve(config: AppConfig) -> None:
             footer_links=[],
             run_history=False,
             max_file_size=BYTES,
-            theme=gr.themes.Default(),
+            theme=gr.themes.Default().set(**READABLE),
             app_kwargs={"middleware": [Middleware(RequestLimits)]},
+            quiet=True,
+            prevent_thread_lock=True,
         )
+        logger.info("Open %s in a browser. Ctrl-C ends it; trainings go on.", shared or address)
+        blocks.block_thread()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ const REST = 250; // milliseconds in which a new pair takes no answer: a double 
 const WAIT = [500, 1000, 2000, 4000, 8000]; // milliseconds between attempts to send
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", x: "both_bad", s: "skip" };
 const SIDES = ["Left", "Right"];
+const EMPTY = ["No pictures yet. They appear here by themselves, as they are drawn.", "You have seen all pictures. New ones appear here by themselves, as they are drawn."];
 const UNSENT = `diffalign-unsent-${props.ballot}`; // under which the browser keeps votes that the server does not have yet
 
 let questions = []; // the one on screen first
@@ -67,7 +68,7 @@ async function show() {
   const [question] = questions;
   page.dataset.state = question ? "asking" : "empty";
   page.dataset.question = question?.id ?? "";
-  part(".prompt").textContent = question ? question.prompt : "There is nothing to vote on just now. New pictures appear here by themselves.";
+  part(".prompt").textContent = question ? question.prompt : EMPTY[counted ? 1 : 0];
   pictures.forEach((image) => { image.removeAttribute("src"); image.alt = ""; });
   close();
   if (!question) return;
@@ -104,14 +105,14 @@ function take(state, done) {
 }
 
 function progress({ votes, enough, agreement, repeated }) {
-  const more = votes < enough ? `; ${enough - votes} more make a model worth training` : enough ? "; enough to train a model" : "";
+  const more = votes < enough ? `; ${enough - votes} more make a model worth training` : enough ? "; enough to train a model: open the page Train" : "";
   const rate = agreement && `You agree with yourself ${agreement[0].toFixed(2)} (${agreement[1].toFixed(2)} to ${agreement[2].toFixed(2)}, ${repeated} asked twice)`;
   return [`${votes} ${votes === 1 ? "vote" : "votes"}${more}`, rate].filter(Boolean).join(". ");
 }
 
 function last({ answer, models }) {
-  const names = models.map((model, side) => model && `${SIDES[side].toLowerCase()}: ${model}`).filter(Boolean).join(", ");
-  return `Last vote: ${answer.replace("_", " ")}${names && ` (${names})`}`;
+  const names = new Set(models).size > 1 && models.map((model, side) => model && `${SIDES[side].toLowerCase()}: ${model}`).filter(Boolean).join(", ");
+  return `Last vote: ${answer.replace("_", " ")}${names ? ` (${names})` : ""}`;
 }
 
 const answered = () => new Set(pending().map((vote) => vote.question));

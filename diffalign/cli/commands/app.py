@@ -17,6 +17,7 @@ HELP = """examples:
 
 def run(config: AppConfig) -> int:
     """Serve the page until Ctrl-C."""
+    print("Starting the app; this takes a few seconds.", flush=True)
     try:
         from diffalign.app.build import serve
     except ModuleNotFoundError as error:
