@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -209,6 +209,22 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSteps:
+    """A step of the sampler that drew each candidate, as it was taken."""
+
+    x: Tensor  # (B, K, C, H, W) where it began
+    x_to: Tensor  # like x, where it ended
+    mean: Tensor  # like x, its mean by the network that drew
+    t: Tensor  # (B,) when it began
+    to_t: Tensor  # (B,) when it ended
+    second: Tensor  # (B,) the second time of the sampler's schedule
+
+    def to(self, device: torch.device) -> StoredSteps:
+        """Return the steps on `device`."""
+        return StoredSteps(*(getattr(self, item.name).to(device) for item in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
 class Labels:
     """What records say for the objective besides the preference."""
 
@@ -234,13 +250,15 @@ class Batch:
     query: Query | None = None  # drawn before training and kept on disk; None: drawn in the step
     frames: Tensor | None = None  # (B, K, 6) float32: each image's original height, width, crop top, left, target height, width
     labels: Labels = Labels()
+    steps: StoredSteps | None = None  # only where steps of a sampler are trained
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         frames = None if self.frames is None else self.frames.to(device)
         query = self.query and self.query.to(device)
         prob, condition, empty = self.prob.to(device), _moved(self.condition, device), _moved(self.empty, device)
-        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames, self.labels.to(device))
+        labels, steps = self.labels.to(device), self.steps and self.steps.to(device)
+        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames, labels, steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,10 +186,10 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
     objective = recipe.objective.name
     if recipe.facts.diffusion == "N":
         raise ConfigError(f"objective `{objective}` reads tokens, lengths or probabilities, which images lack; it is for language models")
-    if recipe.facts.steps:
+    if recipe.facts.steps and not config.prompts:
         raise ConfigError(
-            f"objective `{objective}` reads stored sampler steps of images, which training does not keep; choose awm, dgpo or "
-            "diffusion_nft, which learn from the same advantages on clean latents"
+            f"objective `{objective}` reads steps of the sampler that drew the images, which a dataset does not have; give `prompts` to "
+            "draw, or choose awm, dgpo or diffusion_nft, which learn from the same advantages on clean latents"
         )
     if recipe.facts.mismatched and config.train_batch_size == 1:
         raise ConfigError(f"objective `{objective}` estimates its baseline from the other records of a batch; set train_batch_size above 1")

@@ -131,6 +131,10 @@ class TrainConfig:
     """Solver steps of the pictures of a turn."""
     sample_guidance_scale: float = key(5.0, NOT_NEGATIVE, kinds=IMAGE, resume=True, changes="data")
     """Guidance of the pictures of a turn; 1 for none."""
+    rollout: Spec | None = key(None, kinds=IMAGE, resume=True, changes="data")
+    """A sampler with noise that draws a turn, whose steps are kept and trained on (objective clipped_ratio): cps, ddim, flow_sde or dance
+    with {cps: {level: 0.8, size: 3, stay: 25}}: noise, and how many steps are kept, in a window that moves on after `stay` updates. The
+    pipeline's own sampler if not given."""
     rollout_policy: Literal["policy", "reference", "ema"] = key("policy", kinds=IMAGE, resume=True, changes="data")
     """Who draws a turn: the policy, the reference (with `reference: old_policy` the old policy, as DiffusionNFT), or its average `ema`."""
     old_policy_decay: dict[str, Any] = key({}, kinds=IMAGE, resume=True)

@@ -23,6 +23,7 @@ DRAWING = (
     "updates_per_turn",
     "num_inference_steps",
     "sample_guidance_scale",
+    "rollout",
     "rollout_policy",
     "old_policy_decay",
 )

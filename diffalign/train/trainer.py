@@ -69,7 +69,7 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
 
 def make_online_trainer(config: TrainConfig, recipe: Recipe) -> Trainer:
     """Return the trainer of a run that draws its own data, its model and its scorers loaded."""
-    prompts = online.prompts_of(config)
+    prompts = online.prompts_of(config, recipe)
     accelerator = make_accelerator(config)
     return Trainer(config, online.parts(config, recipe, prompts, accelerator.device), accelerator)
 

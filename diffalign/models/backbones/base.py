@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
 from diffalign.core.parts import Trained
@@ -26,6 +27,10 @@ class Backbone(Trained, Protocol):
 
     def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Return scaled latents (N, C, H, W), float32, of pixels (N, 3, h, w) in [-1, 1]; `noise` draws from the VAE's posterior."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Return the pictures of scaled latents (N, C, H, W), as the stock pipeline decodes them."""
         ...
 
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:

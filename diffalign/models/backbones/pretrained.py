@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from diffalign.core.errors import CheckpointError, LatentError
@@ -87,6 +88,16 @@ class Pretrained(ABC):
                 f"{self.name}: the VAE gives latents that are not finite for images {bad} of this batch; run it in float32", bad
             )
         return latents
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Return the pictures of scaled latents (N, C, H, W), as the stock pipeline decodes them."""
+        vae, images = self._pipe.vae, []
+        few = max(1, 2**20 // (latents[0, 0].numel() * self._factor**2))
+        for some in latents.split(few):
+            unscaled = some.to(vae.device, vae.dtype) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+            images += self._pipe.image_processor.postprocess(vae.decode(unscaled).sample, output_type="pil")
+        return images
 
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
         """Return how many of `prompts` do not fit the text encoder that reads the most, and how many tokens that is, special ones too."""

@@ -32,6 +32,15 @@ def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condit
     return {**condition, **dropped}
 
 
+def per_candidate(condition: Condition, frames: Tensor | None, count: int) -> dict[str, Tensor]:
+    """Return the condition (B, ...) and the frames (B, K, 6) of records for each of their `count` candidates, (B * count, ...)."""
+    flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
+    # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
+    if frames is not None and frames.shape[1] >= count:
+        flat["frames"] = frames[:, :count].flatten(0, 1)
+    return flat
+
+
 def squared(path: Path, noised: Noised, output: Tensor) -> Tensor:  # noqa: ARG001  # every error is called alike
     """Return the mean squared error (B, K) of the network's output."""
     return (output - noised.target).square().flatten(2).mean(dim=2)
@@ -121,9 +130,5 @@ class DiffusionLikelihood:
 
     def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
         """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""
-        count = x.shape[1]
-        flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
-        # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
-        if frames is not None and frames.shape[1] >= count:
-            flat["frames"] = frames[:, :count].flatten(0, 1)
-        return self.denoise(model, x.flatten(0, 1), t.repeat_interleave(count), flat).view_as(x)
+        flat = per_candidate(condition, frames, x.shape[1])
+        return self.denoise(model, x.flatten(0, 1), t.repeat_interleave(x.shape[1]), flat).view_as(x)

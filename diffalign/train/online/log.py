@@ -20,7 +20,6 @@ from diffalign.train.results import PARTS
 
 DATA = "data"
 TURN = "turn"  # in the meta of every record
-LATENTS = "latents"
 
 
 class Log:
@@ -42,20 +41,23 @@ class Log:
         """Return the file of a turn's latents."""
         return self.parts / f"turn-{turn:06d}.safetensors"
 
-    def write(self, turn: int, records: Sequence[Record], latents: Tensor, **manifest: Any) -> None:
-        """Write a turn: its records, and the latents (G, K, C, H, W) of their candidates."""
+    def write(self, turn: int, records: Sequence[Record], tensors: Mapping[str, Tensor], **manifest: Any) -> None:
+        """Write a turn: its records, and the latents and kept steps (G, K, ...) of their candidates."""
         with atomic_file(self.latents(turn)) as temporary:
-            save_file({LATENTS: latents.contiguous()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         write_table(self.table(turn), records, overwrite=True, **manifest)
 
-    def read(self, turn: int) -> tuple[Table, Tensor]:
-        """Return a turn's table and latents. Raises CheckpointError where a checkpoint lies in the turn and its files are gone."""
+    def read(self, turn: int) -> tuple[Table, dict[str, Tensor]]:
+        """Return a turn's table, and its latents and kept steps.
+
+        Raises CheckpointError where a checkpoint lies in the turn and its files are gone.
+        """
         if not is_table(self.table(turn)) or not self.latents(turn).is_file():
             raise CheckpointError(
                 f"{self.table(turn)}: the checkpoint lies within this turn, and what was drawn in it is not there any more; go on from "
                 "a checkpoint at the end of a turn, or train anew"
             )
-        return read_table(self.table(turn)), tensor_files.read(self.latents(turn))[0][LATENTS]
+        return read_table(self.table(turn)), tensor_files.read(self.latents(turn))[0]
 
     def discard(self, first: int) -> None:
         """Remove the turns from number `first` on, and what a killed process had begun to write."""

@@ -9,7 +9,8 @@ import torch
 from diffalign.core.errors import ConfigError
 from diffalign.core.processes import process_state
 from diffalign.core.runs import scorers_of
-from diffalign.core.specs import single
+from diffalign.core.specs import bind, single
+from diffalign.core.types import Likelihood
 from diffalign.data.cache import fingerprint
 from diffalign.data.prompts import prompts_to_draw
 from diffalign.infer.kinds import image as kind
@@ -17,16 +18,19 @@ from diffalign.methods.builders import image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
+from diffalign.models.diffusion.rollout import ROLLOUTS, Noisy, StepLikelihood
 from diffalign.models.reference import Several, Start
 from diffalign.rewards.table import check_scorers
+from diffalign.train.online.drawing import Drawer, PipelineDrawer, RolloutDrawer
 from diffalign.train.online.judges import Judges
 from diffalign.train.online.pairs import TurnPairs
 from diffalign.train.online.turns import Turns
 
 
-def prompts_of(config: TrainConfig) -> list[str]:
-    """Return the prompts to draw. Raises ConfigError for too few of them, and for scorers that are none."""
+def prompts_of(config: TrainConfig, recipe: Recipe) -> list[str]:
+    """Return the prompts to draw. Raises ConfigError for too few of them, and for scorers and rollouts that are none."""
     check_scorers(config.scorers)
+    noisy_of(config, recipe)
     prompts = prompts_to_draw(config.prompts)
     if len(prompts) < config.prompts_per_turn:
         raise ConfigError(f"`prompts_per_turn` is {config.prompts_per_turn}; expected at most {len(prompts)}, the different `prompts`")
@@ -43,11 +47,39 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
     pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
     moving = compared.reference if isinstance(compared, Several) else compared
     old = moving if isinstance(moving, Start) and config.reference == "old_policy" else None
-    turns = Turns(config, recipe, prompts, model, judges, pairs, old)
+    noisy = noisy_of(config, recipe)
+    likelihood: Likelihood = image.likelihood_of(config, recipe, model)
+    drawer: Drawer = PipelineDrawer(config, model)
+    if noisy is not None:
+        likelihood = StepLikelihood(model.path, model.predict, noisy.kind, noisy.level, config.sample_guidance_scale - 1.0)
+        drawer = RolloutDrawer(config, model, noisy, likelihood)
+    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, old)
     ranked_by = judges.names if len(judges.names) == 1 else []
     about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
-    likelihood, table = image.likelihood_of(config, recipe, model), fingerprint({"prompts": list(prompts), "scorers": config.scorers})
+    table = fingerprint({"prompts": list(prompts), "scorers": config.scorers})
     return Parts("image", recipe, model, likelihood, compared, pairs, table, facts=start | {"scorers": about}, turns=turns)
+
+
+def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | None:
+    """Return the sampler whose steps are trained, None for methods that train on clean latents.
+
+    Raises ConfigError where the objective and `rollout` do not go together, or the passes of a turn do not train on each step equally
+    often.
+    """
+    if config.rollout is None and not recipe.facts.steps:
+        return None
+    if not recipe.facts.steps:
+        raise ConfigError(f"`rollout` keeps steps of a sampler, which objective `{recipe.objective.name}` does not read; leave it out")
+    if config.sequential_candidates:
+        raise ConfigError("`sequential_candidates` is for denoising errors; leave it out where steps of a sampler are trained")
+    noisy: Noisy = bind("rollout", ROLLOUTS, config.rollout or "cps")()
+    kept = len(noisy.trained(0, config.num_inference_steps))
+    if passes(config) % kept:
+        raise ConfigError(
+            f"`rollout` keeps {kept} steps, and the updates of a turn go through its prompts {passes(config)} times, with one step each; "
+            f"expected a multiple of {kept}: raise `updates_per_turn`, or lower `size` in `rollout`"
+        )
+    return noisy
 
 
 def passes(config: TrainConfig) -> int:
@@ -58,7 +90,7 @@ def passes(config: TrainConfig) -> int:
 
 def outlook(config: TrainConfig, recipe: Recipe) -> str:
     """Return what a turn draws and costs, and the memory of a step. Loads and writes nothing."""
-    prompts, drawn = prompts_of(config), config.prompts_per_turn * config.images_per_prompt
+    prompts, drawn = prompts_of(config, recipe), config.prompts_per_turn * config.images_per_prompt
     turns = -(-config.max_train_steps // config.updates_per_turn)
     guided = 2 if config.sample_guidance_scale > 1.0 else 1
     calls = drawn * config.num_inference_steps * guided

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from diffalign.core.errors import TableError
 from diffalign.core.parts import Index
-from diffalign.core.types import Batch, Condition
+from diffalign.core.types import Batch, Condition, StoredSteps
 from diffalign.data.labels import labels_of
 from diffalign.data.view import View
+
+LATENTS, PLACES, TIMES = "latents", ("x", "x_to", "mean"), ("t", "to_t", "second")  # the tensors of a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Turn:
 
     number: int
     view: View
-    latents: Tensor  # (G, K, C, H, W) in the order of the table
+    tensors: Mapping[str, Tensor]  # (G, K, ...) in the order of the table: latents, and of kept steps (G, K, S, ...)
     condition: Condition  # (G, ...)
     order: np.ndarray  # of the view's entries
 
@@ -43,13 +45,13 @@ class TurnPairs:
         self.empty = {name: value.cpu() for name, value in encode([""]).items()}
         self.turn: Turn | None = None
 
-    def open(self, number: int, view: View, latents: Tensor) -> None:
+    def open(self, number: int, view: View, tensors: Mapping[str, Tensor]) -> None:
         """Go on with the pictures of a turn. Raises TableError where the transforms leave nothing of them."""
         if not view.entries:
             raise TableError(f"{view.table.path}: no record to train on is left of this turn ({view.usage})")
         condition = {name: value.cpu() for name, value in self.encode(view.table.column("prompt")).items()}
         order = np.random.default_rng([self.seed, number]).permutation(len(view.entries))
-        self.turn = Turn(number, view, latents, condition, order)
+        self.turn = Turn(number, view, tensors, condition, order)
 
     def __len__(self) -> int:
         return self.prompts
@@ -61,11 +63,18 @@ class TurnPairs:
             raise ValueError(f"epoch {epoch} is of turn {epoch // self.passes}, and the pictures here are of {turn and turn.number}")
         place = (epoch % self.passes * self.prompts + position) % len(turn.order)
         entry = turn.view.entries[int(turn.order[place])]
-        return {
-            "latents": turn.latents[entry.row, list(entry.order)],
-            "condition": {name: value[entry.row] for name, value in turn.condition.items()},
-            "entry": entry,
-        }
+        own = {name: value[entry.row, list(entry.order)] for name, value in turn.tensors.items()}
+        condition = {name: value[entry.row] for name, value in turn.condition.items()}
+        return {"latents": own.pop(LATENTS), "steps": self._step(own, place, epoch), "condition": condition, "entry": entry}
+
+    def _step(self, kept: Mapping[str, Tensor], place: int, epoch: int) -> dict[str, Tensor]:
+        """Return one of the kept steps of a record: the passes of a turn go through them in an order of the record's own."""
+        if not kept:
+            return {}
+        count = next(iter(kept.values())).shape[1]
+        order = np.random.default_rng([self.seed, epoch // self.passes, place % self.prompts]).permutation(count)
+        step = int(order[epoch % self.passes % count])
+        return {name: value[:, step] for name, value in kept.items()}
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows."""
@@ -75,4 +84,13 @@ class TurnPairs:
         condition = {name: torch.stack([row["condition"][name] for row in rows]) for name in rows[0]["condition"]}
         prob, ids = torch.tensor([entry.prob for entry in entries]), tuple(entry.id for entry in entries)
         frames = self.frame.expand(*latents.shape[:2], -1)
-        return Batch(latents, condition, self.empty, prob, ids, frames=frames, labels=labels_of(turn.view, entries))
+        steps = _stacked([row["steps"] for row in rows])
+        return Batch(latents, condition, self.empty, prob, ids, frames=frames, labels=labels_of(turn.view, entries), steps=steps)
+
+
+def _stacked(steps: Sequence[Mapping[str, Tensor]]) -> StoredSteps | None:
+    """Return the steps of a batch; times are those of a record's first candidate, for all of it take the same step."""
+    if not steps[0]:
+        return None
+    whole = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+    return StoredSteps(*(whole[name] for name in PLACES), *(whole[name][:, 0] for name in TIMES))

@@ -18,23 +18,26 @@ from torch import Tensor, nn
 from diffalign.core.errors import TableError
 from diffalign.core.processes import process_state
 from diffalign.core.progress import progress
+from diffalign.core.types import Likelihood
 from diffalign.data.pictures import encode_image
 from diffalign.data.prompts import subset
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import Table
-from diffalign.infer.sample import draw
 from diffalign.infer.shards import seed_of
 from diffalign.methods.builders.data import check_view, view_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.online import old_policy_decay
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.base import Backbone
+from diffalign.models.diffusion.rollout import StepLikelihood
 from diffalign.models.reference import Start
 from diffalign.rewards.drift import diversity, features
 from diffalign.train import checkpoint
+from diffalign.train.online.drawing import Drawer
 from diffalign.train.online.judges import Judges, Pending
 from diffalign.train.online.log import TURN, Log
 from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.ratio import check_ratio
 from diffalign.train.online.rewards import Combination, Rewards, ranks
 
 SPACING = 1_000_003  # between the seeds of two turns
@@ -49,7 +52,7 @@ class Drawn:
 
     place: int  # of the prompt in the turn
     images: list[bytes]  # K encoded files
-    latents: Tensor  # (K, C, H, W) float32
+    tensors: dict[str, Tensor]  # (K, ...): the latent, and the steps that were kept
     scores: dict[str, list[float]]  # K by scorer
     diversity: float
 
@@ -63,11 +66,14 @@ class Turns:
         recipe: Recipe,
         prompts: Sequence[str],
         model: Backbone,
+        drawer: Drawer,
         judges: Judges,
+        likelihood: Likelihood,
         pairs: TurnPairs,
         old: Start | None,
     ) -> None:
-        self.config, self.recipe, self.prompts, self.model, self.judges, self.pairs = config, recipe, prompts, model, judges, pairs
+        self.config, self.recipe, self.prompts, self.model = config, recipe, prompts, model
+        self.drawer, self.judges, self.likelihood, self.pairs = drawer, judges, likelihood, pairs
         self.old = old  # the old policy, where it is the reference
         self.combination = Combination(config)
         self.log = Log(Path(config.output_dir))
@@ -148,7 +154,7 @@ class Turns:
         seeds = [seed for place in share for seed in self.seeds(number, prompts[place])]
         start = time.perf_counter()
         with drawing():
-            images, latents, pending = self._pictures(number, texts, seeds)
+            images, tensors, pending = self._pictures(number, texts, seeds)
         middle = time.perf_counter()
         scores = {name: np.concatenate([one[name]() for one in pending]) for name in self.judges.names} if pending else {}
         self.seconds["score"] += time.perf_counter() - middle
@@ -158,26 +164,28 @@ class Turns:
         for i, place in enumerate(share):
             own = slice(i * count, (i + 1) * count)
             judged = {name: values[own].tolist() for name, values in scores.items()}
-            drawn.append(Drawn(place, [encode_image(image) for image in images[own]], latents[own], judged, diversity(images[own], look)))
+            kept = {name: tensor[own] for name, tensor in tensors.items()}
+            drawn.append(Drawn(place, [encode_image(image) for image in images[own]], kept, judged, diversity(images[own], look)))
         return sorted(gather_object(drawn), key=lambda one: one.place)
 
-    def _pictures(self, number: int, texts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Image.Image], Tensor, list[Pending]]:
-        """Return N pictures, their latents (N, C, H, W), and their scores to come by chunk."""
-        config, images, kept, pending = self.config, list[Image.Image](), list[Tensor](), []
-        pipe, scoring = self.model.pipeline(), 0.0
-        options = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.sample_guidance_scale}
-        options |= {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
+    def _pictures(
+        self, number: int, texts: Sequence[str], seeds: Sequence[int]
+    ) -> tuple[list[Image.Image], dict[str, Tensor], list[Pending]]:
+        """Return N pictures, the tensors (N, ...) that are trained on, and the scores to come by chunk."""
+        images, parts, pending, scoring = list[Image.Image](), list[dict[str, Tensor]](), list[Pending](), 0.0
+        update = number * self.config.updates_per_turn
         with progress(total=len(texts), desc=f"turn {number}: draw", unit="images", hidden=len(texts) <= CHUNK) as bar:
             for start in range(0, len(texts), CHUNK):
                 part = slice(start, start + CHUNK)
-                drawn = draw(pipe, texts[part], seeds[part], **options, bar=bar, keep=lambda x: kept.append(x.float().cpu()))
+                drawn, tensors = self.drawer.draw(texts[part], seeds[part], update, bar)
                 images += drawn
+                parts.append(tensors)
                 before = time.perf_counter()
                 pending.append(self.judges.ask(drawn, texts[part]))
                 scoring += time.perf_counter() - before
         self.seconds["score"] += scoring
         self.seconds["draw"] -= scoring  # it lies within what the caller counts as drawing
-        return images, torch.cat(kept) if kept else torch.zeros(0), pending
+        return images, {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}, pending
 
     def _judge(self, number: int, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
         """Write the log of a turn, go on with it, and return what is logged."""
@@ -188,8 +196,8 @@ class Turns:
         if process_state().is_main_process:
             records = [self._record(number, step, one, found) for one in drawn]
             ranked_by = {"rank_by": self.judges.names[0] if len(self.judges.names) == 1 else None}
-            latents = torch.stack([one.latents for one in drawn])
-            self.log.write(number, records, latents, scorers=self.judges.about(), generated=ranked_by)
+            tensors = {name: torch.stack([one.tensors[name] for one in drawn]) for name in drawn[0].tensors}
+            self.log.write(number, records, tensors, scorers=self.judges.about(), generated=ranked_by)
             self.log.forget({number, *self._resumable()})
         process_state().wait_for_everyone()
         self.reward = float(np.nanmean(found.rewards))
@@ -200,6 +208,10 @@ class Turns:
             self._stop(number, step)
         else:
             self._open(number, *self.log.read(number))
+            if isinstance(self.likelihood, StepLikelihood) and self.config.rollout_policy == "policy":
+                first = range(min(len(self.pairs), self.config.train_batch_size))
+                rows = [self.pairs[place, number * self.pairs.passes] for place in first]
+                check_ratio(self.likelihood, self.model.network, self.pairs.to_batch(rows), self.config, number)
         return logged
 
     def _stop(self, number: int, step: int) -> None:
@@ -227,13 +239,13 @@ class Turns:
         meta |= {key: str(getattr(self.config, key)) for key in ("num_inference_steps", "sample_guidance_scale", "rollout_policy")}
         return Record(f"{number:06d}-{one.place:04d}", prompt, tuple(candidates), source=f"turn {number}, prompt {one.place}", meta=meta)
 
-    def _open(self, number: int, table: Table, latents: Tensor) -> None:
+    def _open(self, number: int, table: Table, tensors: Mapping[str, Tensor]) -> None:
         """Train on a turn: on the prompts whose pictures were all judged, as the method's transforms say."""
         config = replace(self.config, dataset_name=str(table.path))
         view = view_of(table, config, self.recipe)
         if view.entries:
             check_view(view, config, self.recipe)
-        self.pairs.open(number, view, latents)
+        self.pairs.open(number, view, tensors)
 
     def _resumable(self) -> set[int]:
         """Return the turns that a checkpoint lies within, which need their latents."""

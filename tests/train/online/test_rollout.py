@@ -1,0 +1,156 @@
+"""Rollouts whose steps are trained: the ratio is one before the first update, on every family, and a replay that differs is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffalign.core.errors import ConfigError, TrainingError
+from diffalign.core.types import Batch, StoredSteps
+from diffalign.data.table import read_table
+from diffalign.infer.sample import draw
+from diffalign.methods.builders import image
+from diffalign.models.backbones.base import BackboneSettings
+from diffalign.models.backbones.table import load_backbone
+from diffalign.models.diffusion.random import normal
+from diffalign.models.diffusion.rollout import Cps, Ddim, FlowSde, StepLikelihood, rollout
+from diffalign.train import align as api
+from diffalign.train.online import drawing
+from diffalign.train.online.ratio import log_ratio
+from tests.micro_models import MODELS, write_micro
+from tests.shades import add_scorer
+from tests.train.online.scorers import Bright, online_config
+
+FAMILIES = ("sd", "sd2", "sdxl", "pixart-sigma", "sd3", "flux-dev")
+POLICY = {"objective": {"clipped_ratio": {"low": 1e-3}}, "transforms": [{"list_of": {"score": "advantage"}}], "reference": "none"}
+POLICY |= {"method": "diffusion_dpo", "beta": None, "rollout": {"cps": {"size": 2}}, "num_inference_steps": 3}
+
+
+@pytest.fixture(autouse=True)
+def scorers(monkeypatch):
+    add_scorer(monkeypatch, "bright", Bright)
+
+
+def rolled(model, noisy, scale, seeds, steps=3):
+    """Return a rollout of a model, its likelihood, and the batch of one stored step, the second, of each picture."""
+    likelihood = StepLikelihood(model.path, model.predict, noisy.kind, noisy.level, scale - 1.0)
+    shape = (len(seeds), *model.latent_shape(model.resolution, model.resolution))
+    condition, empty = model.encode_prompt(["a red star"] * len(seeds)), model.encode_prompt([""])
+    frames = torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(len(seeds), 1, -1)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    predict = likelihood.predict(model.network, condition, empty, frames)
+    made = rollout(
+        normal(shape, generators), predict, model.path, generators, noisy, steps=steps, kept=noisy.trained(0, steps), w=scale - 1.0
+    )
+    stored = StoredSteps(made.x[:, 1:2], made.x_to[:, 1:2], made.mean[:, 1:2], made.t[:, 1], made.to_t[:, 1], made.second[:, 1])
+    return made, likelihood, Batch(made.latents[:, None], condition, empty, torch.ones(len(seeds)), frames=frames, steps=stored)
+
+
+def test_the_ratio_is_one_on_every_family_with_and_without_guidance(tmp_path):
+    for name in FAMILIES:
+        kind, options = MODELS[name]
+        settings = BackboneSettings(max_sequence_length=8) if kind in ("sd3", "flux", "pixart") else None
+        model = load_backbone(str(write_micro(kind, tmp_path / name, **options)), torch.device("cpu"), settings=settings)
+        flow = [FlowSde()] if kind in ("sd3", "flux") else []
+        for scale in (1.0, 4.0):
+            for noisy in (Cps(), Ddim(), *flow):
+                made, likelihood, batch = rolled(model, noisy, scale, [3, 4])
+                where = f"{name}, {noisy}, guidance {scale}"
+                assert made.x.shape[:2] == (2, 2), where
+                assert log_ratio(likelihood, model.network, batch) <= 1e-6, where
+        alone, _, _ = rolled(model, Cps(), 4.0, [4])
+        beside, _, _ = rolled(model, Cps(), 4.0, [3, 4])
+        assert torch.allclose(alone.latents[0], beside.latents[1], rtol=1e-4, atol=1e-4), name
+
+
+def test_a_rollout_without_noise_draws_what_the_stock_sampler_draws(tmp_path):
+    model = load_backbone(str(write_micro("sd3", tmp_path / "sd3")), torch.device("cpu"), settings=BackboneSettings(max_sequence_length=8))
+    made, _, _ = rolled(model, Cps(level=0.0), 4.0, [3, 4])
+    stock = draw(
+        model.pipeline(), ["a red star"] * 2, [3, 4], num_inference_steps=3, guidance_scale=4.0, resolution=32, max_sequence_length=8
+    )
+    for own, other in zip(model.decode_latents(made.latents), stock, strict=True):
+        # The stock scheduler's last time is one of a thousand above zero, and its others are as much higher.
+        assert np.abs(np.asarray(own, dtype=float) - np.asarray(other, dtype=float)).mean() <= 4.0
+
+
+def test_the_window_moves_on_and_the_last_step_is_never_trained():
+    noisy = Cps(size=2, stay=10)
+    assert [list(noisy.trained(update, 5)) for update in (0, 9, 10, 20, 30, 40)] == [[0, 1], [0, 1], [1, 2], [2, 3], [3], [0, 1]]
+    assert list(Cps().trained(7, 4)) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="`num_inference_steps` is 1"):
+        Cps().trained(0, 1)
+
+
+def test_a_policy_gradient_trains_on_kept_steps_and_goes_on_after_a_kill(micro_sd, tmp_path):
+    config = online_config(micro_sd, tmp_path / "whole", **POLICY)
+    whole = api.train(config)
+    rows = [json.loads(line) for line in (whole / "train_log.jsonl").read_text().splitlines()]
+    assert [row["grad_norm"] > 0.0 for row in rows] == [True] * 4
+    assert len(read_table(whole / "data")) == 4
+    part = replace(config, output_dir=str(tmp_path / "part"), max_train_steps=3)
+    api.train(part)
+    api.train(replace(part, max_train_steps=4, resume_from_checkpoint="latest"))
+    assert (tmp_path / "part" / "train_log.jsonl").read_text() == (whole / "train_log.jsonl").read_text()
+
+
+def with_dropout(monkeypatch):
+    """Let the network have a layer that drops numbers in training mode."""
+    equip = image.equip
+
+    def dropped(layer, _, output):
+        return torch.nn.functional.dropout(output, 0.5) if layer.training else output
+
+    def equipped(*args, **options):
+        equip(*args, **options)
+        args[2].denoiser.conv_in.register_forward_hook(dropped)
+
+    monkeypatch.setattr(image, "equip", equipped)
+
+
+def without_guidance(monkeypatch):
+    """Let the rollout draw without guidance."""
+    monkeypatch.setattr(drawing, "rollout", lambda *args, **options: rollout(*args, **(options | {"w": 0.0})))
+
+
+def with_other_weights(monkeypatch):
+    """Let the network be another one when the steps are replayed."""
+    score = StepLikelihood.score
+
+    def replayed(self, model, query):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01)
+        return score(self, model, query)
+
+    monkeypatch.setattr(StepLikelihood, "score", replayed)
+
+
+@pytest.mark.parametrize(
+    ("breaking", "cause"),
+    [(with_dropout, "`lora_dropout`"), (without_guidance, "replay is guided"), (with_other_weights, "network, prompts, times")],
+)
+def test_a_replay_that_differs_is_refused_by_what_has_broken_it(micro_sd, tmp_path, monkeypatch, breaking, cause):
+    breaking(monkeypatch)
+    with pytest.raises(TrainingError, match=rf"turn 0.*{cause}"):
+        api.train(online_config(micro_sd, tmp_path / "run", **POLICY))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"cps": {"size": 3}}, "num_inference_steps": 5}, "keeps 3 steps, .* 2 times"),
+        ({"rollout": "dpm"}, "there is no rollout `dpm`"),
+        ({"rollout": {"cps": {"levle": 1}}}, "Did you mean `level`"),
+        ({"sequential_candidates": True}, "`sequential_candidates`"),
+        ({"objective": "dpo", "beta": 100.0, "reference": None}, "which objective `dpo` does not read"),
+    ],
+)
+def test_rollouts_that_cannot_be_meant_are_refused_before_a_model_loads(micro_sd, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr("diffalign.methods.builders.image.backbone", None)
+    with pytest.raises(ConfigError, match=message):
+        api.train(online_config(micro_sd, tmp_path / "run", **(POLICY | changes)))
