@@ -38,7 +38,7 @@ FAMILIES = ("sd", "sdxl", "pixart", "sd3", "flux")
 def models(tmp_path_factory):
     """Folders of micro models, by family."""
     folder = tmp_path_factory.mktemp("models")
-    return {kind: str(write_micro(kind, folder / kind)) for kind in FAMILIES}
+    return {kind: str(write_micro(kind, folder / kind)) for kind in (*FAMILIES, "z_image")}
 
 
 def config(model, **values):
@@ -93,7 +93,7 @@ def test_without_numbers_as_many_bytes_are_kept_as_with(models, family, values):
     assert activations(own, outlined(own), 3) == kept_in_truth(own, 3) > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "z_image"])  # whose prompts are taken for as long as they may be
 def test_every_family_is_drawn_for_a_gpu_where_there_is_none(models, family):
     own = config(models[family])
     assert activations(own, outlined(own, CUDA), 2) == activations(own, outlined(own), 2)
