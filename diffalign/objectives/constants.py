@@ -9,6 +9,8 @@ from diffalign.core.keys import ABOVE_ZERO, FINITE, INSIDE_SHARE, NOT_NEGATIVE, 
 
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("beta", "beta_plus", "beta_minus", "tau", "eta", "temperature", "scale", "snr", "steps", "own_weight"), ABOVE_ZERO),
+    **dict.fromkeys(("power", "advantage_clip", "length"), ABOVE_ZERO),
+    **dict.fromkeys(("low", "high", "clip", "kl", "reference_kl"), NOT_NEGATIVE),
     **dict.fromkeys(("sft_weight", "cpo_alpha", "desirable_weight", "undesirable_weight", "weight", "barrier", "inter"), NOT_NEGATIVE),
     "label_smoothing": SHARE_BELOW_HALF,
     "threshold": FINITE,

@@ -87,13 +87,13 @@ def dspo(s: Scores, *, beta: float = 1e-3, form: Literal["sd15", "sdxl"] = "sd15
     """
     error, deviation = -2.0 * s.policy, s.deviation
     reference = error - (-2.0 * s.log_ratio)
-    near = bool(form == "sdxl" and deviation[:, 0].detach().mean() < 0.1)
+    near = deviation[:, 0].detach().mean() < 0.1
 
     def loss(first: int, second: int) -> Tensor:
         k = (-minus_offset(s, beta * (s.log_ratio[:, first] - s.log_ratio[:, second]), first)).sigmoid()
         moved = deviation[:, first]
         if form == "sdxl":
-            return k.square() if near else k.square() * moved
+            return k.square() * moved.where(~near, moved.new_ones(()))
         return error[:, first] - beta * k * (error[:, first] + moved - reference[:, first]) + (beta * k).square() * moved
 
     return both_orders(s, loss)

@@ -140,23 +140,27 @@ def clipped_ratio(
     `level` "sequence" is GSPO (2507.18071): one ratio of the mean log-ratio. `normaliser` is the text's own length (GRPO), the mean length
     in the batch ("batch": TRL's dapo), or `length` ("fixed": Dr. GRPO 2503.20783, with advantages of spread none).
     """
-    own = None if s.steps is None else s.steps.advantage
-    advantage = column(s, "advantage")[:, :, None] if own is None else own
-    x = tokens_or_steps(s)
+    advantage, x = _advantages(s), tokens_or_steps(s)
     mask = x.policy.new_ones(x.policy.shape) if s.tokens is None else s.tokens.mask.to(x.policy)
     moved = x.policy - (x.policy.detach() if x.old is None else x.old)
     if level == "sequence":
         moved = _mean(moved, mask)[:, :, None].expand_as(moved)
-    advantage = advantage.expand_as(moved)
-    if trust == "clip":
-        losses = clipped_surrogate(moved, advantage, low, low if high is None else high)
+    if trust == "gate":
+        losses = _gated(steps_of(s), moved, advantage, threshold)
     else:
-        losses = _trusted(steps_of(s), moved, advantage, low, low if high is None else high, None if trust == "guard" else threshold)
+        ratio = _guarded(steps_of(s), moved) if trust == "guard" else moved
+        losses = clipped_surrogate(ratio, advantage, low, low if high is None else high)
     if over_duration:
         losses = losses / step_field(steps_of(s).duration, "duration")
     if kl:
         losses = losses + kl * (_token_kl(s) if s.steps is None else _step_kl(s.steps, kl_times_duration))
     return _normalised(losses, mask, normaliser, length)
+
+
+def _advantages(s: Scores) -> Tensor:
+    """Return the steps' own advantages (B, K, S), or those (B, K, 1) of the candidates."""
+    own = None if s.steps is None else s.steps.advantage
+    return column(s, "advantage")[:, :, None] if own is None else own
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -198,13 +202,16 @@ def step_field(x: Tensor | None, name: str) -> Tensor:
     return x
 
 
-def _trusted(steps: Steps, log_ratio: Tensor, advantage: Tensor, low: float, high: float, threshold: float | None) -> Tensor:
-    """Return the loss (B, K, S) of every step with GRPO-Guard's ratio, or with a threshold through Flow-DPPO's gate."""
-    divergence = step_field(steps.divergence, "divergence")
-    if threshold is None:
-        return clipped_surrogate((log_ratio + divergence) * step_field(steps.std, "std"), advantage, low, high)
-    beyond = (divergence.detach() >= threshold) & (log_ratio.detach() * advantage > 0.0)
-    return (-advantage * log_ratio.clamp(max=LARGEST).exp()).masked_fill(beyond, 0.0)
+def _guarded(steps: Steps, log_ratio: Tensor) -> Tensor:
+    """Return GRPO-Guard's log-ratio (B, K, S), whose mean is zero and whose size is alike at all steps."""
+    return (log_ratio + step_field(steps.divergence, "divergence")) * step_field(steps.std, "std")
+
+
+def _gated(steps: Steps, log_ratio: Tensor, advantage: Tensor, threshold: float) -> Tensor:
+    """Return the loss (B, K, S) of every step through Flow-DPPO's gate."""
+    far = step_field(steps.divergence, "divergence").detach() >= threshold
+    losses = -advantage * log_ratio.clamp(max=LARGEST).exp()
+    return losses.masked_fill(far & (log_ratio.detach() * advantage > 0.0), 0.0)
 
 
 def _step_kl(steps: Steps, times_duration: bool) -> Tensor:
