@@ -43,6 +43,7 @@ def gallery(tmp_path, base):
 
 
 def test_base_named_runs_results_bests_and_checkpoints_are_offered_and_nothing_unfinished(gallery, base):
+    assert gallery.usual() == ["base", "named"]
     folder = gallery.queue.folder / "mine"
     for part in ("", "best", "checkpoint-5", "checkpoint-10"):
         write_run(folder / "mine" / part, base)
@@ -51,6 +52,7 @@ def test_base_named_runs_results_bests_and_checkpoints_are_offered_and_nothing_u
     (folder / JOB).write_text('{"flags": [], "asked": 0, "pid": null, "born": 0, "held": false}')
     names = ["base", "named", "mine", "mine/best", "mine/checkpoint-5", "mine/checkpoint-10"]
     assert list(gallery.models()) == names
+    assert gallery.usual() == ["base", "mine"]
     assert all(model_name(path) == name for name, path in gallery.models().items())
 
 

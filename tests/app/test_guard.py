@@ -28,7 +28,7 @@ VOTERS_MAY = (
     "train-which change",
     "train-method change",
     "run-which change",
-    "compare-fresh click",
+    "look_again",
     "compare-prompt change",
     "strength change",
     "yours-",

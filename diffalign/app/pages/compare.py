@@ -57,6 +57,11 @@ class Gallery:
             folders += [job.run, job.run / "best", *sorted(job.run.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))]
         return {model_name(folder): str(folder) for folder in folders if Run.is_in(folder)}
 
+    def usual(self) -> list[str]:
+        """Return what one mostly compares: the base and the newest training, if there is one."""
+        finished = [model_name(job.run) for job in self.queue.jobs() if Run.is_in(job.run)]
+        return [self.base, *(finished or [model_name(run) for run in self.config.runs])[-1:]]
+
     def draw(self, login: str | None, names: Sequence[str], prompts: str, pairs: int) -> None:
         """Start to draw. Raises AccessError unless an owner asks for what can be drawn, ConfigError as `Arena.draw` does."""
         lines = self._lines(login, prompts, MOST_PROMPTS)
@@ -94,9 +99,12 @@ class Gallery:
 
 def compare_page(gallery: Gallery) -> None:
     """Add the page's components to the `gr.Blocks` around it."""
-    gr.Markdown("Draw with two models or more at the same seeds. Vote below without knowing which is which; the table counts these votes.")
+    gr.Markdown(
+        "Does the training draw what you like? Draw with it and the base at the same seeds. Vote below without knowing which is which; the "
+        "table counts these votes."
+    )
     with gr.Row():
-        models = gr.CheckboxGroup(list(gallery.models()), label="Models", elem_id="compare-models")
+        models = gr.CheckboxGroup(list(gallery.models()), value=gallery.usual(), label="Models", elem_id="compare-models")
         pairs = gr.Number(label="Pairs to have ready", value=20, minimum=1, maximum=MOST_PAIRS, precision=0, elem_id="compare-pairs")
     about = "Prompts, one on each line; if there are none, those of the embedded world"
     prompts = gr.Textbox(label=about, lines=2, max_length=20_000, elem_id="compare-prompts")
@@ -116,9 +124,10 @@ def compare_page(gallery: Gallery) -> None:
         return [outcome(lambda: gallery.draw(request.username, names, prompts, int(pairs)), gallery.arena), state_of(gallery)]
 
     def look_again() -> list[Any]:
-        return [gr.update(choices=list(gallery.models())), gr.update(choices=list(gallery.runs()))]
+        return [gr.update(choices=list(gallery.models()), value=gallery.usual()), gr.update(choices=list(gallery.runs()))]
 
     draw.click(start, [models, prompts, pairs], [answer, status], concurrency_limit=None)
+    gr.on(None, look_again, None, [models, run], show_progress="hidden")  # when the page is opened
     fresh.click(look_again, None, [models, run])
     gr.Timer(REFRESH).tick(lambda: state_of(gallery), None, status, show_progress="hidden", concurrency_limit=None)
 
