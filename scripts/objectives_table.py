@@ -54,7 +54,7 @@ table's scores, from the transforms `advantage` and `combined`. All numbers are 
 | MixGRPO | the same, with noise in a `window` of the steps | release |
 | GRPO-Guard | the same with `trust: guard`, low 2e-6 or 4e-6, `over_duration: true` | release |
 | Flow-DPPO | the same with `trust: gate` | release |
-| D3PO, SPO | `clipped_dpo` on the log-densities of stored steps; on scores of images it is a variant | release |
+| D3PO | `clipped_dpo` with `rollout: ddim`, transforms `[{pairs: {how: best_worst}}, orient]`; else a variant | release |
 
 A ddim step and its density are checked against diffusers' DDIMScheduler. Config and loop of stored steps: `rollout`.
 """

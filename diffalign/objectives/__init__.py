@@ -47,6 +47,7 @@ DSPO = Source("release", ("golden",), "`form: sdxl` is the release's for SDXL, a
 KTO = Source("release", ("golden",), "its zero point from a neighbour's prompt is left out")
 RATIOS = Source("release", ("TRL", "golden"), "of one process")
 VARIANT = Source("variant", ("golden",))
+CLIPPED = Source("variant", ("golden",), "on kept sampler steps (`rollout`) it is the release's")
 BY_HAND = Source("reconstructed", ("hand",))
 
 OBJECTIVES: dict[str, Objective] = {
@@ -68,7 +69,7 @@ OBJECTIVES: dict[str, Objective] = {
     "gpo": Objective(gpo, Facts(columns=("gains",)), times_beta, RECONSTRUCTED),
     "apo_zero": Objective(apo_zero, PAIR, times_beta, TRL),
     "apo_down": Objective(apo_down, PAIR, times_beta, TRL),
-    "clipped_dpo": Objective(clipped_dpo, PAIR, times_beta, VARIANT),
+    "clipped_dpo": Objective(clipped_dpo, Facts(of_steps=True), times_beta, CLIPPED),
     "aot": Objective(aot, Facts(coupled=True, of_ranks=True), times_beta, TRL),
     "aot_unpaired": Objective(aot_unpaired, Facts(coupled=True, of_ranks=True), times_beta, TRL),
     "kto": Objective(kto, Facts(mismatched=True, coupled=True), times_beta, TRL),

@@ -97,8 +97,8 @@ def clipped_dpo(s: Scores, *, beta: float, eps: float = 0.1) -> Tensor:
     """Return D3PO's loss of a step: -log sigmoid((2p - 1) * beta * margin of log clip(exp(log-ratio), 1 - eps, 1 + eps)).
 
     Clipped ratios have no gradient, and a tie has the constant loss log 2. This is the loss of D3PO (2311.13231 as released, with beta and
-    eps 0.1) and not its method, which takes log-densities of the steps by which the model drew the images. Log-ratios of noised images are
-    near 0.001: with an eps that is not as small nothing is clipped, and on hard labels this is `dpo`.
+    eps 0.1), and its method where scores are log-densities of the steps by which the model drew the images: online, with `rollout: ddim`.
+    Log-ratios of noised images are near 0.001: with an eps that is not as small nothing is clipped, and on hard labels this is `dpo`.
     """
     clipped = log_ratios(s).clamp(math.log1p(-eps), math.log1p(eps))
     return neg_log_sigmoid((2.0 * prob_of(s) - 1.0) * minus_offset(s, beta * margin(clipped)))

@@ -61,6 +61,7 @@ class Facts:
     coupled: bool = False  # a record's loss depends on the other records of the batch
     residuals: bool = False  # compares the outputs of denoisers (`Scores.residuals`), so it is for images and the squared error
     steps: bool = False  # of images it reads stored sampler steps (`Scores.steps`)
+    of_steps: bool = False  # its scores of images may also be log-densities of sampler steps
     drift: str | None = None  # the constant, if it has one, that weighs the drift from the start model
     of_ranks: bool = False  # losses belong to ranks within the batch, so records can have no weight or offset
 

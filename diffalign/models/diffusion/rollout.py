@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.types import Batch, Condition, Generator, Predict, Scores, Steps, StoredSteps
+from diffalign.core.types import Batch, Compared, Condition, Generator, Predict, Scores, Steps, StoredSteps
 from diffalign.models.diffusion.likelihood import Denoise, per_candidate
 from diffalign.models.diffusion.path import Path
 from diffalign.models.diffusion.random import normal
@@ -171,8 +171,13 @@ class StepLikelihood:
         return Replayed(log_density(stored.x_to, mean, std, "bare" if self.kind == "cps" else "density"), mean, std)
 
     def scores(self, policy: Replayed, reference: Any, batch: Batch) -> Scores:
-        """Return what the objective sees: `steps` of one stored step, whose old log-density is that of the mean that was kept."""
+        """Return what the objective sees: `steps` of one stored step, whose old log-density is that of the mean that was kept.
+
+        The scores are its log-densities, too. The KL is from the start model where that is another one than the reference.
+        """
         stored, labels = batch.steps, batch.labels
+        others = reference if isinstance(reference, Compared) else Compared(reference)
+        start = others.reference if others.start is None else others.start
         assert stored is not None  # `prepare` has refused other batches
         form = "bare" if self.kind == "cps" else "density"
         old = log_density(stored.x_to, stored.mean, policy.std, form)
@@ -183,9 +188,10 @@ class StepLikelihood:
             std=policy.std[:, None].expand(shape)[:, :, None],
             duration=self._duration(stored)[:, None].to(old).expand(shape)[:, :, None],
             divergence=divergence(policy.mean, stored.mean, policy.std)[:, :, None],
-            kl=None if reference is None else divergence(policy.mean, reference.mean, policy.std)[:, :, None],
+            kl=None if start is None else divergence(policy.mean, start.mean, policy.std)[:, :, None],
         )
-        return Scores(policy.log_prob, None, batch.prob, labels.weight, labels.offset, columns=labels.columns, steps=steps)
+        their = None if others.reference is None else others.reference.log_prob
+        return Scores(policy.log_prob, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, steps=steps)
 
     def predict(self, model: Any, condition: Condition, empty: Condition, frames: Tensor | None) -> Predict:
         """Return the network as a rollout sees it, under the prompts of a batch."""

@@ -68,7 +68,7 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | None:
     """
     if config.rollout is None and not recipe.facts.steps:
         return None
-    if not recipe.facts.steps:
+    if not (recipe.facts.steps or recipe.facts.of_steps):
         raise ConfigError(f"`rollout` keeps steps of a sampler, which objective `{recipe.objective.name}` does not read; leave it out")
     if config.sequential_candidates:
         raise ConfigError("`sequential_candidates` is for denoising errors; leave it out where steps of a sampler are trained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.diffusion.random import normal
 from diffalign.models.diffusion.rollout import Cps, Ddim, FlowSde, StepLikelihood, rollout
+from diffalign.models.reference import Frozen, Several
 from diffalign.train import align as api
 from diffalign.train.online import drawing
 from diffalign.train.online.ratio import log_ratio
@@ -96,6 +98,30 @@ def test_a_policy_gradient_trains_on_kept_steps_and_goes_on_after_a_kill(micro_s
     api.train(part)
     api.train(replace(part, max_train_steps=4, resume_from_checkpoint="latest"))
     assert (tmp_path / "part" / "train_log.jsonl").read_text() == (whole / "train_log.jsonl").read_text()
+
+
+def test_d3po_compares_the_densities_of_kept_steps_with_the_start(micro_sd, tmp_path):
+    pairs = {"transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "reference": None}
+    d3po = POLICY | pairs | {"objective": "clipped_dpo", "beta": 0.1, "rollout": {"ddim": {"size": 2}}}
+    run = api.train(online_config(micro_sd, tmp_path / "run", **d3po))
+    rows = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(np.log(2.0), abs=1e-5)  # policy and start are one
+    assert rows[0]["log_ratio/chosen"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(rows[-1]["log_ratio/chosen"]) > 1e-5
+
+
+def test_the_kl_of_steps_is_from_the_start_where_the_reference_is_another(micro_sd):
+    model = load_backbone(str(micro_sd), torch.device("cpu"))
+    _, likelihood, batch = rolled(model, Cps(), 4.0, [3])
+    query, other = likelihood.prepare(None, batch, []), copy.deepcopy(model.network)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01)
+        policy = likelihood.score(model.network, query)
+    for reference, near in ((Frozen(other), False), (Several(Frozen(other), start=Frozen(model.network)), True)):
+        scores = likelihood.scores(policy, reference.score(likelihood, query), batch)
+        assert bool(scores.steps.kl.abs().max() <= 1e-9) == near
+        assert scores.log_ratio.abs().max() > 1e-6
 
 
 def with_dropout(monkeypatch):
