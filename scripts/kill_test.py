@@ -55,7 +55,7 @@ def contents(file: Path) -> bytes:
     if file.name != "run.json":
         return file.read_bytes()
     known = json.loads(file.read_text(encoding="utf-8"))
-    return json.dumps({name: value for name, value in known.items() if name != "step_seconds_median"}).encode()
+    return json.dumps({name: value for name, value in known.items() if name not in ("step_seconds_median", "turn_seconds")}).encode()
 
 
 def differences(folder: Path, other: Path) -> list[str]:

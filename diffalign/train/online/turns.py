@@ -127,8 +127,8 @@ class Turns:
         if process_state().is_main_process:
             self.log.join(turns - 1, self._resumable())
         facts = {"turns": turns, "images": turns * self.config.prompts_per_turn * self.config.images_per_prompt}
-        facts |= {"seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
-        return {"online": facts, "stopped": self.stopped} if self.stopped else {"online": facts}
+        told = {"online": facts, "turn_seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
+        return told | {"stopped": self.stopped} if self.stopped else told
 
     def pace(self) -> dict[str, str]:
         """Return what the progress shows: the reward, pictures a second of drawing and judging, and the shares of time."""

@@ -21,6 +21,15 @@ class Bright:
         return np.array([np.asarray(image).mean() / 255.0 for image in images], dtype=np.float64)
 
 
+class Dark(Bright):
+    """Scores how dark an image is."""
+
+    name = "dark"
+
+    def __call__(self, images, prompts):
+        return 1.0 - super().__call__(images, prompts)
+
+
 class Constant(Bright):
     """Scores all images alike, but for noise."""
 

@@ -25,8 +25,9 @@ from diffalign.train.online import log as logs
 from diffalign.train.online.log import Log
 from diffalign.train.trainer import Trainer
 from tests.killing import Killed, killed_at, killing
+from tests.micro_models import write_micro
 from tests.shades import add_scorer
-from tests.train.online.scorers import PROMPTS, Bright, Constant, online_config
+from tests.train.online.scorers import PROMPTS, Bright, Constant, Dark, online_config
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_the_run_names_its_scorers_as_seen_and_says_what_was_drawn(whole):
     facts = Run.open(whole, expects="image").facts
     assert facts["scorers"] == {"specs": {"bright": "bright"}, "ranked_by": ["bright"]}
     assert (facts["online"]["turns"], facts["online"]["images"], facts["records"]) == (2, 12, 2)
-    assert set(facts["online"]["seconds"]) == {"draw", "score", "update"}
+    assert set(facts["turn_seconds"]) == {"draw", "score", "update"}
 
 
 def test_the_log_is_a_table_that_inspect_and_train_read(whole, micro_sd, tmp_path, capsys):
@@ -101,6 +102,41 @@ def test_the_log_is_a_table_that_inspect_and_train_read(whole, micro_sd, tmp_pat
     config = online_config(micro_sd, tmp_path / "again")
     keys = ("pretrained_model_name_or_path", "output_dir", "method", "beta", "rank", "train_batch_size")
     api.train(replace(type(config)(**{key: getattr(config, key) for key in keys}), dataset_name=str(whole / "data"), max_train_steps=1))
+
+
+ADVANTAGES = {"method": "diffusion_dpo", "beta": None, "transforms": [{"list_of": {"score": "advantage"}}]}
+OBJECTIVES = {
+    "awm": {"objective": "awm", "old_policy_decay": {"uprate": 0.001, "uphold": 0.3}, "sequential_candidates": True},
+    "dgpo": {"objective": "dgpo", "use_ema": True, "rollout_policy": "ema"},
+    "diffusion_nft": {"objective": {"diffusion_nft": {"space": "adaptive"}}, "rollout_policy": "reference"},
+    "online_dpo": {"beta": 100.0, "transforms": [{"pairs": {"how": "best_worst"}}, "orient"]},
+}
+
+
+def test_every_objective_trains_on_what_was_drawn(micro_sd, tmp_path):
+    flow = write_micro("sd3", tmp_path / "sd3")
+    for name, options in OBJECTIVES.items():
+        model = flow if name == "diffusion_nft" else micro_sd
+        more = {"max_sequence_length": 8} if model == flow else {}
+        folder = api.train(online_config(model, tmp_path / name, **(ADVANTAGES | options | more)))
+        rows = rows_of(folder)
+        assert abs(rows[0]["log_ratio/chosen"]) < 1e-6, name  # the reference is the policy that began the turn
+        assert all(row["grad_norm"] > 0.0 for row in rows), name
+        moved = load_file(folder / WEIGHTS)
+        assert any(value.abs().max() > 0.0 for key, value in moved.items() if "lora_B" in key), name
+
+
+def test_several_scorers_make_one_reward_and_a_multiplier_survives_a_kill(micro_sd, tmp_path, monkeypatch):
+    add_scorer(monkeypatch, "dark", Dark)
+    combine = {"lagrange": {"thresholds": {"dark": 0.9}, "rate": 1.0}}
+    config = online_config(micro_sd, tmp_path / "whole", scorers=["bright", "dark"], combine=combine)
+    api.train(config)
+    part = replace(config, output_dir=str(tmp_path / "part"), max_train_steps=1)
+    api.train(part)
+    api.train(replace(part, max_train_steps=4, resume_from_checkpoint="latest"))
+    assert_same(tmp_path / "part", tmp_path / "whole", "with a multiplier")
+    rewards = [c.scores["reward"] == c.scores["bright"] for record in read_table(tmp_path / "part" / "data") for c in record.candidates]
+    assert rewards == [True] * 6 + [False] * 6  # the multiplier begins at zero, and has grown when the second turn is judged
 
 
 KILLS = [
