@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run, model_name
@@ -53,6 +55,8 @@ def draw_votes(config: DrawVotesConfig, prompts: Sequence[str]) -> int:
     if (1 if config.same_seed else config.images_per_prompt) * models < 2 or config.ahead < 1:
         raise ConfigError("a vote compares two pictures of a prompt, of at least one pair; raise `images_per_prompt`, or `ahead`")
     torch.set_flush_denormal(True)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()  # of loading; the last line of a log says what is drawn
     device = "cuda" if torch.cuda.is_available() else "cpu"
     painters = [painter for path in config.pretrained_model_name_or_path for painter in open_painters(path, config.lora_scales, device)]
     parent, drawn, idle = os.getppid(), 0, 0

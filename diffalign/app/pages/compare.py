@@ -28,6 +28,7 @@ from diffalign.evaluate.ratings import Rating
 
 MOST_PAIRS, MOST_PROMPTS, MOST_ROWS = 1000, 200, 8
 REFRESH = 3.0  # seconds
+LOADING = "The models are being loaded."
 VERDICTS = {"win": "clearly better", "loss": "clearly worse", "unclear": "not decided yet"}
 
 
@@ -192,7 +193,7 @@ def progress_of(arena: Arena) -> str:
     """Return how far a drawing is, or why it failed, as HTML; nothing of one that has ended well."""
     drawing = arena.drawing
     if drawing.busy:
-        return f"<p>Drawing. {html.escape(drawing.last_line)}</p>"
+        return f"<p>Drawing. {html.escape(drawing.last_line or LOADING)}</p>"
     if trouble := drawing.trouble:
         return f"<p>The drawing failed: {html.escape(trouble.replace(str(Path.home()), '~'))} Draw again to go on.</p>"
     return ""
