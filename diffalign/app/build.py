@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -37,6 +38,7 @@ from diffalign.infer.options import DrawVotesConfig
 
 logger = logging.getLogger(__name__)
 JOBS, ARENA, STRENGTHS, CHOICES = "trainings", "arena.db", "strengths.db", "choices.db"
+DRAW_AGAIN = 30  # seconds after which a process that draws and has died is started again
 BYTES = "1mb"  # the largest upload
 CHOSEN_FROM = 8  # prompts whose pictures the page Yours asks about
 # Small print that one can read, too; Gradio's own is too pale.
@@ -131,11 +133,16 @@ def at_work(config: AppConfig) -> Iterator[None]:
     drawing, queue, ended = Background(Path(config.output_dir) / "votes.db.log"), Queue(Path(config.output_dir) / JOBS), threading.Event()
 
     def work() -> None:
-        while not ended.wait(1.0):
+        for second in itertools.count(1):
+            if ended.wait(1.0):
+                return
             try:
                 queue.step()
             except Exception:  # the thread lives on, so that the next look may find the folder mended
                 logger.exception("the queue of trainings could not be read; it is looked at again")
+            if config.ahead and second % DRAW_AGAIN == 0 and not drawing.busy:
+                logger.warning("the drawing of pictures ended (%s); it is started again", drawing.trouble)
+                drawing.start(draw_command(_ahead(config)))
 
     if config.ahead:
         drawing.start(draw_command(_ahead(config)))
