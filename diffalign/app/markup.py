@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from diffalign.app.commands import typed
 from diffalign.data.pictures import decode_image
 
@@ -20,13 +22,19 @@ def picture_tag(image: bytes, where: str, alt: str, side: int, *, framed: bool =
 
     Raises RecordError, naming `where`, for a picture that does not decode.
     """
-    shown, small = decode_image(image, where, least=(side, side)), io.BytesIO()
+    shown = decode_image(image, where, least=(side, side))
     shown.thumbnail((side, side))
-    shown.save(small, "WEBP", quality=90)
-    enlarged = ' data-small="true"' if max(shown.size) < LARGE else ""
-    data, text = base64.b64encode(small.getvalue()).decode(), html.escape(alt)
-    style = ' style="outline: 3px solid var(--color-accent)"' if framed else ""
-    return f'<img src="data:image/webp;base64,{data}" alt="{text}" title="{text}" loading="lazy"{enlarged}{style}>'
+    return image_tag(shown, alt, style="outline: 3px solid var(--color-accent)" if framed else "")
+
+
+def image_tag(image: Image.Image, alt: str, *, style: str = "", kind: str = "") -> str:
+    """Return a picture as an `<img>` that carries it; `kind` is its class."""
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=90)
+    source, text = base64.b64encode(data.getvalue()).decode(), html.escape(alt)
+    more = {"data-small": "true" if max(image.size) < LARGE else "", "style": style, "class": kind}
+    attributes = "".join(f' {name}="{value}"' for name, value in more.items() if value)
+    return f'<img src="data:image/webp;base64,{source}" alt="{text}" title="{text}" loading="lazy"{attributes}>'
 
 
 def command_details(command: Sequence[str]) -> str:

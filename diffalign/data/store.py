@@ -178,7 +178,7 @@ class VoteStore:
             with self._file.transaction(flush=False) as database:  # in which another tab of this user may have asked meanwhile
                 waiting = self._waiting(voter, ranking, count)
                 while len(waiting) < count:
-                    again = self._earlier(voter) if repeats and not ranking and rng.random() < repeats else None
+                    again = self._earlier(voter, repeats) if repeats and not ranking and rng.random() < repeats else None
                     if ranking:
                         new = self._ask_to_rank(database, voter)
                     else:
@@ -211,8 +211,14 @@ class VoteStore:
         database.execute(sql.RANKED_PAIRS, (name,))
         return name
 
-    def _earlier(self, voter: int) -> str | None:
-        """Return a question that the user decided a while ago, and that was not repeated yet."""
+    def _earlier(self, voter: int, repeats: float) -> str | None:
+        """Return a question that the user decided a while ago, and that was not repeated yet; None where enough were for that share.
+
+        For who waits for new pictures asks again and again, and would get nothing but repeats.
+        """
+        ((shown, repeated),) = self._file.rows(sql.SHOWN_AND_REPEATED, voter)
+        if repeated + 1 > repeats * (shown + 1):
+            return None
         rows = self._file.rows(sql.REPEATABLE, voter)
         return rows[0][0] if rows else None
 

@@ -106,6 +106,7 @@ UNRANKED = """SELECT id, file FROM pictures WHERE prompt = ?2 AND id NOT IN (
         SELECT picture FROM shown JOIN shown_pictures ON shown_pictures.shown = shown.id
         WHERE shown.user = ?1 AND shown.prompt = ?2 AND shown.pair IS NULL)
     ORDER BY RANDOM()"""
+SHOWN_AND_REPEATED = "SELECT COUNT(*), COUNT(repeats) FROM shown WHERE user = ? AND pair IS NOT NULL"
 # A decided question of a user with at least five later ones, that was not repeated and is no repeat itself.
 REPEATABLE = """SELECT shown.id FROM shown JOIN votes ON votes.shown = shown.id AND withdrawn IS NULL
     WHERE shown.user = ?1 AND pair IS NOT NULL AND repeats IS NULL AND answer IN ('left', 'right')

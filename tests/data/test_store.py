@@ -138,6 +138,19 @@ def test_a_repeat_shows_the_sides_exchanged_and_measures_consistency(tmp_path):
         assert len(list(store.records())) == 7
 
 
+def test_repeats_keep_to_their_share_also_of_a_voter_who_waits_for_new_pictures(tmp_path):
+    with VoteStore(tmp_path / "votes.db") as store:
+        store.add_pictures("a star", [picture(shade) for shade in range(0, 250, 50)])  # ten pairs
+        for _ in range(10):
+            store.vote(ask(store).id, "ada", "left")
+        for _ in range(100):  # looks for new pictures, of which there are none
+            for question in store.questions("ada", repeats=0.2):
+                store.vote(question.id, "ada", "left")
+        assert [vote.question for vote in store.votes() if store.question(vote.question).repeats] == [
+            vote.question for vote in store.votes()[10:12]
+        ]
+
+
 def test_an_answer_must_fit_its_question_and_its_user(store):
     question = ask(store)
     for user, answer, ranks, word in (

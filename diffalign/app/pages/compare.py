@@ -14,9 +14,10 @@ import gradio as gr
 
 from diffalign.app.arena import Arena, Duel
 from diffalign.app.ballot import Ballot
-from diffalign.app.commands import export_command, typed
+from diffalign.app.commands import export_command
 from diffalign.app.download import zipped
 from diffalign.app.jobs import Queue
+from diffalign.app.markup import command_details, without_folders
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.look import look_view
 from diffalign.app.pages.strength import strength_view
@@ -151,11 +152,7 @@ def _one_run(gallery: Gallery) -> gr.Dropdown:
     def pack(name: str | None, request: gr.Request) -> list[Any]:
         made: list[Path] = []
         refused = refusal(lambda: made.append(gallery.download(request.username, name or "")))
-        command = (
-            f"<p>The same: <code>{html.escape(typed(export_command(gallery.runs()[name or ''], f'{name}-lora')))}</code></p>"
-            if made
-            else ""
-        )
+        command = command_details(export_command(gallery.runs()[name or ""], f"{name}-lora")) if made else ""
         return [refused or command, gr.update(value=str(made[0]) if made else None, visible=bool(made))]
 
     def follow(name: str | None, prompt: str | None, drawing: float) -> list[Any]:
@@ -175,9 +172,7 @@ def _one_run(gallery: Gallery) -> gr.Dropdown:
 
 def outcome(call: Any, arena: Arena) -> str:
     """Return what to show after `call` has started a drawing: why it was refused, or the command that does the same."""
-    refused = refusal(call)
-    command = typed(arena.drawing.command)
-    return refused or f"<details><summary>The same on the command line</summary><code>{html.escape(command)}</code></details>"
+    return refusal(call) or command_details(arena.drawing.command)
 
 
 def refusal(call: Any) -> str:
@@ -185,7 +180,7 @@ def refusal(call: Any) -> str:
     try:
         call()
     except (DiffalignError, AccessError) as error:
-        return f"<p>{html.escape(str(error).replace(str(Path.home()), '~'))}</p>"
+        return f"<p>{html.escape(without_folders(str(error)))}</p>"
     return ""
 
 
@@ -195,7 +190,7 @@ def progress_of(arena: Arena) -> str:
     if drawing.busy:
         return f"<p>Drawing. {html.escape(drawing.last_line or LOADING)}</p>"
     if trouble := drawing.trouble:
-        return f"<p>The drawing failed: {html.escape(trouble.replace(str(Path.home()), '~'))} Draw again to go on.</p>"
+        return f"<p>The drawing failed: {html.escape(without_folders(trouble))} Draw again to go on.</p>"
     return ""
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from diffalign.app.arena import SCALES, Arena
-from diffalign.app.pages.shown import opened, picture, sheet
+from diffalign.app.markup import image_tag
+from diffalign.app.pages.shown import STYLE, sheet
 from diffalign.core.runs import model_name
+from diffalign.data.pictures import decode_image
 
 ROWS = 8  # of the sheet: the prompts drawn last
 FULL = 1.0
 
 
-def strengths_of(arena: Arena, name: str) -> dict[str, dict[float, Any]]:
+def opened(file: Path) -> Image.Image:
+    """Return the picture in a file of a store."""
+    return decode_image(file.read_bytes(), file.name)
+
+
+def strengths_of(arena: Arena, name: str) -> dict[str, dict[float, Path]]:
     """Return the pictures that a run has drawn at every strength, by prompt and strength, all of one prompt from one seed."""
-    drawn: dict[str, dict[float, Any]] = {}
+    drawn: dict[str, dict[float, Path]] = {}
     for prompt in arena.store.prompts():
         files = {scale: arena.store.pictures(prompt, model_name(name, scale)) for scale in SCALES}
         common = set.intersection(*(set(by_seed) for by_seed in files.values()))
@@ -49,10 +58,8 @@ def strength_view(arena: Arena, run: Any) -> tuple[Any, list[Any]]:
         if by_scale is None:
             return ""
         nearest = min(by_scale, key=lambda one: abs(one - scale))
-        image = opened(by_scale[nearest])
-        return f'<div style="max-width: 512px">{picture(image, f"{prompt}, strength {nearest:g}", "strength")}</div>' + (
-            f"<style>.strength {{ width: 100%; }}</style><p>{html.escape(prompt or '')}, strength {nearest:g}</p>"
-        )
+        about = f"{prompt}, strength {nearest:g}"
+        return f"{STYLE}<div>{image_tag(opened(by_scale[nearest]), about, kind='strength')}</div><p>{html.escape(about)}</p>"
 
     def refresh(name: str | None, chosen: str | None) -> list[Any]:
         prompts = list(strengths_of(arena, name)) if name else []
