@@ -31,7 +31,7 @@ PROMPTS = 128  # to draw; others are judged
 PASSES = 4  # of a turn through what it has drawn
 OLD = {"reference": "old_policy"}
 LIST = {"transforms": [{"list_of": {"score": "advantage"}}]}
-# Learning rates and constants are those of the releases where the column says so in docs/tasks/online.md, else chosen on tuning prompts.
+# Constants of AWM, DGPO and DiffusionNFT are the releases', betas of the others those of compare_rank.py; one rate for all, not tuned.
 METHODS: dict[str, dict[str, Any]] = {
     "online_dpo": {"method": "diffusion_dpo", "transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "beta": 250, **OLD},
     "online_rank_dpo": {"method": "rank_dpo", "beta": 125, **OLD},
@@ -45,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
         **LIST,
     },
 }
+METHODS["flow_grpo"] = {"objective": {"clipped_ratio": {"low": 1e-3}}, "reference": "none", "rollout": {"cps": {"size": 2}}, **LIST}
 SHOWN = ("images", "evaluations", "win_rate", "taste", "adherence", "form_win_rate", "diversity", "seconds")
 
 
