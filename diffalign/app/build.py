@@ -81,7 +81,7 @@ def build(config: AppConfig) -> gr.Blocks:
         with gr.Tab("Rewrite", visible=not accounts.by_name) as rewrite:
             rewrite_page(desk)
         with gr.Tab("Data", visible=not accounts.by_name) as data:
-            data_page(ledger)
+            data_page(ledger, data)
         _hide_from_voters(blocks, accounts, [train, rewrite, data])
     return blocks
 

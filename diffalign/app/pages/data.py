@@ -52,8 +52,8 @@ class Finder:
         return str(values[self.name] or ""), max(1, int(values[self.sheet] or 1)), Filter(**{**wanted, **empty})
 
 
-def data_page(ledger: Ledger) -> None:
-    """Add the page's components to the `gr.Blocks` around it."""
+def data_page(ledger: Ledger, tab: gr.Tab) -> None:
+    """Add the page's components to the `gr.Blocks` around it; they show the newest records when `tab` is opened."""
     finder = _finder(ledger)
     with gr.Row():
         show = gr.Button("Show", variant="primary", min_width=80, elem_id="data-show")
@@ -81,7 +81,7 @@ def data_page(ledger: Ledger) -> None:
         message = refusal or "<p>Corrected; what was there is kept as history.</p>"
         return [message, *_sheet(ledger, request.username, name, wanted, number)]
 
-    for event, step in ((show.click, 0), (back.click, -1), (onward.click, 1), (finder.sheet.submit, 0)):
+    for event, step in ((tab.select, 0), (show.click, 0), (back.click, -1), (onward.click, 1), (finder.sheet.submit, 0)):
         event(look(step), finder.inputs, [finder.sheet, shown, record], concurrency_limit=None)
     correct.click(change, {record, corrected, *finder.inputs}, [outcome, finder.sheet, shown, record], concurrency_limit=None)
     _audit(ledger, finder.name)
