@@ -73,6 +73,10 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | None:
     if config.sequential_candidates:
         raise ConfigError("`sequential_candidates` is for denoising errors; leave it out where steps of a sampler are trained")
     noisy: Noisy = bind("rollout", ROLLOUTS, config.rollout or "cps")()
+    if noisy.kind == "cps" and recipe.objective.constants.get("trust") == "guard":
+        raise ConfigError(
+            "`trust: guard` corrects the ratio of densities, and `rollout: cps` has squares without variance; choose flow_sde or ddim"
+        )
     kept = len(noisy.trained(0, config.num_inference_steps))
     if passes(config) % kept:
         raise ConfigError(

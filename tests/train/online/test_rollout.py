@@ -173,6 +173,7 @@ def test_a_replay_that_differs_is_refused_by_what_has_broken_it(micro_sd, tmp_pa
         ({"rollout": "dpm"}, "there is no rollout `dpm`"),
         ({"rollout": {"cps": {"levle": 1}}}, "Did you mean `level`"),
         ({"sequential_candidates": True}, "`sequential_candidates`"),
+        ({"objective": {"clipped_ratio": {"low": 2e-6, "trust": "guard"}}}, "`trust: guard` corrects .* choose flow_sde or ddim"),
         ({"objective": "dpo", "beta": 100.0, "reference": None}, "which objective `dpo` does not read"),
     ],
 )
