@@ -21,6 +21,8 @@ CASES = {
 IN_TURN = CASES["diffusion_dpo"] | {"sequential_candidates": True}
 PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "ring") for color in ("red", "green", "blue")]
 DRAWN = {"prompts": PROMPTS, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": [{"taste": {"name": "bright_background"}}]}
+ONLINE = {"method": "rank_dpo", "dataset_name": "", "reference": "old_policy", "prompts": PROMPTS, "scorers": DRAWN["scorers"]}
+ONLINE |= {"images_per_prompt": 3, "prompts_per_turn": 4, "updates_per_turn": 1, "num_inference_steps": 1}
 ROUNDS = CASES["diffusion_dpo"] | {"rounds": 2, "generate": DRAWN}  # the first trains on the pairs
 
 
@@ -37,14 +39,14 @@ def options(micro_sd, tmp_path_factory):
 def two(options, tmp_path_factory):
     """The folder with every run in two processes, each of which takes two pairs at a time."""
     folder = tmp_path_factory.mktemp("two")
-    cases = CASES | {"in turn": IN_TURN, "rounds": ROUNDS}
+    cases = CASES | {"in turn": IN_TURN, "online": ONLINE, "rounds": ROUNDS}
     launch(folder, [options | case | {"train_batch_size": 2, "output_dir": str(folder / name)} for name, case in cases.items()])
     return folder
 
 
 def farthest(options, one, two, case):
     """Train in this process, with four pairs at a time, and return how far the weights are from those in `two`."""
-    run(TrainConfig(**options, **case, train_batch_size=4, output_dir=str(one)))
+    run(TrainConfig(**(options | case | {"train_batch_size": 4, "output_dir": str(one)})))
     ours, theirs = weights(one), weights(two)
     assert ours.keys() == theirs.keys()
     assert max(value.abs().max().item() for name, value in ours.items() if "lora_B" in name or "proj.3.weight" in name) > 1e-3
@@ -59,6 +61,14 @@ def test_two_processes_give_the_weights_of_one(options, two, tmp_path, name):
 
 def test_two_processes_in_turn_give_the_weights_of_one_at_once(options, two, tmp_path):
     assert farthest(options, tmp_path / "one", two / "in turn", CASES["diffusion_dpo"]) <= 1e-6
+
+
+def test_two_processes_share_the_prompts_of_a_turn_and_learn_from_whole_groups(options, two, tmp_path):
+    assert farthest(options, tmp_path / "one", two / "online", ONLINE) <= 1e-6
+    tables = [read_table(folder / "data") for folder in (two / "online", tmp_path / "one")]
+    for one, other in zip(*tables, strict=True):
+        assert (one.prompt, one.meta) == (other.prompt, other.meta)
+        assert [c.scores for c in one.candidates] == [pytest.approx(c.scores, abs=1e-6) for c in other.candidates]
 
 
 def test_two_processes_share_the_rounds_and_one_of_them_gathers_their_result(two):
