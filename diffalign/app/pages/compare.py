@@ -215,7 +215,7 @@ def duel_table(duels: Sequence[Duel]) -> str:
         for one in duels
     )
     head = f"<tr><th>Model</th><th>Win rate against {html.escape(duels[0].against)} (95 %)</th><th>Prompts</th><th></th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return f'<div style="overflow-x: auto"><table>{head}{"".join(rows)}</table></div>'
 
 
 def rating_table(ratings: Sequence[Rating]) -> str:
@@ -228,7 +228,7 @@ def rating_table(ratings: Sequence[Rating]) -> str:
         for one in ratings
     ]
     head = "<tr><th>Model</th><th>Chance against the average (95 %)</th><th>Won</th><th>Lost</th><th>Tied</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return f'<div style="overflow-x: auto"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _end(share: float) -> str:

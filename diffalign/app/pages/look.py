@@ -9,6 +9,8 @@ import gradio as gr
 from diffalign.app.arena import Arena
 from diffalign.app.pages.shown import flip
 
+NARROW = 320  # pixels; a screen with less than twice as many shows one above the other
+
 
 def look_view(arena: Arena) -> None:
     """Add the choice of a prompt and two models, and their pictures."""
@@ -16,8 +18,10 @@ def look_view(arena: Arena) -> None:
         prompt = gr.Dropdown(label="Prompt", choices=[], elem_id="compare-prompt")
         left, right = (gr.Dropdown(label=f"On the {side}", choices=[], elem_id=f"compare-{side}") for side in ("left", "right"))
     with gr.Row():
-        flipped = gr.HTML(elem_id="compare-flip")
-        slider = gr.ImageSlider(label="Drag the line", type="pil", height=512, interactive=False, elem_id="compare-slider")
+        with gr.Column(min_width=NARROW):
+            flipped = gr.HTML(elem_id="compare-flip")
+        with gr.Column(min_width=NARROW):
+            slider = gr.ImageSlider(label="Drag the line", type="pil", height=512, interactive=False, elem_id="compare-slider")
 
     def choices(prompt: str | None, left: str | None, right: str | None) -> list[Any]:
         drawn, prompts = arena.store.models(), arena.store.prompts()

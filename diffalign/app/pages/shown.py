@@ -16,8 +16,9 @@ STYLE = """<style>
 .flip img, .flip span { grid-column: 1; } .flip img { grid-row: 1; width: 100%; border-radius: 6px; } .flip span { grid-row: 2; }
 .flip .second, .flip input:checked ~ .first { visibility: hidden; } .flip input:checked ~ .second { visibility: visible; }
 .flip input:focus-visible ~ img { outline: 2px solid var(--color-accent); }
-.sheet { overflow-x: auto; } .sheet img { width: 96px; max-width: none; border-radius: 4px; } .sheet td, .sheet th { padding: 2px 4px; }
-.sheet th { font-weight: normal; text-align: left; max-width: 9em; overflow-wrap: anywhere; }
+.sheet { overflow-x: auto; } .sheet td, .sheet th { padding: 2px 4px; }
+.sheet img { width: clamp(40px, 11vw, 96px); max-width: none; border-radius: 4px; }
+.sheet th { font-weight: normal; text-align: left; } .sheet th:first-child { min-width: 6em; max-width: 9em; overflow-wrap: anywhere; }
 .flip img[data-small], .sheet img[data-small], .strength[data-small] { image-rendering: pixelated; }
 .strength { width: min(100%, 512px); border-radius: 6px; }
 </style>"""
