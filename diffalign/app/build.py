@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from diffalign.app.arena import Arena
 from diffalign.app.background import Background
 from diffalign.app.ballot import Ballot
+from diffalign.app.choice import chooser
 from diffalign.app.commands import draw_command
 from diffalign.app.jobs import Queue
 from diffalign.app.ledger import Ledger
@@ -33,6 +34,7 @@ from diffalign.app.voters import Accounts
 from diffalign.app.workshop import Workshop
 from diffalign.core.errors import ConfigError
 from diffalign.data.prompts import prompts_to_draw
+from diffalign.data.questions import RANKED
 from diffalign.data.store import VoteStore
 from diffalign.infer.options import DrawVotesConfig
 
@@ -48,6 +50,8 @@ READABLE = {
     "block_info_text_color": "*neutral_600",
     "block_info_text_color_dark": "*neutral_300",
 }
+SESSIONS = 100  # pages whose state the server keeps; it does not notice that one was left, and forgets the oldest
+LOOK = 0.05  # seconds between two looks of Gradio at its queue of events
 
 
 def build(config: AppConfig) -> gr.Blocks:
@@ -71,7 +75,7 @@ def build(config: AppConfig) -> gr.Blocks:
     ledger = Ledger(stores, tables, folder / "data", accounts, Background(folder / "data" / "audit.log"))
     with gr.Blocks(title="diffalign", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         with gr.Tab("Vote"):
-            vote_page(Ballot(store, config.repeats), accounts, "votes")
+            vote_page(_ballot(config, store), accounts, "votes")
         with gr.Tab("Train", visible=not accounts.by_name) as train:
             train_page(workshop, train)
         with gr.Tab("Compare"):
@@ -83,6 +87,9 @@ def build(config: AppConfig) -> gr.Blocks:
         with gr.Tab("Data", visible=not accounts.by_name) as data:
             data_page(ledger, data)
         _hide_from_voters(blocks, accounts, [train, rewrite, data])
+    blocks.state_session_capacity = SESSIONS
+    # Gradio looks for work a thousand times a second, also while nobody is there, which takes 4 % of a core.
+    blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = LOOK
     return blocks
 
 
@@ -119,6 +126,7 @@ def serve(config: AppConfig) -> None:
             run_history=False,
             max_file_size=BYTES,
             theme=gr.themes.Default().set(**READABLE),
+            state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [Middleware(RequestLimits)]},
             quiet=True,
             prevent_thread_lock=True,
@@ -163,7 +171,20 @@ def _ahead(config: AppConfig) -> DrawVotesConfig:
         pretrained_model_name_or_path=[config.pretrained_model_name_or_path, *config.runs],
         prompts=[config.prompts] if config.prompts else [],
         ahead=config.ahead,
+        images_per_prompt=RANKED if config.mode == "ranking" else 2,
         follow=True,
+    )
+
+
+def _ballot(config: AppConfig, store: VoteStore) -> Ballot:
+    """Return the votes of the first page."""
+    return Ballot(
+        store,
+        config.repeats,
+        choose=chooser(config.choose, store),
+        order="random" if config.choose == "random" else "balanced",
+        ranking=config.mode == "ranking",
+        second_question=config.second_question,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 EMBEDDED_WRITER = "assets/tiny-lm/sem_dpo"
 
@@ -29,6 +30,12 @@ class AppConfig:
     """Pairs that are drawn ahead of the voters; 0 draws none, for a store that was filled by `diffalign votes draw` or `votes add`."""
     repeats: float = 0.1
     """Share of questions that are asked twice, the sides exchanged, to measure how far a voter agrees with himself or herself."""
+    choose: Literal["balanced", "random", "active"] = "balanced"
+    """Which pair is asked next: one of the prompts that the voter saw least, any, or the one whose answer is expected to tell most."""
+    mode: Literal["pairs", "ranking"] = "pairs"
+    """Show two pictures of which the voter chooses one, or four to be put in order, for methods that learn from lists (rank_dpo)."""
+    second_question: str = ""
+    """A further question of each pair, which the voter may answer by left, right or tie, for example "Which follows the prompt better?"."""
     tables: list[str] = field(default_factory=list)
     """Folders whose tables owners may look through on the page Data, besides the votes and the tables of trainings."""
     output_dir: str = "outputs/app"

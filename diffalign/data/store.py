@@ -28,6 +28,7 @@ from diffalign.data.questions import (
     SECOND_ANSWERS,
     CastVote,
     Choose,
+    OpenPair,
     Order,
     Question,
     ShownPicture,
@@ -175,6 +176,8 @@ class VoteStore:
         voter = self._user(user)
         waiting = self._waiting(voter, ranking, count)
         if len(waiting) < count:
+            # Before others have to wait: a chooser may look at many pictures.
+            chosen = self._chosen(voter, count - len(waiting), order, choose) if choose and not ranking else []
             with self._file.transaction(flush=False) as database:  # in which another tab of this user may have asked meanwhile
                 waiting = self._waiting(voter, ranking, count)
                 while len(waiting) < count:
@@ -182,7 +185,7 @@ class VoteStore:
                     if ranking:
                         new = self._ask_to_rank(database, voter)
                     else:
-                        new = self._ask_again(voter, again) if again else self._ask(database, voter, order, choose, rng)
+                        new = self._ask_again(voter, again) if again else self._ask(database, voter, order, chosen, rng)
                     if new is None:
                         break
                     waiting.append(new)
@@ -191,19 +194,28 @@ class VoteStore:
     def _waiting(self, voter: int, ranking: bool, count: int) -> list[str]:
         return [name for (name,) in self._file.rows(sql.UNANSWERED, voter, ranking, count)]
 
-    def _ask(self, database: sqlite3.Connection, voter: int, order: Order, choose: Choose | None, rng: random.Random) -> str | None:
-        """Ask about a pair that the user has not compared yet; None if there is none."""
-        pairs = open_pairs(database, voter, order, CANDIDATES if choose else 1, self._picture)
-        if not pairs:
+    def _chosen(self, voter: int, count: int, order: Order, choose: Choose) -> list[OpenPair]:
+        """Return up to `count` pairs that a chooser picks, one after the other."""
+        pairs = open_pairs(self._file.rows, voter, order, CANDIDATES, self._picture)
+        return [pairs.pop(choose(pairs)) for _ in range(min(count, len(pairs)))]
+
+    def _ask(self, database: sqlite3.Connection, voter: int, order: Order, chosen: list[OpenPair], rng: random.Random) -> str | None:
+        """Ask about the first of the chosen pairs that the user has not compared yet, or of all open ones; None if there is none."""
+        while chosen:
+            pair = chosen.pop(0)
+            if not database.execute(sql.WAS_SHOWN, (voter, pair.id)).fetchone():
+                break
+        else:
+            pair = next(iter(open_pairs(self._file.rows, voter, order, 1, self._picture)), None)
+        if pair is None:
             return None
-        pair = pairs[choose(pairs) if choose else 0]
         sides = [pair.first.id, pair.second.id]
         rng.shuffle(sides)
         return self._show(voter, pair.prompt, pair.id, sides)
 
     def _ask_to_rank(self, database: sqlite3.Connection, voter: int) -> str | None:
         """Ask to rank four pictures that the user has not ranked yet; None if no prompt has four."""
-        unranked = open_ranking(database, voter)
+        unranked = open_ranking(self._file.rows, voter)
         if unranked is None:
             return None
         prompt, pictures = unranked
@@ -314,6 +326,11 @@ class VoteStore:
             numbers, words = (tuple(json.loads(text)) for text in (ranks, reasons))
             votes.append(CastVote(name, answer, numbers, words, second_answer, at, second_question))
         return votes
+
+    def decided(self, user: str | None = None) -> list[tuple[ShownPicture, ShownPicture]]:
+        """Return the preferred and the other picture of every comparison that a user, or anybody, decided."""
+        pairs = [(row[0], self._picture(*row[1:5]), self._picture(*row[5:9])) for row in self._file.rows(sql.DECIDED, user)]
+        return [(left, right) if answer == "left" else (right, left) for answer, left, right in pairs]
 
     def users(self) -> list[str]:
         """Return the names of all who were asked something."""

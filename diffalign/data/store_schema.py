@@ -90,12 +90,13 @@ UNANSWERED = """SELECT id FROM shown WHERE user = ?1 AND (pair IS NULL) = ?2
 PAIRS_SHOWN = "SELECT (SELECT COUNT(DISTINCT pair) FROM shown WHERE user = ? AND pair IS NOT NULL), (SELECT COUNT(*) FROM pairs)"
 # Prompts that have pairs: those that a user saw least come first, and of these the ones with a pair that was shown least.
 _PROMPTS = "SELECT id, text FROM prompts {} WHERE EXISTS (SELECT 1 FROM pairs WHERE pairs.prompt = prompts.id) ORDER BY {} RANDOM()"
-_OF_USER = "LEFT JOIN (SELECT prompt, COUNT(*) AS times FROM shown WHERE user = :user AND pair IS {} GROUP BY prompt) ON prompt = id"
+_OF_USER = "LEFT JOIN (SELECT prompt, COUNT(*) AS times FROM shown WHERE user = ?1 AND pair IS {} GROUP BY prompt) ON prompt = id"
 _LEAST_SHOWN = "(SELECT MIN(times_shown) FROM pairs WHERE pairs.prompt = prompts.id)"
 PROMPTS_IN_ORDER = {
     "balanced": _PROMPTS.format(_OF_USER.format("NOT NULL"), f"IFNULL(times, 0), {_LEAST_SHOWN},"),
-    "random": _PROMPTS.format("", ""),
+    "random": _PROMPTS.format("", "?1 IS NULL,"),  # the user is not asked for, only named
 }
+WAS_SHOWN = "SELECT 1 FROM shown WHERE user = ? AND pair = ?"
 OPEN_PAIRS = """SELECT pairs.id, a.id, a.file, a.model, a.seed, b.id, b.file, b.model, b.seed
     FROM pairs JOIN pictures a ON a.id = first JOIN pictures b ON b.id = second
     WHERE pairs.prompt = ?2 AND NOT EXISTS (SELECT 1 FROM shown WHERE shown.user = ?1 AND shown.pair = pairs.id)
@@ -132,6 +133,12 @@ LAST_VOTE = """SELECT votes.id, shown FROM votes JOIN shown ON shown.id = votes.
 VOTES = """SELECT shown.id, answer, ranks, reasons, second_answer, votes.at, second_question FROM votes JOIN shown ON shown.id = votes.shown
     JOIN users ON users.id = shown.user WHERE withdrawn IS NULL AND (users.name = ?1 OR ?1 IS NULL) AND (shown.id = ?2 OR ?2 IS NULL)
     ORDER BY votes.id"""
+# The pictures of comparisons that were decided, the one on the left first.
+DECIDED = """SELECT answer, a.id, a.file, a.model, a.seed, b.id, b.file, b.model, b.seed FROM votes JOIN shown ON shown.id = votes.shown
+    JOIN users ON users.id = shown.user
+    JOIN shown_pictures l ON l.shown = shown.id AND l.position = 0 JOIN pictures a ON a.id = l.picture
+    JOIN shown_pictures r ON r.shown = shown.id AND r.position = 1 JOIN pictures b ON b.id = r.picture
+    WHERE withdrawn IS NULL AND answer IN ('left', 'right') AND (users.name = ?1 OR ?1 IS NULL) ORDER BY votes.id"""
 # Of pairs that were ranked among others, too, a user has seen both pictures.
 RANKED_PAIRS = """UPDATE pairs SET times_shown = times_shown + 1 WHERE first IN (SELECT picture FROM shown_pictures WHERE shown = ?1)
     AND second IN (SELECT picture FROM shown_pictures WHERE shown = ?1)"""

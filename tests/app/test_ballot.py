@@ -110,3 +110,19 @@ def test_accounts_that_cannot_be_meant_are_refused_by_file_and_user(tmp_path):
         file.write_text(content)
         with pytest.raises(ConfigError, match=f"users.json.*{word}"):
             Accounts.read(file)
+
+
+def test_a_ranking_counts_as_its_comparisons_of_neighbours_and_a_further_answer_is_kept(tmp_path):
+    with VoteStore(tmp_path / "votes.db") as store:
+        store.add_pictures("a star", [picture(shade) for shade in range(10, 90, 10)])
+        ranks, pairs = Ballot(store, ranking=True), Ballot(store, second_question="Which is sharper?")
+        question = ranks.state("ada")["questions"][0]
+        assert len(question["pictures"]) == 4
+        assert ranks.vote("ada", question["id"], "ranking", ranks=[1, 2, 3, 4])["progress"]["votes"] == 3
+        state = pairs.state("ada")
+        assert state["second_question"] == "Which is sharper?"
+        pairs.vote("ada", state["questions"][0]["id"], "left", second_answer="tie")
+        assert [(vote.answer, vote.second_question, vote.second_answer) for vote in store.votes()] == [
+            ("ranking", "", ""),
+            ("left", "Which is sharper?", "tie"),
+        ]

@@ -285,3 +285,28 @@ def test_a_store_of_the_first_version_is_read_as_it_is_and_written_as_a_newer_on
         assert [(vote.answer, vote.second_question) for vote in store.votes()] == [("left", "")]
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_four_pictures_are_ranked_once_and_become_a_ranked_record(store):
+    assert store.questions("ada", ranking=True) == []  # three pictures are too few
+    store.add_pictures("a star", [picture(shade) for shade in range(100, 160, 10)], model="tiny-sd")
+    first, second = (store.questions("ada", 1, ranking=True)[0] for _ in range(2))
+    assert first == second  # until it is answered
+    assert len({shown.file for shown in first.pictures}) == 4
+    store.vote(first.id, "ada", "ranking", ranks=[2, 1, 4, 3])
+    (other,) = store.questions("ada", 3, ranking=True)  # of nine pictures, five were left
+    assert not {shown.id for shown in first.pictures} & {shown.id for shown in other.pictures}
+    (record,) = store.records()
+    assert ([candidate.rank for candidate in record.candidates], record.prob) == ([2, 1, 4, 3], None)
+    assert ask(store).id not in (first.id, other.id)  # who ranks and who compares is asked different things
+    assert store.undo("ada") is None
+    assert store.undo("ada", ranking=True) == first
+
+
+def test_a_second_answer_is_kept_with_its_question(store):
+    question = ask(store)
+    with pytest.raises(RecordError, match="second"):
+        store.vote(question.id, "ada", "left", second_answer="both_bad")
+    store.vote(question.id, "ada", "left", second_question="Which is sharper?", second_answer="right")
+    (record,) = store.records()
+    assert (record.prob, record.meta["second_question"], record.meta["second_answer"]) == (1.0, "Which is sharper?", "right")

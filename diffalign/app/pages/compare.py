@@ -14,6 +14,7 @@ import gradio as gr
 
 from diffalign.app.arena import Arena, Duel
 from diffalign.app.ballot import Ballot
+from diffalign.app.choice import chooser
 from diffalign.app.commands import export_command
 from diffalign.app.download import zipped
 from diffalign.app.jobs import Queue
@@ -116,7 +117,11 @@ def compare_page(gallery: Gallery) -> None:
     answer = gr.HTML(elem_id="compare-answer")
     status = gr.HTML(elem_id="compare-status")
     with gr.Tab("Vote blind"):
-        vote_page(Ballot(gallery.arena.store, enough=None), gallery.accounts, "arena")
+        vote_page(
+            Ballot(gallery.arena.store, choose=chooser(gallery.config.choose, gallery.arena.store, of_models=True), enough=None),
+            gallery.accounts,
+            "arena",
+        )
     with gr.Tab("Look"):
         look_view(gallery.arena)
     with gr.Tab("Strength and download"):

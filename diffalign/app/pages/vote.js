@@ -1,17 +1,21 @@
 // The vote page: what a hand, a finger or a key does becomes one vote for the question that was on screen, and is sent until it arrives.
 const page = element.querySelector(".vote");
 const part = (name) => page.querySelector(name);
-const pictures = [...page.querySelectorAll(".picture img")];
+const ranking = props.ranking === "true"; // four pictures to be put in order, instead of two to choose from
+const pictures = [...page.querySelectorAll(".picture img")].slice(0, ranking ? 4 : 2);
 const REST = 250; // milliseconds in which a new pair takes no answer: a double click is meant for the one before
 const WAIT = [500, 1000, 2000, 4000, 8000]; // milliseconds between attempts to send
-const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", x: "both_bad", s: "skip" };
-const SIDES = ["Left", "Right"];
+const KEYS = ranking ? { s: "skip" } : { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", x: "both_bad", s: "skip" };
+const SECOND = { a: "left", w: "tie", d: "right" };
+const NAMES = ranking ? ["Picture 1", "Picture 2", "Picture 3", "Picture 4"] : ["Left", "Right"];
 const EMPTY = ["No pictures yet. They appear here by themselves, as they are drawn.", "You have seen all pictures. New ones appear here by themselves, as they are drawn."];
 const UNSENT = `diffalign-unsent-${props.ballot}`; // under which the browser keeps votes that the server does not have yet
 
 let questions = []; // the one on screen first
 let loaded = new Map(); // question id -> promise of its pictures
 let reasons = new Set();
+let order = []; // places of the pictures that have a rank, the best one first
+let second = ""; // the answer to the further question
 let sending = Promise.resolve(); // votes go one after the other, in the order they were given
 let unsent = 0;
 let counted = null; // votes, as far as the page around it knows
@@ -70,6 +74,7 @@ async function show() {
   page.dataset.question = question?.id ?? "";
   part(".prompt").textContent = question ? question.prompt : EMPTY[counted ? 1 : 0];
   pictures.forEach((image) => { image.removeAttribute("src"); image.alt = ""; });
+  rank([]);
   close();
   if (!question) return;
   try {
@@ -77,7 +82,7 @@ async function show() {
     if (questions[0]?.id !== question.id) return;
     images.forEach((image, side) => {
       pictures[side].src = image.src;
-      pictures[side].alt = `${SIDES[side]} picture for: ${question.prompt}`;
+      pictures[side].alt = `${NAMES[side]}${ranking ? "" : " picture"} for: ${question.prompt}`;
       pictures[side].dataset.small = image.naturalWidth < 256;
     });
     setTimeout(() => { if (questions[0]?.id === question.id) page.dataset.open = question.id; }, REST);
@@ -94,6 +99,8 @@ function take(state, done) {
   questions = state.questions.filter((question) => !done.has(question.id));
   for (const id of loaded.keys()) if (!questions.some((question) => question.id === id)) loaded.delete(id);
   part(".undo").disabled = state.progress.votes === 0 && !state.last;
+  part(".second").hidden = ranking || !state.second_question;
+  part(".asked").textContent = state.second_question;
   part(".progress").textContent = progress(state.progress);
   if (state.last) part(".last").textContent = last(state.last);
   if (state.progress.votes !== counted) {
@@ -111,7 +118,7 @@ function progress({ votes, enough, agreement, repeated }) {
 }
 
 function last({ answer, models }) {
-  const names = new Set(models).size > 1 && models.map((model, side) => model && `${SIDES[side].toLowerCase()}: ${model}`).filter(Boolean).join(", ");
+  const names = new Set(models).size > 1 && models.map((model, side) => model && `${NAMES[side].toLowerCase()}: ${model}`).filter(Boolean).join(", ");
   return `Last vote: ${answer.replace("_", " ")}${names ? ` (${names})` : ""}`;
 }
 
@@ -138,12 +145,15 @@ async function send(vote) {
   }
 }
 
-function vote(answer) {
+const takesAnswer = () => questions.length > 0 && page.dataset.open === questions[0].id;
+
+function vote(answer, ranks = []) {
   const [question] = questions;
-  if (!question || page.dataset.open !== question.id) return;
-  const cast = { question: question.id, answer, reasons: [...reasons] };
+  if (!takesAnswer()) return;
+  const cast = { question: question.id, answer, reasons: [...reasons], ranks, second_answer: second };
   reasons.clear();
-  page.querySelectorAll(".reasons button").forEach((button) => button.setAttribute("aria-pressed", "false"));
+  second = "";
+  page.querySelectorAll("[aria-pressed]").forEach((button) => button.setAttribute("aria-pressed", "false"));
   keep([...pending(), cast]);
   questions = questions.slice(1);
   unsent += 1;
@@ -152,7 +162,27 @@ function vote(answer) {
   page.dataset.unsent = unsent;
 }
 
+function rank(places) {
+  order = places;
+  page.querySelectorAll(".rank").forEach((mark, place) => { mark.textContent = order.includes(place) ? order.indexOf(place) + 1 : ""; });
+  if (order.length < pictures.length - 1) return;
+  const last = pictures.map((_, place) => place).filter((place) => !order.includes(place));
+  const whole = [...order, ...last];
+  vote("ranking", pictures.map((_, place) => whole.indexOf(place) + 1));
+}
+
+function pick(place) {
+  if (takesAnswer()) rank(order.includes(place) ? order.filter((other) => other !== place) : [...order, place]);
+}
+
+function answerSecond(answer) {
+  if (part(".second").hidden) return;
+  second = second === answer ? "" : answer;
+  page.querySelectorAll(".second button").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.second === second)));
+}
+
 async function undo() {
+  if (order.length) { rank(order.slice(0, -1)); return; }
   await sending;
   try { take(await ask("undo", {}), new Set()); } catch (error) { trouble(error.message); }
 }
@@ -186,9 +216,9 @@ function open(side) {
   part(".full").hidden = false;
   part(".full img").src = pictures[side].src;
   part(".full img").alt = pictures[side].alt;
-  part(".full span").textContent = `${SIDES[side]}. Space or click: the other one. Esc: close.`;
+  part(".full span").textContent = `${NAMES[side]}. Space or click: the ${ranking ? "next" : "other"} one. Esc: close.`;
 }
-const flip = () => open(full === null ? 0 : 1 - full);
+const flip = () => open(full === null ? 0 : (full + 1) % pictures.length);
 
 function help() {
   const keys = part(".keys");
@@ -198,7 +228,11 @@ function help() {
 
 page.addEventListener("click", (event) => {
   const answer = event.target.closest("[data-answer]")?.dataset.answer;
-  if (answer && event.detail <= 1) vote(answer);
+  const picture = event.target.closest(".picture");
+  const further = event.target.closest("[data-second]")?.dataset.second;
+  if (ranking && picture) { if (event.detail <= 1) pick(pictures.indexOf(picture.querySelector("img"))); }
+  else if (answer) { if (event.detail <= 1) vote(answer); }
+  else if (further) answerSecond(further);
   else if (event.target.closest(".full, .view")) flip();
   else if (event.target.closest(".undo")) undo();
   else if (event.target.closest(".help")) help();
@@ -209,6 +243,8 @@ document.addEventListener("keydown", (event) => {
   if (!page.isConnected || !page.offsetParent || typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key in KEYS) vote(KEYS[key]);
+  else if (ranking && /^[1-4]$/.test(key)) pick(Number(key) - 1);
+  else if (key in SECOND) answerSecond(SECOND[key]);
   else if (key === "u") undo();
   else if (key === " ") flip();
   else if (key === "?") help();
@@ -220,6 +256,7 @@ document.addEventListener("keydown", (event) => {
 
 page.addEventListener("refresh", refresh); // which the page around it asks for
 
+if (ranking) pictures.forEach((image, place) => image.closest("button").setAttribute("aria-label", `${NAMES[place]}: the next in your order`));
 page.dataset.unsent = 0;
 pending().forEach((cast) => { unsent += 1; sending = sending.then(() => send(cast)).finally(() => { unsent -= 1; page.dataset.unsent = unsent; }); });
 sending.then(refresh);

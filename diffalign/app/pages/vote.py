@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import gradio as gr
@@ -17,6 +17,7 @@ from diffalign.core.errors import DiffalignError
 
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
+Item = TypeVar("Item")
 
 
 def vote_page(ballot: Ballot, accounts: Accounts, name: str, *, compact: bool = False) -> gr.HTML:
@@ -39,7 +40,10 @@ def vote_page(ballot: Ballot, accounts: Accounts, name: str, *, compact: bool = 
     def vote(data: dict[str, Any], request: gr.Request) -> dict[str, Any]:
         def cast() -> dict[str, Any]:
             voter = accounts.voter(login_of(request), data.get("secret"))
-            return ballot.vote(voter, _text(data, "question"), _text(data, "answer"), _texts(data, "reasons"))
+            second = _text(data, "second_answer") if "second_answer" in data else ""
+            return ballot.vote(
+                voter, _text(data, "question"), _text(data, "answer"), _list(data, "reasons", str), _list(data, "ranks", int), second
+            )
 
         return ask(request, cast)
 
@@ -54,6 +58,7 @@ def vote_page(ballot: Ballot, accounts: Accounts, name: str, *, compact: bool = 
         server_functions=[state, vote, undo],
         ballot=name,
         compact=str(compact).lower(),
+        ranking=str(ballot.ranking).lower(),
     )
     widget.props["component"] = widget._id  # by which the script addresses the functions; Gradio tells it to nobody else
     return widget
@@ -80,8 +85,8 @@ def _text(data: dict[str, Any], name: str) -> str:
     return value
 
 
-def _texts(data: dict[str, Any], name: str) -> list[str]:
+def _list(data: dict[str, Any], name: str, kind: type[Item]) -> list[Item]:
     values = data.get(name, [])
-    if not isinstance(values, list) or len(values) > 16 or not all(isinstance(value, str) for value in values):
-        raise AccessError(f"`{name}` is no short list of texts")
+    if not isinstance(values, list) or len(values) > 16 or not all(type(value) is kind for value in values):
+        raise AccessError(f"`{name}` is no short list of {kind.__name__}")
     return values
