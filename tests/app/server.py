@@ -7,6 +7,7 @@ Every answer says in its header Server-Timing how many milliseconds it took here
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import time
@@ -58,6 +59,9 @@ def main(folder: str, port: int) -> None:
     )
     if recipe.exists():
         config = replace(config, config=str(recipe))
+    options = Path(folder) / "options.json"
+    if options.exists():
+        config = replace(config, **json.loads(options.read_text()))
     login = Accounts.read(users).admits if users.exists() else None
     server = gr.mount_gradio_app(FastAPI(middleware=[Middleware(RequestLimits)]), build(config), path="/", auth=login, max_file_size=BYTES)
     pages = next(route for route in server.routes if isinstance(route, Mount))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -40,6 +41,20 @@ def server(tmp_path_factory):
     with VoteStore(folder / "votes.db") as store:
         for prompt in ("a star", "a moon", "<img src=x onerror=document.title='hacked'>"):
             store.add_pictures(prompt, [encode_image(Image.new("RGB", (16, 16), (n * 20, 80, 160))) for n in range(12)], model="tiny-sd")
+    (folder / "options.json").write_text(json.dumps({"second_question": "Which is <b>sharper</b>?"}))
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory):
+    """A server that asks to rank four pictures."""
+    folder = tmp_path_factory.mktemp("ranking")
+    with VoteStore(folder / "votes.db") as store:
+        for prompt in ("a star", "a moon"):
+            store.add_pictures(prompt, [encode_image(Image.new("RGB", (16, 16), (n * 20, 80, 160))) for n in range(12)], model="tiny-sd")
+    (folder / "options.json").write_text(json.dumps({"mode": "ranking"}))
     server = Server(folder)
     yield server
     server.kill()
@@ -84,12 +99,12 @@ class Voter:
 
 def test_votes_by_keys_are_the_votes_that_were_meant(browser, server):
     voter = Voter(browser, server, viewport={"width": 1440, "height": 900})
-    for answer in (*KEYS, *KEYS):
+    for answer in [*KEYS] * 6:
         voter.means(answer)
         voter.page.keyboard.press(KEYS[answer])
     voter.sent()
     assert voter.counted() == voter.meant
-    assert "8 votes" in voter.page.inner_text(".vote .progress")  # skipping is none
+    assert "24 votes" in voter.page.inner_text(".vote .progress")  # skipping is none
     assert voter.page.title() != "hacked"
 
 
@@ -187,3 +202,65 @@ def test_votes_survive_a_server_that_is_killed_and_started_again(browser, server
     voter.question()
     voter.sent()
     assert voter.counted() == voter.meant
+
+
+def test_votes_by_mouse_with_a_further_answer_are_the_votes_that_were_meant(browser, server):
+    voter = Voter(browser, server, viewport={"width": 1024, "height": 768})
+    voter.question()
+    assert voter.page.inner_text(".vote .asked") == "Which is <b>sharper</b>?"
+    for answer in KEYS:
+        voter.means(answer)
+        if answer == "tie":
+            voter.page.click(".second [data-second=right]")
+        where = ".picture" if answer in ("left", "right") else ".answers button"
+        voter.page.click(f"{where}[data-answer={answer}]")
+    voter.means("left")
+    voter.page.keyboard.press("a")
+    voter.page.keyboard.press("w")
+    voter.page.keyboard.press("ArrowLeft")
+    voter.sent()
+    assert voter.counted() == voter.meant
+    with VoteStore(server.folder / "votes.db", read_only=True) as store:
+        mine = [vote for vote in store.votes() if vote.question in dict(voter.meant)]
+    assert [vote.second_answer for vote in mine] == ["", "", "right", "", "", "tie"]
+
+
+def rankings(voter) -> list[tuple[int, ...]]:
+    """Return the ranks of a voter's votes; a skip has none."""
+    with VoteStore(voter.server.folder / "votes.db", read_only=True) as store:
+        return [vote.ranks for vote in store.votes() if vote.question in dict(voter.meant)]
+
+
+def test_four_pictures_are_ranked_by_keys(browser, ranking):
+    voter = Voter(browser, ranking, viewport={"width": 1440, "height": 900})
+    voter.means("ranking")
+    for key in ("3", "2", "2", "1", "u", "4", "4", "4", "1"):  # in, in, out, in, out, in, out, in, in
+        voter.page.keyboard.press(key)
+    voter.means("skip")
+    voter.page.keyboard.press("1")
+    voter.page.keyboard.press("s")
+    undone = voter.question()
+    for key in "123":
+        voter.page.keyboard.press(key)
+    voter.question()
+    voter.page.keyboard.press("u")
+    voter.page.wait_for_function("question => document.querySelector('.vote').dataset.question === question", arg=undone)
+    voter.means("ranking")
+    for key in "432":
+        voter.page.keyboard.press(key)
+    voter.sent()
+    assert rankings(voter) == [(3, 4, 1, 2), (), (4, 3, 2, 1)]
+    assert voter.counted() == voter.meant
+
+
+def test_four_pictures_are_ranked_by_thumb_on_a_narrow_phone(browser, ranking):
+    voter = Voter(browser, ranking, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    for places in ((1, 0, 3), (0, 2, 1)):
+        voter.means("ranking")
+        for place in places:
+            voter.page.locator(".picture").nth(place).tap()
+    voter.sent()
+    assert rankings(voter) == [(2, 1, 4, 3), (1, 3, 2, 4)]
+    assert voter.page.evaluate("document.documentElement.scrollWidth") <= 360
+    boxes = voter.page.locator(".picture").evaluate_all("all => all.map(one => one.getBoundingClientRect().bottom)")
+    assert max(boxes) <= 740  # all four are seen at once
