@@ -234,6 +234,7 @@ def rankings(voter) -> list[tuple[int, ...]]:
 def test_four_pictures_are_ranked_by_keys(browser, ranking):
     voter = Voter(browser, ranking, viewport={"width": 1440, "height": 900})
     voter.means("ranking")
+    assert voter.page.locator(".vote .second").first.is_hidden()
     for key in ("3", "2", "2", "1", "u", "4", "4", "4", "1"):  # in, in, out, in, out, in, out, in, in
         voter.page.keyboard.press(key)
     voter.means("skip")
