@@ -6,6 +6,9 @@ The loop is a source of batches for the `Trainer`, which stays as it is: same st
   it is trained on equally often. The sampler's epochs go through the prompts of a turn, so turn and position follow from the step alone.
 - `turns.Turns` does a turn: the old policy moves, a network draws (the policy, the old policy or the moving average), scorers judge, and
   the turn is written to the log. The trainer calls it before each step.
+- `drawing` has what draws: the stock pipeline, or a rollout with noise whose steps are kept, for policy gradients of the sampler; `ratio`
+  refuses to train on kept steps whose ratio is not one before the first update.
+- `judges` and `rewards` make one reward and one advantage a picture of what the scorers say.
 - `pairs.TurnPairs` are the trainer's data: the latents that were drawn (not the pictures, encoded again), the prompts' embeddings, and
   what the method's transforms make of the scores, such as advantages or a pair.
 - `log.Log` keeps each turn as a preference table of its own, with the latents beside it, and joins them to `data` at the end of the run.
