@@ -53,6 +53,7 @@ def runs(world: World) -> dict[str, dict[str, Any]]:
         "pairs": {"method": "ppd"},
         "population": {"method": "diffusion_dpo", "rank": 8},
         "vector": {"method": "ppd", "user_encoder": {"vector": {"vectors": str(world.vectors())}}},
+        "pairs_narrow": {"method": "ppd", "user_encoder": {"pairs": {"width": 64}}},  # which comes with the embedded model
         "pairs_vpl": {"method": "ppd", "user_encoder": {"pairs": {"variational": True}}},
         "mixture": {"method": "ppd", "user_encoder": {"mixture": {"prototypes": 8}}},
         "one_hot": {"method": "ppd", "user_encoder": "one_hot"},

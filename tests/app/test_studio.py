@@ -126,10 +126,10 @@ def test_a_look_goes_from_one_taste_to_another(run, store):
 def test_a_saved_taste_is_loaded_and_a_wrong_file_is_refused_without_a_folder_of_the_server(run, store, tmp_path):
     studio = Studio(run, store, PROMPTS)
     sitting, taste = Sitting(studio, Accounts()), torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
-    _, _, save, _, _ = sitting.drawn(Look(mine=taste), "a star", 1.0, 0.0)
-    _, _, _, look, _ = sitting.loaded(save["value"], Look(), "a star", 1.0, 0.0, second=False)
+    _, _, save, *_ = sitting.drawn(Look(mine=taste), "a star", 1.0, 0.0)
+    _, _, _, look, *_ = sitting.loaded(save["value"], Look(), "a star", 1.0, 0.0, second=False)
     assert torch.equal(look.mine, taste)
-    _, _, _, look, to_other = sitting.loaded(save["value"], Look(mine=-taste), "a star", 1.0, 0.0, second=True)
+    _, _, _, look, to_other, _ = sitting.loaded(save["value"], Look(mine=-taste), "a star", 1.0, 0.0, second=True)
     assert torch.equal(look.other, taste)
     assert to_other == 0.5
     wrong = tmp_path / "notes.safetensors"
@@ -173,3 +173,6 @@ def test_a_run_that_is_not_personalised_is_refused_and_a_model_without_one_has_n
         Studio(write_run(tmp_path / "dpo", base), store)
     assert shipped(str(base)) is None
     assert shipped("assets/tiny-sd3") is None
+    name = shipped("assets/tiny-sd")
+    assert name is not None
+    assert Studio(name, store).run.base == "assets/tiny-sd"

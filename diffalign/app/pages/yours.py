@@ -72,7 +72,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
-    """What the page does. Each method returns the page's news: status, pictures, file to save, look, and the slider to a second person."""
+    """What the page does. Methods return the page's news: status, pictures, file to save, look, slider to a second person, commands."""
 
     studio: Studio
     accounts: Accounts
@@ -101,7 +101,7 @@ class Sitting:
             person = look.person(self.studio)
             images = nobodys if person is None else self.studio.pictures(person, lines)
             status = f"<p>{html.escape(self._status(look, images, nobodys, lines))}</p>"
-            return [status, _pairs(lines, images, nobodys), self._file(look), look, to_other]
+            return [status, _pairs(lines, images, nobodys), self._file(look), look, to_other, _commands(self.studio, look.voter)]
         except (DiffalignError, OSError) as error:
             return _refused(error)
 
@@ -163,9 +163,9 @@ def yours_page(studio: Studio | None, accounts: Accounts) -> None:
         other = gr.UploadButton("Load a second person", file_types=[".safetensors"], elem_id="yours-load-other")
         afresh = gr.Button("Start afresh", elem_id="yours-afresh")
     with gr.Accordion("The same on the command line and in Python", open=False):
-        gr.Markdown(_commands(studio))
+        commands = gr.Markdown(_commands(studio, None))
     look, sitting = gr.State(Look()), Sitting(studio, accounts)
-    settings, news = [look, prompts, strength, to_other], [status, looks, save, look, to_other]
+    settings, news = [look, prompts, strength, to_other], [status, looks, save, look, to_other, commands]
     queue: dict[str, Any] = {"concurrency_id": "yours", "concurrency_limit": 1, "trigger_mode": "always_last"}
     widget.counted(sitting.chosen, settings, news, **queue)
     for event in (strength.release, to_other.release, redraw.click):
@@ -177,7 +177,7 @@ def yours_page(studio: Studio | None, accounts: Accounts) -> None:
 
 def _message(text: str) -> list[Any]:
     """Return the page's news of which only the status is new."""
-    return [f"<p>{html.escape(text)}</p>", *[gr.skip()] * 4]
+    return [f"<p>{html.escape(text)}</p>", *[gr.skip()] * 5]
 
 
 def _refused(error: Exception) -> list[Any]:
@@ -200,10 +200,10 @@ def _pairs(prompts: Sequence[str], images: Sequence[Image.Image], nobodys: Seque
     return f'<div class="looks">{"".join(figures)}</div>'
 
 
-def _commands(studio: Studio) -> str:
-    """Return how to make and use a taste without the page."""
-    run, prompt = studio.name, studio.prompts[0]
-    embed = ["user", "embed", "--output_dir", run, "--dataset_name", str(studio.store.path), "--user_id", "NAME", "--destination", FILE]
+def _commands(studio: Studio, voter: str | None) -> str:
+    """Return how to make a visitor's taste and use it without the page."""
+    run, prompt, store = studio.name, studio.prompts[0], str(studio.store.path)
+    embed = ["user", "embed", "--output_dir", run, "--dataset_name", store, "--user_id", voter or "NAME", "--destination", FILE]
     draw = ["eval", "--output_dir", run, "--user", FILE, "--prompts", prompt]
     return f"""```bash
 {typed([*CLI, *embed])}
