@@ -168,6 +168,15 @@ def brighter(pair: OpenPair) -> bool:
     return abs(brightness(pair.first) - brightness(pair.second)) > 100
 
 
+def test_a_run_whose_encoder_sees_no_images_leaves_the_choice_of_pairs_to_the_store(base, store, tmp_path):
+    fill(store, np.random.default_rng(0))
+    studio = Studio(write_user_run(tmp_path / "run", base, "one_hot"), store, PROMPTS)
+    list(studio.prepare())
+    (question,) = store.questions("ada", choose=lambda pairs: studio.next_pair("ada", pairs))
+    store.vote(question.id, "ada", "left")
+    assert studio.words("ada") == ""
+
+
 def test_a_run_that_is_not_personalised_is_refused_and_a_model_without_one_has_none(base, store, tmp_path):
     with pytest.raises(ConfigError, match="not personalised"):
         Studio(write_run(tmp_path / "dpo", base), store)
