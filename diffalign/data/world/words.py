@@ -56,4 +56,4 @@ def _errors(shows: np.ndarray, likes: np.ndarray, freedom: int) -> float:
 
 
 def _phrase(name: str, value: str) -> str:
-    return PLACES[value] if name == "position" else PHRASES[name].format(value)
+    return f"shapes {PLACES[value]}" if name == "position" else PHRASES[name].format(value)
