@@ -58,13 +58,12 @@ python -m scripts.personal_clicks --root outputs/personal --run assets/tiny-sd/p
 prompts, are judged by their own taste against nobody's pictures of the same noise; 95 % intervals over users.
 
 {drawn}
-
+"""
+TOLD = """
 And without drawing, of {users} further unseen users, {seeds} times: the share of a user's preferences between two pictures of one
-prompt that the run tells right.
+prompt that the run tells right; the interval of the gain is over users.
 
-{told}
-
-{verdict}
+{rows}
 """
 
 
@@ -92,27 +91,26 @@ def main(root: Path, destination: Path) -> None:
 
 
 def card(found: dict[str, Any], steps: int) -> str:
-    """Return the card with the numbers of clicks.json."""
-    told, counts = found["told"], [str(count) for count in CLICKS]
-    gains = {count: told["gain"][count] for count in counts}
-    clear = [count for count, (_, low, _) in gains.items() if low > 0.0]
-    verdict = f"Pairs that tell most are better than random ones after {', '.join(clear)} clicks" if clear else "Random pairs do as well"
-    rows = [_row(f"{name} pairs", [f"{told[name][count]:.3f}" for count in counts]) for name in (ACTIVE, RANDOM)]
-    rows.append(_row("gain", [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in gains.values()]))
+    """Return the card with the numbers of clicks.json, as far as they are there."""
     names = {f"{strategy}-{count}": f"{count} clicks, {strategy} pairs" for count in DRAWN for strategy in (ACTIVE, RANDOM)}
     drawn = [
         _row(label, [f"{one['win_rate']:.3f} ({one['ci95'][0]:.3f} to {one['ci95'][1]:.3f})", f"{one['adherence']:.3f}"])
         for name, label in names.items()
         if (one := found.get(name))
     ]
-    return CARD.format(
-        steps=steps,
-        drawn="\n".join([_row("", ["against nobody's pictures", "adherence to the prompt"]), "| --- | --- | --- |", *drawn]),
-        users=told["users"],
-        seeds=told["seeds"],
-        told="\n".join([_row("clicks", counts), "| --- |" + " --- |" * len(counts), *rows]),
-        verdict=f"{verdict} by the second measure. Where the intervals of the first overlap, it does not tell them apart.",
+    text = CARD.format(
+        steps=steps, drawn="\n".join([_row("", ["against nobody's pictures", "adherence to the prompt"]), "| --- | --- | --- |", *drawn])
     )
+    return text + (_told(found["told"]) if "told" in found else "")
+
+
+def _told(found: dict[str, Any]) -> str:
+    counts = [str(count) for count in CLICKS]
+    rows = [_row("clicks", counts), "| --- |" + " --- |" * len(counts)]
+    rows += [_row(f"{name} pairs", [f"{found[name][count]:.3f}" for count in counts]) for name in (ACTIVE, RANDOM)]
+    gains = [found["gain"][count] for count in counts]
+    rows.append(_row("gain", [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" for mean, low, high in gains]))
+    return TOLD.format(users=found["users"], seeds=found["seeds"], rows="\n".join(rows))
 
 
 def _row(head: str, cells: list[str]) -> str:
