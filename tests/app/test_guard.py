@@ -32,6 +32,7 @@ VOTERS_MAY = (
     "compare-prompt change",
     "strength change",
     "yours-",
+    "html counted",
 )
 # Paths that lead to no data: the page that asks for the login among them.
 OPEN = ("", "openapi.json", "docs", "redoc", "oauth2-redirect", "login", "login_check", "token", "logout")

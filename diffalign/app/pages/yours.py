@@ -82,6 +82,8 @@ class Sitting:
     ) -> Iterator[list[Any]]:
         """Draw for the visitor whose choices have changed; the first one waits for the run, and for the pictures to choose from."""
         try:
+            if not isinstance(event._data, dict):
+                raise AccessError("only the page itself asks for this")
             voter = self.accounts.voter(login_of(request), event._data.get("secret"))
             for there, total in self.studio.prepare():
                 yield _message(f"Drawing the first pictures: {there} of {total}.")
@@ -92,6 +94,8 @@ class Sitting:
 
     def drawn(self, look: Look, prompts: str, strength: float, to_other: float) -> list[Any]:
         """Draw for a look, and for nobody at the same seeds."""
+        if look.voter is None and look.mine is None:
+            return _message("The page is not ready yet.")
         lines = [line.strip()[:LONGEST] for line in prompts.splitlines() if line.strip()][:PROMPTS]
         if not lines:
             return _message("Write a prompt to look at.")
@@ -105,8 +109,10 @@ class Sitting:
         except (DiffalignError, OSError) as error:
             return _refused(error)
 
-    def loaded(self, file: str, look: Look, prompts: str, strength: float, to_other: float, *, second: bool) -> list[Any]:
+    def loaded(self, file: str | None, look: Look, prompts: str, strength: float, to_other: float, *, second: bool) -> list[Any]:
         """Draw for the taste in a file, or on the way to it where it is a second person's."""
+        if not file:
+            return _message("Choose a file.")
         try:
             tokens = self.studio.read(Path(file))
         except DiffalignError as error:
