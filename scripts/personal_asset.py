@@ -64,6 +64,9 @@ And without drawing, of {users} further unseen users, {seeds} times: the share o
 prompt that the run tells right; the interval of the gain is over users.
 
 {rows}
+
+How sure visitors are taken to be of their choices (`SURENESS` in `diffalign/app/studio.py`) was chosen on these users, and not on
+the 50 above. Where an interval holds zero, active pairs are not shown to be better.
 """
 
 
