@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -32,7 +30,6 @@ from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.checks import check_keys, kind_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
-from diffalign.methods.packages import trackers_of
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Driver, Recipe, recipe_of
 from diffalign.models import adapters
@@ -40,7 +37,7 @@ from diffalign.models.reference import eval_mode, exchanged
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
 from diffalign.train import checkpoint, requests
-from diffalign.train.launch import refuse_engines
+from diffalign.train.launch import make_accelerator
 from diffalign.train.online import loop as online
 from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
@@ -72,25 +69,6 @@ def make_online_trainer(config: TrainConfig, recipe: Recipe) -> Trainer:
     prompts = online.prompts_of(config, recipe)
     accelerator = make_accelerator(config)
     return Trainer(config, online.parts(config, recipe, prompts, accelerator.device), accelerator)
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return the accelerator of a run. Raises ConfigError for what a run cannot have, before a model loads."""
-    torch.set_flush_denormal(True)
-    AcceleratorState._reset_state()  # else a second run in one process could not choose another precision
-    refuse_engines(config)
-    Watch.of(config)  # refuses prompts and judges before a model loads
-    trackers: Any = trackers_of(config) or None  # of an empty list accelerate warns; its annotation leaves lists out
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        # The passes of a step are ours; accelerate's own accumulation, which its launcher may ask for, would divide the gradient again.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=trackers,
-        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
-    )
-    if accelerator.is_main_process:
-        logger.info("model %s on %s", config.pretrained_model_name_or_path, accelerator.device)
-    return accelerator
 
 
 def trainer_for(config: TrainConfig) -> Trainer:
