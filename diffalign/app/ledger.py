@@ -39,8 +39,8 @@ class Ledger:
         """Return the names of the stores and of tables, the paths of which are relative to a folder."""
         self.owner(login)
         patterns = [f"{'*/' * depth}*/manifest.json" for depth in range(DEPTH)]
-        found = (file.parent for folder in self.folders for pattern in patterns for file in sorted(folder.glob(pattern)))
-        tables = (table for table in found if is_table(table))
+        folders = (file.parent for folder in self.folders for pattern in patterns for file in sorted(folder.glob(pattern)))
+        tables = (folder for folder in folders if is_table(folder))
         return [*self.stores, *(str(self._relative(table)) for table in itertools.islice(tables, LISTED))]
 
     def _relative(self, table: Path) -> Path:

@@ -129,12 +129,12 @@ def tree_advantages(parents: Sequence[int], values: Any, *, eps: float = 1e-8) -
     1e-6, is zero (BranchGRPO as released).
     """
     depths, nodes = tree_depths(parents), checked([values])[0]
-    found = np.zeros_like(nodes)
+    result = np.zeros_like(nodes)
     for depth in range(depths.max() + 1):
         layer = depths == depth
         if layer.sum() > 1 and nodes[layer].std(ddof=1) >= 1e-6:
-            found[layer] = advantages([nodes[layer]], spread="group", ddof=1, eps=eps, clip=None)[0]
-    return found
+            result[layer] = advantages([nodes[layer]], spread="group", ddof=1, eps=eps, clip=None)[0]
+    return result
 
 
 def checked(rewards: Any) -> np.ndarray:

@@ -153,8 +153,8 @@ class Several:
 
     def score(self, likelihood: Likelihood, query: Any) -> Compared:
         """Return what each says, without gradient."""
-        said = (other and other.score(likelihood, query) for other in (self.start, self.old))
-        return Compared(self.reference.score(likelihood, query), *said)
+        others = (other and other.score(likelihood, query) for other in (self.start, self.old))
+        return Compared(self.reference.score(likelihood, query), *others)
 
     def driving(self) -> AbstractContextManager[Any]:
         """Give the reference's network."""

@@ -113,14 +113,18 @@ class Appearance:
 
 def appearance(groups: Iterable[Sequence[Image.Image]], features: Features) -> Appearance:
     """Return how pictures look; each of `groups` holds those of one prompt."""
-    looks, rows, centres = (saturation, sharpness, high_frequency, pixel_grid), [], []
+    looks = {"saturation": saturation, "sharpness": sharpness, "high_frequency": high_frequency, "pixel_grid": pixel_grid}
+    values: dict[str, list[float]] = {name: [] for name in ("diversity", *looks)}
+    centres = []
     for images in groups:
         described = features(images)
         centres.append(described.mean(axis=0))
-        rows.append((_spread(described), *(float(np.mean([look(image) for image in images])) for look in looks)))
+        values["diversity"].append(_spread(described))
+        for name, look in looks.items():
+            values[name].append(float(np.mean([look(image) for image in images])))
     distances = np.array([[np.linalg.norm(one - other) for other in centres] for one in centres])
     apart = (distances.sum(axis=1) / (len(centres) - 1)).tolist() if len(centres) > 1 else [float("nan")]
-    return Appearance(*(list(column) for column in zip(*rows, strict=True)), apart)
+    return Appearance(**values, prompt_diversity=apart)
 
 
 def features(spec: Spec, *, device: str = "cpu") -> Features:

@@ -51,8 +51,8 @@ class Evaluation:
     def of_state(cls, state: Mapping[str, Any], prompts: int) -> Evaluation:
         """Return the evaluation in a checkpoint; in those of earlier versions some looks are missing, or a mean instead of a list."""
         looks = state.get("looks", {"diversity": state.get("diversity")})
-        known = {look.name: looks.get(look.name, [math.nan] * prompts) for look in fields(Appearance)}
-        return cls(state["scores"], Appearance(**known))
+        values = {look.name: looks.get(look.name, [math.nan] * prompts) for look in fields(Appearance)}
+        return cls(state["scores"], Appearance(**values))
 
 
 @dataclass(slots=True)

@@ -119,8 +119,8 @@ def rollout(x: Tensor, predict: Predict, path: Path, generators: Generator, nois
                 part.append(value[:, 0])
         x = moved
     stacked = (torch.stack(part, dim=1) for part in (starts, ends, means))
-    told = (times[list(places)].expand(len(x), -1) for places in (kept, [k + 1 for k in kept], [1] * len(kept)))
-    return Rollout(x[:, 0], *stacked, *told)
+    steps_times = (times[list(places)].expand(len(x), -1) for places in (kept, [k + 1 for k in kept], [1] * len(kept)))
+    return Rollout(x[:, 0], *stacked, *steps_times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +196,13 @@ class StepLikelihood:
     def predict(self, model: Any, condition: Condition, empty: Condition, frames: Tensor | None) -> Predict:
         """Return the network as a rollout sees it, under the prompts of a batch."""
 
-        def asked(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
+        def network(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
             named: Mapping[str, Tensor] = nothing if empty else condition
             flat = per_candidate(named, frames, x.shape[1])
             return self.denoise(model, x.flatten(0, 1), label.repeat_interleave(x.shape[1]), flat).view_as(x).to(x)
 
         nothing = {name: value.expand(len(next(iter(condition.values()))), *value.shape[1:]) for name, value in empty.items()}
-        return asked
+        return network
 
     def _duration(self, stored: StoredSteps) -> Tensor:
         """Return how much of the whole time the step takes, (B,)."""
