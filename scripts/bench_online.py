@@ -25,7 +25,7 @@ from diffalign.infer.sample import grid
 from diffalign.methods.config_file import from_mapping
 from diffalign.train import rounds
 from diffalign.train.trainer import LOG, trainer_for
-from scripts.arena import BASE, SCALE, TASTE, Arena, _counted, scores
+from scripts.arena import BASE, SCALE, TASTE, Arena, _counted
 
 PROMPTS = 128  # to draw; others are judged
 PASSES = 4  # of a turn through what it has drawn
@@ -144,15 +144,18 @@ def main(
     torch.set_flush_denormal(True)
     options = options or {}
     taken = play_rounds(arena, seed, options) if method == "rounds" else play(arena, method, seed, images, group, prompts, options)
-    trained = time.process_time() - start
+    seconds = round(time.process_time() - start, 1)
     asked = arena.eval_prompts[:held_out]
     shown = arena.pictures(load(arena.root / "runs" / f"{method}-{seed}"), asked, seed * 1000, "draw aligned")
     grid(shown[:32], 16).save(arena.root / "results" / f"{method}-{seed}.png")
     base = arena.base(seed)
     judged = arena.judge(asked, shown, {"taste": base["taste"], "form": base["form"]})
-    assert len(scores(shown)["taste"]) == len(asked)
-    row = {"method": method, "seed": seed, "options": options, **taken, **judged, "seconds": round(trained, 1)}
-    row["base_taste"] = round(float(np.mean(base["taste"][:held_out])), 4)
+    row = {"method": method, "seed": seed, "options": options, **taken, **judged, "seconds": seconds}
+    _append(file, row | {"base_taste": round(float(np.mean(base["taste"][:held_out])), 4)})
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    """Add a line to the results, and print it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,21 +145,35 @@ def bench_votes(
                 one.result()
         seconds, cpu = time.monotonic() - start, cpu + _cpu(bench.server)
         bench.server.kill()
-        for process in trains:
-            process.kill()
-            process.wait()
+        _end(trains)
         with VoteStore(folder / "votes.db", read_only=True) as store:
             counted = [vote.question for vote in store.votes()]
-    facts: dict[str, Any] = {"voters": voters, "confirmed": len(bench.confirmed), "counted": len(counted), "calls repeated": bench.repeated}
-    facts |= {"lost": len(set(bench.confirmed) - set(counted)), "doubled": len(counted) - len(set(counted))}
-    facts |= {
+    facts = {
         "votes a second": round(len(counted) / seconds, 1),
         "server's CPU ms a vote, with its start": round(1000 * cpu / len(counted), 1),
     }
+    print(json.dumps({"voters": voters, **_counts(bench, counted), **facts, **_latencies(bench)}, indent=2))
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _counts(bench: Bench, counted: Sequence[str]) -> dict[str, int]:
+    """Return how many votes were confirmed and counted, and how many were lost and doubled."""
+    lost, doubled = len(set(bench.confirmed) - set(counted)), len(counted) - len(set(counted))
+    return {"confirmed": len(bench.confirmed), "counted": len(counted), "calls repeated": bench.repeated, "lost": lost, "doubled": doubled}
+
+
+def _latencies(bench: Bench) -> dict[str, list[float]]:
+    """Return the median and the 99 % quantile, in ms, of each kind of call at both sides."""
+    facts = {}
     for call, times in bench.times.items():
         for side, took in zip(("client", "server"), np.array(times).T, strict=True):
             facts[f"{call} ms at the {side}, median and 99 %"] = [round(float(np.quantile(took, q)), 1) for q in (0.5, 0.99)]
-    print(json.dumps(facts, indent=2))
+    return facts
 
 
 def _fill(path: Path, prompts: int) -> None:

@@ -172,22 +172,21 @@ class VoteStore:
             repeats: share in [0, 1] of comparisons that repeat an earlier one with the sides exchanged, to measure consistency.
             rng: of the sides and repeats.
         """
-        rng = rng or random.Random()  # noqa: S311, decides what is shown and protects nothing
-        voter = self._user(user)
-        waiting = self._waiting(voter, ranking, count)
+        voter, rng = self._user(user), rng or random.Random()  # noqa: S311, decides what is shown and protects nothing
+        waiting, chosen = self._waiting(voter, ranking, count), list[OpenPair]()
+
+        def ask(database: sqlite3.Connection) -> str | None:
+            if ranking:
+                return self._ask_to_rank(database, voter)
+            again = self._earlier(voter, repeats) if repeats and rng.random() < repeats else None
+            return self._ask_again(voter, again) if again else self._ask(database, voter, order, chosen, rng)
+
         if len(waiting) < count:
             # Before others have to wait: a chooser may look at many pictures.
             chosen = self._chosen(voter, count - len(waiting), order, choose) if choose and not ranking else []
             with self._file.transaction(flush=False) as database:  # in which another tab of this user may have asked meanwhile
                 waiting = self._waiting(voter, ranking, count)
-                while len(waiting) < count:
-                    again = self._earlier(voter, repeats) if repeats and not ranking and rng.random() < repeats else None
-                    if ranking:
-                        new = self._ask_to_rank(database, voter)
-                    else:
-                        new = self._ask_again(voter, again) if again else self._ask(database, voter, order, chosen, rng)
-                    if new is None:
-                        break
+                while len(waiting) < count and (new := ask(database)) is not None:
                     waiting.append(new)
         return [self.question(name) for name in waiting]
 

@@ -42,22 +42,17 @@ def draw(
     they are trained on. Raises ConfigError for an SD3 without one of its CLIPs.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
-    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, **_options(stock, guidance_scale, true_cfg)}
-    if resolution is not None:
-        options |= {"height": resolution, "width": resolution}
-    if max_sequence_length is not None:
-        options["max_sequence_length"] = max_sequence_length
+    options = _options(stock, guidance_scale, true_cfg) | _sizes(resolution, max_sequence_length)
     batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(stock, resolution) ** 2))
     images: list[Image.Image] = []
-    own_bar = progress(total=len(prompts), desc=label, unit="images", hidden=bar is not None or len(prompts) <= 16)
-    with own_bar:
+    with progress(total=len(prompts), desc=label, unit="images", hidden=bar is not None or len(prompts) <= 16) as own_bar:
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
             negative = {"negative_prompt": [""] * len(part)} if "true_cfg_scale" in options else {}
-            last: list[Tensor] = []
+            last = list[Tensor]()
             watched = {} if keep is None else _watched(stock, last)
-            images += pipe(part, generator=generators, **options, **negative, **watched).images
+            images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **options, **negative, **watched).images
             if keep is not None:
                 keep(_unpacked(stock, last[0], images[-1].size))
             (own_bar if bar is None else bar).update(len(part))
@@ -74,6 +69,12 @@ def _options(pipe: Any, guidance_scale: float, true_cfg: bool) -> dict[str, Any]
     if kind == "StableDiffusion3Pipeline" and None in (pipe.text_encoder, pipe.text_encoder_2):
         raise ConfigError("the stock SD3 pipeline draws only with both of its CLIP encoders; leave out the prompts to draw")
     return {"guidance_scale": guidance_scale}
+
+
+def _sizes(resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
+    """Return the arguments by which pipelines draw in another size, and read prompts of another length, than their own."""
+    sizes = {} if resolution is None else {"height": resolution, "width": resolution}
+    return sizes if max_sequence_length is None else {**sizes, "max_sequence_length": max_sequence_length}
 
 
 def _watched(pipe: Any, last: list[Tensor]) -> dict[str, Any]:

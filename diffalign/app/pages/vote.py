@@ -25,7 +25,6 @@ def vote_page(ballot: Ballot, accounts: Accounts, name: str, *, compact: bool = 
 
     A `compact` one leaves room on the page and asks for no reasons.
     """
-
     served: WeakSet[Any] = WeakSet()  # servers that have the pictures' route; where this page is mounted into one, only a request names it
 
     def ask(request: gr.Request, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -41,9 +40,8 @@ def vote_page(ballot: Ballot, accounts: Accounts, name: str, *, compact: bool = 
         def cast() -> dict[str, Any]:
             voter = accounts.voter(login_of(request), data.get("secret"))
             second = _text(data, "second_answer") if "second_answer" in data else ""
-            return ballot.vote(
-                voter, _text(data, "question"), _text(data, "answer"), _list(data, "reasons", str), _list(data, "ranks", int), second
-            )
+            reasons, ranks = _list(data, "reasons", str), _list(data, "ranks", int)
+            return ballot.vote(voter, _text(data, "question"), _text(data, "answer"), reasons, ranks, second)
 
         return ask(request, cast)
 

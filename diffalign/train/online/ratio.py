@@ -22,8 +22,8 @@ def check_ratio(likelihood: StepLikelihood, network: nn.Module, batch: Batch, co
     """Raise TrainingError where the ratio of a batch's stored steps is not one, with what has broken it as far as a replay tells."""
     tolerance = FULL if config.mixed_precision == "no" else HALF
     batch = batch.to(next(network.parameters()).device)
-    found = log_ratio(likelihood, network, batch)
-    if found <= tolerance:
+    largest = log_ratio(likelihood, network, batch)
+    if largest <= tolerance:
         return
     wanted = replace(likelihood, w=config.sample_guidance_scale - 1.0)
     causes: dict[str, tuple[StepLikelihood, AbstractContextManager[Any]]] = {
@@ -39,7 +39,7 @@ def check_ratio(likelihood: StepLikelihood, network: nn.Module, batch: Batch, co
                 break
     raise TrainingError(
         f"turn {turn}: before its first update the policy is the one that drew, so the log-ratio of its steps has to be 0; found "
-        f"{found:.3g}, more than {tolerance:g}: {cause}"
+        f"{largest:.3g}, more than {tolerance:g}: {cause}"
     )
 
 

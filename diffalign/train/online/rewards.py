@@ -25,7 +25,7 @@ class Rewards:
     tied: np.ndarray  # (G,) whether the rewards of all its pictures are the same, but for rounding
 
     @property
-    def judged(self) -> np.ndarray:
+    def complete(self) -> np.ndarray:
         """Return which prompts (G,) have pictures that were all judged."""
         return np.asarray(np.isfinite(self.rewards).all(axis=1))
 
@@ -44,17 +44,17 @@ class Combination:
         group that is tied, all rewards are the same number, so that no advantage is made of rounding.
         """
         shape = next(iter(scores.values())).shape
-        judged = np.isfinite(list(scores.values())).all(axis=(0, 2))
-        found = Rewards(np.full(shape, np.nan), np.full(shape, np.nan), np.ones(shape[0], dtype=bool))
-        if not judged.any():
-            return found
-        own = {name: evened(values[judged]) for name, values in scores.items()}
+        complete = np.isfinite(list(scores.values())).all(axis=(0, 2))
+        result = Rewards(np.full(shape, np.nan), np.full(shape, np.nan), np.ones(shape[0], dtype=bool))
+        if not complete.any():
+            return result
+        own = {name: evened(values[complete]) for name, values in scores.items()}
         rewards = evened(self._combined(own))
         if self.combiner is not None:
             self.combiner = self.combiner.updated(own)
-        found.rewards[judged], found.advantages[judged] = rewards, advantages(rewards, **self.constants)
-        found.tied[judged] = rewards.max(axis=1) == rewards.min(axis=1)
-        return found
+        result.rewards[complete], result.advantages[complete] = rewards, advantages(rewards, **self.constants)
+        result.tied[complete] = rewards.max(axis=1) == rewards.min(axis=1)
+        return result
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the multipliers of `lagrange`."""

@@ -127,8 +127,8 @@ class Turns:
         if process_state().is_main_process:
             self.log.join(turns - 1, self._resumable())
         facts = {"turns": turns, "images": turns * self.config.prompts_per_turn * self.config.images_per_prompt}
-        told = {"online": facts, "turn_seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
-        return told | {"stopped": self.stopped} if self.stopped else told
+        run = {"online": facts, "turn_seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
+        return run | {"stopped": self.stopped} if self.stopped else run
 
     def pace(self) -> dict[str, str]:
         """Return what the progress shows: the reward, pictures a second of drawing and judging, and the shares of time."""
@@ -163,9 +163,9 @@ class Turns:
         count, look, drawn = self.config.images_per_prompt, features("pixels"), []
         for i, place in enumerate(share):
             own = slice(i * count, (i + 1) * count)
-            judged = {name: values[own].tolist() for name, values in scores.items()}
+            scored = {name: values[own].tolist() for name, values in scores.items()}
             kept = {name: tensor[own] for name, tensor in tensors.items()}
-            drawn.append(Drawn(place, [encode_image(image) for image in images[own]], kept, judged, diversity(images[own], look)))
+            drawn.append(Drawn(place, [encode_image(image) for image in images[own]], kept, scored, diversity(images[own], look)))
         return sorted(gather_object(drawn), key=lambda one: one.place)
 
     def _pictures(
@@ -190,21 +190,21 @@ class Turns:
     def _judge(self, number: int, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
         """Write the log of a turn, go on with it, and return what is logged."""
         scores = {name: np.array([one.scores[name] for one in drawn]) for name in self.judges.names}
-        found = self.combination.of(scores)
-        if not found.judged.any():
+        rewards = self.combination.of(scores)
+        if not rewards.complete.any():
             raise TableError(f"turn {number}: no prompt has pictures that {', '.join(self.judges.names)} can all judge")
         if process_state().is_main_process:
-            records = [self._record(number, step, one, found) for one in drawn]
+            records = [self._record(number, step, one, rewards) for one in drawn]
             ranked_by = {"rank_by": self.judges.names[0] if len(self.judges.names) == 1 else None}
             tensors = {name: torch.stack([one.tensors[name] for one in drawn]) for name in drawn[0].tensors}
             self.log.write(number, records, tensors, scorers=self.judges.about(), generated=ranked_by)
             self.log.forget({number, *self._resumable()})
         process_state().wait_for_everyone()
-        self.reward = float(np.nanmean(found.rewards))
-        logged = {"turn": float(number), "tied": float(found.tied.mean()), "diversity": float(np.mean([one.diversity for one in drawn]))}
+        self.reward = float(np.nanmean(rewards.rewards))
+        logged = {"turn": float(number), "tied": float(rewards.tied.mean()), "diversity": float(np.mean([one.diversity for one in drawn]))}
         logged |= {f"reward/{name}": float(np.nanmean(values)) for name, values in scores.items() if np.isfinite(values).any()}
-        logged |= {"reward_spread": float(found.rewards[found.judged].std(axis=1).mean())}
-        if found.tied.all():
+        logged |= {"reward_spread": float(rewards.rewards[rewards.complete].std(axis=1).mean())}
+        if rewards.tied.all():
             self._stop(number, step)
         else:
             self._open(number, *self.log.read(number))
@@ -224,16 +224,16 @@ class Turns:
             )
         self.stopped = f"step {step}, turn {number}: {why}, so there is nothing more to learn"
 
-    def _record(self, number: int, step: int, one: Drawn, found: Rewards) -> Record:
+    def _record(self, number: int, step: int, one: Drawn, rewards: Rewards) -> Record:
         """Return the pictures of a prompt; where one lacks a score, none has a reward, and none a rank."""
-        prompt, judged = self.prompts_of(number)[one.place], found.judged[one.place]
-        name, places = Path(self.config.pretrained_model_name_or_path).name, ranks(found.rewards[one.place])
+        prompt, complete = self.prompts_of(number)[one.place], rewards.complete[one.place]
+        name, places = Path(self.config.pretrained_model_name_or_path).name, ranks(rewards.rewards[one.place])
         candidates = []
         for k, image in enumerate(one.images):
             scores = {score: values[k] for score, values in one.scores.items() if np.isfinite(values[k])}
-            if judged:
-                scores |= {REWARD: float(found.rewards[one.place, k]), ADVANTAGE: float(found.advantages[one.place, k])}
-            rank = float(places[k]) if judged else None
+            if complete:
+                scores |= {REWARD: float(rewards.rewards[one.place, k]), ADVANTAGE: float(rewards.advantages[one.place, k])}
+            rank = float(places[k]) if complete else None
             candidates.append(Candidate(image=image, scores=scores, rank=rank, model=name, uid=f"{number:06d}-{one.place:04d}-{k:02d}"))
         meta = {TURN: str(number), "step": str(step), "seeds": " ".join(map(str, self.seeds(number, prompt)))}
         meta |= {key: str(getattr(self.config, key)) for key in ("num_inference_steps", "sample_guidance_scale", "rollout_policy")}
