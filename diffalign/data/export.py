@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from diffalign.core.files import atomic_file, atomic_folder
 from diffalign.data.pictures import read_header
 from diffalign.data.records import Record
 
+logger = logging.getLogger(__name__)
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 PICKAPIC = pa.schema(
     [
@@ -38,7 +40,7 @@ COLUMNS: tuple[str, ...] = ("id", "prompt", "image_0", "image_1", "label_0", "us
 
 
 def export_pairs(records: Iterable[Record], destination: str | Path) -> int:
-    """Write the labelled pairs of pictures among `records`, and return how many there are; other records are left out.
+    """Write the labelled pairs of pictures among `records`, and return how many there are; a warning counts the records that are left out.
 
     Args:
         records: a table, or any iterable of records.
@@ -57,9 +59,16 @@ def export_pairs(records: Iterable[Record], destination: str | Path) -> int:
     for there in (path, *([] if path.suffix == ".parquet" else [images])):
         if there.exists():
             raise ConfigError(f"{there} exists already; choose another `destination`, or remove it")
-    pairs = [record for record in records if record.kind == "image" and len(record.candidates) == 2 and record.prob is not None]
+    pairs, others = list[Record](), 0
+    for record in records:
+        if record.kind == "image" and len(record.candidates) == 2 and record.prob is not None:
+            pairs.append(record)
+        else:
+            others += 1
     if not pairs:
         raise TableError("no labelled pair of pictures; expected records with two pictures and a preference")
+    if others:
+        logger.warning("%d records are no labelled pairs of pictures (rankings, votes without a preference) and are left out", others)
     if path.suffix == ".parquet":
         with atomic_file(path) as file:
             pq.write_table(pa.Table.from_pylist([_pickapic(record) for record in pairs], PICKAPIC), file)

@@ -23,9 +23,10 @@ def facts(record: Record) -> tuple:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
-def test_an_export_is_imported_as_it_was(suffix, tmp_path):
+def test_an_export_is_imported_as_it_was_and_counts_what_is_left_out(suffix, tmp_path, caplog):
     records = [record(0, 1.0), record(1, 0.0), record(2, 0.5), record(3, None), record(4, 1.0, count=3)]
     assert export_pairs(records, tmp_path / f"votes{suffix}") == 3
+    assert caplog.messages[0].startswith("2 records")
     table = import_dataset(str(tmp_path / f"votes{suffix}"), tmp_path / "table")
     assert [facts(one) for one in table] == [facts(one) for one in records[:3]]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
