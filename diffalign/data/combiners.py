@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,14 +22,14 @@ Numbers = Mapping[str, float]  # a constant by the name of its reward
 Sense = Literal["at_least", "at_most"]
 
 
-class Combiner:
+class Combiner(ABC):
     """What every combiner does."""
 
     __slots__ = ()
 
+    @abstractmethod
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return one reward (G, K). Raises ConfigError for rewards that it has no constants for, or constants of no reward."""
-        raise NotImplementedError
 
     def updated(self, rewards: Rewards) -> Combiner:  # noqa: ARG002  # of those that learn
         """Return the combiner of the next set of pictures, of what the rewards of this one are."""

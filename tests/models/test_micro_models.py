@@ -17,7 +17,8 @@ def test_the_stock_pipeline_draws_with_a_micro_model(name, tmp_path):
     assert not list(folder.rglob("*.bin"))
     pipe = stock(folder)
     denoiser = pipe.components.get("unet") or pipe.transformer
-    assert sum(p.numel() for p in denoiser.parameters()) < 300_000  # most of them Z-Image's clock, whose width is fixed
+    # The width of Z-Image's time embedding is fixed.
+    assert sum(p.numel() for part, p in denoiser.named_parameters() if not part.startswith("t_embedder")) < 100_000
     star, heart, other = picture(pipe), picture(pipe, "a big blue heart"), picture(pipe, seed=4)
     assert star.shape == (1, SIDE, SIDE, 3)
     assert np.isfinite(star).all()
