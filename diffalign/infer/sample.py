@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor
 from tqdm.std import tqdm
@@ -14,7 +14,7 @@ from tqdm.std import tqdm
 from diffalign.core.errors import ConfigError
 from diffalign.core.progress import progress
 from diffalign.infer.users.pipeline import UserPipeline
-from diffalign.models.backbones.table import component_of
+from diffalign.models.backbones.table import BACKBONES, family_of
 
 
 def draw(
@@ -42,33 +42,25 @@ def draw(
     they are trained on. Raises ConfigError for an SD3 without one of its CLIPs.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
-    options = _options(stock, guidance_scale, true_cfg) | _sizes(resolution, max_sequence_length)
-    batch_size = batch_size or max(1, min(32, 2**14 // _latent_side(stock, resolution) ** 2))
+    family = BACKBONES[family_of(stock)]
+    if (why := family.undrawable(stock)) is not None:
+        raise ConfigError(why)
+    options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(resolution, max_sequence_length)}
+    side = resolution // stock.vae_scale_factor if resolution is not None else family.sample_size(stock)
+    size = batch_size or max(1, min(32, 2**14 // side**2))
     images: list[Image.Image] = []
     with progress(total=len(prompts), desc=label, unit="images", hidden=bar is not None or len(prompts) <= 16) as own_bar:
-        for start in range(0, len(prompts), batch_size):
-            part = list(prompts[start : start + batch_size])
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-            negative = {"negative_prompt": [""] * len(part)} if "true_cfg_scale" in options else {}
+        for start in range(0, len(prompts), size):
+            part = list(prompts[start : start + size])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + size]]
+            negative = {"negative_prompt": [""] * len(part)} if "negative_prompt" in options else {}
             last = list[Tensor]()
             watched = {} if keep is None else _watched(stock, last)
-            images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **options, **negative, **watched).images
+            images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **{**options, **negative, **watched}).images
             if keep is not None:
-                keep(_unpacked(stock, last[0], images[-1].size))
+                keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
             (own_bar if bar is None else bar).update(len(part))
     return images
-
-
-def _options(pipe: Any, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:
-    """Return the arguments by which a pipeline of this class gets its guidance, and takes prompt and size as they are."""
-    kind = type(pipe).__name__
-    if kind == "FluxPipeline" and true_cfg:
-        return {"true_cfg_scale": guidance_scale}
-    if kind.startswith("PixArt"):
-        return {"guidance_scale": guidance_scale, "use_resolution_binning": False, "clean_caption": False}
-    if kind == "StableDiffusion3Pipeline" and None in (pipe.text_encoder, pipe.text_encoder_2):
-        raise ConfigError("the stock SD3 pipeline draws only with both of its CLIP encoders; leave out the prompts to draw")
-    return {"guidance_scale": guidance_scale}
 
 
 def _sizes(resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
@@ -84,23 +76,9 @@ def _watched(pipe: Any, last: list[Tensor]) -> dict[str, Any]:
         last[:] = [tensors["latents"]]
         return {}
 
-    if type(pipe).__name__.startswith("PixArt"):  # which has diffusers' former callback
+    if "callback" in inspect.signature(type(pipe).__call__).parameters:  # diffusers' former one, which PixArt has
         return {"callback": lambda step, t, latents: after_step(pipe, step, t, {"latents": latents})}
     return {"callback_on_step_end": after_step}
-
-
-def _unpacked(pipe: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return latents (n, C, H, W), which Flux hands over as tokens, of images of so many pixels of width and height."""
-    if isinstance(pipe, FluxPipeline):
-        return FluxPipeline._unpack_latents(latents, size[1], size[0], pipe.vae_scale_factor)
-    return latents
-
-
-def _latent_side(pipe: Any, resolution: int | None) -> int:
-    if resolution is not None:
-        return resolution // pipe.vae_scale_factor
-    denoiser = getattr(pipe, component_of(pipe))
-    return denoiser.config.get("sample_size") or (128 if type(pipe).__name__ == "ZImagePipeline" else pipe.default_sample_size)
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

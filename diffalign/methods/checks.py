@@ -26,13 +26,13 @@ from diffalign.methods.packages import check_switches, missing_packages
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
     LAYOUTS,
-    TRAITS,
     Layout,
     check_folder,
     check_language_model,
     is_language_model,
     is_local,
     lasting,
+    owners,
     resolve,
     unpack,
 )
@@ -176,7 +176,7 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
         if "image" not in facts[key].kinds:
             raise ConfigError(f"`{key}` is for language models, and {name} is of the family {layout.family}")
         if (trait := facts[key].trait) is not None and trait not in layout.traits:
-            raise ConfigError(f"`{key}` is for {TRAITS[trait]}, and {name} is of the family {layout.family}")
+            raise ConfigError(f"`{key}` is for {owners(trait)}, and {name} is of the family {layout.family}")
     if recipe.users is not None and not layout.users:
         raise ConfigError(f"`{config.method}` gives the model a user branch, which the layers of the family {layout.family} do not take")
     if METHODS[config.method].inference == "negative_guidance" and not layout.steers:

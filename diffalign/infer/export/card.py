@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
+from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import ModelCard, ModelCardData
 
 from diffalign.core.documents import check_types, read_mapping, read_yaml
@@ -27,6 +29,7 @@ from diffalign.methods import method_of
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapter_files import WEIGHTS
 from diffalign.models.backbones.folders import EMBEDDED, Layout, is_local
+from diffalign.models.backbones.table import BACKBONES
 from diffalign.rewards.base import record, standing
 
 PICTURE = "pictures.png"
@@ -46,6 +49,11 @@ class Base:
     kind: str  # the pipeline class
     layout: Layout
     absent: tuple[str, ...]  # parts that the pipeline is without
+
+    @property
+    def reads_lora(self) -> bool:
+        """Return whether the pipeline has `load_lora_weights`, which PixArt's lack."""
+        return issubclass(getattr(diffusers, self.kind), LoraBaseMixin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +108,8 @@ def escaped(text: str) -> str:
     return re.sub(r"(?<=\])(?=\()|(?=[`|])", lambda _: "\\", text)
 
 
-def literal(text: str) -> str:
-    """Return a text as a literal of Python."""
+def literal(text: str | float) -> str:
+    """Return a text or number as a literal of Python."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -160,13 +168,13 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
     lines.append(f"pipe = {base.kind}.from_pretrained({source}{options})")
     if run.personal:
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
-    # Flux computes both branches only with `true_cfg_scale`.
-    guidance = ', negative_prompt="", true_cfg_scale=4.0' if run.steers and base.layout.family == "flux" else ""
+    both = BACKBONES[base.layout.family].guidance(4.0, true_cfg=True)  # which some draw only with a negative prompt
+    guidance = "".join(f", {name}={literal(value)}" for name, value in both.items()) if run.steers and "negative_prompt" in both else ""
     draw = [f'pipe("a red star"{guidance}).images[0].save("picture.png")']
     if run.steers:
         more, steps = _negative_steps(repo, base)
         imports, lines, draw = sorted([*imports, *more]), [*lines, *steps], [f"    {line}" for line in draw]
-    elif "merged" not in formats and base.layout.family == "pixart":  # its pipelines read no LoRA files themselves
+    elif "merged" not in formats and not base.reads_lora:
         imports.append("from peft import PeftModel")
         lines.append(f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {literal(repo)})")
     elif "merged" not in formats:
@@ -188,9 +196,9 @@ def _negative_steps(repo: str, base: Base) -> tuple[list[str], list[str]]:
     if "/" in repo:  # on the hub; an export on this machine is called by its folder's own name
         imports, folder = [*imports, "from huggingface_hub import snapshot_download"], f"snapshot_download({literal(repo)})"
     lines = [f"folder = {folder}"]
-    if base.layout.family != "pixart":
+    if base.reads_lora:
         return imports, [*lines, "with negative_guidance(pipe, folder):"]
-    imports += ["from pathlib import Path", "from diffalign.models.adapters import load_lora"]  # its pipelines read no LoRA files
+    imports += ["from pathlib import Path", "from diffalign.models.adapters import load_lora"]
     lines.append(f'load_lora(pipe, Path(folder), "{base.layout.component}", "{ADAPTER}")')
     return imports, [*lines, f'with negative_guidance(pipe, "{ADAPTER}"):']
 

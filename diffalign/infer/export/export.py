@@ -25,12 +25,13 @@ from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.core.files import atomic_folder
 from diffalign.core.runs import Run
 from diffalign.infer.export.card import PICTURE, Base, RunFiles, model_card, public
-from diffalign.infer.export.lora_file import architecture, comfyui_tensors, kohya_facts, updates
+from diffalign.infer.export.lora_file import comfyui_tensors, kohya_facts, updates
 from diffalign.infer.export.user_files import FOLDER, write_personal
 from diffalign.infer.load import load
 from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, AdapterFile
 from diffalign.models.adapters import peft_files
 from diffalign.models.backbones.folders import layout_of, resolve
+from diffalign.models.backbones.table import BACKBONES
 from diffalign.models.weights import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Export:
 
     def facts(self) -> dict[str, str]:
         """Return the metadata of every LoRA file of this job."""
+        architecture, _ = BACKBONES[self.base.layout.family].architecture(self.config, self.scheduler)
         hint = {"modelspec.usage_hint": "for the unconditional branch of guidance alone"} if self.run.steers else {}
         if self.scheduler.get("prediction_type") in PREDICTIONS:
             hint["modelspec.prediction_type"] = PREDICTIONS[self.scheduler["prediction_type"]]
@@ -63,7 +65,7 @@ class Export:
             "base": public(self.run.base),
             "method": self.run.method,
             "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": f"{architecture(self.base.layout.family, self.config, self.scheduler)[0]}/lora",
+            "modelspec.architecture": f"{architecture}/lora",
             "modelspec.title": self.name,
             "modelspec.description": f"{public(self.run.base)} aligned with preferences by {self.run.method}",
             **hint,

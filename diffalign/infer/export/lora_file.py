@@ -15,6 +15,7 @@ from torch import Tensor
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.infer.export.keys import Place, file_key, place
 from diffalign.models.adapter_files import AdapterFile
+from diffalign.models.backbones.table import BACKBONES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,25 +90,12 @@ def kohya_facts(family: str, updates: Mapping[str, Update], config: Mapping[str,
     """Return what kohya's scripts, and programs that list LoRA files, look for in the metadata of one; `scheduler` is the base's config."""
     ranks = {len(update.down) for update in updates.values()}
     alphas = {update.scale * len(update.down) for update in updates.values()}
-    version = architecture(family, config, scheduler)[1]
+    version = BACKBONES[family].architecture(config, scheduler)[1]
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
         **({"ss_base_model_version": version} if version else {}),
         "ss_zero_terminal_snr": str(bool(scheduler.get("rescale_betas_zero_snr"))),
-        **({"ss_v2": str(version.startswith("sd_v2"))} if family == "sd" else {}),
+        **({"ss_v2": str(version.startswith("sd_v2"))} if version.startswith("sd_v") else {}),
     }
-
-
-def architecture(family: str, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:
-    """Return how ModelSpec and kohya's scripts name the base; the second is empty where they have no name for it."""
-    if family == "sd":
-        velocity = scheduler.get("prediction_type") == "v_prediction"
-        if config.get("cross_attention_dim") == 1024:  # OpenCLIP's width: Stable Diffusion 2
-            return f"stable-diffusion-v2-{'768-v' if velocity else '512'}", "sd_v2_v" if velocity else "sd_v2"
-        return "stable-diffusion-v1", "sd_v1_v" if velocity else "sd_v1"
-    if family == "flux":
-        return f"flux-1-{'dev' if config.get('guidance_embeds') else 'schnell'}", "flux1"
-    names = {"sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"), "sd3": ("stable-diffusion-3", "")}
-    return names.get(family, (family, ""))

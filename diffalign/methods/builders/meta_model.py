@@ -30,7 +30,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, is_local, resolve
 from diffalign.models.backbones.pretrained import Pretrained
-from diffalign.models.backbones.table import BACKBONES, EXTRAS, model_index, part_dtypes
+from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
 from diffalign.models.weights import UNREADABLE
 
 
@@ -63,7 +63,8 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     if (other := config.pretrained_vae_model_name_or_path) is not None:
         parts["vae"] = _part("diffusers", AutoencoderKL.__name__, resolve(other), {}, dtypes["vae"])
     flags = {key: value for key, value in index.items() if key not in parts and not key.startswith("_")}
-    pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **EXTRAS.get(layout.family, {})})
+    options = BACKBONES[layout.family].pipeline_options
+    pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **options})
     family: Any = _forced(BACKBONES[layout.family])
     model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
     sizes = None if recipe.users is None else expected_sizes(recipe, model, _users(config, recipe))

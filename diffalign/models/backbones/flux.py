@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,12 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones.places import ADDED_QKV, CLOCK, FINAL, QKV, Published, embedder, feed_forward, fused, fused_qkv, plain
 from diffalign.models.backbones.pretrained import JOINT, Pretrained
-from diffalign.models.diffusion.path import FlowPath, Path
+from diffalign.models.diffusion.path import Path
+
+SCHNELL = """Flux schnell is distilled to draw in a few steps without guidance, and steering guidance is all that diffusion_npo and
+self_npo are for; use Flux dev (drawn with true_cfg_scale), or another model"""
 
 
 class Flux(Pretrained):
@@ -19,6 +23,35 @@ class Flux(Pretrained):
 
     component = "transformer"
     lora_targets = JOINT
+    published = Published(
+        {
+            "transformer_blocks": (
+                "double_blocks",
+                {
+                    **fused_qkv("img_attn.qkv", "attn"),
+                    **fused_qkv("txt_attn.qkv", "attn", ADDED_QKV),
+                    **plain(attn__to_out__0="img_attn.proj", attn__to_add_out="txt_attn.proj"),
+                    **plain(norm1__linear="img_mod.lin", norm1_context__linear="txt_mod.lin"),
+                    **feed_forward("ff", "img_mlp.0", "img_mlp.2"),
+                    **feed_forward("ff_context", "txt_mlp.0", "txt_mlp.2"),
+                },
+            ),
+            "single_transformer_blocks": (
+                "single_blocks",
+                {
+                    **fused("linear1", *(f"attn.{name}" for name in QKV), "proj_mlp", shares=(1, 1, 1, 4)),
+                    **plain(proj_out="linear2", norm__linear="modulation.lin"),
+                },
+            ),
+        },
+        {
+            **FINAL,
+            **plain(x_embedder="img_in", context_embedder="txt_in"),
+            **embedder(CLOCK, "time_in", "in_layer", "out_layer"),
+            **embedder("time_text_embed.text_embedder", "vector_in", "in_layer", "out_layer"),
+            **embedder("time_text_embed.guidance_embedder", "guidance_in", "in_layer", "out_layer"),
+        },
+    )
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -49,9 +82,30 @@ class Flux(Pretrained):
             )[0]
         return FluxPipeline._unpack_latents(out, height * self._factor, width * self._factor, self._factor)
 
-    def _sample_size(self) -> int:
-        return int(self._pipe.default_sample_size)
-
     def _path(self) -> Path:
-        side = self.resolution // self._factor
-        return FlowPath.from_config(self._pipe.scheduler.config, side, side, **self.settings.flow)
+        return self._flow_path()
+
+    @classmethod
+    def sample_size(cls, pipe: Any) -> int:
+        """Return the pipeline's default; the transformer's config has none."""
+        return int(pipe.default_sample_size)
+
+    @classmethod
+    def guidance(cls, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:
+        """Return the scale that a distilled model is told, or the one of both branches, which needs a negative prompt."""
+        return {"true_cfg_scale": guidance_scale, "negative_prompt": ""} if true_cfg else {"guidance_scale": guidance_scale}
+
+    @classmethod
+    def unpacked(cls, pipe: Any, latents: Tensor, height: int, width: int) -> Tensor:
+        """Return latents (N, C, H, W) of tokens."""
+        return FluxPipeline._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+
+    @classmethod
+    def unguided(cls, config: Mapping[str, Any]) -> str | None:
+        """Return that schnell cannot; dev has two branches with `true_cfg_scale`."""
+        return None if config.get("guidance_embeds") else SCHNELL
+
+    @classmethod
+    def architecture(cls, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:  # noqa: ARG003  # it has one path
+        """Return the names of dev or schnell."""
+        return f"flux-1-{'dev' if config.get('guidance_embeds') else 'schnell'}", "flux1"

@@ -52,12 +52,14 @@ LAYOUTS = {
     "ZImagePipeline": Layout("z_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
 }
 
-# Traits that a key of the config may ask for, and who has them.
-TRAITS = {
-    "flow": "flow models (sd3, flux, z_image)",
-    "guidance": "guidance-distilled models (flux)",
-    "large": "the prompts of T5 and language models (pixart, sd3, flux, z_image)",
-}
+# Traits that a key of the config may ask for.
+TRAITS = {"flow": "flow models", "guidance": "guidance-distilled models", "large": "the prompts of T5 and language models"}
+
+
+def owners(trait: str) -> str:
+    """Return a trait in words, with the families that have it."""
+    families = dict.fromkeys(layout.family for layout in LAYOUTS.values() if trait in layout.traits)
+    return f"{TRAITS[trait]} ({', '.join(families)})"
 
 
 def resolve(name: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones.places import Published, embedder, feed_forward, fused, fused_qkv, plain
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.users import branch
 
@@ -17,6 +18,29 @@ class PixArt(Pretrained):
     """A transformer that is told its resolution where it was made for 1024 pixels (alpha)."""
 
     component = "transformer"
+    names = ("pixart", "")
+    call_options: ClassVar = {"use_resolution_binning": False, "clean_caption": False}
+    lora_naming = "comfyui"  # no script of kohya's trains it
+    published = Published(
+        {
+            "transformer_blocks": (
+                "blocks",
+                {
+                    **fused_qkv("attn.qkv", "attn1"),
+                    **fused("cross_attn.kv_linear", "attn2.to_k", "attn2.to_v"),
+                    **plain(attn1__to_out__0="attn.proj", attn2__to_q="cross_attn.q_linear", attn2__to_out__0="cross_attn.proj"),
+                    **feed_forward("ff", "mlp.fc1", "mlp.fc2"),
+                },
+            )
+        },
+        {
+            **plain(pos_embed__proj="x_embedder.proj", proj_out="final_layer.linear", adaln_single__linear="t_block.1"),
+            **plain(caption_projection__linear_1="y_embedder.y_proj.fc1", caption_projection__linear_2="y_embedder.y_proj.fc2"),
+            **embedder("adaln_single.emb.timestep_embedder", "t_embedder.mlp"),
+            **embedder("adaln_single.emb.resolution_embedder", "csize_embedder.mlp"),
+            **embedder("adaln_single.emb.aspect_ratio_embedder", "ar_embedder.mlp"),
+        },
+    )
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:

@@ -6,8 +6,8 @@ import hashlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.types import Condition
 from diffalign.models.backbones.base import BackboneSettings
-from diffalign.models.diffusion.path import Path, VPPath
+from diffalign.models.backbones.places import Place, Published
+from diffalign.models.diffusion.path import FlowPath, Path, VPPath
 from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
 
@@ -25,17 +26,28 @@ JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # 
 
 
 class Pretrained(ABC):
-    """A loaded pipeline. A family says how prompts are encoded and how its denoiser is called."""
+    """A loaded pipeline. A family is a subclass in a file of its own, which says everything that is particular to it.
+
+    The class methods are asked about a stock pipeline, or about configs, where no model is loaded.
+    """
 
     component: str = "unet"
     lora_targets: tuple[str, ...] = ATTENTION
+    # Arguments of the stock pipeline: a safety checker, a watermark or an upscaler would change, or refuse, what is compared.
+    pipeline_options: ClassVar[Mapping[str, Any]] = {}
+    # Arguments of every call of the stock pipeline, by which it takes prompt and size as they are.
+    call_options: ClassVar[Mapping[str, Any]] = {}
+    names: ClassVar[tuple[str, str]]  # of its architecture in ModelSpec, and in kohya's scripts: empty where they have none
+    published: ClassVar[Published] = Published()
+    # Names in LoRA files: kohya's by the published layout, kohya's by diffusers' paths, or ComfyUI's own.
+    lora_naming: ClassVar[Literal["kohya", "kohya_diffusers", "comfyui"]] = "kohya"
 
     def __init__(self, pipe: Any, name: str, precision: torch.dtype = torch.float32, settings: BackboneSettings | None = None) -> None:
         self.name, self.precision, self.settings = name, precision, settings or BackboneSettings()
         self._pipe = pipe
         self.denoiser: nn.Module = getattr(pipe, self.component)
-        self._factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        self.resolution = self.settings.resolution or self._sample_size() * self._factor
+        self._factor = int(pipe.vae_scale_factor)  # pixels of a latent row
+        self.resolution = self.settings.resolution or self.sample_size(pipe) * self._factor
         self.path: Path = self._path()
         if pipe.vae.config.get("latents_mean") is not None:
             raise CheckpointError(f"{name}: its VAE normalises latents channel by channel, which no supported model does")
@@ -166,12 +178,48 @@ class Pretrained(ABC):
         tokens = self._tokens(condition, count)
         return {} if tokens is None else branch.forward_arguments(self.denoiser, tokens)
 
-    def _sample_size(self) -> int:
-        """Return the latent side that the denoiser was made for."""
-        return int(getattr(self._pipe, self.component).config.sample_size)
+    @classmethod
+    def sample_size(cls, pipe: Any) -> int:
+        """Return the latent side that the denoiser of a stock pipeline was made for."""
+        return int(getattr(pipe, cls.component).config.sample_size)
+
+    @classmethod
+    def guidance(cls, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:  # noqa: ARG003  # of guidance-distilled families
+        """Return the arguments by which the stock pipeline draws with guidance; `true_cfg` is real guidance of a distilled model."""
+        return {"guidance_scale": guidance_scale}
+
+    @classmethod
+    def unpacked(cls, pipe: Any, latents: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG003  # of families that pack
+        """Return the latents (N, C, H, W) that a stock pipeline hands to its callback, of pictures of so many pixels."""
+        return latents
+
+    @classmethod
+    def undrawable(cls, pipe: Any) -> str | None:  # noqa: ARG003  # of families with parts that may be absent
+        """Return why a stock pipeline cannot draw, None where it can."""
+        return None
+
+    @classmethod
+    def unguided(cls, config: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # of families that are distilled in part
+        """Return why a model cannot be drawn with guidance at all, None where it can; `config` is its denoiser's."""
+        return None
+
+    @classmethod
+    def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:  # noqa: ARG003  # of families whose layers depend on it
+        """Return where a layer of the denoiser lies in the published layout, None if no place is known for it."""
+        return cls.published.place(layer)
+
+    @classmethod
+    def architecture(cls, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:  # noqa: ARG003  # of families with versions
+        """Return how ModelSpec and kohya's scripts name a model, by the configs of its denoiser and scheduler."""
+        return cls.names
 
     def _path(self) -> Path:
         return VPPath.from_config(self._pipe.scheduler.config)
+
+    def _flow_path(self, patch: int = 2) -> Path:
+        """Return the path of a flow model whose tokens are `patch` latent rows high."""
+        side = self.resolution // self._factor
+        return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, **self.settings.flow)
 
     def _autocast(self) -> torch.autocast:
         """Return the block that the denoiser runs in, whichever network it is."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones import unet
+from diffalign.models.backbones.places import Place
 from diffalign.models.backbones.pretrained import Pretrained
 
 
 class StableDiffusion(Pretrained):
     """A UNet with one CLIP text encoder."""
+
+    pipeline_options: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
+    lora_naming = "kohya_diffusers"
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -26,3 +31,16 @@ class StableDiffusion(Pretrained):
         dtype: Any = self.denoiser.dtype
         with self._autocast():
             return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **self._told(condition, len(x)), return_dict=False)[0]
+
+    @classmethod
+    def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:
+        """Return where a layer of the UNet lies in the published layout."""
+        return unet.place(layer, config)
+
+    @classmethod
+    def architecture(cls, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the names of version 1, or of one of the two kinds of version 2, which OpenCLIP's width tells."""
+        velocity = scheduler.get("prediction_type") == "v_prediction"
+        if config.get("cross_attention_dim") == 1024:
+            return f"stable-diffusion-v2-{'768-v' if velocity else '512'}", "sd_v2_v" if velocity else "sd_v2"
+        return "stable-diffusion-v1", "sd_v1_v" if velocity else "sd_v1"

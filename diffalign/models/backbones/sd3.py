@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones.places import ADDED_QKV, CLOCK, FINAL, Place, Published, embedder, feed_forward, fused_qkv, plain
 from diffalign.models.backbones.pretrained import JOINT, Pretrained
-from diffalign.models.diffusion.path import FlowPath, Path
+from diffalign.models.diffusion.path import Path
 
 
 class StableDiffusion3(Pretrained):
     """A transformer that predicts the velocity."""
 
     component = "transformer"
+    names = ("stable-diffusion-3", "")
     lora_targets = JOINT
+    published = Published(
+        {
+            "transformer_blocks": (
+                "joint_blocks",
+                {
+                    **fused_qkv("x_block.attn.qkv", "attn"),
+                    **fused_qkv("x_block.attn2.qkv", "attn2"),
+                    **fused_qkv("context_block.attn.qkv", "attn", ADDED_QKV),
+                    **plain(attn__to_out__0="x_block.attn.proj", attn2__to_out__0="x_block.attn2.proj"),
+                    **plain(attn__to_add_out="context_block.attn.proj"),
+                    **plain(norm1__linear="x_block.adaLN_modulation.1", norm1_context__linear="context_block.adaLN_modulation.1"),
+                    **feed_forward("ff", "x_block.mlp.fc1", "x_block.mlp.fc2"),
+                    **feed_forward("ff_context", "context_block.mlp.fc1", "context_block.mlp.fc2"),
+                },
+            )
+        },
+        {
+            **FINAL,
+            **plain(pos_embed__proj="x_embedder.proj", context_embedder="context_embedder"),
+            **embedder(CLOCK, "t_embedder.mlp"),
+            **embedder("time_text_embed.text_embedder", "y_embedder.mlp"),
+        },
+    )
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -63,5 +89,17 @@ class StableDiffusion3(Pretrained):
         return self._pipe.tokenizer_max_length if self._pipe.tokenizer is not None or second is None else second.model_max_length
 
     def _path(self) -> Path:
-        side, patch = self.resolution // self._factor, self._pipe.transformer.config.patch_size
-        return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, **self.settings.flow)
+        return self._flow_path(self._pipe.transformer.config.patch_size)
+
+    @classmethod
+    def undrawable(cls, pipe: Any) -> str | None:
+        """Return that the stock pipeline needs both CLIPs, where one is absent."""
+        absent = None in (pipe.text_encoder, pipe.text_encoder_2)
+        return "the stock SD3 pipeline draws only with both of its CLIP encoders; leave out the prompts to draw" if absent else None
+
+    @classmethod
+    def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:
+        """Return where a layer lies: the last block only reads the prompt's tokens, and the norm for that has its halves swapped."""
+        published = cls.published.place(layer)
+        last = layer == f"transformer_blocks.{config['num_layers'] - 1}.norm1_context.linear"
+        return replace(published, swapped=True) if published is not None and last else published

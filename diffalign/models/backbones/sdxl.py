@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones import unet
+from diffalign.models.backbones.places import Place
 from diffalign.models.backbones.pretrained import Pretrained
 
 
 class StableDiffusionXL(Pretrained):
     """A UNet with two CLIP text encoders, pooled embeddings and time ids."""
+
+    names = ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0")
+    pipeline_options: ClassVar = {"add_watermarker": False}
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -38,3 +43,8 @@ class StableDiffusionXL(Pretrained):
         added |= self._told(condition, len(x)).get("added_cond_kwargs", {})
         with self._autocast():
             return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), added_cond_kwargs=added, return_dict=False)[0]
+
+    @classmethod
+    def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:
+        """Return where a layer of the UNet lies in the published layout."""
+        return unet.place(layer, config)

@@ -33,11 +33,6 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "flux": Flux,
     "z_image": ZImage,
 }
-# Their safety checker, watermark and upscaler would change, or refuse, what is compared.
-EXTRAS: dict[str, dict[str, Any]] = {
-    "sd": {"safety_checker": None, "requires_safety_checker": False},
-    "sdxl": {"add_watermarker": False},
-}
 
 
 def family_of(pipe: Any) -> str:
@@ -94,7 +89,8 @@ def _pipeline(
     """Return the pipeline of a folder that has been checked, or of a hub id."""
     index, layout = model_index(name, revision)
     options: dict[str, Any] = {"local_files_only": cache_only(name, INDEX, revision)}
-    options |= {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map, **EXTRAS.get(layout.family, {})}
+    options |= {"revision": revision, "variant": variant, "dtype": dtype, "device_map": device_map}
+    options |= BACKBONES[layout.family].pipeline_options
     # A part that the index names as absent must be passed as absent, else diffusers takes it for missing.
     options |= dict.fromkeys(part for part in layout.optional if (index.get(part) or [None])[0] is None)
     if vae is not None:
@@ -181,13 +177,10 @@ def load_denoiser(name: str, *, revision: str | None = None, variant: str | None
 def check_guided(name: str, revision: str | None = None) -> None:
     """Raise ConfigError for a model that cannot be drawn with guidance at all; only its config is fetched."""
     index, layout = model_index(name, revision)
-    if layout.family == "flux":
-        kind = getattr(diffusers, index[layout.component][1])
-        if not kind.load_config(resolve(name), subfolder=layout.component, revision=revision).get("guidance_embeds"):
-            raise ConfigError(
-                f"{name}: Flux schnell is distilled to draw in a few steps without guidance, and steering guidance is all that "
-                "diffusion_npo and self_npo are for; use Flux dev (drawn with true_cfg_scale), or another model"
-            )
+    kind = getattr(diffusers, index[layout.component][1])
+    config = kind.load_config(resolve(name), subfolder=layout.component, revision=revision)
+    if (why := BACKBONES[layout.family].unguided(config)) is not None:
+        raise ConfigError(f"{name}: {why}")
 
 
 def _of(dtype: torch.dtype | Mapping[str, torch.dtype], part: str) -> torch.dtype:

@@ -10,14 +10,31 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones.places import Place, Published, fused_qkv, plain, same
 from diffalign.models.backbones.pretrained import Pretrained
-from diffalign.models.diffusion.path import FlowPath, Path
+from diffalign.models.diffusion.path import Path
+
+_LAYER = {
+    **fused_qkv("attention.qkv", "attention"),
+    **plain(attention__to_out__0="attention.out"),
+    **same("adaLN_modulation.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+}
 
 
 class ZImage(Pretrained):
     """A transformer whose own time runs from noise to picture, and which predicts the velocity in that direction."""
 
     component = "transformer"
+    names = ("z_image", "")
+    published = Published(
+        {name: (name, _LAYER) for name in ("layers", "noise_refiner", "context_refiner")},
+        {
+            **same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1"),
+            "all_x_embedder.2-1": Place("x_embedder"),
+            "all_final_layer.2-1.linear": Place("final_layer.linear"),
+            "all_final_layer.2-1.adaLN_modulation.1": Place("final_layer.adaLN_modulation.1"),
+        },
+    )
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -52,9 +69,10 @@ class ZImage(Pretrained):
         """Return how many tokens each prompt has: all of them in a dry run, where the mask has no numbers."""
         return [mask.shape[1]] * len(mask) if isinstance(mask, FakeTensor) else (mask > 0).sum(dim=1).tolist()
 
-    def _sample_size(self) -> int:
-        return 1024 // self._factor  # the pipeline's default; the transformer's config has none
-
     def _path(self) -> Path:
-        side = self.resolution // self._factor
-        return FlowPath.from_config(self._pipe.scheduler.config, side, side, **self.settings.flow)
+        return self._flow_path()
+
+    @classmethod
+    def sample_size(cls, pipe: Any) -> int:
+        """Return the pipeline's default; the transformer's config has none."""
+        return 1024 // pipe.vae_scale_factor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffalign.core.errors import ConfigError
 from diffalign.infer.export.export import merge
 from diffalign.infer.export.keys import place
-from diffalign.infer.export.lora_file import Update, architecture, comfyui_tensors
+from diffalign.infer.export.lora_file import Update, comfyui_tensors
 from tests.infer.adapters import add
 from tests.layouts import comfyui_paths, merged_by_comfyui, published, random_checkpoint, to_diffusers
 from tests.micro_models import MAKERS
@@ -155,7 +155,6 @@ UNET = {"layers_per_block": 2, "down_block_types": ["DownBlock2D"], "up_block_ty
         ("sdxl", "down_blocks.0.motion_modules.0.proj", UNET),
         ("sdxl", "down_blocks.0.resnets.0.conv1", {**UNET, "layers_per_block": [1, 2]}),
         ("sd", "down_blocks.0.resnets.0.conv1", {**UNET, "down_block_types": ["AttnDownBlock2D"]}),
-        ("a_new_family", "transformer_blocks.0.attn.to_q", {}),
     ],
 )
 def test_a_layer_without_a_known_place_is_refused_by_name(family, layer, config):
@@ -166,7 +165,3 @@ def test_a_layer_without_a_known_place_is_refused_by_name(family, layer, config)
 def test_an_upsampler_stands_behind_the_transformer_of_its_block_if_there_is_one():
     places = [place("sdxl", f"up_blocks.{block}.upsamplers.0.conv", UNET).module for block in (0, 1)]
     assert places == ["output_blocks.2.2.conv", "output_blocks.5.1.conv"]
-
-
-def test_a_family_that_modelspec_has_no_name_for_is_named_as_here():
-    assert architecture("a_new_family", {}, {}) == ("a_new_family", "")
