@@ -71,10 +71,10 @@ class Run:
 class Arena:
     """Pairs and results under one folder."""
 
-    def __init__(self, root: Path, model: str = MODEL) -> None:
-        self.root, self.model = root, model
+    def __init__(self, root: Path, model: str = MODEL, taste: str = TASTE) -> None:
+        self.root, self.model, self.taste = root, model, taste
         self.length = 1 if without_t5(model) else None  # of a T5 prompt
-        prompts = open_prompts(TASTE, TRAIN + EVAL + TUNE, np.random.default_rng([0, 0]))
+        prompts = open_prompts(taste, TRAIN + EVAL + TUNE, np.random.default_rng([0, 0]))
         self.train_prompts, self.eval_prompts, self.tune_prompts = prompts[:TRAIN], prompts[TRAIN : TRAIN + EVAL], prompts[TRAIN + EVAL :]
         (root / "results").mkdir(parents=True, exist_ok=True)
 
@@ -135,7 +135,7 @@ class Arena:
         else:
             drawn = [_drawings(prompt, rng, near=kind == "near" and i % 2 == 0) for i, prompt in enumerate(prompts)]
             first, second = ([pair[side] for pair in drawn] for side in (0, 1))
-        return vote(prompts, first, second, User({TASTE: 1.0}), seed)
+        return vote(prompts, first, second, User({self.taste: 1.0}), seed)
 
     def _play(self, run: Run) -> dict[str, Any]:
         config = self._config(run)
@@ -173,7 +173,7 @@ class Arena:
             for pipe in (load(under), load(over, positive=under, alpha=alpha)):
                 drawn.append(self.pictures(pipe, self.prompts(positive), positive.seed * 1000, "draw steered"))
             grid([*drawn[0][:16], *drawn[1][:16]], 16).save(path.with_suffix(".png"))
-            path.write_text(json.dumps(self.judge(self.prompts(positive), drawn[1], scores(drawn[0]))))
+            path.write_text(json.dumps(self.judge(self.prompts(positive), drawn[1], scores(drawn[0], self.taste))))
         return json.loads(path.read_text())
 
     def prompts(self, run: Run) -> list[str]:
@@ -195,7 +195,7 @@ class Arena:
 
     def judge(self, prompts: Sequence[str], images: Sequence[Image.Image], base: Mapping[str, list[float]]) -> dict[str, Any]:
         """Return how `images` compare with the base's scores, draw by draw: by taste, whose scores are listed, and by form."""
-        found = scores(images)
+        found = scores(images, self.taste)
         won = win_rate(base["taste"][: len(images)], found["taste"], prompts)
         formed = win_rate(base["form"][: len(images)], found["form"], prompts)
         return {
@@ -217,7 +217,7 @@ class Arena:
             prompts = self.tune_prompts if tuning else self.eval_prompts
             images = self.pictures(load_pipeline(self.model), prompts, seed * 1000, "draw base")
             grid(images[:32], 16).save(path.with_suffix(".png"))
-            path.write_text(json.dumps(scores(images) | {"adherence": [mean_adherence(prompts, images)]}))
+            path.write_text(json.dumps(scores(images, self.taste) | {"adherence": [mean_adherence(prompts, images)]}))
         return json.loads(path.read_text())
 
     def pictures(self, pipe: Any, prompts: Sequence[str], seed: int, label: str) -> list[Image.Image]:
@@ -226,10 +226,10 @@ class Arena:
         return draw(pipe, prompts, seeds, guidance_scale=SCALE, max_sequence_length=self.length, label=label)
 
 
-def scores(images: Sequence[Image.Image]) -> dict[str, list[float]]:
+def scores(images: Sequence[Image.Image], taste: str = TASTE) -> dict[str, list[float]]:
     """Return each picture's taste score, and its form: how far its outline is that of the nearest shape (overlap in [0, 1])."""
     readings = [read(image) for image in images]
-    return {"taste": [taste_score(TASTE, reading) for reading in readings], "form": [reading.overlap for reading in readings]}
+    return {"taste": [taste_score(taste, reading) for reading in readings], "form": [reading.overlap for reading in readings]}
 
 
 def _drawings(prompt: str, rng: np.random.Generator, near: bool) -> tuple[Image.Image, Image.Image]:

@@ -1,16 +1,18 @@
 # python -m scripts.bench_online --method awm --seed 0
-"""Online methods on the embedded model, taste "high": reward over pictures and network evaluations, adherence, diversity, form.
+"""Online methods on the embedded models: reward over pictures and network evaluations, adherence, diversity, form.
 
-One call runs one method from one seed, and appends a line to the results file; `--table` prints all lines that are there. So the runs can
-be spread over sessions. All methods draw the same number of pictures to the same 128 prompts, and take the same number of passes of the
-network as long as they score the same number of latents and networks; both numbers are counted and written down. They are judged on 200
-held-out prompts, by the sampler that the model is used with (25 steps, guidance 4), against the base with the same noise.
+One call runs one method from one seed, and appends a line to the results file; `--table` prints them by method, the seeds pooled, and
+`--plot FILE` draws the reward over evaluations. So the runs can be spread over sessions. The online methods draw the same number of
+pictures to the same 128 prompts and take the same number of updates; passes of the network are counted and written down. Models are
+judged on 200 other prompts, by the sampler that they are used with (25 steps, guidance 4), against the base with the same noise. With
+`--tuning` they are judged on 100 prompts of a third kind, so that constants are not chosen on the prompts of the table.
 """
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +20,70 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 
-from diffalign.data.pictures import decode_image
-from diffalign.data.table import Table, read_table
+from diffalign.data.table import read_table
+from diffalign.evaluate.win_rate import win_rate
 from diffalign.infer.load import load
 from diffalign.infer.sample import grid
 from diffalign.methods.config_file import from_mapping
+from diffalign.rewards.drift import diversity, features
 from diffalign.train import rounds
 from diffalign.train.trainer import LOG, trainer_for
 from scripts.arena import BASE, SCALE, TASTE, Arena, _counted
 
 PROMPTS = 128  # to draw; others are judged
-PASSES = 4  # of a turn through what it has drawn
+SIBLINGS, ALIKE = 4, 12  # pictures of a prompt, and prompts, that diversity is measured on
 OLD = {"reference": "old_policy"}
+START = {"reference": "policy_start"}
 LIST = {"transforms": [{"list_of": {"score": "advantage"}}]}
-# Constants of AWM, DGPO and DiffusionNFT are the releases', betas of the others those of compare_rank.py; one rate for all, not tuned.
+NOISY = {"trajectory": {"forward": {"noisiest": 0.5}}}
 METHODS: dict[str, dict[str, Any]] = {
-    "online_dpo": {"method": "diffusion_dpo", "transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "beta": 250, **OLD},
-    "online_rank_dpo": {"method": "rank_dpo", "beta": 125, **OLD},
-    "awm": {"objective": "awm", "old_policy_decay": {"uprate": 0.001, "uphold": 0.3}, **OLD, **LIST},
-    "dgpo": {"objective": {"dgpo": {"beta": 100}}, **OLD, **LIST},
+    "online_dpo": {"method": "diffusion_dpo", "transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "beta": 250, **NOISY, **START},
+    "online_rank_dpo": {"method": "rank_dpo", "beta": 125, **NOISY, **START},
+    "awm": {"objective": "awm", "old_policy_decay": {"uprate": 0.001, "uphold": 0.3}, **NOISY, **OLD, **LIST},
+    "dgpo": {"objective": {"dgpo": {"beta": 100}}, **NOISY, **OLD, **LIST},
     "diffusion_nft": {
         "objective": "diffusion_nft",
         "rollout_policy": "reference",
         "old_policy_decay": {"uprate": 0.001, "uphold": 0.5},
+        **NOISY,
         **OLD,
         **LIST,
     },
+    "flow_grpo": {"objective": {"clipped_ratio": {"low": 1e-3}}, "reference": "none", "rollout": {"cps": {"size": 2}}, **LIST},
 }
-METHODS["flow_grpo"] = {"objective": {"clipped_ratio": {"low": 1e-3}}, "reference": "none", "rollout": {"cps": {"size": 2}}, **LIST}
-SHOWN = ("images", "evaluations", "win_rate", "taste", "adherence", "form_win_rate", "diversity", "seconds")
+SHOWN = ("taste", "adherence", "form_win_rate", "diversity")
+HEAD = "| method | seeds | pictures | passes | win rate | of the seeds | taste | adherence | form | diversity |"
 
 
-def play(arena: Arena, method: str, seed: int, images: int, group: int, prompts: int, options: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much is drawn and trained: pictures in all and of a prompt, prompts and updates of a turn, prompts of an update."""
+
+    images: int = 160
+    group: int = 4
+    prompts: int = 8
+    updates: int = 12
+    batch: int = 8
+
+    @property
+    def turns(self) -> int:
+        """Return how often the model draws."""
+        return self.images // (self.group * self.prompts)
+
+
+def play(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str, Any]) -> dict[str, Any]:
     """Train online and return what it took, and the curve of the reward: (pictures, evaluations, mean reward) by turn."""
     own = {
-        "pretrained_model_name_or_path": arena.model,
+        **_common(arena, method, seed),
         "prompts": arena.train_prompts[:PROMPTS],
-        "scorers": [{"taste": {"name": TASTE}}],
-        "images_per_prompt": group,
-        "prompts_per_turn": prompts,
-        "updates_per_turn": PASSES,
+        "scorers": [{"taste": {"name": arena.taste}}],
+        "images_per_prompt": budget.group,
+        "prompts_per_turn": budget.prompts,
+        "updates_per_turn": budget.updates,
         "num_inference_steps": 10,
         "sample_guidance_scale": SCALE,
-        "train_batch_size": prompts,
-        "max_train_steps": images // (group * prompts) * PASSES,
-        "learning_rate": 1e-3,
-        "seed": seed,
-        "output_dir": str(arena.root / "runs" / f"{method}-{seed}"),
-        "overwrite_output_dir": True,
-        "checkpointing_steps": 10**6,
+        "train_batch_size": budget.batch,
+        "max_train_steps": budget.turns * budget.updates,
         "spike_factor": 0,
     }
     trainer = trainer_for(from_mapping({**BASE, **own, **METHODS[method], **options}, "bench_online"))
@@ -74,100 +91,162 @@ def play(arena: Arena, method: str, seed: int, images: int, group: int, prompts:
         trainer.fit()
     log = [json.loads(line) for line in (trainer.output_dir / LOG).read_text().splitlines()]
     turns = [line for line in log if "turn" in line]
-    share = seen["rows"] / max(1, len(turns))
-    curve = [[(i + 1) * group * prompts, round((i + 1) * share), line[f"reward/{TASTE}"]] for i, line in enumerate(turns)]
-    return {"images": len(turns) * group * prompts, "evaluations": int(seen["rows"]), "curve": curve, "diversity": turns[-1]["diversity"]}
+    share, drawn = seen["rows"] / max(1, len(turns)), budget.group * budget.prompts
+    curve = [[(i + 1) * drawn, round((i + 1) * share), line[f"reward/{arena.taste}"]] for i, line in enumerate(turns)]
+    return {"images": len(turns) * drawn, "evaluations": int(seen["rows"]), "curve": curve}
 
 
 def play_rounds(arena: Arena, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """Train RankDPO in three rounds, as scripts/compare_rounds.py does, and return what it took."""
     drawn = {"prompts": arena.train_prompts[:PROMPTS], "max_prompts": 43, "images_per_prompt": 4, "guidance_scale": SCALE}
     own = {
-        "pretrained_model_name_or_path": arena.model,
+        **_common(arena, "rounds", seed),
         "method": "rank_dpo",
         "beta": 500,
         "learning_rate": 1e-3,
         "train_batch_size": 8,
         "max_train_steps": 53,
         "rounds": 3,
-        "generate": drawn | {"scorers": [{"taste": {"name": TASTE}}]},
-        "seed": seed,
-        "output_dir": str(arena.root / "runs" / f"rounds-{seed}"),
-        "overwrite_output_dir": True,
+        "generate": drawn | {"scorers": [{"taste": {"name": arena.taste}}]},
     }
     folder = rounds.train(from_mapping({**BASE, **own, **options}, "bench_online"))
     tables = [read_table(folder / f"round-{number + 1}" / "data") for number in range(3)]
     drawn_images = sum(len(record.candidates) for table in tables for record in table)
     evaluations = drawn_images * 25 * 2 + 3 * 53 * 8 * 4 * 2  # guided steps, then the scores of policy and reference
-    rewards = [float(np.mean([c.scores[TASTE] for record in table for c in record.candidates])) for table in tables]
+    rewards = [float(np.mean([c.scores[arena.taste] for record in table for c in record.candidates])) for table in tables]
     curve = [[(i + 1) * drawn_images // 3, (i + 1) * evaluations // 3, reward] for i, reward in enumerate(rewards)]
-    return {"images": drawn_images, "evaluations": evaluations, "curve": curve, "diversity": _diversity(tables[-1])}
+    return {"images": drawn_images, "evaluations": evaluations, "curve": curve}
 
 
-def _diversity(table: Table) -> float:
-    from diffalign.rewards.drift import diversity, features
+def _common(arena: Arena, method: str, seed: int) -> dict[str, Any]:
+    """Return the keys that all runs have alike."""
+    return {
+        "pretrained_model_name_or_path": arena.model,
+        "max_sequence_length": arena.length,
+        "learning_rate": 2e-3,
+        "seed": seed,
+        "output_dir": str(_folder(arena, method, seed)),
+        "overwrite_output_dir": True,
+    }
 
-    look = features("pixels")
-    groups = ([decode_image(c.image or b"", record.source) for c in record.candidates] for record in table)
-    return float(np.mean([diversity(group, look) for group in groups]))
+
+def _folder(arena: Arena, method: str, seed: int) -> Path:
+    return arena.root / "runs" / f"{method}-{seed}"
+
+
+def judged(arena: Arena, method: str, seed: int, held_out: int, tuning: bool) -> dict[str, Any]:
+    """Return how a trained model fares on held-out prompts: taste, adherence and form against the base, and diversity."""
+    pipe, prompts = load(_folder(arena, method, seed)), (arena.tune_prompts if tuning else arena.eval_prompts)[:held_out]
+    images = arena.pictures(pipe, prompts, seed * 1000 * (not tuning), "draw aligned")
+    grid(images[:32], 16).save(arena.root / "results" / f"{method}-{seed}.png")
+    base = arena.base(seed * (not tuning), tuning)
+    facts = arena.judge(prompts, images, base) | {"base_tastes": base["taste"][: len(prompts)], "tuning": tuning}
+    return facts if tuning else facts | {"diversity": round(siblings(arena, pipe, seed), 2)}
+
+
+def siblings(arena: Arena, pipe: Any, seed: int) -> float:
+    """Return the diversity of pictures of one held-out prompt, the mean of a few prompts."""
+    prompts = [prompt for prompt in arena.eval_prompts[:ALIKE] for _ in range(SIBLINGS)]
+    images, look = arena.pictures(pipe, prompts, 10**6 + 1000 * seed, "draw siblings"), features("pixels")
+    return float(np.mean([diversity(images[i : i + SIBLINGS], look) for i in range(0, len(images), SIBLINGS)]))
+
+
+def run(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str, Any], held_out: int, tuning: bool) -> dict[str, Any]:
+    """Return the line of one run: what it took, and how its model fares."""
+    torch.set_flush_denormal(True)
+    taken = play_rounds(arena, seed, options) if method == "rounds" else play(arena, method, seed, budget, options)
+    about = {"model": Path(arena.model).name, "reward": arena.taste, "method": method, "seed": seed, "options": options}
+    return about | taken | judged(arena, method, seed, held_out, tuning)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table for each model and reward: a row a method, its seeds pooled by prompt."""
+    lines = list[str]()
+    for place, methods in grouped(rows).items():
+        lines += [f"{place}:", "", HEAD, "| --- " * (HEAD.count("|") - 1) + "|"]
+        lines += [*(line(name, found) for name, found in methods.items()), ""]
+    return "\n".join(lines)
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return the rows by model and reward, and by method; those of tuning are left out."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if not row["tuning"]:
+            groups.setdefault(f"{row['model']}, {row['reward']}", {}).setdefault(row["method"], []).append(row)
+    return groups
+
+
+def line(method: str, found: Sequence[dict[str, Any]]) -> str:
+    """Return the row of a method: the win rate with its interval by prompt, and the means of the seeds."""
+    prompts = [str(place) for row in found for place in range(len(row["tastes"]))]  # the same ones in every seed
+    won = win_rate([x for row in found for x in row["base_tastes"]], [x for row in found for x in row["tastes"]], prompts)
+    mean = {name: float(np.mean([row[name] for row in found])) for name in ("images", "evaluations", *SHOWN)}
+    cells = [method, str(len(found)), f"{mean['images']:.0f}", f"{mean['evaluations']:,.0f}"]
+    cells += [f"{won.rate:.3f} ({won.low:.3f} to {won.high:.3f})", ", ".join(f"{row['win_rate']:.3f}" for row in found)]
+    return f"| {' | '.join([*cells, *(f'{mean[name]:.3g}' for name in SHOWN)])} |"
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the mean reward of each turn's pictures over passes of the network, the seeds averaged, with held-out reward at its end."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = grouped(rows)
+    figure, axes = plt.subplots(1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False)
+    for axis, (place, methods) in zip(axes[0], groups.items(), strict=True):
+        for number, (method, found) in enumerate(methods.items()):
+            curves = np.mean([row["curve"] for row in found], axis=0)
+            axis.plot(curves[:, 1], curves[:, 2], color=f"C{number}", label=method)
+            axis.plot(np.mean([row["evaluations"] for row in found]), np.mean([row["taste"] for row in found]), "o", color=f"C{number}")
+        axis.set(title=place, xlabel="passes of the network", ylabel="reward of a turn; dot: held out", xscale="log")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def main(
     method: str | None = None,
     seed: int = 0,
-    images: int = 512,
-    group: int = 8,
-    prompts: int = 4,
-    held_out: int = 200,
+    model: str = "tiny-sd",
+    reward: str = TASTE,
+    budget: Budget | None = None,
     options: dict[str, Any] | None = None,
+    held_out: int = 200,
+    tuning: bool = False,
     root: str = "outputs/bench_online",
     results: str | None = None,
+    plot: str | None = None,
 ) -> None:
     """Run one method from one seed and append a line to the results, or print the table of all that are there.
 
     Args:
         method: rounds, or a key of METHODS; the table if not given.
         seed: Seed of the training and of the pictures that are judged.
-        images: Pictures drawn in all.
-        group: Pictures of a prompt in a turn.
-        prompts: Prompts of a turn.
-        held_out: Prompts that are judged.
+        model: tiny-sd or tiny-sd3.
+        reward: The taste that judges what is drawn; prompts are those that leave it open.
+        budget: What is drawn and trained.
         options: Other keys of the training config.
+        held_out: Prompts that are judged.
+        tuning: Judge by prompts that the table does not use.
         root: Folder of the runs.
         results: File of the results, if not results.jsonl in the folder.
+        plot: File of the plot, to write beside the table.
     """
     file = Path(results or Path(root) / "results.jsonl")
-    if method is None:
-        _print(file)
+    if method is not None:
+        arena = Arena(Path(root) / f"{model}-{reward}", f"assets/{model}", reward)
+        row = run(arena, method, seed, budget or Budget(), options or {}, held_out, tuning)
+        with file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        print({name: row[name] for name in ("method", "seed", "images", "evaluations", "win_rate", "taste", "adherence")})
         return
-    arena, start = Arena(Path(root)), time.process_time()
-    torch.set_flush_denormal(True)
-    options = options or {}
-    taken = play_rounds(arena, seed, options) if method == "rounds" else play(arena, method, seed, images, group, prompts, options)
-    seconds = round(time.process_time() - start, 1)
-    asked = arena.eval_prompts[:held_out]
-    shown = arena.pictures(load(arena.root / "runs" / f"{method}-{seed}"), asked, seed * 1000, "draw aligned")
-    grid(shown[:32], 16).save(arena.root / "results" / f"{method}-{seed}.png")
-    base = arena.base(seed)
-    judged = arena.judge(asked, shown, {"taste": base["taste"], "form": base["form"]})
-    row = {"method": method, "seed": seed, "options": options, **taken, **judged, "seconds": seconds}
-    _append(file, row | {"base_taste": round(float(np.mean(base["taste"][:held_out])), 4)})
-
-
-def _append(file: Path, row: dict[str, Any]) -> None:
-    """Add a line to the results, and print it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
-    print({name: row[name] for name in SHOWN})
-
-
-def _print(file: Path) -> None:
-    """Print a line of each run."""
-    print(f"| method | seed | {' | '.join(SHOWN)} |", "| --- " * (2 + len(SHOWN)) + "|", sep="\n")
-    for row in map(json.loads, file.read_text().splitlines()):
-        numbers = (f"{row[name]:,.4g}" if isinstance(row[name], float) else f"{row[name]:,}" for name in SHOWN)
-        print(f"| {row['method']} {row['options'] or ''} | {row['seed']} | {' | '.join(numbers)} |")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    print(table(rows))
+    if plot is not None:
+        draw_curves(rows, Path(plot))
 
 
 if __name__ == "__main__":

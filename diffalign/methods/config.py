@@ -154,7 +154,7 @@ class TrainConfig:
     label_smoothing: float | None = key(None, SHARE_BELOW_HALF, kinds=ANY)
     """Share in [0, 0.5) of labels taken to be wrong (objectives dpo, robust, exo and others)."""
     trajectory: Spec | None = key(None, kinds=IMAGE)
-    """Another trajectory than the method's: forward, ddim_inversion or self_rollout; {ddim_inversion: {steps: 5, driver: reference}}."""
+    """Another trajectory than the method's: {forward: {noisiest: 0.5}}, {ddim_inversion: {steps: 5}}, self_rollout."""
     trajectory_cache: int = key(0, NOT_NEGATIVE, kinds=IMAGE, resume=True)
     """Points of the trajectory kept for each record, computed before training with the reference as driver; an epoch takes the next.
     A step of InPO or SmPO then costs what one of Diffusion-DPO does; it pays where training takes more epochs than points, or many

@@ -36,8 +36,8 @@ class Path(Protocol):
         """Return (alpha, sigma), (B,) each, float64."""
         ...
 
-    def sample_t(self, count: int, generator: Generator) -> Tensor:
-        """Return training times (B,)."""
+    def sample_t(self, count: int, generator: Generator, noisiest: float = 1.0) -> Tensor:
+        """Return training times (B,), of the `noisiest` share of them. Raises ConfigError for a share outside (0, 1]."""
         ...
 
     def later(self, t: Tensor, share: Tensor) -> Tensor:
@@ -94,12 +94,12 @@ class VPPath:
         acp = self.alphas_cumprod.to(t.device)[t.clamp(min=0)]
         return acp.sqrt(), (1.0 - acp).sqrt()
 
-    def sample_t(self, count: int, generator: Generator) -> Tensor:
-        """Return uniform integer times (B,)."""
-        if self.times:
-            index = integers(len(self.times), count, generator)
-            return torch.tensor(self.times, device=index.device)[index]
-        return integers(len(self.alphas_cumprod), count, generator)
+    def sample_t(self, count: int, generator: Generator, noisiest: float = 1.0) -> Tensor:
+        """Return uniform integer times (B,), of the `noisiest` share of them, one at least."""
+        every = len(self.times or self.alphas_cumprod)
+        few = max(1, round(check_share(noisiest) * every))
+        index = every - few + integers(few, count, generator)
+        return torch.tensor(self.times, device=index.device)[index] if self.times else index
 
     def later(self, t: Tensor, share: Tensor) -> Tensor:
         """Return integer times in t+1..T-1."""
@@ -189,11 +189,11 @@ class FlowPath:
         """Return (1 - t, t), float64."""
         return 1.0 - t.double(), t.double()
 
-    def sample_t(self, count: int, generator: Generator) -> Tensor:
+    def sample_t(self, count: int, generator: Generator, noisiest: float = 1.0) -> Tensor:
         """Return times (B,) in [0.001, 1], float64; below, dividing by the noise level would magnify rounding errors."""
-        u = uniform(count, generator)
+        u = check_share(noisiest) * uniform(count, generator)
         if self.density == "logit_normal":
-            t = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(u))
+            t = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(1.0 - noisiest + u))
         elif self.density == "mode":
             t = 1.0 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1.0 + u)
         else:
@@ -219,6 +219,13 @@ class FlowPath:
         """Return `steps` parts of [0, t], even before the shift: every record ends exactly at its own t."""
         even = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device=t.device)
         return torch.cat([shifted(shifted(t, 1.0 / self.shift)[:, None] * even[:-1], self.shift), t[:, None]], dim=1)
+
+
+def check_share(noisiest: float) -> float:
+    """Return the share of the training times that are drawn from. Raises ConfigError outside (0, 1]."""
+    if not 0.0 < noisiest <= 1.0:
+        raise ConfigError(f"`noisiest` is {noisiest:g}; expected a share of the training times, above 0 and at most 1")
+    return noisiest
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

@@ -15,13 +15,22 @@ from diffalign.models.diffusion.self_rollout import self_rollout
 Trajectory = Callable[..., Noised]
 
 
-def forward(x0: Tensor, predict: Predict, path: Path, generator: Generator, *, share_noise: bool = True) -> Noised:  # noqa: ARG001  # asks no network
+def forward(
+    x0: Tensor,
+    predict: Predict,  # noqa: ARG001  # asks no network
+    path: Path,
+    generator: Generator,
+    *,
+    share_noise: bool = True,
+    noisiest: float = 1.0,
+) -> Noised:
     """Return x0 (B,K,C,H,W) noised at one random t a record; no network call.
 
     With `share_noise` all candidates of a record get the same noise, as every released Diffusion-DPO does (less variance in the
-    margin); without it each gets its own, as the paper's equation 14 is written.
+    margin); without it each gets its own, as the paper's equation 14 is written. Times are of the `noisiest` share (0, 1] of the path's:
+    there it is decided what is in a picture, and later only how it is painted. DGPO's release trains on the first 4 to 6 of 10 steps.
     """
-    t = path.sample_t(len(x0), generator).to(x0.device)
+    t = path.sample_t(len(x0), generator, noisiest).to(x0.device)
     drawn = 1 if share_noise else x0.shape[1]
     noise = normal((len(x0), drawn, *x0.shape[2:]), generator).to(x0).expand_as(x0)
     return Noised(mix(path, x0, noise, t), t, target(path, x0, noise, t), path.weight(t).to(x0))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffalign.core.errors import ConfigError
 from diffalign.models.diffusion.path import FlowPath, VPPath, mix, split, target
 from diffalign.models.diffusion.trajectory import TRAJECTORIES, forward
 
@@ -104,6 +105,22 @@ def test_a_wrong_number_of_generators_is_refused(name, count):
 
 def not_called(x, t, *, empty=False):
     raise AssertionError("forward asks no network")
+
+
+@paths
+def test_the_noisiest_share_of_the_times_is_the_upper_end_of_all(path):
+    every = path.sample_t(4000, torch.Generator().manual_seed(0)).double()
+    least = torch.quantile(every, 0.75, interpolation="higher")  # as few times as turbo's four lie on the quantile itself
+    t = forward(latents(200), not_called, path, seeded(200), noisiest=0.25).t.double()
+    assert t.min() >= least - 0.02 * every.max()
+    assert t.max() > every.max() - 0.02 * every.max()
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_of_the_times_that_is_none_is_refused(share):
+    for path in PATHS.values():
+        with pytest.raises(ConfigError, match=f"noisiest.*{share:g}"):
+            path.sample_t(3, torch.Generator(), share)
 
 
 @paths
