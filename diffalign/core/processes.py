@@ -1,12 +1,16 @@
-"""Which of the processes of a launch this is."""
+"""Which of the processes of a launch this is, and which share of the work is its own."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+T = TypeVar("T")
 
 
 def process_state() -> PartialState:
@@ -16,3 +20,22 @@ def process_state() -> PartialState:
 
     # Accelerator passes the flag on by itself; a bare PartialState on a machine without a GPU would run every process alone.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+
+
+def shares(missing: Callable[[], Sequence[T]]) -> Iterator[Sequence[T]]:
+    """Yield this process's share of what `missing` lists; after the loop nothing of it is missing, on any machine.
+
+    What the caller does with an item must take it off the lists of all processes that read the same disk. Where machines have disks of
+    their own, a second share is of what the first ones left missing here, among the processes of this machine.
+
+    >>> list(shares(lambda: [1, 2, 3]))
+    [[1, 2, 3]]
+    """
+    state = process_state()
+    everywhere = state.process_index, state.num_processes
+    here = state.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+    for rank, count in dict.fromkeys([everywhere, here]):
+        own = missing()[rank::count]
+        state.wait_for_everyone()  # or a list would lack what a faster process has done already
+        yield own
+        state.wait_for_everyone()

@@ -6,7 +6,7 @@ Both are torch datasets over (position, epoch) and give the same batch for the s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.parts import Index
-from diffalign.core.progress import chunks
+from diffalign.core.processes import process_state, shares
+from diffalign.core.progress import chunks, progress
 from diffalign.core.types import Batch, Condition
 from diffalign.data.buckets import ImageSizes
-from diffalign.data.cache import Bank, fingerprint, open_folder, packed, row_shape, unpacked
+from diffalign.data.cache import Bank, check_room, fingerprint, open_folder, packed, row_shape, unpacked
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
 from diffalign.data.records import Record
+from diffalign.data.table import Table
 from diffalign.data.view import Entry, View
+
+Shapes = Mapping[Size, tuple[int, int, int]]  # (height, width) in pixels -> (C, H, W) of the latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class LivePairs(Dataset[dict[str, Any]]):
         entry = self.view.entries[position]
         size, order = self.sizes[entry.row], list(entry.order)
         if order:
-            images = framed(self.view.table[entry.row], epoch % self.variants, self.framing, size, self.encoders)
+            images = framed(self.view.table[entry.row], epoch % self.variants, self.framing, size, self.encoders.latent_shape(*size))
         else:
             noise = torch.zeros(0, *self.encoders.latent_shape(*size))
             images = {"pixels": torch.zeros(0, 3, *size), "frames": torch.zeros(0, 6), "noise": noise}
@@ -78,14 +82,14 @@ def _batch(view: View, entries: Sequence[Entry], x0: Tensor, condition: Conditio
     return Batch(x0, condition, empty, prob, ids, frames=frames, labels=labels_of(view, entries))
 
 
-def framed(record: Record, variant: int, framing: Framing, size: Size, encoders: Encoders) -> dict[str, Tensor]:
-    """Return "pixels" (K, 3, h, w), "frames" (K, 6) and the VAE posterior's "noise" (K, C, H, W) of a record's images, as in the table.
+def framed(record: Record, variant: int, framing: Framing, size: Size, latent: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return "pixels" (K, 3, h, w), "frames" (K, 6) and the VAE posterior's "noise" (K, *latent) of a record's images, as in the table.
 
     What is random depends on the record's id and `variant` alone.
     """
     generator = record_generator(record.id, variant)
     pixels, frames = candidate_pixels(record, framing, generator, size)
-    noise = torch.randn((len(pixels), *encoders.latent_shape(*size)), generator=generator)
+    noise = torch.randn((len(pixels), *latent), generator=generator)
     return {"pixels": pixels, "frames": frames, "noise": noise}
 
 
@@ -97,14 +101,49 @@ def encoded(encoders: Encoders, pixels: Tensor, noise: Tensor, names: Sequence[s
         raise CheckpointError(f"{error}: {'; '.join(names[i] for i in error.images)}") from error
 
 
-class CachedPairs(Dataset[dict[str, Any]]):
-    """Training data that reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing."""
+class Pictures(Dataset[dict[str, Any]]):
+    """Batches of decoded and framed images for the cache, each of one size; `jobs` are (table row, variant) of a batch."""
 
-    def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int, root: Path, batch_size: int = 16) -> None:
-        self.view, self.variants = view, variants
+    def __init__(
+        self, table: Table, framing: Framing, jobs: Sequence[Sequence[tuple[int, int]]], sizes: ImageSizes, shapes: Shapes
+    ) -> None:
+        self.table, self.framing, self.jobs, self.sizes, self.shapes = table, framing, jobs, sizes, shapes
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        jobs = self.jobs[number]
+        size, records = self.sizes[jobs[0][0]], [self.table[row] for row, _ in jobs]
+        loaded = [framed(r, variant, self.framing, size, self.shapes[size]) for r, (_, variant) in zip(records, jobs, strict=True)]
+        names = [f"{record.source}, candidate {i}" for record in records for i in range(len(record.candidates))]
+        return {name: torch.cat([images[name] for images in loaded]) for name in loaded[0]} | {"jobs": jobs, "names": names}
+
+
+class CachedPairs(Dataset[dict[str, Any]]):
+    """Training data that reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing.
+
+    The processes of a launch share that work. `precision` is that of latents and embeddings on disk, float32 or bfloat16; `workers`
+    processes decode the images.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        encoders: Encoders,
+        framing: Framing,
+        variants: int,
+        root: Path,
+        batch_size: int = 16,
+        *,
+        precision: str = "float32",
+        workers: int = 0,
+    ) -> None:
+        self.view, self.variants, self.precision = view, variants, precision
         counts = [batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()]
         self.first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         facts = {"table": view.table.fingerprint, "model": encoders.fingerprint}
+        facts |= {} if precision == "float32" else {"precision": precision}
         folder = open_folder(root, "latents", facts | {"framing": asdict(framing), "variants": variants})
         self.folder = folder
         self.sizes = ImageSizes(view, framing, Bank(folder, "buckets", len(view.table), (), "int64") if framing.buckets else None)
@@ -112,9 +151,9 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self._shapes = {size: encoders.latent_shape(*size) for size in (framing.square, *framing.buckets)}
         self.row_shape = row_shape([self._shapes[size] for size in framing.buckets or (framing.square,)])
         rows = int(self.first[-1]) * variants
-        self._latents = Bank(folder, "latents", rows, self.row_shape, "float32")
+        self._latents = Bank(folder, "latents", rows, self.row_shape, precision)
         self._frames = Bank(folder, "frames", rows, (6,), "float32")
-        self._fill_latents(encoders, framing, batch_size)
+        self._fill_latents(encoders, framing, batch_size, workers)
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
             self._prompts.setdefault(prompt, len(self._prompts))
@@ -155,32 +194,41 @@ class CachedPairs(Dataset[dict[str, Any]]):
         """Return the rows in which a bank with `variants` rows per candidate holds one variant of all candidates of a table row."""
         return [first * variants + variant for first in range(int(self.first[row]), int(self.first[row + 1]))]
 
-    def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int) -> None:
-        rows, variants = sorted({entry.row for entry in self.view.entries if entry.order}), self.variants
-        jobs = [(row, v) for row in rows for v in range(variants) if self._lacks(self.bank_rows(row, v, variants))]
-        for part in chunks(sorted(jobs, key=lambda job: self.sizes[job[0]]), batch_size, "cache latents"):
-            for size, group in itertools.groupby(part, key=lambda job: self.sizes[job[0]]):
-                same_size = list(group)
-                records = [self.view.table[row] for row, _ in same_size]
-                loaded = [framed(record, v, framing, size, encoders) for record, (_, v) in zip(records, same_size, strict=True)]
-                names = [f"{record.source}, candidate {i}" for record in records for i in range(len(record.candidates))]
-                pixels, frames, noise = (torch.cat([images[name] for images in loaded]) for name in ("pixels", "frames", "noise"))
-                latents = encoded(encoders, pixels, noise, names)
-                bank_rows = [i for row, v in same_size for i in self.bank_rows(row, v, variants)]
-                self._frames.write(bank_rows, frames.numpy())
-                self._latents.write(bank_rows, packed(latents.float().cpu().numpy(), self.row_shape))
+    def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int, workers: int) -> None:
+        for own in shares(self._missing):
+            images = sum(len(self.bank_rows(row, 0, 1)) for row, _ in own)
+            check_room(self.folder, process_state().num_processes * images * self._latents.row_bytes)
+            groups = [list(group) for _, group in itertools.groupby(own, key=lambda job: self.sizes[job[0]])]
+            batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+            pictures = Pictures(self.view.table, framing, batches, self.sizes, self._shapes)
+            with progress(total=len(own), desc="cache latents", unit="records", hidden=not own) as bar:
+                for part in DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator()):
+                    latents = encoded(encoders, part["pixels"], part["noise"], part["names"])
+                    rows = [i for row, variant in part["jobs"] for i in self.bank_rows(row, variant, self.variants)]
+                    self._frames.write(rows, part["frames"].numpy())
+                    self._latents.write(rows, packed(latents.float().cpu().numpy(), self.row_shape))
+                    bar.update(len(part["jobs"]))
 
-    def _lacks(self, rows: Sequence[int]) -> bool:
-        """Return whether the latents or the frames of any of these rows of the banks are missing."""
-        return bool(self._latents.missing(rows) or self._frames.missing(rows))
+    def _missing(self) -> list[tuple[int, int]]:
+        """Return (table row, variant) of the records whose latents or frames are not on disk yet, those of one size together."""
+        rows = sorted({entry.row for entry in self.view.entries if entry.order})
+        jobs = [(row, variant) for row in rows for variant in range(self.variants)]
+        places = [self.bank_rows(row, variant, self.variants) for row, variant in jobs]
+        lacking = [job for job, own in zip(jobs, places, strict=True) if self._latents.missing(own) or self._frames.missing(own)]
+        return sorted(lacking, key=lambda job: self.sizes[job[0]])
 
     def _fill_prompts(self, encoders: Encoders, folder: Path, batch_size: int) -> dict[str, Bank]:
         shapes = {name: tuple(value.shape[1:]) for name, value in encoders.prompt([""]).items()}
-        banks = {name: Bank(folder, name, len(self._prompts), shape, "float32") for name, shape in shapes.items()}
+        banks = {name: Bank(folder, name, len(self._prompts), shape, self.precision) for name, shape in shapes.items()}
         used = {"": 0} | {entry.prompt: self._prompts[entry.prompt] for entry in self.view.entries}
-        missing = {i for bank in banks.values() for i in bank.missing(list(used.values()))}
-        jobs = [(prompt, i) for prompt, i in used.items() if i in missing]
-        for part in chunks(jobs, 4 * batch_size, "cache prompts"):
-            for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
-                banks[name].write([i for _, i in part], value.float().cpu().numpy())
+
+        def missing() -> list[tuple[str, int]]:
+            places = {i for bank in banks.values() for i in bank.missing(list(used.values()))}
+            return [(prompt, i) for prompt, i in used.items() if i in places]
+
+        for own in shares(missing):
+            check_room(folder, process_state().num_processes * len(own) * sum(bank.row_bytes for bank in banks.values()))
+            for part in chunks(own, 4 * batch_size, "cache prompts"):
+                for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
+                    banks[name].write([i for _, i in part], value.float().cpu().numpy())
         return banks

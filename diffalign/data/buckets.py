@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.data.cache import Bank
 from diffalign.data.pictures import image_size
@@ -44,10 +45,11 @@ class ImageSizes:
         self.framing = framing
         self.numbers = np.full(len(view.table), -1)  # (table rows,) index of each row's bucket; -1 is the square
         rows = sorted({entry.row for entry in view.entries if entry.order}) if framing.buckets else []
-        for part in chunks(rows if bank is None else bank.missing(rows), 64, "read image sizes"):
-            self.numbers[part] = [record_bucket(view.table[row], framing.buckets) for row in part]
-            if bank is not None:
-                bank.write(part, self.numbers[part])
+        for own in [rows] if bank is None else shares(lambda: bank.missing(rows)):
+            for part in chunks(own, 64, "read image sizes"):
+                self.numbers[part] = [record_bucket(view.table[row], framing.buckets) for row in part]
+                if bank is not None:
+                    bank.write(part, self.numbers[part])
         if bank is not None:
             self.numbers[rows] = bank.read(rows)
 

@@ -11,15 +11,19 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.utils import WeakFileLock
 
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import TableError
 from diffalign.core.files import write
+
+BFLOAT16 = "bfloat16"
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -28,19 +32,28 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 
 class Bank:
-    """A memory-mapped array (rows, *shape) in `folder`, with a flag for each row that says whether it is filled."""
+    """A memory-mapped array (rows, *shape) in `folder`, with a flag for each row that says whether it is filled.
+
+    Rows of dtype bfloat16, which numpy lacks, are kept as the upper half of float32, rounded to even, and read as float32.
+    """
 
     def __init__(self, folder: Path, name: str, rows: int, shape: tuple[int, ...], dtype: str) -> None:
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.dtype = folder, name, dtype
         values, filled = folder / f"{name}.npy", folder / f"{name}.filled.npy"
-        if not values.exists():
-            filled.unlink(missing_ok=True)  # or old flags would mark rows of zeros as filled
-        self._values = _open(values, (max(rows, 1), *shape), dtype)  # an empty file cannot be mapped
-        self._filled = _open(filled, (max(rows, 1),), "bool", holes=False)  # all of them are read, which a full disk refuses of holes
+        with WeakFileLock(folder / ".arrays.lock"):  # processes of a launch open it at the same moment
+            if not values.exists():
+                filled.unlink(missing_ok=True)  # or old flags would mark rows of zeros as filled
+            self._values = _open(values, (max(rows, 1), *shape), "uint16" if dtype == BFLOAT16 else dtype)  # an empty file cannot be mapped
+            self._filled = _open(filled, (max(rows, 1),), "bool", holes=False)  # all are read, which a full disk refuses of holes
 
     def __reduce__(self) -> tuple[type[Bank], tuple[Any, ...]]:
         rows, *shape = self._values.shape
-        return Bank, (self.folder, self.name, rows, tuple(shape), self._values.dtype.name)  # pickling a memory map would copy it
+        return Bank, (self.folder, self.name, rows, tuple(shape), self.dtype)  # pickling a memory map would copy it
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row."""
+        return self._values.nbytes // len(self._values)
 
     def missing(self, rows: Sequence[int]) -> list[int]:
         """Return those of `rows` that are not filled yet, ascending, once each."""
@@ -49,14 +62,32 @@ class Bank:
 
     def write(self, rows: Sequence[int], values: np.ndarray) -> None:
         """Store values (len(rows), *shape), then flag the rows as filled. Raises TableError where the disk is full."""
-        _write(self._values, rows, values)
+        _write(self._values, rows, _upper_half(values) if self.dtype == BFLOAT16 else values)
         _write(self._filled, rows, np.ones(len(rows), dtype=bool))
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Return a copy (len(rows), *shape). Raises TableError if a row is not filled."""
         if not self._filled[list(rows)].all():
             raise TableError(f"{self.folder}: `{self.name}` lacks rows; remove the folder and start again")
-        return np.array(self._values[list(rows)])
+        values = np.array(self._values[list(rows)])
+        return (values.astype(np.uint32) << 16).view(np.float32) if self.dtype == BFLOAT16 else values
+
+
+def _upper_half(values: np.ndarray) -> np.ndarray:
+    """Return float32 values as the bits of the nearest bfloat16, of two equally near ones the even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise TableError where the disk of a folder has less than the bytes that are needed."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise TableError(
+            f"{folder}: {needed / 2**30:.3g} GiB are to be kept here, and {free / 2**30:.3g} GiB are free; make room, choose another "
+            "`cache_dir`, `cache_precision` bfloat16, or `cache` off"
+        )
 
 
 def _write(array: np.memmap, rows: Sequence[int], values: np.ndarray) -> None:

@@ -278,6 +278,8 @@ class TrainConfig:
     """Latents and prompt embeddings on disk before training, or made live in every step. (Of texts: see precompute_ref_log_probs.)"""
     cache_dir: str | None = key(None, kinds=ANY, changes="nothing")
     """Where the cache lies; beside the table if not given."""
+    cache_precision: Literal["float32", "bfloat16"] | None = key(None, kinds=IMAGE)
+    """Of latents and prompt embeddings on disk; if not given, bfloat16 where mixed_precision is bf16, else float32."""
     cache_variants: int = key(1, AT_LEAST_ONE, kinds=IMAGE)
     """Crops, flips and posterior draws kept for each record; an epoch takes the next."""
     dataloader_num_workers: int = key(0, NOT_NEGATIVE, kinds=ANY, changes="nothing")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from diffalign.core.parts import Index
+from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.core.types import Batch, Query, Reference
 from diffalign.data.batch import CachedPairs
@@ -56,9 +57,10 @@ class Precomputed(Dataset[dict[str, Any]]):
         self._times = [Bank(folder, f"t-{d}", rows, (), "float64") for d in range(draws)]
         self._drops = [Bank(folder, f"drop-{d}", rows, (), "bool") for d in range(draws)]
         with torch.no_grad(), reference.driving() as network:
-            for part in chunks(self.missing(), 16, "cache trajectory"):
-                for (draw, *_), group in itertools.groupby(part, key=lambda job: (job[0], *self._kind(job[1]))):
-                    self._fill(draw, [row for _, row in group], likelihood, network, device, seed)
+            for own in shares(self.missing):
+                for part in chunks(own, 16, "cache trajectory"):
+                    for (draw, *_), group in itertools.groupby(part, key=lambda job: (job[0], *self._kind(job[1]))):
+                        self._fill(draw, [row for _, row in group], likelihood, network, device, seed)
 
     def __len__(self) -> int:
         return len(self.pairs)

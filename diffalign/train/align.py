@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from diffalign.core.claim import claim, settle
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.locks import locked
 from diffalign.core.processes import process_state
 from diffalign.data.records import Record
@@ -116,7 +117,21 @@ def _earlier(config: TrainConfig) -> tuple[Sequence[str], Path | None]:
 
 
 def _open_together(config: TrainConfig, recipe: Recipe) -> View:
-    """Open the dataset in every process of a launch; the first one imports it, the others read what it wrote."""
+    """Open the dataset in every process of a launch; the first one imports it, the others read what it wrote.
+
+    On a machine with a disk of its own the first process of that machine imports it, too. Raises TableError where they have read different
+    data.
+    """
+    from accelerate.utils import gather_object
+
     state = process_state()
-    with state.main_process_first():
-        return open_dataset(config, recipe, reuse=not state.is_main_process)
+    with state.main_process_first(), state.local_main_process_first():
+        view = open_dataset(config, recipe, reuse=not state.is_main_process)
+    everywhere: list[tuple[str, str]] = gather_object([(socket.gethostname(), view.table.fingerprint)])
+    first = everywhere[0][1]
+    if odd := [host for host, table in everywhere if table != first]:
+        raise TableError(
+            f"{view.table.path}: on {odd[0]} this table is not that of {everywhere[0][0]}, as an earlier run may have left it; remove it "
+            f"on {odd[0]}"
+        )
+    return view

@@ -59,8 +59,7 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     """
     accelerator = make_accelerator(config)
     kind = KINDS[recipe.kind or view.table.manifest["kind"]]
-    with accelerator.main_process_first():  # it fills the caches on disk, the others find them filled
-        parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
+    parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
     return Trainer(config, replace(parts, usage=view.usage.facts()), accelerator)
 
 

@@ -15,7 +15,7 @@ from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pictures import encode_image
 from diffalign.data.pixels import Framing
 from diffalign.data.records import Candidate, Record
-from diffalign.data.sampler import Sampler, loader, sample_generator
+from diffalign.data.sampler import Sampler, loader, sample_generator, stacked, unstacked
 from diffalign.data.table import write_table
 from diffalign.data.transforms import drop_ties, orient, pairs
 from diffalign.data.view import View
@@ -250,3 +250,15 @@ def test_a_sample_has_its_own_generator_whoever_asks():
     assert drawn == [torch.rand(2, generator=sample_generator(7, g)).tolist() for g in range(3, 7)]
     others = [torch.rand(2, generator=sample_generator(*key)).tolist() for key in ((7, 7), (8, 3), (0, 73), (73, 0))]
     assert len({tuple(numbers) for numbers in drawn + others}) == 8
+
+
+def test_rows_that_a_worker_hands_over_together_are_the_rows():
+    rows = [{"x": torch.full((2,), i), "lists": torch.ones(i, 2), "condition": {"e": torch.tensor(i)}, "entry": f"r{i}"} for i in (1, 2, 3)]
+    whole = stacked(rows)
+    assert whole["x"].shape == (3, 2)  # one tensor, where rows fit together
+    again = unstacked(whole, 3)
+    assert [row["entry"] for row in again] == ["r1", "r2", "r3"]
+    for row, other in zip(rows, again, strict=True):
+        assert torch.equal(row["x"], other["x"])
+        assert torch.equal(row["lists"], other["lists"])
+        assert torch.equal(row["condition"]["e"], other["condition"]["e"])

@@ -9,11 +9,12 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign.core.errors import TableError
-from diffalign.data.cache import Bank, fingerprint, open_folder, packed, row_shape, unpacked
+from diffalign.data.cache import Bank, check_room, fingerprint, open_folder, packed, row_shape, unpacked
 
 FACTS = {"table": "abc", "model": "def", "framing": {"resolution": 8}}
 
@@ -178,3 +179,20 @@ def test_a_stale_fingerprint_is_refused(tmp_path):
 
 def test_opening_leaves_no_temporary_file(tmp_path):
     assert [path.name for path in open_folder(tmp_path, "latents", FACTS).iterdir()] == ["manifest.json"]
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it(tmp_path):
+    values = torch.randn(64, 3, 5, generator=torch.Generator().manual_seed(0)) * 300
+    values[0, 0] = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), 1.00390625])  # the last lies between two of them
+    own = bank(tmp_path, 64, (3, 5), "bfloat16")
+    own.write(range(64), values.numpy())
+    assert torch.equal(torch.from_numpy(own.read(range(64))), values.bfloat16().float())
+    assert own.row_bytes == 3 * 5 * 2
+    assert np.array_equal(pickle.loads(pickle.dumps(own)).read([5]), own.read([5]))
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(tmp_path):
+    check_room(tmp_path, 1)
+    with pytest.raises(TableError, match=str(tmp_path)) as raised:
+        check_room(tmp_path, 2**70)
+    assert "cache_dir" in str(raised.value)

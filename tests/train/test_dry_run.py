@@ -15,9 +15,10 @@ from transformers import CLIPVisionConfig
 from diffalign.cli.main import main
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.importing import import_dataset
+from diffalign.data.view import View
 from diffalign.infer.kinds.table import KINDS
 from diffalign.methods.builders import dry_run
-from diffalign.methods.builders.image import backbone, equip
+from diffalign.methods.builders.image import backbone, equip, pairs
 from diffalign.methods.builders.meta_model import Kept, activations, outline
 from diffalign.methods.builders.users import expected_sizes
 from diffalign.methods.checks import check
@@ -236,6 +237,19 @@ def test_an_earlier_run_is_no_reason_not_to_say_it(models, pairs_file, tmp_path,
     words = ["--dataset_name", str(pairs_file), "--output_dir", str(tmp_path), "--pretrained_model_name_or_path", models["sd"]]
     assert main(["train", "--dry_run", *words]) == 0
     assert "An estimate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_cache_takes_the_disk_that_a_dry_run_says(models, pairs_file, tmp_path, precision):
+    table = import_dataset(str(pairs_file), tmp_path / "table")
+    own = config(models["sd"], dataset_name=str(table.path), cache_precision=precision, cache_variants=2)
+    recipe = recipe_of(own)
+    view = View(table, [])
+    expected = dry_run.cache_bytes(own, outlined(own), view)
+    pairs(own, view, backbone(own, recipe, CPU))
+    files = [path for path in table.path.glob("cache/*/*.npy") if not path.stem.endswith((".filled", "frames"))]
+    header = 128  # of a .npy file
+    assert sum(path.stat().st_size - header for path in files) == expected
 
 
 def test_a_dataset_that_is_no_table_is_left_closed(models, pairs_file):

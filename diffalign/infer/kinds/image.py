@@ -90,11 +90,10 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
     outline, view = meta_model.outline(config, recipe, torch.device("cuda")), dry_run.opened(config, recipe)
     rows = [*dry_run.model_rows(config, recipe, outline), *dry_run.step_rows(config, recipe, outline.model, view)]
     memory = dry_run.memory(config, recipe, outline, candidates if view is None else len(view.entries[0].order))
-    encoders = dry_run.readable(dry_run.encoder_bytes(outline))
-    before = (
-        []
-        if config.cache == "off" or config.prompts
-        else [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights."]
-    )
+    before = []
+    if config.cache == "disk" and not config.prompts:
+        size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
+        encoders = dry_run.readable(dry_run.encoder_bytes(outline))
+        before = [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights.{size}"]
     here = dry_run.room(config, outline, sum(size for _, size in memory))
     return "\n".join([*dry_run.aligned(rows), "", *dry_run.table(memory), "", dry_run.NOTE, *before, *here])

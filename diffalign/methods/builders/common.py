@@ -31,3 +31,8 @@ def order(config: TrainConfig, view: View) -> Callable[[int], Index] | None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     samples = config.max_train_steps * config.train_batch_size * config.gradient_accumulation_steps * processes
     return Stages(stages, samples, config.seed).index
+
+
+def cache_precision(config: TrainConfig) -> str:
+    """Return the precision of latents and prompt embeddings on disk: as chosen, else that which a bfloat16 model reads anyway."""
+    return config.cache_precision or ("bfloat16" if config.mixed_precision == "bf16" else "float32")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 from diffalign.core.parts import Trained
 from diffalign.data.table import is_table
 from diffalign.data.view import View
-from diffalign.methods.builders.common import DTYPES
+from diffalign.methods.builders.common import DTYPES, cache_precision
 from diffalign.methods.builders.data import open_dataset
-from diffalign.methods.builders.meta_model import Outline, activations
+from diffalign.methods.builders.meta_model import Outline, activations, prompt_elements
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
@@ -49,8 +51,7 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
         base, how = total - trained, f"user branch with the encoder {recipe.users.name}"
     else:
         base, how = total - trained, f"{recipe.tuning} of rank {config.rank}"
-    side = config.resolution or outline.model.resolution
-    sizes = parse_buckets(config.aspect_ratio_buckets) or ((side, side),)
+    sizes = sizes_of(config, outline)
     shapes = [f"{'x'.join(map(str, outline.model.latent_shape(h, w)))} for {h}x{w} pixels" for h, w in sizes]
     return [
         ("model", f"{config.pretrained_model_name_or_path} ({outline.kind}, family {outline.layout.family})"),
@@ -58,6 +59,12 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
         ("trained", f"{trained:,} ({100 * trained / base:.3g} %): {how}"),
         ("latents", ", ".join(shapes)),
     ]
+
+
+def sizes_of(config: TrainConfig, outline: Outline) -> Sequence[tuple[int, int]]:
+    """Return the sizes (height, width) in pixels that images are trained at."""
+    side = config.resolution or outline.model.resolution
+    return parse_buckets(config.aspect_ratio_buckets) or ((side, side),)
 
 
 def step_rows(config: TrainConfig, recipe: Recipe, model: Trained | None, view: View | None) -> list[tuple[str, str]]:
@@ -89,6 +96,16 @@ def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: in
         rows.append(("VAE and text encoders", encoder_bytes(outline)))
     rows.append((f"activations of {images} images", activations(config, outline, images)))
     return rows
+
+
+def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
+    """Return the bytes of latents and prompt embeddings that a run keeps on disk."""
+    latents = [math.prod(outline.model.latent_shape(*size)) for size in sizes_of(config, outline)]
+    counts = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
+    images = int(counts[sorted({entry.row for entry in view.entries if entry.order})].sum())
+    numbers = images * config.cache_variants * max(latents)
+    numbers += (len({entry.prompt for entry in view.entries}) + 1) * prompt_elements(outline)
+    return numbers * {"float32": 4, "bfloat16": 2}[cache_precision(config)]
 
 
 def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tuple[str, float]]:

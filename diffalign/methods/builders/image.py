@@ -19,7 +19,7 @@ from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
 from diffalign.methods.builders import speed
 from diffalign.methods.builders import users as user_build
-from diffalign.methods.builders.common import DTYPES, cache_root, order
+from diffalign.methods.builders.common import DTYPES, cache_precision, cache_root, order
 from diffalign.methods.checks import check_image, parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
@@ -152,7 +152,15 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
     if config.cache == "off":
         return LivePairs(view, encoders, framing, config.cache_variants)
-    return CachedPairs(view, encoders, framing, config.cache_variants, cache_root(config, view))
+    return CachedPairs(
+        view,
+        encoders,
+        framing,
+        config.cache_variants,
+        cache_root(config, view),
+        precision=cache_precision(config),
+        workers=config.dataloader_num_workers,
+    )
 
 
 def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device, *, fit: bool = True) -> Parts:

@@ -204,6 +204,12 @@ def _copies(model: Pretrained) -> int:
     return sum(p.numel() * model.precision.itemsize for p in large if p.requires_grad and p.dtype == torch.float32)
 
 
+def prompt_elements(drawn: Outline) -> int:
+    """Return how many numbers the encoders make of a prompt."""
+    with drawn.mode, drawn.model.device:
+        return sum(value[0].numel() for value in drawn.model.encode_prompt(["a prompt"]).values())
+
+
 def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool = True) -> int:
     """Return the bytes that a forward pass of the policy on `images` keeps for its backward pass."""
     model, denoiser = drawn.model, drawn.model.denoiser

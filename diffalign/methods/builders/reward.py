@@ -14,6 +14,7 @@ import torch
 
 from diffalign.core.errors import TableError
 from diffalign.core.files import atomic_file
+from diffalign.core.processes import process_state
 from diffalign.data.view import Entry, View
 from diffalign.methods.builders.common import cache_root, order
 from diffalign.methods.builders.data import open_dataset
@@ -43,8 +44,9 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     kept, out, users = divided(config, view)
     embeds = load_embeds(config.pretrained_model_name_or_path, config.revision, device)
     index = {name: place for place, name in enumerate(users)}
-    stored = StoredEmbeds(view, embeds, cache_root(config, view))
-    apart = StoredEmbeds(other, embeds, cache_root(config, other)) if other else stored
+    with process_state().main_process_first():  # it embeds the images, the others read what it has stored
+        stored = StoredEmbeds(view, embeds, cache_root(config, view))
+        apart = StoredEmbeds(other, embeds, cache_root(config, other)) if other else stored
     data, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
     head = make(settings, HeadSizes(embeds.image_width, embeds.prompt_width, users))

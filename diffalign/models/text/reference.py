@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.core.types import Reference
 from diffalign.data.cache import Bank, open_folder
@@ -62,12 +63,16 @@ def precomputed(
     first = np.cumsum([0, *map(sum, lengths)], dtype=np.int64)
     stored = Stored(Bank(folder, "tokens", int(first[-1]), (), "float32"), first, lengths)
     done = Bank(folder, "records", len(pairs), (), "bool")
-    # The longest first: what does not fit into memory fails at once.
-    missing = sorted(done.missing(range(len(pairs))), key=lambda i: -max(lengths[i]))
-    for part in chunks(missing, size, "reference log-probabilities"):
-        batch = pairs.to_batch([pairs[i, 0] for i in part]).to(device)
-        log_probs = reference.score(likelihood, batch).tokens.float().cpu().numpy()
-        flat = [log_probs[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]
-        stored.tokens.write([row for i in part for row in stored.places(i)], np.concatenate(flat))
-        done.write(part, np.ones(len(part), bool))
+
+    def missing() -> list[int]:
+        """Return the records to do, the longest first: what does not fit into memory fails at once."""
+        return sorted(done.missing(range(len(pairs))), key=lambda i: -max(lengths[i]))
+
+    for own in shares(missing):
+        for part in chunks(own, size, "reference log-probabilities"):
+            batch = pairs.to_batch([pairs[i, 0] for i in part]).to(device)
+            log_probs = reference.score(likelihood, batch).tokens.float().cpu().numpy()
+            flat = [log_probs[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]
+            stored.tokens.write([row for i in part for row in stored.places(i)], np.concatenate(flat))
+            done.write(part, np.ones(len(part), bool))
     return stored

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffalign.core.documents import read_json
 from diffalign.core.errors import ConfigError
+from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.data.cache import Bank, open_folder
 from diffalign.data.pictures import decode_image
@@ -78,12 +79,18 @@ class ChoicesEvidence:
 
     def _fill(self, features: Features) -> None:
         wanted = [(entry.row, int(self.first[entry.row]) + i, i) for entry in self.view.entries for i in entry.order]
-        missing = set(self.bank.missing([place for _, place, _ in wanted]))
-        jobs = sorted({job for job in wanted if job[1] in missing})
-        for part in chunks(jobs, 32, "cache user features"):
-            records = {row: self.view.table[row] for row, _, _ in part}
-            images = [decode_image(records[row].candidates[i].image or b"", f"{records[row].source}, candidate {i}") for row, _, i in part]
-            self.bank.write([place for _, place, _ in part], features(images).numpy())
+
+        def missing() -> list[tuple[int, int, int]]:
+            places = set(self.bank.missing([place for _, place, _ in wanted]))
+            return sorted({job for job in wanted if job[1] in places})
+
+        for own in shares(missing):
+            for part in chunks(own, 32, "cache user features"):
+                records = {row: self.view.table[row] for row, _, _ in part}
+                images = [
+                    decode_image(records[row].candidates[i].image or b"", f"{records[row].source}, candidate {i}") for row, _, i in part
+                ]
+                self.bank.write([place for _, place, _ in part], features(images).numpy())
 
 
 class StatesEvidence:
@@ -97,10 +104,15 @@ class StatesEvidence:
         folder = open_folder(root, "users", {"table": view.table.fingerprint, "model": states.fingerprint})
         self.chunks: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in users.names]
         jobs = [(user, chunk) for user in range(len(users)) for chunk in _chunks(users, user, settings)]
-        for part in chunks(jobs, 1, "read users' pairs"):
-            for user, chunk in part:
-                choices = [choice(view, int(position)) for position in chunk]
-                self.chunks[user].append((chunk, cached(states, folder, users.names[user], choices)))
+
+        def states_of(user: int, chunk: np.ndarray) -> Tensor:
+            return cached(states, folder, users.names[user], [choice(view, int(position)) for position in chunk])
+
+        for own in shares(lambda: jobs):
+            for part in chunks(own, 1, "read users' pairs"):
+                states_of(*part[0])
+        for user, chunk in jobs:
+            self.chunks[user].append((chunk, states_of(user, chunk)))
         self.nobody = torch.zeros(states.rows, states.width)
         _warn(sum(not self._others(position) for position in range(len(view))), len(view))
 
