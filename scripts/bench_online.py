@@ -38,7 +38,7 @@ LIST = {"transforms": [{"list_of": {"score": "advantage"}}]}
 NOISY = {"trajectory": {"forward": {"noisiest": 0.5}}}
 METHODS: dict[str, dict[str, Any]] = {
     "online_dpo": {"method": "diffusion_dpo", "transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "beta": 250, **NOISY, **START},
-    "online_rank_dpo": {"method": "rank_dpo", "beta": 125, **NOISY, **START},
+    "online_rank_dpo": {"method": "rank_dpo", "beta": 500, **NOISY, **START},
     "awm": {"objective": "awm", "old_policy_decay": {"uprate": 0.001, "uphold": 0.3}, **NOISY, **OLD, **LIST},
     "dgpo": {"objective": {"dgpo": {"beta": 100}}, **NOISY, **OLD, **LIST},
     "diffusion_nft": {
@@ -59,11 +59,11 @@ HEAD = "| method | seeds | pictures | passes | win rate | of the seeds | taste |
 class Budget:
     """How much is drawn and trained: pictures in all and of a prompt, prompts and updates of a turn, prompts of an update."""
 
-    images: int = 160
+    images: int = 168
     group: int = 4
-    prompts: int = 8
-    updates: int = 12
-    batch: int = 8
+    prompts: int = 14
+    updates: int = 24
+    batch: int = 14
 
     @property
     def turns(self) -> int:

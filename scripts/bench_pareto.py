@@ -30,6 +30,7 @@ from scripts.bench_online import Budget, play
 REWARDS = ("high", "centred")
 METHOD = "online_rank_dpo"
 SOFT = {"centres": {"high": 0.5, "centred": 0.5}, "temperatures": {"high": 0.2, "centred": 0.2}}
+SHORT_TURNS = Budget(prompts=7, updates=12)  # six of them, so that lagrange can learn
 WAYS: dict[str, Spec] = {
     "high alone": {"weighted": {"weights": {"high": 1.0, "centred": 0.0}}},
     "weighted, 3 high": {"weighted": {"weights": {"high": 3.0, "centred": 1.0}}},
@@ -84,7 +85,7 @@ def main(
     Args:
         way: base, or a key of WAYS; the table if not given.
         seed: Seed of the training and of the pictures that are judged.
-        budget: What is drawn and trained; 256 pictures in turns of 32, if not given.
+        budget: What is drawn and trained; 168 pictures in six turns, if not given.
         held_out: Prompts that are judged.
         root: Folder of the runs and of results.jsonl.
     """
@@ -99,7 +100,7 @@ def main(
         images = arena.pictures(load_pipeline(arena.model), prompts, seed * 1000, "draw base")
         row: dict[str, Any] = {"way": way, "seed": seed, "images": 0, **point(prompts, images)}
     else:
-        row = run(arena, way, seed, budget or Budget(images=256), held_out)
+        row = run(arena, way, seed, budget or SHORT_TURNS, held_out)
     with file.open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")
     print(row)
