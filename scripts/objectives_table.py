@@ -52,6 +52,7 @@ table's scores, from the transforms `advantage` and `combined`. All numbers are 
 | Dr. GRPO | `clipped_ratio: {low: 0.2, normaliser: fixed, length: L}` | release; compared with TRL |
 | DDPO, Flow-GRPO, DanceGRPO | `clipped_ratio: {low: 1e-4}` on stored steps of the sampler ddim, flow_sde, dance | release |
 | MixGRPO | the same, with noise in a `window` of the steps | release |
+| BranchGRPO | the same with `rollout: {branch: {...}}` | release; `noise_scale` 4 as released is an option |
 | GRPO-Guard | the same with `trust: guard`, low 2e-6 or 4e-6, `over_duration: true` | release |
 | Flow-DPPO | the same with `trust: gate` | release |
 | D3PO | `clipped_dpo` with `rollout: ddim`, transforms `[{pairs: {how: best_worst}}, orient]`; else a variant | release |

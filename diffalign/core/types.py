@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -218,10 +218,12 @@ class StoredSteps:
     t: Tensor  # (B,) when it began
     to_t: Tensor  # (B,) when it ended
     second: Tensor  # (B,) the second time of the sampler's schedule
+    advantage: Tensor | None = None  # (B, K) of the step, where the steps of a picture have unlike ones, as those of a tree
 
     def to(self, device: torch.device) -> StoredSteps:
         """Return the steps on `device`."""
-        return StoredSteps(*(getattr(self, item.name).to(device) for item in fields(self)))
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def tree_values(parents: Sequence[int], leaf_rewards: Any, log_prob: Any = None)
     return sums / weights
 
 
-def tree_advantages(parents: Sequence[int], values: Any, *, eps: float = 1e-8) -> np.ndarray:
+def tree_advantages(parents: Sequence[int], values: Any, *, eps: float = 1e-8, clip: float | None = 5.0) -> np.ndarray:
     """Return the advantage of every node: its value against those of the same depth, as `advantages` with ddof 1 has it.
 
     A step of the rollout is trained with the advantage of the node that it leads to. A depth of one node, or whose deviation is below
@@ -133,7 +133,7 @@ def tree_advantages(parents: Sequence[int], values: Any, *, eps: float = 1e-8) -
     for depth in range(depths.max() + 1):
         layer = depths == depth
         if layer.sum() > 1 and nodes[layer].std(ddof=1) >= 1e-6:
-            result[layer] = advantages([nodes[layer]], spread="group", ddof=1, eps=eps, clip=None)[0]
+            result[layer] = advantages([nodes[layer]], spread="group", ddof=1, eps=eps, clip=clip)[0]
     return result
 
 

@@ -21,7 +21,7 @@ from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
-from diffalign.methods.online import check_online
+from diffalign.methods.online import check_flow_rollout, check_online
 from diffalign.methods.packages import check_switches, missing_packages
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
@@ -193,6 +193,7 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
         )
     if recipe.facts.mismatched and config.train_batch_size == 1:
         raise ConfigError(f"objective `{objective}` estimates its baseline from the other records of a batch; set train_batch_size above 1")
+    check_flow_rollout(config, layout.flow)
     check_memory_format(config, layout.component)
     check_sides(parse_buckets(config.aspect_ratio_buckets), layout.component)
     if config.resolution is not None:

@@ -133,7 +133,8 @@ class TrainConfig:
     """Guidance of the pictures of a turn; 1 for none."""
     rollout: Spec | None = key(None, kinds=IMAGE, resume=True, changes="data")
     """A sampler with noise that draws a turn, whose steps are kept and trained on (objective clipped_ratio): cps, ddim, flow_sde or dance
-    with {cps: {level: 0.8, size: 3, stay: 25}}: noise, and how many steps are kept, in a window that moves on after `stay` updates. The
+    with {cps: {level: 0.8, size: 3, stay: 25}}: noise, and how many steps are kept, in a window that moves on after `stay` updates. Or a
+    tree for each prompt, {branch: {splits: [0, 3, 6, 9], children: 2, kind: cps}}, whose leaves are the `images_per_prompt` pictures. The
     pipeline's own sampler if not given."""
     rollout_policy: Literal["policy", "reference", "ema"] = key("policy", kinds=IMAGE, resume=True, changes="data")
     """Who draws a turn: the policy, the reference (with `reference: old_policy` the old policy, as DiffusionNFT), or its average `ema`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.keys import changed, require
-from diffalign.core.specs import bind
+from diffalign.core.specs import bind, single
 from diffalign.data.advantages import advantages
 from diffalign.data.combiners import COMBINERS
 from diffalign.methods.base import Method
@@ -42,6 +42,7 @@ OF_DATA = (
     "dataloader_num_workers",
 )
 RAMP = ("flat", "uprate", "uphold")
+FLOW_ROLLOUTS = ("flow_sde", "dance")  # samplers of flow models alone
 
 
 def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
@@ -68,6 +69,14 @@ def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
         raise ConfigError("`rollout_policy` is ema, and there is no moving average; set `use_ema`")
     _check_ramp(config)
     _check_turns(config)
+
+
+def check_flow_rollout(config: TrainConfig, flow: bool) -> None:
+    """Raise ConfigError for a sampler of flow models where the model is none."""
+    name, constants = single("rollout", config.rollout or "cps")
+    kind = constants.get("kind", "cps") if name == "branch" else name
+    if kind in FLOW_ROLLOUTS and not flow:
+        raise ConfigError(f"`rollout`: {kind} is a sampler of flow models, and this is none; choose cps or ddim")
 
 
 def _check_ramp(config: TrainConfig) -> None:

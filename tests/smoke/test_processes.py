@@ -23,6 +23,10 @@ PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "ring") for color
 DRAWN = {"prompts": PROMPTS, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": [{"taste": {"name": "bright_background"}}]}
 ONLINE = {"method": "rank_dpo", "dataset_name": "", "reference": "old_policy", "prompts": PROMPTS, "scorers": DRAWN["scorers"]}
 ONLINE |= {"images_per_prompt": 3, "prompts_per_turn": 4, "updates_per_turn": 1, "num_inference_steps": 1}
+# A tree of four pictures a prompt; each update trains both kept steps of every tree.
+TREES = ONLINE | {"method": "diffusion_dpo", "beta": None, "objective": {"clipped_ratio": {"low": 0.5}}, "reference": "none"}
+TREES |= {"rollout": {"branch": {"splits": [0, 1]}}, "num_inference_steps": 3, "images_per_prompt": 4, "prompts_per_turn": 4}
+TREES |= {"transforms": [{"list_of": {"score": "advantage"}}], "learning_rate": 0.1}
 ROUNDS = CASES["diffusion_dpo"] | {"rounds": 2, "generate": DRAWN}  # the first trains on the pairs
 
 
@@ -39,7 +43,7 @@ def options(micro_sd, tmp_path_factory):
 def two(options, tmp_path_factory):
     """The folder with every run in two processes, each of which takes two pairs at a time."""
     folder = tmp_path_factory.mktemp("two")
-    cases = CASES | {"in turn": IN_TURN, "online": ONLINE, "rounds": ROUNDS}
+    cases = CASES | {"in turn": IN_TURN, "online": ONLINE, "trees": TREES, "rounds": ROUNDS}
     launch(folder, [options | case | {"train_batch_size": 2, "output_dir": str(folder / name)} for name, case in cases.items()])
     return folder
 
@@ -64,11 +68,12 @@ def test_two_processes_in_turn_give_the_weights_of_one_at_once(options, two, tmp
 
 
 def test_two_processes_share_the_prompts_of_a_turn_and_learn_from_whole_groups(options, two, tmp_path):
-    assert farthest(options, tmp_path / "one", two / "online", ONLINE) <= 1e-6
-    tables = [read_table(folder / "data") for folder in (two / "online", tmp_path / "one")]
-    for one, other in zip(*tables, strict=True):
-        assert (one.prompt, one.meta) == (other.prompt, other.meta)
-        assert [c.scores for c in one.candidates] == [pytest.approx(c.scores, abs=1e-6) for c in other.candidates]
+    for name, case in (("online", ONLINE), ("trees", TREES)):
+        assert farthest(options, tmp_path / name, two / name, case) <= 1e-6, name
+        tables = [read_table(folder / "data") for folder in (two / name, tmp_path / name)]
+        for one, other in zip(*tables, strict=True):
+            assert (one.prompt, one.meta) == (other.prompt, other.meta), name
+            assert [c.scores for c in one.candidates] == [pytest.approx(c.scores, abs=1e-6) for c in other.candidates], name
 
 
 def test_two_processes_share_the_rounds_and_one_of_them_gathers_their_result(two):

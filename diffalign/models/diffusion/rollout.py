@@ -6,89 +6,25 @@ densities is one. Only the steps of the window are kept, three latents each: whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign.core.errors import ConfigError
 from diffalign.core.types import Batch, Compared, Condition, Generator, Predict, Scores, Steps, StoredSteps
 from diffalign.models.diffusion.likelihood import Denoise, per_candidate
 from diffalign.models.diffusion.path import Path
 from diffalign.models.diffusion.random import normal
+from diffalign.models.diffusion.rollout_plan import Plan
 from diffalign.models.diffusion.sde import Kind, divergence, log_density, step
 from diffalign.models.diffusion.self_rollout import guided
-from diffalign.models.diffusion.window import window
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noisy:
-    """How a rollout draws: `level` of noise in the steps of a window, which is trained, and none in the others.
-
-    `size` is how many steps the window has, all but the last if None; it moves on by `move` after every `stay` updates, and begins at
-    `start`.
-    """
-
-    kind: ClassVar[Kind] = "ode"
-    level: float = 0.0
-    size: int | None = None
-    start: int = 0
-    stay: int = 25
-    move: int = 1
-
-    def trained(self, update: int, steps: int) -> range:
-        """Return the trained steps of a rollout of so many `steps` that is drawn at an update, 0 the one from pure noise.
-
-        The last step is never trained: little or no noise is left there. Raises ConfigError where a rollout has no other.
-        """
-        if steps < 2:
-            raise ConfigError(f"`num_inference_steps` is {steps}; expected at least 2 with `rollout`, for the last step is not trained")
-        if self.size is None:
-            return range(steps - 1)
-        own = window(update, top=steps - 1, size=self.size, stay=self.stay, move=self.move, start=self.start, roll_back=True)
-        return own or window(0, top=steps - 1, size=self.size, stay=self.stay, move=self.move, start=self.start)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cps(Noisy):
-    """Coefficients-preserving sampling (2509.05952), on any path: the noise level stays the schedule's."""
-
-    kind: ClassVar[Kind] = "cps"
-    level: float = 0.8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ddim(Noisy):
-    """DDIM with eta `level` (2010.02502), on any path, as DDPO draws."""
-
-    kind: ClassVar[Kind] = "ddim"
-    level: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowSde(Noisy):
-    """Flow-GRPO's sampler (2505.05470), for flow models."""
-
-    kind: ClassVar[Kind] = "flow_sde"
-    level: float = 0.7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dance(Noisy):
-    """DanceGRPO's sampler (2505.07818), for flow models."""
-
-    kind: ClassVar[Kind] = "dance"
-    level: float = 0.3
-
-
-ROLLOUTS: dict[str, type[Noisy]] = {"cps": Cps, "ddim": Ddim, "flow_sde": FlowSde, "dance": Dance}
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """N finished latents and the steps that were kept of them."""
+    """N finished latents and the steps that were kept of them; those that are shared, near the root of a tree, stand with each."""
 
     latents: Tensor  # (N, C, H, W)
     x: Tensor  # (N, S, C, H, W) where each kept step begins
@@ -97,30 +33,45 @@ class Rollout:
     t: Tensor  # (N, S)
     to_t: Tensor  # (N, S)
     second: Tensor  # (N, S) the schedule's second time, which stands for 1 in a denominator of flow_sde
+    log_prob: Tensor | None  # (N, D) of trees, the log-density of every step with noise
 
 
 @torch.no_grad()
-def rollout(x: Tensor, predict: Predict, path: Path, generators: Generator, noisy: Noisy, *, steps: int, kept: range, w: float) -> Rollout:
-    """Return a rollout from noise x (N, C, H, W) through `steps` solver steps with guidance weight w (scale minus 1).
+def rollout(x: Tensor, predict: Predict, path: Path, generators: Sequence[torch.Generator], plan: Plan, *, w: float) -> Rollout:
+    """Return the leaves of the trees that grow from noise x (B, C, H, W), with guidance weight w (scale minus 1).
 
-    The noise of the `kept` steps is drawn from a generator each latent, so it does not depend on what is drawn beside it.
+    All nodes of a depth are drawn together. There is a generator for each of the N = B * leaves pictures; the noise of a node comes from
+    that of the first picture below it, so it does not depend on what is drawn beside its tree.
     """
-    path, times = path.at(*x.shape[-2:]), path.solver_times(steps).flip(0).to(x.device)
-    shape, x = tuple(x.shape), x[:, None]
-    starts, ends, means = [], [], []
-    for k in range(steps):
+    path, times = path.at(*x.shape[-2:]), path.solver_times(plan.steps).flip(0).to(x.device)
+    second, leaves = times[1].expand(len(x)), plan.leaves
+    count, x = len(x) * leaves, x[:, None]
+    kept: tuple[list[Tensor], ...] = ([], [], [])  # where steps begin, where they end, their means
+    log_prob = list[Tensor]()
+
+    def below(nodes: Tensor) -> Tensor:
+        """Return what nodes (B, n, ...) have for each picture below them, (N, ...)."""
+        return nodes.repeat_interleave(leaves // nodes.shape[1], dim=1).flatten(0, 1)
+
+    for k in range(plan.steps):
         t, to = (times[place].expand(len(x)) for place in (k, k + 1))
-        output = guided(x, t, predict, w)
-        mean, std = step(path, x, output, t, to, noisy.kind if k in kept else "ode", noisy.level, second=times[1].expand(len(x)))
+        kind, children = plan.kind if k in plan.noisy else "ode", plan.splits.get(k, 1)
+        mean, std = step(path, x, guided(x, t, predict, w), t, to, kind, plan.level, second=second)
+        x, mean = x.repeat_interleave(children, dim=1), mean.repeat_interleave(children, dim=1)
         moved = mean
-        if k in kept:
-            moved = mean + std.view(-1, 1, 1, 1, 1) * normal(shape, generators)[:, None].to(mean)
-            for part, value in ((starts, x), (ends, moved), (means, mean)):
-                part.append(value[:, 0])
+        if k in plan.noisy:
+            noise = normal((x.shape[0] * x.shape[1], *x.shape[2:]), generators[:: leaves // x.shape[1]]).view_as(x).to(mean)
+            moved = mean + (plan.noise_scale if children > 1 else 1.0) * std.view(-1, 1, 1, 1, 1) * noise
+            if plan.splits:
+                log_prob.append(below(log_density(moved, mean, std)))
+        if k in plan.kept:
+            for part, value in zip(kept, (x, moved, mean), strict=True):
+                part.append(below(value))
         x = moved
-    stacked = (torch.stack(part, dim=1) for part in (starts, ends, means))
-    steps_times = (times[list(places)].expand(len(x), -1) for places in (kept, [k + 1 for k in kept], [1] * len(kept)))
-    return Rollout(x[:, 0], *stacked, *steps_times)
+    starts, ends, means = (torch.stack(part, dim=1) for part in kept)
+    places = (plan.kept, [k + 1 for k in plan.kept], [1] * len(plan.kept))
+    t, to, second = (times[list(steps)].expand(count, -1) for steps in places)
+    return Rollout(below(x), starts, ends, means, t, to, second, torch.stack(log_prob, dim=1) if log_prob else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +140,7 @@ class StepLikelihood:
             duration=self._duration(stored)[:, None].to(old).expand(shape)[:, :, None],
             divergence=divergence(policy.mean, stored.mean, policy.std)[:, :, None],
             kl=None if start is None else divergence(policy.mean, start.mean, policy.std)[:, :, None],
+            advantage=None if stored.advantage is None else stored.advantage.to(old)[:, :, None],
         )
         their = None if others.reference is None else others.reference.log_prob
         return Scores(policy.log_prob, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, steps=steps)

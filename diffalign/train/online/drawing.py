@@ -15,8 +15,9 @@ from diffalign.infer.sample import draw
 from diffalign.methods.config import TrainConfig
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.random import normal
-from diffalign.models.diffusion.rollout import Noisy, StepLikelihood, rollout
-from diffalign.train.online.pairs import LATENTS, PLACES, TIMES
+from diffalign.models.diffusion.rollout import StepLikelihood, rollout
+from diffalign.models.diffusion.rollout_plan import Branch, Noisy
+from diffalign.train.online.pairs import LATENTS, LOG_PROB, PLACES, TIMES
 
 Drawn = tuple[list[Image.Image], dict[str, Tensor]]  # N pictures, and the tensors (N, ...) that are trained on, on the CPU
 
@@ -59,33 +60,33 @@ class RolloutDrawer:
 
     config: TrainConfig
     model: Backbone
-    noisy: Noisy
+    noisy: Noisy | Branch
     likelihood: StepLikelihood
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], update: int, bar: tqdm[Any]) -> Drawn:
-        """Return a picture for each prompt and seed, its latent and its kept steps."""
+        """Return a picture for each prompt and seed, its latent and its kept steps; the pictures of a tree lie side by side."""
         model, side = self.model, self.config.resolution or self.model.resolution
         shape, device = model.latent_shape(side, side), next(model.network.parameters()).device
-        kept = self.noisy.trained(update, self.config.num_inference_steps)
-        few = max(1, min(32, 2**14 // (shape[1] * shape[2])))
+        plan = self.noisy.plan(update, self.config.num_inference_steps)
+        few = max(1, min(32, 2**14 // (shape[1] * shape[2])) // plan.leaves) * plan.leaves
         model.pipeline()  # brings the encoders to the device
         images, tensors = list[Image.Image](), list[dict[str, Tensor]]()
+        frame = torch.tensor([side, side, 0, 0, side, side], dtype=torch.float32, device=device)
         for start in range(0, len(prompts), few):
             part = slice(start, start + few)
-            condition, empty = model.encode_prompt(prompts[part]), model.encode_prompt([""])
-            frames = torch.tensor([side, side, 0, 0, side, side], dtype=torch.float32, device=device).expand(len(prompts[part]), 1, -1)
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+            roots, generators = list(prompts[part])[:: plan.leaves], [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+            condition, empty = model.encode_prompt(roots), model.encode_prompt([""])
+            frames = frame.expand(len(roots), plan.leaves, -1)
             made = rollout(
-                normal((len(prompts[part]), *shape), generators).to(device),
+                normal((len(roots), *shape), generators[:: plan.leaves]).to(device),
                 self.likelihood.predict(model.network, condition, empty, frames),
                 self.likelihood.path,
                 generators,
-                self.noisy,
-                steps=self.config.num_inference_steps,
-                kept=kept,
+                plan,
                 w=self.likelihood.w,
             )
             images += model.decode_latents(made.latents)
-            tensors.append({name: getattr(made, name).cpu() for name in (LATENTS, *PLACES, *TIMES)})
-            bar.update(len(prompts[part]))
+            names = (LATENTS, *PLACES, *TIMES, *([LOG_PROB] if plan.splits else []))
+            tensors.append({name: getattr(made, name).cpu() for name in names})
+            bar.update(len(generators))
         return images, {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}

@@ -18,12 +18,14 @@ from diffalign.methods.builders import image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
-from diffalign.models.diffusion.rollout import ROLLOUTS, Noisy, StepLikelihood
+from diffalign.models.diffusion.rollout import StepLikelihood
+from diffalign.models.diffusion.rollout_plan import ROLLOUTS, Branch, Noisy
 from diffalign.models.reference import Several, Start
 from diffalign.rewards.table import check_scorers
 from diffalign.train.online.drawing import Drawer, PipelineDrawer, RolloutDrawer
 from diffalign.train.online.judges import Judges
 from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.trees import trained_nodes
 from diffalign.train.online.turns import Turns
 
 
@@ -51,16 +53,18 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
     likelihood: Likelihood = image.likelihood_of(config, recipe, model)
     drawer: Drawer = PipelineDrawer(config, model)
     if noisy is not None:
-        likelihood = StepLikelihood(model.path, model.predict, noisy.kind, noisy.level, config.sample_guidance_scale - 1.0)
+        plan = noisy.plan(0, config.num_inference_steps)
+        likelihood = StepLikelihood(model.path, model.predict, plan.kind, plan.level, config.sample_guidance_scale - 1.0)
         drawer = RolloutDrawer(config, model, noisy, likelihood)
-    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, old)
+    branch = noisy if isinstance(noisy, Branch) else None
+    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, old, branch)
     ranked_by = judges.names if len(judges.names) == 1 else []
     about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
     table = fingerprint({"prompts": list(prompts), "scorers": config.scorers})
     return Parts("image", recipe, model, likelihood, compared, pairs, table, facts=start | {"scorers": about}, turns=turns)
 
 
-def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | None:
+def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
     """Return the sampler whose steps are trained, None for methods that train on clean latents.
 
     Raises ConfigError where the objective and `rollout` do not go together, or the passes of a turn do not train on each step equally
@@ -72,18 +76,40 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | None:
         raise ConfigError(f"`rollout` keeps steps of a sampler, which objective `{recipe.objective.name}` does not read; leave it out")
     if config.sequential_candidates:
         raise ConfigError("`sequential_candidates` is for denoising errors; leave it out where steps of a sampler are trained")
-    noisy: Noisy = bind("rollout", ROLLOUTS, config.rollout or "cps")()
-    if noisy.kind == "cps" and recipe.objective.constants.get("trust") == "guard":
+    noisy: Noisy | Branch = bind("rollout", ROLLOUTS, config.rollout or "cps")()
+    if isinstance(noisy, Branch):
+        _check_tree(config, recipe, noisy)
+    plan = noisy.plan(0, config.num_inference_steps)
+    if plan.kind == "cps" and recipe.objective.constants.get("trust") == "guard":
         raise ConfigError(
             "`trust: guard` corrects the ratio of densities, and `rollout: cps` has squares without variance; choose flow_sde or ddim"
         )
-    kept = len(noisy.trained(0, config.num_inference_steps))
+    kept = len(plan.kept)
     if passes(config) % kept:
         raise ConfigError(
             f"`rollout` keeps {kept} steps, and the updates of a turn go through its prompts {passes(config)} times, with one step each; "
-            f"expected a multiple of {kept}: raise `updates_per_turn`, or lower `size` in `rollout`"
+            f"expected a multiple of {kept}: raise `updates_per_turn`, or keep fewer steps (`size`, or `depth_pruning`, in `rollout`)"
         )
     return noisy
+
+
+def _check_tree(config: TrainConfig, recipe: Recipe, branch: Branch) -> None:
+    """Raise ConfigError where the keys of a run do not go with its trees."""
+    branch.check(config.num_inference_steps, config.images_per_prompt)
+    if not recipe.facts.steps or candidates(config, recipe) != config.images_per_prompt:
+        raise ConfigError(
+            "`rollout: branch` trains every step of a tree with an advantage of its own; set `objective` to clipped_ratio, and "
+            "`transforms` to [{list_of: {score: advantage}}]"
+        )
+    if config.advantages:
+        raise ConfigError(
+            "`advantages` compares the pictures of a prompt, and `rollout: branch` the nodes of a depth; leave one of them out"
+        )
+    if config.prompts_per_turn % config.train_batch_size:
+        raise ConfigError(
+            f"`prompts_per_turn` is {config.prompts_per_turn}; expected a multiple of `train_batch_size`, {config.train_batch_size}, with "
+            "`rollout: branch`: the trees of a batch take the same step"
+        )
 
 
 def passes(config: TrainConfig) -> int:
@@ -97,8 +123,13 @@ def outlook(config: TrainConfig, recipe: Recipe) -> str:
     prompts, drawn = prompts_of(config, recipe), config.prompts_per_turn * config.images_per_prompt
     turns = -(-config.max_train_steps // config.updates_per_turn)
     guided = 2 if config.sample_guidance_scale > 1.0 else 1
+    noisy, trained = noisy_of(config, recipe), passes(config) * config.prompts_per_turn * candidates(config, recipe)
     calls = drawn * config.num_inference_steps * guided
-    trained = config.updates_per_turn * config.train_batch_size * config.gradient_accumulation_steps * candidates(config, recipe)
+    if isinstance(noisy, Branch):
+        plan = noisy.plan(0, config.num_inference_steps)
+        nodes = trained_nodes(noisy, plan)
+        calls = config.prompts_per_turn * plan.evaluations * guided
+        trained = passes(config) // len(nodes) * config.prompts_per_turn * sum(nodes)
     judges = ", ".join(single("scorer", spec)[0] for spec in config.scorers)
     again = ", and again for the reference" if recipe.compares else ""
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from diffalign.core.errors import TableError
 from diffalign.core.parts import Index
 from diffalign.core.types import Batch, Condition, StoredSteps
 from diffalign.data.labels import labels_of
-from diffalign.data.view import View
+from diffalign.data.view import Entry, View
 
 LATENTS, PLACES, TIMES = "latents", ("x", "x_to", "mean"), ("t", "to_t", "second")  # the tensors of a turn
+LOG_PROB, ADVANTAGES, TRAINED = "log_prob", "advantage", "trained"  # and of its trees, the first as long as they are not judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,37 @@ class TurnPairs:
         if turn is None or epoch // self.passes != turn.number:
             raise ValueError(f"epoch {epoch} is of turn {epoch // self.passes}, and the pictures here are of {turn and turn.number}")
         place = (epoch % self.passes * self.prompts + position) % len(turn.order)
-        entry = turn.view.entries[int(turn.order[place])]
+        entry = self._of_tree(turn.view.entries[int(turn.order[place])], epoch)
         own = {name: value[entry.row, list(entry.order)] for name, value in turn.tensors.items()}
         condition = {name: value[entry.row] for name, value in turn.condition.items()}
-        return {"latents": own.pop(LATENTS), "steps": self._step(own, place, epoch), "condition": condition, "entry": entry}
+        return {"latents": own.pop(LATENTS), "steps": self._steps(own, place, epoch), "condition": condition, "entry": entry}
 
-    def _step(self, kept: Mapping[str, Tensor], place: int, epoch: int) -> dict[str, Tensor]:
+    def _steps(self, kept: Mapping[str, Tensor], place: int, epoch: int) -> dict[str, Tensor]:
         """Return one of the kept steps of a record: the passes of a turn go through them in an order of the record's own."""
         if not kept:
             return {}
-        count = next(iter(kept.values())).shape[1]
-        order = np.random.default_rng([self.seed, epoch // self.passes, place % self.prompts]).permutation(count)
-        step = int(order[epoch % self.passes % count])
-        return {name: value[:, step] for name, value in kept.items()}
+        own = [] if TRAINED in kept else [place % self.prompts]
+        step = self._number(epoch, next(iter(kept.values())).shape[1], own)
+        return {name: value[:, step] for name, value in kept.items() if name != TRAINED}
+
+    def _of_tree(self, entry: Entry, epoch: int) -> Entry:
+        """Return a tree with the pictures alone whose step is trained in a pass, and its share of all trained steps as weight.
+
+        All trees take the same step in a pass, so that those of a batch have as many nodes.
+        """
+        trained = None if self.turn is None else self.turn.tensors.get(TRAINED)
+        if trained is None:
+            return entry
+        step, nodes = self._number(epoch, trained.shape[2], []), trained[entry.row].sum(dim=0).double()
+        places = [place for place, candidate in enumerate(entry.order) if trained[entry.row, candidate, step]]
+        columns = tuple(tuple(column[place] for place in places) for column in entry.columns)
+        weight = (1.0 if entry.weight is None else entry.weight) * float(nodes[step] / nodes.mean())
+        return replace(entry, order=tuple(entry.order[place] for place in places), columns=columns, weight=weight)
+
+    def _number(self, epoch: int, count: int, own: Sequence[int]) -> int:
+        """Return which of `count` kept steps a pass takes, in a random order of the turn and of `own`."""
+        order = np.random.default_rng([self.seed, epoch // self.passes, *own]).permutation(count)
+        return int(order[epoch % self.passes % count])
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows."""
@@ -93,4 +112,5 @@ def _stacked(steps: Sequence[Mapping[str, Tensor]]) -> StoredSteps | None:
     if not steps[0]:
         return None
     whole = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
-    return StoredSteps(*(whole[name] for name in PLACES), *(whole[name][:, 0] for name in TIMES))
+    times = {name: whole[name][:, 0] for name in TIMES}
+    return StoredSteps(**{name: whole[name] for name in PLACES}, **times, advantage=whole.get(ADVANTAGES))

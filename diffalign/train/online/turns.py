@@ -30,19 +30,21 @@ from diffalign.methods.online import old_policy_decay
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.rollout import StepLikelihood
+from diffalign.models.diffusion.rollout_plan import Branch
 from diffalign.models.reference import Start
 from diffalign.rewards.drift import diversity, features
 from diffalign.train import checkpoint
 from diffalign.train.online.drawing import Drawer
 from diffalign.train.online.judges import Judges, Pending
 from diffalign.train.online.log import TURN, Log
-from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.pairs import ADVANTAGES, LOG_PROB, TRAINED, TurnPairs
 from diffalign.train.online.ratio import check_ratio
 from diffalign.train.online.rewards import Combination, Rewards, ranks
+from diffalign.train.online.trees import grown
 
 SPACING = 1_000_003  # between the seeds of two turns
 REWARD, ADVANTAGE = "reward", "advantage"  # scores that all scorers together make
-CHUNK = 32  # pictures that are drawn, and then judged, at once
+CHUNK = 32  # pictures that are drawn, and then judged, at once; more where a prompt has more
 Drawing = Callable[[], AbstractContextManager[nn.Module]]
 
 
@@ -71,10 +73,12 @@ class Turns:
         likelihood: Likelihood,
         pairs: TurnPairs,
         old: Start | None,
+        branch: Branch | None = None,
     ) -> None:
         self.config, self.recipe, self.prompts, self.model = config, recipe, prompts, model
         self.drawer, self.judges, self.likelihood, self.pairs = drawer, judges, likelihood, pairs
         self.old = old  # the old policy, where it is the reference
+        self.branch = branch  # how trees grow, where pictures are their leaves
         self.combination = Combination(config)
         self.log = Log(Path(config.output_dir))
         self.stopped: str | None = None
@@ -173,10 +177,11 @@ class Turns:
     ) -> tuple[list[Image.Image], dict[str, Tensor], list[Pending]]:
         """Return N pictures, the tensors (N, ...) that are trained on, and the scores to come by chunk."""
         images, parts, pending, scoring = list[Image.Image](), list[dict[str, Tensor]](), list[Pending](), 0.0
-        update = number * self.config.updates_per_turn
-        with progress(total=len(texts), desc=f"turn {number}: draw", unit="images", hidden=len(texts) <= CHUNK) as bar:
-            for start in range(0, len(texts), CHUNK):
-                part = slice(start, start + CHUNK)
+        update, count = number * self.config.updates_per_turn, self.config.images_per_prompt
+        chunk = max(1, CHUNK // count) * count
+        with progress(total=len(texts), desc=f"turn {number}: draw", unit="images", hidden=len(texts) <= chunk) as bar:
+            for start in range(0, len(texts), chunk):
+                part = slice(start, start + chunk)
                 drawn, tensors = self.drawer.draw(texts[part], seeds[part], update, bar)
                 images += drawn
                 parts.append(tensors)
@@ -194,9 +199,10 @@ class Turns:
         if not rewards.complete.any():
             raise TableError(f"turn {number}: no prompt has pictures that {', '.join(self.judges.names)} can all judge")
         if process_state().is_main_process:
+            tensors = {name: torch.stack([one.tensors[name] for one in drawn]) for name in drawn[0].tensors}
+            rewards, tensors = self._of_trees(step, rewards, tensors)
             records = [self._record(number, step, one, rewards) for one in drawn]
             ranked_by = {"rank_by": self.judges.names[0] if len(self.judges.names) == 1 else None}
-            tensors = {name: torch.stack([one.tensors[name] for one in drawn]) for name in drawn[0].tensors}
             self.log.write(number, records, tensors, scorers=self.judges.about(), generated=ranked_by)
             self.log.forget({number, *self._resumable()})
         process_state().wait_for_everyone()
@@ -213,6 +219,15 @@ class Turns:
                 rows = [self.pairs[place, number * self.pairs.passes] for place in first]
                 check_ratio(self.likelihood, self.model.network, self.pairs.to_batch(rows), self.config, number)
         return logged
+
+    def _of_trees(self, step: int, rewards: Rewards, tensors: dict[str, Tensor]) -> tuple[Rewards, dict[str, Tensor]]:
+        """Return rewards and tensors with the advantages of trees, where pictures are their leaves."""
+        if self.branch is None:
+            return rewards, tensors
+        plan, log_prob = self.branch.plan(step, self.config.num_inference_steps), tensors.pop(LOG_PROB)
+        learned = grown(self.branch, plan, rewards.rewards, log_prob.double().numpy())
+        added = {ADVANTAGES: torch.from_numpy(learned.advantage).float(), TRAINED: torch.from_numpy(learned.trained)}
+        return replace(rewards, advantages=learned.leaves), tensors | added
 
     def _stop(self, number: int, step: int) -> None:
         """Say that there is nothing to learn from a turn; an error in the first one, where nothing has been learned either."""

@@ -18,7 +18,8 @@ from diffalign.methods.builders import image
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.diffusion.random import normal
-from diffalign.models.diffusion.rollout import Cps, Ddim, FlowSde, StepLikelihood, rollout
+from diffalign.models.diffusion.rollout import StepLikelihood, rollout
+from diffalign.models.diffusion.rollout_plan import Branch, Cps, Ddim, FlowSde
 from diffalign.models.reference import Frozen, Several
 from diffalign.train import align as api
 from diffalign.train.online import drawing
@@ -39,17 +40,18 @@ def scorers(monkeypatch):
 
 def rolled(model, noisy, scale, seeds, steps=3):
     """Return a rollout of a model, its likelihood, and the batch of one stored step, the second, of each picture."""
-    likelihood = StepLikelihood(model.path, model.predict, noisy.kind, noisy.level, scale - 1.0)
-    shape = (len(seeds), *model.latent_shape(model.resolution, model.resolution))
-    condition, empty = model.encode_prompt(["a red star"] * len(seeds)), model.encode_prompt([""])
-    frames = torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(len(seeds), 1, -1)
+    plan = noisy.plan(0, steps)
+    likelihood = StepLikelihood(model.path, model.predict, plan.kind, plan.level, scale - 1.0)
+    roots, shape = len(seeds) // plan.leaves, model.latent_shape(model.resolution, model.resolution)
+    condition, empty = model.encode_prompt(["a red star"] * roots), model.encode_prompt([""])
+    frames = torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(roots, plan.leaves, -1)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     predict = likelihood.predict(model.network, condition, empty, frames)
-    made = rollout(
-        normal(shape, generators), predict, model.path, generators, noisy, steps=steps, kept=noisy.trained(0, steps), w=scale - 1.0
-    )
-    stored = StoredSteps(made.x[:, 1:2], made.x_to[:, 1:2], made.mean[:, 1:2], made.t[:, 1], made.to_t[:, 1], made.second[:, 1])
-    return made, likelihood, Batch(made.latents[:, None], condition, empty, torch.ones(len(seeds)), frames=frames, steps=stored)
+    noise = normal((roots, *shape), generators[:: plan.leaves])
+    made = rollout(noise, predict, model.path, generators, plan, w=scale - 1.0)
+    latents, *places = (x.view(roots, plan.leaves, *shape) for x in (made.latents, made.x[:, 1], made.x_to[:, 1], made.mean[:, 1]))
+    stored = StoredSteps(*places, *(times[:: plan.leaves, 1] for times in (made.t, made.to_t, made.second)))
+    return made, likelihood, Batch(latents, condition, empty, torch.ones(roots), frames=frames, steps=stored)
 
 
 def test_the_ratio_is_one_on_every_family_with_and_without_guidance(tmp_path):
@@ -57,12 +59,12 @@ def test_the_ratio_is_one_on_every_family_with_and_without_guidance(tmp_path):
         kind, options = MODELS[name]
         settings = BackboneSettings(max_sequence_length=8) if kind in ("sd3", "flux", "pixart") else None
         model = load_backbone(str(write_micro(kind, tmp_path / name, **options)), torch.device("cpu"), settings=settings)
-        flow = [FlowSde()] if kind in ("sd3", "flux") else []
+        flow = [FlowSde(), Branch(kind="dance", splits=(0, 1), noise_scale=4.0)] if kind in ("sd3", "flux") else []
         for scale in (1.0, 4.0):
-            for noisy in (Cps(), Ddim(), *flow):
-                made, likelihood, batch = rolled(model, noisy, scale, [3, 4])
+            for noisy in (Cps(), Ddim(), Branch(splits=(0, 1)), *flow):
+                made, likelihood, batch = rolled(model, noisy, scale, [3, 4, 5, 6])
                 where = f"{name}, {noisy}, guidance {scale}"
-                assert made.x.shape[:2] == (2, 2), where
+                assert made.x.shape[:2] == (4, 2), where
                 assert log_ratio(likelihood, model.network, batch) <= 1e-6, where
         alone, _, _ = rolled(model, Cps(), 4.0, [4])
         beside, _, _ = rolled(model, Cps(), 4.0, [3, 4])
@@ -82,10 +84,10 @@ def test_a_rollout_without_noise_draws_what_the_stock_sampler_draws(tmp_path):
 
 def test_the_window_moves_on_and_the_last_step_is_never_trained():
     noisy = Cps(size=2, stay=10)
-    assert [list(noisy.trained(update, 5)) for update in (0, 9, 10, 20, 30, 40)] == [[0, 1], [0, 1], [1, 2], [2, 3], [3], [0, 1]]
-    assert list(Cps().trained(7, 4)) == [0, 1, 2]
+    assert [list(noisy.plan(update, 5).kept) for update in (0, 9, 10, 20, 30, 40)] == [[0, 1], [0, 1], [1, 2], [2, 3], [3], [0, 1]]
+    assert list(Cps().plan(7, 4).kept) == [0, 1, 2]
     with pytest.raises(ConfigError, match="`num_inference_steps` is 1"):
-        Cps().trained(0, 1)
+        Cps().plan(0, 1)
 
 
 def test_a_policy_gradient_trains_on_kept_steps_and_goes_on_after_a_kill(micro_sd, tmp_path):
