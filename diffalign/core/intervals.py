@@ -10,6 +10,7 @@ from scipy.stats import binomtest, bootstrap
 
 LEAST_PROMPTS = 6  # of fewer not even a clean sweep is significant: the sign test of five has p = 2 / 2^5 = 0.0625
 FEW = 30  # below so many, intervals of a bootstrap are too narrow, and exact ones widen them
+AT_ONCE = 2**20  # numbers of all resamples that lie in memory together; all of them would be gigabytes for 50,000 prompts
 SIGNIFICANT = 0.05  # p up to which the sign test agrees with a claim
 
 Verdict = Literal["win", "loss", "unclear"]
@@ -22,7 +23,8 @@ def bootstrapped(means: np.ndarray, seed: int) -> tuple[float, float]:
     if np.ptp(means) == 0.0:  # nothing to resample
         return float(means[0]), float(means[0])
     rng = np.random.default_rng(seed)
-    low, high = bootstrap((means,), np.mean, n_resamples=9999, method="percentile", rng=rng).confidence_interval
+    few = max(1, AT_ONCE // len(means))
+    low, high = bootstrap((means,), np.mean, n_resamples=9999, batch=few, method="percentile", rng=rng).confidence_interval
     return float(low), float(high)
 
 

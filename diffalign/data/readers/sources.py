@@ -125,7 +125,7 @@ def _row(raw: RawRow, number: int, path: Path, name: str) -> Row:
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of the file that was read stays in memory
         for batch in file.iter_batches(batch_size=BATCH):
             yield from map(RawRow, _values(batch))
 
