@@ -36,11 +36,12 @@ OLD = {"reference": "old_policy"}
 START = {"reference": "policy_start"}
 LIST = {"transforms": [{"list_of": {"score": "advantage"}}]}
 NOISY = {"trajectory": {"forward": {"noisiest": 0.5}}}
+GRADIENT = {"objective": {"clipped_ratio": {"low": 0.2}}, "reference": "none", **LIST}
 METHODS: dict[str, dict[str, Any]] = {
-    "online_dpo": {"method": "diffusion_dpo", "transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "beta": 250, **NOISY, **START},
+    "online_dpo": {"method": "diffusion_dpo", "transforms": [{"pairs": {"how": "best_worst"}}, "orient"], "beta": 500, **NOISY, **START},
     "online_rank_dpo": {"method": "rank_dpo", "beta": 500, **NOISY, **START},
-    "awm": {"objective": "awm", "old_policy_decay": {"uprate": 0.001, "uphold": 0.3}, **NOISY, **OLD, **LIST},
-    "dgpo": {"objective": {"dgpo": {"beta": 100}}, **NOISY, **OLD, **LIST},
+    "awm": {"objective": "awm", **NOISY, **START, **LIST},
+    "dgpo": {"objective": {"dgpo": {"beta": 1000}}, **NOISY, **START, **LIST},
     "diffusion_nft": {
         "objective": "diffusion_nft",
         "rollout_policy": "reference",
@@ -49,7 +50,8 @@ METHODS: dict[str, dict[str, Any]] = {
         **OLD,
         **LIST,
     },
-    "flow_grpo": {"objective": {"clipped_ratio": {"low": 1e-3}}, "reference": "none", "rollout": {"cps": {"size": 2}}, **LIST},
+    "flow_grpo": {**GRADIENT, "rollout": {"cps": {"size": 2}}},
+    "branch_grpo": {**GRADIENT, "rollout": {"branch": {"splits": [0, 1], "depth_pruning": list(range(3, 10))}}},
 }
 SHOWN = ("taste", "adherence", "form_win_rate", "diversity")
 HEAD = "| method | seeds | pictures | passes | win rate | of the seeds | taste | adherence | form | diversity |"
