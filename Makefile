@@ -21,7 +21,7 @@ app: $(STAMP) ## open the app: vote on pictures, train on the votes
 	$(BIN)/diffalign app --inbrowser
 
 test: $(STAMP) ## run the tests, offline
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check
