@@ -12,28 +12,21 @@ from typing import Any
 import torch
 from diffusers.loaders.single_file_utils import (
     LDM_UNET_KEY,
+    convert_chroma_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
+    convert_lumina2_to_diffusers,
     convert_sd3_transformer_checkpoint_to_diffusers,
     convert_z_image_transformer_checkpoint_to_diffusers,
 )
 from torch import Tensor
 
-Shapes = dict[str, tuple[int, ...]]
-
-
-def affine(key: str, *weight: int, bias: bool = True) -> Shapes:
-    """Return the weight of a layer and its bias."""
-    return {f"{key}.weight": weight, **({f"{key}.bias": weight[:1]} if bias else {})}
-
-
-def mlp(key: str, names: tuple[object, object], wide: int, narrow: int, out: int) -> Shapes:
-    return affine(f"{key}.{names[0]}", wide, narrow) | affine(f"{key}.{names[1]}", out, wide)
+from tests.flow_layouts import Shapes, affine, chroma, cogview4, lumina2, mlp, qwen_image, single, stream
 
 
 def published(family: str, config: Mapping[str, Any]) -> Shapes:
     """Return every key and shape of the published checkpoint of a denoiser."""
-    return {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}[family](config)
+    return LAYOUTS[family](config)
 
 
 def resnet(key: str, before: int, after: int, embedded: int) -> Shapes:
@@ -121,14 +114,10 @@ def flux(config: Mapping[str, Any]) -> Shapes:
     for name, size in embedded.items():
         found |= mlp(name, ("in_layer", "out_layer"), width, size, width)
     for number in range(config["num_layers"]):
-        for stream in ("img", "txt"):
-            key = f"double_blocks.{number}.{stream}"
-            found |= affine(f"{key}_attn.qkv", 3 * width, width) | affine(f"{key}_attn.proj", width, width)
-            found |= {f"{key}_attn.norm.{name}_norm.scale": (head,) for name in ("query", "key")}
-            found |= affine(f"{key}_mod.lin", 6 * width, width) | mlp(f"{key}_mlp", (0, 2), 4 * width, width, width)
+        for key in (f"double_blocks.{number}.img", f"double_blocks.{number}.txt"):
+            found |= stream(key, width, head) | affine(f"{key}_mod.lin", 6 * width, width)
     for key in (f"single_blocks.{number}" for number in range(config["num_single_layers"])):
-        found |= affine(f"{key}.linear1", 7 * width, width) | affine(f"{key}.linear2", width, 5 * width)
-        found |= affine(f"{key}.modulation.lin", 3 * width, width) | {f"{key}.norm.{name}_norm.scale": (head,) for name in ("query", "key")}
+        found |= single(key, width, head) | affine(f"{key}.modulation.lin", 3 * width, width)
     return found | affine("final_layer.linear", config["in_channels"], width) | affine("final_layer.adaLN_modulation.1", 2 * width, width)
 
 
@@ -166,16 +155,25 @@ def z_image(config: Mapping[str, Any]) -> Shapes:
     return found
 
 
+LAYOUTS = {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}
+LAYOUTS |= {"qwen_image": qwen_image, "chroma": chroma, "lumina2": lumina2, "cogview4": cogview4}
+AS_DIFFUSERS = ("qwen_image", "cogview4")  # published in diffusers' own layout
+
+
 def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a published checkpoint as diffusers' own converters make it; for PixArt, which has none, as its release's tool does."""
     if family in ("sd", "sdxl"):
         return convert_ldm_unet_checkpoint({f"{LDM_UNET_KEY}{key}": value for key, value in checkpoint.items()}, dict(config))
     if family == "pixart":
         return dict(_from_pixart(checkpoint))
+    if family in AS_DIFFUSERS:
+        return dict(checkpoint)
     convert = {
         "sd3": convert_sd3_transformer_checkpoint_to_diffusers,
         "flux": convert_flux_transformer_checkpoint_to_diffusers,
         "z_image": convert_z_image_transformer_checkpoint_to_diffusers,
+        "chroma": convert_chroma_transformer_checkpoint_to_diffusers,
+        "lumina2": convert_lumina2_to_diffusers,
     }[family]
     rest = dict(checkpoint)
     found = convert(rest)

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
@@ -21,117 +24,66 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3Model,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GlmConfig,
+    GlmModel,
 )
 
-from diffalign.data.world.captions import VOCABULARY
+from tests.micro_parts import (
+    SIDE,
+    SMALL,
+    WIDTH,
+    autoencoder,
+    clip,
+    clip_tokenizer,
+    film_autoencoder,
+    flux_autoencoder,
+    gemma_tokenizer,
+    glm_tokenizer,
+    qwen3,
+    qwen_tokenizer,
+    qwen_vl,
+    t5,
+    t5_tokenizer,
+    unet,
+    worded_qwen_tokenizer,
+)
 
-WIDTH = 16  # of every text encoder
-SIDE = 32  # pixels of an image; its latent has 8
 STEPS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
-# The last block of SD3 gives the prompt's side away, so what is asked from there moves nothing and learns nothing.
-IDLE = "transformer_blocks.1.attn.add_q_proj"
 # What the stock pipelines must be told to draw so small a picture.
 DRAWN: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
     "flux": {"height": SIDE, "width": SIDE},
-    "zimage": {"height": SIDE, "width": SIDE},
+    **{name: {"height": SIDE, "width": SIDE} for name in ("zimage", "qwenimage", "chroma")},
 }
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+QWEN_TEMPLATE = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and "
+    "background:\nuser\nassistant"
 )
 
 
-def clip_tokenizer(pad: str | None = None) -> Any:
-    """Return a byte-pair tokenizer of the shapes world's words, 12 tokens long; `pad` replaces the end token as padding."""
-    # Written out, since training one breaks ties at random: the same words would have other numbers in every run.
-    letters = sorted(ByteLevel.alphabet())
-    merges = list(dict.fromkeys(pair for word in VOCABULARY for pair in _pairs(word)))
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12, **({} if pad is None else {"pad_token": pad}))
-
-
-def _pairs(word: str) -> list[tuple[str, str]]:
-    """Return what is joined to make `word`: r and e, then re and d, for red."""
-    pieces = [*word[:-1], f"{word[-1]}</w>"]
-    return [("".join(pieces[:i]), pieces[i]) for i in range(1, len(pieces))]
-
-
-def t5_tokenizer() -> Any:
-    """Return a unigram tokenizer of the same words, and of letters for the others."""
-    words = [(f"▁{word}", -3.0) for word in VOCABULARY]
-    letters = [(letter, -9.0) for letter in "▁abcdefghijklmnopqrstuvwxyz" if f"▁{letter}" not in VOCABULARY]
-    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), *words, *letters], extra_ids=0, model_max_length=512)
-
-
-def clip(kind: Any, tokenizer: Any, layers: int = 2, activation: str = "quick_gelu", width: int = WIDTH) -> Any:
-    """Return a random CLIP text encoder of class `kind`."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width,
-        projection_dim=width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        hidden_act=activation,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return kind(config)
-
-
-def t5(tokenizer: Any, width: int = WIDTH) -> Any:
-    """Return a random T5 encoder."""
-    sizes = {"d_model": width, "d_kv": 8, "d_ff": WIDTH, "num_heads": 2, "num_layers": 1}
-    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.0, **sizes))
-
-
-def autoencoder(channels: int = 4, **config: Any) -> Any:
-    """Return a random autoencoder that makes 8 by 8 latents of 32 pixels."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=SIDE,
-        **config,
-    )
-
-
-def unet(*blocks: str, **config: Any) -> Any:
-    """Return a random UNet with the down blocks `blocks`, and their mirror."""
-    mirror = tuple(block.replace("Down", "Up") for block in reversed(blocks))
-    shape = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-    return UNet2DConditionModel(down_block_types=blocks, up_block_types=mirror, attention_head_dim=2, **shape, **config)
+def is_idle(name: str) -> bool:
+    """Return whether a weight learns nothing: the last block of SD3 and Qwen-Image gives the prompt's side away."""
+    return any(f"transformer_blocks.1.attn.{layer}" in name for layer in ("add_q_proj", "to_add_out"))
 
 
 def stable_diffusion(activation: str = "quick_gelu", **schedule: Any) -> Any:
@@ -230,25 +182,11 @@ def flux(schnell: bool = False, **schedule: Any) -> Any:
         guidance_embeds=not schnell,
         axes_dims_rope=(2, 2, 4),
     )
-    vae = autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+    vae = flux_autoencoder()
     shift = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
     shift |= {"shift": 1.0} if schnell else {"shift": 3.0, "use_dynamic_shifting": True}
     scheduler = FlowMatchEulerDiscreteScheduler(**{**shift, **schedule})
     return FluxPipeline(scheduler, vae, clip(CLIPTextModel, tokenizer), tokenizer, t5(second), second, denoiser)
-
-
-def qwen_tokenizer() -> Any:
-    """Return a byte-level tokenizer of single letters, with the chat template of the Qwen family."""
-    letters = sorted(ByteLevel.alphabet())
-    ends = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {token: number for number, token in enumerate([*letters, *ends])}
-    return Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=ends, chat_template=CHAT, model_max_length=512)
-
-
-def qwen3(tokenizer: Any) -> Any:
-    """Return a random Qwen3 without a head."""
-    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    return Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), num_hidden_layers=2, **sizes))
 
 
 def z_image(**schedule: Any) -> Any:
@@ -257,9 +195,88 @@ def z_image(**schedule: Any) -> Any:
     denoiser = ZImageTransformer2DModel(
         dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH, axes_dims=[2, 2, 4], axes_lens=[256, 64, 64]
     )
-    vae = autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+    vae = flux_autoencoder()
     scheduler = FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **schedule})
     return ZImagePipeline(scheduler, vae, qwen3(tokenizer), tokenizer, denoiser)
+
+
+def qwen_image(**schedule: Any) -> Any:
+    """Return a Qwen-Image, with the shift of its scheduler."""
+    tokenizer = worded_qwen_tokenizer(QWEN_TEMPLATE)
+    denoiser = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    shift = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "use_dynamic_shifting": True, "shift_terminal": 0.02}
+    scheduler = FlowMatchEulerDiscreteScheduler(**{**shift, **schedule})
+    return QwenImagePipeline(scheduler, film_autoencoder(), qwen_vl(tokenizer), tokenizer, denoiser)
+
+
+def chroma(**schedule: Any) -> Any:
+    """Return a Chroma, whose times have no shift."""
+    tokenizer = t5_tokenizer()
+    denoiser = ChromaTransformer2DModel(
+        in_channels=4 * 16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=16,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**{"shift": 1.0, **schedule})
+    return ChromaPipeline(scheduler, flux_autoencoder(), t5(tokenizer), tokenizer, denoiser)
+
+
+def lumina2(**schedule: Any) -> Any:
+    """Return a Lumina-Image 2, with the shift of its scheduler; its pipeline takes 8 pixels to a latent row for granted."""
+    tokenizer = gemma_tokenizer(
+        "You are an assistant designed to generate superior images with the superior degree of image-text "
+        "alignment based on textual prompts or user prompts. <Prompt Start>"
+    )
+    text = Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=2, **SMALL))
+    denoiser = Lumina2Transformer2DModel(
+        sample_size=4,
+        in_channels=16,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=8,
+        axes_dim_rope=(4, 4, 4),
+        axes_lens=(300, 16, 16),
+        cap_feat_dim=WIDTH,
+    )
+    vae = flux_autoencoder(levels=4)
+    return Lumina2Pipeline(denoiser, FlowMatchEulerDiscreteScheduler(**{"shift": 6.0, **schedule}), vae, text, tokenizer)
+
+
+def cogview4(**schedule: Any) -> Any:
+    """Return a CogView4, with the shift of its scheduler."""
+    tokenizer = glm_tokenizer()
+    text = GlmModel(GlmConfig(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=0, bos_token_id=0, **SMALL))
+    denoiser = CogView4Transformer2DModel(
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=WIDTH,
+        time_embed_dim=16,
+        condition_dim=8,
+        sample_size=8,
+        rope_axes_dim=(16, 16),
+    )
+    shift = {"base_shift": 0.25, "max_shift": 0.75, "use_dynamic_shifting": True, "time_shift_type": "linear"}
+    vae = autoencoder(16, scaling_factor=1.0, use_quant_conv=False, use_post_quant_conv=False)
+    return CogView4Pipeline(tokenizer, text, vae, denoiser, FlowMatchEulerDiscreteScheduler(**{**shift, **schedule}))
 
 
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -270,6 +287,10 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "sd3": stable_diffusion_3,
     "flux": flux,
     "z_image": z_image,
+    "qwen_image": qwen_image,
+    "chroma": chroma,
+    "lumina2": lumina2,
+    "cogview4": cogview4,
 }
 
 # One of every form that a family takes: (kind, options).
@@ -285,6 +306,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux-dev": ("flux", {}),
     "flux-schnell": ("flux", {"schnell": True}),
     "z-image": ("z_image", {}),
+    "qwen-image": ("qwen_image", {}),
+    "chroma": ("chroma", {}),
+    "lumina-2": ("lumina2", {}),
+    "cogview4": ("cogview4", {}),
 }
 
 

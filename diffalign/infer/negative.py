@@ -38,7 +38,7 @@ PIPELINES: dict[str, tuple[str, slice | None]] = {
     **{f"{name}{variant}": ("unet", _NEGATIVE_FIRST) for name in ("StableDiffusion", "StableDiffusionXL") for variant in _VARIANTS},
     **{f"StableDiffusion3{variant}": ("transformer", _NEGATIVE_FIRST) for variant in _VARIANTS},
     **{f"{name}Pipeline": ("transformer", _NEGATIVE_FIRST) for name in ("PixArtAlpha", "PixArtSigma", "Sana", "HunyuanDiT", "CogVideoX")},
-    **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "QwenImage", "Wan")},
+    **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "QwenImage", "CogView4", "Wan")},
     "KolorsPipeline": ("unet", _NEGATIVE_FIRST),
     "StableCascadePriorPipeline": ("prior", _POSITIVE_FIRST),
     "StableCascadeDecoderPipeline": ("decoder", _POSITIVE_FIRST),
@@ -65,8 +65,9 @@ def attach(pipe: Any, negative: str | Path, *, positive: str | None = None, alph
     `beta` in [0, 1] weighs the negative adapter (larger is allowed). Weights given to `set_adapters` count on top.
 
     Raises ConfigError for pipelines not in `PIPELINES`, DoRA, fused or switched-off adapters, CheckpointError for a file that does not fit
-    the network or names another base. The pipeline raises ConfigError when called without guidance (for Flux, Qwen-Image and Wan a step
-    later, or at the end of the block), or after adapters were loaded, deleted, activated, fused or switched off in the meantime.
+    the network or names another base. The pipeline raises ConfigError when called without guidance (where the branches come one after
+    another a step later, or at the end of the block), or after adapters were loaded, deleted, activated, fused or switched off in the
+    meantime.
     """
     _, undo = _attach(pipe, negative, positive, alpha, beta)
     return undo.close

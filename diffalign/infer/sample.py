@@ -46,7 +46,7 @@ def draw(
     if (why := family.undrawable(stock)) is not None:
         raise ConfigError(why)
     options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(resolution, max_sequence_length)}
-    side = resolution // stock.vae_scale_factor if resolution is not None else family.sample_size(stock)
+    side = resolution // family.factor(stock) if resolution is not None else family.sample_size(stock)
     size = batch_size or max(1, min(32, 2**14 // side**2))
     images: list[Image.Image] = []
     with progress(total=len(prompts), desc=label, unit="images", hidden=bar is not None or len(prompts) <= 16) as own_bar:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ class Call:
         return next(self.inputs[name] for name in ("sample", "hidden_states", "x") if name in self.inputs)
 
 
+def is_ragged(value: Any) -> bool:
+    return isinstance(value, list) and isinstance(value[0], Tensor)
+
+
 @contextlib.contextmanager
 def recorded(network: nn.Module) -> Iterator[list[Call]]:
     """Give the list that fills with the calls of the block."""
@@ -36,7 +40,7 @@ def recorded(network: nn.Module) -> Iterator[list[Call]]:
         given = signature.bind(module, *args, **named).arguments
         given |= {f"{name}.{key}": value for name, values in given.items() if isinstance(values, dict) for key, value in values.items()}
         # Z-Image takes and gives lists with an entry for each picture, whose prompts have lengths of their own.
-        given = {name: pad_sequence(value, batch_first=True) if isinstance(value, list) else value for name, value in given.items()}
+        given = {name: pad_sequence(value, batch_first=True) if is_ragged(value) else value for name, value in given.items()}
         answer = torch.stack(output[0]) if isinstance(output[0], list) else output[0].clone()
         calls.append(Call({name: value.clone() for name, value in given.items() if isinstance(value, Tensor)}, answer))
 
@@ -57,6 +61,35 @@ def assert_asked_alike(ours: Call, theirs: Call) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """How a family's stock pipeline calls its network with guidance."""
+
+    guidance: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.5})
+    branches: str = "together"  # unconditional first; or "together, prompts first", or "apart", prompts first as well
+    latent: Callable[[Tensor, int, int], Tensor] = lambda x, height, width: x  # of so many rows and columns, of what is denoised
+    output: Callable[[Tensor, int, int], Tensor] = lambda x, height, width: x
+
+    def prompts(self, prompts: list[str]) -> list[list[str]]:
+        """Return the prompts of the calls of one step."""
+        empty = [""] * len(prompts)
+        if self.branches == "apart":
+            return [prompts, empty]
+        return [[*prompts, *empty] if "prompts first" in self.branches else [*empty, *prompts]]
+
+
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """Return the latent (N, C, H, W) whose 2x2 patches are the rows of `tokens` (N, H W / 4, 4 C): torch's own pixel shuffle."""
     return nn.functional.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)
+
+
+BOTH = {"true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
+STOCK = {
+    "flux": Stock({"guidance_scale": 3.5, **BOTH}, "apart", unpacked, unpacked),
+    # Films of one picture, and the velocity from noise to picture.
+    "z_image": Stock(branches="together, prompts first", latent=lambda x, _, __: x[:, :, 0], output=lambda x, _, __: -x[:, :, 0]),
+    "qwen_image": Stock(BOTH, "apart", unpacked, unpacked),
+    "chroma": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
+    "lumina2": Stock({"guidance_scale": 3.5}, "apart", output=lambda x, _, __: -x),
+    "cogview4": Stock({"guidance_scale": 3.5}, "apart"),
+}

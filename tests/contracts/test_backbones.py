@@ -7,24 +7,31 @@ import pytest
 import torch
 
 from diffalign.core.errors import LatentError
+from diffalign.infer.negative import PIPELINES
 from diffalign.models import adapters
 from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
 from diffalign.models.diffusion.path import FlowPath, VPPath, mix, split, target
-from tests.contracts.calls import assert_asked_alike, recorded, unpacked
+from tests.contracts.calls import STOCK, Stock, assert_asked_alike, recorded
 from tests.micro_models import SIDE, picture
 
 PROMPTS = ["a red star", "a large blue heart in the top"]
-LATENT = SIDE // 4
 
 
 def seeded(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def point(backbone, count=2, height=LATENT, width=LATENT, seed=0):
+def latent_size(backbone, higher=0, wider=0):
+    """Return rows and columns of a latent."""
+    _, height, width = backbone.latent_shape(SIDE, SIDE)
+    return height + higher, width + wider
+
+
+def point(backbone, count=2, higher=0, seed=0):
     """Return a noised latent and its time."""
     channels, *_ = backbone.latent_shape(SIDE, SIDE)
+    height, width = latent_size(backbone, higher)
     t = backbone.path.sample_t(count, torch.Generator().manual_seed(seed))
     return seeded(count, channels, height, width, seed=seed), t
 
@@ -38,8 +45,36 @@ def rows(condition, *which):
     return {name: value[list(which)] for name, value in condition.items()}
 
 
+def unscaled(vae, latents):
+    """Return what stock pipelines decode of scaled latents, latents / scaling_factor + shift_factor, and the width of a unit."""
+    scale = vae.config.scaling_factor
+    return latents / scale + (vae.config.shift_factor or 0.0), 1.0 / scale
+
+
+def unstandardised(vae, latents):
+    """Return latents * deviation + mean of each channel, as Qwen-Image's pipeline decodes them, and the deviations."""
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    return latents * deviation + mean, deviation
+
+
+UNSCALED = {"qwen_image": unstandardised}
+
+
+def films(pipe, pixels):
+    """Return pixels as the pipeline's autoencoder takes them, one of films with an axis of time."""
+    return pixels[:, :, None] if family_of(pipe) in UNSCALED else pixels
+
+
+def still(values):
+    return values[:, :, 0] if values.dim() == 5 else values
+
+
 def test_every_layout_has_its_family_and_every_family_a_layout():
     assert {layout.family for layout in LAYOUTS.values()} == set(BACKBONES)
+
+
+def test_a_layout_says_whether_the_branches_of_its_pipeline_are_told_apart():
+    assert {kind: layout.steers for kind, layout in LAYOUTS.items()} == {kind: kind in PIPELINES for kind in LAYOUTS}
 
 
 def test_a_backbone_is_of_its_family_and_frozen(backbone):
@@ -53,21 +88,21 @@ def test_a_backbone_is_of_its_family_and_frozen(backbone):
 
 
 def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone):
-    vae = backbone.pipeline().vae
-    pixels = seeded(3, 3, SIDE, SIDE + 16).clamp(-1, 1)
+    """The posterior is around what is decoded, and every channel of the latent about as wide as the stock pipeline's numbers say."""
+    pipe, pixels = backbone.pipeline(), seeded(3, 3, SIDE, SIDE + 16).clamp(-1, 1)
     shape = backbone.latent_shape(SIDE, SIDE + 16)
-    assert shape[1:] == (LATENT, LATENT + 4)
+    assert shape[1:] == (SIDE // backbone.factor(pipe), (SIDE + 16) // backbone.factor(pipe))
     latents = backbone.encode_image(pixels, torch.zeros(3, *shape))
     assert latents.dtype == torch.float32
     assert latents.shape == (3, *shape)
-    # Every stock pipeline decodes latents / scaling_factor + shift_factor (no shift where there is none).
+    undone, deviation = UNSCALED.get(family_of(pipe), unscaled)(pipe.vae, latents)
     with torch.no_grad():
-        posterior = vae.encode(pixels).latent_dist
-    undone = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    torch.testing.assert_close(undone, posterior.mode(), rtol=1e-5, atol=1e-5)
+        posterior = pipe.vae.encode(films(pipe, pixels)).latent_dist
+    mode, std = (still(value) for value in (posterior.mode(), posterior.std))
+    torch.testing.assert_close(undone, mode, rtol=1e-5, atol=1e-5)
     noise = seeded(3, *shape)
     moved = backbone.encode_image(pixels, noise) - latents
-    torch.testing.assert_close(moved, posterior.std * noise * vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved, std * noise / deviation, rtol=1e-4, atol=1e-5)
     assert moved.abs().max() > 1e-2
 
 
@@ -90,22 +125,17 @@ def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):
 
 def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
     """Pictures higher than wide are taken for others than wider ones, so a swap of height and width would show."""
-    pipe, height, width = backbone.pipeline(), LATENT, LATENT + 4
-    family = family_of(pipe)
-    flux = family == "flux"
-    guided = {"guidance_scale": 3.5, **({"true_cfg_scale": 2.0, "negative_prompt": ["", ""]} if flux else {})}
-    with recorded(backbone.denoiser) as stock:
-        picture(pipe, list(PROMPTS), steps=2, height=4 * height, width=4 * width, **guided)
-    # Flux runs its branches one after another, the others both in a batch, the unconditional one first but for Z-Image.
-    both = [*PROMPTS, "", ""] if family == "z_image" else ["", "", *PROMPTS]
-    asked = [PROMPTS, ["", ""]] * 2 if flux else [both] * 2
-    assert len(stock) == len(asked)
+    pipe = backbone.pipeline()
+    stock, (height, width) = STOCK.get(family_of(pipe), Stock()), latent_size(backbone, wider=4)
+    factor = backbone.factor(pipe)
+    with recorded(backbone.denoiser) as calls:
+        picture(pipe, list(PROMPTS), steps=2, height=factor * height, width=factor * width, **stock.guidance)
+    asked = stock.prompts(PROMPTS) * 2
+    assert len(calls) == len(asked)
     times = pipe.scheduler.sigmas if isinstance(backbone.path, FlowPath) else pipe.scheduler.timesteps
-    for index, (call, prompts) in enumerate(zip(stock, asked, strict=True)):
-        t = times[index * 2 // len(stock)].expand(len(prompts))
-        x, output = (unpacked(value, height, width) if flux else value for value in (call.x, call.output))
-        if family == "z_image":  # films of one picture, and the velocity from noise to picture
-            x, output = x[:, :, 0], -output[:, :, 0]
+    for index, (call, prompts) in enumerate(zip(calls, asked, strict=True)):
+        t = times[index * 2 // len(calls)].expand(len(prompts))
+        x, output = stock.latent(call.x, height, width), stock.output(call.output, height, width)
         with recorded(backbone.denoiser) as ours:
             found = predict(backbone, x, t, backbone.encode_prompt(prompts))
         assert len(ours) == 1
@@ -115,7 +145,7 @@ def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
 
 
 def test_predict_keeps_the_shape_and_depends_on_all_it_is_told(backbone):
-    x, t = point(backbone, height=LATENT + 2)
+    x, t = point(backbone, higher=2)
     condition = backbone.encode_prompt(PROMPTS)
     output = predict(backbone, x, t, condition)
     assert output.shape == x.shape

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    ChromaTransformer2DModel,
+    CogView4Transformer2DModel,
     FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -21,7 +25,8 @@ from diffalign.models.backbones.table import BACKBONES
 from tests.layouts import comfyui_paths, published, to_diffusers
 
 # The denoisers' config.json on the hub (stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, PixArt-XL-2-1024-MS,
-# stable-diffusion-3-medium, FLUX.1-dev, Z-Image-Turbo), with what the classes default to left out.
+# stable-diffusion-3-medium, FLUX.1-dev, Z-Image-Turbo, Qwen-Image, Chroma1-HD, Lumina-Image-2.0,
+# CogView4-6B), with what the classes default to left out.
 CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "SD 1.5": ("sd", UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}),
     "SDXL": (
@@ -60,12 +65,34 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128}
         | {"joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True},
     ),
-    "Z-Image": ("z_image", ZImageTransformer2DModel, {}),  # whose defaults are the published model's
+    "Z-Image": ("z_image", ZImageTransformer2DModel, {}),  # whose defaults are the published model's, as are the next two
+    "Qwen-Image": ("qwen_image", QwenImageTransformer2DModel, {}),
+    "Chroma1": ("chroma", ChromaTransformer2DModel, {}),
+    "Lumina-Image-2.0": ("lumina2", Lumina2Transformer2DModel, {"cap_feat_dim": 2304}),
+    "CogView4-6B": ("cogview4", CogView4Transformer2DModel, {"num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 128}),
 }
 # SD 1.5: 860M UNet (its model card). SDXL: 2.6B (2307.01952, table 1). PixArt-alpha: 0.6B (2310.00426, table 1). SD3-medium: 2B
 # (its card), and the fixed position table of 192 * 192 * 1536 numbers, which is no parameter. Flux-dev: 12B, Z-Image: 6B (their cards).
 PARAMETERS = {"SD 1.5": 859_520_964, "SDXL": 2_567_463_684, "PixArt-XL-2": 611_349_152, "SD3-medium": 2_028_328_000}
 PARAMETERS |= {"Flux-dev": 11_901_408_320, "Z-Image": 6_154_908_736}
+# Qwen-Image: 20B (its card). Of width W = 3072, a block has two modulations (12 W^2 + 12 W), eight projections (8 W^2 + 8 W), two MLPs
+# (16 W^2 + 10 W) and four norms of 128; around the 60 of them are the embedders of patches, of Qwen2.5-VL's 3584 numbers with their
+# norm, and of the time, the last modulation and the last layer.
+W = 3072
+PARAMETERS["Qwen-Image"] = 60 * (36 * W**2 + 30 * W + 512) + (64 + 1) * W + (3584 + 1) * W + 3584 + (256 + W + 2) * W
+PARAMETERS["Qwen-Image"] += 2 * (W + 1) * W + (W + 1) * 64
+# Chroma1: 8.9B (its card). Flux's blocks without their modulations, and a network of five blocks of 5120 in place of all of those.
+PARAMETERS["Chroma1"] = 19 * (24 * W**2 + 18 * W + 512) + 38 * (12 * W**2 + 8 * W + 256) + (64 + 1) * W + (4096 + 1) * W + (W + 1) * 64
+PARAMETERS["Chroma1"] += (64 + 1) * 5120 + 5 * (2 * (5120 + 1) * 5120 + 5120) + (5120 + 1) * W
+# Lumina-Image 2.0: 2.6B (2503.21758). Layers of width 2304 with 24 heads, 8 of which have keys and values, an MLP with a gate and 9216
+# numbers, four norms, two of 96, and but for the two of the prompt a modulation of 1024 numbers.
+LAYER = 2304 * (2 * 2304 + 2 * 768) + 2 * 96 + 3 * 2304 * 9216 + 4 * 2304
+PARAMETERS["Lumina-Image-2.0"] = 30 * LAYER + 28 * (1024 + 1) * 4 * 2304 + (64 + 1) * 2304 + (256 + 1 + 1024 + 1) * 1024
+PARAMETERS["Lumina-Image-2.0"] += 2304 + (2304 + 1) * 2304 + (1024 + 1) * 2304 + (2304 + 1) * 64
+# CogView4: 6B (its card). Of width 4096, a block has a modulation of 512 numbers for both sides, an attention and an MLP that they share.
+BLOCK = (512 + 1) * 12 * 4096 + 4 * (4096 + 1) * 4096 + 8 * 4096**2 + 5 * 4096
+PARAMETERS["CogView4-6B"] = 28 * BLOCK + (64 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1 + 512 + 1 + 1536 + 1 + 512 + 1) * 512
+PARAMETERS["CogView4-6B"] += (512 + 1) * 2 * 4096 + (4096 + 1) * 64
 RANK = 8
 
 
@@ -106,7 +133,16 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
             f"{part}.{i}.attention" for part, depth in (("layers", 30), ("noise_refiner", 2), ("context_refiner", 2)) for i in range(depth)
         ]
         return {f"{block}.{end}": (3840, 3840) for block in blocks for end in ends}
-    if name == "Flux-dev":  # a single block has both streams in one, and no output projection of its own
+    if name == "Qwen-Image":
+        return {f"transformer_blocks.{i}.attn.{end}": (W, W) for i in range(60) for end in joint}
+    if name == "CogView4-6B":
+        return {f"transformer_blocks.{i}.attn1.{end}": (4096, 4096) for i in range(28) for end in ends}
+    if name == "Lumina-Image-2.0":
+        blocks = [
+            f"{part}.{i}.attn" for part, depth in (("layers", 26), ("noise_refiner", 2), ("context_refiner", 2)) for i in range(depth)
+        ]
+        return {f"{block}.{end}": (2304, 768 if end in ("to_k", "to_v") else 2304) for block in blocks for end in ends}
+    if name in ("Flux-dev", "Chroma1"):  # a single block has both streams in one, and no output projection of its own
         found = {f"transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(19) for end in joint}
         return found | {f"single_transformer_blocks.{i}.attn.{end}": (3072, 3072) for i in range(38) for end in ends[:3]}
     if name == "SD 1.5":  # levels of 320, 640, 1280 with one block in each transformer: two on the way down, three on the way up
@@ -127,12 +163,15 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
 # SD3: q, k, v and out of the picture and of the prompt, 8 in each of 24 blocks but the prompt's out in the last: 191. Flux: those 8 in
 # each of 19 double blocks, q, k and v in each of 38 single ones: 152 + 114 = 266.
 LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3, "Z-Image": 34 * 4}
+LAYERS |= {"Qwen-Image": 60 * 8, "Chroma1": LAYERS["Flux-dev"], "Lumina-Image-2.0": 30 * 4, "CogView4-6B": 28 * 4}
 # The same, but q, k and v of one stream are one module in SD3 and Flux (with out: 4 in a block, 1 in a single block, whose module also
 # has the MLP) and in PixArt (qkv and out; then q, out, and k with v, of the prompt).
 MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38, "Z-Image": 34 * 2}
+MODULES |= {"Qwen-Image": 60 * 8, "Chroma1": MODULES["Flux-dev"], "Lumina-Image-2.0": 30 * 2, "CogView4-6B": 28 * 4}
 # rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
 ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 191 * 3072, "Flux-dev": RANK * 266 * 6144}
-ADAPTED |= {"Z-Image": RANK * 136 * 7680}
+ADAPTED |= {"Z-Image": RANK * 136 * 7680, "Qwen-Image": RANK * 480 * 2 * W, "Chroma1": RANK * 266 * 2 * W}
+ADAPTED |= {"Lumina-Image-2.0": RANK * 30 * 2 * (2 * 2304 + 2304 + 768), "CogView4-6B": RANK * 112 * 2 * 4096}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
 

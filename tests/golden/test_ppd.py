@@ -11,7 +11,7 @@ from diffalign.core.types import Scores
 from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.models.users import branch
 from diffalign.objectives import dpo
-from tests.micro_models import unet
+from tests.micro_parts import unet
 from tests.paths import GOLDENS
 
 GOLDEN = json.loads((GOLDENS / "npo.json").read_text())

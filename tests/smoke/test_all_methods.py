@@ -12,16 +12,27 @@ from safetensors.torch import load_file
 import diffalign
 from diffalign.cli.main import main
 from diffalign.methods import METHODS
+from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import load_pipeline
 from tests.micro import write_pairs
-from tests.micro_models import IDLE, MAKERS, SIDE, picture, write_micro
+from tests.micro_models import MAKERS, SIDE, is_idle, picture, write_micro
 
 NEGATIVE = [name for name, method in METHODS.items() if method.inference == "negative_guidance"]
-GUIDED = {"flux": {"true_cfg_scale": 5.0, "negative_prompt": ""}}  # how Flux dev, told a scale by default, is really guided
+# How those are really guided that are told a scale by default, or have no other way.
+GUIDED = {kind: {"true_cfg_scale": 5.0, "negative_prompt": ""} for kind in ("flux", "qwen_image")}
 FITTED = "{pairs: {fit_steps: 2, fit_batch: 8}}"  # hardly, to be quick
-T5 = ("pixart", "sd3", "flux", "schnell")
-TOKENS = {**dict.fromkeys(T5, 16), "z_image": 48}  # of a prompt, with the chat around it, to be quick
-REFUSED = {"z_image": ("user", "negative_guidance")}  # ways of use that a family has no place for
+T5 = ("pixart", "sd3", "flux", "schnell", "chroma", "cogview4")
+TOKENS = {**dict.fromkeys(T5, 16), "z_image": 48, "qwen_image": 24, "lumina2": 64}  # of a prompt, with the chat around it, to be quick
+# Ways of use that a family has no place for, as its layout says.
+REFUSED = {
+    layout.family: tuple(use for use, takes in (("user", layout.users), ("negative_guidance", layout.steers)) if not takes)
+    for layout in LAYOUTS.values()
+}
+# All methods are trained by the families below, which cover every kind of path, call and adapter; by the others one of each kind of
+# trajectory and inference.
+THOROUGH = ("sd", "sd2", "sdxl", "pixart", "sd3", "flux", "z_image")
+SOME = ("diffusion_dpo", "smpo", "ppd", "diffusion_npo")
+IMAGE = [name for name, method in METHODS.items() if method.inference != "reward"]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +91,7 @@ def log_of(run):
     return rows
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.inference != "reward"])
+@pytest.mark.parametrize(("method", "kind"), [(m, kind) for kind in MAKERS for m in (IMAGE if kind in THOROUGH else SOME)])
 def test_every_method_trains_every_family_or_says_why_not(words, tmp_path, capsys, kind, method):
     """The matrices that begin as zeros have learnt: an adapter's second ones, or those of a user branch."""
     personal = METHODS[method].inference == "user"
@@ -93,12 +103,12 @@ def test_every_method_trains_every_family_or_says_why_not(words, tmp_path, capsy
     assert [row["step"] for row in log_of(tmp_path / "run")] == [1, 2]
     weights = load_file(tmp_path / "run" / ("ip_adapter.safetensors" if personal else "pytorch_lora_weights.safetensors"))
     values = ".to_v_ip.weight" if kind in ("sd3", "flux") else ".proj.3.weight"
-    learns = [name for name in weights if name.endswith(values if personal else ".lora_B.weight") and IDLE not in name]
+    learns = [name for name in weights if name.endswith(values if personal else ".lora_B.weight") and not is_idle(name)]
     assert learns
     assert all(weights[name].abs().max() > 1e-3 for name in learns)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind not in REFUSED])
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if "negative_guidance" not in REFUSED.get(kind, ())])
 @pytest.mark.parametrize("train_method", ["lora", "full"])
 def test_a_negative_run_steers_the_stock_pipeline_of_every_family(words, model, tmp_path, kind, train_method):
     """A wholly trained one through the adapter that approximates it; with no weight it steers nothing."""

@@ -28,7 +28,7 @@ from diffalign.models.adapters import trainable
 from diffalign.train.optimizer import make_optimizer
 from tests.checked import checked
 from tests.infer.user_runs import write_votes
-from tests.micro_models import write_micro
+from tests.micro_models import MAKERS, write_micro
 from tests.models.users.vlm_models import write_llava
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -39,7 +39,7 @@ FAMILIES = ("sd", "sdxl", "pixart", "sd3", "flux")
 def models(tmp_path_factory):
     """Folders of micro models, by family."""
     folder = tmp_path_factory.mktemp("models")
-    return {kind: str(write_micro(kind, folder / kind)) for kind in (*FAMILIES, "z_image")}
+    return {kind: str(write_micro(kind, folder / kind)) for kind in MAKERS}
 
 
 def config(model, **values):
@@ -101,6 +101,12 @@ def test_every_family_is_drawn_for_a_gpu_where_there_is_none(models, family):
     half = replace(own, mixed_precision="bf16")
     on_gpu = activations(half, outlined(half, CUDA), 2)  # whose norms stay float32
     assert activations(half, outlined(half), 2) < on_gpu < activations(own, outlined(own, CUDA), 2)
+
+
+@pytest.mark.parametrize("family", [kind for kind in MAKERS if kind not in (*FAMILIES, "sd2", "z_image")])
+def test_later_families_are_drawn_without_numbers_too(models, family):
+    own = config(models[family], mixed_precision="bf16")
+    assert activations(own, outlined(own, CUDA), 2) > 0
 
 
 def test_drawing_for_a_gpu_leaves_mixed_precision_as_it_was(models):

@@ -10,43 +10,34 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones.packed import Packed
 from diffalign.models.backbones.places import ADDED_QKV, CLOCK, FINAL, QKV, Published, embedder, feed_forward, fused, fused_qkv, plain
-from diffalign.models.backbones.pretrained import JOINT, Pretrained
-from diffalign.models.diffusion.path import Path
 
+# Of a block with two streams and of one with both in one, but for the modulation by the time, which Chroma has elsewhere.
+DOUBLE = {
+    **fused_qkv("img_attn.qkv", "attn"),
+    **fused_qkv("txt_attn.qkv", "attn", ADDED_QKV),
+    **plain(attn__to_out__0="img_attn.proj", attn__to_add_out="txt_attn.proj"),
+    **feed_forward("ff", "img_mlp.0", "img_mlp.2"),
+    **feed_forward("ff_context", "txt_mlp.0", "txt_mlp.2"),
+}
+SINGLE = {**fused("linear1", *(f"attn.{name}" for name in QKV), "proj_mlp", shares=(1, 1, 1, 4)), **plain(proj_out="linear2")}
+EMBEDDERS = plain(x_embedder="img_in", context_embedder="txt_in")
 SCHNELL = """Flux schnell is distilled to draw in a few steps without guidance, and steering guidance is all that diffusion_npo and
 self_npo are for; use Flux dev (drawn with true_cfg_scale), or another model"""
 
 
-class Flux(Pretrained):
+class Flux(Packed):
     """A transformer that predicts the velocity."""
 
-    component = "transformer"
-    lora_targets = JOINT
     published = Published(
         {
-            "transformer_blocks": (
-                "double_blocks",
-                {
-                    **fused_qkv("img_attn.qkv", "attn"),
-                    **fused_qkv("txt_attn.qkv", "attn", ADDED_QKV),
-                    **plain(attn__to_out__0="img_attn.proj", attn__to_add_out="txt_attn.proj"),
-                    **plain(norm1__linear="img_mod.lin", norm1_context__linear="txt_mod.lin"),
-                    **feed_forward("ff", "img_mlp.0", "img_mlp.2"),
-                    **feed_forward("ff_context", "txt_mlp.0", "txt_mlp.2"),
-                },
-            ),
-            "single_transformer_blocks": (
-                "single_blocks",
-                {
-                    **fused("linear1", *(f"attn.{name}" for name in QKV), "proj_mlp", shares=(1, 1, 1, 4)),
-                    **plain(proj_out="linear2", norm__linear="modulation.lin"),
-                },
-            ),
+            "transformer_blocks": ("double_blocks", {**DOUBLE, **plain(norm1__linear="img_mod.lin", norm1_context__linear="txt_mod.lin")}),
+            "single_transformer_blocks": ("single_blocks", {**SINGLE, **plain(norm__linear="modulation.lin")}),
         },
         {
             **FINAL,
-            **plain(x_embedder="img_in", context_embedder="txt_in"),
+            **EMBEDDERS,
             **embedder(CLOCK, "time_in", "in_layer", "out_layer"),
             **embedder("time_text_embed.text_embedder", "vector_in", "in_layer", "out_layer"),
             **embedder("time_text_embed.guidance_embedder", "guidance_in", "in_layer", "out_layer"),
@@ -64,13 +55,13 @@ class Flux(Pretrained):
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity like x (N, C, H, W). A guidance-distilled model is told `guidance_scale`, the same everywhere."""
         denoiser: Any = self.denoiser
-        dtype, (count, channels, height, width) = denoiser.dtype, x.shape
+        dtype, (count, _, height, width) = denoiser.dtype, x.shape
         words, pooled = (condition[name].to(dtype) for name in ("prompt_embeds", "pooled_prompt_embeds"))
         places = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, x.device, dtype)
         guidance = x.new_full((count,), self.settings.guidance_scale) if denoiser.config.guidance_embeds else None
         with self._autocast():
             out = model(
-                hidden_states=FluxPipeline._pack_latents(x.to(dtype), count, channels, height, width),
+                hidden_states=self.packed(x.to(dtype)),
                 timestep=t.float(),  # the transformer multiplies by 1000 itself
                 guidance=guidance,
                 pooled_projections=pooled,
@@ -80,25 +71,12 @@ class Flux(Pretrained):
                 **self._told(condition, count),
                 return_dict=False,
             )[0]
-        return FluxPipeline._unpack_latents(out, height * self._factor, width * self._factor, self._factor)
-
-    def _path(self) -> Path:
-        return self._flow_path()
-
-    @classmethod
-    def sample_size(cls, pipe: Any) -> int:
-        """Return the pipeline's default; the transformer's config has none."""
-        return int(pipe.default_sample_size)
+        return self._unpacked_like(out, x)
 
     @classmethod
     def guidance(cls, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:
         """Return the scale that a distilled model is told, or the one of both branches, which needs a negative prompt."""
         return {"true_cfg_scale": guidance_scale, "negative_prompt": ""} if true_cfg else {"guidance_scale": guidance_scale}
-
-    @classmethod
-    def unpacked(cls, pipe: Any, latents: Tensor, height: int, width: int) -> Tensor:
-        """Return latents (N, C, H, W) of tokens."""
-        return FluxPipeline._unpack_latents(latents, height, width, pipe.vae_scale_factor)
 
     @classmethod
     def unguided(cls, config: Mapping[str, Any]) -> str | None:

@@ -50,6 +50,10 @@ LAYOUTS = {
     "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
     "FluxPipeline": Layout("flux", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True),
     "ZImagePipeline": Layout("z_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
+    "QwenImagePipeline": Layout("qwen_image", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    "ChromaPipeline": Layout("chroma", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
+    "Lumina2Pipeline": Layout("lumina2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
+    "CogView4Pipeline": Layout("cogview4", "transformer", _ONE, large="text_encoder", flow=True, users=False),
 }
 
 # Traits that a key of the config may ask for.

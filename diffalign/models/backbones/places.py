@@ -5,6 +5,7 @@ The layouts are those that diffusers' single-file converters read, and for PixAr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ class Published:
 
     blocks: Blocks = field(default_factory=dict)
     outside: Mapping[str, Place] = field(default_factory=dict)
+    as_diffusers: bool = False  # layers have diffusers' own names there
 
     def place(self, layer: str) -> Place | None:
         """Return where a layer lies, None if no place is known for it.
@@ -36,12 +38,13 @@ class Published:
         >>> Published({"blocks": ("layers", plain(to_q="q"))}).place("blocks.3.to_q").module
         'layers.3.q'
         """
-        blocks, _, rest = layer.partition(".")
-        number, _, inner = rest.partition(".")
-        if blocks not in self.blocks:
+        if self.as_diffusers:
+            return Place(layer)
+        match = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", layer)
+        if match is None or match[1] not in self.blocks:
             return self.outside.get(layer)
-        published, layers = self.blocks[blocks]
-        target = layers.get(inner)
+        (published, layers), number = self.blocks[match[1]], match[2]
+        target = layers.get(match[3])
         return None if target is None else Place(f"{published}.{number}.{target.module}", target.part, target.shares, target.swapped)
 
 

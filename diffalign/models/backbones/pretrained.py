@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.types import Condition
 from diffalign.models.backbones.base import BackboneSettings
+from diffalign.models.backbones.latents import Latents, Scaled
 from diffalign.models.backbones.places import Place, Published
 from diffalign.models.diffusion.path import FlowPath, Path, VPPath
 from diffalign.models.users import branch
@@ -39,6 +41,7 @@ class Pretrained(ABC):
     call_options: ClassVar[Mapping[str, Any]] = {}
     names: ClassVar[tuple[str, str]]  # of its architecture in ModelSpec, and in kohya's scripts: empty where they have none
     published: ClassVar[Published] = Published()
+    _latents: ClassVar[Latents] = Scaled()
     # Names in LoRA files: kohya's by the published layout, kohya's by diffusers' paths, or ComfyUI's own.
     lora_naming: ClassVar[Literal["kohya", "kohya_diffusers", "comfyui"]] = "kohya"
 
@@ -46,11 +49,12 @@ class Pretrained(ABC):
         self.name, self.precision, self.settings = name, precision, settings or BackboneSettings()
         self._pipe = pipe
         self.denoiser: nn.Module = getattr(pipe, self.component)
-        self._factor = int(pipe.vae_scale_factor)  # pixels of a latent row
+        self._factor = self.factor(pipe)
         self.resolution = self.settings.resolution or self.sample_size(pipe) * self._factor
         self.path: Path = self._path()
-        if pipe.vae.config.get("latents_mean") is not None:
-            raise CheckpointError(f"{name}: its VAE normalises latents channel by channel, which no supported model does")
+        if isinstance(self._latents, Scaled) and pipe.vae.config.get("latents_mean") is not None:
+            raise CheckpointError(f"{name}: its VAE normalises latents channel by channel, which models of this family do not")
+        self._channels = self._latents.channels(pipe.vae)
         for part in self._encoders().values():
             part.requires_grad_(False).eval()
         self.denoiser.requires_grad_(False).eval()
@@ -73,7 +77,7 @@ class Pretrained(ABC):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, H, W) of the latent of an image in pixels."""
-        return int(self._pipe.vae.config.latent_channels), height // self._factor, width // self._factor
+        return self._channels, height // self._factor, width // self._factor
 
     @abstractmethod
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -88,12 +92,8 @@ class Pretrained(ABC):
         """Return scaled latents, float32. Raises LatentError where they are not finite (a half-precision VAE overflows)."""
         vae = self._pipe.vae
         few = max(1, 2**20 // pixels[0, 0].numel())  # a float32 VAE needs more than half a gigabyte for 512 by 512 pixels
-        drawn = []
-        for some, own in zip(pixels.split(few), noise.split(few), strict=True):
-            posterior = vae.encode(some.to(vae.device, vae.dtype)).latent_dist
-            drawn.append(posterior.mean.float() + posterior.std.float() * own.to(vae.device))
-        latents = torch.cat(drawn)
-        latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+        parts = zip(pixels.split(few), noise.split(few), strict=True)
+        latents = torch.cat([self._latents.encode(vae, some.to(vae.device, vae.dtype), own.to(vae.device)) for some, own in parts])
         if not latents.isfinite().all():
             bad = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
             raise LatentError(
@@ -107,15 +107,15 @@ class Pretrained(ABC):
         vae, images = self._pipe.vae, []
         few = max(1, 2**20 // (latents[0, 0].numel() * self._factor**2))
         for some in latents.split(few):
-            unscaled = some.to(vae.device, vae.dtype) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-            images += self._pipe.image_processor.postprocess(vae.decode(unscaled).sample, output_type="pil")
+            decoded = self._latents.decode(vae, some.to(vae.device, vae.dtype))
+            images += self._pipe.image_processor.postprocess(decoded, output_type="pil")
         return images
 
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
         """Return how many of `prompts` do not fit the text encoder that reads the most, and how many tokens that is, special ones too."""
         tokenizers = [part for name, part in self._pipe.components.items() if name.startswith("tokenizer") and part is not None]
-        t5 = [part for part in tokenizers if "T5" in type(part).__name__]
-        limits = [(self._sequence_length(), part) for part in t5] or [(int(part.model_max_length), part) for part in tokenizers]
+        large = [part for part in tokenizers if "CLIP" not in type(part).__name__]
+        limits = [(self._sequence_length(), part) for part in large] or [(int(part.model_max_length), part) for part in tokenizers]
         if not limits:
             return 0, 0
         limit, tokenizer = max(limits, key=lambda pair: pair[0])
@@ -137,8 +137,7 @@ class Pretrained(ABC):
 
     def fingerprint(self) -> str:
         """Return a hash over the encoders' weights, the tokenizers and the prompt length: caches are keyed by it."""
-        config = self._pipe.vae.config
-        facts = (config.scaling_factor, config.get("shift_factor"), self.settings.max_sequence_length)
+        facts = (*self._latents.facts(self._pipe.vae), self.settings.max_sequence_length)
         digest = hashlib.sha256(repr(facts).encode())
         for name, tokenizer in sorted(self._pipe.components.items()):
             if name.startswith("tokenizer") and tokenizer is not None:
@@ -154,7 +153,7 @@ class Pretrained(ABC):
         By it a personalised run knows the VAE that its encoder was trained with.
         """
         vae = self._pipe.vae
-        digest = hashlib.sha256(repr((vae.config.scaling_factor, vae.config.get("shift_factor"))).encode())
+        digest = hashlib.sha256(repr(self._latents.facts(vae)).encode())
         for key, value in vae.state_dict().items():
             if key.startswith(("encoder.", "quant_conv.")):
                 digest.update(f"{key}{tuple(value.shape)}".encode())
@@ -177,6 +176,11 @@ class Pretrained(ABC):
         """Return what the denoiser's forward is told of the users, besides its own arguments."""
         tokens = self._tokens(condition, count)
         return {} if tokens is None else branch.forward_arguments(self.denoiser, tokens)
+
+    @classmethod
+    def factor(cls, pipe: Any) -> int:
+        """Return how many pixels high a latent row is."""
+        return int(pipe.vae_scale_factor) * cls._latents.patch
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
@@ -225,7 +229,18 @@ class Pretrained(ABC):
         """Return the block that the denoiser runs in, whichever network it is."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
+    @staticmethod
+    def _lengths(mask: Tensor) -> list[int]:
+        """Return how many tokens each prompt has: all of them in a dry run, where the mask has no numbers."""
+        return [mask.shape[1]] * len(mask) if isinstance(mask, FakeTensor) else (mask > 0).sum(dim=1).tolist()
+
+    def _without_padding(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return prompts (N, L, D) cut to the longest of them, and their mask, None where all are as long."""
+        lengths = self._lengths(mask)
+        longest = max(lengths)
+        return words[:, :longest], None if min(lengths) == longest else mask[:, :longest] > 0
+
     def _sequence_length(self) -> int:
-        """Return how many T5 tokens a prompt has: as chosen, else the stock pipeline's default."""
+        """Return how many tokens of a large text encoder a prompt has: as chosen, else the stock pipeline's default."""
         default = inspect.signature(type(self._pipe).__call__).parameters["max_sequence_length"].default
         return int(self.settings.max_sequence_length or default)

@@ -13,12 +13,16 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConf
 
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.models.backbones.base import BackboneSettings
+from diffalign.models.backbones.chroma import Chroma
+from diffalign.models.backbones.cogview4 import CogView4
 from diffalign.models.backbones.flux import Flux
 from diffalign.models.backbones.folders import Layout, check_folder, layout_of, layout_of_index, resolve
 from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.lumina2 import Lumina2
 from diffalign.models.backbones.mistaken import INDEX
 from diffalign.models.backbones.pixart import PixArt
 from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.qwen_image import QwenImage
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
@@ -32,6 +36,10 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "sd3": StableDiffusion3,
     "flux": Flux,
     "z_image": ZImage,
+    "qwen_image": QwenImage,
+    "chroma": Chroma,
+    "lumina2": Lumina2,
+    "cogview4": CogView4,
 }
 
 

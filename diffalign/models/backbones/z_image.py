@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from diffalign.core.types import Condition
 from diffalign.models.backbones.places import Place, Published, fused_qkv, plain, same
@@ -63,11 +62,6 @@ class ZImage(Pretrained):
                 return_dict=False,
             )[0]
         return -torch.stack(list(outputs))[:, :, 0]
-
-    @staticmethod
-    def _lengths(mask: Tensor) -> list[int]:
-        """Return how many tokens each prompt has: all of them in a dry run, where the mask has no numbers."""
-        return [mask.shape[1]] * len(mask) if isinstance(mask, FakeTensor) else (mask > 0).sum(dim=1).tolist()
 
     def _path(self) -> Path:
         return self._flow_path()

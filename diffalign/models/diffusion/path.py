@@ -130,7 +130,7 @@ class VPPath:
 
 @dataclass(frozen=True, slots=True)
 class DynamicShift:
-    """A shift that is exponential or linear in a number that grows linearly with the tokens, as the stock pipelines compute it."""
+    """A shift that is exponential or linear in a number that grows with the tokens, as the stock pipelines compute it."""
 
     few: int  # tokens, where the number is `low`
     many: int  # tokens, where it is `high`
@@ -138,10 +138,13 @@ class DynamicShift:
     high: float
     exponential: bool
     patch: int  # latent rows, and columns, in a token
+    root: bool = False  # the shift grows with the square root of the tokens, as CogView4's: `low` of none, and `high` more of `few`
 
     def of(self, height: int, width: int) -> float:
         """Return the shift of latents of so many rows and columns."""
         tokens = (height // self.patch) * (width // self.patch)
+        if self.root:
+            return self.low + self.high * math.sqrt(tokens / self.few)
         number = self.low + (self.high - self.low) * (tokens - self.few) / (self.many - self.few)
         return math.exp(number) if self.exponential else number
 
@@ -162,6 +165,7 @@ class FlowPath:
     transport: bool = False
     prediction: Prediction = "velocity"
     dynamic: DynamicShift | None = None  # what `shift` is at other sizes
+    terminal: float | None = None  # the last noisy time of a solver, to which the others are stretched
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], height: int, width: int, patch: int = 2, **constants: Any) -> FlowPath:
@@ -169,6 +173,7 @@ class FlowPath:
         kind = str(config.get("_class_name", "FlowMatch"))
         if not kind.startswith("FlowMatch"):
             raise ConfigError(f"scheduler config: a {kind}; expected one of flow matching, such as FlowMatchEulerDiscreteScheduler")
+        constants = {"terminal": config.get("shift_terminal"), **constants}
         if "shift" in constants or not config.get("use_dynamic_shifting"):
             return cls(**{"shift": float(config.get("shift", 1.0)), **constants})
         dynamic = DynamicShift(
@@ -212,8 +217,11 @@ class FlowPath:
         return (1.0 - t.double()) ** 2 if self.transport else torch.ones_like(t, dtype=torch.float64)
 
     def solver_times(self, steps: int) -> Tensor:
-        """Return 0, 1/steps, ..., 1, shifted."""
-        return shifted(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64), self.shift)
+        """Return 0, 1/steps, ..., 1, shifted, and stretched so that the second is `terminal`."""
+        times = shifted(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64), self.shift)
+        if self.terminal and steps > 1:
+            times[1:] = 1.0 - (1.0 - times[1:]) * (1.0 - self.terminal) / (1.0 - times[1])
+        return times
 
     def inversion_times(self, steps: int, t: Tensor) -> Tensor:
         """Return `steps` parts of [0, t], even before the shift: every record ends exactly at its own t."""

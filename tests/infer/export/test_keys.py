@@ -47,6 +47,8 @@ CASES = {
     "sd3": ("sd3", {}),
     "pixart": ("pixart", {}),
     "z_image": ("z_image", {}),
+    "qwen_image": ("qwen_image", {}),
+    "cogview4": ("cogview4", {}),
     "pixart 1024": ("pixart", {"use_additional_conditions": True}),
 }
 

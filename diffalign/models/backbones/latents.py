@@ -1,0 +1,91 @@
+"""What an autoencoder's latents are to a denoiser: drawn from a posterior or not, scaled by one number or channel by channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Latents(Protocol):
+    """How an autoencoder is asked for the latents (N, C, H, W) that a denoiser sees, and for pictures of them."""
+
+    @property
+    def patch(self) -> int:
+        """Return how many of the autoencoder's rows are one row of the latent."""
+        ...
+
+    def channels(self, vae: Any) -> int:
+        """Return C."""
+        ...
+
+    def facts(self, vae: Any) -> tuple[Any, ...]:
+        """Return what the scaling depends on besides the weights: caches are keyed by it."""
+        ...
+
+    def encode(self, vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return float32 latents of pixels (N, 3, h, w) in [-1, 1]; `noise`, like the latents, draws from the posterior."""
+        ...
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pixels (N, 3, h, w) of latents."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Latents of an AutoencoderKL, moved and scaled by one number each."""
+
+    patch: int = 1
+
+    def channels(self, vae: Any) -> int:
+        """Return the autoencoder's."""
+        return int(vae.config.latent_channels)
+
+    def facts(self, vae: Any) -> tuple[Any, ...]:
+        """Return scale and shift."""
+        return vae.config.scaling_factor, vae.config.get("shift_factor")
+
+    def encode(self, vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return (z - shift) * scale."""
+        return (drawn(vae.encode(pixels).latent_dist, noise) - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pixels of z = latents / scale + shift."""
+        return vae.decode(latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)).sample
+
+
+@dataclass(frozen=True, slots=True)
+class Standardised:
+    """Latents of an autoencoder of films (Qwen-Image's), with a mean and a deviation for each channel; a picture is a film of one."""
+
+    patch: int = 1
+
+    def channels(self, vae: Any) -> int:
+        """Return the autoencoder's."""
+        return int(vae.config.z_dim)
+
+    def facts(self, vae: Any) -> tuple[Any, ...]:
+        """Return means and deviations."""
+        return tuple(vae.config.latents_mean), tuple(vae.config.latents_std)
+
+    def encode(self, vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return (z - mean) / deviation."""
+        mean, deviation = self._moments(vae, noise)
+        return (drawn(vae.encode(pixels[:, :, None]).latent_dist, noise[:, :, None])[:, :, 0] - mean) / deviation
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pixels of z = latents * deviation + mean."""
+        mean, deviation = self._moments(vae, latents)
+        return vae.decode((latents * deviation + mean)[:, :, None]).sample[:, :, 0]
+
+    def _moments(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, deviation = (torch.tensor(values).to(like).view(-1, 1, 1) for values in self.facts(vae))
+        return mean, deviation
+
+
+def drawn(posterior: Any, noise: Tensor) -> Tensor:
+    """Return mean + deviation * noise, float32."""
+    return posterior.mean.float() + posterior.std.float() * noise

@@ -1,0 +1,100 @@
+"""The published layouts of later flow transformers, by rule, as in `tests.layouts`: Chroma, Lumina-Image 2, Qwen-Image and CogView4.
+
+Sources: Chroma1's and Lumina-Image-2.0's checkpoints by diffusers' single-file converters, which know no other widths than theirs;
+Qwen-Image and CogView4 were published in diffusers' own layout, which ComfyUI keeps for Qwen-Image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def affine(key: str, *weight: int, bias: bool = True) -> Shapes:
+    """Return the weight of a layer and its bias."""
+    return {f"{key}.weight": weight, **({f"{key}.bias": weight[:1]} if bias else {})}
+
+
+def mlp(key: str, names: tuple[object, object], wide: int, narrow: int, out: int) -> Shapes:
+    return affine(f"{key}.{names[0]}", wide, narrow) | affine(f"{key}.{names[1]}", out, wide)
+
+
+def stream(key: str, width: int, head: int) -> Shapes:
+    """Return a stream of a double block of Flux, without the modulation."""
+    layers = affine(f"{key}_attn.qkv", 3 * width, width) | affine(f"{key}_attn.proj", width, width)
+    norms = {f"{key}_attn.norm.{name}_norm.scale": (head,) for name in ("query", "key")}
+    return layers | norms | mlp(f"{key}_mlp", (0, 2), 4 * width, width, width)
+
+
+def single(key: str, width: int, head: int) -> Shapes:
+    """Return a single block of Flux, without the modulation."""
+    norms = {f"{key}.norm.{name}_norm.scale": (head,) for name in ("query", "key")}
+    return affine(f"{key}.linear1", 7 * width, width) | affine(f"{key}.linear2", width, 5 * width) | norms
+
+
+def chroma(config: Mapping[str, Any]) -> Shapes:
+    head, hidden = config["attention_head_dim"], config["approximator_hidden_dim"]
+    width, key = config["num_attention_heads"] * head, "distilled_guidance_layer"
+    found = affine("img_in", width, config["in_channels"]) | affine("txt_in", width, config["joint_attention_dim"])
+    found |= affine(f"{key}.in_proj", hidden, config["approximator_num_channels"]) | affine(f"{key}.out_proj", width, hidden)
+    for number in range(config["approximator_layers"]):
+        found |= mlp(f"{key}.layers.{number}", ("in_layer", "out_layer"), hidden, hidden, hidden) | {
+            f"{key}.norms.{number}.scale": (hidden,)
+        }
+    for number in range(config["num_layers"]):
+        found |= stream(f"double_blocks.{number}.img", width, head) | stream(f"double_blocks.{number}.txt", width, head)
+    for number in range(config["num_single_layers"]):
+        found |= single(f"single_blocks.{number}", width, head)
+    return found | affine("final_layer.linear", config["in_channels"], width)
+
+
+def lumina2(config: Mapping[str, Any]) -> Shapes:
+    width, heads, few = config["hidden_size"], config["num_attention_heads"], config["num_kv_heads"]
+    head, told, patch = width // heads, min(width, 1024), config["patch_size"] ** 2 * config["in_channels"]
+    inner = -(-4 * width // config["multiple_of"]) * config["multiple_of"]
+    found = affine("x_embedder", width, patch) | affine("final_layer.linear", patch, width)
+    found |= affine("final_layer.adaLN_modulation.1", width, told) | mlp("t_embedder.mlp", (0, 2), told, 256, told)
+    found |= {"cap_embedder.0.weight": (config["cap_feat_dim"],)} | affine("cap_embedder.1", width, config["cap_feat_dim"])
+    depths = {
+        "layers": config["num_layers"],
+        "noise_refiner": config["num_refiner_layers"],
+        "context_refiner": config["num_refiner_layers"],
+    }
+    for name, key in ((name, f"{name}.{number}") for name, depth in depths.items() for number in range(depth)):
+        found |= {f"{key}.attention.qkv.weight": ((heads + 2 * few) * head, width), f"{key}.attention.out.weight": (width, width)}
+        found |= {f"{key}.attention.{side}_norm.weight": (head,) for side in "qk"} | {f"{key}.feed_forward.w2.weight": (width, inner)}
+        found |= {f"{key}.feed_forward.{side}.weight": (inner, width) for side in ("w1", "w3")}
+        found |= {f"{key}.{norm}{number}.weight": (width,) for norm in ("attention_norm", "ffn_norm") for number in (1, 2)}
+        found |= affine(f"{key}.adaLN_modulation.1", 4 * width, told) if name != "context_refiner" else {}
+    return found
+
+
+def qwen_image(config: Mapping[str, Any]) -> Shapes:
+    head, out = config["attention_head_dim"], config["patch_size"] ** 2 * config["out_channels"]
+    width, words = config["num_attention_heads"] * head, config["joint_attention_dim"]
+    found = affine("img_in", width, config["in_channels"]) | affine("txt_in", width, words) | {"txt_norm.weight": (words,)}
+    found |= mlp("time_text_embed.timestep_embedder", ("linear_1", "linear_2"), width, 256, width)
+    for key in (f"transformer_blocks.{number}" for number in range(config["num_layers"])):
+        for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+            found |= affine(f"{key}.attn.{name}", width, width)
+        found |= {f"{key}.attn.{name}.weight": (head,) for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")}
+        for side in ("img", "txt"):
+            found |= affine(f"{key}.{side}_mod.1", 6 * width, width)
+            found |= mlp(f"{key}.{side}_mlp.net", ("0.proj", "2"), 4 * width, width, width)
+    return found | affine("norm_out.linear", 2 * width, width) | affine("proj_out", out, width)
+
+
+def cogview4(config: Mapping[str, Any]) -> Shapes:
+    width, told = config["num_attention_heads"] * config["attention_head_dim"], config["time_embed_dim"]
+    patch = config["patch_size"] ** 2
+    found = affine("patch_embed.proj", width, patch * config["in_channels"])
+    found |= affine("patch_embed.text_proj", width, config["text_embed_dim"])
+    for name, wide in (("timestep", width), ("condition", 6 * config["condition_dim"])):
+        found |= mlp(f"time_condition_embed.{name}_embedder", ("linear_1", "linear_2"), told, wide, told)
+    for key in (f"transformer_blocks.{number}" for number in range(config["num_layers"])):
+        found |= affine(f"{key}.norm1.linear", 12 * width, told) | mlp(f"{key}.ff.net", ("0.proj", "2"), 4 * width, width, width)
+        for name in ("to_q", "to_k", "to_v", "to_out.0"):
+            found |= affine(f"{key}.attn1.{name}", width, width)
+    return found | affine("norm_out.linear", 2 * width, told) | affine("proj_out", patch * config["out_channels"], width)
