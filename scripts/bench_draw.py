@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -22,14 +21,11 @@ from diffalign.methods.parts import Parts
 from diffalign.train.online.turns import Turns
 from diffalign.train.trainer import trainer_for
 from scripts.arena import BASE, SCALE, Arena
+from scripts.bench_online import METHODS
 
 Draw = Callable[[], object]
 STOCK = "stock pipeline"
-LIST = {"transforms": [{"list_of": {"score": "advantage"}}]}
-WAYS: dict[str, dict[str, Any]] = {
-    "pipeline that keeps latents": {"objective": "dgpo", "reference": "old_policy", **LIST},
-    "rollout that keeps two steps": {"objective": "clipped_ratio", "reference": "none", "rollout": {"cps": {"size": 2}}, **LIST},
-}
+WAYS = {"pipeline that keeps latents": "dgpo", "rollout that keeps two steps": "flow_grpo"}  # methods of bench_online.py
 
 
 def parts_of(arena: Arena, way: str, images: int, steps: int) -> Parts:
@@ -47,7 +43,7 @@ def parts_of(arena: Arena, way: str, images: int, steps: int) -> Parts:
         "train_batch_size": 2,
         "output_dir": str(arena.root / "runs" / "draw"),
     }
-    return trainer_for(from_mapping({**BASE, **own, **WAYS[way]}, "bench_draw")).parts
+    return trainer_for(from_mapping({**BASE, **own, **METHODS[WAYS[way]]}, "bench_draw")).parts
 
 
 def drawing(arena: Arena, parts: Parts, images: int) -> Draw:

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "awm": {"objective": "awm", **NOISY, **START, **LIST},
     "dgpo": {"objective": {"dgpo": {"beta": 1000}}, **NOISY, **START, **LIST},
     "diffusion_nft": {
-        "objective": "diffusion_nft",
+        "objective": {"diffusion_nft": {"beta": 0.1, "kl": 0.5}},
         "rollout_policy": "reference",
         "old_policy_decay": {"uprate": 0.001, "uphold": 0.5},
         **NOISY,
