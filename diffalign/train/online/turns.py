@@ -105,8 +105,7 @@ class Turns:
             if self.pairs.turn is None:
                 self._open(number, *self.log.read(number))
             return {}
-        if self._ended is not None:
-            self.seconds["update"] += time.perf_counter() - self._ended
+        self._count_updates()
         if self.old is not None and number:
             self.old.follow(old_policy_decay(self.config.old_policy_decay, step))
         drawn, self._last = self._draw(number, drawing), number
@@ -127,12 +126,18 @@ class Turns:
 
     def finish(self, step: int) -> dict[str, Any]:
         """Join the log of all turns to one table, and return the facts of the run."""
+        self._count_updates()
         turns = 1 + max((step - 1) // self.config.updates_per_turn, self._last)
         if process_state().is_main_process:
             self.log.join(turns - 1, self._resumable())
         facts = {"turns": turns, "images": turns * self.config.prompts_per_turn * self.config.images_per_prompt}
         run = {"online": facts, "turn_seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
         return run | {"stopped": self.stopped} if self.stopped else run
+
+    def _count_updates(self) -> None:
+        """Count the time since the last turn was drawn as its updates'."""
+        if self._ended is not None:
+            self.seconds["update"] += time.perf_counter() - self._ended
 
     def pace(self) -> dict[str, str]:
         """Return what the progress shows: the reward, pictures a second of drawing and judging, and the shares of time."""

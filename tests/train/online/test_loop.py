@@ -6,6 +6,9 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from diffalign.infer.sample import draw
 from diffalign.models.adapter_files import WEIGHTS
 from diffalign.train import align as api
 from diffalign.train.online import log as logs
+from diffalign.train.online import turns
 from diffalign.train.online.log import Log
 from diffalign.train.trainer import Trainer
 from tests.killing import Killed, killed_at, killing
@@ -94,6 +98,12 @@ def test_the_run_names_its_scorers_as_seen_and_says_what_was_drawn(whole):
     assert facts["scorers"] == {"specs": {"bright": "bright"}, "ranked_by": ["bright"]}
     assert (facts["online"]["turns"], facts["online"]["images"], facts["records"]) == (2, 12, 2)
     assert set(facts["turn_seconds"]) == {"draw", "score", "update"}
+
+
+def test_the_time_of_the_last_turns_updates_counts(micro_sd, tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=partial(next, count())))  # a second passes between two looks at it
+    folder = api.train(online_config(micro_sd, tmp_path / "run", max_train_steps=1))
+    assert Run.open(folder).facts["turn_seconds"]["update"] == 1.0
 
 
 def test_the_log_is_a_table_that_inspect_and_train_read(whole, micro_sd, tmp_path, capsys):
