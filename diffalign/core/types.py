@@ -201,11 +201,12 @@ class Query:
     condition: Condition  # (B, ...) each, prompts already dropped
     dropped: Tensor | None = None  # (B,) which prompts were
     frames: Tensor | None = None  # (B, K, 6), as the batch's
+    conditioning: Tensor | None = None  # (B, K, 3, h, w), as the batch's
 
     def to(self, device: torch.device) -> Query:
         """Return the query on `device`."""
-        frames = None if self.frames is None else self.frames.to(device)
-        return Query(self.noised.to(device), _moved(self.condition, device), self.dropped, frames)
+        frames, conditioning = (None if x is None else x.to(device) for x in (self.frames, self.conditioning))
+        return Query(self.noised.to(device), _moved(self.condition, device), self.dropped, frames, conditioning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,14 +254,15 @@ class Batch:
     frames: Tensor | None = None  # (B, K, 6) float32: each image's original height, width, crop top, left, target height, width
     labels: Labels = Labels()
     steps: StoredSteps | None = None  # only where steps of a sampler are trained
+    conditioning: Tensor | None = None  # (B, K, 3, h, w) in [0, 1]: what a ControlNet reads, in pixels, framed as its picture
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        frames = None if self.frames is None else self.frames.to(device)
+        frames, conditioning = (None if x is None else x.to(device) for x in (self.frames, self.conditioning))
         query = self.query and self.query.to(device)
         prob, condition, empty = self.prob.to(device), _moved(self.condition, device), _moved(self.empty, device)
         labels, steps = self.labels.to(device), self.steps and self.steps.to(device)
-        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames, labels, steps)
+        return Batch(self.x0.to(device), condition, empty, prob, self.ids, query, frames, labels, steps, conditioning)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from diffalign.core.types import Batch, Condition
 from diffalign.data.buckets import ImageSizes
 from diffalign.data.cache import Bank, check_room, fingerprint, open_folder, packed, row_shape, unpacked
 from diffalign.data.labels import labels_of
-from diffalign.data.pixels import Framing, Size, candidate_pixels, record_generator
+from diffalign.data.pixels import Framing, Size, candidate_pixels, conditioning_pixels, record_generator
 from diffalign.data.records import Record
-from diffalign.data.table import Table
-from diffalign.data.view import Entry, View
+from diffalign.data.table import CONDITIONING, Table
+from diffalign.data.view import View
 
 Shapes = Mapping[Size, tuple[int, int, int]]  # (height, width) in pixels -> (C, H, W) of the latent
 
@@ -45,8 +45,8 @@ class Encoders:
 class LivePairs(Dataset[dict[str, Any]]):
     """Training data that decodes, resizes and crops images in loader processes; `to_batch` runs the VAE and the text encoder."""
 
-    def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int) -> None:
-        self.view, self.encoders, self.framing, self.variants = view, encoders, framing, variants
+    def __init__(self, view: View, encoders: Encoders, framing: Framing, variants: int, *, conditioned: bool = False) -> None:
+        self.view, self.encoders, self.framing, self.variants, self.conditioned = view, encoders, framing, variants, conditioned
         self.sizes = ImageSizes(view, framing)
         self.buckets = self.sizes.buckets(view)
         self.empty = {name: value.cpu() for name, value in encoders.prompt([""]).items()}
@@ -59,7 +59,8 @@ class LivePairs(Dataset[dict[str, Any]]):
         entry = self.view.entries[position]
         size, order = self.sizes[entry.row], list(entry.order)
         if order:
-            images = framed(self.view.table[entry.row], epoch % self.variants, self.framing, size, self.encoders.latent_shape(*size))
+            record, shape = self.view.table[entry.row], self.encoders.latent_shape(*size)
+            images = framed(record, epoch % self.variants, self.framing, size, shape, conditioned=self.conditioned)
         else:
             noise = torch.zeros(0, *self.encoders.latent_shape(*size))
             images = {"pixels": torch.zeros(0, 3, *size), "frames": torch.zeros(0, 6), "noise": noise}
@@ -73,24 +74,32 @@ class LivePairs(Dataset[dict[str, Any]]):
         entries = [row["entry"] for row in rows]
         condition = self.encoders.prompt([entry.prompt for entry in entries])
         x0 = latents.unflatten(0, (len(rows), len(latents) // len(rows)))
-        frames = torch.stack([row["frames"] for row in rows])
-        return _batch(self.view, entries, x0, condition, self.empty, frames)
+        return _batch(self.view, rows, x0, condition, self.empty)
 
 
-def _batch(view: View, entries: Sequence[Entry], x0: Tensor, condition: Condition, empty: Condition, frames: Tensor) -> Batch:
+def _batch(view: View, rows: Sequence[Mapping[str, Any]], x0: Tensor, condition: Condition, empty: Condition) -> Batch:
+    entries = [row["entry"] for row in rows]
     prob, ids = torch.tensor([entry.prob for entry in entries]), tuple(entry.id for entry in entries)
-    return Batch(x0, condition, empty, prob, ids, frames=frames, labels=labels_of(view, entries))
+    frames, conditioning = torch.stack([row["frames"] for row in rows]), None
+    if CONDITIONING in rows[0]:
+        conditioning = torch.stack([row[CONDITIONING] for row in rows]).float() / 255.0  # as diffusers' image processor has it
+    return Batch(x0, condition, empty, prob, ids, frames=frames, labels=labels_of(view, entries), conditioning=conditioning)
 
 
-def framed(record: Record, variant: int, framing: Framing, size: Size, latent: tuple[int, int, int]) -> dict[str, Tensor]:
+def framed(
+    record: Record, variant: int, framing: Framing, size: Size, latent: tuple[int, int, int], *, conditioned: bool = False
+) -> dict[str, Tensor]:
     """Return "pixels" (K, 3, h, w), "frames" (K, 6) and the VAE posterior's "noise" (K, *latent) of a record's images, as in the table.
 
-    What is random depends on the record's id and `variant` alone.
+    With `conditioned` also their "conditioning_image" (K, 3, h, w), uint8. What is random depends on the record's id and `variant` alone.
     """
     generator = record_generator(record.id, variant)
     pixels, frames = candidate_pixels(record, framing, generator, size)
     noise = torch.randn((len(pixels), *latent), generator=generator)
-    return {"pixels": pixels, "frames": frames, "noise": noise}
+    images = {"pixels": pixels, "frames": frames, "noise": noise}
+    if conditioned:
+        images[CONDITIONING] = conditioning_pixels(record, framing, record_generator(record.id, variant), size)
+    return images
 
 
 def encoded(encoders: Encoders, pixels: Tensor, noise: Tensor, names: Sequence[str]) -> Tensor:
@@ -105,9 +114,17 @@ class Pictures(Dataset[dict[str, Any]]):
     """Batches of decoded and framed images for the cache, each of one size; `jobs` are (table row, variant) of a batch."""
 
     def __init__(
-        self, table: Table, framing: Framing, jobs: Sequence[Sequence[tuple[int, int]]], sizes: ImageSizes, shapes: Shapes
+        self,
+        table: Table,
+        framing: Framing,
+        jobs: Sequence[Sequence[tuple[int, int]]],
+        sizes: ImageSizes,
+        shapes: Shapes,
+        *,
+        conditioned: bool = False,
     ) -> None:
         self.table, self.framing, self.jobs, self.sizes, self.shapes = table, framing, jobs, sizes, shapes
+        self.conditioned = conditioned
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -115,7 +132,8 @@ class Pictures(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         jobs = self.jobs[number]
         size, records = self.sizes[jobs[0][0]], [self.table[row] for row, _ in jobs]
-        loaded = [framed(r, variant, self.framing, size, self.shapes[size]) for r, (_, variant) in zip(records, jobs, strict=True)]
+        how = self.framing, size, self.shapes[size]
+        loaded = [framed(r, variant, *how, conditioned=self.conditioned) for r, (_, variant) in zip(records, jobs, strict=True)]
         names = [f"{record.source}, candidate {i}" for record in records for i in range(len(record.candidates))]
         return {name: torch.cat([images[name] for images in loaded]) for name in loaded[0]} | {"jobs": jobs, "names": names}
 
@@ -124,7 +142,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
     """Training data that reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing.
 
     The processes of a launch share that work. `precision` is that of latents and embeddings on disk, float32 or bfloat16; `workers`
-    processes decode the images.
+    processes decode the images. With `conditioned` the conditioning images are kept and read, too, a byte for each number.
     """
 
     def __init__(
@@ -138,6 +156,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         *,
         precision: str = "float32",
         workers: int = 0,
+        conditioned: bool = False,
     ) -> None:
         self.view, self.variants, self.precision = view, variants, precision
         counts = [batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()]
@@ -153,6 +172,8 @@ class CachedPairs(Dataset[dict[str, Any]]):
         rows = int(self.first[-1]) * variants
         self._latents = Bank(folder, "latents", rows, self.row_shape, precision)
         self._frames = Bank(folder, "frames", rows, (6,), "float32")
+        self._pixels_shape = row_shape([(3, *size) for size in framing.buckets or (framing.square,)])
+        self._conditioning = Bank(folder, CONDITIONING, rows, self._pixels_shape, "uint8") if conditioned else None
         self._fill_latents(encoders, framing, batch_size, workers)
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
@@ -177,8 +198,10 @@ class CachedPairs(Dataset[dict[str, Any]]):
         """Return "latents" (K, C, H, W) and "frames" (K, 6) of a table row's candidates in `order`; K = 0 for a prompt alone."""
         candidate_rows = self.bank_rows(row, epoch % self.variants, self.variants)
         rows = [candidate_rows[i] for i in order]
-        latents = unpacked(self._latents.read(rows), self.latent_shape(row))
-        return {"latents": torch.from_numpy(latents), "frames": torch.from_numpy(self._frames.read(rows))}
+        arrays = {"latents": unpacked(self._latents.read(rows), self.latent_shape(row)), "frames": self._frames.read(rows)}
+        if self._conditioning is not None:
+            arrays[CONDITIONING] = unpacked(self._conditioning.read(rows), (3, *self.sizes[row]))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def latent_shape(self, row: int) -> tuple[int, int, int]:
         """Return (C, H, W) of the latents of a table row."""
@@ -187,8 +210,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket."""
         condition = {name: torch.stack([row["condition"][name] for row in rows]) for name in rows[0]["condition"]}
-        latents, frames = (torch.stack([row[name] for row in rows]) for name in ("latents", "frames"))
-        return _batch(self.view, [row["entry"] for row in rows], latents, condition, self.empty, frames)
+        return _batch(self.view, rows, torch.stack([row["latents"] for row in rows]), condition, self.empty)
 
     def bank_rows(self, row: int, variant: int, variants: int) -> list[int]:
         """Return the rows in which a bank with `variants` rows per candidate holds one variant of all candidates of a table row."""
@@ -197,15 +219,19 @@ class CachedPairs(Dataset[dict[str, Any]]):
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int, workers: int) -> None:
         for own in shares(self._missing):
             images = sum(len(self.bank_rows(row, 0, 1)) for row, _ in own)
-            check_room(self.folder, process_state().num_processes * images * self._latents.row_bytes)
+            row_bytes = self._latents.row_bytes + (0 if self._conditioning is None else self._conditioning.row_bytes)
+            check_room(self.folder, process_state().num_processes * images * row_bytes)
             groups = [list(group) for _, group in itertools.groupby(own, key=lambda job: self.sizes[job[0]])]
             batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
-            pictures = Pictures(self.view.table, framing, batches, self.sizes, self._shapes)
+            conditioned = self._conditioning is not None
+            pictures = Pictures(self.view.table, framing, batches, self.sizes, self._shapes, conditioned=conditioned)
             with progress(total=len(own), desc="cache latents", unit="records", hidden=not own) as bar:
                 for part in DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator()):
                     latents = encoded(encoders, part["pixels"], part["noise"], part["names"])
                     rows = [i for row, variant in part["jobs"] for i in self.bank_rows(row, variant, self.variants)]
                     self._frames.write(rows, part["frames"].numpy())
+                    if self._conditioning is not None:
+                        self._conditioning.write(rows, packed(part[CONDITIONING].numpy(), self._pixels_shape))
                     self._latents.write(rows, packed(latents.float().cpu().numpy(), self.row_shape))
                     bar.update(len(part["jobs"]))
 
@@ -214,7 +240,8 @@ class CachedPairs(Dataset[dict[str, Any]]):
         rows = sorted({entry.row for entry in self.view.entries if entry.order})
         jobs = [(row, variant) for row in rows for variant in range(self.variants)]
         places = [self.bank_rows(row, variant, self.variants) for row, variant in jobs]
-        lacking = [job for job, own in zip(jobs, places, strict=True) if self._latents.missing(own) or self._frames.missing(own)]
+        banks = [bank for bank in (self._latents, self._frames, self._conditioning) if bank is not None]
+        lacking = [job for job, own in zip(jobs, places, strict=True) if any(bank.missing(own) for bank in banks)]
         return sorted(lacking, key=lambda job: self.sizes[job[0]])
 
     def _fill_prompts(self, encoders: Encoders, folder: Path, batch_size: int) -> dict[str, Bank]:

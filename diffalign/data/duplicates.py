@@ -17,8 +17,18 @@ from diffalign.data.records import Candidate, Record
 
 
 def content_digest(candidate: Candidate) -> bytes:
-    """Return a hash of a candidate's file or text."""
-    return hashlib.sha256(candidate.image or (candidate.text or "").encode()).digest()
+    """Return a hash of a candidate's file or text, and of its own conditioning image where it has one."""
+    return _conditioned(candidate, hashlib.sha256(candidate.image or (candidate.text or "").encode()).digest())
+
+
+def shown_digest(candidate: Candidate, image: Image.Image | None) -> bytes:
+    """Return a hash of the pixels of a candidate's decoded `image` and of its own conditioning image; without one that of its content."""
+    return content_digest(candidate) if image is None else _conditioned(candidate, pixels_digest(image))
+
+
+def _conditioned(candidate: Candidate, digest: bytes) -> bytes:
+    own = candidate.conditioning_image
+    return digest if own is None else hashlib.sha256(digest + hashlib.sha256(own).digest()).digest()
 
 
 def pixels_digest(image: Image.Image) -> bytes:
@@ -27,10 +37,11 @@ def pixels_digest(image: Image.Image) -> bytes:
 
 
 def pair_key(record: Record, digests: Sequence[bytes]) -> bytes:
-    """Return a hash of what the record compares: its prompt, its conversation and its candidates, whatever their order."""
+    """Return a hash of what the record compares: prompt, conversation, conditioning image, and its candidates, whatever their order."""
     turns = [(message.role, message.content) for message in record.messages]
     candidates = sorted(digest + (c.prompt or "").encode() for digest, c in zip(digests, record.candidates, strict=True))
-    return hashlib.blake2b(repr((record.prompt, turns, candidates)).encode(), digest_size=16).digest()
+    shared = hashlib.sha256(record.conditioning_image or b"").digest()
+    return hashlib.blake2b(repr((record.prompt, turns, candidates, shared)).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +126,7 @@ def _merge_key(record: Record) -> tuple[bytes, bool] | None:
     if record.prob is None or len(record.candidates) != 2:
         return None
     first, second = (
-        content_digest(c) if c.image is None else pixels_digest(decode_image(c.image, f"{record.source}, candidate {i}"))
+        shown_digest(c, None if c.image is None else decode_image(c.image, f"{record.source}, candidate {i}"))
         for i, c in enumerate(record.candidates)
     )
     if first == second and record.candidates[0].prompt == record.candidates[1].prompt:

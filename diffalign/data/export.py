@@ -37,6 +37,7 @@ PICKAPIC = pa.schema(
     ]
 )
 COLUMNS: tuple[str, ...] = ("id", "prompt", "image_0", "image_1", "label_0", "user_id", "model_0", "model_1")
+CONDITIONING = ("conditioning_image", "conditioning_image_0", "conditioning_image_1")  # further columns, those that a table has
 
 
 def export_pairs(records: Iterable[Record], destination: str | Path) -> int:
@@ -71,7 +72,9 @@ def export_pairs(records: Iterable[Record], destination: str | Path) -> int:
         logger.warning("%d records are no labelled pairs of pictures (rankings, votes without a preference) and are left out", others)
     if path.suffix == ".parquet":
         with atomic_file(path) as file:
-            pq.write_table(pa.Table.from_pylist([_pickapic(record) for record in pairs], PICKAPIC), file)
+            rows = [_pickapic(record) | _conditioning(record) for record in pairs]
+            further = [(name, pa.binary()) for name in CONDITIONING if any(name in row for row in rows)]
+            pq.write_table(pa.Table.from_pylist(rows, pa.schema([*PICKAPIC, *further])), file)
         return len(pairs)
     with atomic_folder(images) as folder:
         rows = list(_with_files(pairs, folder, images.name))
@@ -101,18 +104,24 @@ def _pickapic(record: Record) -> dict[str, Any]:
     }
 
 
+def _conditioning(record: Record) -> dict[str, bytes]:
+    """Return the conditioning images of a record and of its candidates, by their columns."""
+    images = (record.conditioning_image, *(candidate.conditioning_image for candidate in record.candidates))
+    return {name: image for name, image in zip(CONDITIONING, images, strict=True) if image is not None}
+
+
 def _with_files(pairs: Iterable[Record], folder: Path, name: str) -> Iterator[dict[str, Any]]:
     """Write the pictures of each pair into `folder`, and yield its row, which names them as lying in the folder `name`."""
     for number, record in enumerate(pairs):
-        files = []
-        for side, candidate in enumerate(record.candidates):
-            assert candidate.image is not None  # of a pair of pictures
-            kind = read_header(candidate.image, record.source).format.lower()
-            files.append(f"{number:06d}_{side}.{kind}")
-            (folder / files[-1]).write_bytes(candidate.image)
+        pictures = {str(side): candidate.image or b"" for side, candidate in enumerate(record.candidates)}
+        files = {}
+        for ending, image in {**pictures, **_conditioning(record)}.items():
+            kind = read_header(image, record.source).format.lower()
+            files[ending] = f"{name}/{number:06d}_{ending}.{kind}"
+            (folder / f"{number:06d}_{ending}.{kind}").write_bytes(image)
         models = [candidate.model for candidate in record.candidates]
-        values = (record.id, record.prompt, *(f"{name}/{file}" for file in files), record.prob, record.user, *models)
-        yield dict(zip(COLUMNS, values, strict=True))
+        values = (record.id, record.prompt, files.pop("0"), files.pop("1"), record.prob, record.user, *models)
+        yield {**dict(zip(COLUMNS, values, strict=True)), **files}
 
 
 def _jsonl(rows: Iterable[dict[str, Any]]) -> str:
@@ -121,7 +130,8 @@ def _jsonl(rows: Iterable[dict[str, Any]]) -> str:
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
+    there = list(rows)
+    writer = csv.DictWriter(text, [*COLUMNS, *(name for name in CONDITIONING if any(name in row for row in there))])
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(there)
     return text.getvalue()

@@ -18,7 +18,7 @@ from diffalign.core.progress import progress
 from diffalign.data.duplicates import repeat_warning
 from diffalign.data.pictures import Header, Size, read_header
 from diffalign.data.shortcuts import LEAST_PAIRS, Shortcut, kept_shares, shortcuts
-from diffalign.data.table import CHUNK, Table
+from diffalign.data.table import CHUNK, CONDITIONING, Table
 
 LISTED = 8  # sizes, and reasons for rejection, that `render_summary` prints
 # What a record is counted as; soft ones also as first or second preferred.
@@ -32,10 +32,12 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
     """
     prompts, users = table.column("prompt"), Counter(user for user in table.column("user") if user is not None)
     per_record, sizes, lengths, kept = Counter[int](), Counter[str](), list[int](), list[float]()
+    conditioning = Counter[str]()
     for batch in progress(table.batches(), desc="inspect", total=-(-len(table) // CHUNK), unit="chunks"):
         column = batch.column("candidates")
         counts, content = column.value_lengths().to_pylist(), column.flatten()
         per_record.update(counts)
+        conditioning.update(_conditioning(batch))
         if table.manifest["kind"] == "image":
             headers = [_header(image.as_buffer()) for image in content.field("image")]
             sizes.update(size_name(header) for header in headers)
@@ -51,6 +53,7 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
         "labels": label_counts(table),
         "users": {"count": len(users), "rows_without": len(table) - users.total(), "rows_per_user": _quantiles(users.values())},
         "candidates_per_record": {str(count): rows for count, rows in sorted(per_record.items())},
+        "conditioning_images": dict(conditioning),
         "resolutions": dict(sizes.most_common()),
         "kept_by_crop": _quantiles(kept),
         "prompt_length": _quantiles(map(len, prompts)),
@@ -61,6 +64,14 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
         "repeats": table.manifest.get("repeats", {}),
         "rejected": _rejected(table.manifest),
     }
+
+
+def _conditioning(batch: pa.RecordBatch) -> dict[str, int]:
+    """Return how many records have one conditioning image for all candidates, and how many candidates one of their own; none is read."""
+    if CONDITIONING not in batch.schema.names:  # a table of the former schema
+        return {}
+    columns = {"records": batch.column(CONDITIONING), "candidates": batch.column("candidates").flatten().field(CONDITIONING)}
+    return {name: count for name, column in columns.items() if (count := len(column) - column.null_count)}
 
 
 def label_counts(table: Table) -> dict[str, int]:
@@ -145,6 +156,7 @@ def render_summary(facts: dict[str, Any]) -> str:
         ("trains", trained_rows(labels, rows)),
         ("balance", f"first preferred {_share(labels['first_preferred'], strict)}, second {_share(labels['second_preferred'], strict)}"),
         ("candidates", ", ".join(f"{count} in {_share(n, rows)} of rows" for count, n in facts["candidates_per_record"].items())),
+        ("conditioning", ", ".join(f"images for {count} {name}" for name, count in facts["conditioning_images"].items())),
         ("users", f"{users['count']}, {users['rows_without']} rows without one"),
         ("rows per user", _spread(users["rows_per_user"])),
         ("prompt length", _spread(facts["prompt_length"])),

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.core.errors import RecordError
 from diffalign.data.pictures import MOST_PIXELS, Size, decode_image, image_size
-from diffalign.data.records import Record
+from diffalign.data.records import Record, check_shape, conditioning_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,36 @@ def candidate_pixels(record: Record, framing: Framing, generator: torch.Generato
     size condition of SDXL (2307.01952), in pixels: height and width of the original image, top and left of the crop in the resized
     image, height and width of the result. Raises RecordError that names the record if an image does not decode.
     """
-    across, down, coin = torch.rand(3, generator=generator).tolist()
-    place = (across, down) if framing.random_crop else (0.5, 0.5)
-    flip = framing.random_flip and coin < 0.5
+    place, flip = _placement(framing, generator)
     size, framed = size or framing.square, []
     for number, candidate in enumerate(record.candidates):
         data, where = candidate.image or b"", f"{record.source}, candidate {number}"
         framed.append(_framed(decode_image(data, where, least=size), image_size(data, where), size, place, flip))
     pixels, frames = zip(*framed, strict=True)
     return torch.stack(pixels), torch.tensor(frames, dtype=torch.float32)
+
+
+def conditioning_pixels(record: Record, framing: Framing, generator: torch.Generator, size: Size | None = None) -> Tensor:
+    """Return the conditioning images (K, 3, H, W) of a record's candidates, uint8, cropped and flipped as `candidate_pixels` does.
+
+    `generator` is to be seeded as for the pictures. Raises RecordError that names the record where a conditioning image is missing, does
+    not decode, or has another aspect ratio than its picture.
+    """
+    place, flip = _placement(framing, generator)
+    size, made = size or framing.square, []
+    for number, image in enumerate(record.conditioning_images):
+        where = conditioning_place(record, number)
+        if image is None:
+            raise RecordError(f"{where}: there is none; expected one for every picture, in the column `conditioning_image`")
+        check_shape(record, number)
+        made.append(_framed(decode_image(image, where, least=size), image_size(image, where), size, place, flip)[0])
+    return ((torch.stack(made) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def _placement(framing: Framing, generator: torch.Generator) -> tuple[tuple[float, float], bool]:
+    """Return the place of the crop, as shares of what is left over across and down, and whether the images are mirrored."""
+    across, down, coin = torch.rand(3, generator=generator).tolist()
+    return (across, down) if framing.random_crop else (0.5, 0.5), framing.random_flip and coin < 0.5
 
 
 def center_crop(image: Image.Image, resolution: int) -> Tensor:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from diffalign.core.errors import RecordError
 from diffalign.core.progress import progress
-from diffalign.data.duplicates import EarlierPairs, content_digest, pixels_digest
+from diffalign.data.duplicates import EarlierPairs, shown_digest
 from diffalign.data.pictures import Size, decode_image
-from diffalign.data.records import Record
+from diffalign.data.records import Record, check_shape, conditioning_place
 from diffalign.data.shortcuts import DECODED, ROWS, shortcuts
 from diffalign.data.table import Table
 
@@ -31,7 +31,7 @@ def validate(table: Table, resolution: int | None = None, buckets: Sequence[Size
     has_preference = False
     for record in progress(table, desc="validate", unit="rows"):
         checked = _Problems(record, resolution)
-        sentences = [*checked.prompt(), *checked.candidates()]
+        sentences = [*checked.prompt(), *checked.candidates(), *checked.conditioning()]
         repeat = earlier_pairs.compare(record, checked.digests)
         if repeat is not None and repeat.kind == "opposite":
             sentences.append(f"has the opposite preference of record {repeat.earlier}, which is the same pair")
@@ -78,17 +78,28 @@ class _Problems:
                 image = None if candidate.image is None else decode_image(candidate.image, f"candidate {index}")
             except RecordError as error:
                 yield str(error)
-            self.digests.append(content_digest(candidate) if image is None else pixels_digest(image))
+            self.digests.append(shown_digest(candidate, image))
             yield from self._compared(index, image, images)
             images.append(image)
             if image is not None and self.resolution is not None and min(image.size) < self.resolution:
                 yield f"candidate {index} is {image.width}x{image.height}; training at {self.resolution} would upscale it"
 
+    def conditioning(self) -> Iterator[str]:
+        """Yield what is wrong with the conditioning images."""
+        for index, image in enumerate(self.record.conditioning_images):
+            try:
+                if image is not None:
+                    decode_image(image, conditioning_place(self.record, index))
+                    check_shape(self.record, index)
+            except RecordError as error:
+                yield str(error)
+
     def _compared(self, index: int, image: Image.Image | None, earlier: Sequence[Image.Image | None]) -> Iterator[str]:
         """Yield that the candidate is one of those before it: the first that it equals."""
         own = self.record.candidates[index]
         for place, other in enumerate(earlier):
-            if own.prompt != self.record.candidates[place].prompt:
+            earlier_one = self.record.candidates[place]
+            if (own.prompt, own.conditioning_image) != (earlier_one.prompt, earlier_one.conditioning_image):
                 continue
             if self.digests[place] == self.digests[index]:
                 yield f"candidates {place} and {index} are identical"

@@ -27,6 +27,7 @@ from diffalign.data.records import Candidate, Message, Record
 VERSION = 1
 ROWS, MANIFEST = "records.arrow", "manifest.json"
 CACHE = "cache"  # folder beside the rows, of latents and embeddings made from them
+CONDITIONING = "conditioning_image"
 CHUNK = 64  # rows of an Arrow record batch, which is the unit of random access
 COUNTED = ("rows", "kind", "strict", "ties", "scores", "fingerprint", "rejected_rows", "rejected")
 MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
@@ -47,6 +48,7 @@ _CANDIDATE = pa.struct(
         ("model", pa.string()),
         ("uid", pa.string()),
         ("prompt", pa.string()),
+        ("conditioning_image", pa.large_binary()),
     ]
 )
 SCHEMA = pa.schema(
@@ -59,8 +61,19 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("messages", _MESSAGES),
         ("meta", pa.map_(pa.string(), pa.string())),
+        ("conditioning_image", pa.large_binary()),
     ]
 )
+
+
+def _without_conditioning() -> pa.Schema:
+    """Return the schema of tables that were written before records had conditioning images."""
+    candidate = pa.struct([field for field in _CANDIDATE if field.name != CONDITIONING])
+    fields_left = [field for field in SCHEMA if field.name != CONDITIONING]
+    return pa.schema([field.with_type(pa.list_(candidate)) if field.name == "candidates" else field for field in fields_left])
+
+
+FORMER = _without_conditioning()
 
 
 def to_row(record: Record) -> dict[str, Any]:
@@ -114,7 +127,7 @@ class Table(Sequence[Record]):
         self.manifest = read_manifest(path)
         self._rows = self.manifest["rows"]
         self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
-        if not self._reader.schema.equals(SCHEMA):
+        if not self._reader.schema.equals(SCHEMA) and not self._reader.schema.equals(FORMER):
             raise TableError(f"{path} is damaged (the columns of {ROWS} are not those of a preference table); import the dataset again")
         chunks = self._reader.num_record_batches
         rows = (chunks - 1) * CHUNK + self._reader.get_batch(chunks - 1).num_rows if chunks else 0
@@ -148,7 +161,7 @@ class Table(Sequence[Record]):
                 yield from_row(row)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows as memory-mapped Arrow batches of `SCHEMA`; only the columns that are used are read from disk."""
+        """Yield the rows as memory-mapped Arrow batches of `SCHEMA` (or `FORMER`); only the columns that are used are read from disk."""
         for index in range(self._reader.num_record_batches):
             yield self._reader.get_batch(index)
 
@@ -214,6 +227,8 @@ class _Audit:
             self.digest.update(repr((scores, _number(candidate.rank), candidate.prompt)).encode())
         turns = [(message.role, message.content) for message in record.messages]
         self.digest.update(repr((record.id, record.prompt, _number(record.prob), record.user, turns)).encode())
+        if record.conditioning_image is not None:  # tables without any keep their hash
+            self.digest.update(hashlib.sha256(record.conditioning_image).digest())
         if "weight" in record.meta:  # which training reads; tables without the column keep their hash
             self.digest.update(record.meta["weight"].encode())
 

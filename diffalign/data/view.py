@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from diffalign.core.errors import RecordError, TableError, did_you_mean
 from diffalign.data.records import Message, Record
-from diffalign.data.table import Table, from_row
+from diffalign.data.table import CONDITIONING, Table, from_row
 from diffalign.data.transforms import Transform, transformed
 from diffalign.data.usage import Usage
 
@@ -80,9 +80,11 @@ def without_content(table: Table) -> Iterator[Record]:
         lists = batch.column("candidates")
         values = lists.values
         nulls = {"image": pa.nulls(len(values), pa.large_binary()), "text": pa.nulls(len(values), pa.large_string())}
+        nulls |= {CONDITIONING: nulls["image"]}
         names = [field.name for field in values.type]
         light = pa.StructArray.from_arrays([nulls.get(n, values.field(n)) for n in names], fields=list(values.type))
         rows = batch.set_column(batch.schema.get_field_index("candidates"), "candidates", pa.ListArray.from_arrays(lists.offsets, light))
+        rows = rows.drop_columns([CONDITIONING]) if CONDITIONING in rows.schema.names else rows
         for row in rows.to_pylist():
             record = from_row(row)
             yield replace(record, candidates=tuple(replace(c, image=b"%d" % i) for i, c in enumerate(record.candidates)))

@@ -82,7 +82,8 @@ class Precomputed(Dataset[dict[str, Any]]):
         t = torch.tensor([row["t"] for row in rows], dtype=torch.float64).to(self.path.solver_times(1).dtype)
         dropped = torch.tensor([bool(row["drop"]) for row in rows])
         noised = landed(self.path, batch.x0, torch.stack([row["x_t"] for row in rows]), t)
-        return replace(batch, query=Query(noised, with_dropped(batch.condition, batch.empty, dropped), dropped, batch.frames))
+        condition = with_dropped(batch.condition, batch.empty, dropped)
+        return replace(batch, query=Query(noised, condition, dropped, batch.frames, batch.conditioning))
 
     def missing(self) -> list[tuple[int, int]]:
         """Return (draw, row) of all points to compute, rows of equally many candidates, and of one size, together."""

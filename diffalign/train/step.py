@@ -49,5 +49,6 @@ def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Any:
 def candidate(query: Query, k: int) -> Query:
     """Return the query of candidate `k` alone."""
     noised, place = query.noised, slice(k, k + 1)
-    frames = None if query.frames is None else query.frames[:, place]
-    return replace(query, noised=replace(noised, x_t=noised.x_t[:, place], target=noised.target[:, place]), frames=frames)
+    frames, conditioning = (None if x is None else x[:, place] for x in (query.frames, query.conditioning))
+    alone = replace(noised, x_t=noised.x_t[:, place], target=noised.target[:, place])
+    return replace(query, noised=alone, frames=frames, conditioning=conditioning)

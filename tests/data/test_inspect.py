@@ -33,6 +33,7 @@ def test_a_summary_of_images_by_hand(tmp_path):
             "rows_per_user": {"min": 1.0, "p10": pytest.approx(1.1), "median": 1.5, "p90": pytest.approx(1.9), "max": 2.0},
         },
         "candidates_per_record": {"2": 4},
+        "conditioning_images": {},
         "resolutions": {"64x64": 4, "32x32": 2, "64x32": 2},
         # six square images, and two of which a square keeps half
         "kept_by_crop": {"min": 0.5, "p10": 0.5, "median": 1.0, "p90": 1.0, "max": 1.0},

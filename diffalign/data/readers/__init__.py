@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffalign.data.readers.base import Reader, Row, read
 from diffalign.data.readers.columns import COLUMNS
+from diffalign.data.readers.controlnet import CONTROLNET
 from diffalign.data.readers.folders import FOLDERS
 from diffalign.data.readers.helpsteer2 import HELPSTEER2
 from diffalign.data.readers.hh_rlhf import HH_RLHF
@@ -40,6 +41,7 @@ READERS: dict[str, Reader] = {
     "ultrafeedback": ULTRAFEEDBACK,
     "unpaired": UNPAIRED,
     "votes": VOTES,
+    "controlnet": CONTROLNET,  # last: what lacks one of its columns is rather meant as one of the others
 }
 
 __all__ = ["READERS", "Reader", "Row", "open_rows", "read"]

@@ -19,6 +19,7 @@ from diffalign.data.readers.row_images import encoded_image, shown
 from diffalign.data.records import Record, check_images
 
 MISSING = ("", None)  # CSV has no null
+CONDITIONING = ("conditioning_image", "condition", "condition_image")  # the first as in the datasets of diffusers' ControlNet script
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,15 @@ class Row:
     def image(self, name: str, *, aliases: tuple[str, ...] = ()) -> bytes:
         """Return an image column as encoded bytes: raw bytes, the datasets struct {bytes, path}, or a path beside the file."""
         return self.encoded(self.get(name, (bytes, dict, str, list), aliases=aliases), name)
+
+    def conditioning_image(self, *ends: str) -> bytes | None:
+        """Return the image that a ControlNet reads, from the column `conditioning_image` or `condition`; None where it is empty or missing.
+
+        With `ends` it is the column of one candidate, whose name ends in one of these: `conditioning_image_0`.
+        """
+        names = [f"{stem}{end}" for end in ends or ("",) for stem in CONDITIONING]
+        name = next((name for name in names if name in self.value and self.value[name] not in MISSING), None)
+        return None if name is None else self.image(name)
 
     def encoded(self, value: Any, name: str, *, under: Sequence[str] = (".",)) -> bytes:
         """Return one value of column `name` as encoded image bytes; a path is looked for in each subfolder `under` in turn."""

@@ -3,7 +3,7 @@
 Columns: `prompt` (or `caption`, `text`); two candidates, as `image_0` and `image_1`, `image_a` and `image_b`, `image1` and `image2`, `left`
 and `right` and the like (texts as `response_0`, `answer_a`, ...); and which is preferred: `label_0`, the share of votes for the first in
 [0, 1], or `winner`, `preference`, `best_image_uid` and others. `chosen` and `rejected` say it themselves. Optional: `user_id` (or `user`),
-`model_0`, `model_1`, `weight` (a factor of the record's loss).
+`model_0`, `model_1`, `weight` (a factor of the record's loss), `conditioning_image` (or one for each candidate, `conditioning_image_0`).
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def parse(row: Row) -> Record:
         user=row.user(aliases=("user", "annotator", "rater", "voter")),
         source=row.where,
         meta=_weight(row),
+        conditioning_image=row.conditioning_image(),
     )
 
 
@@ -103,7 +104,8 @@ def _candidate(row: Row, name: str, place: int, as_text: bool) -> Candidate:
     model = row.optional(f"model_{place}", aliases=(f"{name}_model", f"model_{'ab'[place]}"))
     uid = row.optional(f"image_{place}_uid", aliases=(f"uid_{place}",))
     content: dict[str, Any] = {"text": row.text(name)} if as_text else {"image": row.image(name)}
-    return Candidate(**content, model=model, uid=uid)
+    conditioning = row.conditioning_image(f"_{place}", f"_{'ab'[place]}", f"_{name}")
+    return Candidate(**content, model=model, uid=uid, conditioning_image=conditioning)
 
 
 def _weight(row: Row) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Image pairs without a table: `w/` + `l/`, `chosen/` + `rejected/` and the like (the same name in both), or `x.png` + `x-rejected.png`.
 
 Any folder below the source may hold such pairs; case does not matter. A caption comes from `x.txt` or `x.caption` beside either image, or
-from a `metadata` file in any of the folders.
+from a `metadata` file in any of the folders. A folder `conditioning_image/` beside `w/` and `l/` holds, under the same names, the images
+that a ControlNet drew both pictures to.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from diffalign.core.errors import RecordError
 from diffalign.data.pictures import is_picture_name
-from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.base import CONDITIONING, Reader, Row
 from diffalign.data.readers.captions import CAPTION_SUFFIXES, Captions, captions_of, is_metadata
 from diffalign.data.readers.row_images import shown
 from diffalign.data.readers.sources import local_path
@@ -32,6 +34,8 @@ SIDES = (
     ("liked", "disliked"),
 )
 COLUMNS = ("prompt", "preferred", "dispreferred")  # of the rows that are made of folders
+# Folders beside them, of the images that a ControlNet drew both pictures to, under the same names.
+CONDITIONS = ("conditioning_image", "conditioning_images", "conditioning", "condition", "conditions")
 SUFFIXES = ("-rejected", "_rejected")
 HIDDEN = (".", "__MACOSX")  # how names begin of what systems leave in folders and archives
 LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", ".ds_store", "icon\r", "readme.md")
@@ -55,11 +59,13 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
         below = folder.relative_to(root).parts
         if any(part.startswith(HIDDEN) for part in below) or (split is not None and split not in below):
             continue
+        conditioning = _conditioning(folder)
         for preferred, dispreferred in _pairs(folder, root):
             for key in sorted({*preferred, *dispreferred}):
                 yield from faults if empty else ()
                 empty = False
-                yield _row(root, folder / key, preferred.get(key, []), dispreferred.get(key, []), captions)
+                row = _row(root, folder / key, preferred.get(key, []), dispreferred.get(key, []), captions)
+                yield row if conditioning is None else _with_conditioning(row, folder / key, conditioning.get(key, []))
     if empty:
         wanted = f" of split `{split}`" if split else ""
         raise RecordError(
@@ -80,6 +86,21 @@ def _pairs(folder: Path, root: Path) -> Iterator[tuple[Images, Images]]:
     dispreferred = {key.removesuffix(end): paths for end in SUFFIXES for key, paths in images.items() if key.endswith(end)}
     if dispreferred:
         yield {key: paths for key, paths in images.items() if not key.endswith(SUFFIXES)}, dispreferred
+
+
+def _conditioning(folder: Path) -> Images | None:
+    """Return the conditioning images beside the pairs of a folder by name, None where there is no folder of them."""
+    folders = [path for path in sorted(folder.iterdir()) if path.name.strip().lower() in CONDITIONS and path.is_dir()]
+    return _images(folders, "**/*") if folders else None
+
+
+def _with_conditioning(row: Row, pair: Path, images: list[Path]) -> Row:
+    """Return the row with the conditioning image of its pair, broken where that is missing or there more than once."""
+    problem = row.broken
+    if not problem and len(images) != 1:
+        problem = f"{row.where}: found {len(images)} conditioning images for the pair `{pair.name}`; expected one, as the others have"
+    shown_image = {CONDITIONING[0]: str(images[0].absolute())} if images else {}
+    return replace(row, value={**row.value, **shown_image}, broken=problem)
 
 
 def _images(folders: list[Path], pattern: str, *, others: bool = True) -> Images:
@@ -122,7 +143,8 @@ def _row(root: Path, pair: Path, preferred: list[Path], dispreferred: list[Path]
 def parse(row: Row) -> Record:
     """Return the pair, the preferred image first."""
     candidates = tuple(Candidate(image=row.image(name)) for name in COLUMNS[1:])
-    return Record(id=row.id, prompt=row.text("prompt"), candidates=candidates, prob=1.0, source=row.where)
+    shared = row.conditioning_image()
+    return Record(row.id, row.text("prompt"), candidates, prob=1.0, source=row.where, conditioning_image=shared)
 
 
 FOLDERS = Reader(
@@ -130,5 +152,5 @@ FOLDERS = Reader(
     parse,
     COLUMNS,
     "folders w/ + l/, chosen/ + rejected/, good/ + bad/ and the like, or x.png + x-rejected.png; captions in x.txt or metadata.jsonl",
-    matches=lambda row: tuple(row.value) == COLUMNS,
+    matches=lambda row: tuple(row.value)[:3] == COLUMNS,
 )

@@ -21,6 +21,7 @@ def parse(row: Row) -> Record:
             scores={} if row.optional(f"ps_score_{side}") is None else {"pickscore": row.number(f"ps_score_{side}")},
             model=row.optional(f"model_{side}"),
             uid=row.optional(f"image_{side}_uid"),
+            conditioning_image=row.conditioning_image(f"_{side}"),
         )
         for side in (0, 1)
     )
@@ -32,6 +33,7 @@ def parse(row: Row) -> Record:
         user=row.user(),
         source=row.where,
         meta={name: text for name in META if (text := row.optional(name)) is not None},
+        conditioning_image=row.conditioning_image(),
     )
 
 

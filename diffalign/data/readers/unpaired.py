@@ -7,13 +7,14 @@ stand; a candidate that is alone with its prompt stays alone, and trains no meth
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
 
 from diffalign.core.errors import RecordError
-from diffalign.data.readers.base import MISSING, Reader, Row
+from diffalign.data.readers.base import CONDITIONING, MISSING, Reader, Row
 from diffalign.data.readers.chat import answer, chat_record, messages
 from diffalign.data.readers.columns import PROMPT
 from diffalign.data.readers.row_images import shown
@@ -51,14 +52,22 @@ def rows(source: str, split: str | None) -> Iterator[Row]:
 def _columns(row: Row) -> tuple[str, str] | None:
     """Return the columns of a row's candidate and of its label or rating, or None."""
     candidate = next((name for name in (*IMAGES, *TEXTS) if name in row.value), None)
-    rated = next((name for name in (*RATINGS, RANK, *LABEL) if name in row.value and not isinstance(row.value[name], list)), None)
+    rated = rating_column(row)
     return (candidate, rated) if candidate and rated and any(name in row.value for name in PROMPT) else None
 
 
+def rating_column(row: Row) -> str | None:
+    """Return the column that says how good a row's candidate is, or None."""
+    return next((name for name in (*RATINGS, RANK, *LABEL) if name in row.value and not isinstance(row.value[name], list)), None)
+
+
 def _key(row: Row) -> str:
-    """Return what rows of one prompt have in common; a row that cannot be read is alone."""
-    prompt = next((row.value[name] for name in PROMPT if name in row.value), None)
-    return f"row {row.id}" if row.broken or prompt in MISSING else f"prompt {prompt!r}"
+    """Return what rows of one prompt, and of one conditioning image, have in common; a row that cannot be read is alone."""
+    prompt, conditioning = (next((row.value[name] for name in names if name in row.value), None) for names in (PROMPT, CONDITIONING))
+    if row.broken or prompt in MISSING:
+        return f"row {row.id}"
+    shared = "" if conditioning in MISSING else hashlib.sha256(repr(conditioning).encode()).hexdigest()
+    return f"prompt {prompt!r}{shared}"
 
 
 def _join(members: list[Row]) -> Row:
@@ -110,7 +119,8 @@ def _candidate(row: Row, scores: dict[str, float], rank: float) -> Candidate:
         raise RecordError(row.broken or f"{row.where}: no candidate; expected one of the columns {', '.join((*IMAGES, *TEXTS))}")
     name = columns[0]
     if name in IMAGES:
-        return Candidate(image=row.image(name), scores=scores, rank=rank, model=model)
+        own = row.conditioning_image()
+        return Candidate(image=row.image(name), scores=scores, rank=rank, model=model, conditioning_image=own)
     text = answer(row, name, messages(row, name)) if isinstance(row.get(name, (str, list)), list) else row.text(name)
     return Candidate(text=text, scores=scores, rank=rank, model=model)
 

@@ -32,12 +32,16 @@ def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condit
     return {**condition, **dropped}
 
 
-def per_candidate(condition: Condition, frames: Tensor | None, count: int) -> dict[str, Tensor]:
-    """Return the condition (B, ...) and the frames (B, K, 6) of records for each of their `count` candidates, (B * count, ...)."""
+def per_candidate(condition: Condition, frames: Tensor | None, count: int, conditioning: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the condition (B, ...) of records, the frames (B, K, 6) and the conditioning images (B, K, 3, h, w) of their candidates.
+
+    Each is for the records' first `count` candidates, (B * count, ...), under "frames" and "conditioning_image".
+    """
     flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
     # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
-    if frames is not None and frames.shape[1] >= count:
-        flat["frames"] = frames[:, :count].flatten(0, 1)
+    for name, value in (("frames", frames), ("conditioning_image", conditioning)):
+        if value is not None and value.shape[1] >= count:
+            flat[name] = value[:, :count].flatten(0, 1)
     return flat
 
 
@@ -100,15 +104,16 @@ class DiffusionLikelihood:
         def predict(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
             nothing = {name: value.expand(len(x), *value.shape[1:]) for name, value in batch.empty.items()}
             # What is computed of outputs is not in half precision.
-            return self._outputs(driver, x, label, nothing if empty else condition, batch.frames).to(x)
+            return self._outputs(driver, x, label, nothing if empty else condition, batch).to(x)
 
         path = self.path.at(*batch.x0.shape[-2:])  # a batch holds pictures of one size
-        return Query(self.trajectory(batch.x0, predict, path, generator), condition, dropped, batch.frames)
+        noised = self.trajectory(batch.x0, predict, path, generator)
+        return Query(noised, condition, dropped, batch.frames, batch.conditioning)
 
     def score(self, model: Any, query: Query) -> Any:
         """Return -1/2 weight * error, (B, K), in float32 at least; with `residuals` a `Denoised` that has it."""
         n = query.noised
-        output = self._outputs(model, n.x_t, n.t, query.condition, query.frames)
+        output = self._outputs(model, n.x_t, n.t, query.condition, query)
         # Squaring in half precision moves the margin by up to 0.4 at beta 5000.
         wide = torch.promote_types(output.dtype, torch.float32)
         exact = Noised(n.x_t.to(wide), n.t, n.target.to(wide), n.weight.to(wide))
@@ -128,7 +133,7 @@ class DiffusionLikelihood:
             residuals = Residuals(policy.residual, policy.sigma, *compared)
         return Scores(own, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, old=old, residuals=residuals)
 
-    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, frames: Tensor | None) -> Tensor:
-        """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W)."""
-        flat = per_candidate(condition, frames, x.shape[1])
+    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, images: Batch | Query) -> Tensor:
+        """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W); `images` has what is said of each."""
+        flat = per_candidate(condition, images.frames, x.shape[1], images.conditioning)
         return self.denoise(model, x.flatten(0, 1), t.repeat_interleave(x.shape[1]), flat).view_as(x)
