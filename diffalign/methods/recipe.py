@@ -71,6 +71,11 @@ class Recipe:
         return self.facts.drift is not None and self.objective.constants[self.facts.drift] > 0
 
     @property
+    def bounded(self) -> bool:
+        """Return whether the loss compares scores with those of the policy that drew the images."""
+        return self.facts.old is not None and self.objective.constants[self.facts.old] is not None
+
+    @property
     def beta(self) -> float | None:
         """Return the objective's beta, None where it has none."""
         return self.objective.constants.get("beta")

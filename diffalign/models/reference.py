@@ -152,9 +152,12 @@ class Several:
     old: Reference | None = None
 
     def score(self, likelihood: Likelihood, query: Any) -> Compared:
-        """Return what each says, without gradient."""
-        others = (other and other.score(likelihood, query) for other in (self.start, self.old))
-        return Compared(self.reference.score(likelihood, query), *others)
+        """Return what each says, without gradient; a reference that also drew the images is asked once."""
+        reference = self.reference.score(likelihood, query)
+        start, old = (
+            other and (reference if other is self.reference else other.score(likelihood, query)) for other in (self.start, self.old)
+        )
+        return Compared(reference, start, old)
 
     def driving(self) -> AbstractContextManager[Any]:
         """Give the reference's network."""

@@ -62,6 +62,7 @@ class Facts:
     residuals: bool = False  # compares the outputs of denoisers (`Scores.residuals`), so it is for images and the squared error
     steps: bool = False  # of images it reads stored sampler steps (`Scores.steps`)
     of_steps: bool = False  # its scores of images may also be log-densities of sampler steps
+    old: str | None = None  # the constant that bounds, where it is not None, how far scores move from those of the policy that drew
     drift: str | None = None  # the constant, if it has one, that weighs the drift from the start model
     of_ranks: bool = False  # losses belong to ranks within the batch, so records can have no weight or offset
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,21 @@ def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, str
 def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torch.device) -> Reference:
     """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point.
 
-    A drift term is measured from the base where the reference is an old policy, or the result of another run's adapter.
+    A drift term is measured from the base where the reference is an old policy, or the result of another run's adapter. A loss that bounds
+    how far scores move is compared with the network that drew a turn, too, where a turn has more than one update; the first finds it
+    unmoved.
     """
+    compared = _reference(config, recipe, model, device)
+    if not (recipe.bounded and config.prompts and config.updates_per_turn > 1):
+        return compared
+    several = compared if isinstance(compared, Several) else Several(compared)
+    follows = config.rollout_policy == "policy" and config.reference == "old_policy" and not config.old_policy_decay
+    drew = several.reference if follows or config.rollout_policy == "reference" else Start.of(model.denoiser)
+    return replace(several, old=drew)
+
+
+def _reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torch.device) -> Reference:
+    """Return what the policy is compared with, but for the network that drew."""
     if not recipe.compares:
         return NoReference()
     moves = config.reference == "old_policy"

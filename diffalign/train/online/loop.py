@@ -20,11 +20,11 @@ from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models.diffusion.rollout import StepLikelihood
 from diffalign.models.diffusion.rollout_plan import ROLLOUTS, Branch, Noisy
-from diffalign.models.reference import Several, Start
 from diffalign.rewards.table import check_scorers
 from diffalign.train.online.drawing import Drawer, PipelineDrawer, RolloutDrawer
 from diffalign.train.online.judges import Judges
 from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.policies import Policies
 from diffalign.train.online.trees import trained_nodes
 from diffalign.train.online.turns import Turns
 
@@ -47,8 +47,6 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
     compared = image.reference(config, recipe, model, device)
     judges = Judges(config.scorers, str(device))
     pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
-    moving = compared.reference if isinstance(compared, Several) else compared
-    old = moving if isinstance(moving, Start) and config.reference == "old_policy" else None
     noisy = noisy_of(config, recipe)
     likelihood: Likelihood = image.likelihood_of(config, recipe, model)
     drawer: Drawer = PipelineDrawer(config, model)
@@ -57,7 +55,7 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
         likelihood = StepLikelihood(model.path, model.predict, plan.kind, plan.level, config.sample_guidance_scale - 1.0)
         drawer = RolloutDrawer(config, model, noisy, likelihood)
     branch = noisy if isinstance(noisy, Branch) else None
-    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, old, branch)
+    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, Policies.of(config, compared), branch)
     ranked_by = judges.names if len(judges.names) == 1 else []
     about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
     table = fingerprint({"prompts": list(prompts), "scorers": config.scorers})

@@ -26,18 +26,17 @@ from diffalign.data.table import Table
 from diffalign.infer.shards import seed_of
 from diffalign.methods.builders.data import check_view, view_of
 from diffalign.methods.config import TrainConfig
-from diffalign.methods.online import old_policy_decay
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.rollout import StepLikelihood
 from diffalign.models.diffusion.rollout_plan import Branch
-from diffalign.models.reference import Start
 from diffalign.rewards.drift import diversity, features
 from diffalign.train import checkpoint
 from diffalign.train.online.drawing import Drawer
 from diffalign.train.online.judges import Judges, Pending
 from diffalign.train.online.log import TURN, Log
 from diffalign.train.online.pairs import ADVANTAGES, LOG_PROB, TRAINED, TurnPairs
+from diffalign.train.online.policies import Policies
 from diffalign.train.online.ratio import check_ratio
 from diffalign.train.online.rewards import Combination, Rewards, ranks
 from diffalign.train.online.trees import grown
@@ -72,12 +71,12 @@ class Turns:
         judges: Judges,
         likelihood: Likelihood,
         pairs: TurnPairs,
-        old: Start | None,
+        policies: Policies,
         branch: Branch | None = None,
     ) -> None:
         self.config, self.recipe, self.prompts, self.model = config, recipe, prompts, model
         self.drawer, self.judges, self.likelihood, self.pairs = drawer, judges, likelihood, pairs
-        self.old = old  # the old policy, where it is the reference
+        self.policies = policies
         self.branch = branch  # how trees grow, where pictures are their leaves
         self.combination = Combination(config)
         self.log = Log(Path(config.output_dir))
@@ -106,23 +105,20 @@ class Turns:
                 self._open(number, *self.log.read(number))
             return {}
         self._count_updates()
-        if self.old is not None and number:
-            self.old.follow(old_policy_decay(self.config.old_policy_decay, step))
+        self.policies.begin(self.config, step)
         drawn, self._last = self._draw(number, drawing), number
         logged = self._judge(number, step, drawn)
         self._ended = time.perf_counter()
         return logged
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the old policy, and what the combiner of rewards has learned."""
-        return {"old": [value.cpu() for value in self.old.values] if self.old is not None else [], "combination": self.combination.state()}
+        """Return what a checkpoint keeps: copies of the policy, and what the combiner of rewards has learned."""
+        return self.policies.state() | {"combination": self.combination.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the state of a checkpoint."""
         self.combination.restore(state["combination"])
-        if self.old is not None:
-            for value, kept in zip(self.old.values, state["old"], strict=True):
-                value.copy_(kept)
+        self.policies.restore(state)
 
     def finish(self, step: int) -> dict[str, Any]:
         """Join the log of all turns to one table, and return the facts of the run."""
@@ -163,6 +159,7 @@ class Turns:
         seeds = [seed for place in share for seed in self.seeds(number, prompts[place])]
         start = time.perf_counter()
         with drawing():
+            self.policies.draw()
             images, tensors, pending = self._pictures(number, texts, seeds)
         middle = time.perf_counter()
         scores = {name: np.concatenate([one[name]() for one in pending]) for name in self.judges.names} if pending else {}
