@@ -74,7 +74,10 @@ class Budget:
 
 
 def play(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str, Any]) -> dict[str, Any]:
-    """Train online and return what it took, and the curve of the reward: (pictures, evaluations, mean reward) by turn."""
+    """Train online and return what it took, and the curve of the reward by turn.
+
+    A point is (pictures, evaluations, mean reward): what the model had been trained with when it drew the turn, and the turn's reward.
+    """
     own = {
         **_common(arena, method, seed),
         "prompts": arena.train_prompts[:PROMPTS],
@@ -94,7 +97,7 @@ def play(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str
     log = [json.loads(line) for line in (trainer.output_dir / LOG).read_text().splitlines()]
     turns = [line for line in log if "turn" in line]
     share, drawn = seen["rows"] / max(1, len(turns)), budget.group * budget.prompts
-    curve = [[(i + 1) * drawn, round((i + 1) * share), line[f"reward/{arena.taste}"]] for i, line in enumerate(turns)]
+    curve = [[i * drawn, round(i * share), line[f"reward/{arena.taste}"]] for i, line in enumerate(turns)]
     return {"images": len(turns) * drawn, "evaluations": int(seen["rows"]), "curve": curve}
 
 
@@ -116,7 +119,7 @@ def play_rounds(arena: Arena, seed: int, options: dict[str, Any]) -> dict[str, A
     drawn_images = sum(len(record.candidates) for table in tables for record in table)
     evaluations = drawn_images * 25 * 2 + 3 * 53 * 8 * 4 * 2  # guided steps, then the scores of policy and reference
     rewards = [float(np.mean([c.scores[arena.taste] for record in table for c in record.candidates])) for table in tables]
-    curve = [[(i + 1) * drawn_images // 3, (i + 1) * evaluations // 3, reward] for i, reward in enumerate(rewards)]
+    curve = [[i * drawn_images // 3, i * evaluations // 3, reward] for i, reward in enumerate(rewards)]
     return {"images": drawn_images, "evaluations": evaluations, "curve": curve}
 
 
@@ -190,7 +193,7 @@ def line(method: str, found: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the mean reward of each turn's pictures over passes of the network, the seeds averaged, with held-out reward at its end."""
+    """Write the reward of turns over passes of the network, the seeds averaged; a dot is that of the result on held-out prompts."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -200,10 +203,12 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False)
     for axis, (place, methods) in zip(axes[0], groups.items(), strict=True):
         for number, (method, found) in enumerate(methods.items()):
-            curves = np.mean([row["curve"] for row in found], axis=0)
-            axis.plot(curves[:, 1], curves[:, 2], color=f"C{number}", label=method)
-            axis.plot(np.mean([row["evaluations"] for row in found]), np.mean([row["taste"] for row in found]), "o", color=f"C{number}")
-        axis.set(title=place, xlabel="passes of the network", ylabel="reward of a turn; dot: held out", xscale="log")
+            curves, color = np.mean([row["curve"] for row in found], axis=0), f"C{number}"
+            end = np.mean([[row["evaluations"], row["taste"]] for row in found], axis=0)
+            axis.plot(*curves[:, 1:].T, color=color, label=method)
+            axis.plot(*zip(curves[-1, 1:], end, strict=True), color=color, ls=":")
+            axis.plot(*end, "o", color=color)
+        axis.set(title=place, xlabel="passes of the network", ylabel="mean reward of a turn")
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
