@@ -80,6 +80,7 @@ class CogView4(Pretrained):
 
     def _path(self) -> Path:
         path, side = self._flow_path(self._pipe.transformer.config.patch_size), self.resolution // self._factor
-        if isinstance(path, FlowPath) and path.dynamic is not None:
+        if path.dynamic is not None:
             path = replace(path, dynamic=replace(path.dynamic, root=True))
-        return path.at(side, side)
+        count = self._pipe.scheduler.config.num_train_timesteps
+        return replace(path.at(side, side), cleanest=1.0 / count, count=count)

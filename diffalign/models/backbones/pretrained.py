@@ -220,7 +220,7 @@ class Pretrained(ABC):
     def _path(self) -> Path:
         return VPPath.from_config(self._pipe.scheduler.config)
 
-    def _flow_path(self, patch: int = 2) -> Path:
+    def _flow_path(self, patch: int = 2) -> FlowPath:
         """Return the path of a flow model whose tokens are `patch` latent rows high."""
         side = self.resolution // self._factor
         return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, **self.settings.flow)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffalign.core.types import Condition
 from diffalign.models.backbones.places import ADDED_QKV, CLOCK, FINAL, Place, Published, embedder, feed_forward, fused_qkv, plain
 from diffalign.models.backbones.pretrained import JOINT, Pretrained
-from diffalign.models.diffusion.path import Path
+from diffalign.models.diffusion.path import Path, shifted
 
 
 class StableDiffusion3(Pretrained):
@@ -89,7 +89,11 @@ class StableDiffusion3(Pretrained):
         return self._pipe.tokenizer_max_length if self._pipe.tokenizer is not None or second is None else second.model_max_length
 
     def _path(self) -> Path:
-        return self._flow_path(self._pipe.transformer.config.patch_size)
+        scheduler = self._pipe.scheduler.config
+        cleanest = 1.0 / scheduler.num_train_timesteps
+        if not scheduler.get("use_dynamic_shifting"):
+            cleanest = shifted(torch.tensor(cleanest, dtype=torch.float64), scheduler.shift).item()
+        return replace(self._flow_path(self._pipe.transformer.config.patch_size), cleanest=cleanest)
 
     @classmethod
     def undrawable(cls, pipe: Any) -> str | None:

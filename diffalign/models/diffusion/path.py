@@ -166,6 +166,8 @@ class FlowPath:
     prediction: Prediction = "velocity"
     dynamic: DynamicShift | None = None  # what `shift` is at other sizes
     terminal: float | None = None  # the last noisy time of a solver, to which the others are stretched
+    cleanest: float | None = None  # where a solver's last step begins, before the shift; one of `steps` even parts if None
+    count: int | None = None  # of times before the shift, to which a solver rounds its own down
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], height: int, width: int, patch: int = 2, **constants: Any) -> FlowPath:
@@ -217,8 +219,15 @@ class FlowPath:
         return (1.0 - t.double()) ** 2 if self.transport else torch.ones_like(t, dtype=torch.float64)
 
     def solver_times(self, steps: int) -> Tensor:
-        """Return 0, 1/steps, ..., 1, shifted, and stretched so that the second is `terminal`."""
-        times = shifted(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64), self.shift)
+        """Return 0, and `steps` even times from `cleanest` (1/steps) to 1, shifted, and stretched so that the second is `terminal`.
+
+        They are those of the stock pipeline: most choose their times, with `cleanest` None. SD3 leaves them to its scheduler, which ends at
+        its smallest time, of 1000 and already shifted where the shift does not depend on the size; CogView4 ends at the first of 1000.
+        """
+        scale = 1.0 if self.count is None else float(self.count)
+        noisy = torch.linspace(scale, scale / steps if self.cleanest is None else scale * self.cleanest, steps, dtype=torch.float64)
+        noisy = noisy if self.count is None else noisy.floor() / self.count
+        times = shifted(torch.cat([noisy, torch.zeros(1, dtype=torch.float64)]).flip(0), self.shift)
         if self.terminal and steps > 1:
             times[1:] = 1.0 - (1.0 - times[1:]) * (1.0 - self.terminal) / (1.0 - times[1])
         return times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,27 @@ def test_a_dynamic_shift_grows_with_the_picture(side, mu):
     scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 28, 28), mu=mu)  # as the stock Flux pipeline calls it
     torch.testing.assert_close(path.solver_times(28).flip(0).float(), scheduler.sigmas, rtol=1e-5, atol=1e-6)
+
+
+STEPS = (1, 2, 3, 4, 10, 25, 28, 50)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_solver_times_are_the_schedulers_own_where_the_pipeline_leaves_them_to_it(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    smallest = shifted(torch.tensor(1e-3, dtype=torch.float64), shift).item()  # which the scheduler shifts once more
+    path = FlowPath(shift=shift, cleanest=smallest)
+    for steps in STEPS:
+        scheduler.set_timesteps(steps)
+        torch.testing.assert_close(path.solver_times(steps).flip(0).float(), scheduler.sigmas, rtol=1e-5, atol=1e-6, msg=str(steps))
+
+
+def test_solver_times_with_a_dynamic_shift_are_the_schedulers_own_too():
+    scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC)
+    path = replace(FlowPath.from_config(DYNAMIC, 128, 128), cleanest=1e-3)
+    for steps in STEPS:
+        scheduler.set_timesteps(steps, mu=1.15)
+        torch.testing.assert_close(path.solver_times(steps).flip(0).float(), scheduler.sigmas, rtol=1e-5, atol=1e-6, msg=str(steps))
 
 
 def test_a_dynamic_shift_is_that_of_the_batch_whatever_size_the_path_was_made_for():
