@@ -24,7 +24,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("revision", "variant", "vae", "table", "stopped", "chat_template"), (str,)),
     **dict.fromkeys(("steps", "skipped", "seed", "batch", "records", "resolution", "max_sequence_length"), (int,)),
     **dict.fromkeys(("user_encoder", "scorers", "best"), (dict,)),
-    "rounds": (list,),
+    **dict.fromkeys(("rounds", "base_lora"), (list,)),
     "conversational": (bool,),
 }
 # Key, what an older run means that lacks it, and the values that there are.

@@ -69,6 +69,10 @@ def check_layers(run: Run, under: Run | None, alpha: float, beta: float) -> None
         raise ConfigError(
             f"{under.folder}: `positive` is a run on {under.base}, and {run.folder} one on {run.base}; expected the same base"
         )
+    if under is not None and run.personal and under.facts.get("base_lora") != run.facts.get("base_lora"):
+        raise ConfigError(
+            f"{under.folder}: `positive` and {run.folder} have other LoRA files in their bases; expected the same `base_lora`"
+        )
     if alpha != 1.0 and (under is None or under.tuning in ("full", "user")):
         raise ConfigError(f"`alpha` is {alpha}, and there is no positive adapter to keep a part of (`positive`: a LoRA run)")
 

@@ -21,6 +21,7 @@ from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
+from diffalign.methods.lora_keys import check_lora_keys
 from diffalign.methods.online import check_flow_rollout, check_online
 from diffalign.methods.packages import check_switches, missing_packages
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
@@ -67,6 +68,10 @@ def check(config: TrainConfig, *, installed: bool = True) -> Recipe:
         check_image(config, recipe, layout)
     else:
         check_sides(parse_buckets(config.aspect_ratio_buckets), "unet")  # of a hub id nothing more is known yet
+    if layout is not None and (config.start_from_lora or config.base_lora):
+        from diffalign.methods.builders.meta_model import check_loras
+
+        check_loras(config, recipe)
     if config.objective or config.trajectory or config.error or config.trajectory_cache or "forward" not in recipe.trajectory_spec:
         from diffalign.methods.builders.trial import check_step  # torch takes seconds to import, so only where something may not fit
 
@@ -100,6 +105,7 @@ def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     check_name("trajectory", next(iter(part(config, "trajectory"))), ("forward", *DRIVERS))
     check_name("error", next(iter(part(config, "error"))), ERROR_NAMES)
     _check_rounds(config)
+    check_lora_keys(config, METHODS[config.method], tuning_of(config))
     check_online(config, METHODS[config.method], tuning_of(config))
     _check_evaluations(config)
 
@@ -134,6 +140,8 @@ def check_start(config: TrainConfig) -> None:
     if config.start_from is None:
         return
     run = Run.open(config.start_from, expects="image")
+    if config_of(run).start_from_lora is not None:  # whose adapter is shaped by a file, and not by keys
+        raise ConfigError(f"`start_from`: {run.folder} went on from a LoRA file itself; give --start_from_lora {run.folder}")
     vae = config.pretrained_vae_model_name_or_path
     wanted = {
         "base": lasting(config.pretrained_model_name_or_path),

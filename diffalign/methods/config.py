@@ -65,6 +65,9 @@ class TrainConfig:
     """Weight-file variant, for example fp16."""
     pretrained_vae_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
     """Another autoencoder, one that is sound in half precision; the model's own runs in float32."""
+    base_lora: list[str] = key([], kinds=IMAGE, changes="model", uses=HELP)
+    """LoRA files in any of these layouts that are part of the base, each as FILE or FILE:strength: fused into the weights of the policy
+    and of the reference. Whatever uses the run fuses them, too."""
     max_sequence_length: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, trait="large", resume=True, changes="model")
     """Tokens of the T5 prompt (SD3, Flux, PixArt); the pipeline's own default if not given."""
     guidance_scale: float = key(1.0, NOT_NEGATIVE, kinds=IMAGE, trait="guidance", resume=True)
@@ -176,6 +179,9 @@ class TrainConfig:
     """What the policy is compared with: the model it starts from, the policy of the turn before its updates (online), or nothing."""
     start_from: str | None = key(None, kinds=IMAGE, changes="data")
     """Finished run of images, on the same model, whose adapter (or denoiser) goes on; the reference is then that run's result."""
+    start_from_lora: str | None = key(None, kinds=IMAGE, changes="data", uses=HELP)
+    """LoRA file (or the folder of one) that goes on, in the layout of kohya's scripts, ComfyUI, diffusers or peft. Its rank, alpha and
+    layers are those of the file; the reference is the model with it."""
     proportion_empty_prompts: float = key(0.0, SHARE, kinds=IMAGE, resume=True)
     """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
     rounds: int = key(1, AT_LEAST_ONE, kinds=IMAGE, changes="nothing")

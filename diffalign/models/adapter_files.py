@@ -30,6 +30,7 @@ PEFT_PREFIX = "base_model.model."  # of the names in peft's own file
 MODEL = "model"  # the component of a language model, whose adapter is in peft's own file
 IDLE = """this adapter changes nothing: in every layer one of its two matrices is zero, as before the first step of a training; train the
 run for longer, or with a learning rate above zero"""
+ENCODERS = "text_encoder"  # how the names of tensors begin that are for a text encoder; one file has the adapters of several networks
 METADATA = "lora_adapter_metadata"  # the metadata key of diffusers for the adapter's config
 
 
@@ -56,8 +57,9 @@ class AdapterFile:
         if not file.is_file():
             raise CheckpointError(f"{path}: the run's weights are missing; expected {file.name}")
         tensors, metadata = tensor_files.read(file)
+        tensors = {name: value for name, value in tensors.items() if name.startswith(prefix) or not name.startswith(ENCODERS)}
         if not tensors:
-            raise CheckpointError(f"{file}: holds no tensors; expected an adapter")
+            raise CheckpointError(f"{file}: holds no tensors of the {component}; expected an adapter")
         config = _config(file, prefix, metadata)
         sizes = {size for value in tensors.values() if value.numel() for size in value.shape}
         pattern = config.rank_pattern or {}
@@ -171,7 +173,8 @@ def _checked(facts: Mapping[str, Any]) -> LoraConfig:
         raise ValueError(f"rank {rank!r}")
     if not all(isinstance(value, int | float) and 0 < value <= tensor_files.LARGEST for value in (alpha, *alphas.values())):
         raise ValueError(f"alpha {alpha!r}")
-    names = [*layers, *ranks, *alphas]  # patterns are regular expressions to peft, and ours are plain names
+    # Patterns are regular expressions to peft; ours are plain names, or whole ones behind a ^.
+    names = [*layers, *(name.removeprefix("^") for name in (*ranks, *alphas))]
     if not isinstance(layers, list) or not layers or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
         raise ValueError(f"layers {str(layers)[:100]}")
     return LoraConfig(

@@ -49,6 +49,16 @@ def add_lora(
         parameter.data = parameter.data.float()
 
 
+def add_adapter(model: nn.Module, adapter: AdapterFile, dropout: float = 0.0) -> None:
+    """Add the adapter of a file, float32, to be trained further. Raises CheckpointError where it is made for another network."""
+    device = next(model.parameters()).device
+    adapter.config.lora_dropout = dropout
+    model.requires_grad_(False)
+    adapter.put(model)
+    for parameter in trainable(model):
+        parameter.data = parameter.data.to(device, torch.float32)
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that get a gradient."""
     return [p for p in model.parameters() if p.requires_grad]
@@ -118,6 +128,19 @@ def scale_lora(model: nn.Module, scale: float, name: str = "default") -> None:
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
         layer.set_scale(name, scale)
+
+
+def merge(network: Any) -> None:
+    """Add the adapters of a network to its weights, and take them off. Raises CheckpointError if a weight overflows."""
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in layers:
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:
+            raise CheckpointError(f"`{name}`: merging gives weights that are not finite in {network.dtype}; choose bf16 or fp32") from error
+        network.set_submodule(name, layer.get_base_layer())
+    for fact in ("peft_config", "_hf_peft_config_loaded"):
+        vars(network).pop(fact, None)
 
 
 def load_peft(model: Any, folder: Path) -> None:

@@ -129,7 +129,7 @@ def model_card(source: RunFiles, *, name: str, repo: str, base: Base, formats: S
     about = f"{escaped(public(run.base))} aligned with human preferences by `{run.method}` ([{paper}](https://arxiv.org/abs/{paper}))."
     lines = personal_files(users, *run.facts["user_encoder"]) if run.personal else _files(name, formats)
     files, usage = "\n".join(f"- {line}" for line in lines), _usage(run, repo, base, formats, users)
-    parts = [f"# {escaped(name)}", about, *_warning(run), "## Files", files, "## Use", usage]
+    parts = [f"# {escaped(name)}", about, *_warning(run), *_base_loras(run, formats), "## Files", files, "## Use", usage]
     parts += [f"![pictures of this model]({PICTURE})"] if source.picture else []
     parts += ["## Training", _table(_training(source)), "## Data", _data(source), "## Results", _results(source)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
@@ -142,6 +142,17 @@ def _warning(run: Run) -> list[str]:
         "**This adapter is for the unconditional branch of guidance alone**: it has learnt what to steer away from. Loaded into the "
         "whole network, as adapters usually are, it makes pictures worse."
     ]
+
+
+def _base_loras(run: Run, formats: Sequence[str]) -> list[str]:
+    """Return what is said of LoRA files that are part of the base."""
+    loras = run.facts.get("base_lora") or ()
+    if not loras:
+        return []
+    listed = ", ".join(f"`{escaped(Path(lora['file']).name)}` at strength {lora['strength']:g}" for lora in loras)
+    use = "They are in the merged weights already." if "merged" in formats else ""
+    use += " An adapter of this run goes on top of them: load them first." if {"diffusers", "comfyui"} & set(formats) else ""
+    return [f"**The base it was trained on has LoRA fused in**: {listed}. {use.strip()}"]
 
 
 def _files(name: str, formats: Sequence[str]) -> list[str]:
@@ -170,6 +181,10 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
     both = BACKBONES[base.layout.family].guidance(4.0, true_cfg=True)  # which some draw only with a negative prompt
     guidance = "".join(f", {name}={literal(value)}" for name, value in both.items()) if run.steers and "negative_prompt" in both else ""
+    for lora in run.facts.get("base_lora") or () if "merged" not in formats else ():
+        file = Path(lora["file"]).name
+        lines.append(f'pipe.load_lora_weights("path/to", weight_name={literal(file)})  # put the folder here in which it lies')
+        lines += [f"pipe.fuse_lora(lora_scale={literal(lora['strength'])})", "pipe.unload_lora_weights()"]
     draw = [f'pipe("a red star"{guidance}).images[0].save("picture.png")']
     if run.steers:
         more, steps = _negative_steps(repo, base)
@@ -208,7 +223,9 @@ def _training(source: RunFiles) -> dict[str, Any]:
     facts = {"method": run["method"], "objective": run.get("objective"), "trajectory": run.get("trajectory")}
     facts |= {"base": public(run["base"]), "revision": run.get("revision")}
     facts |= {"optimiser steps": run.get("steps"), "records in a step": run.get("batch"), "records": run.get("records")}
-    return facts | {setting.replace("_", " "): source.settings.get(setting) for setting in keys_for(TrainConfig, "card")}
+    adapter = run.get("adapter") if source.settings.get("start_from_lora") else None
+    own = {} if adapter is None else {"rank": adapter["rank"], "lora alpha": adapter["alpha"], "went on from": "a LoRA file"}
+    return facts | {setting.replace("_", " "): source.settings.get(setting) for setting in keys_for(TrainConfig, "card")} | own
 
 
 def _data(source: RunFiles) -> str:

@@ -18,7 +18,6 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
@@ -29,7 +28,7 @@ from diffalign.infer.export.lora_file import comfyui_tensors, kohya_facts, updat
 from diffalign.infer.export.user_files import FOLDER, write_personal
 from diffalign.infer.load import load
 from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, AdapterFile
-from diffalign.models.adapters import peft_files
+from diffalign.models.adapters import merge, peft_files
 from diffalign.models.backbones.folders import layout_of, resolve
 from diffalign.models.backbones.table import BACKBONES
 from diffalign.models.weights import UNREADABLE
@@ -57,6 +56,7 @@ class Export:
     def facts(self) -> dict[str, str]:
         """Return the metadata of every LoRA file of this job."""
         architecture, _ = BACKBONES[self.base.layout.family].architecture(self.config, self.scheduler)
+        loras = self.run.facts.get("base_lora") or ()
         hint = {"modelspec.usage_hint": "for the unconditional branch of guidance alone"} if self.run.steers else {}
         if self.scheduler.get("prediction_type") in PREDICTIONS:
             hint["modelspec.prediction_type"] = PREDICTIONS[self.scheduler["prediction_type"]]
@@ -69,6 +69,7 @@ class Export:
             "modelspec.title": self.name,
             "modelspec.description": f"{public(self.run.base)} aligned with preferences by {self.run.method}",
             **hint,
+            **({"base_lora": json.dumps([[Path(lora["file"]).name, lora["strength"]] for lora in loras])} if loras else {}),
         }
 
 
@@ -251,19 +252,6 @@ FORMATS: dict[str, Callable[[Export, Path], None]] = {
     "comfyui": _write_comfyui,
     "merged": _write_merged,
 }
-
-
-def merge(network: Any) -> None:
-    """Add the adapters of a network to its weights, and take them off. Raises CheckpointError if a weight overflows."""
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
-    for name, layer in layers:
-        try:
-            layer.merge(safe_merge=True)
-        except ValueError as error:
-            raise CheckpointError(f"`{name}`: merging gives weights that are not finite in {network.dtype}; choose bf16 or fp32") from error
-        network.set_submodule(name, layer.get_base_layer())
-    for fact in ("peft_config", "_hf_peft_config_loaded"):
-        vars(network).pop(fact, None)
 
 
 def _hub(name: str, wanted: str | None) -> tuple[HfApi, str]:

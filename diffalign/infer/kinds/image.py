@@ -20,6 +20,7 @@ from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
 from diffalign.models.adapter_files import WEIGHTS
 from diffalign.models.adapters import load_lora
+from diffalign.models.backbones.base_lora import BaseLora
 from diffalign.models.backbones.table import load_denoiser, load_pipeline
 from diffalign.models.users import branch
 from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
@@ -82,7 +83,8 @@ def base_of(run: Run, *, dtype: torch.dtype = torch.float32, device_map: str | N
     `denoiser` is a folder whose network stands in for the model's own.
     """
     options = {name: run.facts.get(name) for name in ("revision", "variant", "vae")}
-    return load_pipeline(run.base, **options, dtype=dtype, device_map=device_map, denoiser=denoiser)
+    loras = [BaseLora.of_facts(facts) for facts in run.facts.get("base_lora") or ()]
+    return load_pipeline(run.base, **options, dtype=dtype, device_map=device_map, denoiser=denoiser, base_loras=loras)
 
 
 def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:

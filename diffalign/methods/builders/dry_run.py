@@ -18,6 +18,8 @@ from diffalign.data.table import is_table
 from diffalign.data.view import View
 from diffalign.methods.builders.common import DTYPES, cache_precision
 from diffalign.methods.builders.data import open_dataset
+from diffalign.methods.builders.image import goes_on
+from diffalign.methods.builders.lora import base_loras
 from diffalign.methods.builders.meta_model import Outline, activations, prompt_elements
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
@@ -50,11 +52,12 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
     elif recipe.users is not None:
         base, how = total - trained, f"user branch with the encoder {recipe.users.name}"
     else:
-        base, how = total - trained, f"{recipe.tuning} of rank {config.rank}"
+        base, how = total - trained, f"{recipe.tuning} {_ranks(denoiser)}"
     sizes = sizes_of(config, outline)
     shapes = [f"{'x'.join(map(str, outline.model.latent_shape(h, w)))} for {h}x{w} pixels" for h, w in sizes]
     return [
         ("model", f"{config.pretrained_model_name_or_path} ({outline.kind}, family {outline.layout.family})"),
+        *(("with", f"{lora.file} at strength {lora.strength:g}, fused into the base") for lora in base_loras(config)),
         ("parameters", f"{base:,} in the {outline.layout.component}"),
         ("trained", f"{trained:,} ({100 * trained / base:.3g} %): {how}"),
         ("latents", ", ".join(shapes)),
@@ -65,6 +68,13 @@ def sizes_of(config: TrainConfig, outline: Outline) -> Sequence[tuple[int, int]]
     """Return the sizes (height, width) in pixels that images are trained at."""
     side = config.resolution or outline.model.resolution
     return parse_buckets(config.aspect_ratio_buckets) or ((side, side),)
+
+
+def _ranks(denoiser: Any) -> str:
+    """Return the rank of an adapter in words, or the ranks of its layers."""
+    config = denoiser.peft_config["default"]
+    ranks = {config.r, *(config.rank_pattern or {}).values()}
+    return f"of rank {min(ranks)}" if len(ranks) == 1 else f"of ranks {min(ranks)} to {max(ranks)}"
 
 
 def step_rows(config: TrainConfig, recipe: Recipe, model: Trained | None, view: View | None) -> list[tuple[str, str]]:
@@ -117,7 +127,7 @@ def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tup
         ("gradients", _bytes(trained)),
         (f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)),
     ]
-    if config.start_from is not None and recipe.compares and recipe.tuning != "full":
+    if goes_on(config) and recipe.compares and recipe.tuning != "full":
         rows.append(("the reference's trained weights (float32)", _bytes(trained)))
     if config.use_ema or recipe.driver == "ema":
         rows.append(("moving average", _bytes(trained)))

@@ -17,7 +17,7 @@ from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
-from diffalign.methods.builders import speed
+from diffalign.methods.builders import lora, speed
 from diffalign.methods.builders import users as user_build
 from diffalign.methods.builders.common import DTYPES, cache_precision, cache_root, order
 from diffalign.methods.checks import check_image, parse_buckets
@@ -67,6 +67,7 @@ def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backb
         variant=config.variant,
         vae=config.pretrained_vae_model_name_or_path,
         quantization=speed.quantization_config(config),
+        base_loras=lora.base_loras(config),
         check=False,
     )
 
@@ -82,6 +83,8 @@ def equip(
         model.denoiser.requires_grad_(True)
     elif recipe.tuning == "user":
         user_build.attach(config, recipe, model, evidence or Sizes())
+    elif config.start_from_lora is not None:
+        adapters.add_adapter(model.denoiser, lora.start_adapter(config, model.pipeline(whole=False)), config.lora_dropout)
     else:
         torch.manual_seed(config.seed)
         adapters.add_lora(
@@ -95,25 +98,33 @@ def equip(
     speed.apply(config, model.denoiser, kernels=kernels)
 
 
-def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, str]:
-    """Put the result of the run `start_from` into what is trained, if there is one; return the fact that tells it from others.
+def goes_on(config: TrainConfig) -> bool:
+    """Return whether what is trained has been trained before, so that the reference is its start and not the base."""
+    return config.start_from is not None or config.start_from_lora is not None
 
-    A hash over the first numbers of its weights, by which a checkpoint knows where its run began.
+
+def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, Any]:
+    """Put the result of the run `start_from` into what is trained, if there is one; return the facts that tell the start from others.
+
+    A hash over the first numbers of its weights, by which a checkpoint knows where its run began, and the LoRA files in its base.
     Raises CheckpointError for weights of another adapter.
     """
-    if config.start_from is None:
-        return {}
-    adapters.load_result(model.denoiser, Path(config.start_from), full=recipe.tuning == "full", component=model.component, untrained=True)
+    facts: dict[str, Any] = {"base_lora": [lora.facts() for lora in lora.base_loras(config)]} if config.base_lora else {}
+    if not goes_on(config):
+        return facts
+    if config.start_from is not None:
+        full = recipe.tuning == "full"
+        adapters.load_result(model.denoiser, Path(config.start_from), full=full, component=model.component, untrained=True)
     digest = hashlib.sha256()
     for parameter in adapters.trainable(model.denoiser):
         digest.update(parameter.detach().flatten()[:256].double().cpu().numpy().tobytes())
-    return {"start": digest.hexdigest()}
+    return facts | {"start": digest.hexdigest()}
 
 
 def reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: torch.device) -> Reference:
     """Return what the policy is compared with; a second network exists only for full fine-tuning against the starting point.
 
-    A drift term is measured from the base where the reference is an old policy, or the result of another run's adapter. A loss that bounds
+    A drift term is measured from the base where the reference is an old policy, or an adapter that was trained before. A loss that bounds
     how far scores move is compared with the network that drew a turn, too, where a turn has more than one update; the first finds it
     unmoved.
     """
@@ -133,15 +144,14 @@ def _reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: tor
     moves = config.reference == "old_policy"
     if recipe.tuning != "full":
         base = AdapterOff(model.denoiser, branch.disabled if recipe.tuning == "user" else adapters.disabled)
-        if config.start_from is None and not moves:
+        if not goes_on(config) and not moves:
             return base
         start = Start.of(model.denoiser)
         return Several(start, start=base) if recipe.drifts else start
     if moves and not recipe.drifts:
         return Start.of(model.denoiser)
     frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
-    if config.start_from is not None:
-        adapters.load_result(frozen, Path(config.start_from), full=True, component=model.component)
+    frozen.load_state_dict(model.denoiser.state_dict())  # with what is fused into it, or was trained before
     frozen.to(device)
     # Autocast would make these half at every call; norms stay float32, as in the policy. So the two agree to the bit at step 0.
     for layer in frozen.modules():
@@ -192,7 +202,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     data: Pairs = pairs(config, view, model)
     if config.trajectory_cache and isinstance(data, CachedPairs):
         facts = network_facts(model) | _trajectory_facts(config, recipe)
-        if config.start_from is not None:
+        if goes_on(config):
             facts["start"] = tensors_hash(adapters.trainable(model.denoiser))
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
     index, penalty = order(config, view), None

@@ -24,6 +24,7 @@ from diffalign.data.users import user_names
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import equip, settings
+from diffalign.methods.builders.lora import check_base_loras
 from diffalign.methods.builders.users import expected_sizes
 from diffalign.methods.checks import check_image
 from diffalign.methods.config import TrainConfig
@@ -66,6 +67,7 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     options = BACKBONES[layout.family].pipeline_options
     pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **options})
     family: Any = _forced(BACKBONES[layout.family])
+    check_base_loras(config, pipe)
     model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
     sizes = None if recipe.users is None else expected_sizes(recipe, model, _users(config, recipe))
     equip(
@@ -76,6 +78,11 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
         if isinstance(part, nn.Module):
             _place(part, mode, device)
     return Outline(kind, layout, parts, model, mode)
+
+
+def check_loras(config: TrainConfig, recipe: Recipe) -> None:
+    """Raise ConfigError or CheckpointError for LoRA files of the config that do not fit its model, or what it says of them."""
+    outline(config, recipe, torch.device("cpu"))
 
 
 def _users(config: TrainConfig, recipe: Recipe) -> tuple[str, ...]:

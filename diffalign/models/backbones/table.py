@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig
 
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.models.adapter_files import AdapterFile
 from diffalign.models.backbones.base import BackboneSettings
+from diffalign.models.backbones.base_lora import BaseLora, fuse
 from diffalign.models.backbones.chroma import Chroma
 from diffalign.models.backbones.cogview4 import CogView4
 from diffalign.models.backbones.flux import Flux
 from diffalign.models.backbones.folders import Layout, check_folder, layout_of, layout_of_index, resolve
 from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.lora_layouts import read_lora
 from diffalign.models.backbones.lumina2 import Lumina2
 from diffalign.models.backbones.mistaken import INDEX
 from diffalign.models.backbones.pixart import PixArt
@@ -29,6 +33,7 @@ from diffalign.models.backbones.sdxl import StableDiffusionXL
 from diffalign.models.backbones.z_image import ZImage
 from diffalign.models.weights import UNREADABLE, check_finite, read_network, whole
 
+logger = logging.getLogger(__name__)
 BACKBONES: dict[str, type[Pretrained]] = {
     "sd": StableDiffusion,
     "sdxl": StableDiffusionXL,
@@ -41,6 +46,7 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "lumina2": Lumina2,
     "cogview4": CogView4,
 }
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # parts that LoRA files may have layers for, beside the denoiser
 
 
 def family_of(pipe: Any) -> str:
@@ -63,12 +69,14 @@ def load_pipeline(
     device_map: str | None = None,
     quantization: Any = None,
     denoiser: Path | None = None,
+    base_loras: Sequence[BaseLora] = (),
 ) -> Any:
     """Return the stock pipeline of a model folder or hub id: safetensors only, no safety checker, no progress bars.
 
     `dtype` is for all parts, or by part with a "default"; `vae` is a folder or hub id whose autoencoder stands in (one that is sound
-    in half precision); `denoiser` is a folder with a network that stands in for the model's own; `quantization` is a
-    PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if it is of no supported kind, or does not load.
+    in half precision); `denoiser` is a folder with a network that stands in for the model's own; `base_loras` are fused into the weights,
+    but not into that network; `quantization` is a PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if
+    it is of no supported kind, or does not load.
     """
     check_folder(resolve(name), variant)
     return _pipeline(
@@ -80,6 +88,7 @@ def load_pipeline(
         device_map=device_map,
         quantization=quantization,
         denoiser=denoiser,
+        base_loras=base_loras,
     )
 
 
@@ -93,6 +102,7 @@ def _pipeline(
     device_map: str | None = None,
     quantization: Any = None,
     denoiser: Path | None = None,
+    base_loras: Sequence[BaseLora] = (),
 ) -> Any:
     """Return the pipeline of a folder that has been checked, or of a hub id."""
     index, layout = model_index(name, revision)
@@ -116,8 +126,24 @@ def _pipeline(
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             check_finite(name, part)
+    for lora in base_loras:
+        logger.info("%s: with %s at strength %g fused in (base_lora)", name, lora.file, lora.strength)
+        for part, adapter in lora_adapters(lora.file, pipe).items():
+            if denoiser is None or part != layout.component:
+                fuse(getattr(pipe, part), adapter, lora.strength)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def lora_adapters(path: Path, pipe: Any) -> dict[str, AdapterFile]:
+    """Return the adapters of a LoRA file in the layout of any program, by the part of a stock pipeline that they are for.
+
+    The networks of the pipeline have no adapters, and may be without numbers. Raises CheckpointError as `read_lora`.
+    """
+    family = BACKBONES[family_of(pipe)]
+    denoiser: Any = getattr(pipe, family.component)
+    networks = {name: part for name, part in pipe.components.items() if name in (family.component, *TEXT_ENCODERS) and part is not None}
+    return read_lora(path, networks, family.component, lambda layer: family.place(layer, denoiser.config))
 
 
 def _encoders(index: Mapping[str, Any], layout: Layout) -> list[str]:
@@ -148,6 +174,7 @@ def load_backbone(
     variant: str | None = None,
     vae: str | None = None,
     quantization: Any = None,
+    base_loras: Sequence[BaseLora] = (),
     check: bool = True,
 ) -> Pretrained:
     """Return a model on `device` that computes in `precision`; without `check`, from a folder that has been checked already.
@@ -159,7 +186,7 @@ def load_backbone(
     layout = model_index(name, revision)[1]
     dtypes = part_dtypes(layout, precision, full=full, own_vae=vae is None)
     mapped = PipelineQuantizationConfig(quant_mapping={layout.component: quantization}) if quantization is not None else None
-    pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped)
+    pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped, base_loras=base_loras)
     return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
 
 
