@@ -30,13 +30,23 @@ def sheet(parts: Parts, config: TrainConfig, label: str) -> Image.Image:
 
 
 @torch.no_grad()
-def drawn(parts: Parts, config: TrainConfig, prompts: Sequence[str], seeds: Sequence[int], label: str) -> list[list[Image.Image]]:
+def drawn(
+    parts: Parts,
+    config: TrainConfig,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    label: str,
+    *,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+) -> list[list[Image.Image]]:
     """Return a picture for each prompt and seed: one row of them or, where users are told apart, that of nobody and of a few users."""
     negative = parts.recipe.inference == "negative_guidance"
     pipe = parts.backbone.pipeline()
-    shape: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
+    options: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
+    options |= {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
-        return [draw(pipeline, prompts, seeds, **shape, true_cfg=negative, label=label) for pipeline in _pipelines(parts, pipe)]
+        return [draw(pipeline, prompts, seeds, **options, true_cfg=negative, label=label) for pipeline in _pipelines(parts, pipe)]
 
 
 def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:

@@ -31,6 +31,7 @@ def draw(
     label: str = "draw",
     bar: tqdm[Any] | None = None,
     keep: Callable[[Tensor], None] | None = None,
+    begins: Callable[[int], None] | None = None,
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
@@ -39,7 +40,8 @@ def draw(
     guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
     the embedded models and 4 for 64x64 latents, if not given. `bar` counts the images of several calls; without one a call of more
     than 16 images has its own, named `label`. `keep` takes the latents (n, C, H, W) of each batch that the images are decoded from, as
-    they are trained on. Raises ConfigError for an SD3 without one of its CLIPs.
+    they are trained on; `begins` is called as each solver step of a batch begins, with its number. Raises ConfigError for an SD3 without
+    one of its CLIPs.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
     family = BACKBONES[family_of(stock)]
@@ -55,7 +57,9 @@ def draw(
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + size]]
             negative = {"negative_prompt": [""] * len(part)} if "negative_prompt" in options else {}
             last = list[Tensor]()
-            watched = {} if keep is None else _watched(stock, last)
+            watched = {} if keep is None and begins is None else _watched(stock, last, begins)
+            if begins is not None:
+                begins(0)
             images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **{**options, **negative, **watched}).images
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
@@ -69,11 +73,13 @@ def _sizes(resolution: int | None, max_sequence_length: int | None) -> dict[str,
     return sizes if max_sequence_length is None else {**sizes, "max_sequence_length": max_sequence_length}
 
 
-def _watched(pipe: Any, last: list[Tensor]) -> dict[str, Any]:
-    """Return the arguments by which a pipeline of this class leaves the latents of its last step in `last`."""
+def _watched(pipe: Any, last: list[Tensor], begins: Callable[[int], None] | None) -> dict[str, Any]:
+    """Return the arguments by which a pipeline of this class leaves the latents of its last step in `last`, and calls `begins`."""
 
-    def after_step(_: Any, __: int, ___: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def after_step(_: Any, step: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         last[:] = [tensors["latents"]]
+        if begins is not None:
+            begins(step + 1)
         return {}
 
     if "callback" in inspect.signature(type(pipe).__call__).parameters:  # diffusers' former one, which PixArt has

@@ -45,6 +45,7 @@ from diffalign.rewards.names import check_scorer_names
 
 logger = logging.getLogger(__name__)
 ERROR_NAMES = ("squared", "pseudo_huber")
+EVALUATIONS = {"eval_prompts", "eval_scorers", "eval_reward", "eval_num_inference_steps", "eval_guidance_scale"}  # keys of evaluations
 LIKELIHOODS = ("sum", "mean", "ld_dpo", "joint")  # of texts
 EARLIER = ("run.json", "train_log.jsonl", "checkpoint-*", "round-*")  # what tells that a folder holds a run
 
@@ -338,8 +339,8 @@ def _check_evaluations(config: TrainConfig) -> None:
     """Check that evaluations have prompts, pictures of one network to judge, and a reward."""
     check_scorer_names([*config.eval_scorers, *filter(None, [config.eval_reward])])
     if config.eval_every is None:
-        for name in ("eval_prompts", "eval_scorers", "eval_reward"):
-            require(name, getattr(config, name) or None, lambda _: False, "nothing without `eval_every`, which says when it is used")
+        for name in sorted(EVALUATIONS & set(changed(config))):
+            require(name, getattr(config, name), lambda _: False, "nothing without `eval_every`, which says when it is used")
         return
     require("eval_prompts", config.eval_prompts, bool, "prompts, or a file of them, to draw every `eval_every` steps")
     inference, tuning = METHODS[config.method].inference, tuning_of(config)

@@ -139,6 +139,9 @@ class TrainConfig:
     with {cps: {level: 0.8, size: 3, stay: 25}}: noise, and how many steps are kept, in a window that moves on after `stay` updates. Or a
     tree for each prompt, {branch: {splits: [0, 3, 6, 9], children: 2, kind: cps}}, whose leaves are the `images_per_prompt` pictures. The
     pipeline's own sampler if not given."""
+    start_model_steps: int = key(0, NOT_NEGATIVE, kinds=IMAGE, resume=True, changes="data")
+    """Last solver steps of the pictures of a turn that the model takes with which training began: a brake on details that only the judge
+    likes (MixGRPO takes 20 of 50 so). With `rollout` they have no noise, and are not trained."""
     rollout_policy: Literal["policy", "reference", "ema"] = key("policy", kinds=IMAGE, resume=True, changes="data")
     """Who draws a turn: the policy, the reference (with `reference: old_policy` the old policy, as DiffusionNFT), or its average `ema`."""
     old_policy_decay: dict[str, Any] = key({}, kinds=IMAGE, resume=True)
@@ -314,6 +317,10 @@ class TrainConfig:
     """Judges that training does not optimise; adherence, if not given, where all prompts are of the embedded world."""
     eval_reward: Spec | None = None
     """Scorer that training does optimise, if there is one. The implicit accuracy of the last `eval_every` steps (5 or more) is another."""
+    eval_num_inference_steps: int = key(25, AT_LEAST_ONE, kinds=IMAGE, resume=True)
+    """Solver steps of the pictures of an evaluation."""
+    eval_guidance_scale: float = key(5.0, NOT_NEGATIVE, kinds=IMAGE, resume=True)
+    """Guidance of the pictures of an evaluation; 1 for none."""
     eval_patience: int = key(3, AT_LEAST_ONE)
     """Evaluations that ring the alarm, of the last so many and two more, that stop the run: held-out scores, or the look of pictures."""
     max_bad_steps: int = key(10, AT_LEAST_ONE, kinds=ANY)

@@ -24,6 +24,7 @@ DRAWING = (
     "num_inference_steps",
     "sample_guidance_scale",
     "rollout",
+    "start_model_steps",
     "rollout_policy",
     "old_policy_decay",
 )
@@ -67,6 +68,11 @@ def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
         raise ConfigError("`rollout_policy` is reference, which would draw with the first model for ever; set `reference` to old_policy")
     if config.rollout_policy == "ema" and not config.use_ema:
         raise ConfigError("`rollout_policy` is ema, and there is no moving average; set `use_ema`")
+    if config.start_model_steps >= config.num_inference_steps:
+        raise ConfigError(
+            f"`start_model_steps` is {config.start_model_steps}; expected fewer than `num_inference_steps`, {config.num_inference_steps}: "
+            "the first steps are those of the model that is trained"
+        )
     _check_ramp(config)
     _check_turns(config)
 
@@ -77,6 +83,11 @@ def check_flow_rollout(config: TrainConfig, flow: bool) -> None:
     kind = constants.get("kind", "cps") if name == "branch" else name
     if kind in FLOW_ROLLOUTS and not flow:
         raise ConfigError(f"`rollout`: {kind} is a sampler of flow models, and this is none; choose cps or ddim")
+
+
+def steps_without_noise(config: TrainConfig) -> int:
+    """Return how many of the last steps of a rollout have no noise and are not trained: those of the start model, one at least."""
+    return max(1, config.start_model_steps)
 
 
 def _check_ramp(config: TrainConfig) -> None:

@@ -166,7 +166,15 @@ class Watch:
     def _evaluation(self, parts: Parts, step: int) -> Evaluation:
         """Return scores and looks of pictures drawn now, the training reward last; one scorer is in memory at a time."""
         shown = [prompt for prompt in self.prompts for _ in range(IMAGES)]
-        (images,) = drawn(parts, self.config, shown, range(len(shown)), f"evaluation at step {step}")
+        (images,) = drawn(
+            parts,
+            self.config,
+            shown,
+            range(len(shown)),
+            f"evaluation at step {step}",
+            num_inference_steps=self.config.eval_num_inference_steps,
+            guidance_scale=self.config.eval_guidance_scale,
+        )
         scores: dict[str, list[float]] = {}
         for spec in progress([*self.scorers, *filter(None, (self.config.eval_reward,))], desc="judge", unit="scorers"):
             scorer = load_scorer(spec, device=str(parts.backbone.device))

@@ -17,15 +17,20 @@ from safetensors.torch import load_file
 
 import diffalign
 from diffalign.core.errors import ConfigError
+from diffalign.data.table import read_table
 from diffalign.methods.config import TrainConfig
+from diffalign.models.adapter_files import WEIGHTS
 from diffalign.models.adapters import trained_state
 from diffalign.rewards.drift import Appearance
 from diffalign.rewards.hacking import LOOKS
+from diffalign.train import align as api
 from diffalign.train.align import align
 from diffalign.train.overoptimisation import Watch
 from diffalign.train.trainer import trainer_for
 from scripts.overoptimise import SETTINGS, captions, votes
 from tests.checked import checked
+from tests.shades import add_scorer
+from tests.train.online.scorers import Bright, online_config
 
 PROMPTS = ["a star", "a circle", "a heart", "a ring", "a cross", "a square"]
 JUDGES = """
@@ -75,10 +80,11 @@ def pictures(monkeypatch):
 
     `weights` says what the network held.
     """
-    found = SimpleNamespace(colors={}, weights={})
+    found = SimpleNamespace(colors={}, weights={}, options={})
 
-    def drawn(parts, config, prompts, seeds, label):
+    def drawn(parts, config, prompts, seeds, label, **options):
         del config, seeds
+        found.options = options
         step = int(label.rsplit(" ", 1)[1])
         red, green, bluer = (*found.colors[step], 100)[:3]
         found.weights[step] = {name: value.clone() for name, value in trained_state(parts.backbone.network).items()}
@@ -129,6 +135,34 @@ def test_alarms_that_are_not_in_a_row_stop_a_run_too(look, config, caplog):
     assert watch.stopped is not None
     assert watch.stopped.startswith("step 4: the alarm rang in 2 of the last 4 evaluations; red has risen by 0.4 ")
     assert f"The best weights, of step 1, are in {config.output_dir}/best" in caplog.text
+
+
+def test_an_evaluation_draws_as_its_keys_say(look, config, pictures):
+    look(Watch.of(config), {0: (10, 50)})
+    assert pictures.options == {"num_inference_steps": 25, "guidance_scale": 5.0}
+    look(Watch.of(replace(config, eval_num_inference_steps=2, eval_guidance_scale=1.0)), {0: (10, 50)})
+    assert pictures.options == {"num_inference_steps": 2, "guidance_scale": 1.0}
+
+
+def test_an_online_run_stops_where_the_alarm_rings_and_keeps_its_best_weights(micro_sd, tmp_path, pictures, judges, monkeypatch):
+    add_scorer(monkeypatch, "bright", Bright)
+    watched = {
+        "eval_every": 1,
+        "eval_prompts": PROMPTS,
+        "eval_scorers": [judges["green"]],
+        "eval_reward": judges["red"],
+        "eval_patience": 2,
+    }
+    pictures.colors |= {0: (10, 50), 1: (20, 60), 2: (30, 30), 3: (40, 20), 4: (50, 10)}  # green is lost from step 2 on
+    folder = api.train(online_config(micro_sd, tmp_path / "run", **watched))
+    assert facts(folder)["steps"] == 3  # of 4, within the second turn
+    assert facts(folder)["stopped"].startswith("step 3: the alarm rang in 2")
+    assert facts(folder)["best"]["step"] == facts(folder / "best")["steps"] == 1
+    kept, last = (load_file(path / WEIGHTS) for path in (folder / "best", folder))
+    sums = [sorted(float(value.abs().sum()) for value in weights.values()) for weights in (kept, pictures.weights[1])]
+    assert sums[0] == pytest.approx(sums[1])
+    assert any(not torch.equal(kept[name], last[name]) for name in kept)
+    assert len(read_table(folder / "data")) == 4  # the log of both turns
 
 
 def test_alarms_that_are_long_past_do_not_stop_a_run(look, config):

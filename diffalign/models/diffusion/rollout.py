@@ -6,7 +6,7 @@ densities is one. Only the steps of the window are kept, three latents each: whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,21 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(x: Tensor, predict: Predict, path: Path, generators: Sequence[torch.Generator], plan: Plan, *, w: float) -> Rollout:
+def rollout(
+    x: Tensor,
+    predict: Predict,
+    path: Path,
+    generators: Sequence[torch.Generator],
+    plan: Plan,
+    *,
+    w: float,
+    begins: Callable[[int], None] | None = None,
+) -> Rollout:
     """Return the leaves of the trees that grow from noise x (B, C, H, W), with guidance weight w (scale minus 1).
 
     All nodes of a depth are drawn together. There is a generator for each of the N = B * leaves pictures; the noise of a node comes from
-    that of the first picture below it, so it does not depend on what is drawn beside its tree.
+    that of the first picture below it, so it does not depend on what is drawn beside its tree. `begins` is called with the number of each
+    step before it is taken.
     """
     path, times = path.at(*x.shape[-2:]), path.solver_times(plan.steps).flip(0).to(x.device)
     second, leaves = times[1].expand(len(x)), plan.leaves
@@ -54,6 +64,8 @@ def rollout(x: Tensor, predict: Predict, path: Path, generators: Sequence[torch.
         return nodes.repeat_interleave(leaves // nodes.shape[1], dim=1).flatten(0, 1)
 
     for k in range(plan.steps):
+        if begins is not None:
+            begins(k)
         t, to = (times[place].expand(len(x)) for place in (k, k + 1))
         kind, children = plan.kind if k in plan.noisy else "ode", plan.splits.get(k, 1)
         mean, std = step(path, x, guided(x, t, predict, w), t, to, kind, plan.level, second=second)

@@ -70,12 +70,12 @@ class Noisy:
     stay: int = 25
     move: int = 1
 
-    def plan(self, update: int, steps: int) -> Plan:
-        """Return the plan of a rollout of so many `steps` that is drawn at an update.
+    def plan(self, update: int, steps: int, last: int = 1) -> Plan:
+        """Return the plan of a rollout of so many `steps` that is drawn at an update; the `last` ones have no noise.
 
-        The last step is never trained: little or no noise is left there. Raises ConfigError where a rollout has no other.
+        The very last step is never trained: little or no noise is left there. Raises ConfigError where a rollout has no other.
         """
-        trained = self._trained(update, require_steps(steps) - 1)
+        trained = self._trained(update, require_steps(steps, last) - last)
         return Plan(self.kind, self.level, steps, noisy=trained, kept=trained)
 
     def _trained(self, update: int, top: int) -> range:
@@ -154,10 +154,13 @@ class Branch:
     stop_depth: int | None = None
     width_pruning: Literal["best", "extremes"] | None = None
 
-    def plan(self, update: int, steps: int) -> Plan:
-        """Return the plan of a rollout of so many `steps` that is drawn at an update. `check` says whether there is one."""
+    def plan(self, update: int, steps: int, last: int = 1) -> Plan:
+        """Return the plan of a rollout of so many `steps` that is drawn at an update; the `last` ones have no noise.
+
+        `check` says whether there is one.
+        """
         level = PLAIN[self.kind]().level if self.level is None else self.level
-        whole = Plan(self.kind, level, steps, range(steps - 1), (), self.children_at, self.noise_scale)
+        whole = Plan(self.kind, level, steps, range(steps - last), (), self.children_at, self.noise_scale)
         pruned, widths = self._pruned(update), whole.widths
         kept = [k for k in whole.noisy if widths[k + 1] > 1 and k + 1 not in pruned]  # the advantage of a node alone is zero
         return Plan(self.kind, level, steps, whole.noisy, kept, self.children_at, self.noise_scale)
@@ -171,10 +174,10 @@ class Branch:
     def _children(self) -> Sequence[int]:
         return [self.children] * len(self.splits) if isinstance(self.children, int) else self.children
 
-    def check(self, steps: int, leaves: int) -> None:
+    def check(self, steps: int, leaves: int, last: int = 1) -> None:
         """Raise ConfigError for constants that make no tree of `steps` steps with so many leaves, or leave nothing of it to train."""
-        require_steps(steps)
-        self._check_splits(steps)
+        noisy = require_steps(steps, last) - last
+        self._check_splits(noisy)
         if (product := prod(self._children)) != leaves:
             split = " x ".join(map(str, self._children))
             raise ConfigError(
@@ -182,19 +185,19 @@ class Branch:
             )
         if self.noise_scale <= 0.0 or (self.level is not None and self.level <= 0.0):
             raise ConfigError(f"rollout `branch`: level {self.level}, noise_scale {self.noise_scale}; expected numbers above zero")
-        self._check_pruning(steps)
+        self._check_pruning(noisy)
 
-    def _check_splits(self, steps: int) -> None:
+    def _check_splits(self, noisy: int) -> None:
         splits, children = list(self.splits), list(self._children)
-        if not splits or splits != sorted(set(splits)) or not all(0 <= k < steps - 1 for k in splits):
+        if not splits or splits != sorted(set(splits)) or not all(0 <= k < noisy for k in splits):
             raise ConfigError(
-                f"rollout `branch`: `splits` is {splits}; expected steps in order, from 0 to {steps - 2}, the last one with noise"
+                f"rollout `branch`: `splits` is {splits}; expected steps in order, from 0 to {noisy - 1}, the last one with noise"
             )
         if len(children) != len(splits) or min(children) < 2:
             raise ConfigError(f"rollout `branch`: `children` is {children} for {len(splits)} splits; expected 2 or more for each of them")
 
-    def _check_pruning(self, steps: int) -> None:
-        depths, first, last = sorted(self.depth_pruning), self.splits[0] + 1, steps - 1
+    def _check_pruning(self, last: int) -> None:
+        depths, first = sorted(self.depth_pruning), self.splits[0] + 1
         if not all(first <= depth <= last for depth in depths):
             raise ConfigError(
                 f"rollout `branch`: `depth_pruning` is {depths}; expected depths from {first} to {last}, those of trained steps"
@@ -222,8 +225,11 @@ class Branch:
 ROLLOUTS: dict[str, type[Noisy] | type[Branch]] = {**PLAIN, "branch": Branch}
 
 
-def require_steps(steps: int) -> int:
-    """Return the number of steps. Raises ConfigError for a single one."""
-    if steps < 2:
-        raise ConfigError(f"`num_inference_steps` is {steps}; expected at least 2 with `rollout`, for the last step is not trained")
+def require_steps(steps: int, last: int = 1) -> int:
+    """Return the number of steps. Raises ConfigError where the `last` ones, which are not trained, are all of them."""
+    if steps <= last:
+        raise ConfigError(
+            f"`num_inference_steps` is {steps}; expected at least {last + 1} with `rollout`, for the last step, and those of "
+            "`start_model_steps`, are not trained"
+        )
     return steps

@@ -16,12 +16,14 @@ from diffalign.data.prompts import prompts_to_draw
 from diffalign.infer.kinds import image as kind
 from diffalign.methods.builders import image
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.online import steps_without_noise
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models.diffusion.rollout import StepLikelihood
 from diffalign.models.diffusion.rollout_plan import ROLLOUTS, Branch, Noisy
+from diffalign.models.reference import Start
 from diffalign.rewards.table import check_scorers
-from diffalign.train.online.drawing import Drawer, PipelineDrawer, RolloutDrawer
+from diffalign.train.online.drawing import Drawer, Finish, PipelineDrawer, RolloutDrawer
 from diffalign.train.online.judges import Judges
 from diffalign.train.online.pairs import TurnPairs
 from diffalign.train.online.policies import Policies
@@ -49,11 +51,12 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
     pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
     noisy = noisy_of(config, recipe)
     likelihood: Likelihood = image.likelihood_of(config, recipe, model)
-    drawer: Drawer = PipelineDrawer(config, model)
+    finish = Finish(Start.of(model.denoiser), config.num_inference_steps - config.start_model_steps) if config.start_model_steps else None
+    drawer: Drawer = PipelineDrawer(config, model, finish)
     if noisy is not None:
-        plan = noisy.plan(0, config.num_inference_steps)
+        plan = noisy.plan(0, config.num_inference_steps, steps_without_noise(config))
         likelihood = StepLikelihood(model.path, model.predict, plan.kind, plan.level, config.sample_guidance_scale - 1.0)
-        drawer = RolloutDrawer(config, model, noisy, likelihood)
+        drawer = RolloutDrawer(config, model, noisy, likelihood, finish)
     branch = noisy if isinstance(noisy, Branch) else None
     turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, Policies.of(config, compared), branch)
     ranked_by = judges.names if len(judges.names) == 1 else []
@@ -77,7 +80,7 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
     noisy: Noisy | Branch = bind("rollout", ROLLOUTS, config.rollout or "cps")()
     if isinstance(noisy, Branch):
         _check_tree(config, recipe, noisy)
-    plan = noisy.plan(0, config.num_inference_steps)
+    plan = noisy.plan(0, config.num_inference_steps, steps_without_noise(config))
     if plan.kind == "cps" and recipe.objective.constants.get("trust") == "guard":
         raise ConfigError(
             "`trust: guard` corrects the ratio of densities, and `rollout: cps` has squares without variance; choose flow_sde or ddim"
@@ -93,7 +96,7 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
 
 def _check_tree(config: TrainConfig, recipe: Recipe, branch: Branch) -> None:
     """Raise ConfigError where the keys of a run do not go with its trees."""
-    branch.check(config.num_inference_steps, config.images_per_prompt)
+    branch.check(config.num_inference_steps, config.images_per_prompt, steps_without_noise(config))
     if not recipe.facts.steps or candidates(config, recipe) != config.images_per_prompt:
         raise ConfigError(
             "`rollout: branch` trains every step of a tree with an advantage of its own; set `objective` to clipped_ratio, and "
@@ -124,7 +127,7 @@ def outlook(config: TrainConfig, recipe: Recipe) -> str:
     noisy, trained = noisy_of(config, recipe), passes(config) * config.prompts_per_turn * candidates(config, recipe)
     calls = drawn * config.num_inference_steps * guided
     if isinstance(noisy, Branch):
-        plan = noisy.plan(0, config.num_inference_steps)
+        plan = noisy.plan(0, config.num_inference_steps, steps_without_noise(config))
         nodes = trained_nodes(noisy, plan)
         calls = config.prompts_per_turn * plan.evaluations * guided
         trained = passes(config) // len(nodes) * config.prompts_per_turn * sum(nodes)

@@ -26,6 +26,7 @@ from diffalign.data.table import Table
 from diffalign.infer.shards import seed_of
 from diffalign.methods.builders.data import check_view, view_of
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.online import steps_without_noise
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.rollout import StepLikelihood
@@ -226,7 +227,7 @@ class Turns:
         """Return rewards and tensors with the advantages of trees, where pictures are their leaves."""
         if self.branch is None:
             return rewards, tensors
-        plan, log_prob = self.branch.plan(step, self.config.num_inference_steps), tensors.pop(LOG_PROB)
+        plan, log_prob = self.branch.plan(step, self.config.num_inference_steps, steps_without_noise(self.config)), tensors.pop(LOG_PROB)
         learned = grown(self.branch, plan, rewards.rewards, log_prob.double().numpy())
         added = {ADVANTAGES: torch.from_numpy(learned.advantage).float(), TRAINED: torch.from_numpy(learned.trained)}
         return replace(rewards, advantages=learned.leaves), tensors | added
