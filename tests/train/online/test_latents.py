@@ -9,18 +9,20 @@ from diffalign.infer.sample import draw
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
 from tests.micro_models import MODELS, write_micro
+from tests.micro_parts import SIDE
 
 
 def test_the_latents_that_are_kept_decode_to_the_pictures_of_the_stock_pipeline(tmp_path):
-    for name in ("sd", "sdxl", "pixart-sigma", "sd3", "flux-dev"):
+    firsts = {kind: name for name, (kind, _) in reversed(MODELS.items())}  # the first model of each family
+    for name in firsts.values():
         kind, options = MODELS[name]
         length = {"max_sequence_length": 8} if kind in ("sd3", "flux", "pixart") else {}
         folder = write_micro(kind, tmp_path / name, **options)
-        model = load_backbone(str(folder), torch.device("cpu"), settings=BackboneSettings(**length))
+        model = load_backbone(str(folder), torch.device("cpu"), settings=BackboneSettings(SIDE, **length))
         kept = []
         prompts, seeds = ["a red star", "a blue circle", "a star"], [3, 4, 5]
-        images = draw(model.pipeline(), prompts, seeds, num_inference_steps=2, resolution=32, batch_size=2, keep=kept.append, **length)
+        images = draw(model.pipeline(), prompts, seeds, num_inference_steps=2, resolution=SIDE, batch_size=2, keep=kept.append, **length)
         latents = torch.cat(kept)
-        assert tuple(latents.shape) == (3, *model.latent_shape(32, 32)), name
+        assert tuple(latents.shape) == (3, *model.latent_shape(SIDE, SIDE)), name
         for own, image in zip(model.decode_latents(latents), images, strict=True):
             assert np.abs(np.asarray(own, dtype=float) - np.asarray(image, dtype=float)).max() <= 1.0, name
