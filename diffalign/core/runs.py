@@ -21,7 +21,7 @@ LONGEST_NAME = 1_000  # bytes of a folder or hub id
 # What run.json holds, where it is there and not null.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("method", "base", "train_method", "kind", "inference", "component", "mixed_precision"), (str,)),
-    **dict.fromkeys(("revision", "variant", "vae", "table", "stopped", "chat_template"), (str,)),
+    **dict.fromkeys(("revision", "variant", "vae", "denoiser", "table", "stopped", "chat_template"), (str,)),
     **dict.fromkeys(("steps", "skipped", "seed", "batch", "records", "resolution", "max_sequence_length"), (int,)),
     **dict.fromkeys(("user_encoder", "scorers", "best"), (dict,)),
     **dict.fromkeys(("rounds", "base_lora"), (list,)),

@@ -98,7 +98,7 @@ class _Maker:
         if self.under is not None:
             positive = str(self.under.folder)
             return self._contestant(BASE, positive, self.under.method, stamped(positive), lambda: self._for(self._load(positive)))
-        made_of = {name: run.facts.get(name) for name in ("revision", "variant", "vae", "base_lora")} | stamped(run.base)
+        made_of = {name: run.facts.get(name) for name in ("revision", "variant", "vae", "denoiser", "base_lora")} | stamped(run.base)
         return self._contestant(BASE, run.base, None, made_of, lambda: base_of(run, dtype=self._dtype()).to(self.device))
 
     def run(self, name: str, run: Run) -> Contestant:

@@ -69,10 +69,10 @@ def check(config: TrainConfig, *, installed: bool = True) -> Recipe:
         check_image(config, recipe, layout)
     else:
         check_sides(parse_buckets(config.aspect_ratio_buckets), "unet")  # of a hub id nothing more is known yet
-    if layout is not None and (config.start_from_lora or config.base_lora):
-        from diffalign.methods.builders.meta_model import check_loras
+    if layout is not None and (config.start_from_lora or config.base_lora or config.denoiser):
+        from diffalign.methods.builders.meta_model import check_files
 
-        check_loras(config, recipe)
+        check_files(config, recipe)
     if config.objective or config.trajectory or config.error or config.trajectory_cache or "forward" not in recipe.trajectory_spec:
         from diffalign.methods.builders.trial import check_step  # torch takes seconds to import, so only where something may not fit
 
@@ -149,11 +149,13 @@ def check_start(config: TrainConfig) -> None:
         "revision": config.revision,
         "variant": config.variant,
         "vae": vae and lasting(vae),
+        "denoiser": config.denoiser and lasting(config.denoiser),
+        "base_lora": config.base_lora,
         "inference": METHODS[config.method].inference,
         **_shape(config, tuning_of(config)),
     }
-    there = {name: run.facts.get(name) for name in ("base", "revision", "variant", "vae", "inference")}
-    there |= _shape(config_of(run), run.tuning)
+    there = {name: run.facts.get(name) for name in ("base", "revision", "variant", "vae", "denoiser", "inference")}
+    there |= {"base_lora": config_of(run).base_lora, **_shape(config_of(run), run.tuning)}
     for name, value in wanted.items():
         if there.get(name) != value:
             raise ConfigError(f"`start_from`: {run.folder} has {name} {there.get(name)}, and this run {value}; expected the same")

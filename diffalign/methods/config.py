@@ -65,6 +65,9 @@ class TrainConfig:
     """Weight-file variant, for example fp16."""
     pretrained_vae_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
     """Another autoencoder, one that is sound in half precision; the model's own runs in float32."""
+    denoiser: str | None = key(None, kinds=IMAGE, changes="model", uses=HELP)
+    """File of a denoiser alone, as model sites offer them and ComfyUI keeps them in diffusion_models/, or its folder in diffusers layout:
+    it stands in for the model's own, whose other parts are used."""
     base_lora: list[str] = key([], kinds=IMAGE, changes="model", uses=HELP)
     """LoRA files in any of these layouts that are part of the base, each as FILE or FILE:strength: fused into the weights of the policy
     and of the reference. Whatever uses the run fuses them, too."""

@@ -27,6 +27,7 @@ def save_result(parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> Non
         "revision": config.revision,
         "variant": config.variant,
         "vae": vae and lasting(vae),
+        **({"denoiser": lasting(config.denoiser)} if config.denoiser else {}),
         "kind": parts.kind,
         "component": parts.backbone.component,
         "max_sequence_length": config.max_sequence_length,

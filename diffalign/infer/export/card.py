@@ -177,14 +177,11 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
         more, place = _place_of(run.base)
         imports, lines, source = sorted([*imports, *more]), [place], "base"
     lines.append(f"pipe = {base.kind}.from_pretrained({source}{options})")
+    lines += [] if "merged" in formats else _base_files(run, base.layout.component, source)
     if run.personal:
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
     both = BACKBONES[base.layout.family].guidance(4.0, true_cfg=True)  # which some draw only with a negative prompt
     guidance = "".join(f", {name}={literal(value)}" for name, value in both.items()) if run.steers and "negative_prompt" in both else ""
-    for lora in run.facts.get("base_lora") or () if "merged" not in formats else ():
-        file = Path(lora["file"]).name
-        lines.append(f'pipe.load_lora_weights("path/to", weight_name={literal(file)})  # put the folder here in which it lies')
-        lines += [f"pipe.fuse_lora(lora_scale={literal(lora['strength'])})", "pipe.unload_lora_weights()"]
     draw = [f'pipe("a red star"{guidance}).images[0].save("picture.png")']
     if run.steers:
         more, steps = _negative_steps(repo, base)
@@ -195,6 +192,20 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
     elif "merged" not in formats:
         lines.append(f'pipe.load_lora_weights({literal(repo)}, weight_name="{WEIGHTS}")')
     return "\n".join(["```python", *imports, "", *lines, *draw, "```"])
+
+
+def _base_files(run: Run, component: str, source: str) -> list[str]:
+    """Return the lines that put the files into `pipe` which the run's base was made of besides the model at `source`."""
+    lines = []
+    if run.facts.get("denoiser"):
+        file = literal(f"path/to/{Path(run.facts['denoiser']).name}")
+        lines.append(f"kind = type(pipe.{component})  # its denoiser is the file of the next line")
+        lines.append(f'pipe.{component} = kind.from_single_file({file}, config={source}, subfolder="{component}")')
+    for lora in run.facts.get("base_lora") or ():
+        file = Path(lora["file"]).name
+        lines.append(f'pipe.load_lora_weights("path/to", weight_name={literal(file)})  # put the folder here in which it lies')
+        lines += [f"pipe.fuse_lora(lora_scale={literal(lora['strength'])})", "pipe.unload_lora_weights()"]
+    return lines
 
 
 def _place_of(name: str) -> tuple[list[str], str]:

@@ -71,20 +71,21 @@ def with_result(run: Run, dtype: torch.dtype, device_map: str | None = None, und
     weights = run.folder / run.component
     if run.full and not weights.is_dir():
         raise CheckpointError(f"{run.folder}: the run's weights are missing; expected {weights.name}")
-    pipe = base_of(run, dtype=dtype, device_map=device_map, denoiser=weights if run.full else None)
+    pipe = base_of(run, dtype=dtype, device_map=device_map, trained=weights if run.full else None)
     if not run.full:
         load_lora(pipe, run.folder, run.component)
     return pipe
 
 
-def base_of(run: Run, *, dtype: torch.dtype = torch.float32, device_map: str | None = None, denoiser: Path | None = None) -> Any:
+def base_of(run: Run, *, dtype: torch.dtype = torch.float32, device_map: str | None = None, trained: Path | None = None) -> Any:
     """Return the stock pipeline of the model that a run started from, on the CPU unless `device_map` says otherwise.
 
-    `denoiser` is a folder whose network stands in for the model's own.
+    `trained` is a folder whose network stands in for the model's own.
     """
     options = {name: run.facts.get(name) for name in ("revision", "variant", "vae")}
+    denoiser = None if run.facts.get("denoiser") is None else Path(run.facts["denoiser"])
     loras = [BaseLora.of_facts(facts) for facts in run.facts.get("base_lora") or ()]
-    return load_pipeline(run.base, **options, dtype=dtype, device_map=device_map, denoiser=denoiser, base_loras=loras)
+    return load_pipeline(run.base, **options, dtype=dtype, device_map=device_map, denoiser=denoiser, trained=trained, base_loras=loras)
 
 
 def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:

@@ -67,6 +67,7 @@ def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backb
         variant=config.variant,
         vae=config.pretrained_vae_model_name_or_path,
         quantization=speed.quantization_config(config),
+        denoiser=None if config.denoiser is None else Path(config.denoiser),
         base_loras=lora.base_loras(config),
         check=False,
     )

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, is_local, resolve
 from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
 from diffalign.models.weights import UNREADABLE
 
@@ -67,6 +69,8 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     options = BACKBONES[layout.family].pipeline_options
     pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **options})
     family: Any = _forced(BACKBONES[layout.family])
+    if config.denoiser is not None:
+        denoiser_folder(Path(config.denoiser), parts[layout.component].config, type(parts[layout.component]))
     check_base_loras(config, pipe)
     model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
     sizes = None if recipe.users is None else expected_sizes(recipe, model, _users(config, recipe))
@@ -80,8 +84,8 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     return Outline(kind, layout, parts, model, mode)
 
 
-def check_loras(config: TrainConfig, recipe: Recipe) -> None:
-    """Raise ConfigError or CheckpointError for LoRA files of the config that do not fit its model, or what it says of them."""
+def check_files(config: TrainConfig, recipe: Recipe) -> None:
+    """Raise ConfigError or CheckpointError for a denoiser's or LoRA files of the config that do not fit its model, or other keys."""
     outline(config, recipe, torch.device("cpu"))
 
 

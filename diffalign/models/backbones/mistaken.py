@@ -21,13 +21,6 @@ SINGLE_FILES = {
     "double_blocks": "FluxPipeline",
     "cond_stage_model": "StableDiffusionPipeline",
 }
-# By pipeline: what diffusers calls its denoiser, and the denoiser's class.
-DENOISERS = {
-    "StableDiffusionXLPipeline": ("unet", "UNet2DConditionModel"),
-    "StableDiffusion3Pipeline": ("transformer", "SD3Transformer2DModel"),
-    "FluxPipeline": ("transformer", "FluxTransformer2DModel"),
-    "StableDiffusionPipeline": ("unet", "UNet2DConditionModel"),
-}
 
 
 def names_weights(name: str) -> bool:
@@ -67,6 +60,22 @@ def refuse_vae(name: str) -> None:
             raise CheckpointError(f"{path / CONFIG}: a {kind}; expected an AutoencoderKL")
 
 
+def refuse_denoiser(name: str) -> None:
+    """Raise CheckpointError for a path that holds no denoiser where one is to stand in for a model's own."""
+    path = Path(name)
+    expected = "expected a .safetensors file of a denoiser, or its folder in diffusers layout"
+    if path.is_dir():
+        if (path / INDEX).is_file() or not (path / CONFIG).is_file():
+            raise CheckpointError(f"{name}: {'a whole model' if (path / INDEX).is_file() else f'has no {CONFIG}'}; {expected}")
+        return
+    if path.suffix.lower() == ".gguf":
+        raise CheckpointError(f"{name}: a quantised GGUF file, which cannot be trained; {expected}, and --quantization makes it small")
+    if path.suffix != SUFFIX or not path.is_file():
+        raise CheckpointError(f"{name}: {'another kind of file' if path.is_file() else 'there is no such file'}; {expected}")
+    if any("lora_" in tensor or ".lora" in tensor for tensor in names_of(path)):
+        raise CheckpointError(f"{name}: a LoRA adapter, and no denoiser; give it to --base_lora or --start_from_lora")
+
+
 def part_of(path: Path) -> Path | None:
     """Return the folder of the model that a folder is a part of, None for any other."""
     return path.parent if path.is_dir() and not (path / INDEX).is_file() and (path.parent / INDEX).is_file() else None
@@ -85,18 +94,14 @@ def _file(path: Path) -> str:
     names = names_of(path) if path.suffix == SUFFIX else []
     if any("lora_" in name or ".lora" in name for name in names):
         return "a LoRA adapter, and no model; give the folder or hub id of the model that it goes on"
-    kind = _single_file_class(names)
-    folder = path.with_suffix("")
     if names and not any(name.startswith("first_stage_model.") for name in names):
-        part, network = DENOISERS[kind]
-        lines = (
-            f"from diffusers import {kind}, {network}\n  {part} = {network}.from_single_file({str(path)!r})\n"
-            f"  {kind}.from_pretrained(BASE, {part}={part}).save_pretrained({str(folder)!r})"
+        return (
+            "weights of a denoiser alone, without autoencoder and text encoders; give it to --denoiser, and the model that has these to "
+            "--pretrained_model_name_or_path"
         )
-        what = "weights of a denoiser alone, without autoencoder and text encoders, which the model BASE has"
-    else:
-        lines = f"from diffusers import {kind}\n  {kind}.from_single_file({str(path)!r}).save_pretrained({str(folder)!r})"
-        what = "a single-file checkpoint that is no safetensors file of a whole model"
+    kind, folder = _single_file_class(names), path.with_suffix("")
+    lines = f"from diffusers import {kind}\n  {kind}.from_single_file({str(path)!r}).save_pretrained({str(folder)!r})"
+    what = "a single-file checkpoint that is no safetensors file of a whole model"
     return f"{what}; make a folder of it in Python with\n  {lines}\nand give that folder, {folder}"
 
 

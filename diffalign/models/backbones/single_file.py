@@ -1,4 +1,4 @@
-"""Models in one file, as model sites offer them: made once into a folder in diffusers layout, which everything else then reads.
+"""Models and denoisers in one file, as model sites offer them: made once into a folder in diffusers layout, which all else then reads.
 
 The folder lies in the cache of huggingface_hub and is named by what is in the file, so a file that was moved is not converted again.
 """
@@ -6,6 +6,7 @@ The folder lies in the cache of huggingface_hub and is named by what is in the f
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError
 from diffalign.core.files import atomic_folder
 from diffalign.core.weight_files import DTYPES, SUFFIX, names_of
+from diffalign.models.backbones.mistaken import SINGLE_FILES, refuse_denoiser
 
 logger = logging.getLogger(__name__)
 DENOISER, VAE = "model.diffusion_model.", "first_stage_model."  # where the layouts of single files have their parts
@@ -55,7 +57,61 @@ def folder_of(path: Path, configs: Path | None = None) -> Path:
     return folder
 
 
-def _convert(path: Path, folder: Path, configs: Path | None) -> None:
+def denoiser_folder(path: Path, config: Mapping[str, Any], kind: Any) -> Path:
+    """Return the folder with the denoiser of class `kind` that a file holds, or a folder is; it is made the first time, in the cache.
+
+    `config` is that of the network which it stands in for. Raises CheckpointError that says what the file looks like where it is no such
+    denoiser, or cannot be trained (fp8).
+    """
+    refuse_denoiser(str(path))
+    if path.is_dir():
+        return path
+    written = json.dumps(dict(config), sort_keys=True, default=str)
+    mark = hashlib.blake2b(written.encode(), digest_size=8).hexdigest()
+    folder = Path(cached_assets_path("diffalign", "denoisers", f"{_fingerprint(path)}-{mark}"))
+    with WeakFileLock(folder.with_suffix(".lock")):
+        if not (folder / "config.json").is_file():
+            _begin(path, folder)
+            network = _denoiser(path, written, kind)
+            with atomic_folder(folder) as made:
+                network.save_pretrained(made)
+    return folder
+
+
+def _denoiser(path: Path, config: str, kind: Any) -> Any:
+    """Return the network of a file by diffusers' own converter, with the config of the base."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from safetensors.torch import load_file
+
+    from diffalign.models.weights import UNREADABLE, check_finite
+
+    tensors = load_file(path)
+    if "input_blocks.0.0.weight" in tensors:  # as ComfyUI's folder has them, without the prefix
+        tensors = {DENOISER + name: value for name, value in tensors.items()}
+    looks = _looks_like(tensors)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(config)
+            network = kind.from_single_file(tensors, config=folder, local_files_only=True)
+        check_finite(str(path), network)  # also for weights that are not there
+    except (*UNREADABLE, SingleFileComponentError, IndexError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: looks like {looks}, and does not load as the {kind.__name__} of this base ({error})") from error
+    return network
+
+
+def _looks_like(tensors: Mapping[str, Any]) -> str:
+    """Return the kind of checkpoint that tensors are, as diffusers calls it, which takes what it does not know for v1."""
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+    kind = infer_diffusers_model_type(dict(tensors))
+    if kind != "v1" or any("input_blocks" in name for name in tensors):
+        return kind
+    pipelines = (pipeline for mark, pipeline in SINGLE_FILES.items() if any(mark in name for name in tensors))
+    return next((f"a {pipeline}" for pipeline in pipelines), f"no published checkpoint (it has `{min(tensors, default='')}`)")
+
+
+def _begin(path: Path, folder: Path) -> None:
+    """Say that a folder is made of a file. Raises CheckpointError where the disk is too full, or its weights cannot be trained."""
     size, free = path.stat().st_size, shutil.disk_usage(folder).free
     if free < 1.05 * size:
         raise CheckpointError(
@@ -64,6 +120,10 @@ def _convert(path: Path, folder: Path, configs: Path | None) -> None:
         )
     _check_dtypes(path)
     logger.info("%s: a folder in diffusers layout is made of it in %s, this once", path, folder)
+
+
+def _convert(path: Path, folder: Path, configs: Path | None) -> None:
+    _begin(path, folder)
     with tempfile.TemporaryDirectory() as temporary:
         if configs is None:
             write_published(path, Path(temporary))
@@ -132,11 +192,15 @@ def _prediction(kind: str, names: Mapping[str, Any], facts: Mapping[str, str], s
 def _check_dtypes(path: Path) -> None:
     """Raise CheckpointError for a file whose denoiser is of numbers that are not trained in."""
     with safe_open(path, framework="numpy") as opened:
-        denoiser = (name for name in opened.keys() if name.startswith(DENOISER))  # noqa: SIM118  # a safe_open is no mapping
+        names = list(opened.keys())
+        denoiser = [name for name in names if name.startswith(DENOISER)] or names
         dtypes = Counter(opened.get_slice(name).get_dtype() for name in denoiser)
     dtype = dtypes.most_common(1)[0][0]
     if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: its weights are {dtype}, which cannot be trained; give a file of fp16, bf16 or float32")
+        raise CheckpointError(
+            f"{path}: its weights are {dtype}, which cannot be trained; give a file of fp16, bf16 or float32 (to "
+            "store a frozen base in fewer bits, --quantization fp8, int8 or nf4 makes them of such a file)"
+        )
 
 
 def _fingerprint(path: Path) -> str:

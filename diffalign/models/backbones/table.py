@@ -30,6 +30,7 @@ from diffalign.models.backbones.qwen_image import QwenImage
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
+from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.z_image import ZImage
 from diffalign.models.weights import UNREADABLE, check_finite, read_network, whole
 
@@ -69,14 +70,15 @@ def load_pipeline(
     device_map: str | None = None,
     quantization: Any = None,
     denoiser: Path | None = None,
+    trained: Path | None = None,
     base_loras: Sequence[BaseLora] = (),
 ) -> Any:
     """Return the stock pipeline of a model folder or hub id: safetensors only, no safety checker, no progress bars.
 
     `dtype` is for all parts, or by part with a "default"; `vae` is a folder or hub id whose autoencoder stands in (one that is sound
-    in half precision); `denoiser` is a folder with a network that stands in for the model's own; `base_loras` are fused into the weights,
-    but not into that network; `quantization` is a PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if
-    it is of no supported kind, or does not load.
+    in half precision); `denoiser` is a file or folder with a network that stands in for the model's own, and `trained` the folder of one
+    that was trained from it; `base_loras` are fused into the weights, but not into that; `quantization` is a
+    PipelineQuantizationConfig of diffusers. Raises CheckpointError that names the model if it is of no supported kind, or does not load.
     """
     check_folder(resolve(name), variant)
     return _pipeline(
@@ -88,6 +90,7 @@ def load_pipeline(
         device_map=device_map,
         quantization=quantization,
         denoiser=denoiser,
+        trained=trained,
         base_loras=base_loras,
     )
 
@@ -102,6 +105,7 @@ def _pipeline(
     device_map: str | None = None,
     quantization: Any = None,
     denoiser: Path | None = None,
+    trained: Path | None = None,
     base_loras: Sequence[BaseLora] = (),
 ) -> Any:
     """Return the pipeline of a folder that has been checked, or of a hub id."""
@@ -114,10 +118,12 @@ def _pipeline(
     if vae is not None:
         kind: Any = AutoencoderKL
         options["vae"] = _load(kind, vae, {"dtype": _of(dtype, "vae")})
-    if denoiser is not None:
+    if (stand_in := trained or denoiser) is not None:
         network: Any = getattr(diffusers, index[layout.component][1])
         config = network.load_config(resolve(name), subfolder=layout.component, revision=revision)
-        options[layout.component] = read_network(network, denoiser, config, dtype=_of(dtype, layout.component))
+        options[layout.component] = read_network(
+            network, denoiser_folder(stand_in, config, network), config, dtype=_of(dtype, layout.component)
+        )
     if quantization is not None:
         options["quantization_config"] = quantization
     if device_map is None:
@@ -129,7 +135,7 @@ def _pipeline(
     for lora in base_loras:
         logger.info("%s: with %s at strength %g fused in (base_lora)", name, lora.file, lora.strength)
         for part, adapter in lora_adapters(lora.file, pipe).items():
-            if denoiser is None or part != layout.component:
+            if trained is None or part != layout.component:
                 fuse(getattr(pipe, part), adapter, lora.strength)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -174,6 +180,7 @@ def load_backbone(
     variant: str | None = None,
     vae: str | None = None,
     quantization: Any = None,
+    denoiser: Path | None = None,
     base_loras: Sequence[BaseLora] = (),
     check: bool = True,
 ) -> Pretrained:
@@ -186,7 +193,8 @@ def load_backbone(
     layout = model_index(name, revision)[1]
     dtypes = part_dtypes(layout, precision, full=full, own_vae=vae is None)
     mapped = PipelineQuantizationConfig(quant_mapping={layout.component: quantization}) if quantization is not None else None
-    pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, vae=vae, quantization=mapped, base_loras=base_loras)
+    options: dict[str, Any] = {"vae": vae, "denoiser": denoiser, "quantization": mapped, "base_loras": base_loras}
+    pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, **options)
     return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
 
 
