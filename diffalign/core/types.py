@@ -129,18 +129,19 @@ class Scores:
     old: Tensor | None = None  # (B, K), of the policy that drew the images, without gradient; the policy as it is where None
     residuals: Residuals | None = None  # only for objectives that compare the outputs of networks
     steps: Steps | None = None  # only for objectives of stored sampler steps
+    neighbour: Tensor | None = None  # (B, K) log-ratios under the prompt of the batch's next record, without gradient
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
         if self.policy.ndim != 2:
             raise ValueError(f"`policy` of scores is of shape (records, candidates); found {tuple(self.policy.shape)}")
-        of_candidates = {"reference": self.reference, "lengths": self.lengths, "old": self.old, **self.columns}
+        of_candidates = {"reference": self.reference, "lengths": self.lengths, "old": self.old, "neighbour": self.neighbour, **self.columns}
         _require_shape(of_candidates, self.policy.shape, "(records, candidates)")
         _require_shape({name: getattr(self, name) for name in ("prob", "weight", "offset")}, self.policy.shape[:1], "(records,)")
         if self.tokens is not None and self.tokens.policy.shape[:2] != self.policy.shape:
             found, expected = tuple(self.tokens.policy.shape), tuple(self.policy.shape)
             raise ValueError(f"`tokens` are of shape {found}; expected (records, candidates, tokens) with {expected} first")
-        _widen(self, ("policy", "reference", "prob", "weight", "offset", "old"))
+        _widen(self, ("policy", "reference", "prob", "weight", "offset", "old", "neighbour"))
 
     @property
     def log_ratio(self) -> Tensor:
@@ -202,6 +203,18 @@ class Query:
     dropped: Tensor | None = None  # (B,) which prompts were
     frames: Tensor | None = None  # (B, K, 6), as the batch's
     conditioning: Tensor | None = None  # (B, K, 3, h, w), as the batch's
+
+    @property
+    def x(self) -> Tensor:
+        """Return where the network is asked, (B, K, C, H, W)."""
+        return self.noised.x_t
+
+    def candidate(self, k: int) -> Query:
+        """Return the query of candidate `k` alone."""
+        noised, place = self.noised, slice(k, k + 1)
+        frames, conditioning = (None if x is None else x[:, place] for x in (self.frames, self.conditioning))
+        alone = replace(noised, x_t=noised.x_t[:, place], target=noised.target[:, place])
+        return replace(self, noised=alone, frames=frames, conditioning=conditioning)
 
     def to(self, device: torch.device) -> Query:
         """Return the query on `device`."""

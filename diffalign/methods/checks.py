@@ -202,7 +202,7 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
             f"objective `{objective}` reads steps of the sampler that drew the images, which a dataset does not have; give `prompts` to "
             "draw, or choose awm, dgpo or diffusion_nft, which learn from the same advantages on clean latents"
         )
-    if recipe.facts.mismatched and config.train_batch_size == 1:
+    if (recipe.facts.mismatched or recipe.neighbours) and config.train_batch_size == 1:
         raise ConfigError(f"objective `{objective}` estimates its baseline from the other records of a batch; set train_batch_size above 1")
     check_flow_rollout(config, layout.flow)
     check_memory_format(config, layout.component)

@@ -76,6 +76,11 @@ class Recipe:
         return self.facts.old is not None and self.objective.constants[self.facts.old] is not None
 
     @property
+    def neighbours(self) -> bool:
+        """Return whether the loss reads scores under the prompts of other records."""
+        return self.objective.constants.get("zero_point") == "neighbour"
+
+    @property
     def beta(self) -> float | None:
         """Return the objective's beta, None where it has none."""
         return self.objective.constants.get("beta")

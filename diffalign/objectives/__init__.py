@@ -44,7 +44,6 @@ NCA = Source("release", ("TRL", "golden"), "of lists it is reconstructed")
 ADPO_LIST = Source("paper", ("golden",), "the target from gains is reconstructed")
 NFT = Source("paper", ("golden",), "`space: adaptive` is the release's")
 DSPO = Source("release", ("golden",), "`form: sdxl` is the release's for SDXL, another loss than the paper's")
-KTO = Source("release", ("golden",), "its zero point from a neighbour's prompt is left out")
 RATIOS = Source("release", ("TRL", "golden"), "of one process")
 VARIANT = Source("variant", ("golden",))
 CLIPPED = Source("variant", ("golden",), "on kept sampler steps (`rollout`) it is the release's")
@@ -102,7 +101,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mapo": Objective(mapo, Facts("R", reference=False), policy_score, RELEASE),
     "denoise": Objective(denoise, Facts("V", reference=False, candidates=1), policy_score, Source("paper", ("TRL", "golden"))),
     "dspo": Objective(dspo, Facts("V", residuals=True), times_beta, DSPO),
-    "diffusion_kto": Objective(diffusion_kto, Facts("V", coupled=True), times_beta, KTO),
+    "diffusion_kto": Objective(diffusion_kto, Facts("V", coupled=True), times_beta, RELEASE),
     "awm": Objective(awm, replace(ADVANTAGE_AND_DRIFT, old="clip"), log_ratio, RELEASE),
     "dgpo": Objective(dgpo, replace(ADVANTAGE, old="clip"), times_beta, RELEASE),
     "diffusion_nft": Objective(diffusion_nft, ADVANTAGE_AND_DRIFT, log_ratio, NFT),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffalign.core.types import Scores
 
 Utility = Literal["kahneman_tversky", "loss_averse", "risk_seeking"]
-ZeroPoint = Literal["batch", "balanced"]
+ZeroPoint = Literal["batch", "balanced", "neighbour"]
 Over = Literal["pair", "batch"]
 
 
@@ -113,7 +113,9 @@ def diffusion_kto(
 
     Diffusion-KTO (2404.04465 as released, beta 1000 for whole errors, which is 2000 here). U is sigmoid (Kahneman-Tversky), log sigmoid
     (loss averse) or softplus (risk seeking). z0, without gradient, is the mean log-ratio of the batch, not below 0, or with `zero_point`
-    "balanced" the mean of the means over preferred and dispreferred images. `prob` is the share of an image's label; `offset` is not used.
+    "balanced" the mean of the means over preferred and dispreferred images, or with "neighbour" ("original" in the release) the mean
+    under the prompt of the batch's next record, not below 0, which costs a pass of each network more. `prob` is the share of an image's
+    label; `offset` is not used.
     With utility and zero point left as they are it is `kto` on images.
     """
     import torch
@@ -122,11 +124,20 @@ def diffusion_kto(
     liked = torch.stack([prob, 1.0 - prob], dim=1)[:, : u.shape[1]]
     if zero_point == "batch":
         z0 = u.detach().mean().clamp(min=0.0)
+    elif zero_point == "neighbour":
+        z0 = _neighbour(s)[:, :2].mean().clamp(min=0.0)
     else:
         z0 = sum((part * u.detach()).sum() / (part.sum() + 1e-6) for part in (liked, 1.0 - liked)) / 2.0
     worth = {"kahneman_tversky": lambda z: z.sigmoid(), "loss_averse": log_sigmoid, "risk_seeking": lambda z: -log_sigmoid(-z)}[utility]
     good, bad = (weight * (1.0 - worth(z)) for weight, z in ((desirable_weight, beta * (u - z0)), (undesirable_weight, beta * (z0 - u))))
     return (liked * good + (1.0 - liked) * bad).mean(dim=1)
+
+
+def _neighbour(s: Scores) -> Tensor:
+    """Return the log-ratios under the neighbours' prompts. Raises ValueError for scores without."""
+    if s.neighbour is None:
+        raise ValueError("this objective compares with the prompts of other records, and these scores have only those of their own")
+    return s.neighbour
 
 
 def winner_preserving(loss: Loss, *, mu: float, over: Over = "pair") -> Loss:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffalign.core.types import Batch, Generator, Likelihood, Query, Scores
+from diffalign.core.types import Batch, Generator, Likelihood, Scores
 from diffalign.methods.parts import Parts
 from diffalign.models.diffusion.likelihood import joined
 
@@ -32,23 +31,15 @@ def preference_step(
     return parts.recipe.objective(scores).mean(), scores
 
 
-def one_by_one(likelihood: Likelihood, policy: Any, query: Query) -> Any:
+def one_by_one(likelihood: Likelihood, policy: Any, query: Any) -> Any:
     """Return what the likelihood's `score` does, with gradient, holding the activations of one candidate at a time.
 
     Nothing is kept of the forward passes. The loss is computed from all scores; the backward pass then runs each candidate again, the
     last one first, with the same dropout. The gradient is that of all candidates at once.
     """
 
-    def score(x_t: Tensor, part: Query) -> Any:  # an argument that is a tensor tells `checkpoint` whose random state to keep
-        return likelihood.score(policy, replace(part, noised=replace(part.noised, x_t=x_t)))
+    def score(_: Tensor, part: Any) -> Any:  # an argument that is a tensor tells `checkpoint` whose random state to keep
+        return likelihood.score(policy, part)
 
-    parts = [candidate(query, k) for k in range(query.noised.x_t.shape[1])]
-    return joined([checkpoint(score, part.noised.x_t, part, use_reentrant=False) for part in parts])
-
-
-def candidate(query: Query, k: int) -> Query:
-    """Return the query of candidate `k` alone."""
-    noised, place = query.noised, slice(k, k + 1)
-    frames, conditioning = (None if x is None else x[:, place] for x in (query.frames, query.conditioning))
-    alone = replace(noised, x_t=noised.x_t[:, place], target=noised.target[:, place])
-    return replace(query, noised=alone, frames=frames, conditioning=conditioning)
+    parts = [query.candidate(k) for k in range(query.x.shape[1])]
+    return joined([checkpoint(score, part.x, part, use_reentrant=False) for part in parts])

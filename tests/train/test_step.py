@@ -17,7 +17,7 @@ from diffalign.methods.builders.image import parts as build_parts
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import trainable
 from diffalign.models.reference import Frozen
-from diffalign.train.step import candidate, one_by_one, preference_step
+from diffalign.train.step import one_by_one, preference_step
 from diffalign.train.trainer import trainer_for
 from tests.train.configs import small_config
 
@@ -106,7 +106,7 @@ def test_activations_of_one_candidate_live_at_a_time(config):
     assert alive == [0, 0]
     scores.sum().backward()
     assert alive == [0, 0, 0, 0]
-    joint = [parts.likelihood.score(denoiser, candidate(query, k)) for k in range(2)]
+    joint = [parts.likelihood.score(denoiser, query.candidate(k)) for k in range(2)]
     assert alive[4:] == [0, 1], "without it both would live"
     del joint
 
@@ -115,8 +115,8 @@ def test_candidates_in_turn_keep_their_own_frames(config):
     parts, batch = setting(config, 3)
     query = parts.likelihood.prepare(None, batch, torch.Generator())
     assert query.frames.shape == (3, 2, 6)
-    assert all(torch.equal(candidate(query, k).frames, query.frames[:, k : k + 1]) for k in range(2))
-    assert candidate(replace(query, frames=None), 1).frames is None
+    assert all(torch.equal(query.candidate(k).frames, query.frames[:, k : k + 1]) for k in range(2))
+    assert replace(query, frames=None).candidate(1).frames is None
 
 
 def test_dropout_of_the_adapter_falls_alike_in_both_passes(config):
@@ -126,7 +126,7 @@ def test_dropout_of_the_adapter_falls_alike_in_both_passes(config):
     gradients = []
     for score in (
         lambda: one_by_one(likelihood, denoiser, query),
-        lambda: torch.cat([likelihood.score(denoiser, candidate(query, k)) for k in range(2)], dim=1),
+        lambda: torch.cat([likelihood.score(denoiser, query.candidate(k)) for k in range(2)], dim=1),
     ):
         denoiser.zero_grad()
         torch.manual_seed(5)

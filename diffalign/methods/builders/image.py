@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffalign.core.parts import Pairs
-from diffalign.core.types import Reference
+from diffalign.core.types import Likelihood, Reference
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
@@ -29,6 +29,7 @@ from diffalign.models.backbones.base import Backbone, BackboneSettings
 from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
+from diffalign.models.diffusion.neighbours import NeighbourLikelihood
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Several, Start
 from diffalign.models.trajectory_cache import Precomputed, network_facts
 from diffalign.models.users import branch
@@ -169,6 +170,11 @@ def likelihood_of(config: TrainConfig, recipe: Recipe, model: Backbone) -> Diffu
     )
 
 
+def with_neighbours(recipe: Recipe, likelihood: DiffusionLikelihood) -> Likelihood:
+    """Return the likelihood, which scores under the neighbours' prompts, too, where the loss reads that."""
+    return NeighbourLikelihood(likelihood) if recipe.neighbours else likelihood
+
+
 def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | CachedPairs:
     """Return the training data, cached on disk (filled now) or live."""
     buckets = parse_buckets(config.aspect_ratio_buckets)
@@ -206,11 +212,11 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
         if goes_on(config):
             facts["start"] = tensors_hash(adapters.trainable(model.denoiser))
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
-    index, penalty = order(config, view), None
+    index, penalty, scored = order(config, view), None, with_neighbours(recipe, likelihood)
     if users is not None and evidence is not None:
         data, index = UserPairs(data, users, evidence, config.user_dropout), users.index
         penalty = encoder_of(model.denoiser).penalty
-    return Parts("image", recipe, model, likelihood, compared, data, view.table.fingerprint, index, penalty, facts=start_hash)
+    return Parts("image", recipe, model, scored, compared, data, view.table.fingerprint, index, penalty, facts=start_hash)
 
 
 def _count_cut_prompts(model: Backbone, view: View) -> None:

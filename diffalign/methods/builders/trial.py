@@ -29,7 +29,7 @@ def check_step(config: TrainConfig, recipe: Recipe) -> None:
         columns = dict.fromkeys(facts.columns, torch.zeros_like(scores))
         reference, outputs = (scores, scores[:, :, None, None, None]) if recipe.compares else (None, None)
         residuals = Residuals(scores[:, :, None, None, None], scores[:, 0], outputs) if recipe.residuals else None
-        recipe.objective(Scores(scores, reference, lengths=torch.ones_like(scores), columns=columns, residuals=residuals))
+        recipe.objective(Scores(scores, reference, lengths=torch.ones_like(scores), columns=columns, residuals=residuals, neighbour=scores))
 
 
 def _check_kept(config: TrainConfig, recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ The mean is over C, H, W, and the one-half is kept: this fixes beta as in the Di
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -69,11 +69,14 @@ class Denoised:
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Return what `score` says of all candidates at once, from what it says of each."""
-    if not isinstance(parts[0], Denoised):
-        return torch.cat(list(parts), dim=1)
-    score, residual = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("score", "residual"))
-    return Denoised(score, residual, parts[0].sigma)
+    """Return what `score` says of all candidates at once, from what it says of each: tensors (B, K, ...), or dataclasses of such.
+
+    Tensors (B,) are the same for all candidates.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return first if first.dim() == 1 else torch.cat(list(parts), dim=1)
+    return replace(first, **{item.name: joined([getattr(part, item.name) for part in parts]) for item in fields(first)})
 
 
 @dataclass(frozen=True, slots=True)

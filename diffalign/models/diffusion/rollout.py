@@ -7,7 +7,7 @@ densities is one. Only the steps of the window are kept, three latents each: whe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,18 @@ class StepQuery:
     condition: Condition
     empty: Condition
     frames: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """Return where the network is asked, (B, K, C, H, W)."""
+        return self.stored.x
+
+    def candidate(self, k: int) -> StepQuery:
+        """Return the query of candidate `k` alone."""
+        s, place = self.stored, slice(k, k + 1)
+        advantage, frames = (None if value is None else value[:, place] for value in (s.advantage, self.frames))
+        stored = replace(s, x=s.x[:, place], x_to=s.x_to[:, place], mean=s.mean[:, place], advantage=advantage)
+        return replace(self, stored=stored, frames=frames)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
     judges = Judges(config.scorers, str(device))
     pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
     noisy = noisy_of(config, recipe)
-    likelihood: Likelihood = image.likelihood_of(config, recipe, model)
+    likelihood: Likelihood = image.with_neighbours(recipe, image.likelihood_of(config, recipe, model))
     finish = Finish(Start.of(model.denoiser), config.num_inference_steps - config.start_model_steps) if config.start_model_steps else None
     drawer: Drawer = PipelineDrawer(config, model, finish)
     if noisy is not None:
@@ -75,8 +75,6 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
         return None
     if not (recipe.facts.steps or recipe.facts.of_steps):
         raise ConfigError(f"`rollout` keeps steps of a sampler, which objective `{recipe.objective.name}` does not read; leave it out")
-    if config.sequential_candidates:
-        raise ConfigError("`sequential_candidates` is for denoising errors; leave it out where steps of a sampler are trained")
     noisy: Noisy | Branch = bind("rollout", ROLLOUTS, config.rollout or "cps")()
     if isinstance(noisy, Branch):
         _check_tree(config, recipe, noisy)
