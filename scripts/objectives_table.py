@@ -37,31 +37,162 @@ COMPOSITIONS = """
 ## Online, and what it is made of
 
 Advantages, which objectives read as the column `advantage`, come from the loop of online training (`advantages`, `combine`) or, of a
-table's scores, from the transforms `advantage` and `combined`. All numbers are checked against `tests/golden/data/online`.
+table's scores, from the transforms `advantage` and `combined`. The words are those above; *golden* is `tests/golden/data/online`, and
+*golden, run* says that the release's own function was run on these inputs, too, when they were made. No method as a whole was compared
+with a training of its release.
 
-| in the field | here | it is |
-| --- | --- | --- |
-| Flow-GRPO's, NFT's, AWM's, DGPO's advantages | `advantages: {}` (global deviation, eps 1e-4, clip 5) | release |
-| DanceGRPO's, MixGRPO's | `{spread: group, ddof: 1, eps: 1e-8}` | release |
-| TRL's | `{spread: group, ddof: 1, clip: null}` | release |
-| Dr. GRPO's | `{spread: none, clip: null}` | paper |
-| online DPO | `dpo` on the best and the worst: transforms `[{pairs: {how: best_worst}}, orient]` | release |
-| Diffusion-SDPO (2511.03317) | `sdpo_mu` with any objective of pairs; `sdpo_scale: batch` as released | release; by pair ours |
-| GRPO of texts | `clipped_ratio: {low: 0.2}`; TRL's default `dapo` with `normaliser: batch` | release; compared with TRL |
-| GSPO | `clipped_ratio: {low: 3e-4, high: 4e-4, level: sequence}` | release; compared with TRL |
-| Dr. GRPO | `clipped_ratio: {low: 0.2, normaliser: fixed, length: L}` | release; compared with TRL |
-| DDPO, Flow-GRPO, DanceGRPO | `clipped_ratio: {low: 1e-4}` on stored steps of the sampler ddim, flow_sde, dance | release |
-| MixGRPO | the same, with noise in a `window` of the steps | release |
-| BranchGRPO | the same with `rollout: {branch: {...}}` | release; `noise_scale` 4 as released is an option |
-| GRPO-Guard | the same with `trust: guard`, low 2e-6 or 4e-6, `over_duration: true` | release |
-| Flow-DPPO | the same with `trust: gate` | release |
-| D3PO | `clipped_dpo` with `rollout: ddim`, transforms `[{pairs: {how: best_worst}}, orient]`; else a variant | release |
-
-A ddim step and its density are checked against diffusers' DDIMScheduler. Config and loop of stored steps: `rollout`.
+| in the field | here | it is | checked against |
+| --- | --- | --- | --- |
 """
+# By its name in the field: what it is here, where that is from, and what it is checked against.
+COMPOSED = (
+    (
+        "AWM",
+        "`awm` with `reference: old_policy`, `old_policy_decay: {uprate: 0.001, uphold: 0.3}`",
+        "release",
+        "golden; its log-likelihood: golden, run",
+    ),
+    (
+        "DGPO",
+        "`dgpo` with `reference: old_policy`",
+        "release; the paper compares two parts of a group",
+        "golden, run",
+    ),
+    (
+        "DiffusionNFT",
+        "`diffusion_nft` with `rollout_policy: reference`, and that reference with a decay",
+        "paper; `space: adaptive` is the release's",
+        "golden",
+    ),
+    (
+        "online DPO",
+        "`dpo` on the best and the worst: transforms `[{pairs: {how: best_worst}}, orient]`",
+        "release",
+        "TRL, golden",
+    ),
+    (
+        "online RankDPO",
+        "`rank_dpo` with `reference: old_policy`",
+        "variant: RankDPO is offline, and its loss reconstructed",
+        "golden",
+    ),
+    (
+        "Diffusion-SDPO (2511.03317)",
+        "`sdpo_mu` with any objective of pairs; `sdpo_scale: batch`",
+        "release; `pair`, the default, is ours",
+        "golden, run",
+    ),
+    (
+        "DDPO",
+        "`clipped_ratio: {low: 1e-4}` with `rollout: ddim`",
+        "release; the last step is left out",
+        "golden, run; diffusers' DDIMScheduler",
+    ),
+    (
+        "Flow-GRPO",
+        "the same with `rollout: flow_sde`, or `cps` as its fast recipes",
+        "release; the KL is the paper's, `kl_times_duration` the release's",
+        "golden; the steps: golden, run",
+    ),
+    (
+        "DanceGRPO",
+        "the same with `rollout: dance`",
+        "release; it trains a random 60% of the steps",
+        "golden; the steps: golden, run",
+    ),
+    (
+        "MixGRPO",
+        "the same with a window: `size`, `stay`, `move` in `rollout`",
+        "release; but for its shorter stays and DPM-Solver behind the window",
+        "golden; the window: golden, run",
+    ),
+    (
+        "BranchGRPO",
+        "the same with `rollout: {branch: {...}}`",
+        "release; defaults and pruning by width differ ([how](methods/online.md#trees))",
+        "golden; values and advantages: golden, run",
+    ),
+    (
+        "GRPO-Guard",
+        "the same with `trust: guard`, low 2e-6 or 4e-6, `over_duration: true`",
+        "release",
+        "golden",
+    ),
+    (
+        "Flow-DPPO",
+        "the same with `trust: gate`",
+        "release",
+        "golden",
+    ),
+    (
+        "D3PO",
+        "`clipped_dpo` with `rollout: ddim`, transforms `[{pairs: {how: best_worst}}, orient]`; else a variant",
+        "release",
+        "golden",
+    ),
+    (
+        "GRPO of texts",
+        "`clipped_ratio: {low: 0.2}`; TRL's default `dapo` with `normaliser: batch`",
+        "release",
+        "TRL, golden",
+    ),
+    (
+        "GSPO",
+        "`clipped_ratio: {low: 3e-4, high: 4e-4, level: sequence}`",
+        "release",
+        "TRL, golden",
+    ),
+    (
+        "Dr. GRPO",
+        "`clipped_ratio: {low: 0.2, normaliser: fixed, length: L}`",
+        "release",
+        "TRL, golden",
+    ),
+    (
+        "advantages of Flow-GRPO, NFT, AWM, DGPO",
+        "`advantages: {}` (global deviation, eps 1e-4, clip 5)",
+        "release; equal groups are zero exactly",
+        "golden, run",
+    ),
+    (
+        "those of DanceGRPO, MixGRPO",
+        "`{spread: group, ddof: 1, eps: 1e-8}`",
+        "release",
+        "golden",
+    ),
+    (
+        "TRL's",
+        "`{spread: group, ddof: 1, clip: null}`",
+        "release",
+        "golden",
+    ),
+    (
+        "Dr. GRPO's",
+        "`{spread: none, clip: null}`",
+        "paper",
+        "golden",
+    ),
+    (
+        "several rewards",
+        "`combine: weighted`, `standardised`, `gdpo`, `cfo`",
+        "release",
+        "golden",
+    ),
+    (
+        "several rewards",
+        "`combine: log_sigmoid`, `lagrange`, `maxmin`",
+        "reconstructed from abstracts",
+        "golden",
+    ),
+    (
+        "solver times of a rollout",
+        "those of the stock pipeline of the model",
+        "",
+        "diffusers' schedulers",
+    ),
+)
 
-METHODS_HEAD = """
-## Methods
+METHODS_HEAD = """## Methods
 
 What a method is as it stands, with no part replaced in the config. The same words as above say how near it is to its paper.
 
@@ -105,7 +236,18 @@ def method_row(name: str) -> str:
 
 def table() -> str:
     """Return the whole file."""
-    return HEAD + "\n".join(map(row, OBJECTIVES)) + "\n" + COMPOSITIONS + METHODS_HEAD + "\n".join(map(method_row, METHODS)) + "\n"
+    composed = "".join(f"| {' | '.join(cells)} |\n" for cells in COMPOSED)
+    return (
+        HEAD
+        + "\n".join(map(row, OBJECTIVES))
+        + "\n"
+        + COMPOSITIONS
+        + composed
+        + "\n"
+        + METHODS_HEAD
+        + "\n".join(map(method_row, METHODS))
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
