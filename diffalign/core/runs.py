@@ -31,7 +31,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 VALUES = (
     ("kind", "image", ("image", "text", "reward")),
     ("inference", "plain", ("plain", "negative_guidance", "user", "reward")),
-    ("train_method", None, ("lora", "dora", "full", "user")),
+    ("train_method", None, ("lora", "dora", "full", "user", "controlnet")),
     ("component", "unet", ("unet", "transformer", "model", "reward_head")),
     ("mixed_precision", "no", ("no", "fp16", "bf16")),
 )
@@ -46,7 +46,7 @@ class Run:
     method: str
     inference: str  # how the result is used: plain, negative_guidance, user or reward
     base: str  # the model it started from: folder or hub id
-    tuning: str  # lora, dora, full or user
+    tuning: str  # lora, dora, full, user or controlnet
     facts: Mapping[str, Any]  # all of run.json
 
     @classmethod
@@ -98,6 +98,11 @@ class Run:
     def full(self) -> bool:
         """Return whether all weights of the network were trained."""
         return self.tuning == "full"
+
+    @property
+    def conditioned(self) -> bool:
+        """Return whether its pictures are drawn to conditioning images, by a ControlNet."""
+        return self.tuning == "controlnet"
 
     @property
     def personal(self) -> bool:

@@ -26,6 +26,7 @@ from diffalign.methods.config_file import config_of
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import recipe_of
 from diffalign.models import adapters
+from diffalign.models.control import FOLDER as CONTROLNET
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.trajectory import forward
 from diffalign.objectives.metrics import implicit_accuracy
@@ -120,6 +121,8 @@ def accuracy_on(run: Run, dataset_name: str, split: str | None, reader: str | No
         built = parts(elsewhere, recipe, open_dataset(elsewhere, recipe), torch.device(device), fit=False)
         if run.personal:
             restore(built.backbone.denoiser, run.folder)
+        elif run.conditioned:
+            adapters.load_result(built.backbone.denoiser.controlnet, run.folder, full=True, component=CONTROLNET)
         else:
             adapters.load_result(built.backbone.denoiser, run.folder, full=run.full, component=built.backbone.component)
         return heldout_implicit_accuracy(built)

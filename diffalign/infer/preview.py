@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from diffalign.data.pictures import decode_image
 from diffalign.data.users import UserPairs
 from diffalign.infer.negative import negative_guidance
 from diffalign.infer.sample import draw, grid
@@ -45,8 +47,17 @@ def drawn(
     pipe = parts.backbone.pipeline()
     options: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
     options |= {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    if config.validation_image:
+        images = [_framed(file, config.resolution or parts.backbone.resolution) for file in config.validation_image]
+        options["conditioning_images"] = images * (len(prompts) // len(images))
     with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
         return [draw(pipeline, prompts, seeds, **options, true_cfg=negative, label=label) for pipeline in _pipelines(parts, pipe)]
+
+
+def _framed(file: str, side: int) -> Image.Image:
+    """Return a conditioning image as training frames it: resized and cropped to its centre."""
+    image = decode_image(Path(file).read_bytes(), file)
+    return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
 
 
 def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.progress import progress
 from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.models.backbones.table import BACKBONES, family_of
+from diffalign.models.control import FOLDER as CONTROLNET
 
 
 def draw(
@@ -32,6 +33,7 @@ def draw(
     bar: tqdm[Any] | None = None,
     keep: Callable[[Tensor], None] | None = None,
     begins: Callable[[int], None] | None = None,
+    conditioning_images: Sequence[Image.Image] | None = None,
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
@@ -40,13 +42,16 @@ def draw(
     guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
     the embedded models and 4 for 64x64 latents, if not given. `bar` counts the images of several calls; without one a call of more
     than 16 images has its own, named `label`. `keep` takes the latents (n, C, H, W) of each batch that the images are decoded from, as
-    they are trained on; `begins` is called as each solver step of a batch begins, with its number. Raises ConfigError for an SD3 without
-    one of its CLIPs.
+    they are trained on; `begins` is called as each solver step of a batch begins, with its number. `conditioning_images` are for each
+    prompt what the pipeline's ControlNet reads. Raises ConfigError for an SD3 without one of its CLIPs, and for conditioning images
+    without a ControlNet, or the other way round.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
     family = BACKBONES[family_of(stock)]
     if (why := family.undrawable(stock)) is not None:
         raise ConfigError(why)
+    if (conditioning_images is None) == (CONTROLNET in stock.components):
+        raise ConfigError(f"a {type(stock).__name__} {'needs' if conditioning_images is None else 'takes no'} conditioning images")
     options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(resolution, max_sequence_length)}
     side = resolution // family.factor(stock) if resolution is not None else family.sample_size(stock)
     size = batch_size or max(1, min(32, 2**14 // side**2))
@@ -56,11 +61,13 @@ def draw(
             part = list(prompts[start : start + size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + size]]
             negative = {"negative_prompt": [""] * len(part)} if "negative_prompt" in options else {}
+            shown = {} if conditioning_images is None else {"image": list(conditioning_images[start : start + size])}
             last = list[Tensor]()
             watched = {} if keep is None and begins is None else _watched(stock, last, begins)
             if begins is not None:
                 begins(0)
-            images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **{**options, **negative, **watched}).images
+            arguments = {**options, **negative, **watched, **shown}
+            images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **arguments).images
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
             (own_bar if bar is None else bar).update(len(part))

@@ -109,7 +109,15 @@ def stamped(name: str) -> dict[str, Any]:
 
 
 def drawn_as(run: Run) -> dict[str, Any]:
-    """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run."""
+    """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run.
+
+    Raises ConfigError for a run of a ControlNet, which does not draw to prompts alone.
+    """
+    if run.conditioned:
+        raise ConfigError(
+            f"{run.folder}: a run of a ControlNet draws to conditioning images, and here are prompts alone; use `diffalign.load(...)` with "
+            "`image=`, or its folder `controlnet` in another program"
+        )
     shape = {name: run.facts.get(name) for name in ("resolution", "max_sequence_length")}
     return {**shape, "true_cfg": run.steers}
 

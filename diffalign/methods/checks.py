@@ -19,6 +19,7 @@ from diffalign.core.specs import bind, single
 from diffalign.core.values import check_types
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
+from diffalign.methods.conditioning import check_controlnet, check_controls
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.lora_keys import check_lora_keys
@@ -108,6 +109,7 @@ def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     _check_rounds(config)
     check_lora_keys(config, METHODS[config.method], tuning_of(config))
     check_online(config, METHODS[config.method], tuning_of(config))
+    check_controlnet(config, METHODS[config.method], tuning_of(config), _names(config))
     _check_evaluations(config)
 
 
@@ -204,6 +206,7 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
         )
     if (recipe.facts.mismatched or recipe.neighbours) and config.train_batch_size == 1:
         raise ConfigError(f"objective `{objective}` estimates its baseline from the other records of a batch; set train_batch_size above 1")
+    check_controls(layout, name, recipe.tuning)
     check_flow_rollout(config, layout.flow)
     check_memory_format(config, layout.component)
     check_sides(parse_buckets(config.aspect_ratio_buckets), layout.component)

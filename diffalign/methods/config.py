@@ -217,9 +217,12 @@ class TrainConfig:
     precompute_ref_log_probs: bool = key(True, kinds=TEXT)
     """Of texts: the reference's log-probabilities are computed once, for each token, before training."""
 
-    train_method: Literal["lora", "dora", "full", "user"] | None = key(None, uses=CARD_AND_HELP)
-    """Low-rank adapter, the same with learned magnitudes, all weights of the network, or a user branch beside the text's attention
-    alone; lora if not given, user for PPD."""
+    train_method: Literal["lora", "dora", "full", "user", "controlnet"] | None = key(None, uses=CARD_AND_HELP)
+    """Low-rank adapter, the same with learned magnitudes, all weights, a user branch beside the text's attention, or a ControlNet that
+    reads the table's conditioning images; lora if not given, user for PPD."""
+    controlnet_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
+    """Of train_method controlnet: folder or hub id of the ControlNet to start from; if not given, a copy of the UNet's encoder, which
+    changes nothing yet. That of a finished run is its folder `controlnet`."""
     user_encoder: Spec | None = None
     """Another encoder of users than the method's; constants as {pairs: {max_shots: 8}}. Every one takes tokens and width (of a token).
     pairs: features (latents, a CLIP's folder or hub id, open_clip:ARCHITECTURE:WEIGHTS), max_shots, fit_steps, variational; vlm: model,
@@ -310,6 +313,8 @@ class TrainConfig:
     """Optimiser steps between log lines."""
     validation_prompts: list[str] = key([], changes="nothing", uses=HELP)
     """Prompts drawn (or answered) at step 0, every validation_steps and at the end, with the same seeds."""
+    validation_image: list[str] = key([], kinds=IMAGE, changes="nothing")
+    """Of train_method controlnet: files of the conditioning images that the validation prompts are drawn to, one each, or one for all."""
     validation_steps: int = key(500, AT_LEAST_ONE, changes="nothing", uses=HELP)
     """Optimiser steps between validation grids (or texts)."""
     eval_every: int | None = key(None, AT_LEAST_ONE, kinds=IMAGE, uses=HELP)

@@ -22,7 +22,7 @@ from diffalign.objectives.diffusion import winner_preserving
 if TYPE_CHECKING:
     from diffalign.methods.config import TrainConfig
 
-Tuning = Literal["lora", "dora", "full", "user"]
+Tuning = Literal["lora", "dora", "full", "user", "controlnet"]
 Driver = Literal["policy", "reference", "ema"]
 Constants = dict[str, dict[str, Any]]  # {name: constants}
 # Whose network a trajectory runs if the config does not say: policy, reference or ema (a moving average of the policy, as in Self-NPO's

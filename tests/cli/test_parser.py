@@ -333,7 +333,7 @@ def test_words_are_taken_as_people_type_them(given, words, values):
         (["--rank", "many"], ["--rank", "'many'", "a whole number"]),
         (["--rank", "8.5"], ["--rank", "'8.5'", "a whole number"]),
         (["--learning_rate", "nan"], ["--learning_rate", "'nan'", "a number"]),
-        (["--train_method", "Full"], ["--train_method", "'Full'", "lora, dora, full or user", "`full`"]),
+        (["--train_method", "Full"], ["--train_method", "'Full'", "lora, dora, full, user or controlnet", "`full`"]),
         (["--objective", "{dpo"], ["--objective", "YAML"]),
         (["--objective", "[dpo]"], ["--objective", "{name: {constant: value}}"]),
         (["votes"], ["`votes`"]),

@@ -157,7 +157,7 @@ def test_every_key_is_typed_alike_in_a_file_and_in_python(tmp_path):
     ("line", "facts"),
     [
         ("train_method: Full", ["`train_method`", "'Full'", "`full`"]),
-        ("train_method: qlora", ["`train_method`", "'qlora'", "lora, dora, full or user"]),
+        ("train_method: qlora", ["`train_method`", "'qlora'", "lora, dora, full, user or controlnet"]),
         ("cache: no", ["`cache`", "'no'", "disk or off"]),
         ("cache: false", ["`cache`", "False", "disk or off"]),
         ("reference: None", ["`reference`", "'None'", "`none`"]),

@@ -134,6 +134,11 @@ def _formats(run: Run, wanted: Sequence[str] | None) -> list[str]:
             f"the run of a language model is in the format of its library already: {PEFT_WEIGHTS} for peft's PeftModel.from_pretrained, "
             f"or after full fine-tuning the folder `{MODEL}` for AutoModelForCausalLM"
         )
+    if run.conditioned:
+        raise ConfigError(
+            f"{run.folder}: a ControlNet is in the format of other programs already: the folder `controlnet` for ControlNetModel of "
+            "diffusers, the weights in it for ComfyUI"
+        )
     adapter = run.steers or not run.full
     for form in wanted or ():
         if form not in FORMATS:

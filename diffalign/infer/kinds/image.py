@@ -21,7 +21,9 @@ from diffalign.models import adapters
 from diffalign.models.adapter_files import WEIGHTS
 from diffalign.models.adapters import load_lora
 from diffalign.models.backbones.base_lora import BaseLora
-from diffalign.models.backbones.table import load_denoiser, load_pipeline
+from diffalign.models.backbones.table import BACKBONES, family_of, load_denoiser, load_pipeline
+from diffalign.models.control import FOLDER as CONTROLNET
+from diffalign.models.control import check_pipeline, pipeline_of, read_controlnet
 from diffalign.models.users import branch
 from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
 
@@ -38,13 +40,16 @@ def preview(parts: Parts, config: TrainConfig, label: str, file: Path) -> None:
 
 
 def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
-    """Write the user branch with its encoder, the adapter, or the denoiser; of full training for guidance also an adapter of its change."""
+    """Write the user branch with its encoder, the ControlNet, adapter or denoiser; of full training for guidance an adapter, too."""
     backbone, recipe = parts.backbone, parts.recipe
     pipe, component = backbone.pipeline(whole=False), backbone.component
     if recipe.tuning == "user":
         denoiser: Any = backbone.denoiser
         branch.save(denoiser, folder / BRANCH, {"encoder": denoiser.user_encoder.fingerprint()})
         save_encoder(denoiser.user_encoder, folder / ENCODER)
+        return
+    if recipe.tuning == "controlnet":
+        adapters.save_full(pipe.controlnet, folder / CONTROLNET)
         return
     if recipe.tuning != "full":
         adapters.save_lora(pipe, folder, component)
@@ -64,10 +69,15 @@ def load(run: Run, *, dtype: torch.dtype, device: str | torch.device) -> Any:
 
 
 def with_result(run: Run, dtype: torch.dtype, device_map: str | None = None, under: Run | None = None) -> Any:
-    """Return the base of a run with its adapter, its denoiser or its user branch; this one on top of the run `under`, if given."""
+    """Return the base of a run with its adapter, denoiser, ControlNet or user branch; this one on top of the run `under`, if given."""
     if run.personal:
         pipe = base_of(run, dtype=dtype, device_map=device_map) if under is None else with_result(under, dtype, device_map)
         return Personal(pipe, run)
+    if run.conditioned:
+        pipe = base_of(run, dtype=dtype, device_map=device_map)
+        check_pipeline(pipe)
+        controlnet = read_controlnet(str(run.folder / CONTROLNET), pipe.unet).to(dtype).requires_grad_(False).eval()
+        return pipeline_of(pipe, controlnet, BACKBONES[family_of(pipe)].pipeline_options)
     weights = run.folder / run.component
     if run.full and not weights.is_dir():
         raise CheckpointError(f"{run.folder}: the run's weights are missing; expected {weights.name}")

@@ -28,6 +28,7 @@ from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.units import check_points, check_range
 from diffalign.data.view import View, with_users, without_content
 from diffalign.methods.checks import parse_buckets
+from diffalign.methods.conditioning import check_conditioning
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.objectives import Facts
@@ -54,6 +55,7 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
     if kind == "image" and any(entry.order for entry in view.entries):
         _check_prompts(table)
+        check_conditioning(table, {entry.row for entry in view.entries}, recipe.tuning)
     if needs.candidates == 1:
         _leave_out_disliked(objective, view)
     _check_preferences(config, view, specs)

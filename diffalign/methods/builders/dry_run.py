@@ -25,6 +25,7 @@ from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
+from diffalign.models.control import Controlled
 
 # Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
 QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "fp8": 1.0}
@@ -49,6 +50,8 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
     trained, total = (sum(p.numel() for p in parameters) for parameters in (trainable(denoiser), denoiser.parameters()))
     if recipe.tuning == "full":
         base, how = total, "all weights"
+    elif recipe.tuning == "controlnet":
+        base, how = total - trained, "all weights of a ControlNet beside it"
     elif recipe.users is not None:
         base, how = total - trained, f"user branch with the encoder {recipe.users.name}"
     else:
@@ -109,13 +112,15 @@ def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: in
 
 
 def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
-    """Return the bytes of latents and prompt embeddings that a run keeps on disk."""
+    """Return the bytes of latents, prompt embeddings and conditioning images that a run keeps on disk."""
     latents = [math.prod(outline.model.latent_shape(*size)) for size in sizes_of(config, outline)]
     counts = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
     images = int(counts[sorted({entry.row for entry in view.entries if entry.order})].sum())
     numbers = images * config.cache_variants * max(latents)
     numbers += (len({entry.prompt for entry in view.entries}) + 1) * prompt_elements(outline)
-    return numbers * {"float32": 4, "bfloat16": 2}[cache_precision(config)]
+    pixels = max(3 * height * width for height, width in sizes_of(config, outline))
+    conditioning = images * config.cache_variants * pixels if isinstance(outline.model.denoiser, Controlled) else 0
+    return numbers * {"float32": 4, "bfloat16": 2}[cache_precision(config)] + conditioning
 
 
 def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tuple[str, float]]:
@@ -127,7 +132,7 @@ def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tup
         ("gradients", _bytes(trained)),
         (f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)),
     ]
-    if goes_on(config) and recipe.compares and recipe.tuning != "full":
+    if recipe.compares and (recipe.tuning == "controlnet" or (goes_on(config) and recipe.tuning != "full")):
         rows.append(("the reference's trained weights (float32)", _bytes(trained)))
     if config.use_ema or recipe.driver == "ema":
         rows.append(("moving average", _bytes(trained)))

@@ -28,6 +28,7 @@ from diffalign.models import adapters
 from diffalign.models.backbones.base import Backbone, BackboneSettings
 from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
+from diffalign.models.control import Controlled, networks
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.neighbours import NeighbourLikelihood
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Several, Start
@@ -62,7 +63,7 @@ def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backb
         config.pretrained_model_name_or_path,
         device,
         precision=DTYPES[config.mixed_precision],
-        full=recipe.tuning == "full",
+        full=recipe.tuning == "full" or (recipe.tuning == "controlnet" and config.controlnet_model_name_or_path is None),
         settings=settings(config),
         revision=config.revision,
         variant=config.variant,
@@ -83,6 +84,9 @@ def equip(
     """
     if recipe.tuning == "full":
         model.denoiser.requires_grad_(True)
+    elif recipe.tuning == "controlnet":
+        torch.manual_seed(config.seed)
+        model.control(config.controlnet_model_name_or_path)
     elif recipe.tuning == "user":
         user_build.attach(config, recipe, model, evidence or Sizes())
     elif config.start_from_lora is not None:
@@ -97,12 +101,13 @@ def equip(
             dropout=config.lora_dropout,
             dora=recipe.tuning == "dora",
         )
-    speed.apply(config, model.denoiser, kernels=kernels)
+    for network in networks(model.denoiser):
+        speed.apply(config, network, kernels=kernels)
 
 
 def goes_on(config: TrainConfig) -> bool:
     """Return whether what is trained has been trained before, so that the reference is its start and not the base."""
-    return config.start_from is not None or config.start_from_lora is not None
+    return any(start is not None for start in (config.start_from, config.start_from_lora, config.controlnet_model_name_or_path))
 
 
 def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, Any]:
@@ -144,6 +149,8 @@ def _reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: tor
     if not recipe.compares:
         return NoReference()
     moves = config.reference == "old_policy"
+    if recipe.tuning == "controlnet":
+        return Start.of(model.denoiser)
     if recipe.tuning != "full":
         base = AdapterOff(model.denoiser, branch.disabled if recipe.tuning == "user" else adapters.disabled)
         if not goes_on(config) and not moves:
@@ -180,8 +187,9 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     buckets = parse_buckets(config.aspect_ratio_buckets)
     framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip, buckets)
     encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
+    conditioned = isinstance(model.denoiser, Controlled)
     if config.cache == "off":
-        return LivePairs(view, encoders, framing, config.cache_variants)
+        return LivePairs(view, encoders, framing, config.cache_variants, conditioned=conditioned)
     return CachedPairs(
         view,
         encoders,
@@ -190,6 +198,7 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
         cache_root(config, view),
         precision=cache_precision(config),
         workers=config.dataloader_num_workers,
+        conditioned=conditioned,
     )
 
 

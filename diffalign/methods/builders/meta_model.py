@@ -34,6 +34,7 @@ from diffalign.models.backbones.folders import Layout, is_local, resolve
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
+from diffalign.models.control import networks
 from diffalign.models.weights import UNREADABLE
 
 
@@ -78,7 +79,7 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
         config, recipe, model, evidence=sizes, kernels=False
     )  # another kernel keeps no more than what is counted, and may be at home elsewhere
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # tokens have numbers
-    for part in parts.values():
+    for part in (parts | {layout.component: model.denoiser}).values():
         if isinstance(part, nn.Module):
             _place(part, mode, device)
     return Outline(kind, layout, parts, model, mode)
@@ -226,12 +227,13 @@ def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool
     model, denoiser = drawn.model, drawn.model.denoiser
     kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
     if config.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]
+        for network in networks(denoiser):
+            network.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]
         kept.largest = _copies(model)
     denoiser.train()
     side = config.resolution or model.resolution
     with drawn.mode, model.device, FusedAttention() if fused else contextlib.nullcontext():
-        condition = model.encode_prompt(["a prompt"] * images)
+        condition = {**model.encode_prompt(["a prompt"] * images), "conditioning_image": torch.zeros(images, 3, side, side)}
         x, t = torch.zeros(images, *model.latent_shape(side, side)), torch.full((images,), 0.5)
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
             (model.predict(denoiser, x, t, condition).float() - x).square().mean()

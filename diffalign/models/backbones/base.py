@@ -49,6 +49,10 @@ class Backbone(Trained, Protocol):
         """
         ...
 
+    def control(self, name: str | None = None) -> None:
+        """Put a trainable ControlNet beside the denoiser; `predict` then also reads "conditioning_image" (N, 3, h, w) in [0, 1]."""
+        ...
+
     def pipeline(self, *, whole: bool = True) -> Any:
         """Return the stock diffusers pipeline around the denoiser as it is now; without `whole`, encoders stay where they are."""
         ...

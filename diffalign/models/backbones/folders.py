@@ -32,6 +32,7 @@ class Layout:
     guidance: bool = False  # distilled: it is told the guidance scale
     users: bool = True  # takes a user branch
     steers: bool = True  # can be drawn with negative guidance
+    controls: bool = False  # takes a ControlNet
 
     @property
     def traits(self) -> set[str]:
@@ -43,8 +44,8 @@ _SD3_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "
 _ONE = ("vae", "text_encoder", "tokenizer", "scheduler")
 _TWO = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 LAYOUTS = {
-    "StableDiffusionPipeline": Layout("sd", "unet", _ONE),
-    "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO),
+    "StableDiffusionPipeline": Layout("sd", "unet", _ONE, controls=True),
+    "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO, controls=True),
     "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),

@@ -19,6 +19,7 @@ from diffalign.core.types import Condition
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.latents import Latents, Scaled
 from diffalign.models.backbones.places import Place, Published
+from diffalign.models.control import Controlled, check_pipeline, new_controlnet, pipeline_of, read_controlnet
 from diffalign.models.diffusion.path import FlowPath, Path, VPPath
 from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
@@ -68,6 +69,19 @@ class Pretrained(ABC):
     def network(self) -> nn.Module:
         """Return what gets trained: the denoiser."""
         return self.denoiser
+
+    def control(self, name: str | None = None) -> None:
+        """Put a trainable ControlNet beside the frozen denoiser, and into the stock pipeline: that of a folder or hub id, or a new one.
+
+        A new one copies the UNet's encoder as the denoiser holds it, which then goes to the precision of the run. Raises CheckpointError
+        for a family without ControlNets, and a ControlNet of another model.
+        """
+        check_pipeline(self._pipe)
+        unet: Any = self.denoiser
+        controlnet = new_controlnet(unet, self._factor) if name is None else read_controlnet(name, unet)
+        nn.Module.to(unet, self.precision)  # the class's own method warns of it
+        self._pipe = pipeline_of(self._pipe, controlnet, self.pipeline_options)
+        self.denoiser = Controlled(unet, controlnet.requires_grad_(True))
 
     def beta_in_words(self, beta: float) -> str:
         """Return `beta` and what it is on the sum over the latent, as other scripts count it."""
@@ -181,6 +195,10 @@ class Pretrained(ABC):
     def factor(cls, pipe: Any) -> int:
         """Return how many pixels high a latent row is."""
         return int(pipe.vae_scale_factor) * cls._latents.patch
+
+    def _conditioning(self, condition: Condition) -> dict[str, Tensor]:
+        """Return the argument by which a denoiser with a ControlNet gets the conditioning images."""
+        return {"conditioning_image": condition["conditioning_image"]} if isinstance(self.denoiser, Controlled) else {}
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:

@@ -29,8 +29,9 @@ class StableDiffusion(Pretrained):
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the UNet's output like x (N, C, H, W)."""
         dtype: Any = self.denoiser.dtype
+        further = {**self._told(condition, len(x)), **self._conditioning(condition)}
         with self._autocast():
-            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **self._told(condition, len(x)), return_dict=False)[0]
+            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **further, return_dict=False)[0]
 
     @classmethod
     def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:

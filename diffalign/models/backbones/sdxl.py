@@ -41,8 +41,9 @@ class StableDiffusionXL(Pretrained):
         frames = condition["frames"] if "frames" in condition else whole.expand(len(x), -1)
         added = {"text_embeds": condition["pooled_prompt_embeds"].to(dtype), "time_ids": frames.to(x.device, torch.float32)}
         added |= self._told(condition, len(x)).get("added_cond_kwargs", {})
+        further = {"added_cond_kwargs": added, **self._conditioning(condition)}
         with self._autocast():
-            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), added_cond_kwargs=added, return_dict=False)[0]
+            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **further, return_dict=False)[0]
 
     @classmethod
     def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:

@@ -32,6 +32,7 @@ from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
 from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.z_image import ZImage
+from diffalign.models.control import PLAIN
 from diffalign.models.weights import UNREADABLE, check_finite, read_network, whole
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,18 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # parts that LoRA files may 
 
 def family_of(pipe: Any) -> str:
     """Return the key of BACKBONES for a stock pipeline. Raises CheckpointError for one that is not supported."""
-    return layout_of(type(pipe).__name__, str(pipe.name_or_path or "this pipeline")).family
+    return _layout(pipe).family
 
 
 def component_of(pipe: Any) -> str:
     """Return what a stock pipeline calls its denoiser. Raises CheckpointError for one that is not supported."""
-    return layout_of(type(pipe).__name__, str(pipe.name_or_path or "this pipeline")).component
+    return _layout(pipe).component
+
+
+def _layout(pipe: Any) -> Layout:
+    """Return the layout of a stock pipeline, of one with a ControlNet that of the pipeline without."""
+    name = type(pipe).__name__
+    return layout_of(PLAIN.get(name, name), str(pipe.name_or_path or "this pipeline"))
 
 
 def load_pipeline(
