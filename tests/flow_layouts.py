@@ -1,7 +1,8 @@
-"""The published layouts of later flow transformers, by rule, as in `tests.layouts`: Chroma, Lumina-Image 2, Qwen-Image and CogView4.
+"""The published layouts of later flow transformers, by rule, as in `tests.layouts`.
 
 Sources: Chroma1's and Lumina-Image-2.0's checkpoints by diffusers' single-file converters, which know no other widths than theirs;
-Qwen-Image and CogView4 were published in diffusers' own layout, which ComfyUI keeps for Qwen-Image.
+those of FLUX.2, SANA and Krea 2 by converters that know any width. Qwen-Image, CogView4 and ERNIE-Image were published in diffusers'
+own layout.
 """
 
 from __future__ import annotations
@@ -98,3 +99,84 @@ def cogview4(config: Mapping[str, Any]) -> Shapes:
         for name in ("to_q", "to_k", "to_v", "to_out.0"):
             found |= affine(f"{key}.attn1.{name}", width, width)
     return found | affine("norm_out.linear", 2 * width, told) | affine("proj_out", patch * config["out_channels"], width)
+
+
+def flux2(config: Mapping[str, Any]) -> Shapes:
+    head, wide = config["attention_head_dim"], config["mlp_ratio"]
+    width = config["num_attention_heads"] * head
+    inner, told = int(width * wide), config["timestep_guidance_channels"]
+
+    def bare(key: str, *weight: int) -> Shapes:
+        return affine(key, *weight, bias=False)
+
+    found = bare("img_in", width, config["in_channels"]) | bare("txt_in", width, config["joint_attention_dim"])
+    for name in ("time_in", *(["guidance_in"] if config["guidance_embeds"] else [])):
+        found |= bare(f"{name}.in_layer", width, told) | bare(f"{name}.out_layer", width, width)
+    for name, parts in (("double_stream_modulation_img", 6), ("double_stream_modulation_txt", 6), ("single_stream_modulation", 3)):
+        found |= bare(f"{name}.lin", parts * width, width)
+    for key in (f"double_blocks.{number}.{side}" for number in range(config["num_layers"]) for side in ("img", "txt")):
+        found |= bare(f"{key}_attn.qkv", 3 * width, width) | bare(f"{key}_attn.proj", width, width)
+        found |= {f"{key}_attn.norm.{name}_norm.scale": (head,) for name in ("query", "key")}
+        found |= bare(f"{key}_mlp.0", 2 * inner, width) | bare(f"{key}_mlp.2", width, inner)
+    for key in (f"single_blocks.{number}" for number in range(config["num_single_layers"])):
+        found |= bare(f"{key}.linear1", 3 * width + 2 * inner, width) | bare(f"{key}.linear2", width, width + inner)
+        found |= {f"{key}.norm.{name}_norm.scale": (head,) for name in ("query", "key")}
+    return found | bare("final_layer.linear", config["in_channels"], width) | bare("final_layer.adaLN_modulation.1", 2 * width, width)
+
+
+def sana(config: Mapping[str, Any]) -> Shapes:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    inner, patch = int(config["mlp_ratio"] * width), config["patch_size"]
+    found = affine("x_embedder.proj", width, config["in_channels"], patch, patch) | mlp("t_embedder.mlp", (0, 2), width, 256, width)
+    found |= affine("t_block.1", 6 * width, width) | mlp("y_embedder.y_proj", ("fc1", "fc2"), width, config["caption_channels"], width)
+    found |= {"attention_y_norm.weight": (width,), "final_layer.scale_shift_table": (2, width)}
+    found |= {"pos_embed": (1, 1, width), "y_embedder.y_embedding": (1, config["caption_channels"])}  # which diffusers has no use for
+    for key in (f"blocks.{number}" for number in range(config["num_layers"])):
+        found |= affine(f"{key}.attn.qkv", 3 * width, width, bias=False) | affine(f"{key}.attn.proj", width, width)
+        found |= affine(f"{key}.cross_attn.q_linear", width, width) | affine(f"{key}.cross_attn.kv_linear", 2 * width, width)
+        found |= affine(f"{key}.cross_attn.proj", width, width) | {f"{key}.scale_shift_table": (6, width)}
+        found |= affine(f"{key}.mlp.inverted_conv.conv", 2 * inner, width, 1, 1) | affine(f"{key}.mlp.depth_conv.conv", 2 * inner, 1, 3, 3)
+        found |= affine(f"{key}.mlp.point_conv.conv", width, inner, 1, 1, bias=False)
+    return found | affine("final_layer.linear", patch**2 * config["out_channels"], width)
+
+
+def krea2(config: Mapping[str, Any]) -> Shapes:
+    width, words = config["num_attention_heads"] * config["attention_head_dim"], config["text_hidden_dim"]
+
+    def block(key: str, wide: int, heads: int, few: int, inner: int) -> Shapes:
+        head = wide // heads
+        layers = {"attn.wq": (wide, wide), "attn.wk": (few * head, wide), "attn.wv": (few * head, wide), "attn.wo": (wide, wide)}
+        layers |= {"attn.gate": (wide, wide), "mlp.gate": (inner, wide), "mlp.up": (inner, wide), "mlp.down": (wide, inner)}
+        norms = {"attn.qknorm.qnorm": head, "attn.qknorm.knorm": head, "prenorm": wide, "postnorm": wide}
+        shapes = {f"{key}.{name}.weight": shape for name, shape in layers.items()}
+        return shapes | {f"{key}.{name}.scale": (size,) for name, size in norms.items()}
+
+    found = affine("first", width, config["in_channels"]) | mlp("tmlp", (0, 2), width, config["timestep_embed_dim"], width)
+    found |= affine("tproj.1", 6 * width, width) | {"txtmlp.0.scale": (words,)} | mlp("txtmlp", (1, 3), width, words, width)
+    found |= affine("txtfusion.projector", 1, config["num_text_layers"], bias=False)
+    heads = config["text_num_attention_heads"], config["text_num_key_value_heads"], config["text_intermediate_size"]
+    for name, depth in (("layerwise", config["num_layerwise_text_blocks"]), ("refiner", config["num_refiner_text_blocks"])):
+        for number in range(depth):
+            found |= block(f"txtfusion.{name}_blocks.{number}", words, *heads)
+    heads = config["num_attention_heads"], config["num_key_value_heads"], config["intermediate_size"]
+    for number in range(config["num_layers"]):
+        found |= block(f"blocks.{number}", width, *heads) | {f"blocks.{number}.mod.lin": (6 * width,)}
+    found |= {"last.norm.scale": (width,), "last.modulation.lin": (2, width)}
+    return found | affine("last.linear", config["in_channels"], width)
+
+
+def ernie_image(config: Mapping[str, Any]) -> Shapes:
+    width, inner, words = config["hidden_size"], config["ffn_hidden_size"], config["text_in_dim"]
+    found = affine("x_embedder.proj", width, config["in_channels"], 1, 1) | mlp(
+        "time_embedding", ("linear_1", "linear_2"), width, width, width
+    )
+    found |= affine("text_proj", width, words, bias=False) if words != width else {}
+    found |= affine("adaLN_modulation.1", 6 * width, width) | affine("final_norm.linear", 2 * width, width)
+    for key in (f"layers.{number}" for number in range(config["num_layers"])):
+        for name in ("to_q", "to_k", "to_v", "to_out.0"):
+            found |= affine(f"{key}.self_attention.{name}", width, width, bias=False)
+        found |= {f"{key}.self_attention.{name}.weight": (width // config["num_attention_heads"],) for name in ("norm_q", "norm_k")}
+        found |= {f"{key}.mlp.{name}.weight": (inner, width) for name in ("gate_proj", "up_proj")}
+        found |= {f"{key}.mlp.linear_fc2.weight": (width, inner)}
+        found |= {f"{key}.{name}.weight": (width,) for name in ("adaLN_sa_ln", "adaLN_mlp_ln")}
+    return found | affine("final_linear", config["out_channels"], width)

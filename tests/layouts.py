@@ -13,15 +13,32 @@ import torch
 from diffusers.loaders.single_file_utils import (
     LDM_UNET_KEY,
     convert_chroma_transformer_checkpoint_to_diffusers,
+    convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
+    convert_krea2_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_lumina2_to_diffusers,
+    convert_sana_transformer_to_diffusers,
     convert_sd3_transformer_checkpoint_to_diffusers,
     convert_z_image_transformer_checkpoint_to_diffusers,
 )
 from torch import Tensor
 
-from tests.flow_layouts import Shapes, affine, chroma, cogview4, lumina2, mlp, qwen_image, single, stream
+from tests.flow_layouts import (
+    Shapes,
+    affine,
+    chroma,
+    cogview4,
+    ernie_image,
+    flux2,
+    krea2,
+    lumina2,
+    mlp,
+    qwen_image,
+    sana,
+    single,
+    stream,
+)
 
 
 def published(family: str, config: Mapping[str, Any]) -> Shapes:
@@ -157,7 +174,8 @@ def z_image(config: Mapping[str, Any]) -> Shapes:
 
 LAYOUTS = {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}
 LAYOUTS |= {"qwen_image": qwen_image, "chroma": chroma, "lumina2": lumina2, "cogview4": cogview4}
-AS_DIFFUSERS = ("qwen_image", "cogview4")  # published in diffusers' own layout
+LAYOUTS |= {"flux2": flux2, "sana": sana, "krea2": krea2, "ernie_image": ernie_image}
+AS_DIFFUSERS = ("qwen_image", "cogview4", "ernie_image")  # published in diffusers' own layout
 
 
 def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -174,6 +192,9 @@ def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[
         "z_image": convert_z_image_transformer_checkpoint_to_diffusers,
         "chroma": convert_chroma_transformer_checkpoint_to_diffusers,
         "lumina2": convert_lumina2_to_diffusers,
+        "flux2": convert_flux2_transformer_checkpoint_to_diffusers,
+        "sana": convert_sana_transformer_to_diffusers,
+        "krea2": convert_krea2_transformer_checkpoint_to_diffusers,
     }[family]
     rest = dict(checkpoint)
     found = convert(rest)

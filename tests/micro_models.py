@@ -42,13 +42,13 @@ from torch import nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    Gemma2Config,
-    Gemma2Model,
     GlmConfig,
     GlmModel,
 )
 
+from tests.later_models import ernie_image, flux2, krea2, sana
 from tests.micro_parts import (
+    QWEN_TEMPLATE,
     SIDE,
     SMALL,
     WIDTH,
@@ -57,6 +57,7 @@ from tests.micro_parts import (
     clip_tokenizer,
     film_autoencoder,
     flux_autoencoder,
+    gemma,
     gemma_tokenizer,
     glm_tokenizer,
     qwen3,
@@ -69,16 +70,15 @@ from tests.micro_parts import (
 )
 
 STEPS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+TOKENS = {"flux2-klein": 64}  # of a prompt, where a language model has many layers
 # What the stock pipelines must be told to draw so small a picture.
 DRAWN: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
+    "sana": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
+    "flux2": {"height": SIDE, "width": SIDE, "max_sequence_length": TOKENS["flux2-klein"]},
     "flux": {"height": SIDE, "width": SIDE},
-    **{name: {"height": SIDE, "width": SIDE} for name in ("zimage", "qwenimage", "chroma")},
+    **{name: {"height": SIDE, "width": SIDE} for name in ("zimage", "qwenimage", "chroma", "krea2", "ernieimage")},
 }
-QWEN_TEMPLATE = (
-    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and "
-    "background:\nuser\nassistant"
-)
 
 
 def is_idle(name: str) -> bool:
@@ -242,7 +242,7 @@ def lumina2(**schedule: Any) -> Any:
         "You are an assistant designed to generate superior images with the superior degree of image-text "
         "alignment based on textual prompts or user prompts. <Prompt Start>"
     )
-    text = Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=2, **SMALL))
+    text = gemma(tokenizer)
     denoiser = Lumina2Transformer2DModel(
         sample_size=4,
         in_channels=16,
@@ -291,6 +291,10 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "chroma": chroma,
     "lumina2": lumina2,
     "cogview4": cogview4,
+    "flux2": flux2,
+    "sana": sana,
+    "krea2": krea2,
+    "ernie_image": ernie_image,
 }
 
 # One of every form that a family takes: (kind, options).
@@ -310,6 +314,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "chroma": ("chroma", {}),
     "lumina-2": ("lumina2", {}),
     "cogview4": ("cogview4", {}),
+    "flux2-klein": ("flux2", {}),
+    "sana": ("sana", {}),
+    "krea2": ("krea2", {}),
+    "ernie-image": ("ernie_image", {}),
 }
 
 
@@ -346,4 +354,6 @@ def picture(pipe: Any, prompt: Any = "a red star", *, steps: int = 2, seed: int 
     """Return (1, H, W, 3) in [0, 1]: what a stock pipeline of any kind draws."""
     kind = next((kind for kind in DRAWN if kind in type(pipe).__name__.lower()), "")
     generator = torch.Generator().manual_seed(seed)
-    return pipe(prompt, num_inference_steps=steps, generator=generator, output_type="np", **{**DRAWN.get(kind, {}), **options}).images
+    return pipe(
+        prompt=prompt, num_inference_steps=steps, generator=generator, output_type="np", **{**DRAWN.get(kind, {}), **options}
+    ).images

@@ -5,19 +5,26 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage, UNet2DConditionModel
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3Model,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -30,6 +37,10 @@ SIDE = 32  # pixels of an image; its latent has 8
 # Sizes of a language model.
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 SMALL = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 2, **HEADS}
+QWEN_TEMPLATE = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and "
+    "background:\nuser\nassistant"
+)
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -129,6 +140,43 @@ def worded_qwen_tokenizer(text: str) -> Any:
 def qwen3(tokenizer: Any) -> Any:
     """Return a random Qwen3 without a head."""
     return Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **SMALL))
+
+
+def qwen3_vl(tokenizer: Any) -> Any:
+    """Return a random Qwen3-VL without a head."""
+    turns = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    sizes = {"depth": 1, "hidden_size": 8, "num_heads": 1, "intermediate_size": 8, "out_hidden_size": WIDTH, "num_position_embeddings": 4}
+    vision = {**sizes, "deepstack_visual_indexes": [0]}
+    return Qwen3VLModel(Qwen3VLConfig(text_config={**SMALL, **turns, "vocab_size": len(tokenizer)}, vision_config=vision))
+
+
+def mistral(tokenizer: Any) -> Any:
+    """Return a random Mistral 3 without a head."""
+    vision = {"model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {"model_type": "mistral", "vocab_size": len(tokenizer), **SMALL}
+    return Mistral3Model(Mistral3Config(text_config=text, vision_config={**vision, "head_dim": 8, "image_size": 32, "patch_size": 16}))
+
+
+def patch_autoencoder() -> Any:
+    """Return a random autoencoder of FLUX.2, which makes 4 by 4 patches of 32 pixels, with a batch norm of some means and deviations."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    sizes = {"block_out_channels": (8,) * 3, "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4, "sample_size": SIDE}
+    vae = AutoencoderKLFlux2(**blocks, **sizes, use_quant_conv=False, use_post_quant_conv=False)
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    return vae
+
+
+def compressing_autoencoder() -> Any:
+    """Return a random autoencoder without a posterior that makes 8 by 8 latents of 32 pixels."""
+    sides = {"block_out_channels": (8, 8, 8), "layers_per_block": (1, 1, 1), "qkv_multiscales": ((), (), ())}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
+    return AutoencoderDC(latent_channels=4, attention_head_dim=8, scaling_factor=0.41407, **sides)
+
+
+def gemma(tokenizer: Any) -> Any:
+    """Return a random Gemma 2 without a head."""
+    return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=2, **SMALL))
 
 
 def qwen_vl(tokenizer: Any) -> Any:

@@ -38,7 +38,7 @@ PIPELINES: dict[str, tuple[str, slice | None]] = {
     **{f"{name}{variant}": ("unet", _NEGATIVE_FIRST) for name in ("StableDiffusion", "StableDiffusionXL") for variant in _VARIANTS},
     **{f"StableDiffusion3{variant}": ("transformer", _NEGATIVE_FIRST) for variant in _VARIANTS},
     **{f"{name}Pipeline": ("transformer", _NEGATIVE_FIRST) for name in ("PixArtAlpha", "PixArtSigma", "Sana", "HunyuanDiT", "CogVideoX")},
-    **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "QwenImage", "CogView4", "Wan")},
+    **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "Flux2Klein", "QwenImage", "CogView4", "Wan")},
     "KolorsPipeline": ("unet", _NEGATIVE_FIRST),
     "StableCascadePriorPipeline": ("prior", _POSITIVE_FIRST),
     "StableCascadeDecoderPipeline": ("decoder", _POSITIVE_FIRST),

@@ -52,7 +52,7 @@ def draw(
         raise ConfigError(why)
     if (conditioning_images is None) == (CONTROLNET in stock.components):
         raise ConfigError(f"a {type(stock).__name__} {'needs' if conditioning_images is None else 'takes no'} conditioning images")
-    options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(resolution, max_sequence_length)}
+    options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(stock, resolution, max_sequence_length)}
     side = resolution // family.factor(stock) if resolution is not None else family.sample_size(stock)
     size = batch_size or max(1, min(32, 2**14 // side**2))
     images: list[Image.Image] = []
@@ -67,17 +67,18 @@ def draw(
             if begins is not None:
                 begins(0)
             arguments = {**options, **negative, **watched, **shown}
-            images += pipe(part, num_inference_steps=num_inference_steps, generator=generators, **arguments).images
+            images += pipe(prompt=part, num_inference_steps=num_inference_steps, generator=generators, **arguments).images
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
             (own_bar if bar is None else bar).update(len(part))
     return images
 
 
-def _sizes(resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
-    """Return the arguments by which pipelines draw in another size, and read prompts of another length, than their own."""
+def _sizes(pipe: Any, resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
+    """Return the arguments by which a pipeline draws in another size, and reads prompts of another length, than its own."""
     sizes = {} if resolution is None else {"height": resolution, "width": resolution}
-    return sizes if max_sequence_length is None else {**sizes, "max_sequence_length": max_sequence_length}
+    cuts = "max_sequence_length" in inspect.signature(type(pipe).__call__).parameters  # ERNIE-Image reads prompts as long as they are
+    return {**sizes, "max_sequence_length": max_sequence_length} if cuts and max_sequence_length is not None else sizes
 
 
 def _watched(pipe: Any, last: list[Tensor], begins: Callable[[int], None] | None) -> dict[str, Any]:

@@ -203,7 +203,8 @@ def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], file: Path)
 def save_difference(pipe: Any, base: nn.Module, tuned: nn.Module, folder: Path, *, component: str, rank: int = 64) -> float:
     """Write the change of all linear and convolution weights from `base` to `tuned` as an adapter of at most `rank`.
 
-    By truncated singular values, the best approximation of that rank in the squared sense; changes of biases and norms are left out.
+    By truncated singular values, the best approximation of that rank in the squared sense; changes of biases, norms and grouped
+    convolutions are left out.
     Return the share of the squared change of those weights that the adapter keeps.
     """
     after: dict[str, Any] = dict(tuned.named_modules())
@@ -211,6 +212,9 @@ def save_difference(pipe: Any, base: nn.Module, tuned: nn.Module, folder: Path, 
     for name, layer in base.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             change = (after[name].weight.detach().to(layer.weight) - layer.weight.detach()).float()
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:  # of which peft merges no adapter
+                total += float(change.square().sum())
+                continue
             u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
             ranks[name] = size = min(rank, len(s))
             tail = (1, 1) if change.dim() == 4 else ()

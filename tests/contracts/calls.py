@@ -83,6 +83,11 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     return nn.functional.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)
 
 
+def spread(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Return the latent (N, C, H, W) whose places are the rows of `tokens` (N, H W, C)."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+
+
 BOTH = {"true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
 STOCK = {
     "flux": Stock({"guidance_scale": 3.5, **BOTH}, "apart", unpacked, unpacked),
@@ -92,4 +97,6 @@ STOCK = {
     "chroma": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
     "lumina2": Stock({"guidance_scale": 3.5}, "apart", output=lambda x, _, __: -x),
     "cogview4": Stock({"guidance_scale": 3.5}, "apart"),
+    "flux2": Stock({"guidance_scale": 3.5}, "apart", spread, spread),
+    "krea2": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
 }

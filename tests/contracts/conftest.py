@@ -11,7 +11,7 @@ import torch
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import load_backbone
-from tests.micro_models import MODELS, SIDE, write_micro
+from tests.micro_models import MODELS, SIDE, TOKENS, write_micro
 
 Folder = Callable[[str], Path]
 
@@ -41,6 +41,6 @@ def folder(name: str, folder_of: Folder) -> Path:
 
 
 @pytest.fixture
-def backbone(folder: Path) -> Pretrained:
+def backbone(folder: Path, name: str) -> Pretrained:
     """That model behind the interface; a guidance-distilled one is told 3.5."""
-    return load_backbone(str(folder), torch.device("cpu"), settings=BackboneSettings(SIDE, guidance_scale=3.5))
+    return load_backbone(str(folder), torch.device("cpu"), settings=BackboneSettings(SIDE, TOKENS.get(name), guidance_scale=3.5))

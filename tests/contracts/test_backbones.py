@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from diffalign.infer.negative import PIPELINES
 from diffalign.models import adapters
 from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
-from diffalign.models.diffusion.path import FlowPath, VPPath, mix, split, target
+from diffalign.models.diffusion.path import FlowPath, VPPath, mix, shifted, split, target
 from tests.contracts.calls import STOCK, Stock, assert_asked_alike, recorded
 from tests.micro_models import SIDE, picture
 
@@ -44,28 +46,35 @@ def rows(condition, *which):
     return {name: value[list(which)] for name, value in condition.items()}
 
 
-def unscaled(vae, latents):
-    """Return what stock pipelines decode of scaled latents, latents / scaling_factor + shift_factor, and the width of a unit."""
-    scale = vae.config.scaling_factor
-    return latents / scale + (vae.config.shift_factor or 0.0), 1.0 / scale
+def drawn(posterior, noise):
+    return posterior.mean + posterior.std * noise
 
 
-def unstandardised(vae, latents):
-    """Return latents * deviation + mean of each channel, as Qwen-Image's pipeline decodes them, and the deviations."""
+def scaled(vae, pixels, noise):
+    """Return what stock pipelines decode as latents / scaling_factor + shift_factor."""
+    return (drawn(vae.encode(pixels).latent_dist, noise) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def standardised(vae, pixels, noise):
+    """Return what Qwen-Image's pipeline decodes, with the mean and the deviation of each channel, as a film of one picture."""
     mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
-    return latents * deviation + mean, deviation
+    return (drawn(vae.encode(pixels[:, :, None]).latent_dist, noise[:, :, None])[:, :, 0] - mean) / deviation
 
 
-UNSCALED = {"qwen_image": unstandardised}
+def patched(vae, pixels, noise, eps=1e-4):
+    """Return 2x2 patches with the mean and the deviation of the batch norm, as FLUX.2's pipeline decodes them."""
+    z = drawn(vae.encode(pixels).latent_dist, torch.nn.functional.pixel_shuffle(noise, 2))
+    mean, variance = (values.view(-1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var))
+    return (torch.nn.functional.pixel_unshuffle(z, 2) - mean) / (variance + eps).sqrt()
 
 
-def films(pipe, pixels):
-    """Return pixels as the pipeline's autoencoder takes them, one of films with an axis of time."""
-    return pixels[:, :, None] if family_of(pipe) in UNSCALED else pixels
-
-
-def still(values):
-    return values[:, :, 0] if values.dim() == 5 else values
+LATENTS = {
+    "qwen_image": standardised,
+    "krea2": standardised,
+    "flux2": patched,
+    "ernie_image": functools.partial(patched, eps=1e-5),
+    "sana": lambda vae, pixels, noise: vae.encode(pixels).latent * vae.config.scaling_factor,
+}
 
 
 def test_every_layout_has_its_family_and_every_family_a_layout():
@@ -87,22 +96,18 @@ def test_a_backbone_is_of_its_family_and_frozen(backbone):
 
 
 def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone):
-    """The posterior is around what is decoded, and every channel of the latent about as wide as the stock pipeline's numbers say."""
     pipe, pixels = backbone.pipeline(), seeded(3, 3, SIDE, SIDE + 16).clamp(-1, 1)
-    shape = backbone.latent_shape(SIDE, SIDE + 16)
+    shape, family = backbone.latent_shape(SIDE, SIDE + 16), family_of(pipe)
     assert shape[1:] == (SIDE // backbone.factor(pipe), (SIDE + 16) // backbone.factor(pipe))
-    latents = backbone.encode_image(pixels, torch.zeros(3, *shape))
-    assert latents.dtype == torch.float32
-    assert latents.shape == (3, *shape)
-    undone, deviation = UNSCALED.get(family_of(pipe), unscaled)(pipe.vae, latents)
-    with torch.no_grad():
-        posterior = pipe.vae.encode(films(pipe, pixels)).latent_dist
-    mode, std = (still(value) for value in (posterior.mode(), posterior.std))
-    torch.testing.assert_close(undone, mode, rtol=1e-5, atol=1e-5)
-    noise = seeded(3, *shape)
-    moved = backbone.encode_image(pixels, noise) - latents
-    torch.testing.assert_close(moved, std * noise / deviation, rtol=1e-4, atol=1e-5)
-    assert moved.abs().max() > 1e-2
+    encoded = []
+    for noise in (torch.zeros(3, *shape), seeded(3, *shape)):
+        latents = backbone.encode_image(pixels, noise)
+        assert latents.dtype == torch.float32
+        assert latents.shape == (3, *shape)
+        with torch.no_grad():
+            torch.testing.assert_close(latents, LATENTS.get(family, scaled)(pipe.vae, pixels, noise), rtol=1e-5, atol=1e-5)
+        encoded.append(latents)
+    assert bool((encoded[0] - encoded[1]).abs().max() > 1e-2) is (family != "sana")  # whose autoencoder has no posterior
 
 
 def test_latents_that_are_not_finite_are_refused_by_image(backbone):
@@ -125,8 +130,8 @@ def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):
 def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
     """Pictures higher than wide are taken for others than wider ones, so a swap of height and width would show."""
     pipe = backbone.pipeline()
-    stock, (height, width) = STOCK.get(family_of(pipe), Stock()), latent_size(backbone, wider=4)
     factor = backbone.factor(pipe)
+    stock, (height, width) = STOCK.get(family_of(pipe), Stock()), latent_size(backbone, wider=32 // factor)
     with recorded(backbone.denoiser) as calls:
         picture(pipe, list(PROMPTS), steps=2, height=factor * height, width=factor * width, **stock.guidance)
     asked = stock.prompts(PROMPTS) * 2
@@ -181,10 +186,15 @@ def test_the_path_has_the_noise_levels_of_the_stock_scheduler(backbone):
         torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(1000, dtype=torch.float64))
         assert path.prediction == pipe.scheduler.config.prediction_type
         return
+    assert path.prediction == "velocity"
+    if family_of(pipe) == "sana":  # whose solver has even steps from 0.999
+        picture(pipe, steps=7)
+        times = shifted(0.999 * torch.linspace(1.0, 0.0, 8, dtype=torch.float64), path.shift)
+        torch.testing.assert_close(times.float(), pipe.scheduler.sigmas, rtol=1e-5, atol=1e-6)
+        return
     for steps in (2, 3, 7):
         picture(pipe, steps=steps)
         torch.testing.assert_close(path.solver_times(steps).flip(0).float(), pipe.scheduler.sigmas, rtol=1e-5, atol=1e-6)
-    assert path.prediction == "velocity"
 
 
 def test_with_its_adapter_off_a_model_is_its_base_bit_for_bit(backbone):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffalign.core.errors import CheckpointError
-from diffalign.models.backbones.folders import LAYOUTS, check_folder
+from diffalign.models.backbones.folders import LAYOUTS, check_folder, names_class
 from diffalign.models.backbones.table import BACKBONES, family_of, load_backbone, load_denoiser, load_pipeline
 from tests.micro_models import MODELS, write_micro
 
@@ -68,7 +68,7 @@ def test_a_pipeline_of_another_kind_is_refused_with_the_list_of_those_that_work(
 def test_each_part_that_is_missing_is_named(broken):
     kind = index_of(broken)["_class_name"]
     layout = LAYOUTS[kind]
-    parts = [name for name, value in index_of(broken).items() if isinstance(value, list) and value[0] is not None]
+    parts = [name for name, value in index_of(broken).items() if names_class(value) and value[0] is not None]
     assert {layout.component, *layout.needed} <= set(parts)
     for part in parts:
         (broken / part).rename(broken / "away")

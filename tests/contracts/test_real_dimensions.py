@@ -9,10 +9,13 @@ import torch
 from diffusers import (
     ChromaTransformer2DModel,
     CogView4Transformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -70,6 +73,14 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "Chroma1": ("chroma", ChromaTransformer2DModel, {}),
     "Lumina-Image-2.0": ("lumina2", Lumina2Transformer2DModel, {"cap_feat_dim": 2304}),
     "CogView4-6B": ("cogview4", CogView4Transformer2DModel, {"num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 128}),
+    "SANA-1.6B": ("sana", SanaTransformer2DModel, {}),  # whose defaults are the published model's
+    # Not compared with the hub: sizes that give what the cards say, for Krea 2 the class's own.
+    "FLUX.2-klein-4B": (
+        "flux2",
+        Flux2Transformer2DModel,
+        {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False},
+    ),
+    "Krea-2": ("krea2", Krea2Transformer2DModel, {}),
 }
 # SD 1.5: 860M UNet (its model card). SDXL: 2.6B (2307.01952, table 1). PixArt-alpha: 0.6B (2310.00426, table 1). SD3-medium: 2B
 # (its card), and the fixed position table of 192 * 192 * 1536 numbers, which is no parameter. Flux-dev: 12B, Z-Image: 6B (their cards).
@@ -93,6 +104,25 @@ PARAMETERS["Lumina-Image-2.0"] += 2304 + (2304 + 1) * 2304 + (1024 + 1) * 2304 +
 BLOCK = (512 + 1) * 12 * 4096 + 4 * (4096 + 1) * 4096 + 8 * 4096**2 + 5 * 4096
 PARAMETERS["CogView4-6B"] = 28 * BLOCK + (64 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1 + 512 + 1 + 1536 + 1 + 512 + 1) * 512
 PARAMETERS["CogView4-6B"] += (512 + 1) * 2 * 4096 + (4096 + 1) * 64
+# SANA: 1.6B (2410.10629). Of width 2240, a block has a linear attention without biases in its queries, an attention to the prompt, and an
+# MLP of convolutions with 5600 numbers.
+S = 2240
+BLOCK = 8 * S**2 + 5 * S + 3 * 5600 * S + 22 * 5600 + 6 * S
+PARAMETERS["SANA-1.6B"] = (
+    20 * BLOCK + (32 + 1) * S + (256 + 1 + S + 1) * S + 6 * (S + 1) * S + (2304 + 1 + S + 1) * S + 3 * S + (S + 1) * 32
+)
+# FLUX.2 klein: 4B (its card), without biases. Of width 3072 again, a stream of a double block has an attention (4 W^2) and an MLP with a
+# gate (9 W^2), a single block both in two layers (13 W^2); all blocks share three modulations (15 W^2).
+PARAMETERS["FLUX.2-klein-4B"] = (
+    5 * (26 * W**2 + 4 * 128) + 20 * (13 * W**2 + 2 * 128) + 15 * W**2 + (128 + 7680 + 256 + W + 128) * W + 2 * W**2
+)
+# Krea 2, of width 6144, with 48 heads, 12 of which have keys and values, a gate, and an MLP with a gate and 16384 numbers; four blocks of
+# width 2560 read the prompt.
+K = 6144
+BLOCK = 3 * K**2 + 2 * 1536 * K + 3 * 16384 * K + 2 * 128 + 8 * K
+WORDS = 5 * 2560**2 + 3 * 6912 * 2560 + 2 * 128 + 2 * 2560
+PARAMETERS["Krea-2"] = 28 * BLOCK + 4 * WORDS + (64 + 1) * K + (256 + 1 + K + 1) * K + 6 * (K + 1) * K + 2560 + (2560 + 1 + K + 1) * K
+PARAMETERS["Krea-2"] += 12 + 3 * K + (K + 1) * 64
 RANK = 8
 
 
@@ -135,6 +165,15 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
         return {f"{block}.{end}": (3840, 3840) for block in blocks for end in ends}
     if name == "Qwen-Image":
         return {f"transformer_blocks.{i}.attn.{end}": (W, W) for i in range(60) for end in joint}
+    if name == "SANA-1.6B":
+        return {f"transformer_blocks.{i}.attn{j}.{end}": (S, S) for i in range(20) for j in (1, 2) for end in ends}
+    if name == "FLUX.2-klein-4B":
+        found = {f"transformer_blocks.{i}.attn.{end}": (W, W) for i in range(5) for end in joint}
+        return found | {f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj": (W, 9 * W) for i in range(20)}
+    if name == "Krea-2":
+        found = {f"transformer_blocks.{i}.attn.{end}": (K, 1536 if end in ("to_k", "to_v") else K) for i in range(28) for end in ends}
+        words = [f"text_fusion.{part}_blocks.{i}.attn" for part in ("layerwise", "refiner") for i in range(2)]
+        return found | {f"{block}.{end}": (2560, 2560) for block in words for end in ends}
     if name == "CogView4-6B":
         return {f"transformer_blocks.{i}.attn1.{end}": (4096, 4096) for i in range(28) for end in ends}
     if name == "Lumina-Image-2.0":
@@ -164,14 +203,18 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
 # each of 19 double blocks, q, k and v in each of 38 single ones: 152 + 114 = 266.
 LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3, "Z-Image": 34 * 4}
 LAYERS |= {"Qwen-Image": 60 * 8, "Chroma1": LAYERS["Flux-dev"], "Lumina-Image-2.0": 30 * 4, "CogView4-6B": 28 * 4}
+LAYERS |= {"SANA-1.6B": 20 * 8, "FLUX.2-klein-4B": 5 * 8 + 20, "Krea-2": 32 * 4}
 # The same, but q, k and v of one stream are one module in SD3 and Flux (with out: 4 in a block, 1 in a single block, whose module also
 # has the MLP) and in PixArt (qkv and out; then q, out, and k with v, of the prompt).
 MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38, "Z-Image": 34 * 2}
 MODULES |= {"Qwen-Image": 60 * 8, "Chroma1": MODULES["Flux-dev"], "Lumina-Image-2.0": 30 * 2, "CogView4-6B": 28 * 4}
+MODULES |= {"SANA-1.6B": 20 * 5, "FLUX.2-klein-4B": 5 * 4 + 20, "Krea-2": 32 * 4}
 # rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
 ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 191 * 3072, "Flux-dev": RANK * 266 * 6144}
 ADAPTED |= {"Z-Image": RANK * 136 * 7680, "Qwen-Image": RANK * 480 * 2 * W, "Chroma1": RANK * 266 * 2 * W}
 ADAPTED |= {"Lumina-Image-2.0": RANK * 30 * 2 * (2 * 2304 + 2304 + 768), "CogView4-6B": RANK * 112 * 2 * 4096}
+ADAPTED |= {"SANA-1.6B": RANK * 160 * 2 * S, "FLUX.2-klein-4B": RANK * (40 * 2 * W + 20 * 10 * W)}
+ADAPTED |= {"Krea-2": RANK * (28 * (2 * 2 * K + 2 * (K + 1536)) + 16 * 2 * 2560)}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
 

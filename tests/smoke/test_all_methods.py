@@ -22,7 +22,16 @@ NEGATIVE = [name for name, method in METHODS.items() if method.inference == "neg
 GUIDED = {kind: {"true_cfg_scale": 5.0, "negative_prompt": ""} for kind in ("flux", "qwen_image")}
 FITTED = "{pairs: {fit_steps: 2, fit_batch: 8}}"  # hardly, to be quick
 T5 = ("pixart", "sd3", "flux", "schnell", "chroma", "cogview4")
-TOKENS = {**dict.fromkeys(T5, 16), "z_image": 48, "qwen_image": 24, "lumina2": 64}  # of a prompt, with the chat around it, to be quick
+TOKENS = {
+    **dict.fromkeys(T5, 16),
+    "z_image": 48,
+    "qwen_image": 24,
+    "lumina2": 64,
+    "sana": 16,
+    "krea2": 24,
+    "flux2": 48,
+    "ernie_image": 16,
+}  # of a prompt, with the chat around it, to be quick
 # Ways of use that a family has no place for, as its layout says.
 REFUSED = {
     layout.family: tuple(use for use, takes in (("user", layout.users), ("negative_guidance", layout.steers)) if not takes)

@@ -182,7 +182,7 @@ def _usage(run: Run, repo: str, base: Base, formats: Sequence[str], users: Seque
         return personal_usage(imports, lines, base.layout.family, repo, users, *run.facts["user_encoder"])
     both = BACKBONES[base.layout.family].guidance(4.0, true_cfg=True)  # which some draw only with a negative prompt
     guidance = "".join(f", {name}={literal(value)}" for name, value in both.items()) if run.steers and "negative_prompt" in both else ""
-    draw = [f'pipe("a red star"{guidance}).images[0].save("picture.png")']
+    draw = [f'pipe(prompt="a red star"{guidance}).images[0].save("picture.png")']
     if run.steers:
         more, steps = _negative_steps(repo, base)
         imports, lines, draw = sorted([*imports, *more]), [*lines, *steps], [f"    {line}" for line in draw]

@@ -30,7 +30,7 @@ from diffalign.methods.builders.users import expected_sizes
 from diffalign.methods.checks import check_image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
-from diffalign.models.backbones.folders import Layout, is_local, resolve
+from diffalign.models.backbones.folders import Layout, is_local, names_class, resolve
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
@@ -59,7 +59,7 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
     own_vae = config.pretrained_vae_model_name_or_path is None
     dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full", own_vae=own_vae)
     for part, value in index.items():
-        if isinstance(value, list | tuple):
+        if names_class(value):
             library, class_name = value
             wanted = part in (layout.component, *layout.needed, *layout.optional) and class_name is not None
             where = {"subfolder": part, "revision": config.revision}

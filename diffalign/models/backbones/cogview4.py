@@ -13,6 +13,7 @@ from diffalign.core.types import Condition
 from diffalign.models.backbones.places import Published
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.diffusion.path import FlowPath, Path, shifted
+from diffalign.models.diffusion.shift import RootShift
 
 GROUP = 16  # prompts are as long as a multiple of so many tokens
 
@@ -23,6 +24,7 @@ class CogView4(Pretrained):
     component = "transformer"
     names = ("cogview4", "")
     published = Published(as_diffusers=True)
+    _shift = RootShift
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -79,8 +81,5 @@ class CogView4(Pretrained):
             )[0]
 
     def _path(self) -> Path:
-        path, side = self._flow_path(self._pipe.transformer.config.patch_size), self.resolution // self._factor
-        if path.dynamic is not None:
-            path = replace(path, dynamic=replace(path.dynamic, root=True))
-        count = self._pipe.scheduler.config.num_train_timesteps
-        return replace(path.at(side, side), cleanest=1.0 / count, count=count)
+        path, count = self._flow_path(self._pipe.transformer.config.patch_size), self._pipe.scheduler.config.num_train_timesteps
+        return replace(path, cleanest=1.0 / count, count=count)

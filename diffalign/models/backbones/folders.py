@@ -55,6 +55,10 @@ LAYOUTS = {
     "ChromaPipeline": Layout("chroma", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "Lumina2Pipeline": Layout("lumina2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "CogView4Pipeline": Layout("cogview4", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    "Flux2KleinPipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    "SanaPipeline": Layout("sana", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    "Krea2Pipeline": Layout("krea2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
+    "ErnieImagePipeline": Layout("ernie_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
 }
 
 # Traits that a key of the config may ask for.
@@ -105,6 +109,11 @@ def layout_of(kind: Any, where: str) -> Layout:
     return LAYOUTS[kind]
 
 
+def names_class(value: Any) -> bool:
+    """Return whether an entry of a pipeline's index stands for a part, and not for a number, a flag, or a list of numbers."""
+    return isinstance(value, list | tuple) and not (value and all(isinstance(entry, int) for entry in value))
+
+
 def layout_of_index(parts: Mapping[str, Any], where: str) -> Layout:
     """Return the layout of a pipeline's index. Raises CheckpointError for one that is not supported, or has classes from elsewhere."""
     kind = parts.get("_class_name")
@@ -112,7 +121,7 @@ def layout_of_index(parts: Mapping[str, Any], where: str) -> Layout:
         raise CheckpointError(f"{where}: names no pipeline class (`_class_name` is {shortened(repr(kind))})")
     layout = layout_of(kind, where)
     for part, value in parts.items():
-        if not isinstance(value, list) or part.startswith("_"):
+        if not names_class(value) or part.startswith("_"):
             continue
         # Diffusers imports what stands here, and a model that was downloaded is to run nothing of its own.
         is_class = len(value) == 2 and all(entry is None or isinstance(entry, str) for entry in value) and value[0] in LIBRARIES

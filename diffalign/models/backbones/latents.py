@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Latents(Protocol):
@@ -84,6 +85,60 @@ class Standardised:
     def _moments(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, deviation = (torch.tensor(values).to(like).view(-1, 1, 1) for values in self.facts(vae))
         return mean, deviation
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormalised:
+    """Latents of an AutoencoderKLFlux2: 2x2 patches, whose channels have the mean and the deviation of its batch norm."""
+
+    patch: int = 2
+    eps: float | None = None  # that of the autoencoder's config, if not given
+
+    def channels(self, vae: Any) -> int:
+        """Return the channels of a patch."""
+        return int(vae.config.latent_channels) * self.patch**2
+
+    def facts(self, vae: Any) -> tuple[Any, ...]:
+        """Return what is added to the variance."""
+        return (self.eps or vae.config.batch_norm_eps,)
+
+    def encode(self, vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return (patches of z - mean) / deviation."""
+        z = drawn(vae.encode(pixels).latent_dist, functional.pixel_shuffle(noise, self.patch))
+        mean, deviation = self._moments(vae, z)
+        return (functional.pixel_unshuffle(z, self.patch) - mean) / deviation
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pixels of z, whose patches are latents * deviation + mean."""
+        mean, deviation = self._moments(vae, latents)
+        return vae.decode(functional.pixel_shuffle(latents * deviation + mean, self.patch)).sample
+
+    def _moments(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        variance = vae.bn.running_var.to(like) + self.facts(vae)[0]
+        return vae.bn.running_mean.to(like).view(-1, 1, 1), variance.sqrt().view(-1, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """Latents of an AutoencoderDC, which has no posterior."""
+
+    patch: int = 1
+
+    def channels(self, vae: Any) -> int:
+        """Return the autoencoder's."""
+        return int(vae.config.latent_channels)
+
+    def facts(self, vae: Any) -> tuple[Any, ...]:
+        """Return the scale."""
+        return (vae.config.scaling_factor,)
+
+    def encode(self, vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:  # noqa: ARG002  # there is nothing to draw
+        """Return z * scale."""
+        return vae.encode(pixels).latent.float() * vae.config.scaling_factor
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pixels of z = latents / scale."""
+        return vae.decode(latents / vae.config.scaling_factor).sample
 
 
 def drawn(posterior: Any, noise: Tensor) -> Tensor:

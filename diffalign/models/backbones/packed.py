@@ -23,7 +23,7 @@ class Packed(Pretrained):
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
         """Return the pipeline's default; the transformer's config has none."""
-        return int(pipe.default_sample_size)
+        return super().sample_size(pipe) if cls.side is not None else int(pipe.default_sample_size)
 
     @staticmethod
     def packed(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from diffalign.models.backbones.latents import Latents, Scaled
 from diffalign.models.backbones.places import Place, Published
 from diffalign.models.control import Controlled, check_pipeline, new_controlnet, pipeline_of, read_controlnet
 from diffalign.models.diffusion.path import FlowPath, Path, VPPath
+from diffalign.models.diffusion.shift import DynamicShift, EmpiricalShift, RootShift
 from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
 
@@ -42,7 +43,9 @@ class Pretrained(ABC):
     call_options: ClassVar[Mapping[str, Any]] = {}
     names: ClassVar[tuple[str, str]]  # of its architecture in ModelSpec, and in kohya's scripts: empty where they have none
     published: ClassVar[Published] = Published()
+    side: ClassVar[int | None] = None  # pixels of the pipeline's pictures, where no config has a size
     _latents: ClassVar[Latents] = Scaled()
+    _shift: ClassVar[type[DynamicShift | RootShift | EmpiricalShift]] = DynamicShift  # of a flow model's times
     # Names in LoRA files: kohya's by the published layout, kohya's by diffusers' paths, or ComfyUI's own.
     lora_naming: ClassVar[Literal["kohya", "kohya_diffusers", "comfyui"]] = "kohya"
 
@@ -203,6 +206,8 @@ class Pretrained(ABC):
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
         """Return the latent side that the denoiser of a stock pipeline was made for."""
+        if cls.side is not None:
+            return cls.side // cls.factor(pipe)
         return int(getattr(pipe, cls.component).config.sample_size)
 
     @classmethod
@@ -241,7 +246,7 @@ class Pretrained(ABC):
     def _flow_path(self, patch: int = 2) -> FlowPath:
         """Return the path of a flow model whose tokens are `patch` latent rows high."""
         side = self.resolution // self._factor
-        return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, **self.settings.flow)
+        return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, self._shift.from_config, **self.settings.flow)
 
     def _autocast(self) -> torch.autocast:
         """Return the block that the denoiser runs in, whichever network it is."""

@@ -18,15 +18,19 @@ from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.base_lora import BaseLora, fuse
 from diffalign.models.backbones.chroma import Chroma
 from diffalign.models.backbones.cogview4 import CogView4
+from diffalign.models.backbones.ernie_image import ErnieImage
 from diffalign.models.backbones.flux import Flux
+from diffalign.models.backbones.flux2 import Flux2
 from diffalign.models.backbones.folders import Layout, check_folder, layout_of, layout_of_index, resolve
 from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.krea2 import Krea2
 from diffalign.models.backbones.lora_layouts import read_lora
 from diffalign.models.backbones.lumina2 import Lumina2
 from diffalign.models.backbones.mistaken import INDEX
 from diffalign.models.backbones.pixart import PixArt
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.qwen_image import QwenImage
+from diffalign.models.backbones.sana import Sana
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
 from diffalign.models.backbones.sdxl import StableDiffusionXL
@@ -47,6 +51,10 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "chroma": Chroma,
     "lumina2": Lumina2,
     "cogview4": CogView4,
+    "flux2": Flux2,
+    "sana": Sana,
+    "krea2": Krea2,
+    "ernie_image": ErnieImage,
 }
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # parts that LoRA files may have layers for, beside the denoiser
 

@@ -25,6 +25,7 @@ class ZImage(Pretrained):
 
     component = "transformer"
     names = ("z_image", "")
+    side = 1024
     published = Published(
         {name: (name, _LAYER) for name in ("layers", "noise_refiner", "context_refiner")},
         {
@@ -65,8 +66,3 @@ class ZImage(Pretrained):
 
     def _path(self) -> Path:
         return self._flow_path()
-
-    @classmethod
-    def sample_size(cls, pipe: Any) -> int:
-        """Return the pipeline's default; the transformer's config has none."""
-        return 1024 // pipe.vae_scale_factor

@@ -6,8 +6,8 @@ t is (B,); latents are (B, ...). Levels are float64, and cast to the latent's dt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from diffalign.core.errors import ConfigError
 from diffalign.core.types import Generator, Noised
 from diffalign.models.diffusion.random import integers, uniform
+from diffalign.models.diffusion.shift import DynamicShift, Shift
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
 
@@ -129,27 +130,6 @@ class VPPath:
 
 
 @dataclass(frozen=True, slots=True)
-class DynamicShift:
-    """A shift that is exponential or linear in a number that grows with the tokens, as the stock pipelines compute it."""
-
-    few: int  # tokens, where the number is `low`
-    many: int  # tokens, where it is `high`
-    low: float
-    high: float
-    exponential: bool
-    patch: int  # latent rows, and columns, in a token
-    root: bool = False  # the shift grows with the square root of the tokens, as CogView4's: `low` of none, and `high` more of `few`
-
-    def of(self, height: int, width: int) -> float:
-        """Return the shift of latents of so many rows and columns."""
-        tokens = (height // self.patch) * (width // self.patch)
-        if self.root:
-            return self.low + self.high * math.sqrt(tokens / self.few)
-        number = self.low + (self.high - self.low) * (tokens - self.few) / (self.many - self.few)
-        return math.exp(number) if self.exponential else number
-
-
-@dataclass(frozen=True, slots=True)
 class FlowPath:
     """Straight path of flow matching, t in [0, 1], 1 = noise: alpha = 1 - t, sigma = t, velocity = noise - x0 (2210.02747).
 
@@ -164,33 +144,39 @@ class FlowPath:
     shift: float = 1.0
     transport: bool = False
     prediction: Prediction = "velocity"
-    dynamic: DynamicShift | None = None  # what `shift` is at other sizes
+    dynamic: Shift | None = None  # what `shift` is at other sizes
+    size: tuple[int, int] | None = field(default=None, compare=False)  # rows and columns that `shift` is for, where it is dynamic
     terminal: float | None = None  # the last noisy time of a solver, to which the others are stretched
     cleanest: float | None = None  # where a solver's last step begins, before the shift; one of `steps` even parts if None
     count: int | None = None  # of times before the shift, to which a solver rounds its own down
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], height: int, width: int, patch: int = 2, **constants: Any) -> FlowPath:
-        """Return the path of a diffusers flow scheduler's config, for latents of so many rows and columns; `constants` go on top."""
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        height: int,
+        width: int,
+        patch: int = 2,
+        rule: Callable[[Mapping[str, Any], int], Shift] = DynamicShift.from_config,
+        **constants: Any,
+    ) -> FlowPath:
+        """Return the path of a diffusers flow scheduler's config, for latents of so many rows and columns; `constants` go on top.
+
+        `rule` makes the shift that depends on the size of the config and of how many latent rows a token has.
+        """
         kind = str(config.get("_class_name", "FlowMatch"))
+        if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+            return cls(**{"shift": float(config.get("flow_shift", 1.0)), **constants})
         if not kind.startswith("FlowMatch"):
             raise ConfigError(f"scheduler config: a {kind}; expected one of flow matching, such as FlowMatchEulerDiscreteScheduler")
         constants = {"terminal": config.get("shift_terminal"), **constants}
         if "shift" in constants or not config.get("use_dynamic_shifting"):
             return cls(**{"shift": float(config.get("shift", 1.0)), **constants})
-        dynamic = DynamicShift(
-            few=config.get("base_image_seq_len", 256),
-            many=config.get("max_image_seq_len", 4096),
-            low=config.get("base_shift", 0.5),
-            high=config.get("max_shift", 1.15),
-            exponential=config.get("time_shift_type", "exponential") == "exponential",
-            patch=patch,
-        )
-        return cls(shift=dynamic.of(height, width), dynamic=dynamic, **constants)
+        return cls(dynamic=rule(config, patch), **constants).at(height, width)
 
     def at(self, height: int, width: int) -> FlowPath:
         """Return the path of latents of another size: larger pictures are shifted further where the shift is dynamic."""
-        return self if self.dynamic is None else replace(self, shift=self.dynamic.of(height, width))
+        return self if self.dynamic is None else replace(self, shift=self.dynamic.of(height, width), size=(height, width))
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (1 - t, t), float64."""
@@ -224,10 +210,11 @@ class FlowPath:
         They are those of the stock pipeline: most choose their times, with `cleanest` None. SD3 leaves them to its scheduler, which ends at
         its smallest time, of 1000 and already shifted where the shift does not depend on the size; CogView4 ends at the first of 1000.
         """
+        shift = self.shift if self.dynamic is None or self.size is None else self.dynamic.of(*self.size, steps)
         scale = 1.0 if self.count is None else float(self.count)
         noisy = torch.linspace(scale, scale / steps if self.cleanest is None else scale * self.cleanest, steps, dtype=torch.float64)
         noisy = noisy if self.count is None else noisy.floor() / self.count
-        times = shifted(torch.cat([noisy, torch.zeros(1, dtype=torch.float64)]).flip(0), self.shift)
+        times = shifted(torch.cat([noisy, torch.zeros(1, dtype=torch.float64)]).flip(0), shift)
         if self.terminal and steps > 1:
             times[1:] = 1.0 - (1.0 - times[1:]) * (1.0 - self.terminal) / (1.0 - times[1])
         return times

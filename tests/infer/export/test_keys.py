@@ -27,8 +27,9 @@ def denoiser(kind: str, **options: Any) -> Any:
 
 
 def linear_layers(network: nn.Module) -> list[str]:
-    """Return all layers that can have an adapter."""
-    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    """Return all layers that can have an adapter; of grouped convolutions peft merges none."""
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    return [name for name, layer in layers.items() if not (isinstance(layer, nn.Conv2d) and layer.groups > 1)]
 
 
 def updates_of(network: nn.Module) -> dict[str, Update]:
@@ -48,7 +49,7 @@ CASES = {
     "pixart": ("pixart", {}),
     "z_image": ("z_image", {}),
     "qwen_image": ("qwen_image", {}),
-    "cogview4": ("cogview4", {}),
+    **{family: (family, {}) for family in ("cogview4", "flux2", "sana", "krea2", "ernie_image")},
     "pixart 1024": ("pixart", {"use_additional_conditions": True}),
 }
 

@@ -1,0 +1,117 @@
+"""Random models of the latest families, as those of `tests.micro_models`: FLUX.2 klein, SANA, Krea 2 and ERNIE-Image."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+)
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from tests.micro_parts import (
+    QWEN_TEMPLATE,
+    SMALL,
+    WIDTH,
+    compressing_autoencoder,
+    film_autoencoder,
+    gemma,
+    gemma_tokenizer,
+    glm_tokenizer,
+    mistral,
+    patch_autoencoder,
+    qwen3_vl,
+    qwen_tokenizer,
+    worded_qwen_tokenizer,
+)
+
+
+def flux2(**schedule: Any) -> Any:
+    """Return a FLUX.2 klein, whose prompts are read from the layers 9, 18 and 27 of its language model, as its pipeline does."""
+    tokenizer = qwen_tokenizer()
+    text = Qwen3ForCausalLM(Qwen3Config(**{**SMALL, "vocab_size": len(tokenizer), "num_hidden_layers": 28}))
+    denoiser = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **schedule})
+    return Flux2KleinPipeline(scheduler, patch_autoencoder(), text, tokenizer, denoiser)
+
+
+def sana(**schedule: Any) -> Any:
+    """Return a SANA, with a solver that is not Euler's."""
+    instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    tokenizer = gemma_tokenizer("\n".join(instruction))
+    denoiser = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        sample_size=8,
+    )
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    return SanaPipeline(
+        tokenizer, gemma(tokenizer), compressing_autoencoder(), denoiser, DPMSolverMultistepScheduler(**{**flow, **schedule})
+    )
+
+
+def krea2(**schedule: Any) -> Any:
+    """Return a Krea 2 that reads three layers of its language model."""
+    tokenizer = worded_qwen_tokenizer(QWEN_TEMPLATE)
+    denoiser = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        timestep_embed_dim=16,
+        text_hidden_dim=WIDTH,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(2, 2, 4),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, "max_image_seq_len": 6400, **schedule})
+    return Krea2Pipeline(scheduler, film_autoencoder(), qwen3_vl(tokenizer), tokenizer, denoiser, text_encoder_select_layers=(0, 1, 2))
+
+
+def ernie_image(**schedule: Any) -> Any:
+    """Return an ERNIE-Image without the model that rewrites prompts."""
+    tokenizer = glm_tokenizer()
+    denoiser = ErnieImageTransformer2DModel(
+        hidden_size=16,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=16,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=WIDTH,
+        rope_axes_dim=(2, 2, 4),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **schedule})
+    return ErnieImagePipeline(denoiser, patch_autoencoder(), mistral(tokenizer), tokenizer, scheduler)
