@@ -199,11 +199,11 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    groups = grouped(rows)
+    groups, names = grouped(rows), list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = plt.subplots(1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False)
     for axis, (place, methods) in zip(axes[0], groups.items(), strict=True):
-        for number, (method, found) in enumerate(methods.items()):
-            curves, color = np.mean([row["curve"] for row in found], axis=0), f"C{number}"
+        for method, found in methods.items():
+            curves, color = np.mean([row["curve"] for row in found], axis=0), f"C{names.index(method)}"
             end = np.mean([[row["evaluations"], row["taste"]] for row in found], axis=0)
             axis.plot(*curves[:, 1:].T, color=color, label=method)
             axis.plot(*zip(curves[-1, 1:], end, strict=True), color=color, ls=":")
