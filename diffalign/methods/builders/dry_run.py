@@ -25,6 +25,7 @@ from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
+from diffalign.models.backbones.distilled import warning
 from diffalign.models.control import Controlled
 
 # Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
@@ -58,9 +59,12 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
         base, how = total - trained, f"{recipe.tuning} {_ranks(denoiser)}"
     sizes = sizes_of(config, outline)
     shapes = [f"{'x'.join(map(str, outline.model.latent_shape(h, w)))} for {h}x{w} pixels" for h, w in sizes]
+    name, layout = config.pretrained_model_name_or_path, outline.layout
+    distilled = warning(name, outline.model.pipeline(whole=False), layout.family, layout.component)
     return [
         ("model", f"{config.pretrained_model_name_or_path} ({outline.kind}, family {outline.layout.family})"),
         *(("with", f"{lora.file} at strength {lora.strength:g}, fused into the base") for lora in base_loras(config)),
+        *([("distilled", distilled)] if distilled is not None else []),
         ("parameters", f"{base:,} in the {outline.layout.component}"),
         ("trained", f"{trained:,} ({100 * trained / base:.3g} %): {how}"),
         ("latents", ", ".join(shapes)),

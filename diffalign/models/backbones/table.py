@@ -18,6 +18,7 @@ from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.base_lora import BaseLora, fuse
 from diffalign.models.backbones.chroma import Chroma
 from diffalign.models.backbones.cogview4 import CogView4
+from diffalign.models.backbones.distilled import warning
 from diffalign.models.backbones.ernie_image import ErnieImage
 from diffalign.models.backbones.flux import Flux
 from diffalign.models.backbones.flux2 import Flux2
@@ -210,6 +211,8 @@ def load_backbone(
     mapped = PipelineQuantizationConfig(quant_mapping={layout.component: quantization}) if quantization is not None else None
     options: dict[str, Any] = {"vae": vae, "denoiser": denoiser, "quantization": mapped, "base_loras": base_loras}
     pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, **options)
+    if (text := warning(name, pipe, layout.family, layout.component)) is not None:
+        logger.warning("%s", text)
     return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
 
 
