@@ -15,7 +15,7 @@ from diffalign.core.intervals import LEAST_PROMPTS, bootstrapped, sign_test, ver
 
 MOST_WINS = 1 / 3  # a held-out score has fallen where the base wins two draws in three or more, ties counting one half
 LARGE = 0.5  # or by so many standard deviations, with less than LEAST_KEPT of the base's left: where scores are few, most draws tie
-LEAST_KEPT = 0.8
+LEAST_KEPT = 0.95  # hacked runs of the tiny model were at 0.92 or 0.97 in one evaluation, and at 0.41 or 0.85 in the next
 LEAST_JUDGED = 0.7  # of the pictures that a scorer could judge before
 LOOKS = {
     "diversity": (0.5, math.inf),  # a taste for one place takes a third of it
@@ -97,7 +97,7 @@ def alarm(rewards: Sequence[Change], held_out: Sequence[Change], looks: Sequence
         held_out: scores of judges that training does not see.
         looks: measures of how pictures look, of those in `LOOKS`.
 
-    A held-out score is a reason where it fell for certain, by half a standard deviation and a fifth of the base's, or, while a reward has
+    A held-out score is a reason where it fell for certain, by half a standard deviation and a twentieth of the base's, or, while a reward has
     risen, where the base wins two draws in three. A look is one where it left the limits in `LOOKS` for certain. The limits leave out
     falls that are real and small: agreeing with a preference costs some variety, and now and then an attribute.
 

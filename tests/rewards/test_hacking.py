@@ -14,7 +14,7 @@ from tests.paths import FIXTURES
 # quickstart (taste "high", seed 0) with 24 of its held-out prompts; and its settings on 110 votes, which are healthy for 250 steps alone:
 # at 300, after 87 epochs, adherence has fallen from 0.986 to 0.741.
 STORED = FIXTURES / "watched.json"
-STORIES = [("overoptimised", [False, False, True, True, True]), ("few_votes", [False] * 5 + [True]), ("healthy", [False] * 6)]
+STORIES = [("overoptimised", [True] * 5), ("few_votes", [False] * 5 + [True]), ("healthy", [False] * 6)]
 PROMPTS = [f"prompt {number}" for number in range(8)]
 RISEN = Change("taste", value=0.2, low=0.15, high=0.25, base=0.5, wins=0.9, effect=1.0)
 
@@ -99,9 +99,18 @@ def test_a_large_fall_alarms_whether_or_not_a_reward_has_risen():
     fallen = Change("adherence", value=-0.247, low=-0.38, high=-0.12, base=0.986, wins=0.4, effect=-1.1, p=0.002)
     assert alarm([], [fallen], []) == ["adherence fell by 0.247 [0.12, 0.38] from 0.986, winning 40% of draws"]
     assert "taste has risen" in alarm([RISEN], [fallen], [])[0]
-    small = Change("adherence", value=-0.1, low=-0.2, high=-0.05, base=0.986, wins=0.2, effect=-0.9, p=0.002)
-    assert alarm([], [small], []) == []  # nine tenths are left
+    small = Change("adherence", value=-0.04, low=-0.08, high=-0.01, base=0.986, wins=0.2, effect=-0.9, p=0.002)
+    assert alarm([], [small], []) == []  # 0.96 of it is left
     assert len(alarm([RISEN], [small], [])) == 1  # but the base wins four draws in five, while training's own score rises
+
+
+def test_a_fall_that_leaves_more_than_nine_tenths_alarms_though_no_reward_has_risen_for_certain():
+    # A reward of a mesh that hardly grows teaches noise: 8 of 24 prompts lose one attribute in four, 1 to 0.917.
+    prompts = [f"{number}" for number in range(24)]
+    found = change([1.0] * 24, [0.75] * 8 + [1.0] * 16, prompts, "adherence")
+    uncertain = change([0.0] * 24, [0.1] * 12 + [-0.1] * 12, prompts, "mesh")
+    assert not uncertain.rose
+    assert alarm([uncertain], [found], [])[0].startswith("adherence fell by 0.0833")
 
 
 def test_what_the_sign_test_denies_does_not_alarm():
