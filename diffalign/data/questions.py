@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Literal
 
@@ -66,3 +68,22 @@ class OpenPair:
 
 
 Choose = Callable[[Sequence[OpenPair]], int]  # returns the index of the pair to ask next
+Compared = tuple[Path, Path, float]  # two pictures, and the chance that the first is preferred: 1, 0, or 1/2 for a tie
+
+
+def compared(rows: Iterable[tuple[str, str, str, str]], folder: Path) -> list[Compared]:
+    """Return the comparisons of answered questions, given as rows (question, answer, ranks in JSON, picture); the left picture comes first.
+
+    A ranking compares each of its pictures with every other one. A skipped question counts as ties, for it is not asked again.
+    """
+    result: list[Compared] = []
+    for _, group in groupby(rows, lambda row: row[0]):
+        shown = list(group)
+        answer, ranks, places = shown[0][1], json.loads(shown[0][2]), range(len(shown))
+        for first, second in combinations(places, 2):
+            if answer == RANKING:
+                chance = 0.5 * (1 + (ranks[first] < ranks[second]) - (ranks[first] > ranks[second]))
+            else:
+                chance = PROBABILITIES.get(answer, 0.5)
+            result.append((folder / shown[first][3], folder / shown[second][3], chance))
+    return result

@@ -12,7 +12,7 @@ import random
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from diffalign.core.errors import RecordError, TableError
@@ -28,10 +28,12 @@ from diffalign.data.questions import (
     SECOND_ANSWERS,
     CastVote,
     Choose,
+    Compared,
     OpenPair,
     Order,
     Question,
     ShownPicture,
+    compared,
 )
 from diffalign.data.records import Candidate, Record
 from diffalign.data.store_file import StoreFile
@@ -81,11 +83,19 @@ class VoteStore:
     # Pictures
 
     def add_pictures(
-        self, prompt: str, images: Sequence[bytes], *, model: str = "", seeds: Sequence[int] | None = None, same_seed: bool = False
+        self,
+        prompt: str,
+        images: Sequence[bytes],
+        *,
+        model: str = "",
+        seeds: Sequence[int] | None = None,
+        same_seed: bool = False,
+        pairs: Collection[tuple[int, int]] | None = None,
     ) -> int:
         """Add encoded pictures of a prompt, and every pair of them with each other and with those that were there; return how many are new.
 
-        With `same_seed` only pictures of different models from one seed become pairs. Raises RecordError for what does not decode.
+        With `same_seed` only pictures of different models from one seed become pairs, with `pairs` only these, by place among `images`.
+        Raises RecordError for what does not decode.
         """
         files = [self._keep(image, f"{self.path}, picture {n} of {prompt!r}") for n, image in enumerate(images)]
         with self._file.transaction() as database:
@@ -98,7 +108,10 @@ class VoteStore:
                 if added.rowcount:
                     new += 1
                     pair = (added.lastrowid, number, file)
-                    database.execute(*((sql.PAIR_OF_SEED, (*pair, seed, model)) if same_seed else (sql.PAIR_WITH_EARLIER, pair)))
+                    if pairs is None:
+                        database.execute(*((sql.PAIR_OF_SEED, (*pair, seed, model)) if same_seed else (sql.PAIR_WITH_EARLIER, pair)))
+            for first, second in pairs or ():
+                database.execute(sql.PAIR_OF_FILES, (number, model, files[first], files[second]))
         return new
 
     def pairs(self) -> int:
@@ -330,6 +343,13 @@ class VoteStore:
         """Return the preferred and the other picture of every comparison that a user, or anybody, decided."""
         pairs = [(row[0], self._picture(*row[1:5]), self._picture(*row[5:9])) for row in self._file.rows(sql.DECIDED, user)]
         return [(left, right) if answer == "left" else (right, left) for answer, left, right in pairs]
+
+    def compared(self, prompt: str) -> list[Compared]:
+        """Return two pictures' files, and how the first fared, of every comparison of a prompt's pictures that a vote decided, or tied.
+
+        A ranking is a comparison of each picture with every other one. A skipped comparison counts as a tie, for it is not asked again.
+        """
+        return compared(self._file.rows(sql.ANSWERED_OF_PROMPT, prompt), self.folder)
 
     def users(self) -> list[str]:
         """Return the names of all who were asked something."""

@@ -83,6 +83,10 @@ PAIR_WITH_EARLIER = """INSERT INTO pairs (prompt, first, second)
     SELECT prompt, id, ?1 FROM pictures WHERE prompt = ?2 AND id < ?1 AND file <> ?3"""
 # Pictures of two models from one seed.
 PAIR_OF_SEED = f"{PAIR_WITH_EARLIER} AND seed = ?4 AND model <> ?5"
+# Two pictures of a model by their files, unless they are one.
+PAIR_OF_FILES = """INSERT OR IGNORE INTO pairs (prompt, first, second)
+    SELECT prompt, MIN(id), MAX(id) FROM pictures WHERE prompt = ?1 AND model = ?2 AND file IN (?3, ?4)
+    GROUP BY prompt HAVING COUNT(*) = 2"""
 # Questions that wait for an answer, of two pictures (?2 = 0) or of a ranking (?2 = 1).
 UNANSWERED = """SELECT id FROM shown WHERE user = ?1 AND (pair IS NULL) = ?2
     AND NOT EXISTS (SELECT 1 FROM votes WHERE votes.shown = shown.id AND withdrawn IS NULL) ORDER BY at, rowid LIMIT ?3"""
@@ -139,6 +143,10 @@ DECIDED = """SELECT answer, a.id, a.file, a.model, a.seed, b.id, b.file, b.model
     JOIN shown_pictures l ON l.shown = shown.id AND l.position = 0 JOIN pictures a ON a.id = l.picture
     JOIN shown_pictures r ON r.shown = shown.id AND r.position = 1 JOIN pictures b ON b.id = r.picture
     WHERE withdrawn IS NULL AND answer IN ('left', 'right') AND (users.name = ?1 OR ?1 IS NULL) ORDER BY votes.id"""
+# The pictures of a prompt's answered questions, the one on the left first.
+ANSWERED_OF_PROMPT = """SELECT shown.id, answer, ranks, file FROM votes JOIN shown ON shown.id = votes.shown
+    JOIN prompts ON prompts.id = shown.prompt JOIN shown_pictures ON shown_pictures.shown = shown.id
+    JOIN pictures ON pictures.id = picture WHERE withdrawn IS NULL AND prompts.text = ? ORDER BY votes.id, position"""
 # Of pairs that were ranked among others, too, a user has seen both pictures.
 RANKED_PAIRS = """UPDATE pairs SET times_shown = times_shown + 1 WHERE first IN (SELECT picture FROM shown_pictures WHERE shown = ?1)
     AND second IN (SELECT picture FROM shown_pictures WHERE shown = ?1)"""

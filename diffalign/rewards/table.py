@@ -18,6 +18,7 @@ from diffalign.rewards.scorers.function import function, http
 from diffalign.rewards.scorers.hps import hps
 from diffalign.rewards.scorers.imagereward import imagereward
 from diffalign.rewards.scorers.mps import mps
+from diffalign.rewards.scorers.people import people
 from diffalign.rewards.scorers.trained import trained
 from diffalign.rewards.scorers.vqascore import vqascore
 from diffalign.rewards.scorers.world import adherence, taste
@@ -35,8 +36,9 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "trained": trained,
     "function": function,
     "http": http,
+    "people": people,
 }
-WEIGHTLESS = ("adherence", "taste", "function", "http")
+WEIGHTLESS = ("adherence", "taste", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
 
 
@@ -45,7 +47,7 @@ def called(spec: Spec) -> str | None:
     name, constants = single("scorer", spec)
     if name == "hps":
         return f"hpsv{constants.get('version', '2.1')}"
-    return constants.get("name") if name in ("taste", "trained", "function", "http") else name
+    return constants.get("name") if name in ("taste", "trained", "function", "http") else constants.get("name", name)
 
 
 def bind_scorer(spec: Spec, *, device: str = "cpu") -> Bound:

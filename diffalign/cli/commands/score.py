@@ -27,6 +27,8 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
   {function: {path: "file.py:name"}}                            your own function of (images, prompts): a number an image
   {http: {url: "http://...", name: mine}}                       your own server: POST {"prompts": [...], "images": [PNG in base64, ...]},
                                                                 answer {"scores": [...]}, null for what it cannot judge
+  {people: {path: votes.db}}                                    people, on the page of diffalign app: the share of its comparisons that a
+                                                                picture wins against others of its prompt
 examples:
   diffalign score --dataset_name votes --scorers pickscore '{hps: {version: "2.1"}}' --output_dir votes-scored
   diffalign score --images outputs/pictures --scorers aesthetic --output_dir scored

@@ -1,4 +1,4 @@
-"""Who judges the pictures of a turn: scorers that stay in memory, and those behind an address, which judge while more is drawn."""
+"""Who judges the pictures of a turn: scorers that stay in memory, and servers and people, who judge while more is drawn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from diffalign.core.errors import ConfigError
 from diffalign.core.specs import Spec, single
 from diffalign.rewards.base import Scorer
+from diffalign.rewards.scorers.people import PeopleScorer
 from diffalign.rewards.shards import ABOUT
 from diffalign.rewards.table import load_scorer
 
@@ -42,10 +43,12 @@ class Judges:
         ]
 
     def ask(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Pending:
-        """Return the scores (N,) of images to come: remote scorers begin at once, the others judge now."""
+        """Return the scores (N,) of images to come: servers and people begin at once, the others judge now."""
         pending: dict[str, Callable[[], np.ndarray]] = {}
         for scorer, remote in zip(self.scorers, self._remote, strict=True):
-            if remote:
+            if isinstance(scorer, PeopleScorer):
+                pending[scorer.name] = scorer.begin(images, prompts)
+            elif remote:
                 pending[scorer.name] = self._pool.submit(scorer, list(images), list(prompts)).result
             else:
                 pending[scorer.name] = _done(np.asarray(scorer(images, prompts), dtype=np.float64))
