@@ -23,7 +23,7 @@ from diffalign.methods.conditioning import check_controlnet, check_controls
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.lora_keys import check_lora_keys
-from diffalign.methods.online import check_flow_rollout, check_online
+from diffalign.methods.online import check_flow_rollout, check_online, check_online_texts
 from diffalign.methods.packages import check_switches, missing_packages
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
@@ -235,6 +235,7 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
         raise ConfigError(f"objective `{objective.name}` compares the outputs of denoisers; choose another for a language model")
     if config.attention_name not in (None, "native"):
         raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
+    check_online_texts(config)
     check_name("likelihood", likelihood, LIKELIHOODS)
     if recipe.facts.sums and likelihood in ("mean", "ld_dpo"):
         raise ConfigError(f"objective `{objective.name}` adds up tokens itself, and `likelihood` is {likelihood}; leave it out")

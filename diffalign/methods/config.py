@@ -37,7 +37,7 @@ SYNONYMS = {
 SECTIONS = {
     "pretrained_model_name_or_path": "model",
     "dataset_name": "data",
-    "prompts": "online: pictures that the model draws as it trains",
+    "prompts": "online: what the model draws or writes as it trains",
     "method": "method",
     "reward_head": "reward models",
     "likelihood": "language models",
@@ -117,26 +117,30 @@ class TrainConfig:
     chat_template: str | None = key(None, kinds=TEXT)
     """Of texts: a Jinja file for conversations, where the tokenizer brings no template of its own."""
 
-    prompts: list[str] = key([], kinds=IMAGE, changes="data", uses=HELP)
-    """Instead of a dataset: prompts, files of them or sets by name, that the model draws to as it trains, turn by turn."""
-    scorers: list[Spec] = key([], kinds=IMAGE, changes="data", uses=HELP)
+    prompts: list[str] = key([], changes="data", uses=HELP)
+    """Instead of a dataset: prompts, files of them or sets by name, that the model draws (or writes) to as it trains, turn by turn."""
+    scorers: list[Spec] = key([], changes="data", uses=HELP)
     """Scorers that judge what was drawn: [pickscore, {taste: {name: high}}]."""
-    combine: Spec | None = key(None, kinds=IMAGE, resume=True, changes="data")
+    combine: Spec | None = key(None, resume=True, changes="data")
     """How several scorers make one reward: weighted, standardised, gdpo, log_sigmoid, lagrange, cfo or maxmin, with constants as
     {weighted: {weights: {pickscore: 1, ocr: 0.5}}}; if not given, the mean share of the prompt's other pictures that an image beats."""
-    advantages: dict[str, Any] = key({}, kinds=IMAGE, resume=True, changes="data")
+    advantages: dict[str, Any] = key({}, resume=True, changes="data")
     """Constants of the advantages: {spread: global, ddof: 0, eps: 1e-4, floor: 0, clip: 5} if not given, as Flow-GRPO has them; the
     deviation may be that of the `group`, or `none`."""
-    images_per_prompt: int = key(8, GROUP, kinds=IMAGE, resume=True, changes="data", uses=HELP)
-    """Pictures of a prompt in a turn, 2 to 64: the group that is compared."""
-    prompts_per_turn: int = key(8, AT_LEAST_ONE, kinds=IMAGE, resume=True, changes="data")
+    images_per_prompt: int = key(8, GROUP, resume=True, changes="data", uses=HELP)
+    """Pictures of a prompt in a turn, 2 to 64: the group that is compared. Of a language model, rewrites, with a picture each."""
+    prompts_per_turn: int = key(8, AT_LEAST_ONE, resume=True, changes="data")
     """Prompts of a turn. Turns take the next ones of all prompts, mixed by the seed."""
-    updates_per_turn: int = key(2, AT_LEAST_ONE, kinds=IMAGE, resume=True, changes="data")
+    updates_per_turn: int = key(2, AT_LEAST_ONE, resume=True, changes="data")
     """Optimiser steps on what a turn has drawn; together they train on each of its prompts equally often."""
-    num_inference_steps: int = key(25, AT_LEAST_ONE, kinds=IMAGE, resume=True, changes="data")
+    num_inference_steps: int = key(25, AT_LEAST_ONE, resume=True, changes="data")
     """Solver steps of the pictures of a turn."""
-    sample_guidance_scale: float = key(5.0, NOT_NEGATIVE, kinds=IMAGE, resume=True, changes="data")
+    sample_guidance_scale: float = key(5.0, NOT_NEGATIVE, resume=True, changes="data")
     """Guidance of the pictures of a turn; 1 for none."""
+    image_model: str | None = key(None, kinds=TEXT, changes="data", resume=True)
+    """Of a language model that trains online: the model, or finished run, of images that draws what it writes."""
+    max_completion_length: int = key(64, AT_LEAST_ONE, kinds=TEXT, resume=True, changes="data")
+    """Of a language model that trains online: most tokens of what it writes to a prompt."""
     rollout: Spec | None = key(None, kinds=IMAGE, resume=True, changes="data")
     """A sampler with noise that draws a turn, whose steps are kept and trained on (objective clipped_ratio): cps, ddim, flow_sde or dance
     with {cps: {level: 0.8, size: 3, stay: 25}}: noise, and how many steps are kept, in a window that moves on after `stay` updates. Or a
@@ -145,7 +149,7 @@ class TrainConfig:
     start_model_steps: int = key(0, NOT_NEGATIVE, kinds=IMAGE, resume=True, changes="data")
     """Last solver steps of the pictures of a turn that the model takes with which training began: a brake on details that only the judge
     likes (MixGRPO takes 20 of 50 so). With `rollout` they have no noise, and are not trained."""
-    rollout_policy: Literal["policy", "reference", "ema"] = key("policy", kinds=IMAGE, resume=True, changes="data")
+    rollout_policy: Literal["policy", "reference", "ema"] = key("policy", resume=True, changes="data")
     """Who draws a turn: the policy, the reference (with `reference: old_policy` the old policy, as DiffusionNFT), or its average `ema`."""
     old_policy_decay: dict[str, Any] = key({}, kinds=IMAGE, resume=True)
     """With `reference: old_policy`, how it follows the policy at each turn's start: old = decay old + (1 - decay) policy, with decay

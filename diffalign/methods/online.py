@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.keys import changed, require
+from diffalign.core.runs import Run
 from diffalign.core.specs import bind, single
 from diffalign.data.advantages import advantages
 from diffalign.data.combiners import COMBINERS
 from diffalign.methods.base import Method
 from diffalign.methods.config import TrainConfig
+from diffalign.models.backbones.folders import check_folder, resolve
 from diffalign.rewards.names import check_scorer_names
 
 DRAWING = (
@@ -23,6 +25,8 @@ DRAWING = (
     "updates_per_turn",
     "num_inference_steps",
     "sample_guidance_scale",
+    "image_model",
+    "max_completion_length",
     "rollout",
     "start_model_steps",
     "rollout_policy",
@@ -88,6 +92,24 @@ def check_flow_rollout(config: TrainConfig, flow: bool) -> None:
 def steps_without_noise(config: TrainConfig) -> int:
     """Return how many of the last steps of a rollout have no noise and are not trained: those of the start model, one at least."""
     return max(1, config.start_model_steps)
+
+
+def check_online_texts(config: TrainConfig) -> None:
+    """Raise ConfigError or CheckpointError where nothing draws what a language model writes online, or its reference is none of texts."""
+    if not config.prompts:
+        return
+    if config.image_model is None:
+        raise ConfigError("`image_model` is not set; give the model, or finished run, of images that draws what the language model writes")
+    if Run.is_in(config.image_model):
+        Run.open(config.image_model, expects="image")
+    else:
+        check_folder(resolve(config.image_model))
+    require(
+        "reference",
+        config.reference,
+        lambda v: v != "old_policy",
+        "policy_start or none: the log-probabilities of the policy that wrote are kept with each text",
+    )
 
 
 def _check_ramp(config: TrainConfig) -> None:

@@ -97,8 +97,8 @@ def alarm(rewards: Sequence[Change], held_out: Sequence[Change], looks: Sequence
         held_out: scores of judges that training does not see.
         looks: measures of how pictures look, of those in `LOOKS`.
 
-    A held-out score is a reason where it fell for certain, by half a standard deviation and a twentieth of the base's, or, while a reward has
-    risen, where the base wins two draws in three. A look is one where it left the limits in `LOOKS` for certain. The limits leave out
+    A held-out score is a reason where it fell for certain, by half a standard deviation and a twentieth of the base's, or, while a reward
+    has risen, where the base wins two draws in three. A look is one where it left the limits in `LOOKS` for certain. The limits leave out
     falls that are real and small: agreeing with a preference costs some variety, and now and then an attribute.
 
     Example:

@@ -85,7 +85,14 @@ ACCEPTED = {
     "objective": ({"hinge": {"beta": 1.0}}, "mapo", None),
 }
 DRAWN = {"dataset_name": "", "prompts": ["a star"], "scorers": ["adherence"], "train_batch_size": 8}
-ONLINE = ("images_per_prompt", "prompts_per_turn", "updates_per_turn", "num_inference_steps", "sample_guidance_scale")
+ONLINE = (
+    "images_per_prompt",
+    "prompts_per_turn",
+    "updates_per_turn",
+    "num_inference_steps",
+    "sample_guidance_scale",
+    "max_completion_length",
+)
 BESIDES = {"eval_every": {"eval_prompts": ["a star"]}, **dict.fromkeys(ONLINE, DRAWN)}  # what a key needs
 
 

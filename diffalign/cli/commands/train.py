@@ -74,9 +74,9 @@ def _outlook(config: TrainConfig) -> str:
 
         return rounds.outlook(config, recipe) + warnings
     if config.prompts:
-        from diffalign.train.online import loop
+        from diffalign.train.online.outlook import outlook
 
-        return loop.outlook(config, recipe) + warnings
+        return outlook(config, recipe) + warnings
     from diffalign.infer.kinds.table import KINDS
 
     return KINDS[recipe.kind or "image"].outlook(config, recipe, 2) + warnings

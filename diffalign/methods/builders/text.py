@@ -47,10 +47,10 @@ def chat_template(config: TrainConfig) -> str | None:
     return None if config.chat_template is None else read_chat_template(config.chat_template)
 
 
-def facts(config: TrainConfig, data: TextPairs) -> dict[str, Any]:
+def facts(config: TrainConfig, conversational: bool) -> dict[str, Any]:
     """Return what the use of a result depends on, and what a checkpoint must agree in."""
     same = {name: getattr(config, name) for name in ("likelihood", "max_length", "truncation_mode")}
-    return {"conversational": data.conversational, "chat_template": chat_template(config), **same}
+    return {"conversational": conversational, "chat_template": chat_template(config), **same}
 
 
 def backbone(config: TrainConfig, device: torch.device, *, full: bool = False) -> LanguageModel:
@@ -126,7 +126,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
         equip(config, recipe, model)
         compared = reference(config, recipe, model, device)
     table, index = view.table.fingerprint, order(config, view)
-    return Parts("text", recipe, model, own_likelihood, compared, data, table, index, facts=facts(config, data))
+    return Parts("text", recipe, model, own_likelihood, compared, data, table, index, facts=facts(config, data.conversational))
 
 
 def reference_facts(config: TrainConfig, model: LanguageModel) -> dict[str, Any]:

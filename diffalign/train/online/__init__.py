@@ -6,11 +6,12 @@ The loop is a source of batches for the `Trainer`, which stays as it is: same st
   it is trained on equally often. The sampler's epochs go through the prompts of a turn, so turn and position follow from the step alone.
 - `turns.Turns` does a turn: the old policy moves, a network draws (the policy, the old policy or the moving average), scorers judge, and
   the turn is written to the log. The trainer calls it before each step.
-- `drawing` has what draws: the stock pipeline, or a rollout with noise whose steps are kept, for policy gradients of the sampler; `ratio`
-  refuses to train on kept steps whose ratio is not one before the first update.
-- `judges` and `rewards` make one reward and one advantage a picture of what the scorers say.
-- `pairs.TurnPairs` are the trainer's data: the latents that were drawn (not the pictures, encoded again), the prompts' embeddings, and
-  what the method's transforms make of the scores, such as advantages or a pair.
+- `drawing` has what draws: the stock pipeline; a rollout with noise whose steps are kept, for policy gradients of the sampler; or a
+  language model that is trained, with a painter that draws what it writes. `ratio` refuses to train on kept steps and tokens whose ratio
+  is not one before the first update. `outlook` says what a turn costs.
+- `judges` and `rewards` make one reward and one advantage a picture of what the scorers say; `trees` makes those of BranchGRPO's trees.
+- `pairs` are the trainer's data: the latents that were drawn (not the pictures, encoded again), or the tokens that were sampled (not the
+  texts, tokenised again), and what the method's transforms make of the scores, such as advantages or a pair.
 - `log.Log` keeps each turn as a preference table of its own, with the latents beside it, and joins them to `data` at the end of the run.
 
 A picture's seed is made of the run's seed, the turn, its prompt and its number, and the log of a turn is there whole or not at all. So a

@@ -1,8 +1,9 @@
-"""Online training in one call: what is checked before a model loads, the parts of the run, and what a dry run says."""
+"""Online training in one call: what is checked before a model loads, and the parts of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,8 +14,10 @@ from diffalign.core.specs import bind, single
 from diffalign.core.types import Likelihood
 from diffalign.data.cache import fingerprint
 from diffalign.data.prompts import prompts_to_draw
-from diffalign.infer.kinds import image as kind
-from diffalign.methods.builders import image
+from diffalign.infer.draw_votes import open_painters
+from diffalign.infer.text.rewriter import Rewriter
+from diffalign.methods.builders import image, text
+from diffalign.methods.checks import check_text
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.online import steps_without_noise
 from diffalign.methods.parts import Parts
@@ -23,11 +26,10 @@ from diffalign.models.diffusion.rollout import StepLikelihood
 from diffalign.models.diffusion.rollout_plan import ROLLOUTS, Branch, Noisy
 from diffalign.models.reference import Start
 from diffalign.rewards.table import check_scorers
-from diffalign.train.online.drawing import Drawer, Finish, PipelineDrawer, RolloutDrawer
+from diffalign.train.online.drawing import Drawer, Finish, PipelineDrawer, RolloutDrawer, WriterDrawer
 from diffalign.train.online.judges import Judges
-from diffalign.train.online.pairs import TurnPairs
+from diffalign.train.online.pairs import TurnImages, TurnTexts
 from diffalign.train.online.policies import Policies
-from diffalign.train.online.trees import trained_nodes
 from diffalign.train.online.turns import Turns
 
 
@@ -42,13 +44,23 @@ def prompts_of(config: TrainConfig, recipe: Recipe) -> list[str]:
 
 
 def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: torch.device) -> Parts:
-    """Return the parts of an online run, its model and its scorers loaded."""
+    """Return the parts of an online run, its models and its scorers loaded."""
+    build = _texts if writes(config, recipe) else _images
+    judges = Judges(config.scorers, str(device))
+    made = build(config, recipe, prompts, judges, device)
+    ranked_by = judges.names if len(judges.names) == 1 else []
+    about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
+    table = fingerprint({"prompts": list(prompts), "scorers": config.scorers})
+    return replace(made, table=table, facts={**made.facts, "scorers": about})
+
+
+def _images(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], judges: Judges, device: torch.device) -> Parts:
+    """Return the parts of a run that trains what draws."""
     model = image.backbone(config, recipe, device)
     image.equip(config, recipe, model)
     start = image.start(config, recipe, model)
     compared = image.reference(config, recipe, model, device)
-    judges = Judges(config.scorers, str(device))
-    pairs = TurnPairs(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
+    pairs = TurnImages(config.prompts_per_turn, passes(config), config.seed, config.resolution or model.resolution, model.encode_prompt)
     noisy = noisy_of(config, recipe)
     likelihood: Likelihood = image.with_neighbours(recipe, image.likelihood_of(config, recipe, model))
     finish = Finish(Start.of(model.denoiser), config.num_inference_steps - config.start_model_steps) if config.start_model_steps else None
@@ -58,11 +70,32 @@ def parts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], device: t
         likelihood = StepLikelihood(model.path, model.predict, plan.kind, plan.level, config.sample_guidance_scale - 1.0)
         drawer = RolloutDrawer(config, model, noisy, likelihood, finish)
     branch = noisy if isinstance(noisy, Branch) else None
-    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, Policies.of(config, compared), branch)
-    ranked_by = judges.names if len(judges.names) == 1 else []
-    about = scorers_of({"scorers": judges.about(), "generated": {"rank_by": ranked_by[0] if ranked_by else None}})
-    table = fingerprint({"prompts": list(prompts), "scorers": config.scorers})
-    return Parts("image", recipe, model, likelihood, compared, pairs, table, facts=start | {"scorers": about}, turns=turns)
+    policies = Policies.of(config, compared)
+    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, policies, branch=branch, replays=noisy is not None)
+    return Parts("image", recipe, model, likelihood, compared, pairs, "", facts=start, turns=turns)
+
+
+def _texts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], judges: Judges, device: torch.device) -> Parts:
+    """Return the parts of a run that trains a language model by the pictures of what it writes."""
+    check_text(config, recipe)
+    (painter,) = open_painters(str(config.image_model), device=str(device))
+    model = text.backbone(config, device, full=recipe.tuning == "full")
+    text.equip(config, recipe, model)
+    writer = Rewriter(model.network, model.tokenizer)
+    pairs = TurnTexts(config.prompts_per_turn, passes(config), config.seed, writer.prompt_ids)
+    longest = max(len(writer.prompt_ids(prompt)) for prompt in prompts) + config.max_completion_length
+    likelihood = text.likelihood(config, recipe, model, longest)
+    drawer, replays = WriterDrawer(config, writer, painter), "old" in recipe.facts.tokens
+    chat = writer.conversational
+    compared = text.reference(config, recipe, model, device)
+    policies = Policies.of(config, compared)
+    turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, policies, replays=replays, conversational=chat)
+    return Parts("text", recipe, model, likelihood, compared, pairs, "", facts=text.facts(config, chat), turns=turns)
+
+
+def writes(config: TrainConfig, recipe: Recipe) -> bool:
+    """Return whether a language model is trained; of a hub id, of which nothing else is known, `image_model` says so."""
+    return config.image_model is not None if recipe.kind is None else recipe.kind == "text"
 
 
 def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
@@ -71,7 +104,7 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
     Raises ConfigError where the objective and `rollout` do not go together, or the passes of a turn do not train on each step equally
     often.
     """
-    if config.rollout is None and not recipe.facts.steps:
+    if writes(config, recipe) or (config.rollout is None and not recipe.facts.steps):
         return None
     if not (recipe.facts.steps or recipe.facts.of_steps):
         raise ConfigError(f"`rollout` keeps steps of a sampler, which objective `{recipe.objective.name}` does not read; leave it out")
@@ -115,29 +148,6 @@ def passes(config: TrainConfig) -> int:
     """Return how often a turn trains on each of its prompts."""
     batch = config.train_batch_size * config.gradient_accumulation_steps * process_state().num_processes
     return config.updates_per_turn * batch // config.prompts_per_turn
-
-
-def outlook(config: TrainConfig, recipe: Recipe) -> str:
-    """Return what a turn draws and costs, and the memory of a step. Loads and writes nothing."""
-    prompts, drawn = prompts_of(config, recipe), config.prompts_per_turn * config.images_per_prompt
-    turns = -(-config.max_train_steps // config.updates_per_turn)
-    guided = 2 if config.sample_guidance_scale > 1.0 else 1
-    noisy, trained = noisy_of(config, recipe), passes(config) * config.prompts_per_turn * candidates(config, recipe)
-    calls = drawn * config.num_inference_steps * guided
-    if isinstance(noisy, Branch):
-        plan = noisy.plan(0, config.num_inference_steps, steps_without_noise(config))
-        nodes = trained_nodes(noisy, plan)
-        calls = config.prompts_per_turn * plan.evaluations * guided
-        trained = passes(config) // len(nodes) * config.prompts_per_turn * sum(nodes)
-    judges = ", ".join(single("scorer", spec)[0] for spec in config.scorers)
-    again = ", and again for the reference" if recipe.compares else ""
-    lines = [
-        f"{turns} turns of {config.prompts_per_turn} of {len(prompts)} prompts x {config.images_per_prompt} images, judged by {judges}",
-        f"a turn: {drawn:,} images of {config.num_inference_steps} steps, {calls:,} passes of the network for them; then "
-        f"{config.updates_per_turn} updates on {trained:,} latents, with gradient{again}",
-        f"the run: {turns * drawn:,} images, {turns * calls:,} passes to draw them",
-    ]
-    return "\n".join([*lines, "", kind.outlook(config, recipe, candidates(config, recipe))])
 
 
 def candidates(config: TrainConfig, recipe: Recipe) -> int:

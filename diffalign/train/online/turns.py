@@ -12,28 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor, nn
 
 from diffalign.core.errors import TableError
+from diffalign.core.parts import Trained
 from diffalign.core.processes import process_state
 from diffalign.core.progress import progress
 from diffalign.core.types import Likelihood
 from diffalign.data.pictures import encode_image
 from diffalign.data.prompts import subset
-from diffalign.data.records import Candidate, Record
+from diffalign.data.records import Candidate, Message, Record
 from diffalign.data.table import Table
 from diffalign.infer.shards import seed_of
 from diffalign.methods.builders.data import check_view, view_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.online import steps_without_noise
 from diffalign.methods.recipe import Recipe
-from diffalign.models.backbones.base import Backbone
-from diffalign.models.diffusion.rollout import StepLikelihood
 from diffalign.models.diffusion.rollout_plan import Branch
 from diffalign.rewards.drift import diversity, features
 from diffalign.train import checkpoint
-from diffalign.train.online.drawing import Drawer
+from diffalign.train.online.drawing import Drawer, Drawings, noise_seed
 from diffalign.train.online.judges import Judges, Pending
 from diffalign.train.online.log import TURN, Log
 from diffalign.train.online.pairs import ADVANTAGES, LOG_PROB, TRAINED, TurnPairs
@@ -50,10 +48,10 @@ Drawing = Callable[[], AbstractContextManager[nn.Module]]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One prompt's pictures of a turn, as they travel between processes."""
+    """What was drawn to one prompt of a turn, as it travels between processes."""
 
     place: int  # of the prompt in the turn
-    images: list[bytes]  # K encoded files
+    answers: list[bytes] | list[str]  # K encoded pictures, or the texts that a language model wrote for pictures
     tensors: dict[str, Tensor]  # (K, ...): the latent, and the steps that were kept
     scores: dict[str, list[float]]  # K by scorer
     diversity: float
@@ -67,18 +65,23 @@ class Turns:
         config: TrainConfig,
         recipe: Recipe,
         prompts: Sequence[str],
-        model: Backbone,
+        model: Trained,
         drawer: Drawer,
         judges: Judges,
         likelihood: Likelihood,
         pairs: TurnPairs,
         policies: Policies,
+        *,
         branch: Branch | None = None,
+        replays: bool = False,
+        conversational: bool = False,
     ) -> None:
         self.config, self.recipe, self.prompts, self.model = config, recipe, prompts, model
         self.drawer, self.judges, self.likelihood, self.pairs = drawer, judges, likelihood, pairs
         self.policies = policies
         self.branch = branch  # how trees grow, where pictures are their leaves
+        self.replays = replays  # whether what was drawn has kept log-probabilities, of the policy that drew it
+        self.conversational = conversational  # whether a prompt is a turn of a user, to which a language model answers
         self.combination = Combination(config)
         self.log = Log(Path(config.output_dir))
         self.stopped: str | None = None
@@ -161,7 +164,7 @@ class Turns:
         start = time.perf_counter()
         with drawing():
             self.policies.draw()
-            images, tensors, pending = self._pictures(number, texts, seeds)
+            drawings, pending = self._drawings(number, texts, seeds)
         middle = time.perf_counter()
         scores = {name: np.concatenate([one[name]() for one in pending]) for name in self.judges.names} if pending else {}
         self.seconds["score"] += time.perf_counter() - middle
@@ -171,29 +174,27 @@ class Turns:
         for i, place in enumerate(share):
             own = slice(i * count, (i + 1) * count)
             scored = {name: values[own].tolist() for name, values in scores.items()}
-            kept = {name: tensor[own] for name, tensor in tensors.items()}
-            drawn.append(Drawn(place, [encode_image(image) for image in images[own]], kept, scored, diversity(images[own], look)))
+            kept = {name: tensor[own] for name, tensor in drawings.tensors.items()}
+            images = drawings.images[own]
+            answers = [encode_image(image) for image in images] if drawings.texts is None else drawings.texts[own]
+            drawn.append(Drawn(place, answers, kept, scored, diversity(images, look)))
         return sorted(gather_object(drawn), key=lambda one: one.place)
 
-    def _pictures(
-        self, number: int, texts: Sequence[str], seeds: Sequence[int]
-    ) -> tuple[list[Image.Image], dict[str, Tensor], list[Pending]]:
-        """Return N pictures, the tensors (N, ...) that are trained on, and the scores to come by chunk."""
-        images, parts, pending, scoring = list[Image.Image](), list[dict[str, Tensor]](), list[Pending](), 0.0
-        update, count = number * self.config.updates_per_turn, self.config.images_per_prompt
-        chunk = max(1, CHUNK // count) * count
-        with progress(total=len(texts), desc=f"turn {number}: draw", unit="images", hidden=len(texts) <= chunk) as bar:
-            for start in range(0, len(texts), chunk):
-                part = slice(start, start + chunk)
-                drawn, tensors = self.drawer.draw(texts[part], seeds[part], update, bar)
-                images += drawn
-                parts.append(tensors)
+    def _drawings(self, number: int, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Drawings, list[Pending]]:
+        """Return what is drawn to N prompts, and the scores to come by chunk."""
+        parts, pending, scoring = list[Drawings](), list[Pending](), 0.0
+        update, group = number * self.config.updates_per_turn, self.config.images_per_prompt
+        size = max(CHUNK // group, 1) * group
+        with progress(total=len(prompts), desc=f"turn {number}: draw", unit="images", hidden=len(prompts) <= size) as bar:
+            for start in range(0, len(prompts), size):
+                part = slice(start, start + size)
+                parts.append(self.drawer.draw(prompts[part], seeds[part], update, bar))
                 before = time.perf_counter()
-                pending.append(self.judges.ask(drawn, texts[part]))
+                pending.append(self.judges.ask(parts[-1].images, prompts[part]))
                 scoring += time.perf_counter() - before
         self.seconds["score"] += scoring
         self.seconds["draw"] -= scoring  # it lies within what the caller counts as drawing
-        return images, {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}, pending
+        return Drawings.of(parts), pending
 
     def _judge(self, number: int, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
         """Write the log of a turn, go on with it, and return what is logged."""
@@ -217,7 +218,7 @@ class Turns:
             self._stop(number, step)
         else:
             self._open(number, *self.log.read(number))
-            if isinstance(self.likelihood, StepLikelihood) and self.config.rollout_policy == "policy":
+            if self.replays and self.config.rollout_policy == "policy":
                 first = range(min(len(self.pairs), self.config.train_batch_size))
                 rows = [self.pairs[place, number * self.pairs.passes] for place in first]
                 check_ratio(self.likelihood, self.model.network, self.pairs.to_batch(rows), self.config, number)
@@ -247,15 +248,26 @@ class Turns:
         prompt, complete = self.prompts_of(number)[one.place], rewards.complete[one.place]
         name, places = Path(self.config.pretrained_model_name_or_path).name, ranks(rewards.rewards[one.place])
         candidates = []
-        for k, image in enumerate(one.images):
+        for k, answer in enumerate(one.answers):
             scores = {score: values[k] for score, values in one.scores.items() if np.isfinite(values[k])}
             if complete:
                 scores |= {REWARD: float(rewards.rewards[one.place, k]), ADVANTAGE: float(rewards.advantages[one.place, k])}
+            image, text = (answer, None) if isinstance(answer, bytes) else (None, answer)
             rank = float(places[k]) if complete else None
-            candidates.append(Candidate(image=image, scores=scores, rank=rank, model=name, uid=f"{number:06d}-{one.place:04d}-{k:02d}"))
+            uid = f"{number:06d}-{one.place:04d}-{k:02d}"
+            candidates.append(Candidate(image=image, text=text, scores=scores, rank=rank, model=name, uid=uid))
         meta = {TURN: str(number), "step": str(step), "seeds": " ".join(map(str, self.seeds(number, prompt)))}
         meta |= {key: str(getattr(self.config, key)) for key in ("num_inference_steps", "sample_guidance_scale", "rollout_policy")}
-        return Record(f"{number:06d}-{one.place:04d}", prompt, tuple(candidates), source=f"turn {number}, prompt {one.place}", meta=meta)
+        if self.config.image_model is not None:
+            meta |= {"image_model": self.config.image_model, "image_seed": str(noise_seed(self.config, prompt, step))}
+        return Record(
+            f"{number:06d}-{one.place:04d}",
+            prompt,
+            tuple(candidates),
+            source=f"turn {number}, prompt {one.place}",
+            messages=(Message("user", prompt),) if self.conversational else (),
+            meta=meta,
+        )
 
     def _open(self, number: int, table: Table, tensors: Mapping[str, Tensor]) -> None:
         """Train on a turn: on the prompts whose pictures were all judged, as the method's transforms say."""

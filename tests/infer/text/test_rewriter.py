@@ -101,3 +101,25 @@ def test_a_model_in_training_answers_without_dropout_and_goes_on_training():
     calm = Rewriter(sharp(), models.tokenizer())(PROMPTS, seed=1, max_new_tokens=8)
     assert Rewriter(training.train(), models.tokenizer())(PROMPTS, seed=1, max_new_tokens=8) == calm
     assert training.training
+
+
+def test_what_is_sampled_to_train_on_is_the_text_of_its_seed_with_the_log_probabilities_of_a_forward_pass(model):
+    rewriter = Rewriter(model, models.tokenizer())
+    sampled = rewriter.sampled(PROMPTS, [7, 8, 9], max_new_tokens=12)
+    assert [own.text for own in sampled] == rewriter(PROMPTS, seed=7, max_new_tokens=12)
+    for prompt, own in zip(PROMPTS, sampled, strict=True):
+        asked = rewriter.prompt_ids(prompt)
+        with torch.no_grad():
+            logits = model(torch.cat([torch.tensor(asked), own.ids])[None]).logits[0, len(asked) - 1 : -1]
+        expected = logits.log_softmax(dim=-1).gather(1, own.ids[:, None])[:, 0]
+        torch.testing.assert_close(own.log_probs, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_sampled_text_ends_with_its_end_and_has_no_padding():
+    ending = models.llama(seed=1)
+    with torch.no_grad():
+        ending.lm_head.weight *= 0.0  # every token is as likely as any other, and one in 320 ends a text
+    few = Rewriter(ending, models.tokenizer()).sampled(["a star"] * 64, range(64), max_new_tokens=64)
+    ends = [own.ids.tolist().index(2) + 1 if 2 in own.ids else 64 for own in few]
+    assert [len(own.ids) for own in few] == [len(own.log_probs) for own in few] == ends
+    assert min(ends) < 64

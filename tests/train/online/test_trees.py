@@ -145,7 +145,7 @@ def test_a_tree_is_that_of_its_pictures_seeds_whatever_is_drawn_beside_it_and_as
 
 def test_a_run_trains_each_step_of_a_tree_once_with_the_advantage_of_its_node(micro_sd, tmp_path, monkeypatch):
     batches, lines = [], []
-    to_batch, written = data.TurnPairs.to_batch, Log.write
+    to_batch, written = data.TurnImages.to_batch, Log.write
 
     def watched(self, rows):
         batches.append(to_batch(self, rows))
@@ -155,7 +155,7 @@ def test_a_run_trains_each_step_of_a_tree_once_with_the_advantage_of_its_node(mi
         lines.append((records, tensors))
         written(self, turn, records, tensors, **manifest)
 
-    monkeypatch.setattr(data.TurnPairs, "to_batch", watched)
+    monkeypatch.setattr(data.TurnImages, "to_batch", watched)
     monkeypatch.setattr(Log, "write", kept)
     folder = api.train(online_config(micro_sd, tmp_path / "run", **(TREE | {"updates_per_turn": 2, "max_train_steps": 2})))
     rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
