@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ FAMILIES = {"sd": "sd", "sdxl": "sdxl", "pixart-sigma": "pixart", "pixart-alpha"
 def test_every_family_has_a_layout_and_a_tiny_model_for_the_contracts():
     assert {layout.family for layout in LAYOUTS.values()} == BACKBONES.keys()
     assert BACKBONES.keys() <= {kind for kind, _ in MODELS.values()}
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    assert not [family for family in BACKBONES if page.count(f"| `{family}` |") != 2], "run python -m scripts.matrix"
 
 
 @pytest.fixture
