@@ -92,8 +92,11 @@ ONLINE = (
     "num_inference_steps",
     "sample_guidance_scale",
     "max_completion_length",
+    "start_model_steps",
 )
+WATCHED = {"eval_every": 1, "eval_prompts": ["a star"]}
 BESIDES = {"eval_every": {"eval_prompts": ["a star"]}, **dict.fromkeys(ONLINE, DRAWN)}  # what a key needs
+BESIDES |= dict.fromkeys(("eval_num_inference_steps", "eval_guidance_scale"), WATCHED)
 
 
 def config(**values):

@@ -55,8 +55,9 @@ def _nodes(branch: Branch, plan: Plan, rewards: np.ndarray, log_prob: np.ndarray
         return np.zeros(len(parents))
     weights = None
     if branch.values == "softmax":
-        columns = [log_prob[:: plan.leaves // width, depth] for depth, width in enumerate(plan.widths[1:-1])]
-        weights = np.concatenate([np.zeros(1), *columns, np.zeros(plan.leaves)])  # the last step is certain, and a child alone has no rival
+        columns = [log_prob[:: plan.leaves // width, k] for k, width in enumerate(plan.widths[1 : 1 + len(plan.noisy)])]
+        certain = plan.leaves * (plan.steps - len(plan.noisy))  # nodes behind steps without noise, each a child alone
+        weights = np.concatenate([np.zeros(1), *columns, np.zeros(certain)])
     return tree_advantages(parents, tree_values(parents, rewards, weights))
 
 

@@ -60,6 +60,8 @@ def test_advantages_are_the_golden_ones_of_each_depth(values):
     wanted = np.array(case[values]["advantage"])
     close(learned.advantage[0].T, wanted[[[1, 1, 2, 2], [3, 3, 4, 4], [5, 6, 7, 8]]])
     close(learned.leaves[0], wanted[5:])
+    braked = branch.plan(0, 6, 3)  # whose last three steps have no noise
+    close(grown(branch, braked, np.array([case["leaf_rewards"]]), own[None]).advantage, learned.advantage)
     assert learned.trained[0].T.tolist() == [[True, False, True, False], [True, False, True, False], [True] * 4]
 
 
