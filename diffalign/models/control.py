@@ -85,7 +85,8 @@ def read_controlnet(name: str, unet: Any) -> Any:
     """
     if unet.device.type == "meta":  # of a dry run, which counts the weights and reads none
         with unet.device:
-            network: Any = ControlNetModel.from_config(ControlNetModel.load_config(name))
+            config: Any = ControlNetModel.load_config(name)
+            network: Any = ControlNetModel.from_config(config)
     elif Path(name).is_dir():
         network = read_network(ControlNetModel, Path(name), dtype=torch.float32)
     else:

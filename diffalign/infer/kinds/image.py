@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffalign.core.errors import CheckpointError
 from diffalign.core.runs import Run
@@ -76,7 +77,8 @@ def with_result(run: Run, dtype: torch.dtype, device_map: str | None = None, und
     if run.conditioned:
         pipe = base_of(run, dtype=dtype, device_map=device_map)
         check_pipeline(pipe)
-        controlnet = read_controlnet(str(run.folder / CONTROLNET), pipe.unet).to(dtype).requires_grad_(False).eval()
+        controlnet = read_controlnet(str(run.folder / CONTROLNET), pipe.unet).requires_grad_(False).eval()
+        nn.Module.to(controlnet, dtype)  # the class's own method warns of it
         return pipeline_of(pipe, controlnet, BACKBONES[family_of(pipe)].pipeline_options)
     weights = run.folder / run.component
     if run.full and not weights.is_dir():
