@@ -39,10 +39,10 @@ HASTY = {
     "images_per_prompt": 8,
     "prompts_per_turn": 4,
     "train_batch_size": 4,
-    "updates_per_turn": 8,
-    "max_train_steps": 80,
-    "learning_rate": 2e-3,
-    "eval_every": 8,
+    "updates_per_turn": 12,
+    "max_train_steps": 96,
+    "learning_rate": 3e-3,
+    "eval_every": 12,
 }
 Images = Sequence[Image.Image]
 
