@@ -108,6 +108,10 @@ def noisy_of(config: TrainConfig, recipe: Recipe) -> Noisy | Branch | None:
         return None
     if not (recipe.facts.steps or recipe.facts.of_steps):
         raise ConfigError(f"`rollout` keeps steps of a sampler, which objective `{recipe.objective.name}` does not read; leave it out")
+    if config.trajectory is not None:
+        raise ConfigError(
+            "`trajectory` says where pictures are noised anew, and steps of a sampler are trained where they were; leave it out"
+        )
     noisy: Noisy | Branch = bind("rollout", ROLLOUTS, config.rollout or "cps")()
     if isinstance(noisy, Branch):
         _check_tree(config, recipe, noisy)

@@ -211,6 +211,7 @@ def test_a_replay_that_differs_is_refused_by_what_has_broken_it(micro_sd, tmp_pa
         ({"rollout": {"cps": {"levle": 1}}}, "Did you mean `level`"),
         ({"objective": {"clipped_ratio": {"low": 2e-6, "trust": "guard"}}}, "`trust: guard` corrects .* choose flow_sde or ddim"),
         ({"objective": "dpo", "beta": 100.0, "reference": None}, "which objective `dpo` does not read"),
+        ({"trajectory": {"forward": {"noisiest": 0.5}}}, "`trajectory` says where"),
     ],
 )
 def test_rollouts_that_cannot_be_meant_are_refused_before_a_model_loads(micro_sd, tmp_path, monkeypatch, changes, message):
