@@ -55,7 +55,7 @@ class TrainConfig:
     """Fine-tune a model on preferences."""
 
     pretrained_model_name_or_path: str = key("assets/tiny-sd", kinds=ANY, changes="model", uses=HELP)
-    """Folder in diffusers layout, or of a causal language model with its tokenizer; hub id; or .safetensors file of a whole model."""
+    """Folder in diffusers layout or of a causal language model; hub id; or .safetensors file of a whole model."""
     config_folder: str | None = key(None, kinds=IMAGE, changes="model")
     """Of a model in one file that is none of SD 1.x, 2.x, XL, 3 or 3.5: the folder of its configs and tokenizers, in diffusers layout.
     It is needed the first time."""
@@ -66,11 +66,10 @@ class TrainConfig:
     pretrained_vae_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
     """Another autoencoder, one that is sound in half precision; the model's own runs in float32."""
     denoiser: str | None = key(None, kinds=IMAGE, changes="model", uses=HELP)
-    """File of a denoiser alone, as model sites offer them and ComfyUI keeps them in diffusion_models/, or its folder in diffusers layout:
-    it stands in for the model's own, whose other parts are used."""
-    base_lora: list[str] = key([], kinds=IMAGE, changes="model", uses=HELP)
-    """LoRA files in any of these layouts that are part of the base, each as FILE or FILE:strength: fused into the weights of the policy
-    and of the reference. Whatever uses the run fuses them, too."""
+    """File or folder of a denoiser alone (ComfyUI's diffusion_models/), in place of the model's own. The model's other parts are used."""
+    base_lora: list[str] = key([], kinds=IMAGE, changes="model")
+    """LoRA files that are part of the base, in the layouts of start_from_lora, each as FILE or FILE:strength: fused into the weights of
+    the policy and of the reference. Whatever uses the run fuses them, too."""
     max_sequence_length: int | None = key(None, ABOVE_ZERO, kinds=IMAGE, trait="large", resume=True, changes="model")
     """Tokens of the T5 prompt (SD3, Flux, PixArt); the pipeline's own default if not given."""
     guidance_scale: float = key(1.0, NOT_NEGATIVE, kinds=IMAGE, trait="guidance", resume=True)
@@ -108,7 +107,7 @@ class TrainConfig:
     random_flip: bool = key(False, kinds=IMAGE, resume=True, uses=HELP)
     """Mirror at random; both candidates alike."""
     skip_bad: bool = key(False, kinds=ANY, changes="data", uses=HELP)
-    """Leave out rows that cannot be read, and list them in the manifest, instead of stopping at the first."""
+    """Leave out rows that cannot be read, and list them, instead of stopping at the first. The list is in the manifest."""
     max_length: int = key(1024, AT_LEAST_ONE, kinds=TEXT, uses=HELP)
     """Of texts: most tokens of prompt and completion together."""
     truncation_mode: Literal["keep_start", "keep_end"] = key("keep_start", kinds=TEXT)
@@ -190,8 +189,8 @@ class TrainConfig:
     start_from: str | None = key(None, kinds=IMAGE, changes="data")
     """Finished run of images, on the same model, whose adapter (or denoiser) goes on; the reference is then that run's result."""
     start_from_lora: str | None = key(None, kinds=IMAGE, changes="data", uses=HELP)
-    """LoRA file (or the folder of one) that goes on, in the layout of kohya's scripts, ComfyUI, diffusers or peft. Its rank, alpha and
-    layers are those of the file; the reference is the model with it."""
+    """LoRA file, or its folder, that is trained on: of kohya's scripts, ComfyUI, diffusers or peft. Its rank, alpha and layers are those
+    of the file; the reference is the model with it."""
     proportion_empty_prompts: float = key(0.0, SHARE, kinds=IMAGE, resume=True)
     """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
     rounds: int = key(1, AT_LEAST_ONE, kinds=IMAGE, changes="nothing")
@@ -222,8 +221,8 @@ class TrainConfig:
     """Of texts: the reference's log-probabilities are computed once, for each token, before training."""
 
     train_method: Literal["lora", "dora", "full", "user", "controlnet"] | None = key(None, uses=CARD_AND_HELP)
-    """Low-rank adapter, the same with learned magnitudes, all weights, a user branch beside the text's attention, or a ControlNet that
-    reads the table's conditioning images; lora if not given, user for PPD."""
+    """Low-rank adapter, the same with magnitudes, all weights, a branch for users, or a ControlNet for conditioning images; lora if not
+    given, user for PPD."""
     controlnet_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
     """Of train_method controlnet: folder or hub id of the ControlNet to start from; if not given, a copy of the UNet's encoder, which
     changes nothing yet. That of a finished run is its folder `controlnet`."""
@@ -251,7 +250,7 @@ class TrainConfig:
     train_batch_size: int = key(4, ABOVE_ZERO, kinds=ANY, uses=HELP)
     """Records in one forward pass, for each process."""
     gradient_accumulation_steps: int = key(1, AT_LEAST_ONE, kinds=ANY, uses=HELP)
-    """Forward passes in an optimiser step; equals the batch that is as many times larger."""
+    """Forward passes in an optimiser step; as a batch that many times larger."""
     max_train_steps: int = key(1000, ABOVE_ZERO, kinds=ANY, uses=HELP)
     """Optimiser steps."""
     learning_rate: float = key(1e-5, ABOVE_ZERO, kinds=ANY, uses=CARD_AND_HELP)
