@@ -138,11 +138,13 @@ def planned(config: TrainConfig) -> list[Round]:
 
 def _drawing(config: TrainConfig) -> GenerateConfig:
     """Return what `generate` says, with what the training says of the model. Raises ConfigError for unknown names, types and its own."""
-    flags = [field.name for field in dataclasses.fields(GenerateConfig) if field.name not in FROM_TRAINING]
+    names = [field.name for field in dataclasses.fields(GenerateConfig)]
+    flags = [name for name in names if name not in FROM_TRAINING]
     for name in config.generate:
         if name not in flags:
             raise ConfigError(f"`generate` takes no `{name}`.{did_you_mean(name, flags)}")
-    values = {name: getattr(config, name) for name in MODEL} | {"seed": config.seed, "output_dir": config.output_dir} | config.generate
+    model = {name: getattr(config, name) for name in MODEL if name in names}
+    values = model | {"seed": config.seed, "output_dir": config.output_dir} | config.generate
     if isinstance(values.get("prompts"), str):
         values["prompts"] = [values["prompts"]]
     return typed(GenerateConfig, values, "`generate`")

@@ -187,7 +187,7 @@ def test_every_recipe_binds(path, monkeypatch):
     assert callable(recipe.objective)
     assert callable(recipe.trajectory)
     assert callable(recipe.error)
-    names = (config.method, recipe.objective.name, *(["sdpo"] if config.sdpo_mu is not None else []))
+    names = (config.method, recipe.objective.name, *(["sdpo"] if config.sdpo_mu is not None else []), recipe.tuning)
     named = path.name.removeprefix("text_").startswith(names)
     assert named or "prompts" in written or path.parent.name in ("tiny", "base")
 
@@ -197,7 +197,7 @@ def test_every_method_has_its_recipes():
     images = METHODS.keys() - {"dpo"} - rewards
     recipes = {f"{method}_{model}" for method in images for model in ("sd15", "sdxl")} | {"text_dpo_lora"} | rewards
     assert recipes <= {path.stem for path in CONFIGS.glob("*.yaml")}
-    tiny = {path.stem for path in (CONFIGS / "tiny").glob("*.yaml") if not path.stem.startswith("votes_")}
+    tiny = {path.stem for path in (CONFIGS / "tiny").glob("*.yaml") if not path.stem.startswith(("votes_", "online_"))}
     assert images | {"text_dpo", "rounds", "online"} | rewards == tiny
 
 

@@ -121,11 +121,12 @@ def layout_of_index(parts: Mapping[str, Any], where: str) -> Layout:
         raise CheckpointError(f"{where}: names no pipeline class (`_class_name` is {shortened(repr(kind))})")
     layout = layout_of(kind, where)
     for part, value in parts.items():
-        if not names_class(value) or part.startswith("_"):
+        needed = part in (layout.component, *layout.needed)
+        if part.startswith("_") or not (names_class(value) or (needed and isinstance(value, list))):
             continue
         # Diffusers imports what stands here, and a model that was downloaded is to run nothing of its own.
         is_class = len(value) == 2 and all(entry is None or isinstance(entry, str) for entry in value) and value[0] in LIBRARIES
-        if not is_class or (part in (layout.component, *layout.needed) and None in value):
+        if not is_class or (needed and None in value):
             raise CheckpointError(
                 f"{where}: `{part}` is {shortened(repr(value))}; expected a class of diffusers or transformers, as [library, class]"
             )
