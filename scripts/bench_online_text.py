@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,32 +63,35 @@ def main(
     run = Run.open(folder, expects="text")
     writers = {"base": base_writer(run), "online": load(folder), "pairs": load(PAIRS_WRITER)}
     studio, first = Studio(load_pipeline("assets/tiny-sd"), TASTE), seed * STREAM + 1
-    made = {
-        who: studio.judge(asked, writer(asked, seed=first), range(first, first + len(asked)), f"draw {who}")
-        for who, writer in writers.items()
-    }
+    noise = range(first, first + len(asked))
+    made = {who: studio.judge(asked, writer(asked, seed=first), noise, f"draw {who}") for who, writer in writers.items()}
     grid([one.image for who in made for one in made[who][:16]], 16).save(Path(root) / f"{name}-{seed}.png")
-    taste = {who: [one.taste for one in rewrites] for who, rewrites in made.items()}
-    left = [place for place, prompt in enumerate(asked) if not set(OPEN_ATTRIBUTES[TASTE]) & parse(prompt).keys()]
-    row: dict[str, Any] = {
-        "name": name,
-        "seed": seed,
-        "options": options or {},
-        "seconds": round(seconds),
-        "images": run.facts["online"]["images"],
-    }
-    for who, against in (("online", "base"), ("pairs", "base"), ("online", "pairs")):
-        for what, places in (("all", range(len(asked))), ("open", left)):
-            won = win_rate([taste[against][i] for i in places], [taste[who][i] for i in places], [asked[i] for i in places])
-            row[f"{who} against {against}, {what} {len(places)}"] = [round(one, 3) for one in (won.rate, won.low, won.high)]
+    row: dict[str, Any] = {"name": name, "seed": seed, "options": options or {}, "seconds": round(seconds)}
+    row |= {"images": run.facts["online"]["images"]}
+    row |= _win_rates(asked, {who: [one.taste for one in rewrites] for who, rewrites in made.items()})
     for who, rewrites in made.items():
-        lost = attribute_distance(asked, [one.text for one in rewrites])
-        means = {"taste": np.mean(taste[who]), "adherence": np.mean([one.adherence for one in rewrites]), "kept": 1.0 - np.mean(lost)}
-        row |= {f"{what} {who}": round(float(mean), 3) for what, mean in means.items()}
-        row[f"different {who}"] = len({one.text for one in rewrites})
+        row |= {f"{what} {who}": number for what, number in _measured(asked, rewrites).items()}
     with (Path(root) / "results.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")
     print(json.dumps(row, indent=1))
+
+
+def _win_rates(prompts: Sequence[str], taste: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return [win rate, low, high] of one writer against another, over all prompts, and over those that leave the taste open."""
+    left = [place for place, prompt in enumerate(prompts) if not set(OPEN_ATTRIBUTES[TASTE]) & parse(prompt).keys()]
+    rates = {}
+    for who, against in (("online", "base"), ("pairs", "base"), ("online", "pairs")):
+        for what, places in (("all", range(len(prompts))), ("open", left)):
+            won = win_rate([taste[against][i] for i in places], [taste[who][i] for i in places], [prompts[i] for i in places])
+            rates[f"{who} against {against}, {what} {len(places)}"] = [round(one, 3) for one in (won.rate, won.low, won.high)]
+    return rates
+
+
+def _measured(prompts: Sequence[str], rewrites: Sequence[Any]) -> dict[str, float]:
+    """Return the mean taste and adherence of rewrites, the share of attributes they keep, and how many are different."""
+    kept = 1.0 - np.mean(attribute_distance(prompts, [one.text for one in rewrites]))
+    means = {"taste": np.mean([one.taste for one in rewrites]), "adherence": np.mean([one.adherence for one in rewrites]), "kept": kept}
+    return {what: round(float(mean), 3) for what, mean in means.items()} | {"different": len({one.text for one in rewrites})}
 
 
 if __name__ == "__main__":

@@ -60,16 +60,7 @@ def export_pairs(records: Iterable[Record], destination: str | Path) -> int:
     for there in (path, *([] if path.suffix == ".parquet" else [images])):
         if there.exists():
             raise ConfigError(f"{there} exists already; choose another `destination`, or remove it")
-    pairs, others = list[Record](), 0
-    for record in records:
-        if record.kind == "image" and len(record.candidates) == 2 and record.prob is not None:
-            pairs.append(record)
-        else:
-            others += 1
-    if not pairs:
-        raise TableError("no labelled pair of pictures; expected records with two pictures and a preference")
-    if others:
-        logger.warning("%d records are no labelled pairs of pictures (rankings, votes without a preference) and are left out", others)
+    pairs = _labelled_pairs(records)
     if path.suffix == ".parquet":
         with atomic_file(path) as file:
             rows = [_pickapic(record) | _conditioning(record) for record in pairs]
@@ -81,6 +72,21 @@ def export_pairs(records: Iterable[Record], destination: str | Path) -> int:
     with atomic_file(path) as file:
         file.write_text(_jsonl(rows) if path.suffix == ".jsonl" else _csv(rows), encoding="utf-8", newline="")
     return len(pairs)
+
+
+def _labelled_pairs(records: Iterable[Record]) -> list[Record]:
+    """Return the labelled pairs of pictures, and log how many records are none. Raises TableError where all are."""
+    pairs, others = list[Record](), 0
+    for record in records:
+        if record.kind == "image" and len(record.candidates) == 2 and record.prob is not None:
+            pairs.append(record)
+        else:
+            others += 1
+    if not pairs:
+        raise TableError("no labelled pair of pictures; expected records with two pictures and a preference")
+    if others:
+        logger.warning("%d records are no labelled pairs of pictures (rankings, votes without a preference) and are left out", others)
+    return pairs
 
 
 def _pickapic(record: Record) -> dict[str, Any]:

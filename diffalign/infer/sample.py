@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from tqdm.std import tqdm
 from diffalign.core.errors import ConfigError
 from diffalign.core.progress import progress
 from diffalign.infer.users.pipeline import UserPipeline
+from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import BACKBONES, family_of
 from diffalign.models.control import FOLDER as CONTROLNET
 
@@ -37,40 +38,26 @@ def draw(
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
-    `pipe` is a stock pipeline, or a user's (`for_user` of a personalised run).
-    `resolution` (pixels) and `max_sequence_length` (T5 tokens) are the pipeline's own where None. `true_cfg` draws a
-    guidance-distilled model (Flux dev) with real guidance at `guidance_scale`, as negative guidance needs it. `batch_size` is 32 for
-    the embedded models and 4 for 64x64 latents, if not given. `bar` counts the images of several calls; without one a call of more
-    than 16 images has its own, named `label`. `keep` takes the latents (n, C, H, W) of each batch that the images are decoded from, as
-    they are trained on; `begins` is called as each solver step of a batch begins, with its number. `conditioning_images` are for each
-    prompt what the pipeline's ControlNet reads. Raises ConfigError for an SD3 without one of its CLIPs, and for conditioning images
-    without a ControlNet, or the other way round.
+    `pipe` is a stock pipeline, or a user's (`for_user` of a personalised run); `resolution` (pixels) and `max_sequence_length` (T5
+    tokens) are its own where None. `true_cfg` draws a guidance-distilled model (Flux dev) with real guidance, as negative guidance needs
+    it. `batch_size` is 32 for the embedded models, 4 for 64x64 latents. `bar` counts the images of several calls; without one a call of
+    more than 16 has its own, named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step.
+    `conditioning_images` are for a ControlNet. Raises ConfigError for them without one, or the reverse, and for an SD3 without a CLIP.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
-    family = BACKBONES[family_of(stock)]
-    if (why := family.undrawable(stock)) is not None:
-        raise ConfigError(why)
-    if (conditioning_images is None) == (CONTROLNET in stock.components):
-        raise ConfigError(f"a {type(stock).__name__} {'needs' if conditioning_images is None else 'takes no'} conditioning images")
+    family = _drawable(stock, conditioning_images)
     options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(stock, resolution, max_sequence_length)}
-    side = resolution // family.factor(stock) if resolution is not None else family.sample_size(stock)
-    size = batch_size or max(1, min(32, 2**14 // side**2))
-    images: list[Image.Image] = []
-    with progress(total=len(prompts), desc=label, unit="images", hidden=bar is not None or len(prompts) <= 16) as own_bar:
+    size = batch_size or _batch_size(family.sample_size(stock) if resolution is None else resolution // family.factor(stock))
+    images, hidden = list[Image.Image](), bar is not None or len(prompts) <= 16
+    with progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
         for start in range(0, len(prompts), size):
-            part = list(prompts[start : start + size])
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + size]]
-            negative = {"negative_prompt": [""] * len(part)} if "negative_prompt" in options else {}
-            shown = {} if conditioning_images is None else {"image": list(conditioning_images[start : start + size])}
-            last = list[Tensor]()
-            watched = {} if keep is None and begins is None else _watched(stock, last, begins)
-            if begins is not None:
-                begins(0)
-            arguments = {**options, **negative, **watched, **shown}
-            images += pipe(prompt=part, num_inference_steps=num_inference_steps, generator=generators, **arguments).images
+            part, last = slice(start, start + size), list[Tensor]()
+            arguments = options | _of_batch(options, prompts[part], seeds[part], conditioning_images and conditioning_images[part])
+            arguments |= {} if keep is None and begins is None else _watched(stock, last, begins)
+            images += pipe(num_inference_steps=num_inference_steps, **arguments).images
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
-            (own_bar if bar is None else bar).update(len(part))
+            (own_bar if bar is None else bar).update(len(prompts[part]))
     return images
 
 
@@ -81,8 +68,38 @@ def _sizes(pipe: Any, resolution: int | None, max_sequence_length: int | None) -
     return {**sizes, "max_sequence_length": max_sequence_length} if cuts and max_sequence_length is not None else sizes
 
 
+def _batch_size(side: int) -> int:
+    """Return how many pictures of so large latents are drawn at once."""
+    return max(1, min(32, 2**14 // side**2))
+
+
+def _of_batch(
+    options: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int], conditioning_images: Sequence[Image.Image] | None
+) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call that there is one of for each picture."""
+    arguments: dict[str, Any] = {"prompt": list(prompts), "generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+    if "negative_prompt" in options:
+        arguments["negative_prompt"] = [""] * len(prompts)
+    if conditioning_images is not None:
+        arguments["image"] = list(conditioning_images)
+    return arguments
+
+
+def _drawable(pipe: Any, conditioning_images: Sequence[Image.Image] | None) -> type[Pretrained]:
+    """Return the family of a stock pipeline. Raises ConfigError for one that cannot draw, or not with or without conditioning images."""
+    family = BACKBONES[family_of(pipe)]
+    if (why := family.undrawable(pipe)) is not None:
+        raise ConfigError(why)
+    if (conditioning_images is None) == (CONTROLNET in pipe.components):
+        raise ConfigError(f"a {type(pipe).__name__} {'needs' if conditioning_images is None else 'takes no'} conditioning images")
+    return family
+
+
 def _watched(pipe: Any, last: list[Tensor], begins: Callable[[int], None] | None) -> dict[str, Any]:
-    """Return the arguments by which a pipeline of this class leaves the latents of its last step in `last`, and calls `begins`."""
+    """Return the arguments by which a pipeline of this class leaves the latents of its last step in `last`; call `begins` for the first
+    step, and let the pipeline call it for the others."""
+    if begins is not None:
+        begins(0)
 
     def after_step(_: Any, step: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         last[:] = [tensors["latents"]]

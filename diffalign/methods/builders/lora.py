@@ -33,11 +33,11 @@ def start_adapter(config: TrainConfig, pipe: Any) -> AdapterFile:
 
     Raises ConfigError for keys that contradict the file, and where it also has layers of text encoders; CheckpointError as `read_lora`.
     """
-    found, component = lora_adapters(Path(str(config.start_from_lora)), pipe), component_of(pipe)
-    adapter = found.pop(component)
-    if found:
+    parts, component = lora_adapters(Path(str(config.start_from_lora)), pipe), component_of(pipe)
+    adapter = parts.pop(component)
+    if parts:
         raise ConfigError(
-            f"`start_from_lora`: {adapter.file} also has layers of {' and '.join(found)}, which are not trained, so that they would be "
+            f"`start_from_lora`: {adapter.file} also has layers of {' and '.join(parts)}, which are not trained, so that they would be "
             "lost; fuse the file with `base_lora`, or remove these layers from it"
         )
     _check_contradictions(config, adapter)

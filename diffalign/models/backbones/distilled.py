@@ -40,7 +40,7 @@ def distillation(name: str, family: str, denoiser: Mapping[str, Any], scheduler:
 def warning(name: str, pipe: Any, family: str, component: str) -> str | None:
     """Return what to say of a stock pipeline that was distilled in steps, None of any other."""
     scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-    found = distillation(name, family, getattr(pipe, component).config, scheduler)
-    if found is None or found[0] != STEPS:
+    kind = distillation(name, family, getattr(pipe, component).config, scheduler)
+    if kind is None or kind[0] != STEPS:
         return None
-    return f"{name}: {found[1]}; {' '.join(WARNING.split())}"
+    return f"{name}: {kind[1]}; {' '.join(WARNING.split())}"

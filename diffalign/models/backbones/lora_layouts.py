@@ -110,14 +110,14 @@ def read_lora(path: Path, networks: Mapping[str, nn.Module], component: str, pla
     """
     file = lora_file(path)
     tensors, metadata = tensor_files.read(file)
-    found = _with_config(file, tensors, metadata, component) or _by_names(file, tensors, metadata, networks, component, places)
-    for part in found:
+    adapters = _with_config(file, tensors, metadata, component) or _by_names(file, tensors, metadata, networks, component, places)
+    for part in adapters:
         if part not in networks:
             raise CheckpointError(f"{file}: has layers for the part `{part}`, which this model is without{_for(metadata)}")
-    if component not in found:
+    if component not in adapters:
         raise CheckpointError(f"{file}: has nothing for the {type(networks[component]).__name__}{_for(metadata)}")
-    found[component].refuse_idle()
-    return found
+    adapters[component].refuse_idle()
+    return adapters
 
 
 def _with_config(file: Path, tensors: Tensors, metadata: Mapping[str, str], component: str) -> dict[str, AdapterFile]:
@@ -146,7 +146,7 @@ def _by_names(
             )
         for part, layer, place in parts:
             layers.setdefault(part, {})[layer] = update.of(place)
-    return {part: _adapter(file, part, found, metadata, networks[part]) for part, found in layers.items()}
+    return {part: _adapter(file, part, own, metadata, networks[part]) for part, own in layers.items()}
 
 
 def _layout(names: Tensors, component: str) -> str:

@@ -135,11 +135,7 @@ def _pipeline(
         kind: Any = AutoencoderKL
         options["vae"] = _load(kind, vae, {"dtype": _of(dtype, "vae")})
     if (stand_in := trained or denoiser) is not None:
-        network: Any = getattr(diffusers, index[layout.component][1])
-        config = network.load_config(resolve(name), subfolder=layout.component, revision=revision)
-        options[layout.component] = read_network(
-            network, denoiser_folder(stand_in, config, network), config, dtype=_of(dtype, layout.component)
-        )
+        options[layout.component] = _stand_in(name, index[layout.component][1], stand_in, layout, revision, dtype)
     if quantization is not None:
         options["quantization_config"] = quantization
     if device_map is None:
@@ -155,6 +151,15 @@ def _pipeline(
                 fuse(getattr(pipe, part), adapter, lora.strength)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _stand_in(
+    name: str, kind: str, path: Path, layout: Layout, revision: str | None, dtype: torch.dtype | Mapping[str, torch.dtype]
+) -> Any:
+    """Return the denoiser of a file or folder that takes the place of a model's own, built by the model's config."""
+    network: Any = getattr(diffusers, kind)
+    config = network.load_config(resolve(name), subfolder=layout.component, revision=revision)
+    return read_network(network, denoiser_folder(path, config, network), config, dtype=_of(dtype, layout.component))
 
 
 def lora_adapters(path: Path, pipe: Any) -> dict[str, AdapterFile]:

@@ -50,19 +50,13 @@ def rollout(
     """Return the leaves of the trees that grow from noise x (B, C, H, W), with guidance weight w (scale minus 1).
 
     All nodes of a depth are drawn together. There is a generator for each of the N = B * leaves pictures; the noise of a node comes from
-    that of the first picture below it, so it does not depend on what is drawn beside its tree. `begins` is called with the number of each
-    step before it is taken.
+    that of the first picture below it, so it does not depend on what is drawn beside its tree. `begins` hears each step's number first.
     """
     path, times = path.at(*x.shape[-2:]), path.solver_times(plan.steps).flip(0).to(x.device)
     second, leaves = times[1].expand(len(x)), plan.leaves
     count, x = len(x) * leaves, x[:, None]
     kept: tuple[list[Tensor], ...] = ([], [], [])  # where steps begin, where they end, their means
     log_prob = list[Tensor]()
-
-    def below(nodes: Tensor) -> Tensor:
-        """Return what nodes (B, n, ...) have for each picture below them, (N, ...)."""
-        return nodes.repeat_interleave(leaves // nodes.shape[1], dim=1).flatten(0, 1)
-
     for k in range(plan.steps):
         if begins is not None:
             begins(k)
@@ -72,18 +66,28 @@ def rollout(
         x, mean = x.repeat_interleave(children, dim=1), mean.repeat_interleave(children, dim=1)
         moved = mean
         if k in plan.noisy:
-            noise = normal((x.shape[0] * x.shape[1], *x.shape[2:]), generators[:: leaves // x.shape[1]]).view_as(x).to(mean)
-            moved = mean + (plan.noise_scale if children > 1 else 1.0) * std.view(-1, 1, 1, 1, 1) * noise
+            moved = mean + (plan.noise_scale if children > 1 else 1.0) * std.view(-1, 1, 1, 1, 1) * _noise(mean, generators)
             if plan.splits:
-                log_prob.append(below(log_density(moved, mean, std)))
+                log_prob.append(_by_leaf(log_density(moved, mean, std), leaves))
         if k in plan.kept:
             for part, value in zip(kept, (x, moved, mean), strict=True):
-                part.append(below(value))
+                part.append(_by_leaf(value, leaves))
         x = moved
     starts, ends, means = (torch.stack(part, dim=1) for part in kept)
     places = (plan.kept, [k + 1 for k in plan.kept], [1] * len(plan.kept))
     t, to, second = (times[list(steps)].expand(count, -1) for steps in places)
-    return Rollout(below(x), starts, ends, means, t, to, second, torch.stack(log_prob, dim=1) if log_prob else None)
+    return Rollout(_by_leaf(x, leaves), starts, ends, means, t, to, second, torch.stack(log_prob, dim=1) if log_prob else None)
+
+
+def _by_leaf(nodes: Tensor, leaves: int) -> Tensor:
+    """Return what nodes (B, n, ...) have for each picture below them, (B * leaves, ...)."""
+    return nodes.repeat_interleave(leaves // nodes.shape[1], dim=1).flatten(0, 1)
+
+
+def _noise(mean: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return noise like mean (B, n, C, H, W): that of a node is drawn by the generator of the first picture below it."""
+    nodes = mean.shape[0] * mean.shape[1]
+    return normal((nodes, *mean.shape[2:]), generators[:: len(generators) // nodes]).view_as(mean).to(mean)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,15 +70,15 @@ class PeopleScorer:
             while True:
                 fared = {(prompt, name): own for prompt, group in groups.items() for name, own in _fared(store, prompt, group).items()}
                 needed = {prompt: 2 * len(pairs_of(len(group), self.comparisons)) // len(group) for prompt, group in groups.items()}
-                judged = sum(len(own) >= needed[prompt] for (prompt, _), own in fared.items())
-                if judged != done:
-                    bar.update(judged - done)
-                    done, last = judged, time.monotonic()
-                if judged == total:
+                compared = sum(len(own) >= needed[prompt] for (prompt, _), own in fared.items())
+                if compared != done:
+                    bar.update(compared - done)
+                    done, last = compared, time.monotonic()
+                if compared == total:
                     return {key: float(np.mean(own)) if own else 0.5 for key, own in fared.items()}
                 if time.monotonic() - last >= self.timeout:
                     raise TrainingError(
-                        f"{self.path}: {total - judged} of {total} pictures wait for votes, and none was judged in {self.timeout:g} s; "
+                        f"{self.path}: {total - compared} of {total} pictures wait for votes, and none was judged in {self.timeout:g} s; "
                         f"vote on the page of `{PAGE.format(path=self.path)}`, and go on with --resume_from_checkpoint latest"
                     )
                 self.sleep(POLL)
