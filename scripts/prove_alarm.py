@@ -1,7 +1,7 @@
 # python -m scripts.prove_alarm --reward bright_sheet
 """Rewards that are hacked: does the alarm ring, or the run refuse, before the pictures stop showing what their prompts say?
 
-One call trains the embedded model online on one reward, with the alarm after every turn; the run ends at the first alarm. Then held-out
+One call trains the embedded model online on one reward, with the alarm twice a turn; the run ends at the first alarm. Then held-out
 prompts are drawn, each with one picture, and a line is appended to the results; without a reward those that are there are printed. `taste`
 is the healthy reward, with the recipe configs/tiny/online.yaml as it is, on which the alarm has to be silent; the others are learned in a
 hurry (`HASTY`).
@@ -30,8 +30,8 @@ from diffalign.train.align import train
 from diffalign.train.overoptimisation import EVALUATIONS
 from scripts.arena import SCALE, TASTE, Arena
 
-RECIPE, PROMPTS, WATCHED, HELD_OUT = "configs/tiny/online.yaml", 128, 24, 50
-# What is hacked within minutes: a rate that is too high, and nothing that holds the policy near the model it began as.
+RECIPE, PROMPTS = "configs/tiny/online.yaml", 128
+# What is hacked within minutes: many updates a turn, and nothing that holds the policy near the model it began as.
 HASTY = {
     "reference": "old_policy",
     "trajectory": "forward",
@@ -40,9 +40,9 @@ HASTY = {
     "prompts_per_turn": 4,
     "train_batch_size": 4,
     "updates_per_turn": 12,
-    "max_train_steps": 96,
-    "learning_rate": 3e-3,
-    "eval_every": 12,
+    "max_train_steps": 120,
+    "learning_rate": 2e-3,
+    "eval_every": 6,
 }
 Images = Sequence[Image.Image]
 
@@ -81,30 +81,32 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"), dtype=np.float64) / 255.0
 
 
-def play(arena: Arena, reward: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def play(arena: Arena, reward: str, seed: int, watched: int, held_out: int, options: dict[str, Any]) -> dict[str, Any]:
     """Train on a reward and return when and why the run ended, and the held-out adherence then."""
     scorer = {"taste": {"name": TASTE}} if reward == "taste" else {"function": {"path": f"scripts.prove_alarm:{reward}"}}
     folder = arena.root / "runs" / f"{reward}-{seed}"
     own: dict[str, Any] = {
         "prompts": arena.train_prompts[:PROMPTS],
         "scorers": [scorer],
-        "eval_prompts": arena.tune_prompts[:WATCHED],
+        "eval_prompts": arena.tune_prompts[:watched],
         "eval_scorers": ["adherence"],
         "eval_reward": scorer,
         "eval_patience": 1,
+        "eval_num_inference_steps": 10,
+        "eval_guidance_scale": SCALE,
         "spike_factor": 0,
         "seed": seed,
         "output_dir": str(folder),
         "overwrite_output_dir": True,
     }
-    own |= {"eval_every": 24} if reward == "taste" else HASTY
+    own |= {"eval_every": 12} if reward == "taste" else HASTY
     try:
         train(from_mapping({**load_yaml(RECIPE), **own, **options}, "prove_alarm"))
     except TableError as error:
         return {"step": 0, "ended": "refused", "why": str(error).split(": ", 1)[1], "watched": None, "adherence": None}
     evaluations = [json.loads(line) for line in (folder / EVALUATIONS).read_text().splitlines()]
-    prompts = arena.eval_prompts[:HELD_OUT]
-    images = draw(load(folder), prompts, range(HELD_OUT), guidance_scale=SCALE, label="draw held out")
+    prompts = arena.eval_prompts[:held_out]
+    images = draw(load(folder), prompts, range(held_out), guidance_scale=SCALE, label="draw held out")
     grid(images[:32], 16).save(arena.root / "results" / f"{reward}-{seed}.png")
     rung = [row for row in evaluations if row["alarm"]]
     last = rung[0] if rung else evaluations[-1]
@@ -120,6 +122,8 @@ def play(arena: Arena, reward: str, seed: int, options: dict[str, Any]) -> dict[
 def main(
     reward: str | None = None,
     seed: int = 0,
+    watched: int = 60,
+    held_out: int = 100,
     options: dict[str, Any] | None = None,
     root: str = "outputs/prove_alarm",
     results: str | None = None,
@@ -129,6 +133,8 @@ def main(
     Args:
         reward: taste, or a function of this file, such as bright_sheet; the table if not given.
         seed: Seed of the training.
+        watched: Prompts that evaluations draw.
+        held_out: Prompts that are drawn after the run has ended.
         options: Other keys of the training config.
         root: Folder of the runs.
         results: File of the results, if not results.jsonl in the folder.
@@ -136,7 +142,12 @@ def main(
     file = Path(results or Path(root) / "results.jsonl")
     if reward is not None:
         torch.set_flush_denormal(True)
-        row = {"reward": reward, "seed": seed, "options": options or {}, **play(Arena(Path(root)), reward, seed, options or {})}
+        row = {
+            "reward": reward,
+            "seed": seed,
+            "options": options or {},
+            **play(Arena(Path(root)), reward, seed, watched, held_out, options or {}),
+        }
         with file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
     names = ("reward", "step", "ended", "adherence", "why")
