@@ -172,6 +172,17 @@ def z_image(config: Mapping[str, Any]) -> Shapes:
     return found
 
 
+# The config of a Flux of its true width, the only one at which diffusers' converters split what is fused, with a block of each kind.
+FLUX = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
 LAYOUTS = {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}
 LAYOUTS |= {"qwen_image": qwen_image, "chroma": chroma, "lumina2": lumina2, "cogview4": cogview4}
 LAYOUTS |= {"flux2": flux2, "sana": sana, "krea2": krea2, "ernie_image": ernie_image}

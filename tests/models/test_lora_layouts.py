@@ -23,7 +23,7 @@ from diffalign.models.backbones.base_lora import BaseLora, fuse
 from diffalign.models.backbones.lora_layouts import read_lora
 from diffalign.models.backbones.table import BACKBONES, lora_adapters
 from tests.each import each
-from tests.layouts import published, random_checkpoint, to_diffusers
+from tests.layouts import FLUX, published, random_checkpoint, to_diffusers
 from tests.micro_models import MAKERS
 
 COMPONENTS = {"sd": "unet", "sdxl": "unet", "sd3": "transformer", "flux": "transformer", "z_image": "transformer", "pixart": "transformer"}
@@ -88,16 +88,6 @@ def weights_with(network: Any, file: Path, family: str) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-FLUX = {
-    "num_attention_heads": 24,
-    "attention_head_dim": 128,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "in_channels": 64,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-}
 UP_DOWN, A_B = ("lora_down", "lora_up"), ("lora_A", "lora_B")
 # Family, whether modules are those of the published layout (or diffusers' own), and the names of the file.
 LAYOUTS: dict[str, tuple[str, bool, Callable[[str], str], tuple[str, str]]] = {

@@ -15,7 +15,7 @@ from diffalign.infer.export.export import merge
 from diffalign.infer.export.keys import place
 from diffalign.infer.export.lora_file import Update, comfyui_tensors
 from tests.infer.adapters import add
-from tests.layouts import comfyui_paths, merged_by_comfyui, published, random_checkpoint, to_diffusers
+from tests.layouts import FLUX, comfyui_paths, merged_by_comfyui, published, random_checkpoint, to_diffusers
 from tests.micro_models import MAKERS
 
 SCALE = 6 / 4  # alpha 6, rank 4
@@ -88,18 +88,6 @@ def flux_updates(width: int = 3072) -> dict[str, Update]:
         down, up = (0.3 * torch.randn(size, generator=generator) for size in ((4, 4), (rows, 4)))
         found[name] = Update(down, up, SCALE)
     return found
-
-
-FLUX = {
-    "num_attention_heads": 24,
-    "attention_head_dim": 128,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "in_channels": 64,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-}
 
 
 def narrow_flux() -> dict[str, Tensor]:
