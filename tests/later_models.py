@@ -11,6 +11,7 @@ from diffusers import (
     ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
@@ -30,16 +31,24 @@ from tests.micro_parts import (
     glm_tokenizer,
     mistral,
     patch_autoencoder,
+    pixtral_processor,
     qwen3_vl,
     qwen_tokenizer,
     worded_qwen_tokenizer,
 )
 
 
-def flux2(**schedule: Any) -> Any:
-    """Return a FLUX.2 klein, whose prompts are read from the layers 9, 18 and 27 of its language model, as its pipeline does."""
-    tokenizer = qwen_tokenizer()
-    text = Qwen3ForCausalLM(Qwen3Config(**{**SMALL, "vocab_size": len(tokenizer), "num_hidden_layers": 28}))
+def flux2(dev: bool = False, **schedule: Any) -> Any:
+    """Return a FLUX.2 klein, or dev, which is told a guidance scale.
+
+    Klein's prompts are read from the layers 9, 18 and 27 of its language model, dev's from 10, 20 and 30, as their pipelines do.
+    """
+    tokenizer = pixtral_processor() if dev else qwen_tokenizer()
+    text = (
+        mistral(tokenizer.tokenizer, layers=30)
+        if dev
+        else Qwen3ForCausalLM(Qwen3Config(**{**SMALL, "vocab_size": len(tokenizer), "num_hidden_layers": 28}))
+    )
     denoiser = Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
@@ -48,10 +57,10 @@ def flux2(**schedule: Any) -> Any:
         num_attention_heads=2,
         joint_attention_dim=3 * WIDTH,
         axes_dims_rope=(2, 2, 2, 2),
-        guidance_embeds=False,
+        guidance_embeds=dev,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **schedule})
-    return Flux2KleinPipeline(scheduler, patch_autoencoder(), text, tokenizer, denoiser)
+    return (Flux2Pipeline if dev else Flux2KleinPipeline)(scheduler, patch_autoencoder(), text, tokenizer, denoiser)
 
 
 def sana(**schedule: Any) -> Any:

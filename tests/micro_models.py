@@ -70,7 +70,7 @@ from tests.micro_parts import (
 )
 
 STEPS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
-TOKENS = {"flux2-klein": 64}  # of a prompt, where a language model has many layers
+TOKENS = {"flux2-klein": 64, "flux2-dev": 64}  # of a prompt, where a language model has many layers
 # What the stock pipelines must be told to draw so small a picture.
 DRAWN: dict[str, dict[str, Any]] = {
     "pixart": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
@@ -315,6 +315,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "lumina-2": ("lumina2", {}),
     "cogview4": ("cogview4", {}),
     "flux2-klein": ("flux2", {}),
+    "flux2-dev": ("flux2", {"dev": True}),
     "sana": ("sana", {}),
     "krea2": ("krea2", {}),
     "ernie-image": ("ernie_image", {}),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, UNet2DConditionModel
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -16,7 +17,10 @@ from transformers import (
     Gemma2Model,
     GemmaTokenizer,
     Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Mistral3Model,
+    PixtralImageProcessor,
+    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -150,11 +154,22 @@ def qwen3_vl(tokenizer: Any) -> Any:
     return Qwen3VLModel(Qwen3VLConfig(text_config={**SMALL, **turns, "vocab_size": len(tokenizer)}, vision_config=vision))
 
 
-def mistral(tokenizer: Any) -> Any:
-    """Return a random Mistral 3 without a head."""
+def pixtral_processor() -> Any:
+    """Return a processor of words and pictures, whose tokenizer knows the words of FLUX.2 dev's system message, and pads in front."""
+    tokenizer, marks = worded_qwen_tokenizer(SYSTEM_MESSAGE).backend_tokenizer, ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"]
+    tokenizer.add_special_tokens(marks)
+    options = {"pad_token": "<|endoftext|>", "padding_side": "left", "model_max_length": 512}
+    turns = "{% for message in messages %}[INST]{% for part in message.content %}{{ part.text }}{% endfor %}[/INST]{% endfor %}"
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+    return PixtralProcessor(PixtralImageProcessor(patch_size=16), words, patch_size=16, chat_template=turns)
+
+
+def mistral(tokenizer: Any, layers: int | None = None) -> Any:
+    """Return a random Mistral 3, without a head but where its `layers` are counted."""
     vision = {"model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text = {"model_type": "mistral", "vocab_size": len(tokenizer), **SMALL}
-    return Mistral3Model(Mistral3Config(text_config=text, vision_config={**vision, "head_dim": 8, "image_size": 32, "patch_size": 16}))
+    text = {"model_type": "mistral", "vocab_size": len(tokenizer), **SMALL, **({} if layers is None else {"num_hidden_layers": layers})}
+    config = Mistral3Config(text_config=text, vision_config={**vision, "head_dim": 8, "image_size": 32, "patch_size": 16})
+    return Mistral3Model(config) if layers is None else Mistral3ForConditionalGeneration(config)
 
 
 def patch_autoencoder() -> Any:

@@ -66,13 +66,15 @@ class Stock:
     """How a family's stock pipeline calls its network with guidance."""
 
     guidance: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.5})
-    branches: str = "together"  # unconditional first; or "together, prompts first", or "apart", prompts first as well
+    branches: str = "together"  # unconditional first; or "together, prompts first"; "apart", prompts first as well; or "one", without
     latent: Callable[[Tensor, int, int], Tensor] = lambda x, height, width: x  # of so many rows and columns, of what is denoised
     output: Callable[[Tensor, int, int], Tensor] = lambda x, height, width: x
 
     def prompts(self, prompts: list[str]) -> list[list[str]]:
         """Return the prompts of the calls of one step."""
         empty = [""] * len(prompts)
+        if self.branches == "one":
+            return [prompts]
         if self.branches == "apart":
             return [prompts, empty]
         return [[*prompts, *empty] if "prompts first" in self.branches else [*empty, *prompts]]
@@ -89,6 +91,7 @@ def spread(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 BOTH = {"true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
+# By family, or by pipeline where a family has several.
 STOCK = {
     "flux": Stock({"guidance_scale": 3.5, **BOTH}, "apart", unpacked, unpacked),
     # Films of one picture, and the velocity from noise to picture.
@@ -98,5 +101,11 @@ STOCK = {
     "lumina2": Stock({"guidance_scale": 3.5}, "apart", output=lambda x, _, __: -x),
     "cogview4": Stock({"guidance_scale": 3.5}, "apart"),
     "flux2": Stock({"guidance_scale": 3.5}, "apart", spread, spread),
+    "Flux2Pipeline": Stock({"guidance_scale": 3.5}, "one", spread, spread),  # which is told the scale
     "krea2": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
 }
+
+
+def stock_of(pipe: Any, family: str) -> Stock:
+    """Return how a stock pipeline calls its network."""
+    return STOCK.get(type(pipe).__name__) or STOCK.get(family, Stock())

@@ -13,7 +13,7 @@ from diffalign.models import adapters
 from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
 from diffalign.models.diffusion.path import FlowPath, VPPath, mix, shifted, split, target
-from tests.contracts.calls import STOCK, Stock, assert_asked_alike, recorded
+from tests.contracts.calls import assert_asked_alike, recorded, stock_of
 from tests.micro_models import SIDE, picture
 
 PROMPTS = ["a red star", "a large blue heart in the top"]
@@ -131,7 +131,7 @@ def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
     """Pictures higher than wide are taken for others than wider ones, so a swap of height and width would show."""
     pipe = backbone.pipeline()
     factor = backbone.factor(pipe)
-    stock, (height, width) = STOCK.get(family_of(pipe), Stock()), latent_size(backbone, wider=32 // factor)
+    stock, (height, width) = stock_of(pipe, family_of(pipe)), latent_size(backbone, wider=32 // factor)
     with recorded(backbone.denoiser) as calls:
         picture(pipe, list(PROMPTS), steps=2, height=factor * height, width=factor * width, **stock.guidance)
     asked = stock.prompts(PROMPTS) * 2

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     ChromaTransformer2DModel,
     CogView4Transformer2DModel,
+    ErnieImageTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Krea2Transformer2DModel,
@@ -29,7 +30,7 @@ from tests.layouts import comfyui_paths, published, to_diffusers
 
 # The denoisers' config.json on the hub (stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, PixArt-XL-2-1024-MS,
 # stable-diffusion-3-medium, FLUX.1-dev, Z-Image-Turbo, Qwen-Image, Chroma1-HD, Lumina-Image-2.0,
-# CogView4-6B), with what the classes default to left out.
+# CogView4-6B, ERNIE-Image), with what the classes default to left out.
 CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "SD 1.5": ("sd", UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}),
     "SDXL": (
@@ -74,7 +75,13 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "Lumina-Image-2.0": ("lumina2", Lumina2Transformer2DModel, {"cap_feat_dim": 2304}),
     "CogView4-6B": ("cogview4", CogView4Transformer2DModel, {"num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 128}),
     "SANA-1.6B": ("sana", SanaTransformer2DModel, {}),  # whose defaults are the published model's
-    # Not compared with the hub: sizes that give what the cards say, for Krea 2 the class's own.
+    "ERNIE-Image": (
+        "ernie_image",
+        ErnieImageTransformer2DModel,
+        {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072},
+    ),
+    # Not compared with the hub: sizes that give what the cards say, for Krea 2 and FLUX.2 dev the classes' own.
+    "FLUX.2-dev": ("flux2", Flux2Transformer2DModel, {}),
     "FLUX.2-klein-4B": (
         "flux2",
         Flux2Transformer2DModel,
@@ -116,6 +123,15 @@ PARAMETERS["SANA-1.6B"] = (
 PARAMETERS["FLUX.2-klein-4B"] = (
     5 * (26 * W**2 + 4 * 128) + 20 * (13 * W**2 + 2 * 128) + 15 * W**2 + (128 + 7680 + 256 + W + 128) * W + 2 * W**2
 )
+# FLUX.2 dev: 32B (its card). The same of width 6144 with more blocks, and an embedder of the guidance scale beside that of the time.
+D = 6144
+PARAMETERS["FLUX.2-dev"] = 8 * (26 * D**2 + 4 * 128) + 48 * (13 * D**2 + 2 * 128) + 15 * D**2
+PARAMETERS["FLUX.2-dev"] += (128 + 15360 + 2 * (256 + D) + 128) * D + 2 * D**2
+# ERNIE-Image: 8B (its card). Of width 4096, a block has an attention and an MLP with a gate and 12288 numbers, without biases, two norms
+# of 128 and two of the width; all blocks share one modulation.
+E = 4096
+PARAMETERS["ERNIE-Image"] = 36 * (4 * E**2 + 3 * 12288 * E + 2 * 128 + 2 * E) + (128 + 1) * E + 3072 * E + 2 * (E + 1) * E
+PARAMETERS["ERNIE-Image"] += 8 * (E + 1) * E + (E + 1) * 128
 # Krea 2, of width 6144, with 48 heads, 12 of which have keys and values, a gate, and an MLP with a gate and 16384 numbers; four blocks of
 # width 2560 read the prompt.
 K = 6144
@@ -170,6 +186,11 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
     if name == "FLUX.2-klein-4B":
         found = {f"transformer_blocks.{i}.attn.{end}": (W, W) for i in range(5) for end in joint}
         return found | {f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj": (W, 9 * W) for i in range(20)}
+    if name == "FLUX.2-dev":
+        found = {f"transformer_blocks.{i}.attn.{end}": (D, D) for i in range(8) for end in joint}
+        return found | {f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj": (D, 9 * D) for i in range(48)}
+    if name == "ERNIE-Image":
+        return {f"layers.{i}.self_attention.{end}": (E, E) for i in range(36) for end in ends}
     if name == "Krea-2":
         found = {f"transformer_blocks.{i}.attn.{end}": (K, 1536 if end in ("to_k", "to_v") else K) for i in range(28) for end in ends}
         words = [f"text_fusion.{part}_blocks.{i}.attn" for part in ("layerwise", "refiner") for i in range(2)]
@@ -204,17 +225,20 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
 LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3, "Z-Image": 34 * 4}
 LAYERS |= {"Qwen-Image": 60 * 8, "Chroma1": LAYERS["Flux-dev"], "Lumina-Image-2.0": 30 * 4, "CogView4-6B": 28 * 4}
 LAYERS |= {"SANA-1.6B": 20 * 8, "FLUX.2-klein-4B": 5 * 8 + 20, "Krea-2": 32 * 4}
+LAYERS |= {"FLUX.2-dev": 8 * 8 + 48, "ERNIE-Image": 36 * 4}
 # The same, but q, k and v of one stream are one module in SD3 and Flux (with out: 4 in a block, 1 in a single block, whose module also
 # has the MLP) and in PixArt (qkv and out; then q, out, and k with v, of the prompt).
 MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38, "Z-Image": 34 * 2}
 MODULES |= {"Qwen-Image": 60 * 8, "Chroma1": MODULES["Flux-dev"], "Lumina-Image-2.0": 30 * 2, "CogView4-6B": 28 * 4}
 MODULES |= {"SANA-1.6B": 20 * 5, "FLUX.2-klein-4B": 5 * 4 + 20, "Krea-2": 32 * 4}
+MODULES |= {"FLUX.2-dev": 8 * 4 + 48, "ERNIE-Image": 36 * 4}
 # rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
 ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 191 * 3072, "Flux-dev": RANK * 266 * 6144}
 ADAPTED |= {"Z-Image": RANK * 136 * 7680, "Qwen-Image": RANK * 480 * 2 * W, "Chroma1": RANK * 266 * 2 * W}
 ADAPTED |= {"Lumina-Image-2.0": RANK * 30 * 2 * (2 * 2304 + 2304 + 768), "CogView4-6B": RANK * 112 * 2 * 4096}
 ADAPTED |= {"SANA-1.6B": RANK * 160 * 2 * S, "FLUX.2-klein-4B": RANK * (40 * 2 * W + 20 * 10 * W)}
 ADAPTED |= {"Krea-2": RANK * (28 * (2 * 2 * K + 2 * (K + 1536)) + 16 * 2 * 2560)}
+ADAPTED |= {"FLUX.2-dev": RANK * (64 * 2 * D + 48 * 10 * D), "ERNIE-Image": RANK * 144 * 2 * E}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
 

@@ -1,4 +1,4 @@
-"""FLUX.2 klein: a flow-matching transformer on batch-normalised patches of 32 channels, with three layers of Qwen3."""
+"""FLUX.2: a flow-matching transformer on batch-normalised patches of 32 channels, with three layers of Qwen3 (klein) or Mistral 3 (dev)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOCK = "time_guidance_embed.timestep_embedder"
 
 
 class Flux2(Pretrained):
-    """A transformer that predicts the velocity of tokens, each a place of the latent."""
+    """A transformer that predicts the velocity of tokens, each a place of the latent. Dev is told a guidance scale, klein is not."""
 
     component = "transformer"
     lora_targets = (*JOINT, "to_qkv_mlp_proj")
@@ -44,6 +44,7 @@ class Flux2(Pretrained):
             **plain(x_embedder="img_in", context_embedder="txt_in", single_stream_modulation__linear="single_stream_modulation.lin"),
             **{f"double_stream_modulation_{name}.linear": Place(f"double_stream_modulation_{name}.lin") for name in ("img", "txt")},
             **embedder(CLOCK, "time_in", "in_layer", "out_layer"),
+            **embedder("time_guidance_embed.guidance_embedder", "guidance_in", "in_layer", "out_layer"),
         },
     )
     _latents = BatchNormalised()
@@ -57,8 +58,10 @@ class Flux2(Pretrained):
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity like x (N, C, H, W)."""
-        dtype: Any = self.denoiser.dtype
-        words, pipeline = condition["prompt_embeds"].to(dtype), Flux2KleinPipeline
+        denoiser: Any = self.denoiser
+        dtype = denoiser.dtype
+        words, pipeline = condition["prompt_embeds"].to(dtype), Flux2KleinPipeline  # both pipelines lay tokens out alike
+        guidance = x.new_full((len(x),), self.settings.guidance_scale) if denoiser.config.guidance_embeds else None
         with self._autocast():
             out = model(
                 hidden_states=pipeline._pack_latents(x.to(dtype)),
@@ -66,7 +69,7 @@ class Flux2(Pretrained):
                 encoder_hidden_states=words,
                 txt_ids=pipeline._prepare_text_ids(words).to(x.device),
                 img_ids=pipeline._prepare_latent_ids(x).to(x.device),
-                guidance=None,
+                guidance=guidance,
                 return_dict=False,
             )[0]
         return out.mT.unflatten(2, x.shape[2:])

@@ -55,6 +55,7 @@ LAYOUTS = {
     "ChromaPipeline": Layout("chroma", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "Lumina2Pipeline": Layout("lumina2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "CogView4Pipeline": Layout("cogview4", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    "Flux2Pipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, guidance=True, users=False, steers=False),
     "Flux2KleinPipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, users=False),
     "SanaPipeline": Layout("sana", "transformer", _ONE, large="text_encoder", flow=True, users=False),
     "Krea2Pipeline": Layout("krea2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from transformers import ProcessorMixin
 
 from diffalign.core.errors import CheckpointError, LatentError
 from diffalign.core.types import Condition
@@ -130,7 +131,7 @@ class Pretrained(ABC):
 
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
         """Return how many of `prompts` do not fit the text encoder that reads the most, and how many tokens that is, special ones too."""
-        tokenizers = [part for name, part in self._pipe.components.items() if name.startswith("tokenizer") and part is not None]
+        tokenizers = self._tokenizers().values()
         large = [part for part in tokenizers if "CLIP" not in type(part).__name__]
         limits = [(self._sequence_length(), part) for part in large] or [(int(part.model_max_length), part) for part in tokenizers]
         if not limits:
@@ -156,9 +157,8 @@ class Pretrained(ABC):
         """Return a hash over the encoders' weights, the tokenizers and the prompt length: caches are keyed by it."""
         facts = (*self._latents.facts(self._pipe.vae), self.settings.max_sequence_length)
         digest = hashlib.sha256(repr(facts).encode())
-        for name, tokenizer in sorted(self._pipe.components.items()):
-            if name.startswith("tokenizer") and tokenizer is not None:
-                digest.update(repr((name, tokenizer.model_max_length, sorted(tokenizer.get_vocab().items()))).encode())
+        for name, tokenizer in sorted(self._tokenizers().items()):
+            digest.update(repr((name, tokenizer.model_max_length, sorted(tokenizer.get_vocab().items()))).encode())
         for part in self._encoders().values():
             for key, value in part.state_dict().items():
                 add_tensor(digest, key, value)
@@ -180,6 +180,11 @@ class Pretrained(ABC):
     def _encoders(self) -> dict[str, nn.Module]:
         encoders = {name: part for name, part in self._pipe.components.items() if name == "vae" or name.startswith("text_encoder")}
         return {name: part for name, part in encoders.items() if part is not None}
+
+    def _tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizers that are there, of FLUX.2 dev that of its processor of words and pictures."""
+        parts = {name: part for name, part in self._pipe.components.items() if name.startswith("tokenizer") and part is not None}
+        return {name: part.tokenizer if isinstance(part, ProcessorMixin) else part for name, part in parts.items()}
 
     def _tokens(self, condition: Condition, count: int) -> Tensor | None:
         """Return the users' tokens of `count` rows (N, U, D), None without a user branch; not in half precision, as in use."""

@@ -18,6 +18,8 @@ MODELS = [
     ("black-forest-labs/FLUX.1-schnell", "flux", {"guidance_embeds": False}, {}, "steps"),
     ("models/my-flux", "flux", {"guidance_embeds": False}, {}, "steps"),
     ("black-forest-labs/FLUX.1-dev", "flux", {"guidance_embeds": True}, {}, "guidance"),
+    ("black-forest-labs/FLUX.2-dev", "flux2", {"guidance_embeds": True}, {}, "guidance"),
+    ("black-forest-labs/FLUX.2-klein-base-4B", "flux2", {"guidance_embeds": False}, {}, None),
     ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", {}, {"_class_name": EULER, "timestep_spacing": "leading"}, None),
     ("models/noobai-vpred", "sdxl", {}, {"_class_name": EULER, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, None),
     ("models/zsnr", "sd", {}, {"_class_name": DDIM, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, None),
@@ -28,8 +30,12 @@ MODELS = [
 
 @pytest.mark.parametrize(("name", "family", "denoiser", "scheduler", "expected"), MODELS)
 def test_a_model_is_distilled_in_what_it_was_published_as(name, family, denoiser, scheduler, expected):
-    found = distillation(name, family, denoiser, scheduler)
+    found = distillation(name, family, {}, denoiser, scheduler)
     assert (found and found[0]) == expected
+
+
+def test_a_pipeline_that_says_so_was_distilled_in_steps():
+    assert distillation("models/my-model", "krea2", {"is_distilled": True}, {}, {}) == ("steps", "`is_distilled` is true in its index")
 
 
 def test_the_warning_names_the_model_and_what_to_do():
