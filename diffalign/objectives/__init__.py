@@ -24,7 +24,7 @@ from diffalign.objectives.online import awm, clipped_ratio, dgpo, diffusion_nft
 from diffalign.objectives.pairwise import adpo, discopop, dpo, dpo_gamma, fdpo, flex_dpo, hinge, inpo_nash, ipo, mmdpo, modpo, robust, spa
 from diffalign.objectives.reference_free import asft, cpo, orpo, poft, simpo, slic, triple_po
 from diffalign.objectives.token import sparse_po, tab_po, tdpo, wpo
-from diffalign.objectives.with_terms import bvpo, mapl, rpo, selm, srpo, vpo, xpo
+from diffalign.objectives.with_terms import bide_dpo, bvpo, mapl, rpo, selm, srpo, vpo, xpo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ RATIOS = Source("release", ("TRL", "golden"), "of one process")
 VARIANT = Source("variant", ("golden",))
 CLIPPED = Source("variant", ("golden",), "on kept sampler steps (`rollout`) it is the release's")
 BY_HAND = Source("reconstructed", ("hand",))
+BIDE_DPO = Source("reconstructed", ("hand",), "whether it balances over the batch is our reading")
 
 OBJECTIVES: dict[str, Objective] = {
     "dpo": Objective(dpo, PAIR, times_beta, TRL),
@@ -77,6 +78,7 @@ OBJECTIVES: dict[str, Objective] = {
     "xpo": Objective(xpo, Facts("V+", candidates=3), times_beta, RELEASE),
     "vpo": Objective(vpo, Facts(candidates=3), times_beta, RECONSTRUCTED),
     "bvpo": Objective(bvpo, Facts(candidates=4), times_beta, Source("paper", ("hand",), "the default of alpha is ours")),
+    "bide_dpo": Objective(bide_dpo, Facts(candidates=4, coupled=True), times_beta, BIDE_DPO),
     "mapl": Objective(mapl, Facts(candidates=4), times_beta, BY_HAND),
     "srpo": Objective(srpo, Facts("N", candidates=6), times_beta, BY_HAND),  # texts only: an image is not drawn as a revision of another
     "simpo": Objective(simpo, Facts("R", reference=False), policy_mean, TRL),

@@ -73,9 +73,32 @@ def bvpo(s: Scores, *, beta: float, alpha: float = 0.5) -> Tensor:
     BVPO (2510.05095, from its description; the paper has a closed form for alpha, and 1/2 is our default). Both pairs share the label and
     the offset.
     """
-    require_candidates(s, 4, "the pair without traces as candidates 2 and 3")
+    first, second = _two_pairs(s, beta, "the pair without traces as candidates 2 and 3")
+    return alpha * first + (1.0 - alpha) * second
+
+
+@weighted
+def bide_dpo(s: Scores, *, beta: float, balanced: bool = True) -> Tensor:
+    """Return w * `dpo` of candidates 0 and 1, a pair of which one follows the text, + (1 - w) * `dpo` of 2 and 3, one the condition.
+
+    BideDPO (2511.19268, from a description with its formulas): w is the first loss over the sum of both, without gradient, so that the
+    pairs that are learned less weigh more. Our reading: the losses in w are means over the batch. Not `balanced`, w is 1/2.
+    """
+    text, condition = _two_pairs(s, beta, "the pair of the condition as candidates 2 and 3")
+    share = _share(text.detach().mean(), condition.detach().mean()) if balanced else 0.5
+    return share * text + (1.0 - share) * condition
+
+
+def _share(loss: Tensor, other: Tensor) -> Tensor:
+    """Return loss / (loss + other), and 1/2 where both are zero, as losses of very large margins are."""
+    return (loss / (loss + other)).where(loss + other > 0.0, 0.5)
+
+
+def _two_pairs(s: Scores, beta: float, second: str) -> tuple[Tensor, Tensor]:
+    """Return `dpo` (B,) of candidates 0 and 1, and of candidates 2 and 3, which are `second`; both share the label and the offset."""
+    require_candidates(s, 4, second)
     u = log_ratios(s)
-    return alpha * pairwise(s, beta * margin(u)) + (1.0 - alpha) * pairwise(s, beta * margin(u[:, 2:]))
+    return pairwise(s, beta * margin(u)), pairwise(s, beta * margin(u[:, 2:]))
 
 
 @weighted

@@ -14,6 +14,7 @@ from diffalign.objectives import (
     OBJECTIVES,
     adpo,
     aot,
+    bide_dpo,
     bind_objective,
     bvpo,
     denoise,
@@ -75,6 +76,22 @@ def test_adpo_is_dpo_at_the_inverse_temperature():
 def test_bvpo_mixes_the_pair_with_traces_and_the_pair_without():
     # beta 1/2: z = 1 and z = -1; 1/4 * 0.313262 + 3/4 * 1.313262 = 1.063262
     assert bvpo(ratios(2.0, 0.0, 0.0, 2.0), beta=0.5, alpha=0.25).item() == about(1.063262)
+
+
+def test_bide_dpo_weighs_each_kind_of_pair_by_its_share_of_the_loss():
+    # beta 1/2. Record 0: z = 1 and -1, losses 0.313262 and 1.313262. Record 1: z = 0 and 2, losses 0.693147 and 0.126928.
+    # Means 0.503204 and 0.720095, w = 0.503204 / 1.223299 = 0.411350; 0.411350 * 0.313262 + 0.588650 * 1.313262 = 0.901912,
+    # 0.411350 * 0.693147 + 0.588650 * 0.126928 = 0.359842
+    u = rows((2.0, 0.0, 0.0, 2.0), (0.0, 0.0, 4.0, 0.0)).requires_grad_()
+    loss = bide_dpo(Scores(u, torch.zeros_like(u)), beta=0.5)
+    assert loss.tolist() == [about(0.901912), about(0.359842)]
+    # w is a constant: d loss / d u of a preferred candidate is -beta w sigmoid(-z). -0.5 * 0.411350 * 0.268941, -0.5 * 0.588650 * 0.731059
+    (gradient,) = torch.autograd.grad(loss.sum(), u)
+    assert gradient[0].tolist() == [about(-0.055314), about(0.055314), about(-0.215169), about(0.215169)]
+    # Margins of 1000 have no loss in float64, and then no share of it.
+    assert bide_dpo(ratios(1000.0, 0.0, 1000.0, 0.0), beta=1.0).item() == 0.0
+    # 1/2 each: (0.313262 + 1.313262) / 2, (0.693147 + 0.126928) / 2
+    assert bide_dpo(Scores(u, torch.zeros_like(u)), beta=0.5, balanced=False).tolist() == [about(0.813262), about(0.410038)]
 
 
 def test_mapl_asks_the_pair_of_many_instructions_for_a_larger_margin():
