@@ -100,6 +100,7 @@ class Ledger:
         flags = {
             "inspect": lambda: ["--contact_sheet", str(self.workplace / "contact_sheet.png")],
             "validate": list,
+            "explain": lambda: ["--output_dir", str(self.workplace / "explained")],
             "correct": lambda: self._correcting(login, name),
         }
         if kind not in flags:

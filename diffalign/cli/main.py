@@ -20,7 +20,7 @@ from diffalign.core.version import __version__
 ABOUT = "Align image generators, and the language models that prompt them, with human preferences."
 # What each word that stands before another one is about.
 GROUPS = {
-    "data": "import, inspect and validate preference datasets",
+    "data": "import, inspect, validate and explain preference datasets",
     "pairs": "make preferences without voters",
     "votes": "pictures for people to vote on",
     "user": "write files of users, for whom a personalised run then draws",

@@ -91,14 +91,17 @@ Columns = Mapping[str, float | str]
 def _columns(record: Record, buckets: Sequence[Size], pixels: bool) -> Iterator[tuple[Columns, Columns]]:
     """Yield the columns of the preferred and of the other candidate of each pair in the record."""
     order = _preferences(record)
-    if not order:
-        return
+    columns = origin_columns(record, buckets, pixels=pixels) if order else None
+    if columns is not None:
+        yield from ((columns[preferred], columns[other]) for preferred, other in order)
+
+
+def origin_columns(record: Record, buckets: Sequence[Size] = (), *, pixels: bool) -> list[dict[str, float | str]] | None:
+    """Return by candidate where it comes from: file type, sizes, model, with `pixels` its sharpness; None if an image cannot be read."""
     try:
-        columns = _image_columns(record, buckets, pixels) if record.kind == "image" else list(map(_text_columns, record.candidates))
+        return _image_columns(record, buckets, pixels) if record.kind == "image" else list(map(_text_columns, record.candidates))
     except RecordError:
-        return
-    for preferred, other in order:
-        yield columns[preferred], columns[other]
+        return None
 
 
 def _preferences(record: Record) -> list[tuple[int, int]]:

@@ -34,6 +34,22 @@ def saturation(image: Image.Image) -> float:
     return float((rgb.max(axis=-1) - rgb.min(axis=-1)).mean())
 
 
+def brightness(image: Image.Image) -> float:
+    """Return the mean luma in [0, 1]: 0 for black, 1 for white."""
+    return float((_rgb(image) @ np.array(LUMA)).mean())
+
+
+def contrast(image: Image.Image) -> float:
+    """Return the standard deviation of luma in [0, 1/2], the root mean square contrast (Peli 1990); 0 for a flat picture."""
+    return float((_rgb(image) @ np.array(LUMA)).std())
+
+
+def warmth(image: Image.Image) -> float:
+    """Return the mean of red minus blue in [-1, 1]: above 0 for orange light, below for blue."""
+    rgb = _rgb(image)
+    return float((rgb[..., 0] - rgb[..., 2]).mean())
+
+
 def sharpness(image: Image.Image) -> float:
     """Return the variance of the Laplacian (0 1 0, 1 -4 1, 0 1 0) of the luma in [0, 1], borders left out; 0 for a flat picture.
 

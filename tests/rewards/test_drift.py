@@ -9,7 +9,18 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import ConfigError
-from diffalign.rewards.drift import appearance, diversity, features, high_frequency, pixel_grid, saturation, sharpness
+from diffalign.rewards.drift import (
+    appearance,
+    brightness,
+    contrast,
+    diversity,
+    features,
+    high_frequency,
+    pixel_grid,
+    saturation,
+    sharpness,
+    warmth,
+)
 from diffalign.rewards.hacking import alarm
 from tests.rewards.models import pictures, write_clip
 
@@ -24,6 +35,14 @@ def test_saturation_is_the_spread_of_the_three_colours_over_all_pixels():
     image.putpixel((2, 0), (51, 0, 0))  # a dark red: of full HSV saturation, and yet hardly vivid: 51 / 255
     image.putpixel((3, 0), (255, 153, 204))  # pink, 102 / 255
     assert saturation(image) == pytest.approx((1 + 0 + 0.2 + 0.4) / 4)
+
+
+def test_brightness_contrast_and_warmth_are_means_over_all_pixels():
+    image = flat("black", (2, 1))
+    image.putpixel((1, 0), (255, 0, 51))  # luma 0.299 + 0.114 / 5 = 0.3218, red minus blue 0.8
+    assert brightness(image) == pytest.approx(0.1609)
+    assert contrast(image) == pytest.approx(0.1609)
+    assert warmth(image) == pytest.approx(0.4)
 
 
 def test_sharpness_is_the_variance_of_the_laplacian_inside_the_borders():

@@ -120,6 +120,7 @@ def _audit(ledger: Ledger, name: gr.Dropdown) -> None:
         buttons = {
             "inspect": gr.Button("What it holds (inspect)", elem_id="data-inspect"),
             "validate": gr.Button("What would spoil training (validate)", elem_id="data-validate"),
+            "explain": gr.Button("What the votes reward (explain)", elem_id="data-explain"),
             "correct": gr.Button("Write the corrected table", elem_id="data-write"),
         }
     report = gr.HTML(elem_id="data-report")
