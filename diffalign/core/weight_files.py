@@ -30,7 +30,7 @@ def check_whole(folder: Path) -> None:
 def check_floating(folder: Path) -> None:
     """Raise CheckpointError for a tensor of a folder's safetensors files that is not of floating-point numbers."""
     for file in sorted(folder.glob(f"*{SUFFIX}")):
-        for name, dtype in _dtypes(file):
+        for name, dtype in dtypes_of(file):
             if dtype not in DTYPES:
                 raise CheckpointError(f"{file}: `{name}` is of {dtype}; expected floating-point numbers of 16, 32 or 64 bits")
 
@@ -44,7 +44,9 @@ def names_of(file: Path) -> list[str]:
         raise CheckpointError(f"{file}: {damage(file, error)}; expected a safetensors file") from error
 
 
-def _dtypes(file: Path) -> Iterator[tuple[str, str]]:
+def dtypes_of(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name of each tensor of a file and its dtype, as safetensors writes it. Raises CheckpointError as `names_of`."""
+    names_of(file)
     with safe_open(file, framework="numpy") as opened:
         for name in opened.keys():  # noqa: SIM118  # a safe_open has keys, and is no mapping
             yield name, opened.get_slice(name).get_dtype()

@@ -66,7 +66,7 @@ class TrainConfig:
     pretrained_vae_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
     """Another autoencoder, one that is sound in half precision; the model's own runs in float32."""
     denoiser: str | None = key(None, kinds=IMAGE, changes="model", uses=HELP)
-    """File or folder of a denoiser alone (ComfyUI's diffusion_models/), in place of the model's own. The model's other parts are used."""
+    """File (also GGUF, fp8) or folder of a denoiser alone, in place of the model's own. The model's other parts are used."""
     base_lora: list[str] = key([], kinds=IMAGE, changes="model")
     """LoRA files that are part of the base, in the layouts of start_from_lora, each as FILE or FILE:strength: fused into the weights of
     the policy and of the reference. Whatever uses the run fuses them, too."""

@@ -14,7 +14,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {  # of accelerate, with the packages of 
     **{name: (name,) for name in ("wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")},
 }
 # Packages by their import name, and how to get them.
-PIP = {name: f"pip install {name}" for name in ("bitsandbytes", "torchao", "xformers", "kernels", "tensorboardX", *TRACKERS)}
+PIP = {name: f"pip install {name}" for name in ("bitsandbytes", "torchao", "xformers", "kernels", "gguf", "tensorboardX", *TRACKERS)}
 PIP["flash_attn"] = "pip install flash-attn --no-build-isolation"
 PIP["flash_attn_interface"] = "build FlashAttention-3 from the folder `hopper` of its repository"
 OPTIMIZERS = {"adamw_8bit": ("bitsandbytes", "torchao"), "paged_adamw_8bit": ("bitsandbytes",)}
@@ -67,6 +67,8 @@ def missing_packages(config: TrainConfig) -> list[str]:
     wanted = {f"optimizer: {config.optimizer_name}": OPTIMIZERS.get(config.optimizer_name, ())}
     if config.quantization is not None:
         wanted[f"quantization: {config.quantization}"] = (QUANTIZATIONS[config.quantization],)
+    if config.denoiser is not None and config.denoiser.lower().endswith(".gguf"):
+        wanted[f"denoiser: {config.denoiser}"] = ("gguf",)
     if (name := config.attention_name) is not None:
         wanted[f"attention_backend: {name}"] = tuple(filter(None, (ATTENTION[name],)))
     wanted |= {f"report_to: {name}": TRACKERS[name] for name in trackers_of(config)}

@@ -20,6 +20,7 @@ from diffalign.core import tensor_files
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.core.files import atomic_folder, files_for
 from diffalign.models.adapter_files import MODEL, PEFT_PREFIX, PEFT_WEIGHTS, WEIGHTS, AdapterFile
+from diffalign.models.quantised import holds_quantised
 from diffalign.models.weights import read_network
 
 
@@ -131,7 +132,9 @@ def scale_lora(model: nn.Module, scale: float, name: str = "default") -> None:
 
 
 def merge(network: Any) -> None:
-    """Add the adapters of a network to its weights, and take them off. Raises CheckpointError if a weight overflows."""
+    """Add the adapters of a network to its weights, and take them off. Raises CheckpointError if a weight overflows or is quantised."""
+    if holds_quantised(network):
+        raise CheckpointError(f"a {type(network).__name__} of quantised weights has no room for an adapter in them; leave it beside them")
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
     for name, layer in layers:
         try:

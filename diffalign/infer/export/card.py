@@ -200,7 +200,9 @@ def _base_files(run: Run, component: str, source: str) -> list[str]:
     if run.facts.get("denoiser"):
         file = literal(f"path/to/{Path(run.facts['denoiser']).name}")
         lines.append(f"kind = type(pipe.{component})  # its denoiser is the file of the next line")
-        lines.append(f'pipe.{component} = kind.from_single_file({file}, config={source}, subfolder="{component}")')
+        more = ", quantization_config=GGUFQuantizationConfig()" if file.endswith('.gguf"') else ""
+        lines += ["from diffusers import GGUFQuantizationConfig  # and pip install gguf"] * bool(more)
+        lines.append(f'pipe.{component} = kind.from_single_file({file}, config={source}, subfolder="{component}"{more})')
     for lora in run.facts.get("base_lora") or ():
         file = Path(lora["file"]).name
         lines.append(f'pipe.load_lora_weights("path/to", weight_name={literal(file)})  # put the folder here in which it lies')

@@ -30,6 +30,7 @@ from diffalign.infer.load import load
 from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, AdapterFile
 from diffalign.models.adapters import merge, peft_files
 from diffalign.models.backbones.folders import layout_of, resolve
+from diffalign.models.backbones.quantised_file import is_quantised
 from diffalign.models.backbones.table import BACKBONES
 from diffalign.models.weights import UNREADABLE
 
@@ -152,6 +153,11 @@ def _formats(run: Run, wanted: Sequence[str] | None) -> list[str]:
             raise ConfigError(
                 f"`formats`: a run of {run.method} is not merged: it is for the unconditional branch of guidance, and in the whole "
                 "network it makes pictures worse; export its adapter with --formats diffusers comfyui"
+            )
+        if form == "merged" and run.facts.get("denoiser") and is_quantised(Path(run.facts["denoiser"])):
+            raise ConfigError(
+                f"`formats`: the run's denoiser {run.facts['denoiser']} is quantised, so that an adapter is not merged into its weights; "
+                "choose --formats diffusers comfyui"
             )
         if form != "merged" and not adapter:
             raise ConfigError(f"`formats`: this run trained all weights, and there is no LoRA for `{form}`; choose --formats merged")

@@ -27,6 +27,7 @@ from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
 from diffalign.models.backbones.distilled import warning
 from diffalign.models.control import Controlled
+from diffalign.models.quantised import QuantisedLinear, numbers_of
 
 # Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
 QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "fp8": 1.0}
@@ -48,7 +49,7 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tuple[str, str]]:
     """Return what is trained."""
     denoiser = outline.model.denoiser
-    trained, total = (sum(p.numel() for p in parameters) for parameters in (trainable(denoiser), denoiser.parameters()))
+    trained, total = sum(p.numel() for p in trainable(denoiser)), numbers_of(denoiser)
     if recipe.tuning == "full":
         base, how = total, "all weights"
     elif recipe.tuning == "controlnet":
@@ -205,9 +206,10 @@ def _frozen(config: TrainConfig, denoiser: nn.Module) -> float:
 def _dtypes(config: TrainConfig, denoiser: nn.Module) -> str:
     """Return the dtypes that frozen weights lie in."""
     counts = Counter[str]()
+    kinds = {id(layer.weight): layer.kind for layer in denoiser.modules() if isinstance(layer, QuantisedLinear)}
     for parameter in denoiser.parameters():
         if not parameter.requires_grad:
-            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+            counts[kinds.get(id(parameter), str(parameter.dtype).removeprefix("torch."))] += parameter.numel()
     names = [name for name, _ in counts.most_common()]
     return ", ".join([config.quantization, *names] if config.quantization else names) or "none"
 

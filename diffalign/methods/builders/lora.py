@@ -10,7 +10,7 @@ from peft import LoraConfig
 from diffalign.core.errors import ConfigError
 from diffalign.core.keys import changed
 from diffalign.methods.config import TrainConfig
-from diffalign.methods.recipe import tuning_of
+from diffalign.methods.recipe import Recipe, tuning_of
 from diffalign.models.adapter_files import AdapterFile
 from diffalign.models.backbones.base_lora import BaseLora, check_fit
 from diffalign.models.backbones.table import component_of, lora_adapters
@@ -26,6 +26,20 @@ def check_base_loras(config: TrainConfig, pipe: Any) -> None:
     for lora in base_loras(config):
         for part, adapter in lora_adapters(lora.file, pipe).items():
             check_fit(getattr(pipe, part), adapter)
+
+
+def check_quantised(config: TrainConfig, recipe: Recipe) -> None:
+    """Raise ConfigError for what changes the weights of a denoiser whose file is quantised."""
+    if recipe.tuning not in ("lora", "user"):
+        raise ConfigError(
+            f"`denoiser`: {config.denoiser} is quantised, and `train_method` is {recipe.tuning}, which needs the weights "
+            "themselves: set it to lora"
+        )
+    if config.base_lora:
+        raise ConfigError(
+            f"`base_lora` is fused into the weights, and those of `denoiser` {config.denoiser} are quantised; give a file of fp16 or bf16, "
+            "or go on from the LoRA with `start_from_lora`"
+        )
 
 
 def start_adapter(config: TrainConfig, pipe: Any) -> AdapterFile:

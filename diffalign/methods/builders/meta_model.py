@@ -25,13 +25,14 @@ from diffalign.data.users import user_names
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import equip, settings
-from diffalign.methods.builders.lora import check_base_loras
+from diffalign.methods.builders.lora import check_base_loras, check_quantised
 from diffalign.methods.builders.users import expected_sizes
 from diffalign.methods.checks import check_image
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.folders import Layout, is_local, names_class, resolve
 from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.quantised_file import is_quantised, quantised_denoiser
 from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
 from diffalign.models.control import networks
@@ -66,12 +67,12 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
             parts[part] = _part(library, str(class_name), name, where, dtypes.get(part, torch.float32)) if wanted else None
     if (other := config.pretrained_vae_model_name_or_path) is not None:
         parts["vae"] = _part("diffusers", AutoencoderKL.__name__, resolve(other), {}, dtypes["vae"])
+    if config.denoiser is not None:
+        parts[layout.component] = _stand_in(config, recipe, parts[layout.component], dtypes[layout.component])
     flags = {key: value for key, value in index.items() if key not in parts and not key.startswith("_")}
     options = BACKBONES[layout.family].pipeline_options
     pipe = getattr(importlib.import_module("diffusers"), kind)(**{**flags, **parts, **options})
     family: Any = _forced(BACKBONES[layout.family])
-    if config.denoiser is not None:
-        denoiser_folder(Path(config.denoiser), parts[layout.component].config, type(parts[layout.component]))
     check_base_loras(config, pipe)
     model = family(pipe, config.pretrained_model_name_or_path, DTYPES[config.mixed_precision], settings(config))
     sizes = None if recipe.users is None else expected_sizes(recipe, model, _users(config, recipe))
@@ -83,6 +84,16 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
         if isinstance(part, nn.Module):
             _place(part, mode, device)
     return Outline(kind, layout, parts, model, mode)
+
+
+def _stand_in(config: TrainConfig, recipe: Recipe, network: Any, dtype: torch.dtype) -> Any:
+    """Return the denoiser of the config's file or folder in place of the model's own. Raises CheckpointError for one of another kind."""
+    path = Path(str(config.denoiser))
+    if is_quantised(path):
+        check_quantised(config, recipe)
+        return quantised_denoiser(path, network.config, type(network), dtype, numbers=False)
+    denoiser_folder(path, network.config, type(network))
+    return network
 
 
 def check_files(config: TrainConfig, recipe: Recipe) -> None:

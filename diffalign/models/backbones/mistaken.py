@@ -63,16 +63,14 @@ def refuse_vae(name: str) -> None:
 def refuse_denoiser(name: str) -> None:
     """Raise CheckpointError for a path that holds no denoiser where one is to stand in for a model's own."""
     path = Path(name)
-    expected = "expected a .safetensors file of a denoiser, or its folder in diffusers layout"
+    expected = "expected a .safetensors or .gguf file of a denoiser, or its folder in diffusers layout"
     if path.is_dir():
         if (path / INDEX).is_file() or not (path / CONFIG).is_file():
             raise CheckpointError(f"{name}: {'a whole model' if (path / INDEX).is_file() else f'has no {CONFIG}'}; {expected}")
         return
-    if path.suffix.lower() == ".gguf":
-        raise CheckpointError(f"{name}: a quantised GGUF file, which cannot be trained; {expected}, and --quantization makes it small")
-    if path.suffix != SUFFIX or not path.is_file():
+    if path.suffix not in (SUFFIX, ".gguf") or not path.is_file():
         raise CheckpointError(f"{name}: {'another kind of file' if path.is_file() else 'there is no such file'}; {expected}")
-    if any("lora_" in tensor or ".lora" in tensor for tensor in names_of(path)):
+    if path.suffix == SUFFIX and any("lora_" in tensor or ".lora" in tensor for tensor in names_of(path)):
         raise CheckpointError(f"{name}: a LoRA adapter, and no denoiser; give it to --base_lora or --start_from_lora")
 
 
@@ -90,7 +88,7 @@ def _file(path: Path) -> str:
     if (whole := part_of(path.parent)) is not None:
         return f"weights of the part `{path.parent.name}` of the model in {whole}; give {whole}"
     if path.suffix.lower() == ".gguf":
-        return "a quantised GGUF file, which cannot be trained; give the folder or hub id of the model that it was made from"
+        return "a GGUF file, which is a denoiser alone; give it to --denoiser, and the folder or hub id of its model to this key"
     names = names_of(path) if path.suffix == SUFFIX else []
     if any("lora_" in name or ".lora" in name for name in names):
         return "a LoRA adapter, and no model; give the folder or hub id of the model that it goes on"

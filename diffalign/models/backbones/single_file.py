@@ -88,7 +88,7 @@ def _denoiser(path: Path, config: str, kind: Any) -> Any:
     tensors = load_file(path)
     if "input_blocks.0.0.weight" in tensors:  # as ComfyUI's folder has them, without the prefix
         tensors = {DENOISER + name: value for name, value in tensors.items()}
-    looks = _looks_like(tensors)
+    looks = looks_like(tensors)
     try:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(config)
@@ -99,7 +99,7 @@ def _denoiser(path: Path, config: str, kind: Any) -> Any:
     return network
 
 
-def _looks_like(tensors: Mapping[str, Any]) -> str:
+def looks_like(tensors: Mapping[str, Any]) -> str:
     """Return the kind of checkpoint that tensors are, as diffusers calls it, which takes what it does not know for v1."""
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
@@ -198,8 +198,8 @@ def _check_dtypes(path: Path) -> None:
     dtype = dtypes.most_common(1)[0][0]
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: its weights are {dtype}, which cannot be trained; give a file of fp16, bf16 or float32 (to "
-            "store a frozen base in fewer bits, --quantization fp8, int8 or nf4 makes them of such a file)"
+            f"{path}: its weights are {dtype}, which cannot be trained; give a file of fp16, bf16 or float32 (one of fp8 goes to "
+            "--denoiser, beside the folder or hub id of its model, as the frozen base of a LoRA)"
         )
 
 

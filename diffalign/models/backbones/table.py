@@ -30,6 +30,7 @@ from diffalign.models.backbones.lumina2 import Lumina2
 from diffalign.models.backbones.mistaken import INDEX
 from diffalign.models.backbones.pixart import PixArt
 from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.quantised_file import is_quantised, quantised_denoiser
 from diffalign.models.backbones.qwen_image import QwenImage
 from diffalign.models.backbones.sana import Sana
 from diffalign.models.backbones.sd import StableDiffusion
@@ -159,6 +160,8 @@ def _stand_in(
     """Return the denoiser of a file or folder that takes the place of a model's own, built by the model's config."""
     network: Any = getattr(diffusers, kind)
     config = network.load_config(resolve(name), subfolder=layout.component, revision=revision)
+    if is_quantised(path):
+        return quantised_denoiser(path, config, network, _of(dtype, layout.component))
     return read_network(network, denoiser_folder(path, config, network), config, dtype=_of(dtype, layout.component))
 
 
