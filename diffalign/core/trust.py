@@ -15,7 +15,7 @@ from diffalign.core.redaction import redacted
 
 logger = logging.getLogger(__name__)
 # Scorers that reach beyond this package, and the constant that says where to.
-REACHING = {"function": "path", "http": "url"}
+REACHING = {"function": "path", "http": "url", "vlm": "url"}
 CURE = "a file may name it, but it is used only where you name it yourself (on the command line or in Python) or give --trust_scorers"
 
 
@@ -62,13 +62,18 @@ def reaching(value: Any) -> Iterator[Mapping[str, Any]]:
     [{'http': {'url': 'http://host'}}]
     """
     if isinstance(value, Mapping):
-        if not REACHING.keys().isdisjoint(value):
+        if any(_reaches(name, value[name]) for name in REACHING.keys() & value.keys()):
             yield value
         for inner in value.values():
             yield from reaching(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from reaching(inner)
+
+
+def _reaches(name: str, constants: Any) -> bool:
+    """Return whether a scorer of `REACHING` does so with these constants: a `vlm` without an address runs here, and no code of its own."""
+    return name != "vlm" or (isinstance(constants, Mapping) and constants.get("url") is not None)
 
 
 def refused(value: Any) -> Mapping[str, Any] | None:
@@ -84,7 +89,7 @@ def refuse(value: Any) -> None:
 
 def in_words(spec: Mapping[str, Any]) -> str:
     """Return what a scorer of `REACHING` does: which code it runs, or where it sends prompts and pictures."""
-    name = next(name for name in REACHING if name in spec)
+    name = next(name for name in REACHING if name in spec and _reaches(name, spec[name]))
     constants = spec[name] if isinstance(spec[name], Mapping) else {}
     where = redacted(str(constants.get(REACHING[name])))[:200]
     return f"runs the code of {where!r}" if name == "function" else f"sends prompts and pictures to {where!r}"

@@ -6,11 +6,13 @@ import gc
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -21,7 +23,7 @@ from diffalign.core.keys import check_ranges, keys_for
 from diffalign.core.processes import process_state
 from diffalign.core.progress import progress
 from diffalign.core.runs import Run
-from diffalign.core.specs import bind
+from diffalign.core.specs import Spec, bind
 from diffalign.core.version import __version__
 from diffalign.data.pictures import decode_image
 from diffalign.data.table import read_table
@@ -35,8 +37,9 @@ from diffalign.evaluate.pages.grid import Shown
 from diffalign.evaluate.panel import Panel, panel
 from diffalign.evaluate.statistics import ScorerResults, comparison
 from diffalign.infer.sample import grid
-from diffalign.infer.shards import SHARD, Drawings, draw_shards, score_drawings
+from diffalign.infer.shards import SHARD, Drawings, compare_drawings, draw_shards, score_drawings, verdicts_on
 from diffalign.rewards import drift
+from diffalign.rewards.table import compares
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -144,7 +147,11 @@ def _drawn(
         gc.collect()  # so that one model has left the memory before the next is loaded
         draw_shards(drawn[model.name], share, model.opened)
     for spec in judges.all:  # one is in memory at a time
-        score_drawings(list(drawn.values()), share, spec, device)
+        if compares(spec):
+            for first, second in itertools.combinations(drawn.values(), 2):
+                compare_drawings(first, second, share, spec, device)
+        else:
+            score_drawings(list(drawn.values()), share, spec, device)
     state.wait_for_everyone()
     return drawn
 
@@ -205,13 +212,31 @@ def _scores(judges: Panel, drawn: Mapping[str, Drawings]) -> list[ScorerResults]
     """Return each scorer's scores of all models. Raises ConfigError where two scores have one name."""
     results: list[ScorerResults] = []
     for spec in judges.all:
-        scored = {who: drawings.scored(spec) for who, drawings in drawn.items()}
-        about = scored[BASE][0]
+        about, values, verdicts = _verdicts(spec, drawn) if compares(spec) else _marks(spec, drawn)
         if about["name"] in [one.name for one in results]:
             raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
-        values = {who: values for who, (_, values) in scored.items()}
-        results.append(ScorerResults(about, judges.held_out(spec, about["name"]), judges.reward(spec), values, judges.chose(spec)))
+        held_out, reward, chose = judges.held_out(spec, about["name"]), judges.reward(spec), judges.chose(spec)
+        results.append(ScorerResults(about, held_out, reward, values, chose, verdicts))
     return results
+
+
+def _marks(spec: Spec, drawn: Mapping[str, Drawings]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
+    """Return what is known of a scorer, and its scores of every model's pictures."""
+    scored = {who: drawings.scored(spec) for who, drawings in drawn.items()}
+    about, audit = scored[BASE][0], sum((Counter(one.get("audit") or {}) for one, _ in scored.values()), Counter())
+    return about | ({"audit": dict(audit)} if audit else {}), {who: values for who, (_, values) in scored.items()}, {}
+
+
+def _verdicts(spec: Spec, drawn: Mapping[str, Drawings]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
+    """Return what is known of a judge, the mean chance of every model's pictures against all others', and its verdicts by two models."""
+    pairs = {(one, other): verdicts_on(drawn[one], drawn[other], spec) for one, other in itertools.combinations(drawn, 2)}
+    verdicts = {pair: chances for pair, (_, chances) in pairs.items()}
+    audit = sum((Counter(about.get("audit") or {}) for about, _ in pairs.values()), Counter())
+    fared = {
+        who: np.mean([chances if who == pair[1] else 1.0 - chances for pair, chances in verdicts.items() if who in pair], axis=0)
+        for who in drawn
+    }
+    return next(iter(pairs.values()))[0] | {"audit": dict(audit)}, fared, verdicts
 
 
 def _results(config: EvalConfig, scores: Sequence[ScorerResults], drawn: Mapping[str, Drawings], device: str) -> dict[str, Any]:

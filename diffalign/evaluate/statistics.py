@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from diffalign.evaluate.ratings import bradley_terry, votes_of_scores
+from diffalign.evaluate.ratings import Vote, bradley_terry, votes_of_scores
 from diffalign.evaluate.win_rate import VISIBLE_MARGIN, win_rate
 from diffalign.rewards.drift import Appearance
 from diffalign.rewards.hacking import Change, alarm, change, mute, unjudged
@@ -29,6 +29,9 @@ class ScorerResults:
     """By model, the base first."""
     chose: bool = False
     """Whether it picked the weights, without being trained on."""
+    verdicts: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    """Of a judge that compares: by two models, (P, N) chances that the second one's picture is better; `values` are then the mean chances
+    of a model against all others."""
 
     @property
     def name(self) -> str:
@@ -38,7 +41,15 @@ class ScorerResults:
     def facts(self) -> dict[str, Any]:
         """Return the row of `scorers` in `eval.json`."""
         about = {key: self.about[key] for key in ("name", "scale", "licence")}
-        return {**about, "held_out": self.held_out, "reward": self.reward, "chose": self.chose}
+        audit = {"audit": self.about["audit"]} if self.about.get("audit") else {}
+        return {**about, "held_out": self.held_out, "reward": self.reward, "chose": self.chose, **audit}
+
+    def between(self, base: str, run: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores (P, N) of two models that are to be compared: of a judge that compares, their chances against each other."""
+        if not self.verdicts:
+            return self.values[base], self.values[run]
+        chance = self.verdicts[base, run] if (base, run) in self.verdicts else 1.0 - self.verdicts[run, base]
+        return 1.0 - chance, chance
 
 
 def comparison(
@@ -91,7 +102,7 @@ def compared(
     scorer: ScorerResults, base: str, run: str, prompts: Sequence[str], seed: int, visible_margin: float = VISIBLE_MARGIN
 ) -> dict[str, Any]:
     """Return how a run fares against the base under one scorer, draw by draw; draws that either has no score of are left out."""
-    before, after = (scorer.values[who].ravel() for who in (base, run))
+    before, after = (values.ravel() for values in scorer.between(base, run))
     there = ~np.isnan(before) & ~np.isnan(after)
     kept = [prompt for prompt, judged_both in zip(_rows(prompts, scorer.values[base]), there, strict=True) if judged_both]
     facts: dict[str, Any] = {"run": run, "base": base, "scorer": scorer.name}
@@ -101,7 +112,8 @@ def compared(
         return facts | nothing | counts | {"ci95": None, "verdict": "unclear", "change_ci95": None}
     won = win_rate(before[there].tolist(), after[there].tolist(), kept, seed, visible_margin=visible_margin)
     gained = _change(scorer, base, run, prompts, seed)
-    return facts | won.facts() | {"change": gained.value, "change_ci95": [gained.low, gained.high]}
+    unseen = dict.fromkeys(("visible_margin", "visible_wins", "visible_losses")) if scorer.verdicts else {}  # a verdict has no size
+    return facts | won.facts() | unseen | {"change": gained.value, "change_ci95": [gained.low, gained.high]}
 
 
 def alarms(
@@ -121,7 +133,20 @@ def alarms(
 
 
 def rated(scorer: ScorerResults, prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Return the Bradley-Terry rating of every model by one scorer, best first; draws that any of them lacks are left out."""
+    """Return the Bradley-Terry rating of every model by one scorer, best first; draws that any of them lacks are left out.
+
+    Of a judge that compares, verdicts are the votes, and those that are missing are left out.
+    """
+    if scorer.verdicts:
+        votes = [
+            Vote(second, first, float(chance), prompt)
+            for (first, second), chances in scorer.verdicts.items()
+            for prompt, row in zip(prompts, chances, strict=True)
+            for chance in row
+            if not math.isnan(chance)
+        ]
+        met = {(vote.left, vote.right) for vote in votes}
+        return [asdict(rating) for rating in bradley_terry(votes, seed=seed)] if len(met) == len(scorer.verdicts) else []
     models = list(scorer.values)
     scores = np.stack([scorer.values[model].ravel() for model in models])
     complete = [bool(np.isfinite(draw).all()) for draw in scores.T]
@@ -133,7 +158,7 @@ def rated(scorer: ScorerResults, prompts: Sequence[str], seed: int) -> list[dict
 
 
 def _change(scorer: ScorerResults, base: str, run: str, prompts: Sequence[str], seed: int) -> Change:
-    before, after = (scorer.values[who] for who in (base, run))
+    before, after = scorer.between(base, run)
     return change(before.ravel().tolist(), after.ravel().tolist(), _rows(prompts, before), scorer.name, seed)
 
 

@@ -160,6 +160,27 @@ def _record(drawings: Drawings, index: int, prompt: str, seeds: Sequence[int], i
     return Record(f"{index:06d}", prompt, tuple(candidates), source=f"prompt {index} of `{drawings.command}`", meta=meta)
 
 
+def compare_drawings(first: Drawings, second: Drawings, numbers: Sequence[int], spec: Spec, device: str) -> None:
+    """Have a judge compare the shards of these numbers of two models' drawings, picture by picture, where it has not yet."""
+    pair = [
+        Shard(_verdicts(first, second, n, spec), functools.partial(_records, first, n), functools.partial(_records, second, n))
+        for n in numbers
+    ]
+    score_shards(pair, spec, device)
+
+
+def verdicts_on(first: Drawings, second: Drawings, spec: Spec) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what is known of a judge, and the chance (prompts, images_per_prompt) that the second model's picture is the better one."""
+    about, rows = read_shards([_verdicts(first, second, n, spec) for n in range(len(first))])
+    return about, np.array(rows, dtype=np.float64)
+
+
+def _verdicts(first: Drawings, second: Drawings, n: int, spec: Spec) -> Path:
+    """Return the file of a judge's verdicts on a shard of two models; others, where either draws otherwise."""
+    key = spec_key(spec, first=first.made_with(n), second=second.made_with(n), models=[first.model, second.model])
+    return first.folder / f"{n:05d}.against-{key}.json"
+
+
 def score_drawings(drawings: Sequence[Drawings], numbers: Sequence[int], spec: Spec, device: str) -> None:
     """Score the shards of these numbers of every model's drawings, where they are not scored yet."""
     shards = [Shard(model.scores(n, spec), functools.partial(_records, model, n)) for model in drawings for n in numbers]

@@ -14,12 +14,14 @@ from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
-from diffalign.rewards.scorers.function import function, http
+from diffalign.rewards.scorers.function import function
 from diffalign.rewards.scorers.hps import hps
+from diffalign.rewards.scorers.http import http
 from diffalign.rewards.scorers.imagereward import imagereward
 from diffalign.rewards.scorers.mps import mps
 from diffalign.rewards.scorers.people import people
 from diffalign.rewards.scorers.trained import trained
+from diffalign.rewards.scorers.vlm import check_wording, vlm
 from diffalign.rewards.scorers.vqascore import vqascore
 from diffalign.rewards.scorers.world import adherence, taste
 
@@ -37,6 +39,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "function": function,
     "http": http,
     "people": people,
+    "vlm": vlm,
 }
 WEIGHTLESS = ("adherence", "taste", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
@@ -69,15 +72,25 @@ def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
         name, constants = single("scorer", spec)
         if name in WEIGHTLESS:
             bound()
+        elif name == "vlm":
+            check_wording(bound.constants)
         elif name == "trained":
             Run.open(constants["path"], expects="reward")
         for constant, value in constants.items():
-            local = constant in WEIGHTS and value and (value.startswith((".", "/", "~")) or value.count("/") > 1)  # as no hub id does
+            if constants.get("url") or constant not in WEIGHTS or not value:
+                continue
+            local = value.startswith((".", "/", "~")) or value.count("/") > 1  # as no hub id does
             if local and not Path(value).exists():
                 raise ConfigError(f"scorer `{name}`: `{constant}` is {value!r}, and there is no such file or folder")
     names = [called(spec) for spec in specs]
     if rank_by is not None and rank_by not in names and None not in names:
         raise ConfigError(f"`rank_by` is {rank_by!r}, and no scorer gives it.{did_you_mean(rank_by, filter(None, names))}")
+
+
+def compares(spec: Spec) -> bool:
+    """Return whether a scorer gives verdicts on two pictures, so that its scores are of pictures of one prompt beside each other."""
+    name, constants = single("scorer", spec)
+    return name == "vlm" and constants.get("protocol") == "pairwise"
 
 
 def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:

@@ -30,7 +30,7 @@ from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.rewards.heads.networks import HeadSizes, make
 from diffalign.rewards.heads.settings import PalSettings
 from diffalign.rewards.heads.store import load_head, save_head
-from diffalign.rewards.scorers.function import scorer_by
+from diffalign.rewards.scorers.http import scorer_by
 from diffalign.rewards.table import called
 from tests.killing import tree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from diffalign.evaluate.options import EvalConfig
 from diffalign.evaluate.ratings import bradley_terry
 from diffalign.infer import shards as drawing
 from diffalign.infer.shards import seed_of
+from diffalign.rewards.scorers.function import CallableScorer
 from tests.killing import killed_at, tree
 from tests.shades import PROMPTS, Shade, add_scorer
 
@@ -254,3 +256,48 @@ def test_the_command_prints_the_short_of_it(run, tmp_path, capsys):
     for phase in ("draw good", "score red", "look at good"):  # a line each, where the output is no terminal
         assert phase in out.err
     assert (run / "eval" / "eval-bad.json").read_text().count('"diffalign eval --output_dir') == 1
+
+
+def add_comparing(monkeypatch):
+    """Add a judge that prefers lighter pictures by their red, has no verdict on white things, and counts a flip for each."""
+
+    def compare(first, second, prompts):
+        audit.update(pairs=len(prompts), flips=sum("white" in prompt for prompt in prompts))
+        light = np.array([[np.asarray(image)[..., 0].mean() for image in images] for images in (first, second)])
+        return np.where(["white" in prompt for prompt in prompts], np.nan, 0.5 + 0.5 * np.sign(light[0] - light[1]))
+
+    audit = Counter()
+    made = CallableScorer("lighter", "share", lambda images, _: [0.0] * len(images), "here", audit=audit, compare=compare)
+    add_scorer(monkeypatch, "vlm", lambda *, protocol: made)
+    return {"vlm": {"protocol": "pairwise"}}
+
+
+def test_a_judge_that_compares_decides_draws_by_its_verdicts(run, tmp_path, monkeypatch, capsys):
+    spec = add_comparing(monkeypatch)
+    bad = str(write_run(tmp_path / "bad"))
+    facts = evaluate(config(run, runs=[bad, "same=owner/model"], scorers=[spec]), PROMPTS)
+    good, worse, same = facts["comparisons"]
+    assert (good["wins"], good["losses"], good["ties"], good["win_rate"], good["verdict"]) == (7, 0, 0, 1.0, "win")  # 2 are white things
+    assert (worse["losses"], worse["win_rate"], same["ties"], same["win_rate"]) == (7, 0.0, 7, 0.5)
+    assert (good["ci95"][0], good["sign_test_p"]) == (pytest.approx(0.025 ** (1 / 7), abs=0.05), 2 / 2**7)
+    assert (good["change"], good["visible_wins"]) == (1.0, None)  # from 0 to 1
+    shares = {who: facts["scores"][who]["lighter"]["mean"] for who in ("base", "good", "bad", "same")}
+    assert shares == pytest.approx({"base": (0.0 + 1.0 + 0.5) / 3, "good": 1.0, "bad": 0.0, "same": 0.5})
+    assert facts["scores"]["good"]["lighter"]["unjudged"] == 2 * 2
+    assert facts["scorers"][0]["audit"] == {"pairs": 6 * 9 * 2, "flips": 6 * 2 * 2}
+    rated = facts["ratings"]["lighter"]
+    assert (rated[0]["model"], rated[0]["wins"], rated[-1]["model"], rated[-1]["losses"]) == ("good", 3 * 14, "bad", 3 * 14)
+    before = tree(run / "eval")
+    assert evaluate(config(run, runs=[bad, "same=owner/model"], scorers=[spec]), PROMPTS) == facts
+    assert tree(run / "eval") == before
+    command_line = ["eval", "--output_dir", str(run), "--scorers", json.dumps(spec), "--prompts", *PROMPTS[:6]]
+    assert main(command_line) == 0
+    assert "lighter: of 12 pairs 2 flips with the order" in capsys.readouterr().out
+
+
+def test_verdicts_are_not_taken_for_those_on_other_pictures(run, monkeypatch):
+    spec = add_comparing(monkeypatch)
+    assert evaluate(config(run, scorers=[spec]), PROMPTS[:1])["comparisons"][0]["wins"] == 1
+    monkeypatch.setitem(SHADES, "tiny-sd", 70)
+    (run / "eval" / "images" / "base" / "00000" / "manifest.json").unlink()  # drawn anew, with the same settings
+    assert evaluate(config(run, scorers=[spec]), PROMPTS[:1])["comparisons"][0]["losses"] == 1

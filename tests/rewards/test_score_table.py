@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from diffalign.data.records import Candidate, Record
 from diffalign.data.table import ROWS, read_table, write_table
 from diffalign.rewards.folder import images_of
 from diffalign.rewards.score_table import score_table
+from diffalign.rewards.scorers.function import CallableScorer
+from diffalign.rewards.table import SCORERS
 from tests.rewards import mine
 
 RED = {"function": {"path": "tests.rewards.mine:redness"}}
@@ -156,3 +159,25 @@ def test_what_was_scored_before_a_failure_is_kept_and_the_same_call_goes_on_from
     assert scores(score_table(table, tmp_path / "scored", [RED])) == scores(whole)
     assert mine.calls == [32, 32, 16, 16]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scored", "t", "whole"]
+
+
+def test_a_judge_that_compares_has_one_record_at_a_time_and_what_it_counts_is_kept_over_a_failure(tmp_path, monkeypatch):
+    """Records of one prompt are not compared with each other, and the counts are of every question once."""
+    seen = []
+
+    def shares(images, prompts):
+        if len(seen) == 2 and not mine.fail_after:
+            mine.fail_after.append(0)
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        audit.update(pairs=len(images))
+        return [0.5] * len(images)
+
+    audit = Counter()
+    made = CallableScorer("share", "share", shares, "here", audit=audit, compare=lambda *_: [])
+    monkeypatch.setitem(SCORERS, "taste", lambda *, name: made)
+    table = write_table(tmp_path / "t", [Record(f"r{k}", "a", tuple(Candidate(image=red(i)) for i in range(3))) for k in range(4)])
+    with pytest.raises(KeyboardInterrupt):
+        score_table(table, tmp_path / "scored", [{"taste": {"name": "high"}}])
+    (about,) = score_table(table, tmp_path / "scored", [{"taste": {"name": "high"}}]).manifest["scorers"]
+    assert (seen, about["audit"]) == ([3, 3, 3, 3], {"pairs": 12})

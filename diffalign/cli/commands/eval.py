@@ -21,6 +21,7 @@ HELP = """Every model draws the same prompts from the same noise: each image has
   win rate     share of draws that score above the base's draw of the same seed, averaged by prompt; a draw counts one half where equal;
                95 % interval by bootstrap over prompts
                exact where fewer than 30 prompts are decided
+               of a judge that compares (vlm with protocol: pairwise) it is the share of draws that its verdicts decide for the run
   sign test    exact, two-sided, over prompts: won where more draws are won than lost; prompts that tie are left out
   clear win    only where the interval lies above one half and the sign test has p of at most 0.05
   visible      wins by more than --visible_margin standard deviations of the base's scores: a person could see them
@@ -121,13 +122,18 @@ def _pairs(counts: Mapping[str, Any] | None) -> str:
 
 
 def _table(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for every run and scorer."""
+    """Yield a line for every run and scorer, and what became of the questions of judges."""
+    from diffalign.rewards.shards import audited  # torch takes seconds to import
+
     standings = {scorer["name"]: standing(scorer) for scorer in facts.get("scorers", [])}
     for run in facts.get("runs", [])[1:]:
         yield f"{run['name']} against {facts['runs'][0]['path']}, {facts['prompts']} prompts:"
         for one in facts["comparisons"]:
             if one["run"] == run["name"]:
                 yield f"  {one['scorer']:14} {_comparison(one)}  ({standings[one['scorer']]})"
+    for scorer in facts.get("scorers", []):
+        if scorer.get("audit"):
+            yield f"{scorer['name']}: {audited(scorer['audit'])}"
 
 
 def _comparison(one: Mapping[str, Any]) -> str:

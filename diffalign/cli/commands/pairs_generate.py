@@ -41,6 +41,7 @@ def run(config: GenerateConfig) -> int:
     if not Run.is_in(name):
         check_folder(resolve(name), config.variant)
     from diffalign.infer.generate_pairs import generate  # torch and diffusers take seconds to import
+    from diffalign.rewards.shards import audited
 
     table = generate(config, prompts)
     if table is not None:
@@ -49,4 +50,6 @@ def run(config: GenerateConfig) -> int:
         for scorer in facts["scorers"]:
             span = facts["scores"].get(scorer["name"], {"min": math.nan, "max": math.nan})
             print(f"  {scorer['name']}: {span['min']:g} to {span['max']:g} ({scorer['scale']})")
+            if scorer.get("audit"):
+                print(f"    {audited(scorer['audit'])}")
     return 0

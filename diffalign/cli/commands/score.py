@@ -27,6 +27,12 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
   {function: {path: "file.py:name"}}                            your own function of (images, prompts): a number an image
   {http: {url: "http://...", name: mine}}                       your own server: POST {"prompts": [...], "images": [PNG in base64, ...]},
                                                                 answer {"scores": [...]}, null for what it cannot judge
+  {vlm: {model: NAME, url: "http://host:8000/v1"}}              a vision-language model, on a server with an OpenAI-style chat endpoint
+                                                                (vLLM, llama.cpp, Ollama, a cloud; key in DIFFALIGN_KEY_VLM), or without
+                                                                url of transformers: a mark for each image by aspects: [alignment, quality,
+                                                                aesthetics, safety], or protocol: pairwise for the share of its prompt's
+                                                                other images that it beats, in both orders; answer: json or logprobs;
+                                                                template: aspects, visionprefer, unified_reward or FILE.txt
   {people: {path: votes.db}}                                    people, on the page of diffalign app: the share of its comparisons that a
                                                                 picture wins against others of its prompt
 examples:
@@ -71,6 +77,7 @@ def run(config: CONFIG) -> int:
     import torch
 
     from diffalign.rewards.score_table import check, score_table
+    from diffalign.rewards.shards import audited
 
     check(config.scorers, Path(config.output_dir), overwrite=config.overwrite)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,6 +87,8 @@ def run(config: CONFIG) -> int:
         )
     for scorer in table.manifest["scorers"]:
         print(_line(table, scorer["name"], scorer["scale"], scorer["unjudged"]))
+        if scorer.get("audit"):
+            print(f"  {audited(scorer['audit'])}")
     if nameless := sum(len(record.candidates) for record in table if not record.prompt):
         print(f"{nameless} images have no prompt; scorers that read one were given an empty one")
     print(f"{len(table)} records -> {table.path}")

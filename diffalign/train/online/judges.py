@@ -13,7 +13,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.specs import Spec, single
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.people import PeopleScorer
-from diffalign.rewards.shards import ABOUT
+from diffalign.rewards.shards import ABOUT, audit_of
 from diffalign.rewards.table import load_scorer
 
 Pending = Mapping[str, Callable[[], np.ndarray]]  # by the score's name, what waits for it
@@ -28,7 +28,7 @@ class Judges:
         names = self.names
         if len(set(names)) < len(names):
             raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(names)}; leave one out")
-        self._remote = [single("scorer", spec)[0] == "http" for spec in specs]
+        self._remote = [constants.get("url") is not None for _, constants in (single("scorer", spec) for spec in specs)]
         self._pool = ThreadPoolExecutor(max_workers=max(1, sum(self._remote)))
 
     @property
@@ -39,7 +39,8 @@ class Judges:
     def about(self) -> list[dict[str, Any]]:
         """Return what a table's manifest says of the scorers."""
         return [
-            {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec} for scorer, spec in zip(self.scorers, self.specs, strict=True)
+            {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec} | ({"audit": audit} if (audit := audit_of(scorer)) else {})
+            for scorer, spec in zip(self.scorers, self.specs, strict=True)
         ]
 
     def ask(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Pending:

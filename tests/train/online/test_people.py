@@ -17,7 +17,7 @@ from diffalign.app.limits import Pace
 from diffalign.data.store import VoteStore
 from diffalign.data.table import read_table
 from diffalign.models.adapter_files import WEIGHTS
-from diffalign.rewards.scorers import function, people
+from diffalign.rewards.scorers import http, people
 from diffalign.train import align as api
 from diffalign.train.online import turns
 from diffalign.train.online.drawing import PipelineDrawer
@@ -100,7 +100,7 @@ def test_drawing_goes_on_while_a_server_judges_what_was_drawn(micro_sd, tmp_path
         return drawn(self, prompts, *args)
 
     drawn = PipelineDrawer.draw
-    monkeypatch.setattr(function, "post", slow)
+    monkeypatch.setattr(http, "post", slow)
     monkeypatch.setattr(PipelineDrawer, "draw", draw)
     judge = {"http": {"url": "http://judge.invalid", "name": "slow"}}
     api.train(online_config(micro_sd, tmp_path / "run", scorers=[judge], num_inference_steps=1, max_train_steps=1))
