@@ -163,26 +163,11 @@ def vlm(
 ) -> CallableScorer:
     """Return the scorer by a vision-language model: of transformers, or with `url` on a server with an OpenAI-style chat endpoint.
 
-    Args:
-        model: folder or hub id of a model with a chat template; with `url`, what the server calls it.
-        url: address of the server up to /v1. Its key is read from the environment, from `DIFFALIGN_KEY_` and `name` in capitals.
-        name: what its score is called.
-        protocol: pointwise, a mark for each picture; or pairwise, the share of the prompt's other pictures that it beats.
-        template: aspects, visionprefer, unified_reward, or a text file with {prompt}; see `rewards.scorers.wording`.
-        aspects: what is judged: alignment, quality, aesthetics, safety, or words of your own; the template's if not given.
-        answer: json, in words; or logprobs, by the probabilities of the first token, where the server gives them.
-        comparisons: with how many others a picture is compared, all if not given; K pictures make about K comparisons / 2 pairs.
-        concurrency: requests at once.
-        on_failure: what becomes of a question without any answer: stop, with what is done kept, or leave_out.
-        cache: file of answers, so that no question is asked twice; `~/.cache/diffalign/judges.db` if not given.
-        max_tokens: longest answer.
-        timeout: seconds for one answer.
-        dtype: of a local model's weights.
-        revision: of a local model on the hub.
-        device: of a local model.
-
-    A picture whose answer cannot be read, or that the model refuses to judge, has no score, and the audit counts it. Raises ConfigError
-    for settings that are none, CheckpointError for a local model that does not load.
+    `model` is a folder or hub id, or what the server calls it; `url` its address up to /v1, whose key the environment has in
+    `DIFFALIGN_KEY_` and `name` in capitals. `template`, `protocol`, `answer` and `aspects` are those of `wording`; of K pictures each is
+    compared with `comparisons` others, or all. Of a question without any answer scoring stops, with what is done kept in `cache`, or it is
+    left out (`on_failure`); a picture whose answer cannot be read, or that the model refuses, has no score. Raises ConfigError for
+    settings that are none, CheckpointError for a local model that does not load.
     """
     settings = {"template": template, "protocol": protocol, "answer": answer, "aspects": aspects, "url": url, "name": name}
     words = check_wording(settings | {"concurrency": concurrency, "max_tokens": max_tokens, "comparisons": comparisons})
@@ -191,17 +176,9 @@ def vlm(
     else:
         network = Endpoint(url=url, model=model, name=name, max_tokens=max_tokens, timeout=timeout, concurrency=concurrency)
     judge = Judge(network, words, KeptAnswers(cache), on_failure, comparisons)
-    return CallableScorer(
-        name,
-        f"{words.scale}, by {model}",
-        judge.marks if protocol == "pointwise" else judge.win_fractions,
-        f"{model}",
-        licence="the model's own",
-        revision=revision,
-        unit="mark" if protocol == "pointwise" else "share",
-        audit=judge.audit,
-        compare=None if protocol == "pointwise" else judge.chances,
-    )
+    score, compare, unit = (judge.marks, None, "mark") if protocol == "pointwise" else (judge.win_fractions, judge.chances, "share")
+    about: dict[str, Any] = {"licence": "the model's own", "revision": revision, "unit": unit, "audit": judge.audit, "compare": compare}
+    return CallableScorer(name, f"{words.scale}, by {model}", score, model, **about)
 
 
 def check_wording(constants: Mapping[str, Any]) -> Wording:
