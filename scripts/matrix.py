@@ -1,18 +1,23 @@
 """Trains every method on a small random model of every family, two steps each through the command line, and writes docs/models.md.
 
 python -m scripts.matrix            train and write the file: about ten minutes on two cores
+python -m scripts.matrix sd flux    train these families alone, and keep the rows of the others
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffalign.cli.main import main
+from diffalign.data.table import read_table
 from diffalign.methods import METHODS
 from diffalign.models.backbones.folders import LAYOUTS
+from tests.edit_models import EDITS, small_references, with_inputs
 from tests.micro import write_pairs
 from tests.micro_models import MAKERS, write_micro
 from tests.micro_parts import SIDE
@@ -40,8 +45,17 @@ FACTS: dict[str, tuple[str, str, int | None, bool, str, str]] = {
     "pixart": ("PixArt-alpha, sigma", "OpenRAIL++-M", 611_349_152, True, "4x128x128", "epsilon"),
     "sd3": ("SD3, 3.5 (medium)", "Stability AI Community", 2_028_328_000, True, "16x128x128", "flow, fixed shift"),
     "flux": ("FLUX.1 dev, schnell", "non-commercial; Apache-2.0", 11_901_408_320, True, "16x128x128", "flow, shift by tokens"),
+    "flux_kontext": ("FLUX.1 Kontext dev (edits)", "non-commercial", 11_901_408_320, False, "16x128x128", "flow, shift by tokens"),
     "z_image": ("Z-Image, Turbo", "Apache-2.0", 6_154_908_736, True, "16x128x128", "flow, fixed shift"),
     "qwen_image": ("Qwen-Image", "Apache-2.0", 20_430_401_088, True, "16x128x128, standardised", "flow, shift by tokens"),
+    "qwen_image_edit": (
+        "Qwen-Image-Edit, 2509 (edits)",
+        "Apache-2.0",
+        20_430_401_088,
+        False,
+        "16x128x128, standardised",
+        "flow, shift by tokens",
+    ),
     "chroma": ("Chroma1", "Apache-2.0", 8_899_983_424, True, "16x128x128", "flow"),
     "lumina2": ("Lumina-Image 2.0", "Apache-2.0", 2_609_769_152, True, "16x128x128", "flow, fixed shift"),
     "cogview4": ("CogView4-6B", "Apache-2.0", 6_369_118_272, True, "16x128x128", "flow, shift by the root of tokens"),
@@ -82,22 +96,30 @@ def row(family: str) -> str:
     return f"| `{family}` | {models} | {licence} | {count} | {weights} | {latent} | {path} |"
 
 
-def write() -> None:
-    """Train and write the page."""
-    cells: dict[str, list[str]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+def write(chosen: Sequence[str]) -> None:
+    """Train the chosen families, and write the page."""
+    cells = {family: values for family, values in _earlier().items() if family not in chosen}
+    with tempfile.TemporaryDirectory() as temporary, small_references():
         work = Path(temporary)
         pairs = write_pairs(work / "pairs.parquet", scored=True, users=4)
         main(["data", "import", "--dataset_name", str(pairs), "--output_dir", str(work / "table")])
-        for family in FACTS:
-            model = write_micro(family, work / family)
-            cells[family] = [trained(model, work / "table", family, method, work / f"{family}-{method}") for method in IMAGE]
+        with_inputs(read_table(work / "table"), work / "edits")
+        for family in chosen:
+            model, data = write_micro(family, work / family), work / ("edits" if family in EDITS else "table")
+            cells[family] = [trained(model, data, family, method, work / f"{family}-{method}") for method in IMAGE]
             print(family, *cells[family], flush=True)
     lines = [*map(row, FACTS), "", "## Methods", "", f"| family | {' | '.join(IMAGE)} |", "| --- |" + " --- |" * len(IMAGE)]
-    lines += [f"| `{family}` | {' | '.join(values)} |" for family, values in cells.items()]
+    lines += [f"| `{family}` | {' | '.join(cells[family])} |" for family in FACTS]
     FILE.write_text(HEAD + "\n".join(lines) + "\n")
+
+
+def _earlier() -> dict[str, list[str]]:
+    """Return the cells of the page as it is, by family."""
+    rows = FILE.read_text().partition("## Methods")[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in rows if line.startswith("| `")]
+    return {family.strip("`"): values for family, *values in cells}
 
 
 if __name__ == "__main__":
     assert {layout.family for layout in LAYOUTS.values()} == FACTS.keys() <= MAKERS.keys(), "a family without its row"
-    write()
+    write(sys.argv[1:] or [*FACTS])

@@ -46,6 +46,7 @@ from transformers import (
     GlmModel,
 )
 
+from tests.edit_models import flux_kontext, qwen_image_edit, with_picture
 from tests.later_models import ernie_image, flux2, krea2, sana
 from tests.micro_parts import (
     QWEN_TEMPLATE,
@@ -73,6 +74,7 @@ STEPS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 TOKENS = {"flux2-klein": 64, "flux2-dev": 64}  # of a prompt, where a language model has many layers
 # What the stock pipelines must be told to draw so small a picture.
 DRAWN: dict[str, dict[str, Any]] = {
+    "kontext": {"height": SIDE, "width": SIDE, "max_area": SIDE * SIDE},
     "pixart": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
     "sana": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
     "flux2": {"height": SIDE, "width": SIDE, "max_sequence_length": TOKENS["flux2-klein"]},
@@ -295,6 +297,8 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "sana": sana,
     "krea2": krea2,
     "ernie_image": ernie_image,
+    "flux_kontext": flux_kontext,
+    "qwen_image_edit": qwen_image_edit,
 }
 
 # One of every form that a family takes: (kind, options).
@@ -319,6 +323,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sana": ("sana", {}),
     "krea2": ("krea2", {}),
     "ernie-image": ("ernie_image", {}),
+    "flux-kontext": ("flux_kontext", {}),
+    "qwen-image-edit": ("qwen_image_edit", {}),
+    "qwen-image-edit-plus": ("qwen_image_edit", {"plus": True}),
 }
 
 
@@ -355,6 +362,7 @@ def picture(pipe: Any, prompt: Any = "a red star", *, steps: int = 2, seed: int 
     """Return (1, H, W, 3) in [0, 1]: what a stock pipeline of any kind draws."""
     kind = next((kind for kind in DRAWN if kind in type(pipe).__name__.lower()), "")
     generator = torch.Generator().manual_seed(seed)
-    return pipe(
-        prompt=prompt, num_inference_steps=steps, generator=generator, output_type="np", **{**DRAWN.get(kind, {}), **options}
-    ).images
+    options = {**DRAWN.get(kind, {}), **with_picture(pipe, prompt), **options}
+    if "max_area" in options:  # Kontext's, by which it takes height and width as a ratio
+        options["max_area"] = options["height"] * options["width"]
+    return pipe(prompt=prompt, num_inference_steps=steps, generator=generator, output_type="np", **options).images

@@ -45,6 +45,12 @@ QWEN_TEMPLATE = (
     "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and "
     "background:\nuser\nassistant"
 )
+EDIT_TEMPLATE = (
+    "system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then explain how the user's "
+    "text instruction should alter or modify the image. Generate a new image that meets the user's requirements while maintaining "
+    "consistency with the original input where appropriate.\nuser\nassistant\nPicture"
+)
+VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -141,6 +147,13 @@ def worded_qwen_tokenizer(text: str) -> Any:
     return Qwen2Tokenizer(vocab=vocab, merges=merges, additional_special_tokens=ends, model_max_length=512)
 
 
+def vision_tokenizer(text: str) -> Any:
+    """Return the same, with the marks of pictures in a prompt."""
+    tokenizer = worded_qwen_tokenizer(text)
+    tokenizer.add_tokens(VISION, special_tokens=True)
+    return tokenizer
+
+
 def qwen3(tokenizer: Any) -> Any:
     """Return a random Qwen3 without a head."""
     return Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **SMALL))
@@ -194,13 +207,16 @@ def gemma(tokenizer: Any) -> Any:
     return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=2, **SMALL))
 
 
-def qwen_vl(tokenizer: Any) -> Any:
-    """Return a random Qwen2.5-VL."""
+def qwen_vl(tokenizer: Any, patch: int = 14) -> Any:
+    """Return a random Qwen2.5-VL, which sees pictures in patches of so many pixels."""
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     text = {**sizes, **ends, "vocab_size": len(tokenizer), "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
     vision = {"depth": 1, "hidden_size": 8, "num_heads": 1, "intermediate_size": 8, "out_hidden_size": WIDTH}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    vision |= {"patch_size": patch, "window_size": 8 * patch}
+    marks = dict(zip(("vision_start", "vision_end", "image", "video"), map(tokenizer.convert_tokens_to_ids, VISION), strict=True))
+    tokens = {f"{name}_token_id": number for name, number in marks.items() if number is not None}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
 
 
 def film_autoencoder() -> Any:

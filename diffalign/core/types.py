@@ -260,7 +260,7 @@ class Batch:
 
     x0: Tensor  # (B, K, C, H, W) latents, preferred candidate first
     condition: Condition  # (B, ...)
-    empty: Condition  # (1, ...): the condition of the empty prompt
+    empty: Condition  # (1, ...), or (B, ...) where it is each record's own: the condition of the empty prompt
     prob: Tensor  # (B,) in [0, 1]
     ids: tuple[str, ...] = ()
     query: Query | None = None  # drawn before training and kept on disk; None: drawn in the step

@@ -23,6 +23,7 @@ from diffalign.core.progress import chunks, progress
 from diffalign.core.types import Batch, Condition
 from diffalign.data.buckets import ImageSizes
 from diffalign.data.cache import Bank, check_room, fingerprint, open_folder, packed, row_shape, unpacked
+from diffalign.data.inputs import InputEncoders, StoredInputs
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, conditioning_pixels, record_generator
 from diffalign.data.records import Record
@@ -40,6 +41,12 @@ class Encoders:
     prompt: Callable[[Sequence[str]], Condition]
     latent_shape: Callable[[int, int], tuple[int, int, int]]  # height and width in pixels -> (C, H, W)
     fingerprint: str
+    inputs: InputEncoders | None = None  # of an edit model
+
+    @property
+    def alone(self) -> bool:
+        """Return whether prompts are read alone, and not together with a picture."""
+        return self.inputs is None or self.inputs.seen(64, 64) is None
 
 
 class LivePairs(Dataset[dict[str, Any]]):
@@ -49,7 +56,7 @@ class LivePairs(Dataset[dict[str, Any]]):
         self.view, self.encoders, self.framing, self.variants, self.conditioned = view, encoders, framing, variants, conditioned
         self.sizes = ImageSizes(view, framing)
         self.buckets = self.sizes.buckets(view)
-        self.empty = {name: value.cpu() for name, value in encoders.prompt([""]).items()}
+        self.empty = {name: value.cpu() for name, value in encoders.prompt([""]).items()} if encoders.alone else {}
 
     def __len__(self) -> int:
         return len(self.view)
@@ -64,7 +71,10 @@ class LivePairs(Dataset[dict[str, Any]]):
         else:
             noise = torch.zeros(0, *self.encoders.latent_shape(*size))
             images = {"pixels": torch.zeros(0, 3, *size), "frames": torch.zeros(0, 6), "noise": noise}
-        return {name: value[order] for name, value in images.items()} | {"entry": entry}
+        row: dict[str, Any] = {name: value[order] for name, value in images.items()} | {"entry": entry}
+        if self.encoders.inputs is not None:
+            row["input"] = self.encoders.inputs.pictures(self.view.table[entry.row], epoch % self.variants, self.framing, size)
+        return row
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket; runs the encoders."""
@@ -72,9 +82,13 @@ class LivePairs(Dataset[dict[str, Any]]):
         names = [f"record {row['entry'].id}, candidate {i}" for row in rows for i in range(len(row["pixels"]))]
         latents = encoded(self.encoders, pixels, noise, names) if len(pixels) else noise
         entries = [row["entry"] for row in rows]
-        condition = self.encoders.prompt([entry.prompt for entry in entries])
+        prompts, inputs, empty = [entry.prompt for entry in entries], self.encoders.inputs, self.empty
+        if inputs is None:
+            condition = self.encoders.prompt(prompts)
+        else:
+            condition, empty = inputs.conditions(prompts, [row["input"] for row in rows], empty)
         x0 = latents.unflatten(0, (len(rows), len(latents) // len(rows)))
-        return _batch(self.view, rows, x0, condition, self.empty)
+        return _batch(self.view, rows, x0, condition, empty)
 
 
 def _batch(view: View, rows: Sequence[Mapping[str, Any]], x0: Tensor, condition: Condition, empty: Condition) -> Batch:
@@ -182,8 +196,9 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self._prompts |= {prompt: len(self._prompts) + i for i, prompt in enumerate(transformed)}
         if transformed:
             facts |= {"made": fingerprint({"prompts": transformed})}
-        self._conditions = self._fill_prompts(encoders, open_folder(root, "prompts", facts), batch_size)
+        self._conditions = self._fill_prompts(encoders, open_folder(root, "prompts", facts), batch_size) if encoders.alone else {}
         self.empty = {name: torch.from_numpy(bank.read([0])) for name, bank in self._conditions.items()}
+        self._inputs = None if encoders.inputs is None else self._stored_inputs(encoders, encoders.inputs, framing, root, facts, batch_size)
 
     def __len__(self) -> int:
         return len(self.view)
@@ -192,7 +207,8 @@ class CachedPairs(Dataset[dict[str, Any]]):
         position, epoch = index
         entry = self.view.entries[position]
         condition = {name: torch.from_numpy(bank.read([self._prompts[entry.prompt]])[0]) for name, bank in self._conditions.items()}
-        return {**self.images(entry.row, entry.order, epoch), "condition": condition, "entry": entry}
+        inputs, empty = self._inputs.read(entry.row, entry.prompt, epoch) if self._inputs is not None else ({}, {})
+        return {**self.images(entry.row, entry.order, epoch), "condition": {**condition, **inputs}, "empty": empty, "entry": entry}
 
     def images(self, row: int, order: Sequence[int], epoch: int) -> dict[str, Tensor]:
         """Return "latents" (K, C, H, W) and "frames" (K, 6) of a table row's candidates in `order`; K = 0 for a prompt alone."""
@@ -209,12 +225,24 @@ class CachedPairs(Dataset[dict[str, Any]]):
 
     def to_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of loaded rows of one bucket."""
-        condition = {name: torch.stack([row["condition"][name] for row in rows]) for name in rows[0]["condition"]}
-        return _batch(self.view, rows, torch.stack([row["latents"] for row in rows]), condition, self.empty)
+        condition, empty = (
+            {name: torch.stack([row[kind][name] for row in rows]) for name in rows[0][kind]} for kind in ("condition", "empty")
+        )
+        return _batch(self.view, rows, torch.stack([row["latents"] for row in rows]), condition, {**self.empty, **empty})
 
     def bank_rows(self, row: int, variant: int, variants: int) -> list[int]:
         """Return the rows in which a bank with `variants` rows per candidate holds one variant of all candidates of a table row."""
         return [first * variants + variant for first in range(int(self.first[row]), int(self.first[row + 1]))]
+
+    def _stored_inputs(
+        self, encoders: Encoders, inputs: InputEncoders, framing: Framing, root: Path, facts: dict[str, Any], batch_size: int
+    ) -> StoredInputs:
+        """Return the input pictures of the rows, in the folder of the latents, and what is made of prompts that see them, in another."""
+        framed_facts = facts | {"framing": asdict(framing), "variants": self.variants}
+        words = self.folder if encoders.alone else open_folder(root, "words", framed_facts)
+        shapes = {size: inputs.shapes(size, encoders.latent_shape) for size in self._shapes}
+        folders = self.folder, words
+        return StoredInputs(inputs, self.view, framing, self.sizes, shapes, self.variants, folders, batch_size, self.precision)
 
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int, workers: int) -> None:
         for own in shares(self._missing):

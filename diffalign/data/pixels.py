@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,27 @@ def conditioning_pixels(record: Record, framing: Framing, generator: torch.Gener
         check_shape(record, number)
         made.append(_framed(decode_image(image, where, least=size), image_size(image, where), size, place, flip)[0])
     return ((torch.stack(made) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def input_pictures(record: Record, framing: Framing, generator: torch.Generator, size: Size, sizes: Sequence[Size]) -> list[Tensor]:
+    """Return the input picture of a record of an edit model, its conditioning image, at each of `sizes`: (3, h, w), uint8.
+
+    What `candidate_pixels` cuts off at `size` is cut off here, and both are mirrored alike. The whole of what is left is resized as the
+    stock pipelines do (Lanczos), to whatever aspect ratio. `generator` is to be seeded as for the pictures. Raises RecordError that names
+    the record where there is none, or one that does not decode or has another aspect ratio than the pictures.
+    """
+    place, flip = _placement(framing, generator)
+    if record.conditioning_image is None:
+        raise RecordError(f"{record.source}: no input picture; an edit model needs one, in the column `conditioning_image`")
+    image = decode_image(record.conditioning_image, f"{record.source}, input picture")
+    for number in range(len(record.candidates)):
+        check_shape(record, number)
+    scale = max(size[1] / image.width, size[0] / image.height)
+    wide, high = min(size[1] / scale, image.width), min(size[0] / scale, image.height)
+    left, top = (image.width - wide) * place[0], (image.height - high) * place[1]
+    made = [image.resize((own[1], own[0]), Image.Resampling.LANCZOS, (left, top, left + wide, top + high)) for own in sizes]
+    made = [one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in made] if flip else made
+    return [torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in made]
 
 
 def _placement(framing: Framing, generator: torch.Generator) -> tuple[tuple[float, float], bool]:

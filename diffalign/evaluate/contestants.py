@@ -16,6 +16,7 @@ from diffalign.infer.load import check_layers, load
 from diffalign.infer.shards import drawn_as, stamped
 from diffalign.infer.users.personal import Personal
 from diffalign.methods.builders.common import DTYPES
+from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.shards import stamps
@@ -117,6 +118,7 @@ class _Maker:
 
     def plain(self, name: str, path: str) -> Contestant:
         """Return a pipeline as it is."""
+        refuse_prompts_alone(path)
         if is_language_model(path):
             raise ConfigError(f"{path}: a language model; expected a finished run, or a pipeline that draws")
         check_folder(resolve(path))

@@ -21,6 +21,7 @@ from diffalign.infer.load import load
 from diffalign.infer.options import DrawVotesConfig
 from diffalign.infer.sample import draw
 from diffalign.infer.shards import drawn_as, seed_of
+from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.adapters import scale_lora
 from diffalign.models.backbones.table import component_of, load_pipeline
 
@@ -100,13 +101,14 @@ def open_painters(path: str, scales: Sequence[float] = (), device: str = "cpu") 
     """Return a model or a finished run, once for each weight of its adapter. Raises ConfigError for a run that does not draw to prompts."""
     name = model_name(path)
     if not Run.is_in(path):
+        refuse_prompts_alone(path)
         return [Painter(name, load_pipeline(path).to(device), {})]
     run = Run.open(path, expects="image")
     if run.personal:
         raise ConfigError(f"{path}: a run of {run.method} draws for a user; expected one that draws to prompts alone")
     if scales and (run.tuning != "lora" or run.steers):
         raise ConfigError(f"{path}: `lora_scales` weighs a LoRA in the whole network; this run of {run.method} has trained {run.tuning}")
-    pipe, options = load(path, device=device), drawn_as(run)
+    options, pipe = drawn_as(run), load(path, device=device)
     if not scales:
         return [Painter(name, pipe, options)]
     network = getattr(pipe, component_of(pipe))

@@ -24,6 +24,7 @@ from diffalign.infer.load import load
 from diffalign.infer.options import GenerateConfig
 from diffalign.infer.shards import Drawings, draw_shards, drawn_as, score_drawings, stamped
 from diffalign.methods.builders.common import DTYPES
+from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 
@@ -78,12 +79,15 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
     if not config.scorers:
         raise ConfigError(f"`scorers` is empty, and they rank the images. Known: {', '.join(sorted(SCORERS))}")
     check_scorers(config.scorers, config.rank_by)
+    if not Run.is_in(config.pretrained_model_name_or_path):
+        refuse_prompts_alone(config.pretrained_model_name_or_path)
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
     if Run.is_in(config.pretrained_model_name_or_path):
         run = Run.open(config.pretrained_model_name_or_path, expects="image")
         if run.personal:
             raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")
+        drawn_as(run)
         for name in WHAT:
             if getattr(config, name) is not None:
                 raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which has its own; leave it out")

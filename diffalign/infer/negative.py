@@ -39,6 +39,7 @@ PIPELINES: dict[str, tuple[str, slice | None]] = {
     **{f"StableDiffusion3{variant}": ("transformer", _NEGATIVE_FIRST) for variant in _VARIANTS},
     **{f"{name}Pipeline": ("transformer", _NEGATIVE_FIRST) for name in ("PixArtAlpha", "PixArtSigma", "Sana", "HunyuanDiT", "CogVideoX")},
     **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "Flux2Klein", "QwenImage", "CogView4", "Wan")},
+    **{f"QwenImageEdit{version}Pipeline": ("transformer", None) for version in ("", "Plus")},
     "KolorsPipeline": ("unet", _NEGATIVE_FIRST),
     "StableCascadePriorPipeline": ("prior", _POSITIVE_FIRST),
     "StableCascadeDecoderPipeline": ("decoder", _POSITIVE_FIRST),

@@ -42,11 +42,14 @@ def draw(
     tokens) are its own where None. `true_cfg` draws a guidance-distilled model (Flux dev) with real guidance, as negative guidance needs
     it. `batch_size` is 32 for the embedded models, 4 for 64x64 latents. `bar` counts the images of several calls; without one a call of
     more than 16 has its own, named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step.
-    `conditioning_images` are for a ControlNet. Raises ConfigError for them without one, or the reverse, and for an SD3 without a CLIP.
+    `conditioning_images` are for a ControlNet or an edit model. Raises ConfigError for them without one, or the reverse, and for an SD3
+    without a CLIP.
     """
     stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
     family = _drawable(stock, conditioning_images)
     options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(stock, resolution, max_sequence_length)}
+    if conditioning_images is not None and family.picture != "none":
+        batch_size = 1  # several input pictures in one call are those of one picture, or must be of one size
     size = batch_size or _batch_size(family.sample_size(stock) if resolution is None else resolution // family.factor(stock))
     images, hidden = list[Image.Image](), bar is not None or len(prompts) <= 16
     with progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
@@ -63,7 +66,9 @@ def draw(
 
 def _sizes(pipe: Any, resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
     """Return the arguments by which a pipeline draws in another size, and reads prompts of another length, than its own."""
-    sizes = {} if resolution is None else {"height": resolution, "width": resolution}
+    sizes: dict[str, Any] = {} if resolution is None else {"height": resolution, "width": resolution}
+    if resolution is not None and "max_area" in inspect.signature(type(pipe).__call__).parameters:  # Kontext's, else a megapixel
+        sizes["max_area"] = resolution * resolution
     cuts = "max_sequence_length" in inspect.signature(type(pipe).__call__).parameters  # ERNIE-Image reads prompts as long as they are
     return {**sizes, "max_sequence_length": max_sequence_length} if cuts and max_sequence_length is not None else sizes
 
@@ -90,7 +95,8 @@ def _drawable(pipe: Any, conditioning_images: Sequence[Image.Image] | None) -> t
     family = BACKBONES[family_of(pipe)]
     if (why := family.undrawable(pipe)) is not None:
         raise ConfigError(why)
-    if (conditioning_images is None) == (CONTROLNET in pipe.components):
+    needed = CONTROLNET in pipe.components or family.picture == "needed"
+    if (conditioning_images is None) == needed and not (family.picture == "optional" and CONTROLNET not in pipe.components):
         raise ConfigError(f"a {type(pipe).__name__} {'needs' if conditioning_images is None else 'takes no'} conditioning images")
     return family
 

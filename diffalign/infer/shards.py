@@ -26,6 +26,7 @@ from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import is_table, read_table, write_table
 from diffalign.infer.sample import draw
+from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.folders import resolve
 from diffalign.rewards.shards import Shard, read_shards, score_shards, spec_key
 
@@ -111,8 +112,9 @@ def stamped(name: str) -> dict[str, Any]:
 def drawn_as(run: Run) -> dict[str, Any]:
     """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run.
 
-    Raises ConfigError for a run of a ControlNet, which does not draw to prompts alone.
+    Raises ConfigError for a run of a ControlNet or an edit model, which does not draw to prompts alone.
     """
+    refuse_prompts_alone(run.base)
     if run.conditioned:
         raise ConfigError(
             f"{run.folder}: a run of a ControlNet draws to conditioning images, and here are prompts alone; use `diffalign.load(...)` with "

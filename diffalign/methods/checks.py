@@ -22,6 +22,7 @@ from diffalign.methods import METHODS
 from diffalign.methods.conditioning import check_controlnet, check_controls
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
+from diffalign.methods.edits import check_edit
 from diffalign.methods.lora_keys import check_lora_keys
 from diffalign.methods.online import check_flow_rollout, check_online, check_online_texts
 from diffalign.methods.packages import check_switches, missing_packages
@@ -207,6 +208,7 @@ def check_image(config: TrainConfig, recipe: Recipe, layout: Layout) -> None:
     if (recipe.facts.mismatched or recipe.neighbours) and config.train_batch_size == 1:
         raise ConfigError(f"objective `{objective}` estimates its baseline from the other records of a batch; set train_batch_size above 1")
     check_controls(layout, name, recipe.tuning)
+    check_edit(config, layout, recipe.tuning)
     check_flow_rollout(config, layout.flow)
     check_memory_format(config, layout.component)
     check_sides(parse_buckets(config.aspect_ratio_buckets), layout.component)

@@ -26,8 +26,8 @@ CONTROLNET = "controlnet"  # what `train_method` is called
 def check_controlnet(config: TrainConfig, method: Method, tuning: str, transforms: list[str]) -> None:
     """Raise ConfigError where the keys of a ControlNet are not meant, or not together."""
     if tuning != CONTROLNET:
-        for name in ("controlnet_model_name_or_path", "validation_image"):
-            require(name, getattr(config, name) or None, lambda _: False, f"nothing, unless `train_method` is {CONTROLNET}")
+        name = "controlnet_model_name_or_path"
+        require(name, getattr(config, name), lambda _: False, f"nothing, unless `train_method` is {CONTROLNET}")
         return
     if method.inference != "plain" or "prompt_only" in transforms:
         raise ConfigError(f"`train_method` is {CONTROLNET}, and `{config.method}` does not learn from pictures of conditioning images")
@@ -37,13 +37,18 @@ def check_controlnet(config: TrainConfig, method: Method, tuning: str, transform
     require("start_from", config.start_from, lambda _: False, "nothing; a ControlNet goes on from --controlnet_model_name_or_path")
     if (folder := config.controlnet_model_name_or_path) is not None and Run.is_in(folder):
         raise ConfigError(f"`controlnet_model_name_or_path` is {folder}, a run; expected the ControlNet in it, {folder}/{CONTROLNET}")
+    check_validation_images(config)
+
+
+def check_validation_images(config: TrainConfig) -> None:
+    """Raise ConfigError where the validation prompts do not have an image each, or one for all."""
     images, prompts = len(config.validation_image), len(config.validation_prompts)
     if images != prompts and (prompts == 0 or images != 1):
         raise ConfigError(
             f"`validation_image` has {images} files, and there are {prompts} `validation_prompts`; expected a file each, or one for all"
         )
     for file in config.validation_image:
-        require("validation_image", file, lambda v: Path(v).is_file(), "the file of a conditioning image")
+        require("validation_image", file, lambda v: Path(v).is_file(), "the file of a picture")
 
 
 def check_controls(layout: Layout, name: str, tuning: str) -> None:

@@ -81,7 +81,8 @@ class Stock:
 
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Return the latent (N, C, H, W) whose 2x2 patches are the rows of `tokens` (N, H W / 4, 4 C): torch's own pixel shuffle."""
+    """Return the latent (N, C, H, W) whose 2x2 patches are the first rows of `tokens` (N, L, 4 C): torch's own pixel shuffle."""
+    tokens = tokens[:, : height * width // 4]  # those of an input picture stand behind them
     return nn.functional.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)
 
 
@@ -97,6 +98,8 @@ STOCK = {
     # Films of one picture, and the velocity from noise to picture.
     "z_image": Stock(branches="together, prompts first", latent=lambda x, _, __: x[:, :, 0], output=lambda x, _, __: -x[:, :, 0]),
     "qwen_image": Stock(BOTH, "apart", unpacked, unpacked),
+    "flux_kontext": Stock({"guidance_scale": 3.5, **BOTH}, "apart", unpacked, unpacked),
+    "qwen_image_edit": Stock(BOTH, "apart", unpacked, unpacked),
     "chroma": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
     "lumina2": Stock({"guidance_scale": 3.5}, "apart", output=lambda x, _, __: -x),
     "cogview4": Stock({"guidance_scale": 3.5}, "apart"),

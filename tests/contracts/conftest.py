@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,17 @@ import torch
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import load_backbone
+from tests.edit_models import small_references
 from tests.micro_models import MODELS, SIDE, TOKENS, write_micro
 
 Folder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small() -> Iterator[None]:
+    """Input pictures are read small."""
+    with small_references():
+        yield
 
 
 @pytest.fixture(scope="session")

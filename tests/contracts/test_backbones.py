@@ -14,6 +14,7 @@ from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
 from diffalign.models.diffusion.path import FlowPath, VPPath, mix, shifted, split, target
 from tests.contracts.calls import assert_asked_alike, recorded, stock_of
+from tests.edit_models import condition_of
 from tests.micro_models import SIDE, picture
 
 PROMPTS = ["a red star", "a large blue heart in the top"]
@@ -70,6 +71,7 @@ def patched(vae, pixels, noise, eps=1e-4):
 
 LATENTS = {
     "qwen_image": standardised,
+    "qwen_image_edit": standardised,
     "krea2": standardised,
     "flux2": patched,
     "ernie_image": functools.partial(patched, eps=1e-5),
@@ -120,7 +122,7 @@ def test_latents_that_are_not_finite_are_refused_by_image(backbone):
 
 
 def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):
-    together, alone = backbone.encode_prompt([*PROMPTS, ""]), backbone.encode_prompt(PROMPTS[1:])
+    together, alone = condition_of(backbone, [*PROMPTS, ""]), condition_of(backbone, PROMPTS[1:])
     for name, value in together.items():
         assert len(value) == 3
         assert value.isfinite().all()
@@ -132,16 +134,18 @@ def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
     pipe = backbone.pipeline()
     factor = backbone.factor(pipe)
     stock, (height, width) = stock_of(pipe, family_of(pipe)), latent_size(backbone, wider=32 // factor)
+    prompts = PROMPTS[:1] if "Plus" in type(pipe).__name__ else PROMPTS  # which draws one picture at a time
+    guidance = {name: value[: len(prompts)] if isinstance(value, list) else value for name, value in stock.guidance.items()}
     with recorded(backbone.denoiser) as calls:
-        picture(pipe, list(PROMPTS), steps=2, height=factor * height, width=factor * width, **stock.guidance)
-    asked = stock.prompts(PROMPTS) * 2
+        picture(pipe, list(prompts), steps=2, height=factor * height, width=factor * width, **guidance)
+    asked = stock.prompts(prompts) * 2
     assert len(calls) == len(asked)
     times = pipe.scheduler.sigmas if isinstance(backbone.path, FlowPath) else pipe.scheduler.timesteps
-    for index, (call, prompts) in enumerate(zip(calls, asked, strict=True)):
-        t = times[index * 2 // len(calls)].expand(len(prompts))
+    for index, (call, texts) in enumerate(zip(calls, asked, strict=True)):
+        t = times[index * 2 // len(calls)].expand(len(texts))
         x, output = stock.latent(call.x, height, width), stock.output(call.output, height, width)
         with recorded(backbone.denoiser) as ours:
-            found = predict(backbone, x, t, backbone.encode_prompt(prompts))
+            found = predict(backbone, x, t, condition_of(backbone, texts))
         assert len(ours) == 1
         assert_asked_alike(ours[0], call)
         # A learned variance stands behind the noise.
@@ -150,7 +154,7 @@ def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
 
 def test_predict_keeps_the_shape_and_depends_on_all_it_is_told(backbone):
     x, t = point(backbone, higher=2)
-    condition = backbone.encode_prompt(PROMPTS)
+    condition = condition_of(backbone, PROMPTS)
     output = predict(backbone, x, t, condition)
     assert output.shape == x.shape
     assert output.isfinite().all()
@@ -159,13 +163,15 @@ def test_predict_keeps_the_shape_and_depends_on_all_it_is_told(backbone):
         "t": predict(backbone, x, point(backbone, seed=1)[1], condition),
         "prompt": predict(backbone, x, t, rows(condition, 1, 0)),
     }
+    if "reference" in condition:
+        others["picture"] = predict(backbone, x, t, {**condition, "reference": 1.0 - condition["reference"]})
     for told, other in others.items():
         assert (output - other).abs().amax(dim=(1, 2, 3)).min() > 1e-4, told
 
 
 def test_predict_is_the_same_for_a_batch_and_its_rows(backbone):
     x, t = point(backbone, 3)
-    condition = backbone.encode_prompt([*PROMPTS, ""])
+    condition = condition_of(backbone, [*PROMPTS, ""])
     alone = [predict(backbone, x[i : i + 1], t[i : i + 1], rows(condition, i)) for i in range(3)]
     torch.testing.assert_close(predict(backbone, x, t, condition), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
@@ -199,7 +205,7 @@ def test_the_path_has_the_noise_levels_of_the_stock_scheduler(backbone):
 
 def test_with_its_adapter_off_a_model_is_its_base_bit_for_bit(backbone):
     x, t = point(backbone)
-    condition = backbone.encode_prompt(PROMPTS)
+    condition = condition_of(backbone, PROMPTS)
     base = predict(backbone, x, t, condition)
     adapters.add_lora(backbone.denoiser, targets=backbone.lora_targets, rank=2)
     assert torch.equal(predict(backbone, x, t, condition), base)

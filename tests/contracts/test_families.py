@@ -9,6 +9,7 @@ from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.diffusion.path import FlowPath
 from tests.contracts.calls import recorded
+from tests.edit_models import condition_of
 from tests.micro_models import SIDE, picture, stock, write_micro
 
 PROMPTS = ["a red star", "a large blue heart in the top"]
@@ -131,7 +132,7 @@ def test_in_half_precision_the_autoencoder_stays_exact(folder, folder_of, name, 
     noise = torch.randn(2, *half.latent_shape(SIDE, SIDE), generator=torch.Generator().manual_seed(1))
     latents = exact.encode_image(pixels, noise)
     assert torch.equal(half.encode_image(pixels, noise), latents)
-    outputs = [asked(backbone, latents, backbone.encode_prompt(PROMPTS))[1].float() for backbone in (half, exact)]
+    outputs = [asked(backbone, latents, condition_of(backbone, PROMPTS))[1].float() for backbone in (half, exact)]
     difference = (outputs[0] - outputs[1]).norm() / outputs[1].norm()
     assert 1e-5 < difference < (0.05 if precision == torch.bfloat16 else 0.01)
 

@@ -15,9 +15,11 @@ from peft import PeftModel
 import diffalign
 from diffalign.data.importing import import_dataset
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.edits import layout_at
 from diffalign.train.trainer import Trainer, trainer_for
 from tests.checked import checked
 from tests.contracts.calls import recorded
+from tests.edit_models import with_inputs
 from tests.micro_models import SIDE, is_idle, picture, stock
 
 # An alpha other than the rank: a loader that loses it draws something else.
@@ -26,15 +28,17 @@ OPTIONS = {"max_train_steps": 3, "train_batch_size": 4, "learning_rate": 3e-2, "
 
 @pytest.fixture(scope="module")
 def table(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pairs as a table."""
+    """The pairs as a table, with another beside it for edit models."""
     path = tmp_path_factory.mktemp("table") / "pairs"
-    import_dataset(str(pairs_file), path)
+    with_inputs(import_dataset(str(pairs_file), path), path.with_name("edits"))
     return path
 
 
 def trainer_of(folder: Path, table: Path, output: Path, **options: Any) -> Trainer:
     """Return the trainer of three steps on a model."""
-    paths = {"pretrained_model_name_or_path": str(folder), "dataset_name": str(table), "output_dir": str(output)}
+    layout = layout_at(str(folder))
+    data = table.with_name("edits") if layout is not None and layout.picture == "needed" else table
+    paths = {"pretrained_model_name_or_path": str(folder), "dataset_name": str(data), "output_dir": str(output)}
     config = checked(TrainConfig(**{**paths, **OPTIONS, **options}))
     return trainer_for(config)
 

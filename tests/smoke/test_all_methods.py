@@ -11,21 +11,25 @@ from safetensors.torch import load_file
 
 import diffalign
 from diffalign.cli.main import main
+from diffalign.data.table import read_table
 from diffalign.methods import METHODS
 from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import load_pipeline
+from tests.edit_models import EDITS, small_references, with_inputs
 from tests.micro import write_pairs
 from tests.micro_models import MAKERS, SIDE, is_idle, picture, write_micro
 
 NEGATIVE = [name for name, method in METHODS.items() if method.inference == "negative_guidance"]
 # How those are really guided that are told a scale by default, or have no other way.
-GUIDED = {kind: {"true_cfg_scale": 5.0, "negative_prompt": ""} for kind in ("flux", "qwen_image")}
+GUIDED = {kind: {"true_cfg_scale": 5.0, "negative_prompt": ""} for kind in ("flux", "qwen_image", "qwen_image_edit")}
 FITTED = "{pairs: {fit_steps: 2, fit_batch: 8}}"  # hardly, to be quick
 T5 = ("pixart", "sd3", "flux", "schnell", "chroma", "cogview4")
 TOKENS = {
     **dict.fromkeys(T5, 16),
     "z_image": 48,
     "qwen_image": 24,
+    "qwen_image_edit": 24,
+    "flux_kontext": 16,
     "lumina2": 64,
     "sana": 16,
     "krea2": 24,
@@ -55,7 +59,15 @@ def table(files):
     """Pairs with scores as a table, imported once."""
     pairs = write_pairs(files / "pairs.parquet", scored=True, users=4)
     assert main(["data", "import", "--dataset_name", str(pairs), "--output_dir", str(files / "table")]) == 0
+    with_inputs(read_table(files / "table"), files / "edits")
     return files / "table"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Input pictures are read small."""
+    with small_references():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,7 @@ def words(table, model, tmp_path):
     def say(kind, method, **options):
         flags = {
             "pretrained_model_name_or_path": model(kind),
-            "dataset_name": table,
+            "dataset_name": table.with_name("edits") if kind in EDITS else table,
             "method": method,
             "output_dir": tmp_path / "run",
             "resolution": SIDE,

@@ -104,7 +104,8 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
     """Return what would be trained, and the memory of a step on records of so many candidates, where they are no table yet."""
     outline, view = meta_model.outline(config, recipe, torch.device("cuda")), dry_run.opened(config, recipe)
     rows = [*dry_run.model_rows(config, recipe, outline), *dry_run.step_rows(config, recipe, outline.model, view)]
-    memory = dry_run.memory(config, recipe, outline, candidates if view is None else len(view.entries[0].order))
+    inputs = dry_run.has_inputs(outline, view)
+    memory = dry_run.memory(config, recipe, outline, candidates if view is None else len(view.entries[0].order), inputs=inputs)
     before = []
     if config.cache == "disk" and not config.prompts:
         size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."

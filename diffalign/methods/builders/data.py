@@ -30,6 +30,7 @@ from diffalign.data.view import View, with_users, without_content
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.conditioning import check_conditioning
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.edits import check_inputs, layout_at
 from diffalign.methods.recipe import Recipe
 from diffalign.objectives import Facts
 
@@ -53,9 +54,13 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     kind = "image" if recipe.kind == "reward" else recipe.kind  # a reward model judges images
     if kind is not None and table.manifest["kind"] != kind and any(entry.order for entry in view.entries):
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
+    layout = layout_at(config.pretrained_model_name_or_path) if kind == "image" else None
+    if layout is not None and layout.picture != "none":
+        check_inputs(view, layout)
+    elif kind == "image" and any(entry.order for entry in view.entries):
+        check_conditioning(table, {entry.row for entry in view.entries}, recipe.tuning)
     if kind == "image" and any(entry.order for entry in view.entries):
         _check_prompts(table)
-        check_conditioning(table, {entry.row for entry in view.entries}, recipe.tuning)
     if needs.candidates == 1:
         _leave_out_disliked(objective, view)
     _check_preferences(config, view, specs)

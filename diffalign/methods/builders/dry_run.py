@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.parts import Trained
+from diffalign.data.inputs import REFERENCE
 from diffalign.data.table import is_table
 from diffalign.data.view import View
 from diffalign.methods.builders.common import DTYPES, cache_precision
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import goes_on
 from diffalign.methods.builders.lora import base_loras
-from diffalign.methods.builders.meta_model import Outline, activations, prompt_elements
+from diffalign.methods.builders.meta_model import Outline, activations, condition_of
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.edits import inputs_of
 from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
 from diffalign.models.backbones.distilled import warning
@@ -103,8 +105,11 @@ def step_rows(config: TrainConfig, recipe: Recipe, model: Trained | None, view: 
     return rows
 
 
-def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: int = 2) -> list[tuple[str, float]]:
-    """Return (what, bytes) of everything that lies on the device in a training step on records of so many candidates."""
+def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: int = 2, *, inputs: bool = False) -> list[tuple[str, float]]:
+    """Return (what, bytes) of everything that lies on the device in a training step on records of so many candidates.
+
+    With `inputs` the tokens of input pictures are among those of the pictures.
+    """
     denoiser, alone = outline.model.denoiser, config.sequential_candidates or recipe.trajectory.name == "self_rollout"
     images = config.train_batch_size * (1 if alone else candidates)
     rows = weights(config, recipe, denoiser)
@@ -112,20 +117,44 @@ def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: in
         rows.insert(2, ("the reference, a second network", _second(config, denoiser)))
     if config.cache == "off":
         rows.append(("VAE and text encoders", encoder_bytes(outline)))
-    rows.append((f"activations of {images} images", activations(config, outline, images)))
+    what = f"activations of {images} images{' with their input pictures' if inputs else ''}"
+    rows.append((what, activations(config, outline, images, inputs=inputs)))
     return rows
 
 
 def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
-    """Return the bytes of latents, prompt embeddings and conditioning images that a run keeps on disk."""
+    """Return the bytes of latents, prompt embeddings, conditioning images and input pictures that a run keeps on disk."""
     latents = [math.prod(outline.model.latent_shape(*size)) for size in sizes_of(config, outline)]
     counts = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
     images = int(counts[sorted({entry.row for entry in view.entries if entry.order})].sum())
     numbers = images * config.cache_variants * max(latents)
-    numbers += (len({entry.prompt for entry in view.entries}) + 1) * prompt_elements(outline)
+    numbers += _condition_numbers(config, outline, view)
     pixels = max(3 * height * width for height, width in sizes_of(config, outline))
     conditioning = images * config.cache_variants * pixels if isinstance(outline.model.denoiser, Controlled) else 0
     return numbers * {"float32": 4, "bfloat16": 2}[cache_precision(config)] + conditioning
+
+
+def _condition_numbers(config: TrainConfig, outline: Outline, view: View) -> int:
+    """Return how many numbers are kept of prompts, of the empty one, and of input pictures: these by record, and what sees them as well."""
+    prompts, model = len({entry.prompt for entry in view.entries}) + 1, outline.model
+    if not has_inputs(outline, view):
+        return prompts * max(_numbers(condition_of(outline, 1, size, inputs=False)) for size in sizes_of(config, outline))
+    rows, most = len({entry.row for entry in view.entries}) * config.cache_variants, dict[str, int]()
+    for size in sizes_of(config, outline):
+        for name, value in condition_of(outline, 1, size, inputs=True).items():
+            most[name] = max(most.get(name, 0), value.numel())
+    reference, words = most.pop(REFERENCE), sum(most.values())
+    return rows * reference + words * (prompts if model.seen_size(64, 64) is None else 2 * rows)
+
+
+def has_inputs(outline: Outline, view: View | None) -> bool:
+    """Return whether a run trains on input pictures; where the data are no table yet, whether its model needs them."""
+    picture = outline.layout.picture
+    return picture == "needed" or (picture == "optional" and view is not None and inputs_of(view))
+
+
+def _numbers(condition: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in condition.values())
 
 
 def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tuple[str, float]]:

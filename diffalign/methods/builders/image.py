@@ -14,6 +14,7 @@ from torch import nn
 from diffalign.core.parts import Pairs
 from diffalign.core.types import Likelihood, Reference
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
+from diffalign.data.inputs import InputEncoders
 from diffalign.data.pixels import Framing
 from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
@@ -22,6 +23,7 @@ from diffalign.methods.builders import users as user_build
 from diffalign.methods.builders.common import DTYPES, cache_precision, cache_root, order
 from diffalign.methods.checks import check_image, parse_buckets
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.edits import check_inputs, inputs_of
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
@@ -186,7 +188,8 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     """Return the training data, cached on disk (filled now) or live."""
     buckets = parse_buckets(config.aspect_ratio_buckets)
     framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip, buckets)
-    encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint())
+    inputs = input_encoders(model) if inputs_of(view) else None
+    encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint(), inputs)
     conditioned = isinstance(model.denoiser, Controlled)
     if config.cache == "off":
         return LivePairs(view, encoders, framing, config.cache_variants, conditioned=conditioned)
@@ -202,11 +205,21 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     )
 
 
+def input_encoders(model: Backbone) -> InputEncoders | None:
+    """Return how an edit model reads its input pictures, None of any other model."""
+    if model.picture == "none":
+        return None
+    return InputEncoders(model.reference_size, model.seen_size, model.encode_reference, model.encode_edit)
+
+
 def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device, *, fit: bool = True) -> Parts:
     """Return the parts of a run.
 
     Without `fit`, for weights that others will replace, an encoder of pairs is not fitted to its evidence.
     """
+    name = config.pretrained_model_name_or_path
+    if not is_local(resolve(name)):  # the data of a folder's model have been checked by its layout
+        check_inputs(view, model_index(name, config.revision)[1])
     model = backbone(config, recipe, device)
     users = None if recipe.users is None else Users.of(view, config.seed)
     evidence = None if users is None else user_build.evidence(recipe, model, view, users, cache_root(config, view))

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.data.inputs import REFERENCE
 from diffalign.data.table import is_table
 from diffalign.data.users import user_names
 from diffalign.methods.builders.common import DTYPES
@@ -227,14 +228,20 @@ def _copies(model: Pretrained) -> int:
     return sum(p.numel() * model.precision.itemsize for p in large if p.requires_grad and p.dtype == torch.float32)
 
 
-def prompt_elements(drawn: Outline) -> int:
-    """Return how many numbers the encoders make of a prompt."""
-    with drawn.mode, drawn.model.device:
-        return sum(value[0].numel() for value in drawn.model.encode_prompt(["a prompt"]).values())
+def condition_of(drawn: Outline, images: int, size: tuple[int, int], *, inputs: bool) -> dict[str, Tensor]:
+    """Return what the denoiser is told of a prompt for each of `images`, and with `inputs` of input pictures."""
+    model, prompts = drawn.model, ["a prompt"] * images
+    with drawn.mode, model.device:
+        if not (inputs or drawn.layout.picture == "needed"):
+            return dict(model.encode_prompt(prompts))
+        seen, latent = model.seen_size(*size), model.latent_shape(*model.reference_size(*size))
+    pictures = None if seen is None else torch.zeros(images, 3, *seen, dtype=torch.uint8)  # which have numbers, as tokens have
+    with drawn.mode, model.device:
+        return {**model.encode_edit(prompts, pictures), REFERENCE: torch.zeros(images, *latent)}
 
 
-def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool = True) -> int:
-    """Return the bytes that a forward pass of the policy on `images` keeps for its backward pass."""
+def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool = True, inputs: bool = False) -> int:
+    """Return the bytes that a forward pass of the policy on `images` keeps for its backward pass, with `inputs` on input pictures, too."""
     model, denoiser = drawn.model, drawn.model.denoiser
     kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
     if config.gradient_checkpointing:
@@ -243,8 +250,9 @@ def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool
         kept.largest = _copies(model)
     denoiser.train()
     side = config.resolution or model.resolution
+    prompts = condition_of(drawn, images, (side, side), inputs=inputs)
     with drawn.mode, model.device, FusedAttention() if fused else contextlib.nullcontext():
-        condition = {**model.encode_prompt(["a prompt"] * images), "conditioning_image": torch.zeros(images, 3, side, side)}
+        condition = {**prompts, "conditioning_image": torch.zeros(images, 3, side, side)}
         x, t = torch.zeros(images, *model.latent_shape(side, side)), torch.full((images,), 0.5)
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
             (model.predict(denoiser, x, t, condition).float() - x).square().mean()

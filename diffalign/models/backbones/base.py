@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class Backbone(Trained, Protocol):
 
     denoiser: nn.Module
     resolution: int  # pixels
+    picture: ClassVar[Literal["none", "optional", "needed"]]  # whether it takes an input picture, as edit models do
     path: Path  # the noise schedule, and what the network's output means
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -47,6 +48,22 @@ class Backbone(Trained, Protocol):
         `condition` is that of the prompts; "frames" (N, 6) in it are the images' original height and width, crop top and left, and
         target height and width, for models that are told them.
         """
+        ...
+
+    def reference_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size in pixels at which an edit model reads the input picture of a picture of this size."""
+        ...
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return the size at which its text encoder sees that picture; None where it reads the prompt alone."""
+        ...
+
+    def encode_reference(self, pixels: Tensor) -> Tensor:
+        """Return latents of input pictures (N, 3, h, w), uint8, which `predict` reads as "reference" in its condition."""
+        ...
+
+    def encode_edit(self, prompts: Sequence[str], seen: Tensor | None) -> Condition:
+        """Return what `encode_prompt` does where the text encoder sees the input pictures (N, 3, h, w), uint8, as well."""
         ...
 
     def control(self, name: str | None = None) -> None:

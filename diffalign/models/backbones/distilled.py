@@ -33,7 +33,7 @@ def distillation(
         return STEPS, f"its scheduler is {scheduler['_class_name']}"
     if index.get("is_distilled"):
         return STEPS, "`is_distilled` is true in its index"
-    if family in ("flux", "flux2") and denoiser.get("guidance_embeds"):
+    if family in ("flux", "flux_kontext", "flux2") and denoiser.get("guidance_embeds"):
         return GUIDANCE, "`guidance_embeds` is true"
     if family == "flux":
         return STEPS, "`guidance_embeds` is false"

@@ -1,4 +1,4 @@
-"""Flux.1, dev and schnell: a flow-matching transformer on packed 2x2 patches; dev is told a guidance scale."""
+"""Flux.1, dev, schnell and Kontext: a flow-matching transformer on packed 2x2 patches; dev is told a guidance scale."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import FluxPipeline
+from diffusers.pipelines.flux import pipeline_flux_kontext
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
@@ -55,19 +56,18 @@ class Flux(Packed):
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity like x (N, C, H, W). A guidance-distilled model is told `guidance_scale`, the same everywhere."""
         denoiser: Any = self.denoiser
-        dtype, (count, _, height, width) = denoiser.dtype, x.shape
+        dtype, count, latents = denoiser.dtype, len(x), self._sequence(x, condition)
         words, pooled = (condition[name].to(dtype) for name in ("prompt_embeds", "pooled_prompt_embeds"))
-        places = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, x.device, dtype)
         guidance = x.new_full((count,), self.settings.guidance_scale) if denoiser.config.guidance_embeds else None
         with self._autocast():
             out = model(
-                hidden_states=self.packed(x.to(dtype)),
+                hidden_states=self._tokens_of(latents, dtype),
                 timestep=t.float(),  # the transformer multiplies by 1000 itself
                 guidance=guidance,
                 pooled_projections=pooled,
                 encoder_hidden_states=words,
                 txt_ids=torch.zeros(words.shape[1], 3, device=x.device, dtype=dtype),
-                img_ids=places,
+                img_ids=_places(latents, dtype),
                 **self._told(condition, count),
                 return_dict=False,
             )[0]
@@ -87,3 +87,30 @@ class Flux(Packed):
     def architecture(cls, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:  # noqa: ARG003  # it has one path
         """Return the names of dev or schnell."""
         return f"flux-1-{'dev' if config.get('guidance_embeds') else 'schnell'}", "flux1"
+
+
+class FluxKontext(Flux):
+    """FLUX.1 Kontext: the tokens of an input picture stand behind those of the picture."""
+
+    names = ("flux-1-kontext-dev", "")
+    picture = "needed"
+
+    def reference_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the nearest aspect ratio among those that the model was trained on, whatever `height` and `width` are."""
+        _, wide, high = min((abs(width / height - w / h), w, h) for w, h in pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS)
+        side = 2 * self._factor
+        return high // side * side, wide // side * side
+
+    @classmethod
+    def architecture(cls, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:  # noqa: ARG003  # it has one
+        """Return its names."""
+        return cls.names
+
+
+def _places(latents: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the image ids (L, 3) of latents behind each other, of which the first number tells which of them a token is of."""
+    ids = []
+    for number, x in enumerate(latents):
+        ids.append(FluxPipeline._prepare_latent_image_ids(len(x), x.shape[2] // 2, x.shape[3] // 2, x.device, dtype))
+        ids[-1][..., 0] = number
+    return torch.cat(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffalign.models.backbones.pretrained import JOINT, Pretrained
 from diffalign.models.diffusion.path import Path
 from diffalign.models.diffusion.shift import EmpiricalShift
 
+MOST = 1024 * 1024  # pixels of an input picture
 CLOCK = "time_guidance_embed.timestep_embedder"
 
 
@@ -47,6 +49,7 @@ class Flux2(Pretrained):
             **embedder("time_guidance_embed.guidance_embedder", "guidance_in", "in_layer", "out_layer"),
         },
     )
+    picture = "optional"
     _latents = BatchNormalised()
     _shift = EmpiricalShift
 
@@ -60,19 +63,26 @@ class Flux2(Pretrained):
         """Return the velocity like x (N, C, H, W)."""
         denoiser: Any = self.denoiser
         dtype = denoiser.dtype
+        latents = self._sequence(x, condition)
         words, pipeline = condition["prompt_embeds"].to(dtype), Flux2KleinPipeline  # both pipelines lay tokens out alike
         guidance = x.new_full((len(x),), self.settings.guidance_scale) if denoiser.config.guidance_embeds else None
         with self._autocast():
             out = model(
-                hidden_states=pipeline._pack_latents(x.to(dtype)),
+                hidden_states=torch.cat([pipeline._pack_latents(one.to(dtype)) for one in latents], dim=1),
                 timestep=t.float(),  # the transformer multiplies by 1000 itself
                 encoder_hidden_states=words,
                 txt_ids=pipeline._prepare_text_ids(words).to(x.device),
-                img_ids=pipeline._prepare_latent_ids(x).to(x.device),
+                img_ids=_places(latents).to(x.device),
                 guidance=guidance,
                 return_dict=False,
             )[0]
-        return out.mT.unflatten(2, x.shape[2:])
+        return out[:, : x.shape[2] * x.shape[3]].mT.unflatten(2, x.shape[2:])
+
+    def reference_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size itself, of pictures above a megapixel one as large, in whole tokens."""
+        scale = min(1.0, math.sqrt(MOST / (height * width)))
+        high, wide = (int(side * scale) // self._factor * self._factor for side in (height, width))
+        return high, wide
 
     def _path(self) -> Path:
         return self._flow_path(1)
@@ -87,3 +97,13 @@ class Flux2(Pretrained):
         """Return latents (N, C, H, W) of tokens of pictures of so many pixels."""
         side = cls.factor(pipe)
         return latents.mT.unflatten(2, (height // side, width // side))
+
+
+def _places(latents: Sequence[Tensor]) -> Tensor:
+    """Return the ids (N, L, 4) of latents behind each other: of one that is denoised, and of input pictures."""
+    x, *references = latents
+    ids = [Flux2KleinPipeline._prepare_latent_ids(x)]
+    if references:
+        one = Flux2KleinPipeline._prepare_image_ids([reference[:1] for reference in references])
+        ids.append(one.expand(len(x), -1, -1))
+    return torch.cat(ids, dim=1)

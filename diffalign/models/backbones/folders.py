@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffalign.core.documents import check_types, read_mapping
 from diffalign.core.errors import CheckpointError, shortened
@@ -33,6 +33,7 @@ class Layout:
     users: bool = True  # takes a user branch
     steers: bool = True  # can be drawn with negative guidance
     controls: bool = False  # takes a ControlNet
+    picture: Literal["none", "optional", "needed"] = "none"  # whether it takes an input picture beside the prompt, as edit models do
 
     @property
     def traits(self) -> set[str]:
@@ -50,13 +51,24 @@ LAYOUTS = {
     "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
     "FluxPipeline": Layout("flux", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True),
+    "FluxKontextPipeline": Layout(
+        "flux_kontext", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True, users=False, steers=False, picture="needed"
+    ),
     "ZImagePipeline": Layout("z_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "QwenImagePipeline": Layout("qwen_image", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    **{
+        f"QwenImageEdit{version}Pipeline": Layout(
+            "qwen_image_edit", "transformer", (*_ONE, "processor"), large="text_encoder", flow=True, users=False, picture="needed"
+        )
+        for version in ("", "Plus")
+    },
     "ChromaPipeline": Layout("chroma", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "Lumina2Pipeline": Layout("lumina2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "CogView4Pipeline": Layout("cogview4", "transformer", _ONE, large="text_encoder", flow=True, users=False),
-    "Flux2Pipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, guidance=True, users=False, steers=False),
-    "Flux2KleinPipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, users=False),
+    "Flux2Pipeline": Layout(
+        "flux2", "transformer", _ONE, large="text_encoder", flow=True, guidance=True, users=False, steers=False, picture="optional"
+    ),
+    "Flux2KleinPipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, users=False, picture="optional"),
     "SanaPipeline": Layout("sana", "transformer", _ONE, large="text_encoder", flow=True, users=False),
     "Krea2Pipeline": Layout("krea2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "ErnieImagePipeline": Layout("ernie_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),

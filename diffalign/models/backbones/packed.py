@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
@@ -35,5 +37,11 @@ class Packed(Pretrained):
         """Return latents (N, C, H, W) of tokens of pictures of so many pixels."""
         return FluxPipeline._unpack_latents(latents, height, width, pipe.vae_scale_factor)
 
+    def _tokens_of(self, latents: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the tokens of latents behind each other."""
+        return torch.cat([self.packed(one.to(dtype)) for one in latents], dim=1)
+
     def _unpacked_like(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """Return the latents like x of its tokens, which come first."""
+        tokens = tokens[:, : x.shape[2] * x.shape[3] // 4]
         return FluxPipeline._unpack_latents(tokens, x.shape[2], x.shape[3], 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import ProcessorMixin
 
-from diffalign.core.errors import CheckpointError, LatentError
+from diffalign.core.errors import CheckpointError, ConfigError, LatentError
 from diffalign.core.types import Condition
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.latents import Latents, Scaled
@@ -44,6 +44,7 @@ class Pretrained(ABC):
     call_options: ClassVar[Mapping[str, Any]] = {}
     names: ClassVar[tuple[str, str]]  # of its architecture in ModelSpec, and in kohya's scripts: empty where they have none
     published: ClassVar[Published] = Published()
+    picture: ClassVar[Literal["none", "optional", "needed"]] = "none"  # whether it takes an input picture
     side: ClassVar[int | None] = None  # pixels of the pipeline's pictures, where no config has a size
     _latents: ClassVar[Latents] = Scaled()
     _shift: ClassVar[type[DynamicShift | RootShift | EmpiricalShift]] = DynamicShift  # of a flow model's times
@@ -118,6 +119,23 @@ class Pretrained(ABC):
                 f"{self.name}: the VAE gives latents that are not finite for images {bad} of this batch; run it in float32", bad
             )
         return latents
+
+    def reference_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size at which the stock pipeline of an edit model reads the input picture of a picture of this size."""
+        return height, width
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int] | None:  # noqa: ARG002  # of edit models
+        """Return the size at which the text encoder sees that picture, None where it reads the prompt alone."""
+        return None
+
+    def encode_reference(self, pixels: Tensor) -> Tensor:
+        """Return latents of input pictures (N, 3, h, w), uint8: the mode of the posterior, as stock pipelines of edit models take it."""
+        count, _, height, width = pixels.shape
+        return self.encode_image(pixels.float() / 127.5 - 1.0, torch.zeros(count, *self.latent_shape(height, width)))
+
+    def encode_edit(self, prompts: Sequence[str], seen: Tensor | None) -> Condition:  # noqa: ARG002  # of encoders that see pictures
+        """Return the condition of prompts beside input pictures (N, 3, h, w), uint8."""
+        return self.encode_prompt(prompts)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> list[Image.Image]:
@@ -207,6 +225,17 @@ class Pretrained(ABC):
     def _conditioning(self, condition: Condition) -> dict[str, Tensor]:
         """Return the argument by which a denoiser with a ControlNet gets the conditioning images."""
         return {"conditioning_image": condition["conditioning_image"]} if isinstance(self.denoiser, Controlled) else {}
+
+    def _sequence(self, x: Tensor, condition: Condition) -> list[Tensor]:
+        """Return the latents whose tokens are one sequence: those to denoise, and those of an input picture.
+
+        Raises ConfigError where an edit model is without its picture.
+        """
+        if (reference := condition.get("reference")) is not None:
+            return [x, reference.to(x)]
+        if self.picture == "needed":
+            raise ConfigError(f"{self.name}: an edit model, which draws from an input picture, and here is a prompt alone")
+        return [x]
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:

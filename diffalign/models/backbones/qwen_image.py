@@ -40,15 +40,15 @@ class QwenImage(Packed):
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity like x (N, C, H, W)."""
         dtype: Any = self.denoiser.dtype
-        count, _, height, width = x.shape
+        latents = self._sequence(x, condition)
         words, mask = self._without_padding(condition["prompt_embeds"].to(dtype), condition["prompt_attention_mask"])
         with self._autocast():
             out = model(
-                hidden_states=self.packed(x.to(dtype)),
+                hidden_states=self._tokens_of(latents, dtype),
                 timestep=t.float(),  # the transformer multiplies by 1000 itself
                 encoder_hidden_states=words,
                 encoder_hidden_states_mask=mask,
-                img_shapes=[[(1, height // 2, width // 2)]] * count,
+                img_shapes=[[(1, one.shape[2] // 2, one.shape[3] // 2) for one in latents]] * len(x),
                 return_dict=False,
             )[0]
         return self._unpacked_like(out, x)

@@ -20,7 +20,7 @@ from diffalign.models.backbones.chroma import Chroma
 from diffalign.models.backbones.cogview4 import CogView4
 from diffalign.models.backbones.distilled import warning
 from diffalign.models.backbones.ernie_image import ErnieImage
-from diffalign.models.backbones.flux import Flux
+from diffalign.models.backbones.flux import Flux, FluxKontext
 from diffalign.models.backbones.flux2 import Flux2
 from diffalign.models.backbones.folders import Layout, check_folder, layout_of, layout_of_index, resolve
 from diffalign.models.backbones.hub import cache_only
@@ -32,6 +32,7 @@ from diffalign.models.backbones.pixart import PixArt
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.quantised_file import is_quantised, quantised_denoiser
 from diffalign.models.backbones.qwen_image import QwenImage
+from diffalign.models.backbones.qwen_image_edit import QwenImageEdit
 from diffalign.models.backbones.sana import Sana
 from diffalign.models.backbones.sd import StableDiffusion
 from diffalign.models.backbones.sd3 import StableDiffusion3
@@ -48,8 +49,10 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "pixart": PixArt,
     "sd3": StableDiffusion3,
     "flux": Flux,
+    "flux_kontext": FluxKontext,
     "z_image": ZImage,
     "qwen_image": QwenImage,
+    "qwen_image_edit": QwenImageEdit,
     "chroma": Chroma,
     "lumina2": Lumina2,
     "cogview4": CogView4,

@@ -29,12 +29,13 @@ from diffalign.train import align as api
 from diffalign.train.online import drawing
 from diffalign.train.online.ratio import log_ratio
 from diffalign.train.step import one_by_one
+from tests.edit_models import EDITS
 from tests.micro_models import MODELS, write_micro
 from tests.micro_parts import SIDE
 from tests.shades import add_scorer
 from tests.train.online.scorers import Bright, online_config
 
-FAMILIES = {kind: name for name, (kind, _) in reversed(MODELS.items())}  # the first model of each
+FAMILIES = {kind: name for name, (kind, _) in reversed(MODELS.items()) if kind not in EDITS}  # the first model of each
 POLICY = {"objective": {"clipped_ratio": {"low": 1e-3}}, "transforms": [{"list_of": {"score": "advantage"}}], "reference": "none"}
 POLICY |= {"method": "diffusion_dpo", "beta": None, "rollout": {"cps": {"size": 2}}, "num_inference_steps": 3}
 
