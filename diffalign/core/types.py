@@ -130,6 +130,7 @@ class Scores:
     residuals: Residuals | None = None  # only for objectives that compare the outputs of networks
     steps: Steps | None = None  # only for objectives of stored sampler steps
     neighbour: Tensor | None = None  # (B, K) log-ratios under the prompt of the batch's next record, without gradient
+    mismatched: bool = False  # of texts: the last candidate is an answer to another prompt (KTO)
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
@@ -289,6 +290,7 @@ class TextBatch:
     reference: Tensor | None = None  # (B, K, L) log-probabilities of the reference, computed before training
     labels: Labels = Labels()
     old: Tensor | None = None  # (B, K, L) log-probabilities of the policy that wrote the completions
+    mismatched: bool = False  # the last completion is an answer to another prompt
 
     def to(self, device: torch.device) -> TextBatch:
         """Return the batch on `device`."""
@@ -298,7 +300,7 @@ class TextBatch:
 
         reference, old = (None if x is None else x.to(device) for x in (self.reference, self.old))
         prompts, completions = moved(self.prompts), moved(self.completions)
-        return TextBatch(prompts, completions, self.prob.to(device), self.ids, reference, self.labels.to(device), old)
+        return TextBatch(prompts, completions, self.prob.to(device), self.ids, reference, self.labels.to(device), old, self.mismatched)
 
 
 def _moved(condition: Condition, device: torch.device) -> Condition:

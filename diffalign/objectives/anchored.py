@@ -23,6 +23,8 @@ from diffalign.objectives.base import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from diffalign.core.types import Scores
@@ -34,11 +36,19 @@ def bco(s: Scores, *, beta: float, divergence: Divergence = "reverse_kl", coeffi
 
     BCO (2404.04656 as TRL's `bco_pair`), also the biased NCA of 2402.05369. `offset` is the shift delta of the rewards, which is their
     running mean in the paper and zero in TRL. `centred` as in `ipo`: without it a `divergence` shifts the rewards (TRL 1.16 allows no
-    divergence here).
+    divergence here). A record of one candidate has the one term that `prob` says: S(r - offset) of liked, S(-(r - offset)) of disliked.
     """
     r = beta * log_ratios(s, divergence, coefficient, centred=centred)
     r = r if s.offset is None else r - s.offset.to(r)[:, None]
+    if r.shape[1] == 1:
+        return _of_one(s, lambda sign: neg_log_sigmoid(sign * r[:, 0]))
     return both_orders(s, lambda first, second: neg_log_sigmoid(r[:, first]) + neg_log_sigmoid(-r[:, second]))
+
+
+def _of_one(s: Scores, loss: Callable[[float], Tensor]) -> Tensor:
+    """Return p f(1) + (1 - p) f(-1) of records with one candidate, where f takes 1 for a liked and -1 for a disliked one."""
+    prob = prob_of(s)
+    return prob * loss(1.0) + (1.0 - prob) * loss(-1.0)
 
 
 @weighted
@@ -144,11 +154,15 @@ def kto(s: Scores, *, beta: float, desirable_weight: float = 1.0, undesirable_we
     KTO (2402.01306 as in TRL; beta 0.1 for texts). z0 = max(0, mean log-ratio over the batch of one process), without gradient. For texts
     with more than two candidates the mean is over the last ones, which are answers to other prompts. Otherwise, and for images, it is over
     the first two candidates of every record, as in the release of Diffusion-KTO (2404.04465), whose beta multiplies whole errors: its 1000
-    is 2000 here. A batch should then have more than one record. `offset` is not used: the anchor is z0.
+    is 2000 here. A batch should then have more than one record. `offset` is not used: the anchor is z0. A record of one candidate (beside
+    the mismatched one) has the one term that `prob` says, not halved: it is one answer.
     """
     u = log_ratios(s)
-    mismatched = s.lengths is not None and u.shape[1] > 2
+    mismatched = s.mismatched or (s.lengths is not None and u.shape[1] > 2)
     z0 = (u[:, -1] if mismatched else u[:, :2]).detach().mean().clamp(min=0.0)
+    if u.shape[1] - s.mismatched == 1:
+        weight = {1.0: desirable_weight, -1.0: undesirable_weight}
+        return _of_one(s, lambda sign: weight[sign] * (-sign * beta * (u[:, 0] - z0)).sigmoid())
 
     def loss(first: int, second: int) -> Tensor:
         good, bad = beta * (u[:, first] - z0), beta * (z0 - u[:, second])

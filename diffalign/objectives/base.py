@@ -58,6 +58,7 @@ class Facts:
     tokens: tuple[str, ...] = ()  # the fields of `Tokens` that it reads
     sums: bool = False  # adds up tokens itself, so the likelihood must be `sum` or `joint`, which add up tokens too
     mismatched: bool = False  # for texts, the last candidate is another record's answer (KTO); for images the batch serves instead
+    unpaired: bool = False  # of a record with one candidate, `prob` is the share of people who like it
     coupled: bool = False  # a record's loss depends on the other records of the batch
     residuals: bool = False  # compares the outputs of denoisers (`Scores.residuals`), so it is for images and the squared error
     steps: bool = False  # of images it reads stored sampler steps (`Scores.steps`)
@@ -65,6 +66,11 @@ class Facts:
     old: str | None = None  # the constant that bounds, where it is not None, how far scores move from those of the policy that drew
     drift: str | None = None  # the constant, if it has one, that weighs the drift from the start model
     of_ranks: bool = False  # losses belong to ranks within the batch, so records can have no weight or offset
+
+    @property
+    def least(self) -> int:
+        """Return how many candidates a record has at least."""
+        return 1 if self.unpaired else self.candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class Objective:
         Raises ConfigError for a constant outside its range, ValueError for scores of one candidate where two are compared.
         """
         check_constants(self.loss.__name__, constants)
-        if s.policy.shape[1] < min(self.facts.candidates, 2):
+        if s.policy.shape[1] < min(self.facts.least, 2):
             raise ValueError(f"`{self.loss.__name__}` compares candidates; found scores of (records, candidates) = {tuple(s.policy.shape)}")
         return self.loss(s, **constants)
 

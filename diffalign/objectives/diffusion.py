@@ -115,7 +115,7 @@ def diffusion_kto(
     (loss averse) or softplus (risk seeking). z0, without gradient, is the mean log-ratio of the batch, not below 0, or with `zero_point`
     "balanced" the mean of the means over preferred and dispreferred images, or with "neighbour" ("original" in the release) the mean
     under the prompt of the batch's next record, not below 0, which costs a pass of each network more. `prob` is the share of an image's
-    label; `offset` is not used.
+    label, and of a lone image whether it is liked; `offset` is not used.
     With utility and zero point left as they are it is `kto` on images.
     """
     import torch

@@ -122,8 +122,8 @@ def describe(s: Scores, beta: float | None = None, rewards: Tensor | None = None
     likelihood displacement, which neither loss nor accuracy shows; `displaced` is the share of such pairs.
     """
     kind = "score" if s.lengths is None else "logps"
-    if s.policy.shape[1] < 2:
-        return {f"{kind}/chosen": s.policy[:, 0].mean()}
+    if s.policy.shape[1] - s.mismatched < 2:
+        return _of_one(s, kind)
     metrics = {f"{kind}/chosen": s.policy[:, 0].mean(), f"{kind}/rejected": s.policy[:, 1].mean()}
     change = s.policy if s.reference is None else _beyond_rounding(s)
     metrics["implicit_acc"] = implicit_accuracy(change)
@@ -132,6 +132,17 @@ def describe(s: Scores, beta: float | None = None, rewards: Tensor | None = None
         rewards = (1.0 if beta is None else beta) * ratio if rewards is None else rewards
         metrics |= {"log_ratio/chosen": ratio[:, 0].mean(), "log_ratio/rejected": ratio[:, 1].mean(), "displaced": displaced(change)}
     return metrics | _reward_metrics(rewards, margin(change) == 0) | _text_metrics(s, beta)
+
+
+def _of_one(s: Scores, kind: str) -> dict[str, Tensor]:
+    """Return the metrics of records with one candidate: with a reference, log-ratios of liked and of disliked ones where there are any."""
+    scores = {f"{kind}/chosen": s.policy[:, 0].mean()}
+    if s.prob is None or s.reference is None:
+        return scores
+    ratio, liked = _beyond_rounding(s)[:, 0], s.prob > 0.5
+    sides = {"chosen": ratio[liked], "rejected": ratio[s.prob < 0.5]}
+    scores[f"{kind}/chosen"] = s.policy[:, 0][liked].mean() if liked.any() else scores[f"{kind}/chosen"]
+    return scores | {f"log_ratio/{side}": values.mean() for side, values in sides.items() if len(values)}
 
 
 def _beyond_rounding(s: Scores) -> Tensor:

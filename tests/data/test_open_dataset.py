@@ -274,3 +274,21 @@ def test_a_score_has_the_unit_of_its_scorer_or_of_the_columns_that_it_was_read_f
         }[manifest]
         table = write_table(tmp_path / "t", [ranking(0, {"pickscore": score}, {"pickscore": score})], overwrite=True, **facts)
         assert unit_of(table.manifest, "pickscore") == unit, (manifest, score)
+
+
+def test_votes_on_one_candidate_train_unpaired_objectives_and_nothing_disliked_is_trained_as_liked(tmp_path):
+    lone = [Record(f"v{n}", f"p{n}", (Candidate(text=f"t{n}"),), prob=float(n % 2), source=f"row {n}") for n in range(6)]
+    shared = [{"prompt": "p", "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
+    write_table(tmp_path / "t", lone)
+    (tmp_path / "likes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shared), encoding="utf-8")
+    for objective in ("kto", "bco", "diffusion_kto"):
+        unpaired = config(tmp_path / "t", objective={objective: {"beta": 1.0}}, transforms=["singles"], output_dir=str(tmp_path / "o"))
+        assert [entry.prob for entry in opened(unpaired, None).entries] == [0.0, 1.0] * 3
+        of_file = replace(unpaired, dataset_name=str(tmp_path / "likes.jsonl"), output_dir=str(tmp_path / objective))
+        assert [(entry.order, entry.prob) for entry in opened(of_file, None).entries] == [((0,), 1.0), ((1,), 0.0)]
+        with pytest.raises(TableError, match=r"transforms: \[singles\]"):
+            opened(replace(unpaired, transforms=None), None)
+    liked = opened(replace(unpaired, objective="denoise", beta=None), None)
+    assert [entry.id for entry in liked.entries] == ["v1", "v3", "v5"]
+    with pytest.raises(TableError, match=r"`dpo` compares 2 candidates.*diffusion_kto"):
+        opened(replace(unpaired, objective={"dpo": {"beta": 1.0}}), None)

@@ -210,7 +210,7 @@ def test_llamafactory_keeps_an_unpaired_row_as_one_candidate_with_its_label() ->
         ["660 - 549695 = -549035"],
     )
     assert [record.meta for record in (good, bad, several)] == [{"label": "true"}, {"label": "false"}, {"label": "true"}]
-    assert [record.prob for record in (good, bad, several)] == [None, None, None]
+    assert [record.prob for record in (good, bad, several)] == [1.0, 0.0, 1.0]
     assert [role for role, _ in turns(several)] == ["user", "assistant", "user", "assistant", "user"]
 
 

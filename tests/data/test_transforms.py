@@ -229,6 +229,22 @@ def test_transforms_of_labelled_pairs_refuse_anything_else(name, record, found):
         TRANSFORMS[name](record)
 
 
+def test_singles_are_liked_or_disliked_by_label_or_score_and_what_is_neither_is_left_out():
+    singles = TRANSFORMS["singles"]
+    lone = pair(0.0, candidates=(A,))
+    assert singles(lone) == (lone,)
+    assert singles(pair(None, candidates=(A,))) == ()  # no label, no vote
+    assert [(r.id, [c.text for c in r.candidates], r.prob) for r in singles(pair(0.25, id="v"))] == [
+        ("v/0", ["a"], 0.25),
+        ("v/1", ["b"], 0.75),
+    ]
+    stars = pair(None, candidates=tuple(replace(A, scores={"rating": stars}) for stars in (5.0, 3.0, 1.0)))
+    assert [r.prob for r in singles(stars, score="rating", liked=4.0, disliked=2.0)] == [1.0, 0.0]
+    assert [r.prob for r in singles(stars, score="rating", liked=3.0)] == [1.0, 1.0, 0.0]
+    with pytest.raises(ConfigError, match="disliked"):
+        singles(stars, score="rating", liked=2.0, disliked=3.0)
+
+
 KEPT = {"preferred": "a", "prompt_only": ""}  # all others keep both candidates
 CONSTANTS = {
     "combined": {"scores": ["clip", "hps"], "how": {"log_sigmoid": {"centres": {"clip": 0.4, "hps": 20.5}}}, "into": "reward"},
@@ -250,7 +266,7 @@ ORIENTED = ("lowest", "offset_by", "preferred", "reward_conditioned", "semantic_
 SCORED = ("weighted", "share_beaten", "combined", "advantage")  # these give candidates new scores
 
 
-@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+@pytest.mark.parametrize("name", sorted(TRANSFORMS.keys() - {"singles"}))  # which takes candidates apart
 @given(prob=probs, user=st.none() | st.just("ann"), key=st.text(min_size=1, max_size=5))
 def test_every_transform_keeps_the_candidates_and_everything_else(name, prob, user, key):
     shown = tuple(replace(c, scores={**c.scores, "flag": float(i == 0)}) for i, c in enumerate((A, B)))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.core.types import Scores
-from diffalign.objectives import denoise, dpo, hinge, ipo, kto, mapo, margin
+from diffalign.objectives import OBJECTIVES, denoise, dpo, hinge, ipo, kto, mapo, margin
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 share = st.floats(0.0, 1.0, allow_subnormal=False)
@@ -126,6 +126,22 @@ def test_ktos_anchor_follows_the_policy_without_gradient():
     policy = rows((3.0, 0.0), (1.0, 0.0)).requires_grad_()
     (gradient,) = torch.autograd.grad(kto(Scores(policy, torch.zeros(2, 2)), beta=1.0).sum(), policy)
     torch.testing.assert_close(gradient, rows((-0.0524968, 0.0983060), (-0.125, 0.0983060)), rtol=0.0, atol=1e-7)
+
+
+def test_votes_on_one_candidate_raise_the_liked_and_lower_the_disliked():
+    # Log-ratios 2 (liked) and 0 (disliked), z0 = 1: both lie 1 on the right side, so sigmoid(-1) = 0.2689414 each; its slope is 0.1966119.
+    labels = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    for name in ("kto", "diffusion_kto"):
+        policy = rows((2.0,), (0.0,)).requires_grad_()
+        losses = OBJECTIVES[name](Scores(policy, torch.zeros(2, 1), labels), beta=1.0)
+        torch.testing.assert_close(losses, torch.full((2,), 0.2689414, dtype=losses.dtype), rtol=0.0, atol=1e-7)
+        (gradient,) = torch.autograd.grad(losses.sum(), policy)
+        torch.testing.assert_close(gradient, rows((-0.1966119,), (0.1966119,)), rtol=0.0, atol=1e-7)
+    # bco without an offset: log(1 + exp(-2)) = 0.1269280 of the liked, log 2 of the disliked
+    losses = OBJECTIVES["bco"](Scores(rows((2.0,), (0.0,)), torch.zeros(2, 1), labels), beta=1.0)
+    torch.testing.assert_close(losses, torch.tensor([0.1269280, 0.6931472], dtype=losses.dtype), rtol=0.0, atol=1e-7)
+    with pytest.raises(ValueError, match="compares candidates"):
+        OBJECTIVES["dpo"](Scores(rows((2.0,)), torch.zeros(1, 1)), beta=1.0)
 
 
 def test_kto_on_images_is_that_of_the_diffusion_kto_release():

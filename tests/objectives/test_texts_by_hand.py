@@ -178,6 +178,17 @@ def test_kto_takes_its_anchor_from_mismatched_answers_else_from_the_batch():
     assert kto(ratios(2.0, 0.0, -5.0, **texts), beta=1.0).item() == about((0.119203 + 0.5) / 2.0)
 
 
+def test_a_lone_text_has_the_one_term_that_its_label_says_against_the_mismatched_answer():
+    # Log-ratio 2, mismatched 1: z0 = 1. Liked: 1 - sigmoid(2 - 1) = 0.268941; disliked, times 3: 3 (1 - sigmoid(1 - 2)) = 3 * 0.731059.
+    lone = {"lengths": rows((1.0, 1.0)), "mismatched": True}
+    liked, disliked, split = (
+        kto(replace(ratios(2.0, 1.0, **lone), prob=torch.tensor([p])), beta=1.0, undesirable_weight=3.0) for p in (1.0, 0.0, 0.5)
+    )
+    assert liked.item() == about(0.268941)
+    assert disliked.item() == about(3 * 0.731059)
+    assert split.item() == about((0.268941 + 3 * 0.731059) / 2)
+
+
 def test_the_last_of_several_images_is_not_a_mismatched_one():
     # images have no lengths: z0 = (2 + 0) / 2 = 1 of the pair that is trained, whatever comes after it
     assert kto(ratios(2.0, 0.0, -5.0), beta=1.0).item() == about(0.268941)

@@ -48,7 +48,7 @@ def _alpaca(row: Row) -> Record:
 def _kto(row: Row) -> Record:
     turns, label = messages(row, "messages"), row.get("label", bool)
     candidate = Candidate(text=answer(row, "messages", turns[-1:]))
-    return chat_record(row, turns[:-1], [candidate], prob=None, meta={"label": str(label).lower()})
+    return chat_record(row, turns[:-1], [candidate], prob=float(label), meta={"label": str(label).lower()})
 
 
 def _system(row: Row) -> tuple[Message, ...]:

@@ -2,7 +2,8 @@
 
 Columns: `prompt` (or `caption`, `text`); `image` (or `image_path`, `file_name`), or `completion` (or `response`); and `label`, true where
 the candidate is liked, or `rating` (or `mos`, `score`, ...), higher is better. The rows of one prompt become one ranking, wherever they
-stand; a candidate that is alone with its prompt stays alone, and trains no method that compares.
+stand, in which a label is the score `liked`, 1 or 0; a candidate that is alone with its prompt stays alone, with its label as `prob`, and
+trains no method that compares.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ IMAGES = ("image", "image_path", "file_name", "img", "path", "name")
 TEXTS = ("completion", "response", "answer", "output")
 RATINGS = ("rating", "mos", "score", "overall_rating", "mos_quality", "mos_align", "quality", "alignment")
 LABEL, RANK = ("label", "liked"), "rank"  # of ranks 1 is the best
+LIKED = "liked"  # score of labels within a ranking
 LABELS = {"true": True, "1": True, "1.0": True, "yes": True, "good": True, "liked": True, "like": True, "chosen": True, "desirable": True}
 LABELS |= {"false": False, "0": False, "0.0": False, "no": False, "bad": False, "disliked": False, "dislike": False, "rejected": False}
 LABELS |= {"undesirable": False}
@@ -84,8 +86,11 @@ def parse(row: Row) -> Record:
     members = row.get(MEMBERS, list)
     rated = [_rated_by(member) for member in members]
     best = sorted((value for _, value in rated), reverse=True)
-    candidates = [_candidate(member, scores, 1.0 + best.index(value)) for member, (scores, value) in zip(members, rated, strict=True)]
-    lone_label = len(members) == 1 and not rated[0][0] and RANK not in members[0].value
+    lone_label = len(members) == 1 and LIKED in rated[0][0]
+    candidates = [
+        _candidate(member, {} if lone_label else scores, 1.0 + best.index(value))
+        for member, (scores, value) in zip(members, rated, strict=True)
+    ]
     prob = rated[0][1] if lone_label else None
     name, *aliases = PROMPT
     if isinstance(row.get(name, (str, list), aliases=tuple(aliases)), list):
@@ -109,7 +114,7 @@ def _rated_by(row: Row) -> tuple[dict[str, float], float]:
     label = LABELS.get(str(value).strip().lower())
     if label is None:
         raise RecordError(f"{row.where}: column `label` is {shown(value)}; expected true (liked) or false")
-    return {}, float(label)
+    return {LIKED: float(label)}, float(label)
 
 
 def _candidate(row: Row, scores: dict[str, float], rank: float) -> Candidate:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from diffalign.core.specs import Bound
 from diffalign.data.records import Record
 from diffalign.data.transforms.base import Transform
-from diffalign.data.transforms.candidates import by_factuality, invert, list_of, orient, pairs, preferred, prompt_only
+from diffalign.data.transforms.candidates import by_factuality, invert, list_of, orient, pairs, preferred, prompt_only, singles
 from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_margin
 from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label
 from diffalign.data.transforms.prompts import reward_conditioned
@@ -24,6 +24,7 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "by_factuality": by_factuality,
     "pairs": pairs,
     "list_of": list_of,
+    "singles": singles,
     "preferred": preferred,
     "prompt_only": prompt_only,
     "drop_ties": drop_ties,

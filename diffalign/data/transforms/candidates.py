@@ -62,6 +62,35 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
     )
 
 
+def singles(record: Record, *, score: str = "liked", liked: float = 1.0, disliked: float | None = None) -> tuple[Record, ...]:
+    """Return a record for each candidate alone, `prob` 1 if it is liked and 0 if it is disliked, for objectives of unpaired votes.
+
+    A lone candidate with a label stays as it is. Others are liked from `score` `liked` upwards, and disliked down from `disliked`, or
+    below `liked` if that is None; those between, and those without the score, are left out: {singles: {score: rating, liked: 4,
+    disliked: 2}} of stars. Of a labelled pair without the score the preferred candidate is liked, and the other disliked, by the share
+    of the label. Raises ConfigError if `disliked` is above `liked`.
+    """
+    if disliked is not None and disliked > liked:
+        raise ConfigError(f"singles: disliked ({disliked:g}) is above liked ({liked:g})")
+    if len(record.candidates) == 1 and record.prob is not None:
+        return (record,)
+
+    def label(place: int, candidate: Candidate) -> float | None:
+        value = candidate.scores.get(score)
+        if value is not None:
+            return 1.0 if value >= liked else 0.0 if disliked is None or value <= disliked else None
+        if len(record.candidates) == 2 and record.prob is not None and not any(score in c.scores for c in record.candidates):
+            return 1.0 - record.prob if place else record.prob
+        return None
+
+    labels = [label(place, candidate) for place, candidate in enumerate(record.candidates)]
+    return tuple(
+        replace(record, id=f"{record.id}/{place}", candidates=(candidate,), prob=prob, offset=None)
+        for place, (candidate, prob) in enumerate(zip(record.candidates, labels, strict=True))
+        if prob is not None
+    )
+
+
 def list_of(record: Record, *, candidates: int, score: str | None = None) -> tuple[Record, ...]:
     """Return a record of the best `candidates` of a ranking, best first, for listwise objectives; drop rankings that have fewer.
 

@@ -26,6 +26,7 @@ from diffalign.data.table import MANIFEST, Table, is_table, keep_caches, read_ta
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
 from diffalign.data.units import check_points, check_range
+from diffalign.data.usage import ALONE
 from diffalign.data.view import View, with_users, without_content
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.conditioning import check_conditioning
@@ -63,7 +64,7 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
         _check_prompts(table)
     if needs.candidates == 1:
         _leave_out_disliked(objective, view)
-    _check_preferences(config, view, specs)
+    _check_preferences(config, view, specs, unpaired=needs.unpaired)
     check_view(view, config, recipe)
     if view.usage.dropped and not reuse:
         logger.info("%s: %s", table.name, view.usage)
@@ -84,9 +85,14 @@ def check_view(view: View, config: TrainConfig, recipe: Recipe) -> None:
     _check_labels(recipe.objective.name, recipe.facts, view, config.scores)
 
 
-def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec]) -> None:
+def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec], *, unpaired: bool) -> None:
     """Raise TableError where no preference is left, and where most records state none, unless the config names its own transforms."""
     name, facts = config.dataset_name, view.table.manifest
+    if config.transforms is None and unpaired and view.usage.dropped[ALONE]:
+        raise TableError(
+            f"{name}: {view.usage.dropped[ALONE]} records are votes on one candidate, which the transforms leave out; to train on them "
+            "write `transforms: [singles]`, which makes such votes of pairs and rankings, too"
+        )
     if not any(entry.prob != 0.5 or len(entry.order) > 2 for entry in view.entries):
         left = f"{facts['strict']} strict pairs, {facts['ties']} ties"
         raise TableError(
@@ -154,14 +160,16 @@ def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Seque
 
 def _check_candidates(objective: str, needs: Facts, view: View) -> None:
     """Raise TableError where the records have too few candidates for the objective, or cannot share a batch."""
-    needed, counts = needs.candidates, sorted({len(entry.order) for entry in view.entries})
+    needed, counts = needs.least, sorted({len(entry.order) for entry in view.entries})
     cure = "put `pairs`, or {list_of: {candidates: K}}, among the transforms"
     if len(counts) > 1:
         numbers = " and ".join(map(str, counts))
+        cure = f"{cure}, or `singles` for votes on one candidate each" if needs.unpaired else cure
         raise TableError(f"{view.table.path}: records of {numbers} candidates; those of a batch have equally many: {cure}")
     if counts[0] < needed and needed > 1:  # a method that makes its own pictures needs none
         if counts[0] == 1:
-            cure = f"{cure}; a label of one candidate alone, as KTO's data have, compares nothing: give each prompt a second candidate"
+            cure = f"{cure}; a label of one candidate alone, as KTO's data have, compares nothing: train on it with "
+            cure += "`kto`, `bco` or `diffusion_kto`, or give each prompt a second candidate"
         raise TableError(
             f"{view.table.path}: objective `{objective}` compares {needed} candidates a record; found {counts[0]} after the "
             f"transforms: {cure if needed == 2 else 'choose transforms that keep them all'}"

@@ -149,7 +149,8 @@ class SequenceLikelihood:
         their = None if others is None else self.aggregation.total(others, mask)
         tokens = self._tokens(policy, reference, others, mask, scored) if self.needs else None
         normalized = self.aggregation.normalized
-        return Scores(own, their, batch.prob, labels.weight, labels.offset, lengths, normalized, labels.columns, tokens)
+        common = (batch.prob, labels.weight, labels.offset, lengths, normalized, labels.columns, tokens)
+        return Scores(own, their, *common, mismatched=batch.mismatched)
 
     def _scored(self, batch: TextBatch) -> TextBatch:
         return as_one_text(batch) if self.aggregation.joint else batch

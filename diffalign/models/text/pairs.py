@@ -60,7 +60,7 @@ class TextPairs(Dataset[dict[str, Any]]):
     reference: Callable[[int], np.ndarray] | None = None  # of a position: the reference's log-probabilities (K, L) float32, zero-padded
 
     def __init__(self, view: View, template: Template, limit: Limit, *, mismatched: bool = False) -> None:
-        self.view = view
+        self.view, self.mismatched = view, mismatched
         records = _admitted(view, template, limit)
         if mismatched:
             records = _with_mismatched(view, records)
@@ -102,6 +102,7 @@ class TextPairs(Dataset[dict[str, Any]]):
             tuple(entry.id for entry in entries),
             reference,
             labels_of(self.view, entries),
+            mismatched=self.mismatched,
         )
 
     @property
