@@ -34,6 +34,15 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file}: {damage(file, error)}; expected a safetensors file") from error
 
 
+def names(file: Path) -> list[str]:
+    """Return the names of a file's tensors, of which none is read. Raises CheckpointError as `read`."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: {damage(file, error)}; expected a safetensors file") from error
+
+
 def check(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], owner: str) -> None:
     """Raise CheckpointError unless `tensors` of `file` have exactly the names and shapes of `expected`, and sound numbers.
 

@@ -273,8 +273,9 @@ class CachedPairs(Dataset[dict[str, Any]]):
         return sorted(lacking, key=lambda job: self.sizes[job[0]])
 
     def _fill_prompts(self, encoders: Encoders, folder: Path, batch_size: int) -> dict[str, Bank]:
-        shapes = {name: tuple(value.shape[1:]) for name, value in encoders.prompt([""]).items()}
-        banks = {name: Bank(folder, name, len(self._prompts), shape, self.precision) for name, shape in shapes.items()}
+        empty = encoders.prompt([""])  # embeddings, or tokens
+        kinds = {name: self.precision if value.is_floating_point() else str(value.dtype)[len("torch.") :] for name, value in empty.items()}
+        banks = {name: Bank(folder, name, len(self._prompts), tuple(value.shape[1:]), kinds[name]) for name, value in empty.items()}
         used = {"": 0} | {entry.prompt: self._prompts[entry.prompt] for entry in self.view.entries}
 
         def missing() -> list[tuple[str, int]]:
@@ -285,5 +286,5 @@ class CachedPairs(Dataset[dict[str, Any]]):
             check_room(folder, process_state().num_processes * len(own) * sum(bank.row_bytes for bank in banks.values()))
             for part in chunks(own, 4 * batch_size, "cache prompts"):
                 for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
-                    banks[name].write([i for _, i in part], value.float().cpu().numpy())
+                    banks[name].write([i for _, i in part], (value.float() if value.is_floating_point() else value).cpu().numpy())
         return banks

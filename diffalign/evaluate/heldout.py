@@ -124,5 +124,5 @@ def accuracy_on(run: Run, dataset_name: str, split: str | None, reader: str | No
         elif run.conditioned:
             adapters.load_result(built.backbone.denoiser.controlnet, run.folder, full=True, component=CONTROLNET)
         else:
-            adapters.load_result(built.backbone.denoiser, run.folder, full=run.full, component=built.backbone.component)
+            adapters.load_results(built.backbone.adapted, run.folder, full=run.full)
         return heldout_implicit_accuracy(built)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -22,6 +23,7 @@ from diffalign.infer.options import DrawVotesConfig
 from diffalign.infer.sample import draw
 from diffalign.infer.shards import drawn_as, seed_of
 from diffalign.methods.edits import refuse_prompts_alone
+from diffalign.models.adapter_files import encoders_in
 from diffalign.models.adapters import scale_lora
 from diffalign.models.backbones.table import component_of, load_pipeline
 
@@ -111,5 +113,10 @@ def open_painters(path: str, scales: Sequence[float] = (), device: str = "cpu") 
     options, pipe = drawn_as(run), load(path, device=device)
     if not scales:
         return [Painter(name, pipe, options)]
-    network = getattr(pipe, component_of(pipe))
-    return [Painter(model_name(path, scale), pipe, options, lambda scale=scale: scale_lora(network, scale)) for scale in scales]
+    networks = [getattr(pipe, part) for part in (component_of(pipe), *encoders_in(run.folder))]
+
+    def weighed(scale: float) -> None:
+        for network in networks:
+            scale_lora(network, scale)
+
+    return [Painter(model_name(path, scale), pipe, options, partial(weighed, scale)) for scale in scales]

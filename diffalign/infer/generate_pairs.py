@@ -25,13 +25,14 @@ from diffalign.infer.options import GenerateConfig
 from diffalign.infer.shards import Drawings, draw_shards, drawn_as, score_drawings, stamped
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.edits import refuse_prompts_alone
+from diffalign.models.backbones.base_lora import BaseLora
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 
 logger = logging.getLogger(__name__)
 MANY_TIES = 0.5  # of the prompts; more are worth a warning
 HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution", "max_sequence_length", "seed", "mixed_precision")
-WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path")
+WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path", "denoiser", "base_lora")
 
 
 def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
@@ -89,7 +90,7 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
             raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")
         drawn_as(run)
         for name in WHAT:
-            if getattr(config, name) is not None:
+            if getattr(config, name):
                 raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which has its own; leave it out")
 
 
@@ -97,6 +98,7 @@ def _drawings(config: GenerateConfig, prompts: Sequence[str]) -> Drawings:
     """Return where the images and scores lie until the table is whole."""
     name, path = config.pretrained_model_name_or_path, Path(config.output_dir).resolve()
     further = ("resolution", "max_sequence_length", "mixed_precision", *WHAT)
+    loras = {"base_lora": [BaseLora.of(text).facts() for text in config.base_lora]}
     return Drawings(
         folder=path.with_name(f"{path.name}.parts"),
         prompts=tuple(dict.fromkeys(prompts)),
@@ -105,7 +107,7 @@ def _drawings(config: GenerateConfig, prompts: Sequence[str]) -> Drawings:
         guidance_scale=config.guidance_scale,
         seed=config.seed,
         model=Path(name).resolve().name if Path(name).is_dir() else name,
-        facts={option: getattr(config, option) for option in further} | stamped(name),
+        facts={option: getattr(config, option) for option in further} | loras | stamped(name),
         command="pairs generate",
         overwrite=config.overwrite,
     )
@@ -138,6 +140,7 @@ def _pipeline(config: GenerateConfig, device: torch.device) -> tuple[Any, dict[s
         run = Run.open(name, expects="image")
         return load(name, dtype=DTYPES[config.mixed_precision or run.precision], device=device), drawn_as(run) | shape
     options: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "vae": config.pretrained_vae_model_name_or_path}
+    options |= {"denoiser": config.denoiser and Path(config.denoiser), "base_loras": [BaseLora.of(text) for text in config.base_lora]}
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), shape
 
 

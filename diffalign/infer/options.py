@@ -26,6 +26,10 @@ class GenerateConfig:
     """Weight-file variant, for example fp16."""
     pretrained_vae_model_name_or_path: str | None = None
     """Another autoencoder, one that is sound in half precision."""
+    denoiser: str | None = None
+    """File or folder of a denoiser alone, in place of the model's own."""
+    base_lora: list[str] = field(default_factory=list)
+    """LoRA files that are fused into the model, each as FILE or FILE:strength."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Precision of the model; the one of the training for a run, else no."""
     prompts: list[str] = field(default_factory=list)

@@ -168,8 +168,9 @@ def _shape(config: TrainConfig, tuning: str) -> dict[str, Any]:
     """Return what the shapes of a result's weights depend on."""
     if tuning == "full":
         return {"train_method": "full"}
-    alpha = config.lora_alpha or config.rank
-    return {"train_method": tuning, "rank": config.rank, "lora_alpha": alpha, "lora_layers": config.lora_layers}
+    alpha, encoders = config.lora_alpha or config.rank, config.train_text_encoder
+    shape = {"train_method": tuning, "rank": config.rank, "lora_alpha": alpha, "lora_layers": config.lora_layers}
+    return shape | {"train_text_encoder": encoders}
 
 
 def check_output(config: TrainConfig) -> None:

@@ -238,8 +238,14 @@ class TrainConfig:
     """Scale of the adapter is lora_alpha / rank; the rank itself if not given."""
     lora_dropout: float = key(0.0, SHARE_BELOW_ONE)
     """Dropout in the adapter; adds noise to the policy alone, so zero is best with a reference."""
+    train_text_encoder: bool = key(False, kinds=IMAGE, trait="clip", resume=True, uses=CARD)
+    """Adapters for the CLIP text encoders of Stable Diffusion, too (attention, at the same rank); the reference is the model without both.
+    Prompts are then encoded in every step."""
+    text_encoder_lr: float | None = key(None, ABOVE_ZERO, kinds=IMAGE)
+    """Learning rate of the text encoders' adapters; learning_rate if not given."""
     lora_layers: list[str] | None = key(None, uses=CARD)
-    """Names of the layers that get an adapter; if not given attention projections, of language models all linear layers but the head."""
+    """Names of the layers that get an adapter (of the denoiser alone); if not given attention projections, of language models all linear
+    layers but the head."""
 
     output_dir: str = key("outputs/train", kinds=ANY, changes="nothing", uses=HELP)
     """Folder for weights, checkpoints, logs and pictures."""

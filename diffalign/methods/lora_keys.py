@@ -18,6 +18,10 @@ def check_lora_keys(config: TrainConfig, method: Method, tuning: str) -> None:
         if tuning not in ("lora", "dora") or method.inference != "plain":
             why = f"`train_method` is {tuning}" if tuning not in ("lora", "dora") else f"`{config.method}` learns what is subtracted"
             raise ConfigError(f"`start_from_lora` trains the adapter of a file further, and {why}; fuse it with `base_lora` instead")
+    if config.train_text_encoder:
+        _check_text_encoder(config, method, tuning)
+    elif config.text_encoder_lr is not None:
+        raise ConfigError("`text_encoder_lr` is of text encoders, which are not trained here; set train_text_encoder, or leave it out")
     of_base = next((name for name in ("denoiser", "base_lora") if getattr(config, name)), None)
     if of_base and config.quantization is not None:
         raise ConfigError(
@@ -28,6 +32,18 @@ def check_lora_keys(config: TrainConfig, method: Method, tuning: str) -> None:
         raise ConfigError(
             f"`{of_base}`: `{config.method}` of all weights keeps their difference from the plain base; set train_method lora"
         )
-    if config.generate and (of_base or config.start_from_lora):
-        name = of_base or "start_from_lora"
-        raise ConfigError(f"`{name}`: rounds (`generate`) draw with the model as it lies on disk, without it; train without rounds")
+
+
+def _check_text_encoder(config: TrainConfig, method: Method, tuning: str) -> None:
+    """Raise ConfigError where text encoders cannot be trained together with other keys."""
+    if tuning not in ("lora", "dora"):
+        raise ConfigError(f"`train_text_encoder` is for adapters, and `train_method` is {tuning}; leave it out, or set train_method lora")
+    if method.inference != "plain":
+        raise ConfigError(
+            f"`train_text_encoder`: `{config.method}` draws with negative guidance, whose two branches share the text encoder; leave it out"
+        )
+    if config.start_model_steps:
+        raise ConfigError(
+            "`train_text_encoder`: the last steps of a picture (`start_model_steps`) would be those of the start model with prompts that "
+            "were read by another one; leave one of them out"
+        )

@@ -10,13 +10,14 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.peft import PeftAdapterMixin
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from diffalign.core import tensor_files
 from diffalign.core.documents import parse_json, read_mapping
@@ -31,6 +32,8 @@ MODEL = "model"  # the component of a language model, whose adapter is in peft's
 IDLE = """this adapter changes nothing: in every layer one of its two matrices is zero, as before the first step of a training; train the
 run for longer, or with a learning rate above zero"""
 ENCODERS = "text_encoder"  # how the names of tensors begin that are for a text encoder; one file has the adapters of several networks
+CLIP = "text_model."  # how CLIP's layers begin in files, and in some of its classes
+ENCODER_FACTS = "text_encoder_adapters"  # in run.json, by their name in the pipeline
 METADATA = "lora_adapter_metadata"  # the metadata key of diffusers for the adapter's config
 
 
@@ -46,7 +49,8 @@ class AdapterFile:
 
     @classmethod
     def read(cls, path: Path, component: str) -> AdapterFile:
-        """Return the adapter in a file, or in the folder of a run or an export: of the denoiser `component`, or of a language model.
+        """Return the adapter in a file, or in the folder of a run or an export: of the part `component` of a pipeline, or of a
+        language model.
 
         Raises CheckpointError where it is missing or damaged, or where its layers, rank and alpha stand nowhere.
         """
@@ -57,7 +61,8 @@ class AdapterFile:
         if not file.is_file():
             raise CheckpointError(f"{path}: the run's weights are missing; expected {file.name}")
         tensors, metadata = tensor_files.read(file)
-        tensors = {name: value for name, value in tensors.items() if name.startswith(prefix) or not name.startswith(ENCODERS)}
+        others = (ENCODERS, "unet.", "transformer.") if component.startswith(ENCODERS) else ENCODERS
+        tensors = {name: value for name, value in tensors.items() if name.startswith(prefix) or not name.startswith(others)}
         if not tensors:
             raise CheckpointError(f"{file}: holds no tensors of the {component}; expected an adapter")
         config = _config(file, prefix, metadata)
@@ -77,7 +82,7 @@ class AdapterFile:
     def put(self, network: nn.Module, name: str = "default") -> None:
         """Add the adapter to a network as `name`, active. Raises CheckpointError where its tensors are not the network's own."""
         self.inject(network, name)
-        set_peft_model_state_dict(network, self.plain(), adapter_name=name, low_cpu_mem_usage=True)
+        set_peft_model_state_dict(network, self._named(network).plain(), adapter_name=name, low_cpu_mem_usage=True)
 
     def inject(self, network: Any, name: str = "default") -> None:
         """Add empty layers of the adapter to a network and check that the file has exactly what belongs in them."""
@@ -87,7 +92,7 @@ class AdapterFile:
                 inject_adapter_in_model(self.config, network, name, low_cpu_mem_usage=True)
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.file}: made for another network than a {type(network).__name__} ({error})") from error
-        if isinstance(network, PeftAdapterMixin):
+        if isinstance(network, PeftAdapterMixin | PreTrainedModel):
             network._hf_peft_config_loaded = True  # by which the methods of diffusers know of it
         self.check(network, name)
 
@@ -96,7 +101,7 @@ class AdapterFile:
         expected = {f"{self.prefix}{key}": value for key, value in get_peft_model_state_dict(network, adapter_name=name).items()}
         config = network.peft_config[name]
         owner = f"an adapter of rank {config.r} on {_listed(config)} of a {type(network).__name__}"
-        tensor_files.check(self.file, self.tensors, expected, owner)
+        tensor_files.check(self.file, self._named(network).tensors, expected, owner)
 
     def overwrite(self, network: Any) -> None:
         """Put the tensors into the adapter that a network has already. Raises CheckpointError where it is another one."""
@@ -104,12 +109,28 @@ class AdapterFile:
         here = network.peft_config["default"]
         if not math.isclose(self.config.lora_alpha, here.lora_alpha):
             raise CheckpointError(f"{self.file}: an adapter with alpha {self.config.lora_alpha:g}; expected {here.lora_alpha:g}")
-        set_peft_model_state_dict(network, self.plain())
+        set_peft_model_state_dict(network, self._named(network).plain())
+
+    def _named(self, network: nn.Module) -> AdapterFile:
+        """Return the adapter with the layers of a text encoder called as this class of CLIP calls them."""
+        if not self.prefix.startswith(ENCODERS):
+            return self
+        start = CLIP if any(name == CLIP[:-1] for name, _ in network.named_children()) else ""
+        bare = {name.removeprefix(self.prefix).removeprefix(CLIP): value for name, value in self.tensors.items()}
+        return replace(self, tensors={f"{self.prefix}{start}{name}": value for name, value in bare.items()})
 
     def plain(self) -> dict[str, Tensor]:
         """Return copies of the tensors by peft's names, without the prefix."""
         # Clones, since a file's tensors begin anywhere in memory, and the kernels round otherwise there.
         return {name.removeprefix(self.prefix): value.clone() for name, value in self.tensors.items()}
+
+
+def encoders_in(path: Path) -> list[str]:
+    """Return the text encoders that a LoRA file, or that of a folder, has tensors for; only its header is read."""
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        return []
+    return sorted({name.split(".")[0] for name in tensor_files.names(file) if name.startswith(ENCODERS)})
 
 
 def _adds(down: Tensor, up: Tensor) -> bool:
@@ -118,12 +139,16 @@ def _adds(down: Tensor, up: Tensor) -> bool:
     return bool((down @ down.T).mul(up.T @ up).sum() > 0)
 
 
-def adapter_facts(network: Any) -> dict[str, Any]:
-    """Return what run.json says of a network's trained adapter: {"adapter": ...}, or nothing without one."""
-    config = vars(network).get("peft_config", {}).get("default")
-    if config is None:
-        return {}
-    return {"adapter": {"rank": config.r, "alpha": float(config.lora_alpha), "layers": sorted(config.target_modules)}}
+def adapter_facts(network: nn.Module) -> dict[str, Any]:
+    """Return what run.json says of a network's trained adapter, {"adapter": ...}, and of those of text encoders; nothing without one."""
+    configs = {name: vars(part)["peft_config"]["default"] for name, part in network.named_modules() if "peft_config" in vars(part)}
+    facts = {
+        name.rpartition(".")[2]: {"rank": config.r, "alpha": float(config.lora_alpha), "layers": sorted(config.target_modules)}
+        for name, config in configs.items()
+    }
+    encoders = {name: one for name, one in facts.items() if name.startswith(ENCODERS)}
+    denoiser = [one for name, one in facts.items() if name not in encoders]  # one, or none
+    return {**dict(zip(["adapter"], denoiser, strict=False)), **({ENCODER_FACTS: encoders} if encoders else {})}
 
 
 def _listed(config: LoraConfig) -> str:
@@ -134,7 +159,8 @@ def _listed(config: LoraConfig) -> str:
 
 def _config(file: Path, prefix: str, metadata: Mapping[str, str]) -> LoraConfig:
     """Return the config that an adapter was trained with; of what files say, only what decides names, shapes and scale is believed."""
-    run = Run.open(file.parent, expects=ANY).facts.get("adapter") if Run.is_in(file.parent) else None
+    facts = Run.open(file.parent, expects=ANY).facts if Run.is_in(file.parent) else {}
+    run = facts.get(ENCODER_FACTS, {}).get(prefix[:-1]) if prefix.startswith(ENCODERS) else facts.get("adapter")
     written, where = _written(file, prefix, metadata)
     if written is None and run is None:
         raise CheckpointError(f"{file}: layers, rank and alpha of the adapter stand nowhere; expected them in its metadata ({METADATA})")

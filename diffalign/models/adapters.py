@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffalign.core import tensor_files
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.core.files import atomic_folder, files_for
-from diffalign.models.adapter_files import MODEL, PEFT_PREFIX, PEFT_WEIGHTS, WEIGHTS, AdapterFile
+from diffalign.models.adapter_files import CLIP, ENCODERS, MODEL, PEFT_PREFIX, PEFT_WEIGHTS, WEIGHTS, AdapterFile, encoders_in
 from diffalign.models.quantised import holds_quantised
 from diffalign.models.weights import read_network
 
@@ -80,20 +80,33 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 def save_lora(pipe: Any, folder: Path, component: str) -> None:
-    """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads, with the adapter's config and true alpha.
+    """Write `pytorch_lora_weights.safetensors`, which stock `load_lora_weights` reads, with the adapters' configs and true alphas.
 
-    Where the pipeline reads no LoRA (PixArt's), also peft's own two files, for `PeftModel.from_pretrained(pipe.transformer, folder)`.
+    The text encoders of the pipeline that have one go with the denoiser `component`. Where the pipeline reads no LoRA (PixArt's), also
+    peft's own two files, for `PeftModel.from_pretrained(pipe.transformer, folder)`.
     """
-    model = getattr(pipe, component)
-    _write(pipe, folder, component, get_peft_model_state_dict(model), model.peft_config["default"])
+    model, more = getattr(pipe, component), dict[str, Any]()
+    for part, encoder in pipe.components.items():
+        if part.startswith(ENCODERS) and "peft_config" in vars(encoder or nn.Module()):
+            state = get_peft_model_state_dict(encoder)
+            # As CLIP's layers are called in files: all versions of transformers know these names, in its own networks or not.
+            more[f"{part}_lora_layers"] = {f"{CLIP}{name.removeprefix(CLIP)}": value for name, value in state.items()}
+            more[f"{part}_lora_adapter_metadata"] = _facts(encoder.peft_config["default"])
+    _write(pipe, folder, component, get_peft_model_state_dict(model), model.peft_config["default"], more)
 
 
-def _write(pipe: Any, folder: Path, component: str, state: dict[str, Tensor], config: LoraConfig) -> None:
-    """Write an adapter through diffusers' own saver, under a temporary name first."""
-    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+def _facts(config: LoraConfig) -> dict[str, Any]:
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
+
+def _write(
+    pipe: Any, folder: Path, component: str, state: dict[str, Tensor], config: LoraConfig, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write an adapter through diffusers' own saver, which also takes those of text encoders (`more`), under a temporary name first."""
+    facts = _facts(config)
     with files_for(folder) as temporary:
         if isinstance(pipe, LoraBaseMixin):
-            layers = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts}
+            layers = {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": facts, **(more or {})}
             kind: Any = type(pipe)
             kind.save_lora_weights(temporary, **layers)
         else:
@@ -117,11 +130,18 @@ def save_peft(model: Any, folder: Path, base: str) -> None:
 
 
 def load_lora(pipe: Any, folder: Path, component: str, name: str = "default") -> None:
-    """Load a run's adapter into a stock pipeline as `name`, also where its class has no method for that (PixArt's).
+    """Load a run's adapters, of the denoiser `component` and of text encoders, into a stock pipeline as `name`, also where its class has
+    no method for that (PixArt's).
 
     Raises CheckpointError for a file that is not whole, made for another network or of unsound numbers, or that changes nothing.
     """
     _load(getattr(pipe, component), folder, component, name)
+    for part in encoders_in(folder):
+        encoder, adapter = pipe.components.get(part), AdapterFile.read(folder, part)
+        if encoder is None:
+            raise CheckpointError(f"{adapter.file}: has layers for the part `{part}`, which this model is without")
+        adapter.put(encoder, name)
+        encoder.requires_grad_(False)
 
 
 def scale_lora(model: nn.Module, scale: float, name: str = "default") -> None:
@@ -162,6 +182,21 @@ def save_full(model: Any, folder: Path) -> None:
     """Write all weights of the denoiser to `folder` (diffusers layout, safetensors); an older folder is replaced at the end."""
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
+
+
+def load_results(networks: Mapping[str, nn.Module], folder: Path, *, full: bool, untrained: bool = False) -> None:
+    """Put a finished run's weights into the denoiser, the first of `networks` by their name in the pipeline, and into text encoders.
+
+    Raises CheckpointError as `load_result`, and where the run has trained another set of text encoders.
+    """
+    component, *encoders = networks
+    load_result(networks[component], folder, full=full, component=component, untrained=untrained)
+    if not full and sorted(there := encoders_in(folder)) != sorted(encoders):
+        raise CheckpointError(
+            f"{folder}: has adapters of {there or 'no text encoder'}; expected {encoders or 'none'} beside the {component}"
+        )
+    for part in encoders:
+        AdapterFile.read(folder, part).overwrite(networks[part])
 
 
 def load_result(model: Any, folder: Path, *, full: bool, component: str, untrained: bool = False) -> None:

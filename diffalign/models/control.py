@@ -63,11 +63,6 @@ class Controlled(nn.Module):
         return self.unet(sample, timestep, encoder_hidden_states, **residuals, **shared)
 
 
-def networks(denoiser: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the networks of a denoiser: itself, or the UNet and its ControlNet."""
-    return (denoiser.unet, denoiser.controlnet) if isinstance(denoiser, Controlled) else (denoiser,)
-
-
 def new_controlnet(unet: Any, factor: int) -> Any:
     """Return a ControlNet that changes nothing yet: the UNet's encoder, float32, on its device.
 

@@ -33,8 +33,8 @@ from diffalign.core.specs import single
 from diffalign.data.prompts import prompts_to_draw, subset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.view import without_content
+from diffalign.infer.generate_pairs import WHAT, generate
 from diffalign.infer.generate_pairs import check as check_drawing
-from diffalign.infer.generate_pairs import generate
 from diffalign.infer.kinds import image
 from diffalign.infer.options import GenerateConfig
 from diffalign.methods.checks import check
@@ -115,16 +115,16 @@ def planned(config: TrainConfig) -> list[Round]:
         has_data = bool(config.dataset_name) and number == 1
         drawn = replace(drawing, output_dir=str(folder / "data"), seed=drawing.seed + SPACING * (number - 1))
         if before is not None:  # a run knows its own
-            drawn = replace(
-                drawn, **dict.fromkeys(("revision", "variant", "pretrained_vae_model_name_or_path")), pretrained_model_name_or_path=before
-            )
+            drawn = replace(drawn, **dict.fromkeys(WHAT) | {"base_lora": [], "pretrained_model_name_or_path": before})
+        elif config.start_from_lora is not None:
+            drawn = replace(drawn, base_lora=[*drawn.base_lora, config.start_from_lora])
         plain = {} if number == 1 else {"reader": None, "dataset_split_name": None}
         training = replace(
             config,
             rounds=1,
             generate={},
             dataset_name=config.dataset_name if has_data else drawn.output_dir,
-            start_from=before,
+            **_going_on(config, before),
             output_dir=str(folder),
             overwrite_output_dir=False,
             seed=config.seed + SPACING * (number - 1),
@@ -134,6 +134,13 @@ def planned(config: TrainConfig) -> list[Round]:
             Round(number, None if has_data else drawn, tuple(subset(prompts, drawing.max_prompts, drawing.seed, number - 1)), training)
         )
     return rounds
+
+
+def _going_on(config: TrainConfig, before: str | None) -> dict[str, str | None]:
+    """Return what a round goes on from: the run `before`, whose adapter is shaped by a file where the first round began with one."""
+    if config.start_from_lora is None:
+        return {"start_from": before}
+    return {"start_from_lora": before or config.start_from_lora}
 
 
 def _drawing(config: TrainConfig) -> GenerateConfig:

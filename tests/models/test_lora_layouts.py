@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import ChromaTransformer2DModel, FluxTransformer2DModel, Lumina2Transformer2DModel
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from tests.each import each
 from tests.layouts import FLUX, published, random_checkpoint, to_diffusers
 from tests.micro_models import MAKERS
 
-COMPONENTS = {"sd": "unet", "sdxl": "unet", "sd3": "transformer", "flux": "transformer", "z_image": "transformer", "pixart": "transformer"}
+COMPONENTS = {family: "unet" if family in ("sd", "sdxl") else "transformer" for family in BACKBONES}
 
 
 def places(family: str, network: Any) -> Callable[[str], Any]:
@@ -75,9 +77,31 @@ def comfyui(module: str) -> str:
     return f"diffusion_model.{module}"
 
 
+def lycoris(module: str) -> str:
+    return f"lycoris_{module.replace('.', '_')}"
+
+
+def diffusers(module: str) -> str:
+    return f"transformer.{module}"
+
+
+def peft(module: str) -> str:
+    return f"{PEFT_PREFIX}{module}"
+
+
 def denoiser(family: str) -> Any:
     torch.manual_seed(0)
     return getattr(MAKERS[family](), COMPONENTS[family])
+
+
+@functools.cache
+def built(family: str) -> Any:
+    """Return a denoiser that tests give weights of their own, and leave without an adapter."""
+    return denoiser(family)
+
+
+def grouped(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1
 
 
 def weights_with(network: Any, file: Path, family: str) -> dict[str, Tensor]:
@@ -103,19 +127,44 @@ LAYOUTS: dict[str, tuple[str, bool, Callable[[str], str], tuple[str, str]]] = {
     "diffusers, SD3": ("sd3", False, lambda module: f"transformer.{module}", A_B),
     "diffusers without peft, SD 1": ("sd", False, lambda module: f"unet.{module}", ("lora.down", "lora.up")),
 }
+# Of later families, in the layouts that diffusers' converters and ComfyUI's tables of keys know for each.
+A_B_DEFAULT = ("lora_A.default", "lora_B.default")
+LATER: dict[str, tuple[str, bool, Callable[[str], str], tuple[str, str]]] = {
+    "musubi-tuner, Qwen-Image": ("qwen_image", False, kohya, UP_DOWN),
+    "ai-toolkit, Qwen-Image": ("qwen_image", False, comfyui, A_B),
+    "Qwen-Image-Lightning": ("qwen_image", False, str, UP_DOWN),
+    "DiffSynth, Qwen-Image": ("qwen_image", False, str, A_B_DEFAULT),
+    "SimpleTuner, Qwen-Image": ("qwen_image", False, lycoris, UP_DOWN),
+    "diffusers, Qwen-Image": ("qwen_image", False, diffusers, A_B),
+    "diffusers, CogView4": ("cogview4", False, diffusers, A_B),
+    "peft, CogView4": ("cogview4", False, peft, A_B),
+    "musubi-tuner, FLUX.2": ("flux2", True, kohya, UP_DOWN),
+    "ai-toolkit, FLUX.2": ("flux2", True, comfyui, A_B),
+    "ComfyUI with diffusers' blocks, FLUX.2": ("flux2", False, comfyui, A_B),
+    "ComfyUI with blocks cut short, FLUX.2": ("flux2", False, lambda name: comfyui(re.sub("^transformer_", "sformer_", name)), UP_DOWN),
+    "diffusers, FLUX.2": ("flux2", False, diffusers, A_B),
+    "kohya, SANA": ("sana", True, kohya, UP_DOWN),
+    "diffusers, SANA": ("sana", False, diffusers, A_B),
+    "ComfyUI, Krea 2": ("krea2", True, comfyui, A_B),
+    "ai-toolkit, Krea 2": ("krea2", True, peft, A_B),
+    "diffusers, Krea 2": ("krea2", False, diffusers, A_B),
+    "ComfyUI, ERNIE-Image": ("ernie_image", False, comfyui, A_B),
+    "diffusers, ERNIE-Image": ("ernie_image", False, diffusers, A_B),
+}
 
 
-@each([f"{layout}; {how}" for layout in LAYOUTS for how in ("plain", "none", "mixed")])
+@each([*(f"{layout}; {how}" for layout in LAYOUTS for how in ("plain", "none", "mixed")), *(f"{layout}; mixed" for layout in LATER)])
 def test_a_file_counts_as_much_as_in_the_program_that_wrote_it(case):
     layout, how = case.split("; ")
-    family, original, name, halves = LAYOUTS[layout]
-    network = denoiser(family)
+    family, original, name, halves = (LAYOUTS | LATER)[layout]
+    network = built(family)
     config = dict(network.config)
     checkpoint = random_checkpoint(family, config)
     network.load_state_dict(to_diffusers(family, checkpoint, config))
     before = checkpoint if original else network.state_dict()
-    layers = [module for module, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    layers = [module for module, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d) and not grouped(layer)]
     modules = [key.removesuffix(".weight") for key, value in before.items() if key.endswith(".weight") and value.dim() > 1]
+    modules = [module for module in modules if "depth_conv" not in module]  # of SANA: peft has no adapters for grouped convolutions
     parts = parts_for({module: tuple(before[f"{module}.weight"].shape) for module in (modules if original else layers)}, how)
     after = before | {f"{module}.weight": before[f"{module}.weight"] + part.change() for module, part in parts.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -127,20 +176,41 @@ def test_a_file_counts_as_much_as_in_the_program_that_wrote_it(case):
     assert max(float((merged[key] - value).abs().max()) for key, value in network.state_dict().items()) > 0.01
 
 
-@each(["plain", "none", "mixed"])
-def test_fused_layers_of_flux_come_apart(how):
-    """At its true width, since diffusers' converter of checkpoints knows no other; but with four inputs to a layer."""
-    config = FLUX
+CHROMA = {"num_layers": 1, "num_single_layers": 1, "approximator_layers": 1}
+LUMINA2 = {"num_layers": 1, "num_refiner_layers": 1}
+# Of families whose converters know no other widths than the true ones: network, config, whether modules are the published ones, names.
+WIDE: dict[str, tuple[str, Any, dict[str, Any], bool, Callable[[str], str], tuple[str, str]]] = {
+    "kohya, Flux": ("flux", FluxTransformer2DModel, FLUX, True, kohya, UP_DOWN),
+    "kohya, Chroma": ("chroma", ChromaTransformer2DModel, CHROMA, True, kohya, UP_DOWN),
+    "ai-toolkit, Chroma": ("chroma", ChromaTransformer2DModel, CHROMA, True, comfyui, A_B),
+    "diffusers, Chroma": ("chroma", ChromaTransformer2DModel, CHROMA, False, diffusers, A_B),
+    "kohya, Lumina 2": ("lumina2", Lumina2Transformer2DModel, LUMINA2, True, kohya, UP_DOWN),
+    "ComfyUI, Lumina 2": ("lumina2", Lumina2Transformer2DModel, LUMINA2, True, comfyui, A_B),
+    "ComfyUI without its prefix, Lumina 2": ("lumina2", Lumina2Transformer2DModel, LUMINA2, True, diffusers, A_B),
+    "LyCORIS, Lumina 2": ("lumina2", Lumina2Transformer2DModel, LUMINA2, True, lycoris, UP_DOWN),
+    "diffusers, Lumina 2": ("lumina2", Lumina2Transformer2DModel, LUMINA2, False, diffusers, A_B),
+}
+
+
+@each([*(f"kohya, Flux; {how}" for how in ("plain", "none")), *(f"{layout}; mixed" for layout in WIDE)])
+def test_fused_layers_of_the_true_width_come_apart(case):
+    """But with four inputs to a layer."""
+    layout, how = case.split("; ")
+    family, kind, config, original, name, halves = WIDE[layout]
     with torch.device("meta"):
-        network = FluxTransformer2DModel(**config)
-    shapes = {key: (rows[0], 4) if len(rows) == 2 else rows for key, rows in published("flux", config).items()}
+        network = kind(**config)
+    config = dict(network.config)
+    shapes = {key: (rows[0], 4) if len(rows) == 2 else rows for key, rows in published(family, config).items()}
     zeros = {key: torch.zeros(shape) for key, shape in shapes.items()}
-    parts = parts_for({key.removesuffix(".weight"): shape for key, shape in shapes.items() if len(shape) == 2}, how)
-    expected = to_diffusers("flux", zeros | {f"{module}.weight": part.change() for module, part in parts.items()}, config)
+    if not original:
+        zeros = to_diffusers(family, zeros, config)
+    parts = parts_for({key.removesuffix(".weight"): tuple(value.shape) for key, value in zeros.items() if value.dim() == 2}, how)
+    expected = zeros | {f"{module}.weight": part.change() for module, part in parts.items()}
+    expected = to_diffusers(family, expected, config) if original else expected
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lora.safetensors"
-        save_file(tensors_of(parts, kohya, UP_DOWN), file)
-        adapter = read_lora(file, {"transformer": network}, "transformer", places("flux", network))["transformer"]
+        save_file(tensors_of(parts, name, halves), file)
+        adapter = read_lora(file, {"transformer": network}, "transformer", places(family, network))["transformer"]
     changes = {name: value for name, value in expected.items() if value.dim() == 2}
     assert len(changes) == len(adapter.tensors) / 2
     for name, change in changes.items():

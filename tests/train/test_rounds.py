@@ -22,11 +22,15 @@ from diffalign.infer import shards as drawing
 from diffalign.infer.sample import draw
 from diffalign.methods.config import TrainConfig
 from diffalign.models.adapter_files import WEIGHTS
+from diffalign.models.backbones.base_lora import BaseLora
+from diffalign.models.backbones.table import load_pipeline
 from diffalign.train import align as api
 from diffalign.train import rounds
 from diffalign.train.trainer import Trainer
 from tests.killing import Killed, killing
+from tests.micro_models import stock
 from tests.shades import add_scorer
+from tests.train.test_lora_in import write_kohya
 
 PROMPTS = ["a red star", "a green heart", "a blue circle"]
 DRAWN = {"prompts": PROMPTS, "max_prompts": 2, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": ["adherence", "bright"]}
@@ -271,3 +275,34 @@ def test_a_dry_run_says_what_each_round_would_do(micro_sd, tmp_path, capsys):
     assert "activations of 8 images" in said
     assert "the reference's trained weights" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_rounds_draw_with_and_train_from_a_base_of_several_files_and_trained_text_encoders(micro_sd, tmp_path):
+    style, start = (
+        write_kohya(micro_sd, tmp_path / f"{name}.safetensors", text=text) for name, text in (("style", False), ("start", True))
+    )
+    denoiser = tmp_path / "unet"
+    network = stock(micro_sd).unet
+    with torch.no_grad():
+        network.conv_in.weight.mul_(1.5)
+    network.save_pretrained(denoiser)
+    files = {"denoiser": str(denoiser), "base_lora": [f"{style}:0.5"], "start_from_lora": str(start), "rank": 8}
+    run = rounds.train(config_of(micro_sd, tmp_path / "run", **files, train_text_encoder=True, max_train_steps=1))
+    first, second = (read_table(run / f"round-{i}" / "data") for i in (1, 2))
+    loras = [BaseLora.of(f"{style}:0.5"), BaseLora.of(str(start))]
+    for table, pipe in (
+        (first, load_pipeline(str(micro_sd), denoiser=denoiser, base_loras=loras)),
+        (second, diffalign.load(run / "round-1")),
+    ):
+        record = table[0]
+        seeds = [int(seed) for seed in record.meta["seeds"].split()]
+        drawn = draw(pipe, [record.prompt] * 2, seeds, num_inference_steps=1)
+        for candidate, image in zip(record.candidates, drawn, strict=True):
+            assert candidate.image is not None
+            difference = np.asarray(decode_image(candidate.image, "x"), float) - np.asarray(image, float)
+            assert np.abs(difference).max() <= 1  # of an adapter that is fused, and of one beside the weights
+    assert [log(run / f"round-{i}")[0]["log_ratio/chosen"] for i in (1, 2)] == [0.0, 0.0]
+    one, two, result = (load_file(folder / WEIGHTS) for folder in (run / "round-1", run / "round-2", run))
+    assert any(name.startswith("text_encoder.") and not torch.equal(value, two[name]) for name, value in one.items())
+    assert all(torch.equal(value, result[name]) for name, value in two.items())
+    assert (json.loads((run / "run.json").read_text())["base_lora"][0]["file"], len(one)) == (str(style), len(two))

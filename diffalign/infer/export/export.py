@@ -25,9 +25,10 @@ from diffalign.core.files import atomic_folder
 from diffalign.core.runs import Run
 from diffalign.infer.export.card import PICTURE, Base, RunFiles, model_card, public
 from diffalign.infer.export.lora_file import comfyui_tensors, kohya_facts, updates
+from diffalign.infer.export.text_encoders import encoder_adapters, encoder_updates, named_tensors
 from diffalign.infer.export.user_files import FOLDER, write_personal
 from diffalign.infer.load import load
-from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, AdapterFile
+from diffalign.models.adapter_files import MODEL, PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS, AdapterFile, encoders_in
 from diffalign.models.adapters import merge, peft_files
 from diffalign.models.backbones.folders import layout_of, resolve
 from diffalign.models.backbones.quantised_file import is_quantised
@@ -235,22 +236,25 @@ def _write_diffusers(export: Export, folder: Path) -> None:
         return
     adapter = _read(export)
     facts = {**adapter.metadata, **export.facts(), "modelspec.implementation": "diffusers"}
-    save_file(dict(adapter.tensors), folder / WEIGHTS, metadata=facts)
+    encoders = [adapter.tensors for adapter in encoder_adapters(export.run).values()]
+    save_file({name: value for part in (adapter.tensors, *encoders) for name, value in part.items()}, folder / WEIGHTS, metadata=facts)
     if (export.run.folder / PEFT_CONFIG).is_file():
         peft_files(folder, adapter.plain(), adapter.config)
 
 
 def _write_comfyui(export: Export, folder: Path) -> None:
     layers, family = updates(_read(export)), export.base.layout.family
-    tensors = comfyui_tensors(family, layers, export.config)
-    facts = export.facts() | kohya_facts(family, layers, export.config, export.scheduler) | {"ss_output_name": export.name}
+    words = encoder_updates(encoder_adapters(export.run), export.base.layout)
+    tensors = comfyui_tensors(family, layers, export.config) | named_tensors(words)
+    facts = export.facts() | kohya_facts(family, {**layers, **words}, export.config, export.scheduler) | {"ss_output_name": export.name}
     save_file(tensors, folder / f"{export.name}_comfyui.safetensors", metadata=facts)
 
 
 def _write_merged(export: Export, folder: Path) -> None:
     """Write the stock pipeline with the run's result in its weights."""
     pipe = load(export.run.folder, dtype=export.dtype)
-    merge(getattr(pipe, export.base.layout.component))
+    for part in (export.base.layout.component, *encoders_in(export.run.folder)):
+        merge(getattr(pipe, part))
     pipe.save_pretrained(folder, safe_serialization=True)
     for file in (*folder.glob("*.json"), *folder.glob("*/*.json")):
         facts = json.loads(file.read_text(encoding="utf-8"))

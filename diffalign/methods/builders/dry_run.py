@@ -29,6 +29,7 @@ from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
 from diffalign.models.backbones.distilled import warning
 from diffalign.models.control import Controlled
+from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.quantised import QuantisedLinear, numbers_of
 
 # Bytes of a weight with its scales: nf4 has one of 8 bits for 64 weights, and one of 32 for 256 of those.
@@ -59,7 +60,7 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
     elif recipe.users is not None:
         base, how = total - trained, f"user branch with the encoder {recipe.users.name}"
     else:
-        base, how = total - trained, f"{recipe.tuning} {_ranks(denoiser)}"
+        base, how = total - trained, f"{recipe.tuning} {_ranks(networks(denoiser)[0])}"
     sizes = sizes_of(config, outline)
     shapes = [f"{'x'.join(map(str, outline.model.latent_shape(h, w)))} for {h}x{w} pixels" for h, w in sizes]
     name, layout = config.pretrained_model_name_or_path, outline.layout
@@ -68,7 +69,7 @@ def model_rows(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tu
         ("model", f"{config.pretrained_model_name_or_path} ({outline.kind}, family {outline.layout.family})"),
         *(("with", f"{lora.file} at strength {lora.strength:g}, fused into the base") for lora in base_loras(config)),
         *([("distilled", distilled)] if distilled is not None else []),
-        ("parameters", f"{base:,} in the {outline.layout.component}"),
+        ("parameters", f"{base:,} in the {' and '.join([outline.layout.component, *text_encoders(denoiser)])}"),
         ("trained", f"{trained:,} ({100 * trained / base:.3g} %): {how}"),
         ("latents", ", ".join(shapes)),
     ]
@@ -213,8 +214,9 @@ def readable(size: float) -> str:
 
 
 def encoder_bytes(outline: Outline) -> float:
-    """Return the bytes of VAE and text encoders."""
-    encoders = [part for name, part in outline.parts.items() if isinstance(part, nn.Module) and name != outline.layout.component]
+    """Return the bytes of VAE and text encoders, without those that are trained beside the denoiser."""
+    trained = outline.model.adapted
+    encoders = [part for name, part in outline.parts.items() if isinstance(part, nn.Module) and name not in trained]
     return sum(_bytes(part.parameters()) for part in encoders)
 
 

@@ -30,9 +30,10 @@ from diffalign.models import adapters
 from diffalign.models.backbones.base import Backbone, BackboneSettings
 from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
-from diffalign.models.control import Controlled, networks
+from diffalign.models.control import Controlled
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.neighbours import NeighbourLikelihood
+from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Several, Start
 from diffalign.models.trajectory_cache import Precomputed, network_facts
 from diffalign.models.users import branch
@@ -91,20 +92,13 @@ def equip(
         model.control(config.controlnet_model_name_or_path)
     elif recipe.tuning == "user":
         user_build.attach(config, recipe, model, evidence or Sizes())
-    elif config.start_from_lora is not None:
-        adapters.add_adapter(model.denoiser, lora.start_adapter(config, model.pipeline(whole=False)), config.lora_dropout)
     else:
-        torch.manual_seed(config.seed)
-        adapters.add_lora(
-            model.denoiser,
-            targets=config.lora_layers or model.lora_targets,
-            rank=config.rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            dora=recipe.tuning == "dora",
-        )
+        lora.add_adapters(config, recipe, model)
     for network in networks(model.denoiser):
         speed.apply(config, network, kernels=kernels)
+    for encoder in text_encoders(model.denoiser).values():
+        if config.gradient_checkpointing:
+            speed.checkpoint_layers(encoder)
 
 
 def goes_on(config: TrainConfig) -> bool:
@@ -122,8 +116,7 @@ def start(config: TrainConfig, recipe: Recipe, model: Backbone) -> dict[str, Any
     if not goes_on(config):
         return facts
     if config.start_from is not None:
-        full = recipe.tuning == "full"
-        adapters.load_result(model.denoiser, Path(config.start_from), full=full, component=model.component, untrained=True)
+        adapters.load_results(model.adapted, Path(config.start_from), full=recipe.tuning == "full", untrained=True)
     digest = hashlib.sha256()
     for parameter in adapters.trainable(model.denoiser):
         digest.update(parameter.detach().flatten()[:256].double().cpu().numpy().tobytes())
@@ -238,7 +231,16 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     if users is not None and evidence is not None:
         data, index = UserPairs(data, users, evidence, config.user_dropout), users.index
         penalty = encoder_of(model.denoiser).penalty
-    return Parts("image", recipe, model, scored, compared, data, view.table.fingerprint, index, penalty, facts=start_hash)
+    groups = parameter_groups(config, model)
+    return Parts("image", recipe, model, scored, compared, data, view.table.fingerprint, index, penalty, facts=start_hash, groups=groups)
+
+
+def parameter_groups(config: TrainConfig, model: Backbone) -> list[dict[str, Any]] | None:
+    """Return what the optimiser trains where text encoders have a learning rate of their own, None where all is trained alike."""
+    if config.text_encoder_lr is None:
+        return None
+    denoiser, *encoders = (adapters.trainable(network) for network in model.adapted.values())
+    return [{"params": denoiser}, {"params": [p for own in encoders for p in own], "lr": config.text_encoder_lr}]
 
 
 def _count_cut_prompts(model: Backbone, view: View) -> None:

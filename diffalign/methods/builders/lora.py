@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.keys import changed
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe, tuning_of
+from diffalign.models import adapters
 from diffalign.models.adapter_files import AdapterFile
+from diffalign.models.backbones.base import Backbone
 from diffalign.models.backbones.base_lora import BaseLora, check_fit
-from diffalign.models.backbones.table import component_of, lora_adapters
+from diffalign.models.backbones.table import TEXT_ENCODERS, component_of, lora_adapters
+from diffalign.models.prompted import LORA_TARGETS
 
 
 def base_loras(config: TrainConfig) -> list[BaseLora]:
@@ -42,20 +47,44 @@ def check_quantised(config: TrainConfig, recipe: Recipe) -> None:
         )
 
 
-def start_adapter(config: TrainConfig, pipe: Any) -> AdapterFile:
-    """Return the adapter of the denoiser that `start_from_lora` goes on from.
+def add_adapters(config: TrainConfig, recipe: Recipe, model: Backbone) -> None:
+    """Add new adapters, or those of `start_from_lora`, to a denoiser and, where they are trained, to its text encoders.
 
-    Raises ConfigError for keys that contradict the file, and where it also has layers of text encoders; CheckpointError as `read_lora`.
+    A text encoder that the file has nothing for gets a new one, of the rank and alpha of the denoiser's. Raises as `_start_adapters`.
     """
-    parts, component = lora_adapters(Path(str(config.start_from_lora)), pipe), component_of(pipe)
-    adapter = parts.pop(component)
-    if parts:
+    pipe, targets = model.pipeline(whole=False), {model.component: config.lora_layers or model.lora_targets}
+    if config.train_text_encoder:
+        encoders = [part for part in TEXT_ENCODERS if pipe.components.get(part) is not None]
+        targets |= dict.fromkeys(encoders, LORA_TARGETS)
+    start = {} if config.start_from_lora is None else _start_adapters(config, pipe, targets)
+    own = start[model.component].config if start else None
+    rank, alpha = (config.rank, config.lora_alpha) if own is None else (own.r, own.lora_alpha)
+    torch.manual_seed(config.seed)
+    for part, layers in targets.items():
+        if part in start:
+            adapters.add_adapter(getattr(pipe, part), start[part], config.lora_dropout)
+        else:
+            how = {"rank": rank, "alpha": alpha, "dropout": config.lora_dropout, "dora": recipe.tuning == "dora"}
+            adapters.add_lora(getattr(pipe, part), targets=layers, **how)
+    if config.train_text_encoder:
+        model.train_text_encoders()
+
+
+def _start_adapters(config: TrainConfig, pipe: Any, trained: Collection[str]) -> dict[str, AdapterFile]:
+    """Return the adapters that `start_from_lora` goes on from, of the denoiser and of text encoders.
+
+    Raises ConfigError for keys that contradict the file, and where it also has layers that are not `trained`; CheckpointError as
+    `read_lora`.
+    """
+    parts = lora_adapters(Path(str(config.start_from_lora)), pipe)
+    adapter = parts[component_of(pipe)]
+    if lost := [part for part in parts if part not in trained]:
         raise ConfigError(
-            f"`start_from_lora`: {adapter.file} also has layers of {' and '.join(parts)}, which are not trained, so that they would be "
-            "lost; fuse the file with `base_lora`, or remove these layers from it"
+            f"`start_from_lora`: {adapter.file} also has layers of {' and '.join(lost)}, which are not trained, so that they would be "
+            "lost; set train_text_encoder, fuse the file with `base_lora`, or remove these layers from it"
         )
     _check_contradictions(config, adapter)
-    return adapter
+    return parts
 
 
 def _check_contradictions(config: TrainConfig, adapter: AdapterFile) -> None:

@@ -36,7 +36,7 @@ from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.quantised_file import is_quantised, quantised_denoiser
 from diffalign.models.backbones.single_file import denoiser_folder
 from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
-from diffalign.models.control import networks
+from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.weights import UNREADABLE
 
 
@@ -247,6 +247,8 @@ def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool
     if config.gradient_checkpointing:
         for network in networks(denoiser):
             network.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]
+        for encoder in text_encoders(denoiser).values():
+            encoder._set_gradient_checkpointing(gradient_checkpointing_func=kept.block)
         kept.largest = _copies(model)
     denoiser.train()
     side = config.resolution or model.resolution

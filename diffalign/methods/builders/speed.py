@@ -55,6 +55,13 @@ def apply(config: TrainConfig, denoiser: Any, *, kernels: bool = True) -> None:
         denoiser.compile(options={"emulate_precision_casts": True})
 
 
+def checkpoint_layers(network: Any) -> None:
+    """Switch on gradient checkpointing in a network of transformers."""
+    # transformers 5.23 has renamed it; the last version for Python 3.10 knows the old name alone.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def _attend(denoiser: Any, name: str, kernels: bool) -> None:
     """Set an attention backend of diffusers. UNets, PixArt and SD3 do not ask its dispatcher: they call PyTorch's own, or xformers."""
     dispatched = any(isinstance(layer, AttentionModuleMixin) for layer in denoiser.modules())

@@ -11,6 +11,7 @@ import torch
 from diffalign.core.specs import bind
 from diffalign.core.types import Reference
 from diffalign.data.view import View
+from diffalign.methods.builders import speed
 from diffalign.methods.builders.common import DTYPES, cache_root, order
 from diffalign.methods.checks import check_text
 from diffalign.methods.config import TrainConfig
@@ -83,9 +84,7 @@ def equip(config: TrainConfig, recipe: Recipe, model: LanguageModel) -> None:
             dora=recipe.tuning == "dora",
         )
     if config.gradient_checkpointing:
-        # transformers 5.23 has renamed it; the last version for Python 3.10 knows the old name alone.
-        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        speed.checkpoint_layers(network)
     if config.torch_compile:
         network.compile(options={"emulate_precision_casts": True})
 

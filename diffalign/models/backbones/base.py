@@ -70,6 +70,15 @@ class Backbone(Trained, Protocol):
         """Put a trainable ControlNet beside the denoiser; `predict` then also reads "conditioning_image" (N, 3, h, w) in [0, 1]."""
         ...
 
+    def train_text_encoders(self) -> None:
+        """Put the text encoders beside the denoiser, into what is trained; a prompt's condition is then its tokens."""
+        ...
+
+    @property
+    def adapted(self) -> Mapping[str, nn.Module]:
+        """Return the networks that have adapters of a run, by their name in the pipeline."""
+        ...
+
     def pipeline(self, *, whole: bool = True) -> Any:
         """Return the stock diffusers pipeline around the denoiser as it is now; without `whole`, encoders stay where they are."""
         ...

@@ -34,6 +34,7 @@ class Layout:
     steers: bool = True  # can be drawn with negative guidance
     controls: bool = False  # takes a ControlNet
     picture: Literal["none", "optional", "needed"] = "none"  # whether it takes an input picture beside the prompt, as edit models do
+    clip: bool = False  # reads prompts with CLIP alone, whose text encoders can be trained
 
     @property
     def traits(self) -> set[str]:
@@ -45,8 +46,8 @@ _SD3_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "
 _ONE = ("vae", "text_encoder", "tokenizer", "scheduler")
 _TWO = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 LAYOUTS = {
-    "StableDiffusionPipeline": Layout("sd", "unet", _ONE, controls=True),
-    "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO, controls=True),
+    "StableDiffusionPipeline": Layout("sd", "unet", _ONE, controls=True, clip=True),
+    "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO, controls=True, clip=True),
     "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
@@ -75,7 +76,12 @@ LAYOUTS = {
 }
 
 # Traits that a key of the config may ask for.
-TRAITS = {"flow": "flow models", "guidance": "guidance-distilled models", "large": "the prompts of T5 and language models"}
+TRAITS = {
+    "flow": "flow models",
+    "guidance": "guidance-distilled models",
+    "large": "the prompts of T5 and language models",
+    "clip": "models that read prompts with CLIP alone",
+}
 
 
 def owners(trait: str) -> str:

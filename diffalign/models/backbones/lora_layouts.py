@@ -1,7 +1,8 @@
 """LoRA files in the layouts of other programs (kohya's scripts, ComfyUI, diffusers, peft), read as adapters of a model's networks.
 
 A layer is looked up by every name that these programs have for it: that of diffusers, and that of the published layout, with dots or with
-underscores. Strength is up @ down times alpha / rank, in every program; a module without an alpha counts once.
+underscores, behind the prefixes of each program or behind none (DiffSynth, Qwen-Image-Lightning). Strength is up @ down times alpha / rank,
+in every program; a module without an alpha counts once.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from diffalign.models.backbones.places import Place
 Tensors = Mapping[str, Tensor]
 Places = Callable[[str], Place | None]
 COMFYUI = "diffusion_model."
-# How kohya's scripts begin the names of a part's modules, whose dots are underscores there.
+# How kohya's scripts, and LyCORIS, begin the names of a part's modules, whose dots are underscores there.
 KOHYA = {
-    "unet": ("lora_unet_",),
-    "transformer": ("lora_unet_", "lora_transformer_"),
+    "unet": ("lora_unet_", "lycoris_"),
+    "transformer": ("lora_unet_", "lora_transformer_", "lycoris_"),
     "text_encoder": ("lora_te1_", "lora_te_"),
     "text_encoder_2": ("lora_te2_",),
     "text_encoder_3": ("lora_te3_",),
@@ -137,9 +138,9 @@ def _by_names(
     names = {name: key for part, network in networks.items() for name, key in _names(part, network, places if part == component else None)}
     layers: dict[str, dict[str, Update]] = {}
     for module, update in updates.items():
-        parts = names.get(_today(module))
+        parts = names.get(module) or names.get(_today(module))
         if parts is None:
-            unknown = [name for name in updates if _today(name) not in names]
+            unknown = [name for name in updates if name not in names and _today(name) not in names]
             raise CheckpointError(
                 f"{file}: looks like a LoRA of {layout}{_for(metadata)}, and {len(unknown)} of its {len(updates)} modules are none of a "
                 f"{type(networks[component]).__name__}, such as {_listed(unknown)}"
@@ -194,11 +195,12 @@ def _names(part: str, network: nn.Module, places: Places | None) -> Iterator[tup
         place = places(layer) if places is not None else None
         if place is not None:
             published.setdefault(place.module, []).append((part, layer, place))
-    # A name of both kinds is diffusers' in files of diffusers, and for what is not fused they are the same layer.
-    for name, layers in plain.items():
+    # A name of both kinds is diffusers' behind its prefix, peft's and none, and for what is not fused they are the same layer.
+    for name, layers in (published | plain).items():
         yield f"{part}.{name}", layers
         if places is not None:
             yield f"{PEFT_PREFIX}{name}", layers
+            yield name, layers
     for name, layers in (plain | published if places is not None else plain).items():
         yield from ((prefix + name.replace(".", "_"), layers) for prefix in KOHYA[part])
         if places is not None:
@@ -206,12 +208,12 @@ def _names(part: str, network: nn.Module, places: Places | None) -> Iterator[tup
 
 
 def _today(module: str) -> str:
-    """Return a module by the name that diffusers has for it since it uses peft.
+    """Return a module by the name that diffusers has for it since it uses peft; some files of FLUX.2 have lost the beginning of one.
 
     >>> _today("unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out")
     'unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0'
     """
-    name = module.replace(".processor.", ".")
+    name = module.replace(".processor.", ".").replace(f"{COMFYUI}sformer_blocks.", f"{COMFYUI}transformer_blocks.")
     if name.startswith("text_encoder"):
         return next((name.removesuffix(old) + new for old, new in EARLIER.items() if name.endswith(old)), name)
     return f"{name}.0" if name.endswith(".to_out") else name

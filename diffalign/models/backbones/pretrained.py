@@ -23,6 +23,7 @@ from diffalign.models.backbones.places import Place, Published
 from diffalign.models.control import Controlled, check_pipeline, new_controlnet, pipeline_of, read_controlnet
 from diffalign.models.diffusion.path import FlowPath, Path, VPPath
 from diffalign.models.diffusion.shift import DynamicShift, EmpiricalShift, RootShift
+from diffalign.models.prompted import text_encoders
 from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
 
@@ -72,8 +73,13 @@ class Pretrained(ABC):
 
     @property
     def network(self) -> nn.Module:
-        """Return what gets trained: the denoiser."""
+        """Return what gets trained: the denoiser, with what is trained beside it."""
         return self.denoiser
+
+    @property
+    def adapted(self) -> dict[str, nn.Module]:
+        """Return the networks that have adapters of a run, by their name in the pipeline: the denoiser, and text encoders with it."""
+        return {self.component: getattr(self._pipe, self.component), **text_encoders(self.denoiser)}
 
     def control(self, name: str | None = None) -> None:
         """Put a trainable ControlNet beside the frozen denoiser, and into the stock pipeline: that of a folder or hub id, or a new one.
@@ -87,6 +93,10 @@ class Pretrained(ABC):
         nn.Module.to(unet, self.precision)  # the class's own method warns of it
         self._pipe = pipeline_of(self._pipe, controlnet, self.pipeline_options)
         self.denoiser = Controlled(unet, controlnet.requires_grad_(True))
+
+    def train_text_encoders(self) -> None:
+        """Put the text encoders beside the denoiser, into what is trained. Raises CheckpointError where they are not CLIP's alone."""
+        raise CheckpointError(f"{self.name}: text encoders are trained of models that read prompts with CLIP alone, which this is not")
 
     def beta_in_words(self, beta: float) -> str:
         """Return `beta` and what it is on the sum over the latent, as other scripts count it."""
@@ -167,19 +177,21 @@ class Pretrained(ABC):
         return self._pipe
 
     def park(self) -> None:
-        """Move the encoders to the CPU: with everything cached, a training step uses the denoiser alone."""
-        for part in self._encoders().values():
-            part.to("cpu")
+        """Move the encoders to the CPU: with everything cached, a training step uses what is trained alone."""
+        for name, part in self._encoders().items():
+            if name not in text_encoders(self.denoiser):
+                part.to("cpu")
 
     def fingerprint(self) -> str:
-        """Return a hash over the encoders' weights, the tokenizers and the prompt length: caches are keyed by it."""
+        """Return a hash over the encoders' own weights, the tokenizers and the prompt length: caches are keyed by it."""
         facts = (*self._latents.facts(self._pipe.vae), self.settings.max_sequence_length)
         digest = hashlib.sha256(repr(facts).encode())
         for name, tokenizer in sorted(self._tokenizers().items()):
             digest.update(repr((name, tokenizer.model_max_length, sorted(tokenizer.get_vocab().items()))).encode())
         for part in self._encoders().values():
             for key, value in part.state_dict().items():
-                add_tensor(digest, key, value)
+                if "lora_" not in key:
+                    add_tensor(digest, key.replace(".base_layer", ""), value)
         return digest.hexdigest()
 
     def vae_fingerprint(self) -> str:

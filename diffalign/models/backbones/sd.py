@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
-from diffalign.models.backbones import unet
-from diffalign.models.backbones.places import Place
-from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.clip_unet import ClipUNet
 
 
-class StableDiffusion(Pretrained):
+class StableDiffusion(ClipUNet):
     """A UNet with one CLIP text encoder."""
 
     pipeline_options: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
@@ -22,21 +20,22 @@ class StableDiffusion(Pretrained):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Return {"prompt_embeds": (N, L, D)}: last hidden states of the text encoder."""
+        """Return {"prompt_embeds": (N, L, D)}: last hidden states of the text encoder; tokens where that is trained."""
+        if (tokens := self._tokens_of(prompts)) is not None:
+            return tokens
         encoder = self._pipe.text_encoder
         return {"prompt_embeds": self._pipe.encode_prompt(list(prompts), encoder.device, 1, False)[0]}
+
+    def read(self, encoders: Mapping[str, Any], tokens: Condition) -> Condition:
+        """Return {"prompt_embeds": (N, L, D)} of tokens."""
+        return {"prompt_embeds": encoders["text_encoder"](tokens["input_ids"]).last_hidden_state}
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the UNet's output like x (N, C, H, W)."""
         dtype: Any = self.denoiser.dtype
         further = {**self._told(condition, len(x)), **self._conditioning(condition)}
         with self._autocast():
-            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **further, return_dict=False)[0]
-
-    @classmethod
-    def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:
-        """Return where a layer of the UNet lies in the published layout."""
-        return unet.place(layer, config)
+            return model(x.to(dtype), t, self._words(condition), **further, return_dict=False)[0]
 
     @classmethod
     def architecture(cls, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[str, str]:

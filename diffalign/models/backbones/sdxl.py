@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
-from diffalign.models.backbones import unet
-from diffalign.models.backbones.places import Place
-from diffalign.models.backbones.pretrained import Pretrained
+from diffalign.models.backbones.clip_unet import ClipUNet
 
 
-class StableDiffusionXL(Pretrained):
+class StableDiffusionXL(ClipUNet):
     """A UNet with two CLIP text encoders, pooled embeddings and time ids."""
 
     names = ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0")
@@ -26,11 +24,29 @@ class StableDiffusionXL(Pretrained):
 
         The empty prompt is zeros where the pipeline's config says so, as in its unconditional branch and in SDXL's own training.
         """
+        if (tokens := self._tokens_of(prompts)) is not None:
+            return {**tokens, "has_words": torch.tensor([[bool(prompt)] for prompt in prompts], device=self.device)}
         device = self._pipe.text_encoder_2.device
         embeds, _, pooled, _ = self._pipe.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
         if self._pipe.config.force_zeros_for_empty_prompt:
             has_words = torch.tensor([bool(prompt) for prompt in prompts], device=device)
             embeds, pooled = embeds * has_words[:, None, None], pooled * has_words[:, None]
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def train_text_encoders(self) -> None:
+        """Put the text encoders beside the UNet; the last layer of the first one is not trained, for the UNet reads the one before it."""
+        super().train_text_encoders()
+        layers: Any = next(part for name, part in self._pipe.text_encoder.named_modules() if name.endswith("encoder.layers"))
+        layers[-1].requires_grad_(False)
+
+    def read(self, encoders: Mapping[str, Any], tokens: Condition) -> Condition:
+        """Return {"prompt_embeds": (N, L, D), "pooled_prompt_embeds": (N, P)} of tokens."""
+        one = encoders["text_encoder"](tokens["input_ids"], output_hidden_states=True)
+        two = encoders["text_encoder_2"](tokens["input_ids_2"], output_hidden_states=True)
+        embeds, pooled = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
+        if self._pipe.config.force_zeros_for_empty_prompt:
+            has_words = tokens["has_words"]  # (N, 1)
+            embeds, pooled = embeds * has_words[..., None], pooled * has_words
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -39,13 +55,8 @@ class StableDiffusionXL(Pretrained):
         height, width = (side * self._factor for side in x.shape[2:])
         whole = torch.tensor([height, width, 0, 0, height, width], device=x.device)
         frames = condition["frames"] if "frames" in condition else whole.expand(len(x), -1)
-        added = {"text_embeds": condition["pooled_prompt_embeds"].to(dtype), "time_ids": frames.to(x.device, torch.float32)}
+        added = {**self._pooled(condition), "time_ids": frames.to(x.device, torch.float32)}
         added |= self._told(condition, len(x)).get("added_cond_kwargs", {})
         further = {"added_cond_kwargs": added, **self._conditioning(condition)}
         with self._autocast():
-            return model(x.to(dtype), t, condition["prompt_embeds"].to(dtype), **further, return_dict=False)[0]
-
-    @classmethod
-    def place(cls, layer: str, config: Mapping[str, Any]) -> Place | None:
-        """Return where a layer of the UNet lies in the published layout."""
-        return unet.place(layer, config)
+            return model(x.to(dtype), t, self._words(condition), **further, return_dict=False)[0]
