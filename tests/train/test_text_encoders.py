@@ -22,7 +22,10 @@ from diffalign.train.align import train
 from diffalign.train.trainer import trainer_for
 from tests.infer.runs import weights
 from tests.micro_models import MAKERS, picture, stock
+from tests.shades import add_scorer
 from tests.train.configs import small_config
+from tests.train.online.scorers import Bright, online_config
+from tests.train.online.test_rollout import POLICY
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PROMPTS = ("a red star", "", "a blue moon")
@@ -165,6 +168,13 @@ def test_a_run_goes_on_from_another_or_from_its_file_with_all_adapters(micro_sd,
     assert set(trainer.parts.backbone.adapted) == {"unet", "text_encoder"}
 
 
+def test_online_training_moves_the_encoders_by_replayed_steps(micro_sd, tmp_path, monkeypatch):
+    add_scorer(monkeypatch, "bright", Bright)
+    run = train(online_config(micro_sd, tmp_path / "run", **POLICY, train_text_encoder=True, max_train_steps=1))
+    moved = {name.split(".")[0] for name, value in load_file(run / WEIGHTS).items() if "lora_B" in name and value.any()}
+    assert moved == {"unet", "text_encoder"}
+
+
 def test_encoders_learn_at_a_rate_of_their_own(micro_sd, pairs_file, tmp_path):
     slow = train(config(micro_sd, pairs_file, tmp_path / "slow", text_encoder_lr=1e-12, max_train_steps=1))
     ups = {name: float(value.abs().max()) for name, value in load_file(slow / WEIGHTS).items() if "lora_B" in name}
@@ -177,6 +187,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "negative guidance": ({"method": "diffusion_npo"}, ["train_text_encoder", "diffusion_npo"]),
     "a rate of nothing": ({"train_text_encoder": False, "text_encoder_lr": 1e-4}, ["text_encoder_lr"]),
     "another family": ({"pretrained_model_name_or_path": "assets/tiny-sd3"}, ["train_text_encoder", "sd, sdxl", "sd3"]),
+    "steps of the start": ({"start_model_steps": 1, "prompts": ["a"], "scorers": ["adherence"], "dataset_name": ""}, ["start_model_steps"]),
     "users": ({"method": "ppd"}, ["train_text_encoder", "user"]),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ChromaTransformer2DModel, Lumina2Transformer2DModel
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from torch import Tensor, nn
 
@@ -93,6 +94,33 @@ def flux_updates(width: int = 3072) -> dict[str, Update]:
 def narrow_flux() -> dict[str, Tensor]:
     """Return zeros in the published layout of Flux, with 4 inputs to every layer."""
     return {key: torch.zeros(shape[0], 4) if len(shape) == 2 else torch.zeros(shape[0]) for key, shape in published("flux", FLUX).items()}
+
+
+WIDE: dict[str, tuple[Any, dict[str, int]]] = {
+    "chroma": (ChromaTransformer2DModel, {"num_layers": 1, "num_single_layers": 1, "approximator_layers": 1}),
+    "lumina2": (Lumina2Transformer2DModel, {"num_layers": 1, "num_refiner_layers": 1}),
+}
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_every_layer_of_a_family_whose_converter_knows_the_true_width_alone_comes_back(family):
+    """But with four inputs to a layer, as Flux above."""
+    kind, small = WIDE[family]
+    with torch.device("meta"):
+        network = kind(**small)
+    config, generator = dict(network.config), torch.Generator().manual_seed(0)
+    rows = {name: layer.out_features for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+    updates = {
+        name: Update(*(0.3 * torch.randn(size, generator=generator) for size in ((2, 4), (count, 2))), SCALE)
+        for name, count in rows.items()
+    }
+    tensors, paths = comfyui_tensors(family, updates, config), comfyui_paths(family, config)
+    assert {name.rsplit(".lora_")[0].removesuffix(".alpha") for name in tensors} <= paths.keys()
+    shapes = published(family, config).items()
+    zeros = {key: torch.zeros(shape[0], 4) if len(shape) == 2 else torch.zeros(shape) for key, shape in shapes}
+    changed = to_diffusers(family, merged_by_comfyui(zeros, tensors, paths), config)
+    for name, update in updates.items():
+        torch.testing.assert_close(changed[f"{name}.weight"], SCALE * update.up @ update.down, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("left_out", ["none", "attn.to_q", "attn.to_k", "proj_mlp", "attn."])
