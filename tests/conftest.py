@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.refusals import Refused, refusals
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -49,6 +52,13 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.micro import write_pairs
 
     return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.parquet")
+
+
+@pytest.fixture(scope="session")
+def refused() -> Iterator[Refused]:
+    """A function that returns the one line that the command line refuses its arguments with, before it imports torch."""
+    with refusals() as refuse:
+        yield refuse
 
 
 @pytest.fixture(autouse=True)

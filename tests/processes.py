@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.libraries"])
+PRELOADED = ["tests.libraries"]
+SERVER.set_forkserver_preload(PRELOADED)
 LEARNT = ("pytorch_lora_weights.safetensors", "ip_adapter.safetensors", "user_encoder.safetensors")
 PATIENCE = 600  # seconds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -115,6 +116,7 @@ def _in_sections(config: Any) -> Iterator[tuple[dataclasses.Field[Any], str]]:
             yield item, section
 
 
+@functools.cache
 def _helps(config: type) -> dict[str, str]:
     """Return the docstrings of the fields."""
     texts: dict[str, str] = {}

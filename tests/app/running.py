@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-SERVER = Path(__file__).with_name("server.py")
+from tests.app.server import main
+from tests.processes import PRELOADED, SERVER, start
+
+SERVER.set_forkserver_preload([*PRELOADED, "gradio", "uvicorn"])  # seconds of every start
 
 
 class Server:
@@ -18,16 +18,15 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        root = {"PYTHONPATH": os.pathsep.join([str(SERVER.parents[2]), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, str(SERVER), str(self.folder), str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | root)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
+        ours, theirs = SERVER.Pipe(duplex=False)
+        with ours, theirs:
+            self.process = start(self.folder.with_suffix(".log"), main, str(self.folder), self.port, theirs)
+            theirs.close()  # so that a process that ends without a word ends the waiting
+            self.port = ours.recv()
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.join()
 
     @property
     def address(self) -> str:

@@ -1,4 +1,4 @@
-"""The app in somebody's own server, on any free port or a given one; prints the port once it answers.
+"""The app in somebody's own server, on any free port or a given one; sends the port once it answers.
 
 In its folder there may be users.json, who may log in, and recipe.yaml, from which trainings start.
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import gradio as gr
@@ -46,8 +46,8 @@ class Timed:
         await self.server(scope, receive, answer)
 
 
-def main(folder: str, port: int) -> None:
-    """Serve until killed."""
+def main(folder: str, port: int, ready: Connection) -> None:
+    """Serve until killed; `ready` is sent the port."""
     users = Path(folder) / "users.json"
     personal, recipe = Path(folder) / "personal", Path(folder) / "recipe.yaml"
     config = AppConfig(
@@ -71,11 +71,7 @@ def main(folder: str, port: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     listener.listen()
-    sys.stdout.write(f"{listener.getsockname()[1]}\n")
-    sys.stdout.flush()
+    ready.send(listener.getsockname()[1])
+    ready.close()
     with at_work(config):
         uvicorn.Server(uvicorn.Config(Timed(server), log_level="error")).run(sockets=[listener])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

@@ -21,6 +21,7 @@ from diffalign.core.keys import (
     facts_of,
 )
 from diffalign.core.specs import bind
+from diffalign.core.values import key_value
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
 from diffalign.methods.checks import check_keys
@@ -244,3 +245,10 @@ def test_a_wrong_spec_is_refused(spec, message):
 def test_a_default_that_is_none_leaves_a_constant_missing():
     with pytest.raises(ConfigError, match="needs `by`"):
         bind("step", TABLE, "shift", by=None)
+
+
+def test_every_default_fits_the_annotation_of_its_key():
+    """So a key that nobody set needs no look."""
+    hints = get_type_hints(TrainConfig)
+    defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
+    assert {name: key_value(name, hints[name], default) for name, default in defaults.items()} == defaults

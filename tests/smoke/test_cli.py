@@ -18,26 +18,13 @@ from tests.checked import checked
 from tests.micro import write_pairs
 from tests.paths import CONFIGS
 
-# Fails the moment torch is imported, so a refusal that passes here was made before that.
-GUARD = "import sys; sys.modules['torch'] = None; from diffalign.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
-
-def refused(*arguments):
-    """Return the one line that the command line refuses `arguments` with, without torch."""
-    done = subprocess.run([sys.executable, "-c", GUARD, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("diffalign") and "error:" in line]
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[0]
-
-
-def test_a_misspelt_flag_is_refused_with_the_nearest_one():
+def test_a_misspelt_flag_is_refused_with_the_nearest_one(refused):
     assert "--learing_rate" in (line := refused("train", "--dataset_name", "x", "--learing_rate", "1"))
     assert "Did you mean `--learning_rate`?" in line
 
 
-def test_a_misspelt_key_in_yaml_is_refused_with_the_file_and_the_nearest_one(tmp_path):
+def test_a_misspelt_key_in_yaml_is_refused_with_the_file_and_the_nearest_one(refused, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("dataset_name: x\nbeta_dpoo: 4000\n")
     line = refused("train", "--config", path)
@@ -45,18 +32,18 @@ def test_a_misspelt_key_in_yaml_is_refused_with_the_file_and_the_nearest_one(tmp
     assert "Did you mean" in line
 
 
-def test_a_negative_beta_is_refused():
+def test_a_negative_beta_is_refused(refused):
     assert "`beta` is -1.0; expected a finite number above zero" in refused("train", "--dataset_name", "x", "--beta_dpo", "-1")
 
 
-def test_a_model_folder_without_a_unet_is_refused(micro_sd, tmp_path):
+def test_a_model_folder_without_a_unet_is_refused(refused, micro_sd, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(micro_sd, broken)
     shutil.rmtree(broken / "unet")
     assert "the folder has no `unet`" in refused("train", "--pretrained_model_name_or_path", broken, "--dataset_name", "x")
 
 
-def test_pickled_weights_are_refused(micro_sd, tmp_path):
+def test_pickled_weights_are_refused(refused, micro_sd, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(micro_sd, broken)
     for file in (broken / "vae").glob("*.safetensors"):
@@ -64,19 +51,19 @@ def test_pickled_weights_are_refused(micro_sd, tmp_path):
     assert "no safetensors weights" in refused("train", "--pretrained_model_name_or_path", broken, "--dataset_name", "x")
 
 
-def test_a_dataset_with_ties_only_is_refused(micro_sd, tmp_path):
+def test_a_dataset_with_ties_only_is_refused(refused, micro_sd, tmp_path):
     ties = write_pairs(tmp_path / "ties.parquet", count=6, label=0.5)
     line = refused("train", "--pretrained_model_name_or_path", micro_sd, "--dataset_name", ties, "--output_dir", tmp_path / "run")
     assert "no pair with a preference is left of 6 records (0 strict pairs, 6 ties)" in line
 
 
-def test_a_missing_dataset_is_refused(micro_sd, tmp_path):
+def test_a_missing_dataset_is_refused(refused, micro_sd, tmp_path):
     line = refused("train", "--pretrained_model_name_or_path", micro_sd, "--dataset_name", tmp_path / "no.parquet")
     assert "there is no such file or folder" in line
     assert not (tmp_path / "outputs").exists()
 
 
-def test_an_unknown_command_method_and_reader_are_refused(tmp_path):
+def test_an_unknown_command_method_and_reader_are_refused(refused, tmp_path):
     assert "trian" in refused("trian")
     assert "`method` is 'ddpo'" in refused("train", "--dataset_name", "x", "--method", "ddpo")
     write_pairs(tmp_path / "p.parquet", count=2)
@@ -149,7 +136,7 @@ def test_the_published_recipe_says_what_the_launcher_says():
     assert (recipe["beta"], recipe["learning_rate"], recipe["lr_warmup_steps"]) == (5000, 2.048e-5, 500)
 
 
-def test_what_can_be_known_at_once_is_refused_at_once(tmp_path):
+def test_what_can_be_known_at_once_is_refused_at_once(refused, tmp_path):
     base = ("train", "--dataset_name", "x")
     assert "`lr_scheduler` is 'cosin'. Did you mean `cosine`?" in refused(*base, "--lr_scheduler", "cosin")
     assert "objective.hinge.beta" in refused(*base, "--objective", "{hinge: {beta: -1}}")
@@ -158,7 +145,7 @@ def test_what_can_be_known_at_once_is_refused_at_once(tmp_path):
     assert "Did you mean `orient`?" in refused(*base, "--transforms", "[oreint]", "--output_dir", tmp_path)
 
 
-def test_an_earlier_run_is_not_trained_over_without_a_word(micro_sd, pairs_file, tmp_path):
+def test_an_earlier_run_is_not_trained_over_without_a_word(refused, micro_sd, pairs_file, tmp_path):
     words = ["train", "--pretrained_model_name_or_path", str(micro_sd), "--dataset_name", str(pairs_file)]
     words += ["--output_dir", str(tmp_path / "r"), "--max_train_steps", "1", "--rank", "2"]
     assert main(words) == 0
