@@ -20,6 +20,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -103,11 +104,12 @@ def stable_diffusion_2(**schedule: Any) -> Any:
     return stable_diffusion("gelu", **{**zero, **schedule})
 
 
-def stable_diffusion_xl(**schedule: Any) -> Any:
-    """Return a Stable Diffusion XL: pooled embeddings and six time ids, each embedded in 8 numbers."""
+def stable_diffusion_xl(playground: bool = False, **schedule: Any) -> Any:
+    """Return a Stable Diffusion XL, pooled embeddings and six time ids, each embedded in 8 numbers, or a Playground v2.5."""
     tokenizer, second = clip_tokenizer(), clip_tokenizer(pad="!")
     texts = clip(CLIPTextModel, tokenizer), clip(CLIPTextModelWithProjection, second, activation="gelu")
-    vae = autoencoder(scaling_factor=0.13025)
+    moments = {"latents_mean": [-1.6, 1.9, -1.4, 2.5], "latents_std": [8.5, 5.9, 6.5, 5.2]}
+    vae = autoencoder(scaling_factor=0.5, **moments) if playground else autoencoder(scaling_factor=0.13025)
     denoiser = unet(
         "DownBlock2D",
         "CrossAttnDownBlock2D",
@@ -118,7 +120,8 @@ def stable_diffusion_xl(**schedule: Any) -> Any:
         projection_class_embeddings_input_dim=WIDTH + 6 * 8,
     )
     config = {name: value for name, value in STEPS.items() if name != "clip_sample"}
-    scheduler = EulerDiscreteScheduler(**{**config, "timestep_spacing": "leading", **schedule})
+    euler = EulerDiscreteScheduler(**{**config, "timestep_spacing": "leading", **({} if playground else schedule)})
+    scheduler = EDMDPMSolverMultistepScheduler(**schedule) if playground else euler
     return StableDiffusionXLPipeline(vae, *texts, tokenizer, second, denoiser, scheduler, add_watermarker=False)
 
 
@@ -306,6 +309,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd": ("sd", {}),
     "sd2": ("sd2", {}),
     "sdxl": ("sdxl", {}),
+    "playground": ("sdxl", {"playground": True}),
     "pixart-sigma": ("pixart", {}),
     "pixart-alpha": ("pixart", {"alpha": True}),
     "pixart-alpha-1024": ("pixart", {"alpha": True, "use_additional_conditions": True}),

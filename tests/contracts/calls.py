@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -111,4 +112,5 @@ STOCK = {
 
 def stock_of(pipe: Any, family: str) -> Stock:
     """Return how a stock pipeline calls its network."""
-    return STOCK.get(type(pipe).__name__) or STOCK.get(family, Stock())
+    edm = Stock(output=lambda x, _, __: -x) if isinstance(pipe.scheduler, EDMDPMSolverMultistepScheduler) else None  # v of the other sign
+    return edm or STOCK.get(type(pipe).__name__) or STOCK.get(family, Stock())

@@ -12,7 +12,8 @@ from diffalign.infer.negative import PIPELINES
 from diffalign.models import adapters
 from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
-from diffalign.models.diffusion.path import FlowPath, VPPath, mix, shifted, split, target
+from diffalign.models.diffusion.edm import EDMPath
+from diffalign.models.diffusion.path import VPPath, mix, shifted, split, target
 from tests.contracts.calls import assert_asked_alike, recorded, stock_of
 from tests.edit_models import condition_of
 from tests.micro_models import SIDE, picture
@@ -69,7 +70,14 @@ def patched(vae, pixels, noise, eps=1e-4):
     return (torch.nn.functional.pixel_unshuffle(z, 2) - mean) / (variance + eps).sqrt()
 
 
+def centred(vae, pixels, noise):
+    """Return what Playground's pipeline decodes, over 0.5, the deviation of its latents."""
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    return (drawn(vae.encode(pixels).latent_dist, noise) - mean) * vae.config.scaling_factor / deviation / 0.5
+
+
 LATENTS = {
+    "playground": centred,
     "qwen_image": standardised,
     "qwen_image_edit": standardised,
     "krea2": standardised,
@@ -97,7 +105,7 @@ def test_a_backbone_is_of_its_family_and_frozen(backbone):
     assert not any(part.training or any(p.requires_grad for p in part.parameters()) for part in parts)
 
 
-def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone):
+def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone, name):
     pipe, pixels = backbone.pipeline(), seeded(3, 3, SIDE, SIDE + 16).clamp(-1, 1)
     shape, family = backbone.latent_shape(SIDE, SIDE + 16), family_of(pipe)
     assert shape[1:] == (SIDE // backbone.factor(pipe), (SIDE + 16) // backbone.factor(pipe))
@@ -107,7 +115,7 @@ def test_an_image_becomes_what_the_stock_pipeline_decodes(backbone):
         assert latents.dtype == torch.float32
         assert latents.shape == (3, *shape)
         with torch.no_grad():
-            torch.testing.assert_close(latents, LATENTS.get(family, scaled)(pipe.vae, pixels, noise), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(latents, (LATENTS.get(name) or LATENTS.get(family, scaled))(pipe.vae, pixels, noise), rtol=1e-5, atol=1e-5)
         encoded.append(latents)
     assert bool((encoded[0] - encoded[1]).abs().max() > 1e-2) is (family != "sana")  # whose autoencoder has no posterior
 
@@ -140,7 +148,7 @@ def test_predict_asks_and_answers_what_the_stock_pipeline_does(backbone):
         picture(pipe, list(prompts), steps=2, height=factor * height, width=factor * width, **guidance)
     asked = stock.prompts(prompts) * 2
     assert len(calls) == len(asked)
-    times = pipe.scheduler.sigmas if isinstance(backbone.path, FlowPath) else pipe.scheduler.timesteps
+    times = pipe.scheduler.timesteps if isinstance(backbone.path, VPPath) else pipe.scheduler.sigmas
     for index, (call, texts) in enumerate(zip(calls, asked, strict=True)):
         t = times[index * 2 // len(calls)].expand(len(texts))
         x, output = stock.latent(call.x, height, width), stock.output(call.output, height, width)
@@ -192,7 +200,7 @@ def test_the_path_has_the_noise_levels_of_the_stock_scheduler(backbone):
         torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(1000, dtype=torch.float64))
         assert path.prediction == pipe.scheduler.config.prediction_type
         return
-    assert path.prediction == "velocity"
+    assert path.prediction == ("v_prediction" if isinstance(path, EDMPath) else "velocity")
     if family_of(pipe) == "sana":  # whose solver has even steps from 0.999
         picture(pipe, steps=7)
         times = shifted(0.999 * torch.linspace(1.0, 0.0, 8, dtype=torch.float64), path.shift)

@@ -7,7 +7,7 @@ import torch
 
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
-from diffalign.models.diffusion.path import FlowPath
+from diffalign.models.diffusion.path import VPPath
 from tests.contracts.calls import recorded
 from tests.edit_models import condition_of
 from tests.micro_models import SIDE, picture, stock, write_micro
@@ -22,7 +22,7 @@ def load(folder, precision=torch.float32, **settings):
 
 def asked(backbone, x, condition, t=0.5):
     """Return the inputs of the one call that `predict` makes, and its answer."""
-    times = torch.full((len(x),), t if isinstance(backbone.path, FlowPath) else 500)
+    times = torch.full((len(x),), 500 if isinstance(backbone.path, VPPath) else t)
     with recorded(backbone.denoiser) as calls, torch.no_grad():
         output = backbone.predict(backbone.denoiser, x, times, condition)
     return calls[0].inputs, output

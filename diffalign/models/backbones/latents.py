@@ -59,6 +59,37 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
+class Centred:
+    """Latents of an AutoencoderKL with a mean and a deviation for each channel, as Stable Diffusion XL's pipeline decodes them."""
+
+    data: float = 1.0  # what they are divided by on top: the deviation that they have in EDM
+    patch: int = 1
+
+    def channels(self, vae: Any) -> int:
+        """Return the autoencoder's."""
+        return int(vae.config.latent_channels)
+
+    def facts(self, vae: Any) -> tuple[Any, ...]:
+        """Return means, deviations, scale, and what is divided by."""
+        return tuple(vae.config.latents_mean), tuple(vae.config.latents_std), vae.config.scaling_factor, self.data
+
+    def encode(self, vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return (z - mean) / deviation * scale / data."""
+        mean, deviation = self._moments(vae, noise)
+        return (drawn(vae.encode(pixels).latent_dist, noise) - mean) / deviation
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return pixels of z = latents * data / scale * deviation + mean."""
+        mean, deviation = self._moments(vae, latents)
+        return vae.decode(latents * deviation + mean).sample
+
+    def _moments(self, vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, deviation, scale, data = self.facts(vae)
+        mean, deviation = (torch.tensor(values).to(like).view(-1, 1, 1) for values in (mean, deviation))
+        return mean, deviation * data / scale
+
+
+@dataclass(frozen=True, slots=True)
 class Standardised:
     """Latents of an autoencoder of films (Qwen-Image's), with a mean and a deviation for each channel; a picture is a film of one."""
 

@@ -47,7 +47,7 @@ class Pretrained(ABC):
     published: ClassVar[Published] = Published()
     picture: ClassVar[Literal["none", "optional", "needed"]] = "none"  # whether it takes an input picture
     side: ClassVar[int | None] = None  # pixels of the pipeline's pictures, where no config has a size
-    _latents: ClassVar[Latents] = Scaled()
+    _latents: Latents = Scaled()
     _shift: ClassVar[type[DynamicShift | RootShift | EmpiricalShift]] = DynamicShift  # of a flow model's times
     # Names in LoRA files: kohya's by the published layout, kohya's by diffusers' paths, or ComfyUI's own.
     lora_naming: ClassVar[Literal["kohya", "kohya_diffusers", "comfyui"]] = "kohya"

@@ -1,4 +1,7 @@
-"""Stable Diffusion XL (2307.01952): two text encoders, and a UNet that is told each image's original size and crop."""
+"""Stable Diffusion XL (2307.01952): two text encoders, and a UNet that is told each image's original size and crop.
+
+Playground v2.5 (2402.17245) is one of it with the noise of EDM and latents that are centred by channel.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
+from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.clip_unet import ClipUNet
+from diffalign.models.backbones.latents import Centred
+from diffalign.models.diffusion.edm import EDMPath, is_edm
+from diffalign.models.diffusion.path import Path
 
 
 class StableDiffusionXL(ClipUNet):
@@ -17,6 +24,11 @@ class StableDiffusionXL(ClipUNet):
 
     names = ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0")
     pipeline_options: ClassVar = {"add_watermarker": False}
+
+    def __init__(self, pipe: Any, name: str, precision: torch.dtype = torch.float32, settings: BackboneSettings | None = None) -> None:
+        if pipe.vae.config.get("latents_mean") is not None:
+            self._latents = Centred(_data(pipe))
+        super().__init__(pipe, name, precision, settings)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -52,6 +64,7 @@ class StableDiffusionXL(ClipUNet):
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the UNet's output like x (N, C, H, W); without "frames" the images count as uncropped ones of x's own size."""
         dtype: Any = self.denoiser.dtype
+        edm = self.path if isinstance(self.path, EDMPath) else None
         height, width = (side * self._factor for side in x.shape[2:])
         whole = torch.tensor([height, width, 0, 0, height, width], device=x.device)
         frames = condition["frames"] if "frames" in condition else whole.expand(len(x), -1)
@@ -59,4 +72,21 @@ class StableDiffusionXL(ClipUNet):
         added |= self._told(condition, len(x)).get("added_cond_kwargs", {})
         further = {"added_cond_kwargs": added, **self._conditioning(condition)}
         with self._autocast():
-            return model(x.to(dtype), t, self._words(condition), **further, return_dict=False)[0]
+            label = t if edm is None else edm.label(t)
+            out = model(x.to(dtype), label, self._words(condition), **further, return_dict=False)[0]
+        return -out if edm is not None and edm.negated else out
+
+    def _path(self) -> Path:
+        config = self._pipe.scheduler.config
+        return EDMPath.from_config(config) if is_edm(config) else super()._path()
+
+    @classmethod
+    def unpacked(cls, pipe: Any, latents: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG003  # of families that pack
+        """Return latents of the pipeline in the units of the path."""
+        return latents / _data(pipe)
+
+
+def _data(pipe: Any) -> float:
+    """Return the deviation of a pipeline's latents on EDM's path, 1 on any other."""
+    config = pipe.scheduler.config
+    return EDMPath.from_config(config).data if is_edm(config) else 1.0
