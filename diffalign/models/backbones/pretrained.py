@@ -18,6 +18,7 @@ from transformers import ProcessorMixin
 from diffalign.core.errors import CheckpointError, ConfigError, LatentError
 from diffalign.core.types import Condition
 from diffalign.models.backbones.base import BackboneSettings
+from diffalign.models.backbones.distilled import turbo_times
 from diffalign.models.backbones.latents import Latents, Scaled
 from diffalign.models.backbones.places import Place, Published
 from diffalign.models.control import Controlled, check_pipeline, new_controlnet, pipeline_of, read_controlnet
@@ -287,7 +288,7 @@ class Pretrained(ABC):
         return cls.names
 
     def _path(self) -> Path:
-        return VPPath.from_config(self._pipe.scheduler.config)
+        return VPPath.from_config(self._pipe.scheduler.config, turbo_times(self.name, self._pipe.scheduler))
 
     def _flow_path(self, patch: int = 2) -> FlowPath:
         """Return the path of a flow model whose tokens are `patch` latent rows high."""
