@@ -38,10 +38,12 @@ bytes a parameter in bf16; `diffalign train --dry_run` adds activations, optimis
 | family | models | licence | parameters | bf16 weights | latent | path |
 | --- | --- | --- | --- | --- | --- | --- |
 """
+FITTED = "flow, shift by tokens and steps"
 # By family: models, licence, parameters (None where they were not counted), whether their config was compared, latent, path.
 FACTS: dict[str, tuple[str, str, int | None, bool, str, str]] = {
-    "sd": ("SD 1.x, 2.x", "OpenRAIL-M", 859_520_964, True, "4x128x128", "epsilon or v"),
-    "sdxl": ("SDXL", "OpenRAIL++-M", 2_567_463_684, True, "4x128x128", "epsilon"),
+    "sd": ("SD 1.x, 2.x, Turbo", "OpenRAIL-M", 859_520_964, True, "4x128x128", "epsilon or v"),
+    "sdxl": ("SDXL, Turbo, Playground v2.5", "OpenRAIL++-M; their own", 2_567_463_684, True, "4x128x128", "epsilon, v or EDM"),
+    "kolors": ("Kolors", "see its card", 2_579_458_820, True, "4x128x128", "epsilon"),
     "pixart": ("PixArt-alpha, sigma", "OpenRAIL++-M", 611_349_152, True, "4x128x128", "epsilon"),
     "sd3": ("SD3, 3.5 (medium)", "Stability AI Community", 2_028_328_000, True, "16x128x128", "flow, fixed shift"),
     "flux": ("FLUX.1 dev, schnell", "non-commercial; Apache-2.0", 11_901_408_320, True, "16x128x128", "flow, shift by tokens"),
@@ -59,12 +61,13 @@ FACTS: dict[str, tuple[str, str, int | None, bool, str, str]] = {
     "chroma": ("Chroma1", "Apache-2.0", 8_899_983_424, True, "16x128x128", "flow"),
     "lumina2": ("Lumina-Image 2.0", "Apache-2.0", 2_609_769_152, True, "16x128x128", "flow, fixed shift"),
     "cogview4": ("CogView4-6B", "Apache-2.0", 6_369_118_272, True, "16x128x128", "flow, shift by the root of tokens"),
-    "flux2": ("FLUX.2 klein (4B)", "see its card", 3_875_544_576, False, "128x64x64, batch-normalised", "flow, shift by tokens and steps"),
+    "flux2": ("FLUX.2 klein (4B), dev (32.2B)", "see its card", 3_875_544_576, False, "128x64x64, batch-normalised", FITTED),
     "sana": ("SANA 1.6B", "see its card", 1_604_462_752, True, "32x32x32, no posterior", "flow, fixed shift"),
     "krea2": ("Krea 2", "see its card", 12_820_073_036, False, "16x128x128, standardised", "flow, shift by tokens"),
-    "ernie_image": ("ERNIE-Image", "see its card", None, False, "128x64x64, batch-normalised", "flow, fixed shift"),
+    "hidream": ("HiDream-I1", "MIT", 17_105_733_184, True, "16x128x128", "flow, fixed shift"),
+    "ernie_image": ("ERNIE-Image", "see its card", 8_033_490_048, True, "128x64x64, batch-normalised", "flow, fixed shift"),
 }
-TOKENS = {"lumina2": 64, "flux2": 48, "z_image": 48}  # of a prompt with what stands around it; 24 elsewhere
+TOKENS = {"kolors": 256, "lumina2": 64, "flux2": 48, "z_image": 48}  # of a prompt with what stands around it; 24 elsewhere
 IMAGE = [name for name, method in METHODS.items() if method.inference != "reward"]
 
 

@@ -19,9 +19,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_configure(config: pytest.Config) -> None:
     """Let diffusers' schedulers hand tensors to numpy 2, which warns of it until they stop (Euler of SDXL, DPM-Solver of PixArt).
 
-    And let its Chroma build its positions as it does, of which it warns itself.
+    And let its Chroma build its positions as it does, of which it warns itself, and its ChatGLM compile functions as PyTorch no longer
+    likes to.
     """
     config.addinivalue_line("filterwarnings", r"ignore:`FluxPosEmbed` is deprecated:FutureWarning:diffusers")
+    config.addinivalue_line("filterwarnings", r"ignore:`torch.jit.script` is deprecated:FutureWarning:torch\.jit")
     config.addinivalue_line(
         "filterwarnings", r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers\.schedulers"
     )

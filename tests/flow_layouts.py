@@ -165,6 +165,46 @@ def krea2(config: Mapping[str, Any]) -> Shapes:
     return found | affine("last.linear", config["in_channels"], width)
 
 
+def hidream(config: Mapping[str, Any]) -> Shapes:
+    width, patch, many = (
+        config["num_attention_heads"] * config["attention_head_dim"],
+        config["patch_size"] ** 2,
+        config["num_routed_experts"],
+    )
+
+    def gated(key: str, hidden: int) -> Shapes:
+        inner = -(-int(2 * hidden / 3) // 256) * 256
+        return {f"{key}.w1.weight": (inner, width), f"{key}.w3.weight": (inner, width), f"{key}.w2.weight": (width, inner)}
+
+    def routed(key: str) -> Shapes:
+        found = gated(f"{key}.shared_experts", 2 * width) | {f"{key}.gate.weight": (many, width)}
+        return found | {name: shape for expert in range(many) for name, shape in gated(f"{key}.experts.{expert}", 4 * width).items()}
+
+    def attention(key: str, *sides: str) -> Shapes:
+        found = {}
+        for name in (f"{layer}{side}" for side in sides for layer in ("to_q", "to_k", "to_v", "to_out")):
+            found |= affine(f"{key}.{name}", width, width)
+        return found | {f"{key}.{name}_rms_norm{side}.weight": (width,) for side in sides for name in "qk"}
+
+    found = affine("x_embedder.proj", width, patch * config["in_channels"])
+    found |= mlp("t_embedder.timestep_embedder", ("linear_1", "linear_2"), width, 256, width)
+    found |= mlp("p_embedder.pooled_embedder", ("linear_1", "linear_2"), width, config["text_emb_dim"], width)
+    for number in range(config["num_layers"]):
+        key = f"double_stream_blocks.{number}.block"
+        found |= affine(f"{key}.adaLN_modulation.1", 12 * width, width) | attention(f"{key}.attn1", "", "_t")
+        found |= routed(f"{key}.ff_i") | gated(f"{key}.ff_t", 4 * width)
+    for number in range(config["num_single_layers"]):
+        key = f"single_stream_blocks.{number}.block"
+        found |= affine(f"{key}.adaLN_modulation.1", 6 * width, width) | attention(f"{key}.attn1", "") | routed(f"{key}.ff_i")
+    blocks, words = config["num_layers"] + config["num_single_layers"], config["caption_channels"]
+    found |= {f"caption_projection.{number}.linear.weight": (width, words[number < blocks]) for number in range(blocks + 1)}
+    return (
+        found
+        | affine("final_layer.linear", patch * config["out_channels"], width)
+        | affine("final_layer.adaLN_modulation.1", 2 * width, width)
+    )
+
+
 def ernie_image(config: Mapping[str, Any]) -> Shapes:
     width, inner, words = config["hidden_size"], config["ffn_hidden_size"], config["text_in_dim"]
     found = affine("x_embedder.proj", width, config["in_channels"], 1, 1) | mlp(

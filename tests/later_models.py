@@ -1,4 +1,4 @@
-"""Random models of the latest families, as those of `tests.micro_models`: FLUX.2 klein, SANA, Krea 2 and ERNIE-Image."""
+"""Random models of the latest families, as those of `tests.micro_models`: FLUX.2, SANA, Krea 2, ERNIE-Image, HiDream-I1 and Kolors."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     ErnieImagePipeline,
     ErnieImageTransformer2DModel,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
 )
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tests.micro_parts import (
     QWEN_TEMPLATE,
     SMALL,
     WIDTH,
+    autoencoder,
+    chatglm,
+    chatglm_tokenizer,
+    clip,
+    clip_tokenizer,
     compressing_autoencoder,
     film_autoencoder,
+    flux_autoencoder,
     gemma,
     gemma_tokenizer,
     glm_tokenizer,
@@ -34,6 +43,9 @@ from tests.micro_parts import (
     pixtral_processor,
     qwen3_vl,
     qwen_tokenizer,
+    t5,
+    t5_tokenizer,
+    unet,
     worded_qwen_tokenizer,
 )
 
@@ -124,3 +136,48 @@ def ernie_image(**schedule: Any) -> Any:
     )
     scheduler = FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **schedule})
     return ErnieImagePipeline(denoiser, patch_autoencoder(), mistral(tokenizer), tokenizer, scheduler)
+
+
+def hidream(**schedule: Any) -> Any:
+    """Return a HiDream-I1 with two routed experts to a token, of three, and pictures of 64 tokens at most."""
+    tokenizers = clip_tokenizer(length=128), clip_tokenizer(pad="!", length=128), t5_tokenizer(), qwen_tokenizer()
+    clips = (clip(CLIPTextModelWithProjection, tokenizer) for tokenizer in tokenizers[:2])
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizers[3]), **SMALL, attn_implementation="eager"))
+    denoiser = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=[WIDTH, WIDTH],
+        text_emb_dim=2 * WIDTH,
+        num_routed_experts=3,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(16, 16),
+        llama_layers=[0, 1],
+    )
+    encoders = [part for pair in zip((*clips, t5(tokenizers[2]), llama), tokenizers, strict=True) for part in pair]
+    return HiDreamImagePipeline(FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **schedule}), flux_autoencoder(), *encoders, denoiser)
+
+
+def kolors(**schedule: Any) -> Any:
+    """Return a Kolors, whose UNet projects the states of its language model, with 1100 times."""
+    from diffusers import KolorsPipeline  # which imports what PyTorch warns of
+
+    tokenizer = chatglm_tokenizer()
+    denoiser = unet(
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        cross_attention_dim=2 * WIDTH,
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="text_proj",
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+    )
+    config = {"beta_start": 0.00085, "beta_end": 0.014, "beta_schedule": "scaled_linear", "num_train_timesteps": 1100, "steps_offset": 1}
+    scheduler = EulerDiscreteScheduler(**{**config, "timestep_spacing": "leading", **schedule})
+    return KolorsPipeline(autoencoder(scaling_factor=0.13025), chatglm(tokenizer), tokenizer, denoiser, scheduler)

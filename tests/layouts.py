@@ -31,6 +31,7 @@ from tests.flow_layouts import (
     cogview4,
     ernie_image,
     flux2,
+    hidream,
     krea2,
     lumina2,
     mlp,
@@ -80,6 +81,8 @@ def unet(config: Mapping[str, Any]) -> Shapes:
     found = mlp("time_embed", (0, 2), embedded, widths[0], embedded) | affine("input_blocks.0.0", widths[0], config["in_channels"], 3, 3)
     if config["addition_embed_type"] == "text_time":
         found |= mlp("label_emb.0", (0, 2), embedded, config["projection_class_embeddings_input_dim"], embedded)
+    if config["encoder_hid_dim_type"] == "text_proj":
+        found |= affine("encoder_hid_proj", config["cross_attention_dim"], config["encoder_hid_dim"])
     skips, last = [widths[0]], len(widths) - 1
     for level, width in enumerate(widths):
         for _ in range(depth):
@@ -183,16 +186,19 @@ FLUX = {
     "pooled_projection_dim": 768,
     "guidance_embeds": True,
 }
-LAYOUTS = {"sd": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}
+LAYOUTS = {"sd": unet, "kolors": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}
 LAYOUTS |= {"qwen_image": qwen_image, "chroma": chroma, "lumina2": lumina2, "cogview4": cogview4}
-LAYOUTS |= {"flux2": flux2, "sana": sana, "krea2": krea2, "ernie_image": ernie_image}
-AS_DIFFUSERS = ("qwen_image", "cogview4", "ernie_image")  # published in diffusers' own layout
+LAYOUTS |= {"hidream": hidream, "flux2": flux2, "sana": sana, "krea2": krea2, "ernie_image": ernie_image}
+UNETS = ("sd", "sdxl", "kolors")
+AS_DIFFUSERS = ("qwen_image", "cogview4", "ernie_image", "hidream")  # published in diffusers' own layout
 
 
 def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a published checkpoint as diffusers' own converters make it; for PixArt, which has none, as its release's tool does."""
-    if family in ("sd", "sdxl"):
-        return convert_ldm_unet_checkpoint({f"{LDM_UNET_KEY}{key}": value for key, value in checkpoint.items()}, dict(config))
+    if family in UNETS:
+        # The converter does not know the projection of Kolors, which was published in diffusers' own layout.
+        own = {key: value for key, value in checkpoint.items() if key.startswith("encoder_hid_proj.")}
+        return own | convert_ldm_unet_checkpoint({f"{LDM_UNET_KEY}{key}": value for key, value in checkpoint.items()}, dict(config))
     if family == "pixart":
         return dict(_from_pixart(checkpoint))
     if family in AS_DIFFUSERS:
@@ -274,7 +280,7 @@ def comfyui_paths(family: str, config: dict[str, Any]) -> dict[str, str]:
     modules = [key.removesuffix(".weight") for key in published(family, config) if key.endswith(".weight")]
     paths = {f"lora_unet_{module.replace('.', '_')}": module for module in modules}
     paths |= {f"diffusion_model.{module}": module for module in modules}
-    if family in ("sd", "sdxl"):
+    if family in UNETS:
         named = to_diffusers(family, {key: key for key in published(family, config)}, config)  # its own words as values
         ends = {name.removesuffix(".weight"): key.removesuffix(".weight") for name, key in named.items() if name.endswith(".weight")}
         paths |= {f"lora_unet_{name.replace('.', '_')}": module for name, module in ends.items()}

@@ -48,7 +48,7 @@ from transformers import (
 )
 
 from tests.edit_models import flux_kontext, qwen_image_edit, with_picture
-from tests.later_models import ernie_image, flux2, krea2, sana
+from tests.later_models import ernie_image, flux2, hidream, kolors, krea2, sana
 from tests.micro_parts import (
     QWEN_TEMPLATE,
     SIDE,
@@ -80,7 +80,7 @@ DRAWN: dict[str, dict[str, Any]] = {
     "sana": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
     "flux2": {"height": SIDE, "width": SIDE, "max_sequence_length": TOKENS["flux2-klein"]},
     "flux": {"height": SIDE, "width": SIDE},
-    **{name: {"height": SIDE, "width": SIDE} for name in ("zimage", "qwenimage", "chroma", "krea2", "ernieimage")},
+    **{name: {"height": SIDE, "width": SIDE} for name in ("zimage", "qwenimage", "chroma", "krea2", "ernieimage", "hidreamimage")},
 }
 
 
@@ -288,6 +288,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "sd": stable_diffusion,
     "sd2": stable_diffusion_2,
     "sdxl": stable_diffusion_xl,
+    "kolors": kolors,
     "pixart": pixart,
     "sd3": stable_diffusion_3,
     "flux": flux,
@@ -302,6 +303,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "ernie_image": ernie_image,
     "flux_kontext": flux_kontext,
     "qwen_image_edit": qwen_image_edit,
+    "hidream": hidream,
 }
 
 # One of every form that a family takes: (kind, options).
@@ -310,6 +312,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd2": ("sd2", {}),
     "sdxl": ("sdxl", {}),
     "playground": ("sdxl", {"playground": True}),
+    "kolors": ("kolors", {}),
     "pixart-sigma": ("pixart", {}),
     "pixart-alpha": ("pixart", {"alpha": True}),
     "pixart-alpha-1024": ("pixart", {"alpha": True, "use_additional_conditions": True}),
@@ -330,6 +333,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux-kontext": ("flux_kontext", {}),
     "qwen-image-edit": ("qwen_image_edit", {}),
     "qwen-image-edit-plus": ("qwen_image_edit", {"plus": True}),
+    "hidream": ("hidream", {}),
 }
 
 
@@ -365,6 +369,9 @@ def stock(folder: Path) -> Any:
 def picture(pipe: Any, prompt: Any = "a red star", *, steps: int = 2, seed: int = 3, **options: Any) -> np.ndarray:
     """Return (1, H, W, 3) in [0, 1]: what a stock pipeline of any kind draws."""
     kind = next((kind for kind in DRAWN if kind in type(pipe).__name__.lower()), "")
+    if kind == "hidreamimage":  # which takes any size for a shape alone, of pictures as large as this
+        area = options.get("height", SIDE) * options.get("width", SIDE)
+        pipe.default_sample_size = area**0.5 / pipe.vae_scale_factor + 1e-6
     generator = torch.Generator().manual_seed(seed)
     options = {**DRAWN.get(kind, {}), **with_picture(pipe, prompt), **options}
     if "max_area" in options:  # Kontext's, by which it takes height and width as a ratio

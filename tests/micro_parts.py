@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,14 +62,14 @@ CHAT = (
 )
 
 
-def clip_tokenizer(pad: str | None = None) -> Any:
-    """Return a byte-pair tokenizer of the shapes world's words, 12 tokens long; `pad` replaces the end token as padding."""
+def clip_tokenizer(pad: str | None = None, length: int = 12) -> Any:
+    """Return a byte-pair tokenizer of the shapes world's words, `length` tokens long; `pad` replaces the end token as padding."""
     # Written out, since training one breaks ties at random: the same words would have other numbers in every run.
     letters = sorted(ByteLevel.alphabet())
     merges = list(dict.fromkeys(pair for word in VOCABULARY for pair in _pairs(word)))
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12, **({} if pad is None else {"pad_token": pad}))
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length, **({} if pad is None else {"pad_token": pad}))
 
 
 def _pairs(word: str) -> list[tuple[str, str]]:
@@ -175,6 +180,33 @@ def pixtral_processor() -> Any:
     turns = "{% for message in messages %}[INST]{% for part in message.content %}{{ part.text }}{% endfor %}[/INST]{% endfor %}"
     words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
     return PixtralProcessor(PixtralImageProcessor(patch_size=16), words, patch_size=16, chat_template=turns)
+
+
+def chatglm_tokenizer() -> Any:
+    """Return a tokenizer of single letters with ChatGLM's marks, whose file sentencepiece writes."""
+    import sentencepiece
+    from diffusers.pipelines.kolors import ChatGLMTokenizer
+
+    written = io.BytesIO()
+    options = {"model_type": "char", "vocab_size": 40, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(VOCABULARY), model_writer=written, **options)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)  # it is read again where the tokenizer is saved
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    return ChatGLMTokenizer(str(folder / "tokenizer.model"))
+
+
+def chatglm(tokenizer: Any) -> Any:
+    """Return a random ChatGLM."""
+    from diffusers.pipelines.kolors import ChatGLMModel
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    sizes = {"num_layers": 2, "hidden_size": WIDTH, "ffn_hidden_size": WIDTH, "kv_channels": 8, "num_attention_heads": 2}
+    turns = {"multi_query_attention": True, "multi_query_group_num": 1, "add_qkv_bias": True, "original_rope": True}
+    model = ChatGLMModel(ChatGLMConfig(padded_vocab_size=tokenizer.vocab_size, seq_length=256, **sizes, **turns))
+    for value in model.parameters():  # which it leaves as memory was
+        torch.nn.init.normal_(value, mean=float(value.dim() == 1), std=0.2)
+    return model
 
 
 def mistral(tokenizer: Any, layers: int | None = None) -> Any:

@@ -37,7 +37,10 @@ _VARIANTS = ("Pipeline", "Img2ImgPipeline", "InpaintPipeline")
 PIPELINES: dict[str, tuple[str, slice | None]] = {
     **{f"{name}{variant}": ("unet", _NEGATIVE_FIRST) for name in ("StableDiffusion", "StableDiffusionXL") for variant in _VARIANTS},
     **{f"StableDiffusion3{variant}": ("transformer", _NEGATIVE_FIRST) for variant in _VARIANTS},
-    **{f"{name}Pipeline": ("transformer", _NEGATIVE_FIRST) for name in ("PixArtAlpha", "PixArtSigma", "Sana", "HunyuanDiT", "CogVideoX")},
+    **{
+        f"{name}Pipeline": ("transformer", _NEGATIVE_FIRST)
+        for name in ("PixArtAlpha", "PixArtSigma", "Sana", "HiDreamImage", "HunyuanDiT", "CogVideoX")
+    },
     **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "Flux2Klein", "QwenImage", "CogView4", "Wan")},
     **{f"QwenImageEdit{version}Pipeline": ("transformer", None) for version in ("", "Plus")},
     "KolorsPipeline": ("unet", _NEGATIVE_FIRST),

@@ -66,7 +66,7 @@ def draw(
 
 def _sizes(pipe: Any, resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
     """Return the arguments by which a pipeline draws in another size, and reads prompts of another length, than its own."""
-    sizes: dict[str, Any] = {} if resolution is None else {"height": resolution, "width": resolution}
+    sizes = {} if resolution is None else BACKBONES[family_of(pipe)].sized(pipe, resolution)
     if resolution is not None and "max_area" in inspect.signature(type(pipe).__call__).parameters:  # Kontext's, else a megapixel
         sizes["max_area"] = resolution * resolution
     cuts = "max_sequence_length" in inspect.signature(type(pipe).__call__).parameters  # ERNIE-Image reads prompts as long as they are

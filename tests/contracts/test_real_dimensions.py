@@ -12,6 +12,7 @@ from diffusers import (
     ErnieImageTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HiDreamImageTransformer2DModel,
     Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
     PixArtTransformer2DModel,
@@ -28,27 +29,30 @@ from diffalign.models.adapters import add_lora, trainable
 from diffalign.models.backbones.table import BACKBONES
 from tests.layouts import comfyui_paths, published, to_diffusers
 
+# SDXL's, which Playground v2.5 and the Turbo have as well.
+XL = {
+    "sample_size": 128,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [320, 640, 1280],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 # The denoisers' config.json on the hub (stable-diffusion-v1-5, stable-diffusion-xl-base-1.0, PixArt-XL-2-1024-MS,
 # stable-diffusion-3-medium, FLUX.1-dev, Z-Image-Turbo, Qwen-Image, Chroma1-HD, Lumina-Image-2.0,
-# CogView4-6B, ERNIE-Image), with what the classes default to left out.
+# CogView4-6B, ERNIE-Image, Kolors-diffusers, HiDream-I1-Dev), with what the classes default to left out.
 CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "SD 1.5": ("sd", UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}),
-    "SDXL": (
-        "sdxl",
+    "SDXL": ("sdxl", UNet2DConditionModel, XL),
+    "Kolors": (
+        "kolors",
         UNet2DConditionModel,
-        {
-            "sample_size": 128,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "block_out_channels": [320, 640, 1280],
-            "transformer_layers_per_block": [1, 2, 10],
-            "attention_head_dim": [5, 10, 20],
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        {**XL, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj", "projection_class_embeddings_input_dim": 5632},
     ),
     "PixArt-XL-2": (
         "pixart",
@@ -80,6 +84,12 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         ErnieImageTransformer2DModel,
         {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072},
     ),
+    "HiDream-I1": (
+        "hidream",
+        HiDreamImageTransformer2DModel,
+        {"patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": [64, 32, 32]}
+        | {"max_resolution": [128, 128], "llama_layers": [*range(32), *[31] * 16]},
+    ),
     # Not compared with the hub: sizes that give what the cards say, for Krea 2 and FLUX.2 dev the classes' own.
     "FLUX.2-dev": ("flux2", Flux2Transformer2DModel, {}),
     "FLUX.2-klein-4B": (
@@ -93,6 +103,9 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 # (its card), and the fixed position table of 192 * 192 * 1536 numbers, which is no parameter. Flux-dev: 12B, Z-Image: 6B (their cards).
 PARAMETERS = {"SD 1.5": 859_520_964, "SDXL": 2_567_463_684, "PixArt-XL-2": 611_349_152, "SD3-medium": 2_028_328_000}
 PARAMETERS |= {"Flux-dev": 11_901_408_320, "Z-Image": 6_154_908_736}
+# Kolors: 2.6B (its card). SDXL's UNet, with a projection of ChatGLM's 4096 numbers to 2048, and 2816 more numbers in the first layer
+# behind the time ids: the pooled embedding has 4096 and not 1280.
+PARAMETERS["Kolors"] = PARAMETERS["SDXL"] + (4096 + 1) * 2048 + (4096 - 1280) * 1280
 # Qwen-Image: 20B (its card). Of width W = 3072, a block has two modulations (12 W^2 + 12 W), eight projections (8 W^2 + 8 W), two MLPs
 # (16 W^2 + 10 W) and four norms of 128; around the 60 of them are the embedders of patches, of Qwen2.5-VL's 3584 numbers with their
 # norm, and of the time, the last modulation and the last layer.
@@ -132,6 +145,14 @@ PARAMETERS["FLUX.2-dev"] += (128 + 15360 + 2 * (256 + D) + 128) * D + 2 * D**2
 E = 4096
 PARAMETERS["ERNIE-Image"] = 36 * (4 * E**2 + 3 * 12288 * E + 2 * 128 + 2 * E) + (128 + 1) * E + 3072 * E + 2 * (E + 1) * E
 PARAMETERS["ERNIE-Image"] += 8 * (E + 1) * E + (E + 1) * 128
+# HiDream-I1: 17B (its card). Of width 2560, a double block has a modulation (12 H^2 + 12 H), an attention with biases and norms of both
+# sides, for the picture four experts with a gate and 6912 numbers, one that all share with 3584, and the gate that routes; for the prompt
+# one such. A single block has half of it. The prompt's 4096 numbers of T5 and of Llama for each block have a projection each.
+H = 2560
+EXPERTS = 3 * H * (4 * 6912 + 3584) + 4 * H
+BLOCK = 12 * (H + 1) * H + 8 * (H + 1) * H + 4 * H + EXPERTS + 3 * 6912 * H
+PARAMETERS["HiDream-I1"] = 16 * BLOCK + 32 * (6 * (H + 1) * H + 4 * (H + 1) * H + 2 * H + EXPERTS) + 49 * 4096 * H
+PARAMETERS["HiDream-I1"] += (64 + 1) * H + (256 + 1 + 2048 + 1 + 2 * (H + 1)) * H + (H + 1) * 64 + 2 * (H + 1) * H
 # Krea 2, of width 6144, with 48 heads, 12 of which have keys and values, a gate, and an MLP with a gate and 16384 numbers; four blocks of
 # width 2560 read the prompt.
 K = 6144
@@ -189,6 +210,10 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
     if name == "FLUX.2-dev":
         found = {f"transformer_blocks.{i}.attn.{end}": (D, D) for i in range(8) for end in joint}
         return found | {f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj": (D, 9 * D) for i in range(48)}
+    if name == "HiDream-I1":
+        streams = ("to_q", "to_k", "to_v", "to_out")
+        found = {f"double_stream_blocks.{i}.block.attn1.{end}{side}": (H, H) for i in range(16) for end in streams for side in ("", "_t")}
+        return found | {f"single_stream_blocks.{i}.block.attn1.{end}": (H, H) for i in range(32) for end in streams}
     if name == "ERNIE-Image":
         return {f"layers.{i}.self_attention.{end}": (E, E) for i in range(36) for end in ends}
     if name == "Krea-2":
@@ -222,16 +247,32 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
 # By hand: SD 1.5 has 16 transformer blocks, SDXL 2*2 + 2*10 + 10 + 3*10 + 3*2 = 70, of two attentions with four projections each.
 # SD3: q, k, v and out of the picture and of the prompt, 8 in each of 24 blocks but the prompt's out in the last: 191. Flux: those 8 in
 # each of 19 double blocks, q, k and v in each of 38 single ones: 152 + 114 = 266.
-LAYERS = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 8, "SD3-medium": 24 * 8 - 1, "Flux-dev": 19 * 8 + 38 * 3, "Z-Image": 34 * 4}
+LAYERS = {
+    "SD 1.5": 16 * 8,
+    "SDXL": 70 * 8,
+    "Kolors": 70 * 8,
+    "PixArt-XL-2": 28 * 8,
+    "SD3-medium": 24 * 8 - 1,
+    "Flux-dev": 19 * 8 + 38 * 3,
+    "Z-Image": 34 * 4,
+}
 LAYERS |= {"Qwen-Image": 60 * 8, "Chroma1": LAYERS["Flux-dev"], "Lumina-Image-2.0": 30 * 4, "CogView4-6B": 28 * 4}
 LAYERS |= {"SANA-1.6B": 20 * 8, "FLUX.2-klein-4B": 5 * 8 + 20, "Krea-2": 32 * 4}
-LAYERS |= {"FLUX.2-dev": 8 * 8 + 48, "ERNIE-Image": 36 * 4}
+LAYERS |= {"FLUX.2-dev": 8 * 8 + 48, "ERNIE-Image": 36 * 4, "HiDream-I1": 16 * 8 + 32 * 4}
 # The same, but q, k and v of one stream are one module in SD3 and Flux (with out: 4 in a block, 1 in a single block, whose module also
 # has the MLP) and in PixArt (qkv and out; then q, out, and k with v, of the prompt).
-MODULES = {"SD 1.5": 16 * 8, "SDXL": 70 * 8, "PixArt-XL-2": 28 * 5, "SD3-medium": 24 * 4 - 1, "Flux-dev": 19 * 4 + 38, "Z-Image": 34 * 2}
+MODULES = {
+    "SD 1.5": 16 * 8,
+    "SDXL": 70 * 8,
+    "Kolors": 70 * 8,
+    "PixArt-XL-2": 28 * 5,
+    "SD3-medium": 24 * 4 - 1,
+    "Flux-dev": 19 * 4 + 38,
+    "Z-Image": 34 * 2,
+}
 MODULES |= {"Qwen-Image": 60 * 8, "Chroma1": MODULES["Flux-dev"], "Lumina-Image-2.0": 30 * 2, "CogView4-6B": 28 * 4}
 MODULES |= {"SANA-1.6B": 20 * 5, "FLUX.2-klein-4B": 5 * 4 + 20, "Krea-2": 32 * 4}
-MODULES |= {"FLUX.2-dev": 8 * 4 + 48, "ERNIE-Image": 36 * 4}
+MODULES |= {"FLUX.2-dev": 8 * 4 + 48, "ERNIE-Image": 36 * 4, "HiDream-I1": 16 * 8 + 32 * 4}
 # rank * (inputs + outputs) over the layers. SD 1.5 of rank 4 has 797,184, the number that diffusers' LoRA scripts report.
 ADAPTED = {"SD 1.5": 2 * 797_184, "PixArt-XL-2": RANK * 224 * 2304, "SD3-medium": RANK * 191 * 3072, "Flux-dev": RANK * 266 * 6144}
 ADAPTED |= {"Z-Image": RANK * 136 * 7680, "Qwen-Image": RANK * 480 * 2 * W, "Chroma1": RANK * 266 * 2 * W}
@@ -241,6 +282,8 @@ ADAPTED |= {"Krea-2": RANK * (28 * (2 * 2 * K + 2 * (K + 1536)) + 16 * 2 * 2560)
 ADAPTED |= {"FLUX.2-dev": RANK * (64 * 2 * D + 48 * 10 * D), "ERNIE-Image": RANK * 144 * 2 * E}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
+ADAPTED["HiDream-I1"] = RANK * 256 * 2 * H
+ADAPTED["Kolors"] = ADAPTED["SDXL"]
 
 
 def test_an_adapter_has_the_expected_keys_and_every_exported_key_a_module_of_the_published_layout(model):

@@ -27,6 +27,7 @@ T5 = ("pixart", "sd3", "flux", "schnell", "chroma", "cogview4")
 TOKENS = {
     **dict.fromkeys(T5, 16),
     "z_image": 48,
+    "kolors": 256,
     "qwen_image": 24,
     "qwen_image_edit": 24,
     "flux_kontext": 16,
@@ -35,6 +36,7 @@ TOKENS = {
     "krea2": 24,
     "flux2": 48,
     "ernie_image": 16,
+    "hidream": 24,
 }  # of a prompt, with the chat around it, to be quick
 # Ways of use that a family has no place for, as its layout says.
 REFUSED = {

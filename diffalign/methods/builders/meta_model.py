@@ -35,7 +35,7 @@ from diffalign.models.backbones.folders import Layout, is_local, names_class, re
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.quantised_file import is_quantised, quantised_denoiser
 from diffalign.models.backbones.single_file import denoiser_folder
-from diffalign.models.backbones.table import BACKBONES, model_index, part_dtypes
+from diffalign.models.backbones.table import BACKBONES, model_index, part_class, part_dtypes
 from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.weights import UNREADABLE
 
@@ -115,13 +115,11 @@ def _users(config: TrainConfig, recipe: Recipe) -> tuple[str, ...]:
 
 def _part(library: str, kind: str, name: str, where: dict[str, Any], dtype: torch.dtype) -> Any:
     """Return a part of a pipeline: a network on the meta device, or a tokenizer or scheduler as it is."""
-    kind_class: Any = getattr(importlib.import_module(library), kind)
+    kind_class = part_class(library, kind)
     if not issubclass(kind_class, nn.Module):
         return kind_class.from_pretrained(name, **where)
     network: Any = kind_class  # which the test above would narrow to a bare Module
-    make, read = (
-        (network, network.config_class.from_pretrained) if library == "transformers" else (network.from_config, network.load_config)
-    )
+    make, read = (network.from_config, network.load_config) if library == "diffusers" else (network, network.config_class.from_pretrained)
     try:
         config = read(name, **where)
         with torch.device("meta"):

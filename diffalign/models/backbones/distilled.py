@@ -14,7 +14,8 @@ from typing import Any
 STEPS, GUIDANCE = "steps", "guidance"
 NAMES = re.compile(r"(?:^|[^a-z])(turbo|lightning|lcm|hyper|schnell|dmd2?|few-?step)(?:[^a-z]|$)", re.IGNORECASE)
 WARNING = """it was distilled to draw in a few steps, and training on single noise levels takes that away bit by bit: pictures of few
-steps get blurred. Draw with as few steps as it was made for, and without guidance (--guidance_scale 0). Keep learning rate and steps low, and look at validation pictures of few steps; or train the model that it was distilled
+steps get blurred. Draw with as few steps as it was made for, and without guidance (--guidance_scale 0). Keep learning rate
+and steps low, and look at validation pictures of few steps; or train the model that it was distilled
 from, and use the LoRA here; or fuse a training adapter, which undoes the distillation, with --base_lora, and use the exported LoRA
 without it"""
 
@@ -31,7 +32,7 @@ def distillation(
     """
     if (match := NAMES.search(name)) is not None:
         return STEPS, f"its name has `{match[1]}`"
-    if scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
+    if scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):
         return STEPS, f"its scheduler is {scheduler['_class_name']}"
     if index.get("is_distilled"):
         return STEPS, "`is_distilled` is true in its index"
@@ -43,7 +44,7 @@ def distillation(
 
 
 def _is_turbo(scheduler: Mapping[str, Any]) -> bool:
-    """Return whether a scheduler is SDXL-Turbo's. Models of zero terminal SNR count times from the end as well, and predict the velocity."""
+    """Return whether a scheduler is SDXL-Turbo's. Models of zero terminal SNR count times from the end, too, and predict the velocity."""
     trailing = scheduler.get("timestep_spacing") == "trailing" and scheduler.get("prediction_type", "epsilon") == "epsilon"
     return trailing and scheduler.get("_class_name") == "EulerAncestralDiscreteScheduler"
 

@@ -13,7 +13,7 @@ from diffalign.core.errors import CheckpointError, shortened
 from diffalign.core.weight_files import check_whole
 from diffalign.models.backbones import mistaken, single_file
 
-LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # the third is how diffusers calls the safety checker's
+LIBRARIES = ("diffusers", "transformers", "kolors", "stable_diffusion", None)  # the last two are how diffusers calls parts of its own
 EMBEDDED = {
     f"{root}{name}": name for name in ("tiny-sd", "tiny-sd3", "tiny-lm", "tiny-lm/sem_dpo", "tiny-sd/personal") for root in ("assets/", "")
 }
@@ -27,7 +27,7 @@ class Layout:
     component: str  # the denoiser
     needed: tuple[str, ...]  # parts it cannot do without
     optional: tuple[str, ...] = ()  # parts that hold weights or words, and may be absent
-    large: str | None = None  # the text encoder that is too large for float32, and reads prompts of any length
+    large: str | tuple[str, ...] | None = None  # the text encoders that are too large for float32, and read prompts of any length
     flow: bool = False  # a flow-matching model
     guidance: bool = False  # distilled: it is told the guidance scale
     users: bool = True  # takes a user branch
@@ -44,10 +44,12 @@ class Layout:
 
 _SD3_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
 _ONE = ("vae", "text_encoder", "tokenizer", "scheduler")
+_FOUR = ("vae", "scheduler", *_SD3_ENCODERS, "text_encoder_4", "tokenizer_4")
 _TWO = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 LAYOUTS = {
     "StableDiffusionPipeline": Layout("sd", "unet", _ONE, controls=True, clip=True),
     "StableDiffusionXLPipeline": Layout("sdxl", "unet", _TWO, controls=True, clip=True),
+    "KolorsPipeline": Layout("kolors", "unet", _ONE, large="text_encoder", users=False),
     "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
@@ -72,6 +74,7 @@ LAYOUTS = {
     "Flux2KleinPipeline": Layout("flux2", "transformer", _ONE, large="text_encoder", flow=True, users=False, picture="optional"),
     "SanaPipeline": Layout("sana", "transformer", _ONE, large="text_encoder", flow=True, users=False),
     "Krea2Pipeline": Layout("krea2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
+    "HiDreamImagePipeline": Layout("hidream", "transformer", _FOUR, large=("text_encoder_3", "text_encoder_4"), flow=True, users=False),
     "ErnieImagePipeline": Layout("ernie_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
 }
 

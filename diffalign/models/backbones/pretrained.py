@@ -263,6 +263,11 @@ class Pretrained(ABC):
         return {"guidance_scale": guidance_scale}
 
     @classmethod
+    def sized(cls, pipe: Any, resolution: int) -> dict[str, Any]:  # noqa: ARG003  # of families whose pipeline has a size of its own
+        """Return the arguments by which the stock pipeline draws squares of so many pixels."""
+        return {"height": resolution, "width": resolution}
+
+    @classmethod
     def unpacked(cls, pipe: Any, latents: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG003  # of families that pack
         """Return the latents (N, C, H, W) that a stock pipeline hands to its callback, of pictures of so many pixels."""
         return latents

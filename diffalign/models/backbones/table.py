@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConfig
 
 from diffalign.core.errors import CheckpointError, ConfigError
@@ -23,7 +23,9 @@ from diffalign.models.backbones.ernie_image import ErnieImage
 from diffalign.models.backbones.flux import Flux, FluxKontext
 from diffalign.models.backbones.flux2 import Flux2
 from diffalign.models.backbones.folders import Layout, check_folder, layout_of, layout_of_index, resolve
+from diffalign.models.backbones.hidream import HiDream
 from diffalign.models.backbones.hub import cache_only
+from diffalign.models.backbones.kolors import Kolors
 from diffalign.models.backbones.krea2 import Krea2
 from diffalign.models.backbones.lora_layouts import read_lora
 from diffalign.models.backbones.lumina2 import Lumina2
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 BACKBONES: dict[str, type[Pretrained]] = {
     "sd": StableDiffusion,
     "sdxl": StableDiffusionXL,
+    "kolors": Kolors,
     "pixart": PixArt,
     "sd3": StableDiffusion3,
     "flux": Flux,
@@ -60,6 +63,7 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "sana": Sana,
     "krea2": Krea2,
     "ernie_image": ErnieImage,
+    "hidream": HiDream,
 }
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # parts that LoRA files may have layers for, beside the denoiser
 
@@ -184,9 +188,14 @@ def _encoders(index: Mapping[str, Any], layout: Layout) -> list[str]:
     return [part for part in (*layout.needed, *layout.optional) if part.startswith("text_encoder") and (index.get(part) or [None])[0]]
 
 
+def part_class(library: str, kind: str) -> Any:
+    """Return a class of a pipeline's index, of transformers, diffusers, or one of diffusers' pipelines (`kolors`)."""
+    return getattr(importlib.import_module(library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"), kind)
+
+
 def _encoder(name: str, index: Mapping[str, Any], part: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
     """Return a text encoder. The pipeline's own loader passes over weights that are missing, and transformers draws them at random."""
-    kind = getattr(transformers, index[part][1])
+    kind = part_class(*index[part])
     folder = Path(resolve(name)) / part
     if folder.is_dir() and variant is not None and not list(folder.glob(f"*.{variant}*.safetensors")):
         variant = None  # as in diffusers, an encoder without weights of the variant falls back to its plain ones
@@ -233,7 +242,8 @@ def part_dtypes(layout: Layout, precision: torch.dtype, *, full: bool, own_vae: 
     The model's own VAE overflows in half precision, so it stays float32. Encoders run once; T5 and language models are too large for
     float32, and overflow in float16.
     """
-    large = {} if layout.large is None or precision == torch.float32 else {layout.large: torch.bfloat16}
+    names = (layout.large,) if isinstance(layout.large, str) else layout.large or ()
+    large = {} if precision == torch.float32 else dict.fromkeys(names, torch.bfloat16)
     vae = torch.float32 if own_vae else precision
     return {"default": torch.float32, layout.component: torch.float32 if full else precision, "vae": vae, **large}
 

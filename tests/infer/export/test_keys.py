@@ -46,11 +46,12 @@ CASES = {
     "sd": ("sd", {}),
     "sd2": ("sd", {}),
     "sdxl": ("sdxl", {}),
+    "kolors": ("kolors", {}),
     "sd3": ("sd3", {}),
     "pixart": ("pixart", {}),
     "z_image": ("z_image", {}),
     "qwen_image": ("qwen_image", {}),
-    **{family: (family, {}) for family in ("cogview4", "flux2", "sana", "krea2", "ernie_image")},
+    **{family: (family, {}) for family in ("cogview4", "flux2", "sana", "krea2", "ernie_image", "hidream")},
     "pixart 1024": ("pixart", {"use_additional_conditions": True}),
 }
 

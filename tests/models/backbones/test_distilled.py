@@ -30,6 +30,7 @@ MODELS = [
     ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", {}, {"_class_name": EULER, "timestep_spacing": "leading"}, None),
     ("models/noobai-vpred", "sdxl", {}, {"_class_name": EULER, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, None),
     ("models/zsnr", "sd", {}, {"_class_name": DDIM, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, None),
+    ("models/HiDream-I1-Dev", "hidream", {}, {"_class_name": "FlowMatchLCMScheduler"}, "steps"),
     ("Tongyi-MAI/Z-Image", "z_image", {}, {"shift": 6.0}, None),
     ("models/hyperion", "sdxl", {}, {"_class_name": EULER}, None),
 ]
