@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from diffalign.data.readers.prompts import LISTS, of_column
 from diffalign.data.readers.sources import FORMATS
 from diffalign.data.table import is_table, read_table
 
+T = TypeVar("T")
 BUNDLED = Path(__file__).resolve().parent / "prompt_sets"
 SUFFIXES = (*LISTS, *FORMATS)
 NEAR = 0.9  # difflib's ratio from which a single word counts as a misspelt name of a set
@@ -123,7 +125,24 @@ def prompts_to_draw(
     return subset(list(dict.fromkeys(prompts)), limit, seed)
 
 
-def subset(prompts: Sequence[str], limit: int | None, seed: int = 0, turn: int = 0) -> list[str]:
+def edits_to_draw(dataset_name: str | None, limit: int | None = None, seed: int = 0) -> tuple[list[str], list[bytes]]:
+    """Return the prompts of a table, and the input picture of each; a random `limit` of the records if that is not None.
+
+    Raises ConfigError where there is no table, and TableError that names the record where one has no input picture.
+    """
+    if dataset_name is None or not is_table(dataset_name):
+        raise ConfigError(
+            f"`dataset_name` is {dataset_name}; an edit model draws from input pictures: expected a table that has them, as "
+            "`diffalign data import` writes it from the column `conditioning_image`"
+        )
+    table = read_table(dataset_name)
+    records = [table[row] for row in subset(range(len(table)), limit, seed)]
+    if lacking := next((record.id for record in records if record.conditioning_image is None), None):
+        raise TableError(f"{table.name}: record {lacking} has no input picture; give it in the column `conditioning_image`")
+    return [record.prompt for record in records], [record.conditioning_image or b"" for record in records]
+
+
+def subset(prompts: Sequence[T], limit: int | None, seed: int = 0, turn: int = 0) -> list[T]:
     """Return a uniformly random `limit` of the prompts, in their order; all of them if `limit` is None or larger than their number.
 
     They are the first `limit` of a permutation by numpy's default_rng(seed), so a larger subset contains a smaller one. Turn n takes the

@@ -35,7 +35,7 @@ HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution
 WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path", "denoiser", "base_lora")
 
 
-def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
+def generate(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes] = ()) -> Table | None:
     """Draw, score and rank images to `prompts`, and return the table; None in all processes of a launch but the first.
 
     Each process takes its share of the parts; the first one puts them together and removes them. Candidates lie in the order they
@@ -45,6 +45,7 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
     Args:
         config: the model, how it draws, and the scorers that rank.
         prompts: P prompts, equal ones once; the table has P records of K = `images_per_prompt` candidates.
+        inputs: of an edit model, the file of the input picture that each prompt is drawn from, which the records keep.
 
     Raises ConfigError for wrong settings, and for parts of other settings without `overwrite`; TableError where a table lies in
     `output_dir` already, or no prompt is left.
@@ -53,14 +54,14 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
         >>> scorers = [{"taste": {"name": "high"}}]
         >>> generate(GenerateConfig(output_dir="ranked", scorers=scorers), ["a red star"])  # doctest: +SKIP
     """
-    check(config, prompts)
+    check(config, prompts, inputs)
     torch.set_flush_denormal(True)
-    drawings = _drawings(config, prompts)
+    drawings = _drawings(config, prompts, inputs)
     whole = _whole(config, drawings)
     state = process_state()
     share = range(0) if whole else range(state.process_index, len(drawings), state.num_processes)
     device = torch.device(state.device or "cpu")
-    draw_shards(drawings, share, lambda: _pipeline(config, device))
+    draw_shards(drawings, share, lambda: _pipeline(config, device, bool(inputs)))
     for spec in config.scorers:  # one is in memory at a time
         score_drawings([drawings], share, spec, str(device))
     state.wait_for_everyone()
@@ -71,7 +72,7 @@ def generate(config: GenerateConfig, prompts: Sequence[str]) -> Table | None:
     return table
 
 
-def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
+def check(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes] = ()) -> None:
     """Check the settings before anything is loaded. Raises ConfigError for wrong ones."""
     if not prompts:
         raise ConfigError("there is no prompt to draw; give --prompts, or --dataset_name")
@@ -80,7 +81,7 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
     if not config.scorers:
         raise ConfigError(f"`scorers` is empty, and they rank the images. Known: {', '.join(sorted(SCORERS))}")
     check_scorers(config.scorers, config.rank_by)
-    if not Run.is_in(config.pretrained_model_name_or_path):
+    if not inputs and not Run.is_in(config.pretrained_model_name_or_path):
         refuse_prompts_alone(config.pretrained_model_name_or_path)
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
@@ -88,20 +89,22 @@ def check(config: GenerateConfig, prompts: Sequence[str]) -> None:
         run = Run.open(config.pretrained_model_name_or_path, expects="image")
         if run.personal:
             raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")
-        drawn_as(run)
+        drawn_as(run, inputs=bool(inputs))
         for name in WHAT:
             if getattr(config, name):
                 raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which has its own; leave it out")
 
 
-def _drawings(config: GenerateConfig, prompts: Sequence[str]) -> Drawings:
+def _drawings(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes]) -> Drawings:
     """Return where the images and scores lie until the table is whole."""
+    distinct = dict.fromkeys(zip(prompts, inputs or [None] * len(prompts), strict=True))
     name, path = config.pretrained_model_name_or_path, Path(config.output_dir).resolve()
     further = ("resolution", "max_sequence_length", "mixed_precision", *WHAT)
     loras = {"base_lora": [BaseLora.of(text).facts() for text in config.base_lora]}
     return Drawings(
         folder=path.with_name(f"{path.name}.parts"),
-        prompts=tuple(dict.fromkeys(prompts)),
+        prompts=tuple(prompt for prompt, _ in distinct),
+        inputs=tuple(picture for _, picture in distinct if picture is not None),
         images_per_prompt=config.images_per_prompt,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
@@ -132,13 +135,13 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in (*HOW, *WHAT, "pretrained_model_name_or_path", "rank_by", "min_margin")}
 
 
-def _pipeline(config: GenerateConfig, device: torch.device) -> tuple[Any, dict[str, Any]]:
+def _pipeline(config: GenerateConfig, device: torch.device, inputs: bool) -> tuple[Any, dict[str, Any]]:
     """Return the pipeline that draws, and the arguments of `draw` for size and prompt length."""
     name = config.pretrained_model_name_or_path
     shape = {option: getattr(config, option) for option in ("resolution", "max_sequence_length") if getattr(config, option) is not None}
     if Run.is_in(name):
         run = Run.open(name, expects="image")
-        return load(name, dtype=DTYPES[config.mixed_precision or run.precision], device=device), drawn_as(run) | shape
+        return load(name, dtype=DTYPES[config.mixed_precision or run.precision], device=device), drawn_as(run, inputs=inputs) | shape
     options: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "vae": config.pretrained_vae_model_name_or_path}
     options |= {"denoiser": config.denoiser and Path(config.denoiser), "base_loras": [BaseLora.of(text) for text in config.base_lora]}
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), shape

@@ -48,19 +48,13 @@ def drawn(
     options: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
     options |= {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     if config.validation_image:
-        side = config.resolution or parts.backbone.resolution
-        edits = parts.backbone.picture != "none"
-        size = parts.backbone.reference_size(side, side) if edits else (side, side)
-        images = [_framed(file, size, Image.Resampling.LANCZOS if edits else Image.Resampling.BILINEAR) for file in config.validation_image]
+        images = [decode_image(Path(file).read_bytes(), file) for file in config.validation_image]
+        if parts.backbone.picture == "none":  # of a ControlNet; `draw` frames what edit models draw from
+            side = config.resolution or parts.backbone.resolution
+            images = [ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR) for image in images]
         options["conditioning_images"] = images * (len(prompts) // len(images))
     with negative_guidance(pipe, "default") if negative else contextlib.nullcontext():
         return [draw(pipeline, prompts, seeds, **options, true_cfg=negative, label=label) for pipeline in _pipelines(parts, pipe)]
-
-
-def _framed(file: str, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
-    """Return a conditioning image or input picture as training frames it: resized to height and width, and cropped to its centre."""
-    image = decode_image(Path(file).read_bytes(), file)
-    return ImageOps.fit(image, (size[1], size[0]), resampling)
 
 
 def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:

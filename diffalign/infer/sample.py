@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.std import tqdm
 
@@ -50,6 +51,7 @@ def draw(
     options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(stock, resolution, max_sequence_length)}
     if conditioning_images is not None and family.picture != "none":
         batch_size = 1  # several input pictures in one call are those of one picture, or must be of one size
+        conditioning_images = [squared(image, family, resolution) for image in conditioning_images]
     size = batch_size or _batch_size(family.sample_size(stock) if resolution is None else resolution // family.factor(stock))
     images, hidden = list[Image.Image](), bar is not None or len(prompts) <= 16
     with progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
@@ -57,11 +59,33 @@ def draw(
             part, last = slice(start, start + size), list[Tensor]()
             arguments = options | _of_batch(options, prompts[part], seeds[part], conditioning_images and conditioning_images[part])
             arguments |= {} if keep is None and begins is None else _watched(stock, last, begins)
-            images += pipe(num_inference_steps=num_inference_steps, **arguments).images
+            with _encoded_in_precision(stock):
+                images += pipe(num_inference_steps=num_inference_steps, **arguments).images
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
             (own_bar if bar is None else bar).update(len(prompts[part]))
     return images
+
+
+@contextlib.contextmanager
+def _encoded_in_precision(pipe: Any) -> Iterator[None]:
+    """Let an edit model's pipeline encode input pictures in the precision of its VAE, which in training is not that of its prompts."""
+    name = "_encode_vae_image"
+    encode = getattr(pipe, name, None)
+    if encode is None:
+        yield
+        return
+    setattr(pipe, name, lambda image, generator: encode(image=image.to(pipe.vae.dtype), generator=generator).to(image.dtype))
+    try:
+        yield
+    finally:
+        delattr(pipe, name)
+
+
+def squared(image: Image.Image, family: type[Pretrained], resolution: int | None) -> Image.Image:
+    """Return the centre of an input picture, as training frames it; of the size of the pictures where the pipeline would keep its own."""
+    side = resolution if resolution is not None and family.picture == "optional" else min(image.size)
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def _sizes(pipe: Any, resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from diffalign.core.progress import progress
 from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Spec
 from diffalign.data.cache import fingerprint
-from diffalign.data.pictures import encode_image
+from diffalign.data.pictures import decode_image, encode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import is_table, read_table, write_table
 from diffalign.infer.sample import draw
@@ -48,6 +48,7 @@ class Drawings:
     facts: Mapping[str, Any]  # what else decides what its images look like
     command: str  # what tables name as the images' source
     overwrite: bool  # draw anew what was drawn with other settings, instead of raising ConfigError
+    inputs: tuple[bytes, ...] = ()  # of an edit model: the file of the picture that each prompt is drawn from
 
     def __len__(self) -> int:
         return math.ceil(len(self.prompts) / SHARD)
@@ -55,6 +56,10 @@ class Drawings:
     def of(self, n: int) -> tuple[str, ...]:
         """Return the prompts of a shard."""
         return self.prompts[n * SHARD : (n + 1) * SHARD]
+
+    def inputs_of(self, n: int) -> tuple[bytes | None, ...]:
+        """Return the input pictures of a shard's prompts, None where there is none."""
+        return self.inputs[n * SHARD : (n + 1) * SHARD] or (None,) * len(self.of(n))
 
     def images(self, n: int) -> Path:
         """Return the folder of a shard's table."""
@@ -67,7 +72,8 @@ class Drawings:
     def made_with(self, n: int) -> dict[str, Any]:
         """Return what decides what the images of a part look like."""
         how = {name: getattr(self, name) for name in ("images_per_prompt", "num_inference_steps", "guidance_scale", "seed")}
-        return how | dict(self.facts) | {"prompts": list(self.of(n))}
+        inputs = [hashlib.sha256(picture).hexdigest() for picture in self.inputs_of(n) if picture is not None]
+        return how | dict(self.facts) | {"prompts": list(self.of(n))} | ({"inputs": inputs} if inputs else {})
 
     def drawn(self, n: int) -> bool:
         """Return whether a shard's images are there. Raises ConfigError if they were drawn with other settings, unless `overwrite`."""
@@ -109,12 +115,13 @@ def stamped(name: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(weights), "weights": fingerprint({"files": stats})}
 
 
-def drawn_as(run: Run) -> dict[str, Any]:
+def drawn_as(run: Run, *, inputs: bool = False) -> dict[str, Any]:
     """Return the arguments of `draw` that pictures of a run need: size and prompt length as in training, real guidance for an NPO run.
 
-    Raises ConfigError for a run of a ControlNet or an edit model, which does not draw to prompts alone.
+    Raises ConfigError for a run of a ControlNet, and of an edit model without `inputs`, which do not draw to prompts alone.
     """
-    refuse_prompts_alone(run.base)
+    if not inputs:
+        refuse_prompts_alone(run.base)
     if run.conditioned:
         raise ConfigError(
             f"{run.folder}: a run of a ControlNet draws to conditioning images, and here are prompts alone; use `diffalign.load(...)` with "
@@ -135,7 +142,9 @@ def draw_shards(drawings: Drawings, numbers: Sequence[int], opened: Callable[[],
     total = count * sum(len(drawings.of(n)) for n in missing)
     with progress(total=total, desc=f"draw {drawings.model}", unit="images") as bar:
         for n in missing:
-            _draw_shard(drawings, n, lambda prompts, seeds: draw(pipe, prompts, seeds, **arguments, bar=bar))
+            inputs = [decode_image(picture, "an input picture") for picture in drawings.inputs_of(n) if picture is not None]
+            pictures = {"conditioning_images": [picture for picture in inputs for _ in range(count)]} if inputs else {}
+            _draw_shard(drawings, n, functools.partial(draw, pipe, **arguments, **pictures, bar=bar))
 
 
 def _draw_shard(drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Sequence[int]], Sequence[Any]]) -> None:
@@ -151,6 +160,7 @@ def _draw_shard(drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Seq
         _record(drawings, n * SHARD + i, prompt, seeds[i * count :][:count], images[i * count :][:count])
         for i, prompt in enumerate(drawings.of(n))
     ]
+    records = [replace(record, conditioning_image=picture) for record, picture in zip(records, drawings.inputs_of(n), strict=True)]
     write_table(drawings.images(n), records, made_with=drawings.made_with(n))
 
 

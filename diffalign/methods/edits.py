@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
-from diffalign.core.keys import require
-from diffalign.data.table import CONDITIONING
+from diffalign.core.keys import ANY, require
+from diffalign.core.runs import Run
+from diffalign.data.table import CONDITIONING, is_table, read_table
 from diffalign.methods.conditioning import CONTROLNET, check_validation_images
 from diffalign.models.backbones.folders import LAYOUTS, Layout, resolve
 
@@ -35,6 +36,18 @@ def refuse_prompts_alone(name: str, layout: Layout | None = None) -> None:
         raise ConfigError(
             f"{name}: an edit model, which draws from an input picture, and here are prompts alone; use `diffalign.load(...)` with `image=`"
         )
+
+
+def draws_edits(name: str, dataset_name: str | None, layout: Layout | None = None) -> bool:
+    """Return whether a model or a run of one draws from input pictures: an edit model, or one that may and a table that has them.
+
+    A hub id comes with its `layout`.
+    """
+    base = Run.open(name, expects=ANY).base if Run.is_in(name) else name
+    layout = layout or layout_at(base)
+    if layout is None or layout.picture != "optional":
+        return layout is not None and layout.picture == "needed"
+    return dataset_name is not None and is_table(dataset_name) and read_table(dataset_name)[0].conditioning_image is not None
 
 
 def check_edit(config: TrainConfig, layout: Layout, tuning: str) -> None:

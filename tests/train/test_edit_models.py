@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import diffalign
+from diffalign.cli.main import main
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.runs import Run
-from diffalign.data.pictures import encode_image
-from diffalign.data.table import write_table
+from diffalign.data.pictures import decode_image, encode_image
+from diffalign.data.table import read_table, write_table
 from diffalign.evaluate.heldout import accuracy_on
 from diffalign.infer.draw_votes import open_painters
 from diffalign.infer.generate_pairs import check as check_generation
@@ -72,8 +73,9 @@ def config(place: Path, output: str, model: str = "flux_kontext", data: str = "e
 
 @pytest.mark.parametrize("model", MODELS)
 def test_three_steps_change_what_the_stock_pipeline_draws(model, place):
-    """A Kontext also draws a validation picture of the first step and the last."""
-    shown = {"validation_prompts": ["a star"], "validation_image": [str(place / "input.png")]} if model == "flux_kontext" else {}
+    """A Kontext also draws a validation picture of the first step and the last, with a VAE of another precision than its prompts."""
+    shown = {"validation_prompts": ["a star"], "validation_image": [str(place / "input.png")], "mixed_precision": "bf16"}
+    shown = shown if model == "flux_kontext" else {}
     run = train(config(place, f"{model}-run", model, **shown))
     pipe, source = diffalign.load(run), input_picture(3, 64, 64)
     drawn, before, other = (
@@ -127,6 +129,23 @@ def test_what_has_no_input_picture_is_refused_before_weights_load(place):
 def test_flux2_may_be_trained_without_input_pictures(place):
     run = trainer_for(config(place, "plain", "flux2", "none"))
     assert "reference" not in run.parts.pairs.to_batch([run.parts.pairs[0, 0]]).condition
+
+
+def test_pairs_are_generated_from_the_pictures_of_a_table_and_can_be_trained_on(place):
+    words = ["--pretrained_model_name_or_path", str(place / "flux_kontext"), "--dataset_name", str(place / "edits"), "--max_prompts", "2"]
+    words += ["--output_dir", str(place / "drawn"), "--resolution", str(SIDE), "--max_sequence_length", "16", "--scorers", "adherence"]
+    assert main(["pairs", "generate", *words, "--images_per_prompt", "3", "--num_inference_steps", "2"]) == 0
+    first, second = table = read_table(place / "drawn")
+    assert (first.prompt, len(first.candidates)) == (second.prompt, 3)
+    sources = {record.conditioning_image for record in read_table(place / "edits")}
+    assert len({first.conditioning_image, second.conditioning_image} & sources) == 2
+    assert first.candidates[0].image != second.candidates[0].image  # of the same prompt and seed
+    pipe, seed = stock(place / "flux_kontext"), int(first.meta["seeds"].split()[0])
+    source = decode_image(first.conditioning_image or b"", "source")
+    expected = picture(pipe, first.prompt, seed=seed, image=source, guidance_scale=5.0, max_sequence_length=16)
+    assert np.abs(np.asarray(decode_image(first.candidates[0].image or b"", "drawn")) - 255.0 * expected[0]).max() <= 1.0
+    trainer = trainer_for(config(place, "on-drawn", data="drawn", method="rank_dpo", beta=None, scores={"gains": "adherence"}))
+    assert len(trainer.parts.pairs) == len(table)
 
 
 def test_what_draws_to_prompts_alone_refuses_an_edit_model(place):

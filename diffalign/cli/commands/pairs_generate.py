@@ -23,19 +23,28 @@ examples:
 def run(config: GenerateConfig) -> int:
     """Write the table and say what it holds."""
     check_scorer_names(config.scorers)
-    from diffalign.data.prompts import prompts_to_draw
-    from diffalign.models.backbones.folders import check_folder, is_language_model, resolve, unpack
+    from diffalign.data.prompts import edits_to_draw, prompts_to_draw
+    from diffalign.methods.edits import draws_edits
+    from diffalign.models.backbones.folders import check_folder, is_language_model, is_local, resolve, unpack
 
-    prompts = prompts_to_draw(
-        config.prompts,
-        config.dataset_name,
-        config.dataset_split_name,
-        column=config.caption_column,
-        limit=config.max_prompts,
-        seed=config.seed,
-    )
-    name = config.pretrained_model_name_or_path
+    name, inputs = config.pretrained_model_name_or_path, list[bytes]()
     unpack(name, config.config_folder)
+    layout = None
+    if not is_local(resolve(name)):
+        from diffalign.models.backbones.table import model_index
+
+        layout = model_index(name, config.revision)[1]
+    if draws_edits(name, config.dataset_name, layout):
+        prompts, inputs = edits_to_draw(config.dataset_name, config.max_prompts, config.seed)
+    else:
+        prompts = prompts_to_draw(
+            config.prompts,
+            config.dataset_name,
+            config.dataset_split_name,
+            column=config.caption_column,
+            limit=config.max_prompts,
+            seed=config.seed,
+        )
     if is_language_model(name):
         raise ConfigError(f"{name}: a language model; `diffalign pairs generate` draws images")
     if not Run.is_in(name):
@@ -43,7 +52,7 @@ def run(config: GenerateConfig) -> int:
     from diffalign.infer.generate_pairs import generate  # torch and diffusers take seconds to import
     from diffalign.rewards.shards import audited
 
-    table = generate(config, prompts)
+    table = generate(config, prompts, inputs)
     if table is not None:
         facts = table.manifest
         print(f"{facts['rows']} prompts with {config.images_per_prompt} images each, {facts['rejected_rows']} left out -> {table.path}")
