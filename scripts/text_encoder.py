@@ -6,41 +6,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import auto_cli
 
+from diffalign.core.runs import Run as Finished
+from diffalign.data.world.judge import mean_adherence
 from diffalign.evaluate.win_rate import win_rate
-from scripts.arena import Arena, Run
+from diffalign.infer.load import load
+from diffalign.infer.sample import draw
+from diffalign.models.backbones.table import load_pipeline
+from diffalign.train.trainer import trainer_for
+from scripts.arena import MODEL, SCALE, Arena, Run, scores
 
 STEPS = 120
 DPO = {"beta": 500.0, "learning_rate": 1e-3}  # as compare_methods.py found it
 WAYS: dict[str, dict[str, Any]] = {
     "the denoiser alone": DPO,
     "with the text encoder": {**DPO, "train_text_encoder": True},
-    "with the text encoder at a tenth of the rate": {**DPO, "train_text_encoder": True, "text_encoder_lr": 1e-4},
 }
 
 
-def main(root: Path = Path("outputs/text_encoder"), data: str = "off", seeds: int = 3) -> None:
-    """Train and judge what `root` does not have yet, seed by seed, and print the table."""
+def main(root: Path = Path("outputs/text_encoder"), prompts: int = 200, num_inference_steps: int = 25, seed: int = 0) -> None:
+    """Train what `root` does not have yet, draw the held-out prompts with each model, and print the table."""
     arena = Arena(root)
-    print(
-        "| trained | win rate over the base (95 %) | over the denoiser alone (95 %) | adherence | seeds |\n| --- | --- | --- | --- | --- |"
-    )
-    runs = {way: [Run(data, "diffusion_dpo", options, STEPS, seed) for seed in range(seeds)] for way, options in WAYS.items()}
-    for seed in range(seeds):
-        for way in WAYS:
-            arena.result(runs[way][seed])
-    alone = [arena.result(run) for run in runs["the denoiser alone"]]
-    for way, own in runs.items():
-        results = [arena.result(run) for run in own]
-        over = [win_rate(one["tastes"], two["tastes"], arena.eval_prompts) for one, two in zip(alone, results, strict=True)]
-        base, direct = (
-            np.mean([[r["win_rate"], r["low"], r["high"]] for r in results], axis=0),
-            np.mean([[won.rate, won.low, won.high] for won in over], axis=0),
-        )
-        columns = [f"{rate:.3f} ({low:.3f} to {high:.3f})" for rate, low, high in (base, direct)]
-        print(f"| {way} | {' | '.join(columns)} | {np.mean([r['adherence'] for r in results]):.3f} | {seeds} |")
+    held_out = arena.eval_prompts[:prompts]
+
+    def judged(pipe: Any) -> tuple[list[float], float]:
+        images = draw(pipe, held_out, range(len(held_out)), guidance_scale=SCALE, num_inference_steps=num_inference_steps)
+        return scores(images)["taste"], mean_adherence(held_out, images)
+
+    before = judged(load_pipeline(MODEL))
+    print(f"base: adherence {before[1]:.3f}", flush=True)
+    alone: list[float] = []
+    for way, options in WAYS.items():
+        folder = root / "runs" / Run("off", "diffusion_dpo", options, STEPS, seed).key
+        if not Finished.is_in(folder):
+            trainer_for(arena._config(Run("off", "diffusion_dpo", options, STEPS, seed))).fit()
+        taste, adherence = judged(load(folder))
+        alone = alone or taste
+        rivals = {"the base": before[0], **({"the denoiser alone": alone} if taste is not alone else {})}
+        for rival, other in rivals.items():
+            won = win_rate(other, taste, held_out)
+            print(f"{way}, over {rival}: {won.rate:.3f} ({won.low:.3f} to {won.high:.3f}), adherence {adherence:.3f}", flush=True)
+    print(f"{len(held_out)} prompts, {num_inference_steps} solver steps, {STEPS} training steps, seed {seed}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ beside it, and in run.json; where two of these say it, they agree.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -118,6 +119,20 @@ class AdapterFile:
         start = CLIP if any(name == CLIP[:-1] for name, _ in network.named_children()) else ""
         bare = {name.removeprefix(self.prefix).removeprefix(CLIP): value for name, value in self.tensors.items()}
         return replace(self, tensors={f"{self.prefix}{start}{name}": value for name, value in bare.items()})
+
+    def up_to(self, count: int) -> AdapterFile:
+        """Return the adapter of a text encoder without what it has for others than the first `count` layers."""
+        layers = {name: name.removeprefix(self.prefix).removeprefix(CLIP).rpartition(".lora_")[0] for name in self.tensors}
+        numbers = {layer: re.search(r"layers\.(\d+)\.", layer) for layer in layers.values()}
+        kept = {layer for layer, number in numbers.items() if number is None or int(number[1]) < count}
+        if len(kept) == len(numbers):
+            return self
+        config, dropped = copy.copy(self.config), numbers.keys() - kept
+        config.target_modules = kept
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            own = getattr(config, pattern) or {}
+            setattr(config, pattern, {name: n for name, n in own.items() if name.removeprefix("^").removeprefix(CLIP) not in dropped})
+        return replace(self, tensors={name: value for name, value in self.tensors.items() if layers[name] in kept}, config=config)
 
     def plain(self) -> dict[str, Tensor]:
         """Return copies of the tensors by peft's names, without the prefix."""

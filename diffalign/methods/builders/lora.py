@@ -17,7 +17,7 @@ from diffalign.models import adapters
 from diffalign.models.adapter_files import AdapterFile
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.backbones.base_lora import BaseLora, check_fit
-from diffalign.models.backbones.table import TEXT_ENCODERS, component_of, lora_adapters
+from diffalign.models.backbones.table import component_of, lora_adapters
 from diffalign.models.prompted import LORA_TARGETS
 
 
@@ -50,19 +50,22 @@ def check_quantised(config: TrainConfig, recipe: Recipe) -> None:
 def add_adapters(config: TrainConfig, recipe: Recipe, model: Backbone) -> None:
     """Add new adapters, or those of `start_from_lora`, to a denoiser and, where they are trained, to its text encoders.
 
-    A text encoder that the file has nothing for gets a new one, of the rank and alpha of the denoiser's. Raises as `_start_adapters`.
+    A text encoder that the file has nothing for gets a new one, of the rank and alpha of the denoiser's; layers of an encoder that the
+    denoiser does not read get none, and lose that of the file. Raises as `_start_adapters`.
     """
     pipe, targets = model.pipeline(whole=False), {model.component: config.lora_layers or model.lora_targets}
-    if config.train_text_encoder:
-        encoders = [part for part in TEXT_ENCODERS if pipe.components.get(part) is not None]
-        targets |= dict.fromkeys(encoders, LORA_TARGETS)
+    read = model.read_layers() if config.train_text_encoder else {}
+    targets |= {
+        part: [f"layers.{number}.self_attn.{name}" for number in range(count) for name in LORA_TARGETS] for part, count in read.items()
+    }
     start = {} if config.start_from_lora is None else _start_adapters(config, pipe, targets)
     own = start[model.component].config if start else None
     rank, alpha = (config.rank, config.lora_alpha) if own is None else (own.r, own.lora_alpha)
     torch.manual_seed(config.seed)
     for part, layers in targets.items():
         if part in start:
-            adapters.add_adapter(getattr(pipe, part), start[part], config.lora_dropout)
+            adapter = start[part].up_to(read[part]) if part in read else start[part]
+            adapters.add_adapter(getattr(pipe, part), adapter, config.lora_dropout)
         else:
             how = {"rank": rank, "alpha": alpha, "dropout": config.lora_dropout, "dora": recipe.tuning == "dora"}
             adapters.add_lora(getattr(pipe, part), targets=layers, **how)

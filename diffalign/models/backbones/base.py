@@ -70,6 +70,10 @@ class Backbone(Trained, Protocol):
         """Put a trainable ControlNet beside the denoiser; `predict` then also reads "conditioning_image" (N, 3, h, w) in [0, 1]."""
         ...
 
+    def read_layers(self) -> Mapping[str, int]:
+        """Return how many layers of each text encoder, by its name in the pipeline, the denoiser reads."""
+        ...
+
     def train_text_encoders(self) -> None:
         """Put the text encoders beside the denoiser, into what is trained; a prompt's condition is then its tokens."""
         ...

@@ -22,6 +22,11 @@ class ClipUNet(Pretrained):
     def read(self, encoders: Mapping[str, Any], tokens: Condition) -> Condition:
         """Return the embeddings of prompts, with a gradient, as `encode_prompt` returns them where encoders are frozen."""
 
+    def read_layers(self) -> dict[str, int]:
+        """Return how many layers of each text encoder, by its name in the pipeline, the UNet reads."""
+        encoders: dict[str, Any] = {name: part for name, part in self._encoders().items() if name != "vae"}
+        return {name: int(encoder.config.num_hidden_layers) for name, encoder in encoders.items()}
+
     def train_text_encoders(self) -> None:
         """Put the text encoders beside the UNet, into what is trained; the condition of a prompt is then its tokens."""
         encoders = {name: part for name, part in self._encoders().items() if name != "vae"}

@@ -95,9 +95,13 @@ class Pretrained(ABC):
         self._pipe = pipeline_of(self._pipe, controlnet, self.pipeline_options)
         self.denoiser = Controlled(unet, controlnet.requires_grad_(True))
 
-    def train_text_encoders(self) -> None:
-        """Put the text encoders beside the denoiser, into what is trained. Raises CheckpointError where they are not CLIP's alone."""
+    def read_layers(self) -> dict[str, int]:
+        """Return how many layers of each text encoder the denoiser reads. Raises CheckpointError where they are not CLIP's alone."""
         raise CheckpointError(f"{self.name}: text encoders are trained of models that read prompts with CLIP alone, which this is not")
+
+    def train_text_encoders(self) -> None:
+        """Put the text encoders beside the denoiser, into what is trained. Raises CheckpointError as `read_layers`."""
+        self.read_layers()
 
     def beta_in_words(self, beta: float) -> str:
         """Return `beta` and what it is on the sum over the latent, as other scripts count it."""

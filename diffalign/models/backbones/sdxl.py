@@ -45,11 +45,10 @@ class StableDiffusionXL(ClipUNet):
             embeds, pooled = embeds * has_words[:, None, None], pooled * has_words[:, None]
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def train_text_encoders(self) -> None:
-        """Put the text encoders beside the UNet; the last layer of the first one is not trained, for the UNet reads the one before it."""
-        super().train_text_encoders()
-        layers: Any = next(part for name, part in self._pipe.text_encoder.named_modules() if name.endswith("encoder.layers"))
-        layers[-1].requires_grad_(False)
+    def read_layers(self) -> dict[str, int]:
+        """Return how many layers of each text encoder the UNet reads: of the first one all but the last."""
+        layers = super().read_layers()
+        return layers | {"text_encoder": layers["text_encoder"] - 1}
 
     def read(self, encoders: Mapping[str, Any], tokens: Condition) -> Condition:
         """Return {"prompt_embeds": (N, L, D), "pooled_prompt_embeds": (N, P)} of tokens."""
