@@ -128,7 +128,7 @@ class AdapterFile:
         if len(kept) == len(numbers):
             return self
         config, dropped = copy.copy(self.config), numbers.keys() - kept
-        config.target_modules = kept
+        config.target_modules = sorted(kept)
         for pattern in ("rank_pattern", "alpha_pattern"):
             own = getattr(config, pattern) or {}
             setattr(config, pattern, {name: n for name, n in own.items() if name.removeprefix("^").removeprefix(CLIP) not in dropped})

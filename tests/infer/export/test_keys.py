@@ -111,10 +111,10 @@ def test_every_layer_of_a_family_whose_converter_knows_the_true_width_alone_come
         network = kind(**small)
     config, generator = dict(network.config), torch.Generator().manual_seed(0)
     rows = {name: layer.out_features for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-    updates = {
-        name: Update(*(0.3 * torch.randn(size, generator=generator) for size in ((2, 4), (count, 2))), SCALE)
-        for name, count in rows.items()
-    }
+    updates = {}
+    for name, count in rows.items():
+        down, up = (0.3 * torch.randn(size, generator=generator) for size in ((2, 4), (count, 2)))
+        updates[name] = Update(down, up, SCALE)
     tensors, paths = comfyui_tensors(family, updates, config), comfyui_paths(family, config)
     assert {name.rsplit(".lora_")[0].removesuffix(".alpha") for name in tensors} <= paths.keys()
     shapes = published(family, config).items()
