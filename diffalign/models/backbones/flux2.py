@@ -56,7 +56,10 @@ class Flux2(Pretrained):
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return {"prompt_embeds": (N, L, 3 D)} of three layers of the language model; padding is read as well."""
-        device = self._pipe.text_encoder.device
+        encoder, denoiser = self._pipe.text_encoder, self._pipe.transformer
+        device = encoder.device
+        if (words := self._rehearsed(encoder, len(prompts), self._sequence_length(), denoiser.config.joint_attention_dim)) is not None:
+            return {"prompt_embeds": words}
         return {"prompt_embeds": self._pipe.encode_prompt(list(prompts), device, max_sequence_length=self._sequence_length())[0]}
 
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -32,6 +32,9 @@ class Kolors(StableDiffusionXL):
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return {"prompt_embeds": (N, L, D) of the layer before the last, "pooled_prompt_embeds": (N, D) of the last token}."""
+        encoder = self._pipe.text_encoder
+        if (words := self._rehearsed(encoder, len(prompts), LENGTH, encoder.config.hidden_size)) is not None:
+            return {"prompt_embeds": words, "pooled_prompt_embeds": words[:, -1]}
         options = {"do_classifier_free_guidance": False, "max_sequence_length": LENGTH}
-        words, _, pooled, _ = self._pipe.encode_prompt(list(prompts), self._pipe.text_encoder.device, **options)
+        words, _, pooled, _ = self._pipe.encode_prompt(list(prompts), encoder.device, **options)
         return {"prompt_embeds": words, "pooled_prompt_embeds": pooled}

@@ -319,6 +319,12 @@ class Pretrained(ABC):
         longest = max(lengths)
         return words[:, :longest], None if min(lengths) == longest else mask[:, :longest] > 0
 
+    @staticmethod
+    def _rehearsed(encoder: nn.Module, *shape: int) -> Tensor | None:
+        """Return states of a shape, without numbers, if the encoder has none: in a dry run, of those that look at numbers of tokens."""
+        like = next(encoder.parameters())
+        return like.new_zeros(shape) if isinstance(like, FakeTensor) else None
+
     def _sequence_length(self) -> int:
         """Return how many tokens of a large text encoder a prompt has: as chosen, else the stock pipeline's default."""
         default = inspect.signature(type(self._pipe).__call__).parameters["max_sequence_length"].default
