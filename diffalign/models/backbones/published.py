@@ -1,7 +1,7 @@
 """The configs of published models, which a single-file checkpoint leaves out: what `save_pretrained` of their pipelines writes.
 
-Facts from the model cards and configs of Stable Diffusion 1.5, 2.1, XL, 3 medium and 3.5. Their tokenizer is CLIP's, which open_clip has;
-T5's is in no package, so a model that reads T5 needs the folder of its configs.
+Facts from the model cards and configs of Stable Diffusion 1.5, 2.1, XL, 3 medium and 3.5, and Playground v2.5. Their tokenizer
+is CLIP's, which open_clip has; T5's is in no package, so a model that reads T5 needs the folder of its configs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ OPENCLIP_G = _clip(1280, 32, 20, 1280, "gelu", "CLIPTextModelWithProjection")
 NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DDIM = {"_class_name": "DDIMScheduler", **NOISE, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 EULER = {"_class_name": "EulerDiscreteScheduler", **NOISE, "timestep_spacing": "leading", "steps_offset": 1}
+EDM = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "sigma_data": 0.5,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+}
+EDM |= {"rho": 7.0, "prediction_type": "epsilon", "solver_order": 2, "solver_type": "midpoint", "algorithm_type": "dpmsolver++"}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 
@@ -112,6 +120,15 @@ PUBLISHED: dict[str, Configs] = {
     "v1": _model("StableDiffusionPipeline", (_SD1_UNET, _SD1_VAE), DDIM, {"text_encoder": CLIP_L}, **_SD),
     "v2": _model("StableDiffusionPipeline", (_SD2_UNET, _SD2_VAE), DDIM, {"text_encoder": OPENCLIP_H}, **_SD),
     "xl_base": _model("StableDiffusionXLPipeline", (_XL_UNET, _XL_VAE), EULER, _XL_ENCODERS, force_zeros_for_empty_prompt=True, **_PLAIN),
+    # Its files have the means and deviations of its latents in them.
+    "playground-v2-5": _model(
+        "StableDiffusionXLPipeline",
+        (_XL_UNET, _XL_VAE | {"scaling_factor": 0.5}),
+        EDM,
+        _XL_ENCODERS,
+        force_zeros_for_empty_prompt=True,
+        **_PLAIN,
+    ),
     "sd3": _sd3(24),
     "sd35_medium": _sd3(24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=list(range(13))),
     "sd35_large": _sd3(38, qk_norm="rms_norm"),

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 DENOISER, VAE = "model.diffusion_model.", "first_stage_model."  # where the layouts of single files have their parts
 T5, SD3_CLIPS = "text_encoders.t5xxl.", ("text_encoders.clip_l.", "text_encoders.clip_g.")
 ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
+MOMENTS = {"latents_mean": "edm_mean", "latents_std": "edm_std"}  # of the latents of Playground v2.5, by the config's keys
 BASE_STEPS = 875_000  # by which, as in the converters of the field, Stable Diffusion 2's epsilon models are told from its v ones
 
 
@@ -44,8 +45,8 @@ def folder_of(path: Path, configs: Path | None = None) -> Path:
     """Return the folder in diffusers layout of the model in a safetensors file; it is made the first time, in the cache.
 
     `configs` is a folder with the model's configs and tokenizers, in diffusers layout; where it is None, those of the published models
-    are taken: SD 1.x, 2.x, XL, 3 and 3.5. Raises CheckpointError that names the file for a model of another kind, for weights that are
-    missing or cannot be trained (fp8), and for a disk that is too full.
+    are taken: SD 1.x, 2.x, XL, 3 and 3.5, and Playground v2.5. Raises CheckpointError that names the file for a model of
+    another kind, for weights that are missing or cannot be trained (fp8), and for a disk that is too full.
 
     Example:
         >>> folder_of(Path("dreamshaper.safetensors"))  # doctest: +SKIP
@@ -165,6 +166,7 @@ def write_published(path: Path, folder: Path) -> None:
     with safe_open(path, framework="pt") as opened:
         shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  # a safe_open is no mapping
         facts, steps = opened.metadata() or {}, opened.get_tensor("global_step").item() if "global_step" in shapes else None
+        moments = {name: opened.get_tensor(key).flatten().tolist() for name, key in MOMENTS.items() if key in shapes}
     kind = infer_diffusers_model_type({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     cure = "; give --config_folder, the folder of its configs and tokenizers in diffusers layout (its weights are not needed)"
     if kind not in PUBLISHED:
@@ -174,12 +176,13 @@ def write_published(path: Path, folder: Path) -> None:
     if kind.startswith("sd3") and not all(any(name.startswith(part) for name in shapes) for part in SD3_CLIPS):
         raise CheckpointError(f"{path}: lacks one of its two CLIP text encoders{cure}, or a file that includes them")
     configs = PUBLISHED[kind]
-    write_configs(configs | {"scheduler": configs["scheduler"] | _prediction(kind, shapes, facts, steps)}, folder)
+    scheduler = configs["scheduler"] | _prediction(kind, shapes, facts, steps)
+    write_configs(configs | {"scheduler": scheduler, "vae": configs["vae"] | moments}, folder)
 
 
 def _prediction(kind: str, names: Mapping[str, Any], facts: Mapping[str, str], steps: int | None) -> dict[str, Any]:
     """Return what a file says of its noise schedule: by the keys `v_pred` and `ztsnr`, its metadata, or the steps of SD 2's training."""
-    if kind.startswith("sd3"):
+    if kind.startswith(("sd3", "playground")):
         return {}
     written = facts.get("modelspec.prediction_type", "") or facts.get("modelspec.architecture", "")
     velocity = "v_pred" in names or written == "v" or written.endswith("-v")

@@ -108,6 +108,17 @@ def test_a_file_tells_what_it_predicts_by_its_keys_or_its_metadata(tensors, meta
     assert (schedule["prediction_type"], schedule.get("rescale_betas_zero_snr", False)) == (prediction, zero)
 
 
+def test_a_file_of_playground_has_the_noise_of_edm_and_the_moments_of_its_latents(tmp_path):
+    moments = {"edm_mean": torch.tensor([-1.5, 2.0, -1.25, 2.5]).view(1, 4, 1, 1), "edm_std": torch.full((1, 4, 1, 1), 5.5)}
+    save_file({XL: torch.ones(1), **moments}, tmp_path / "model.safetensors")
+    write_published(tmp_path / "model.safetensors", tmp_path / "configs")
+    vae, schedule = (
+        json.loads((tmp_path / "configs" / name).read_text()) for name in ("vae/config.json", "scheduler/scheduler_config.json")
+    )
+    assert (vae["latents_mean"], vae["latents_std"], vae["scaling_factor"]) == ([-1.5, 2.0, -1.25, 2.5], [5.5] * 4, 0.5)
+    assert (schedule["_class_name"], schedule["sigma_data"]) == ("EDMDPMSolverMultistepScheduler", 0.5)
+
+
 # From the weights on the hub: Stable Diffusion 1.5 and 2.1, SDXL, SD3 medium, and the sizes that Stability states of SD 3.5 (2.2B, 8.1B).
 SIZES = {
     "v1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},

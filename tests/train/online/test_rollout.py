@@ -62,7 +62,7 @@ def rolled(model, noisy, scale, seeds, steps=3):
 
 
 def test_the_ratio_is_one_on_every_family_with_and_without_guidance(tmp_path):
-    for name in (*FAMILIES.values(), "sd2"):
+    for name in (*FAMILIES.values(), "sd2", "playground"):
         kind, options = MODELS[name]
         settings = BackboneSettings(SIDE)
         model = load_backbone(str(write_micro(kind, tmp_path / name, **options)), torch.device("cpu"), settings=settings)
