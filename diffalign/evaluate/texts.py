@@ -16,6 +16,7 @@ from torch import Tensor
 from diffalign.core.intervals import sign_test
 from diffalign.core.progress import progress
 from diffalign.core.runs import Run
+from diffalign.core.specs import single
 from diffalign.core.types import Scores
 from diffalign.evaluate.heldout import PairAccuracy
 from diffalign.infer.kinds.text import base_writer
@@ -63,8 +64,12 @@ def compare_texts(
 
 def heldout(run: Run, dataset_name: str, split: str | None, reader: str | None, device: str) -> dict[str, float]:
     """Return how a finished run ranks the pairs of a dataset, under its own objective and likelihood."""
-    plain = {"torch_compile": False, "optimizer": "adamw", "use_8bit_adam": False, "report_to": None, "max_train_samples": None}
-    config = replace(config_of(run), **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, curriculum=None)
+    plain: dict[str, Any] = {"torch_compile": False, "optimizer": "adamw", "use_8bit_adam": False, "report_to": None}
+    plain |= {"max_train_samples": None}
+    former = config_of(run)
+    if "singles" in [single("transform", spec)[0] for spec in former.transforms or ()]:  # trained on single votes, judged on pairs
+        plain |= {"transforms": None}
+    config = replace(former, **plain, dataset_name=dataset_name, dataset_split_name=split, reader=reader, curriculum=None)
     with tempfile.TemporaryDirectory() as temporary:
         elsewhere = replace(config, output_dir=temporary, cache_dir=temporary)
         recipe = recipe_of(elsewhere, "text")
