@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import log_expit
 
 from diffalign.core.errors import ConfigError
 from diffalign.data.advantages import advantages, checked
@@ -111,7 +110,9 @@ class LogSigmoid(Combiner):
         centres = _constants("centres", self.centres, tables)
         temperatures = _constants("temperatures", self.temperatures, tables, 1.0)
         # A number serves all prompts; one a prompt stands beside its candidates.
-        utilities = {name: log_expit((table - np.reshape(centres[name], (-1, 1))) / temperatures[name]) for name, table in tables.items()}
+        utilities = {
+            name: -np.logaddexp(0.0, (np.reshape(centres[name], (-1, 1)) - table) / temperatures[name]) for name, table in tables.items()
+        }
         return Weighted(weights=self.weights).combine(utilities)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,19 +37,25 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return find
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     """The name of a model; every test that asks for it runs for all of them."""
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder(name: str, folder_of: Folder) -> Path:
     """The folder of that model."""
     return folder_of(name)
 
 
-@pytest.fixture
-def backbone(folder: Path, name: str) -> Pretrained:
-    """That model behind the interface; a guidance-distilled one is told 3.5."""
+@pytest.fixture(scope="module")
+def backbone(name: str, folder: Path) -> Pretrained:
+    """That model behind the interface, loaded once for all tests that leave it as it is; a guidance-distilled one is told 3.5."""
     return load_backbone(str(folder), torch.device("cpu"), settings=BackboneSettings(SIDE, TOKENS.get(name), guidance_scale=3.5))
+
+
+@pytest.fixture
+def own_backbone(backbone: Pretrained) -> Pretrained:
+    """A copy for a test that changes it."""
+    return copy.deepcopy(backbone)

@@ -213,42 +213,42 @@ def test_the_path_has_the_noise_levels_of_the_stock_scheduler(backbone):
         torch.testing.assert_close(path.solver_times(steps).flip(0).float(), pipe.scheduler.sigmas, rtol=1e-5, atol=1e-6)
 
 
-def test_with_its_adapter_off_a_model_is_its_base_bit_for_bit(backbone):
-    x, t = point(backbone)
-    condition = condition_of(backbone, PROMPTS)
-    base = predict(backbone, x, t, condition)
-    adapters.add_lora(backbone.denoiser, targets=backbone.lora_targets, rank=2)
-    assert torch.equal(predict(backbone, x, t, condition), base)
-    for name, parameter in backbone.denoiser.named_parameters():
+def test_with_its_adapter_off_a_model_is_its_base_bit_for_bit(own_backbone):
+    x, t = point(own_backbone)
+    condition = condition_of(own_backbone, PROMPTS)
+    base = predict(own_backbone, x, t, condition)
+    adapters.add_lora(own_backbone.denoiser, targets=own_backbone.lora_targets, rank=2)
+    assert torch.equal(predict(own_backbone, x, t, condition), base)
+    for name, parameter in own_backbone.denoiser.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
-    assert (predict(backbone, x, t, condition) - base).abs().max() > 1e-2
-    with adapters.disabled(backbone.denoiser):
-        assert torch.equal(predict(backbone, x, t, condition), base)
+    assert (predict(own_backbone, x, t, condition) - base).abs().max() > 1e-2
+    with adapters.disabled(own_backbone.denoiser):
+        assert torch.equal(predict(own_backbone, x, t, condition), base)
 
 
-def test_the_fingerprint_changes_with_the_encoders_alone(backbone):
-    before, pipe = backbone.fingerprint(), backbone.pipeline()
+def test_the_fingerprint_changes_with_the_encoders_alone(own_backbone):
+    before, pipe = own_backbone.fingerprint(), own_backbone.pipeline()
     with torch.no_grad():
-        next(backbone.denoiser.parameters()).add_(1.0)
-    assert backbone.fingerprint() == before
+        next(own_backbone.denoiser.parameters()).add_(1.0)
+    assert own_backbone.fingerprint() == before
     for part in [name for name in pipe.components if name.startswith(("vae", "text_encoder")) and pipe.components[name] is not None]:
         with torch.no_grad():
             next(pipe.components[part].parameters()).add_(1.0)
-        assert backbone.fingerprint() != before, part
+        assert own_backbone.fingerprint() != before, part
         with torch.no_grad():
             next(pipe.components[part].parameters()).sub_(1.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_vaes_fingerprint_is_of_its_encoder_in_whatever_precision(backbone, dtype):
-    before, vae = backbone.vae_fingerprint(), backbone.pipeline().vae
+def test_the_vaes_fingerprint_is_of_its_encoder_in_whatever_precision(own_backbone):
+    before, vae = own_backbone.vae_fingerprint(), own_backbone.pipeline().vae
     weights = {name: value.clone() for name, value in vae.state_dict().items()}
-    vae.to(dtype)
-    assert backbone.vae_fingerprint() == before
-    vae.float().load_state_dict(weights)
+    for dtype in (torch.float16, torch.bfloat16):
+        vae.to(dtype)
+        assert own_backbone.vae_fingerprint() == before, dtype
+        vae.float().load_state_dict(weights)
     for part, same in ((vae.decoder, True), (vae.encoder, False)):
         with torch.no_grad():
             next(part.parameters()).neg_()
-        assert (backbone.vae_fingerprint() == before) is same
+        assert (own_backbone.vae_fingerprint() == before) is same
         vae.load_state_dict(weights)

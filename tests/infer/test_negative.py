@@ -55,11 +55,11 @@ def draw(pipe: Any, scale: float = 5.0, steps: int = 2, images: int = 1, **optio
 
 @torch.no_grad()
 def two_passes(pipe: Any, positive: Any, negative: Any, images: int, rescale: float) -> Tensor:
-    """Return the latents of 25 DDIM steps with two networks, one call of each a step."""
+    """Return the latents of eight DDIM steps with two networks, one call of each a step."""
     text, empty = pipe.encode_prompt(PROMPTS, "cpu", images, True)
     x = torch.randn(len(text), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(25)
+    scheduler.set_timesteps(8)
     for t in scheduler.timesteps:
         e_pos, e_neg = positive(x, t, text).sample, negative(x, t, empty).sample
         e = e_neg + 5.0 * (e_pos - e_neg)
@@ -115,7 +115,7 @@ def test_images_equal_those_of_two_networks_in_two_passes(
     eta = add(pipe.unet, "pos", 3, 1, ATTENTION, alpha=6) if positive else {}
     delta = add(pipe.unet, "neg", 5, 2, targets, alpha=4)
     pipe.set_adapters(positive or "neg")
-    options = {"steps": 25, "images": images, "guidance_rescale": rescale}
+    options = {"steps": 8, "images": images, "guidance_rescale": rescale}
     plain = draw(pipe, **options)
     with negative_guidance(pipe, "neg", positive=positive, alpha=alpha, beta=beta):
         with_it = draw(pipe, **options)

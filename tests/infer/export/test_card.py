@@ -132,23 +132,25 @@ def test_a_table_that_has_changed_since_is_not_described(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "formats"),
+    ("kind", "method", "formats", "pushed"),
     [
-        ("sd", "diffusion_dpo", ["diffusers"]),
-        ("sd", "diffusion_dpo", ["merged"]),
-        ("sd", "self_npo", ["diffusers"]),
-        ("sdxl", "diffusion_npo", ["diffusers"]),
-        ("pixart", "diffusion_dpo", ["diffusers"]),
-        ("pixart", "diffusion_dpo", ["merged"]),
-        ("pixart", "diffusion_npo", ["diffusers", "comfyui"]),
-        ("sd3 without T5", "diffusion_dpo", ["diffusers"]),
-        ("sd3 without T5", "diffusion_dpo", ["merged"]),
-        ("sd3", "self_npo", ["diffusers"]),
-        ("flux", "diffusion_npo", ["diffusers"]),
+        ("sd", "diffusion_dpo", ["diffusers"], False),
+        ("sd", "diffusion_dpo", ["diffusers"], True),
+        ("sd", "diffusion_dpo", ["merged"], False),
+        ("sd", "self_npo", ["diffusers"], False),
+        ("sdxl", "diffusion_npo", ["diffusers"], True),
+        ("pixart", "diffusion_dpo", ["diffusers"], False),
+        ("pixart", "diffusion_dpo", ["diffusers"], True),
+        ("pixart", "diffusion_dpo", ["merged"], False),
+        ("pixart", "diffusion_npo", ["diffusers", "comfyui"], False),
+        ("sd3 without T5", "diffusion_dpo", ["diffusers"], False),
+        ("sd3 without T5", "diffusion_dpo", ["merged"], True),
+        ("sd3", "self_npo", ["diffusers"], False),
+        ("flux", "diffusion_npo", ["diffusers"], True),
     ],
 )
-@pytest.mark.parametrize("pushed", [False, True])
 def test_the_snippet_of_the_card_draws_what_the_run_does(tmp_path, monkeypatch, hub, kind, method, formats, pushed):
+    """On the hub or not changes one word of a snippet, so every form of snippet (plain, with peft, merged, negative) has both once."""
     model = write_micro(kind.split()[0], tmp_path / "model", **({"absent": ["text_encoder_3"]} if "without" in kind else {}))
     run = write_run(tmp_path / "run", model, method=method)
     text = (export_run(run, tmp_path / "out", formats=formats, push_to_hub=pushed, hub_model_id="out") / "README.md").read_text()
