@@ -166,6 +166,7 @@ def test_the_options_of_a_run_work_for_every_family(words, model, tmp_path, kind
     """On an inverted trajectory, whose every step asks the family for a prediction."""
     options = {"mixed_precision": "bf16", "gradient_checkpointing": True, "gradient_accumulation_steps": 2, "train_method": "dora"}
     options |= {"cache": "off", "random_crop": True, "random_flip": True, "proportion_empty_prompts": 0.5, "use_ema": True}
+    options |= {"trajectory": "{ddim_inversion: {steps: 2}}"}
     assert main(words(kind, "smpo", **options)) == 0
     assert [row["step"] for row in log_of(tmp_path / "run")] == [1, 2]
     before, after = picture(load_pipeline(str(model(kind)))), picture(diffalign.load(tmp_path / "run"))
