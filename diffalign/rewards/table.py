@@ -16,6 +16,7 @@ from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.scorers.function import function
 from diffalign.rewards.scorers.hps import hps
+from diffalign.rewards.scorers.hpsv3 import hpsv3
 from diffalign.rewards.scorers.http import http
 from diffalign.rewards.scorers.imagereward import imagereward
 from diffalign.rewards.scorers.mps import mps
@@ -40,6 +41,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "http": http,
     "people": people,
     "vlm": vlm,
+    "hpsv3": hpsv3,
 }
 WEIGHTLESS = ("adherence", "taste", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub

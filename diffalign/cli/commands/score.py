@@ -20,6 +20,7 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
   pickscore    PickScore; compares images of one prompt         clipscore    CLIPScore; 2.5 times the cosine, not below zero
   hps          HPSv2.1, or {hps: {version: "2.0"}}              aesthetic    LAION's predictor v2; reads no prompt
   imagereward  ImageReward; reads 35 tokens of a prompt         mps          MPS, its overall score
+  {hpsv3: {instruction: FILE.txt}}                              HPSv3; its instruction is a file, with {prompt} and <|Reward|> in it
   {vqascore: {model: Qwen/Qwen2.5-VL-3B-Instruct}}              chance of Yes, by a vision-language model; reads long prompts
   adherence, {taste: {name: high}}                              the embedded world's judges
   {trained: {path: RUN}}                                        your own run of reward_bt; of reward_pal for the average user, or with
