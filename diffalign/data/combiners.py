@@ -19,12 +19,18 @@ from diffalign.data.advantages import advantages, checked
 Rewards = Mapping[str, Any]  # (G, K) each
 Numbers = Mapping[str, float]  # a constant by the name of its reward
 Sense = Literal["at_least", "at_most"]
+Scope = Literal["image", "prompt", "all"]
 
 
 class Combiner(ABC):
     """What every combiner does."""
 
     __slots__ = ()
+
+    @property
+    def scope(self) -> Scope:
+        """Return whose rewards a combined one depends on: the candidate's own (image), its prompt's, or those of all prompts."""
+        return "image"
 
     @abstractmethod
     def combine(self, rewards: Rewards) -> np.ndarray:
@@ -67,6 +73,11 @@ class Standardised(Combiner):
     eps: float = 1e-8
     floor: float = 0.0
 
+    @property
+    def scope(self) -> Scope:
+        """Return that a reward is one among those of its prompt."""
+        return "prompt"
+
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K) of standardised rewards."""
         tables = _tables(rewards)
@@ -85,6 +96,11 @@ class Gdpo(Combiner):
 
     weights: Numbers | None = None
 
+    @property
+    def scope(self) -> Scope:
+        """Return that a reward is one among those of all prompts."""
+        return "all"
+
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the standardised sum (G, K)."""
         total = Standardised(weights=self.weights, ddof=0, eps=0.0, floor=1e-6).combine(rewards)
@@ -97,18 +113,33 @@ class LogSigmoid(Combiner):
 
     Transform and combine (2402.00742): the log of the chance that all are good, led by the worst. A centre is a number, or one a prompt
     (G,), such as the `quantile` of what the untrained model draws. Temperature 1 supposes rewards that are logits of preference; a cosine
-    needs its own scale (temperatures and weights are ours).
+    needs its own scale (temperatures and weights are ours). A reward without a centre has the `share` quantile of its prompt's own
+    candidates, and then, unless it has a temperature, that of their spread, so that no scale decides (both ours):
+
+    >>> rows = LogSigmoid().combine({"a": [[100.0, 300.0]], "b": [[0.03, 0.01]]})  # log sigmoid(-1) + log sigmoid(1), twice
+    >>> rows.round(6).tolist()
+    [[-1.626523, -1.626523]]
     """
 
-    centres: Mapping[str, Any]
+    centres: Mapping[str, Any] | None = None
     temperatures: Numbers | None = None
     weights: Numbers | None = None
+    share: float = 0.5
+
+    @property
+    def scope(self) -> Scope:
+        """Return whether rewards have centres of their own, or are among those of their prompt."""
+        return "prompt" if self.centres is None else "image"
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K) of utilities."""
         tables = _tables(rewards)
-        centres = _constants("centres", self.centres, tables)
         temperatures = _constants("temperatures", self.temperatures, tables, 1.0)
+        if self.centres is None:
+            centres = {name: quantile(table, self.share) for name, table in tables.items()}
+            temperatures = {name: _spread(table) for name, table in tables.items()} | dict(self.temperatures or {})
+        else:
+            centres = _constants("centres", self.centres, tables)
         # A number serves all prompts; one a prompt stands beside its candidates.
         utilities = {
             name: -np.logaddexp(0.0, (np.reshape(centres[name], (-1, 1)) - table) / temperatures[name]) for name, table in tables.items()
@@ -116,9 +147,35 @@ class LogSigmoid(Combiner):
         return Weighted(weights=self.weights).combine(utilities)
 
 
+def _spread(table: np.ndarray) -> float:
+    """Return the root of the mean variance within a prompt, 1 where nothing differs."""
+    return float(np.sqrt(table.var(axis=1).mean())) or 1.0
+
+
 def quantile(rewards: Any, share: float = 0.5) -> np.ndarray:
     """Return for each prompt (G,) the reward that a `share` of its draws (G, M) does not exceed, interpolated."""
     return np.quantile(checked(rewards), share, axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product(Combiner):
+    """The product of the rewards, each to the power of its weight, 1 where none is named: a picture must be good in all of them.
+
+    A reward's scale changes all products alike, and so no order. Rewards below zero have no product, and are refused (a plain form, ours).
+
+    >>> Product().combine({"a": [[0.5, 1.0]], "b": [[80.0, 20.0]]})
+    array([[40., 20.]])
+    """
+
+    weights: Numbers | None = None
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the product (G, K)."""
+        tables = _tables(rewards)
+        weights = _constants("weights", self.weights, tables, 1.0)
+        if below := sorted(name for name, table in tables.items() if (table < 0.0).any()):
+            raise ConfigError(f"`product` of rewards below zero, such as {below[0]}, has no meaning; use log_sigmoid or standardised")
+        return np.prod([table ** weights[name] for name, table in tables.items()], axis=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +225,11 @@ class Cfo(Combiner):
     alpha: float = 0.5
     tolerance: float = 0.1
 
+    @property
+    def scope(self) -> Scope:
+        """Return that the multiplier is of all candidates that are there, at least those of a prompt."""
+        return "prompt"
+
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the reward (G, K)."""
         tables = _tables(rewards)
@@ -196,6 +258,11 @@ class Maxmin(Combiner):
 
     __slots__ = ()
 
+    @property
+    def scope(self) -> Scope:
+        """Return that the choice is by the means over all prompts."""
+        return "all"
+
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return that reward (G, K)."""
         return min(_tables(rewards).values(), key=lambda table: float(table.mean()))
@@ -206,6 +273,7 @@ COMBINERS: dict[str, Callable[..., Combiner]] = {
     "standardised": Standardised,
     "gdpo": Gdpo,
     "log_sigmoid": LogSigmoid,
+    "product": Product,
     "lagrange": Lagrange,
     "cfo": Cfo,
     "maxmin": Maxmin,

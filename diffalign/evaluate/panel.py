@@ -16,7 +16,7 @@ from diffalign.core.trust import CURE, in_words, reaching, refused, trusted, unt
 from diffalign.data.world.checks import is_caption
 from diffalign.infer.export.card import RunFiles
 from diffalign.methods import method_of
-from diffalign.rewards.table import SCORERS, bind_scorer, called
+from diffalign.rewards.table import SCORERS, bind_scorer, called, compares, parts_of, together
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def panel(
     rewards = tuple(named) or _usable(trained.scorers, scorers, trust=trust)
     for spec in (*scorers, *rewards):
         bind_scorer(spec)
+        if together(spec) and not compares(spec):
+            raise ConfigError(f"{spec} scores pictures of one prompt beside each other, which compares no two models")
     judges = tuple(scorers)
     if not judges:
         pool = WORLD if all(map(is_caption, prompts)) else POOL
@@ -149,7 +151,8 @@ def trained_with(run: Run) -> TrainingScorers:
     chose = (settings.get("eval_scorers") or list(WORLD)) if "held_out" in run.facts else []
     complete = "scorers" in run.facts or manifest is not None or run.facts.get("table") is None
     used = (*(spec for name, spec in specs.items() if name in names), *watched)
-    return TrainingScorers(frozenset(names), used, tuple(chose), complete)
+    inner, choosing = (tuple(part for spec in specs for part in parts_of(spec)) for specs in (used, chose))
+    return TrainingScorers(frozenset(names), inner, choosing, complete)
 
 
 def _named(value: Any) -> Iterator[list[Any]]:

@@ -8,7 +8,7 @@ from diffalign.core.errors import ConfigError, did_you_mean, shortened
 from diffalign.core.specs import Spec, single
 
 SCORER_NAMES = ("pickscore", "clipscore", "hps", "imagereward", "mps", "aesthetic", "vqascore", "adherence", "taste", "trained")
-SCORER_NAMES += ("function", "http", "people", "vlm", "hpsv3")
+SCORER_NAMES += ("function", "http", "people", "vlm", "hpsv3", "combined")
 
 
 def check_scorer_names(specs: Iterable[Spec]) -> None:
@@ -17,6 +17,8 @@ def check_scorer_names(specs: Iterable[Spec]) -> None:
         name, constants = single("scorer", spec)
         if name not in SCORER_NAMES:
             raise ConfigError(f"there is no scorer `{name}`.{did_you_mean(name, SCORER_NAMES)}")
+        if name == "combined" and isinstance(constants.get("scorers"), list | tuple):
+            check_scorer_names(constants["scorers"])
         if name == "taste" and "name" in constants:
             check_taste_name(constants["name"])
 

@@ -52,8 +52,15 @@ class Shard:
 def spec_key(spec: Spec, **facts: Any) -> str:
     """Return a name for the scores by `spec`: another one for other constants, other files that they name, and other `facts`."""
     name, constants = single("scorer", spec)
-    decisive = {constant: value for constant, value in constants.items() if constant not in MANNERS}
+    decisive = _decisive(constants)
     return fingerprint({"name": name, "constants": decisive, "files": stamps(decisive), **facts})[:16]
+
+
+def _decisive(value: Any) -> Any:
+    """Return a spec's constants without those of how a judge is asked, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _decisive(inner) for name, inner in value.items() if name not in MANNERS}
+    return [_decisive(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def score_shards(shards: Sequence[Shard], spec: Spec, device: str) -> None:
@@ -103,7 +110,7 @@ def _scored(scorer: Scorer, records: Sequence[Record], begun: Path) -> tuple[lis
 
 def _sizes(scorer: Scorer, records: Sequence[Record]) -> list[int]:
     """Return how many pictures are judged at once, batch by batch."""
-    if isinstance(scorer, PeopleScorer) or (isinstance(scorer, CallableScorer) and scorer.compare is not None):
+    if isinstance(scorer, PeopleScorer) or (isinstance(scorer, CallableScorer) and scorer.together):
         return [len(record.candidates) for record in records]
     count = sum(len(record.candidates) for record in records)
     return [min(BATCH, count - start) for start in range(0, count, BATCH)]
@@ -164,7 +171,10 @@ def read_shards(files: Sequence[Path]) -> tuple[dict[str, Any], list[list[float 
 def stamps(constants: Any) -> list[tuple[str, int, int]]:
     """Return size and time of the files that a spec's constants name, so that scores by other weights are not taken for theirs."""
     stamped = []
-    for value in constants.values():
+    for value in constants.values() if isinstance(constants, Mapping) else constants:
+        if isinstance(value, Mapping | list):
+            stamped += stamps(value)
+            continue
         path = Path(value.rpartition(".py:")[0] + ".py" if ".py:" in value else value) if isinstance(value, str) and value else None
         if path is not None and path.exists():
             files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]

@@ -5,7 +5,7 @@ It is the only way from a spec to a scorer, and refuses one that runs code or co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from diffalign.core.errors import ConfigError, did_you_mean
@@ -14,7 +14,8 @@ from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
-from diffalign.rewards.scorers.function import function
+from diffalign.rewards.scorers.combined import check_combination, combination, combiner_of
+from diffalign.rewards.scorers.function import CallableScorer, function
 from diffalign.rewards.scorers.hps import hps
 from diffalign.rewards.scorers.hpsv3 import hpsv3
 from diffalign.rewards.scorers.http import http
@@ -25,6 +26,15 @@ from diffalign.rewards.scorers.trained import trained
 from diffalign.rewards.scorers.vlm import check_wording, vlm
 from diffalign.rewards.scorers.vqascore import vqascore
 from diffalign.rewards.scorers.world import adherence, taste
+
+
+def combined(*, scorers: Sequence[Spec], how: Spec = "standardised", name: str = "combined", device: str = "cpu") -> CallableScorer:
+    """Return the scorer that makes one score of several scorers' by a combiner of `data.combiners`; see `scorers.combined`.
+
+    Raises ConfigError for scorers that are none or of one name, and for a combiner that looks at all prompts at once.
+    """
+    return combination([load_scorer(spec, device=device) for spec in scorers], how, name)
+
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "pickscore": pickscore,
@@ -42,6 +52,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "people": people,
     "vlm": vlm,
     "hpsv3": hpsv3,
+    "combined": combined,
 }
 WEIGHTLESS = ("adherence", "taste", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
@@ -76,6 +87,9 @@ def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
             bound()
         elif name == "vlm":
             check_wording(bound.constants)
+        elif name == "combined":
+            check_scorers(bound.constants["scorers"])
+            check_combination([called(inner) for inner in bound.constants["scorers"]], bound.constants["how"])
         elif name == "trained":
             Run.open(constants["path"], expects="reward")
         for constant, value in constants.items():
@@ -93,6 +107,27 @@ def compares(spec: Spec) -> bool:
     """Return whether a scorer gives verdicts on two pictures, so that its scores are of pictures of one prompt beside each other."""
     name, constants = single("scorer", spec)
     return name == "vlm" and constants.get("protocol") == "pairwise"
+
+
+def together(spec: Spec) -> bool:
+    """Return whether a score is one beside those of the prompt's other pictures, and so says nothing of two models' or two times'."""
+    if single("scorer", spec)[0] != "combined":
+        return compares(spec)
+    bound = bind("scorer", SCORERS, spec)
+    return combiner_of(bound.constants["how"]).scope == "prompt" or any(map(together, bound.constants["scorers"]))
+
+
+def parts_of(spec: Spec) -> Iterator[Spec]:
+    """Yield the scorers that a scorer is made of: those of a `combined` one, or itself.
+
+    >>> list(parts_of({"combined": {"scorers": ["hps", {"combined": {"scorers": ["mps", "aesthetic"]}}]}}))
+    ['hps', 'mps', 'aesthetic']
+    """
+    name, constants = single("scorer", spec)
+    if name != "combined":
+        yield spec
+    for inner in constants.get("scorers", ()) if name == "combined" else ():
+        yield from parts_of(inner)
 
 
 def load_scorer(spec: Spec, *, device: str = "cpu") -> Scorer:

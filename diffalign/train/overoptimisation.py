@@ -30,7 +30,7 @@ from diffalign.rewards.drift import Appearance, appearance, features
 from diffalign.rewards.hacking import Change, alarm, change, unjudged
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.world import WorldScorer
-from diffalign.rewards.table import bind_scorer, compares, load_scorer
+from diffalign.rewards.table import bind_scorer, load_scorer, together
 from diffalign.train.save import save_run
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,10 @@ class Watch:
         if config.eval_reward in scorers:
             raise ConfigError(f"`eval_reward` {config.eval_reward} is what training optimises; leave it out of `eval_scorers`")
         for spec in (*scorers, *filter(None, (config.eval_reward,))):
-            if compares(spec):
-                raise ConfigError(f"`eval_scorers` and `eval_reward` score pictures one by one, and {spec} compares them with each other")
+            if together(spec):
+                raise ConfigError(
+                    f"`eval_scorers` and `eval_reward` score pictures one by one, and {spec} those of a prompt beside each other"
+                )
             bind_scorer(spec)
         return cls(config, prompts, list(scorers))
 

@@ -174,7 +174,7 @@ def test_a_judge_that_compares_has_one_record_at_a_time_and_what_it_counts_is_ke
         return [0.5] * len(images)
 
     audit = Counter()
-    made = CallableScorer("share", "share", shares, "here", audit=audit, compare=lambda *_: [])
+    made = CallableScorer("share", "share", shares, "here", audit=audit, together=True)
     monkeypatch.setitem(SCORERS, "taste", lambda *, name: made)
     table = write_table(tmp_path / "t", [Record(f"r{k}", "a", tuple(Candidate(image=red(i)) for i in range(3))) for k in range(4)])
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from typing import Literal
 from diffalign.core.errors import ConfigError
 from diffalign.core.specs import Spec, bind
 from diffalign.data.advantages import advantages, win_fraction
-from diffalign.data.combiners import COMBINERS, Gdpo, Maxmin
+from diffalign.data.combiners import COMBINERS
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms.base import score_of
 
@@ -55,7 +55,7 @@ def combined(record: Record, *, scores: Sequence[str], into: str, how: Spec = "w
     a combiner that looks at all prompts at once (gdpo, maxmin), which a transform does not see.
     """
     combiner = bind("combiner", COMBINERS, how)()
-    if isinstance(combiner, Gdpo | Maxmin):
+    if combiner.scope == "all":
         raise ConfigError(f"combined: `how` is {how!r}, which looks at all prompts at once; a transform sees one record")
     return _with_scores(record, into, combiner.combine({name: [_scores(record, name)] for name in scores})[0].tolist())
 

@@ -37,7 +37,9 @@ class CallableScorer:
     """What became of the questions so far, by name; empty for a scorer that asks none."""
     compare: Compare | None = None
     """Of a judge that compares: (first images, second images, prompts) -> the chance (N,) that the first is better, NaN where there is no
-    verdict. Its scores are of images of one prompt beside each other."""
+    verdict."""
+    together: bool = False
+    """Whether the score of an image is one beside those of its prompt's others."""
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,). Raises ConfigError for an answer that is not one number an image."""

@@ -178,6 +178,7 @@ def vlm(
     judge = Judge(network, words, KeptAnswers(cache), on_failure, comparisons)
     score, compare, unit = (judge.marks, None, "mark") if protocol == "pointwise" else (judge.win_fractions, judge.chances, "share")
     about: dict[str, Any] = {"licence": "the model's own", "revision": revision, "unit": unit, "audit": judge.audit, "compare": compare}
+    about |= {"together": compare is not None}
     return CallableScorer(name, f"{words.scale}, by {model}", score, model, **about)
 
 
