@@ -17,6 +17,8 @@ from diffalign.infer.export.export import export_run
 from diffalign.infer.load import load
 from diffalign.methods.checks import check
 from diffalign.models import adapters
+from diffalign.models.backbones.base_lora import BaseLora
+from diffalign.models.backbones.table import load_pipeline
 from diffalign.models.prompted import text_encoders
 from diffalign.train.align import train
 from diffalign.train.trainer import trainer_for
@@ -166,6 +168,8 @@ def test_a_run_goes_on_from_another_or_from_its_file_with_all_adapters(micro_sd,
     plain = train(config(micro_sd, pairs_file, tmp_path / "plain", train_text_encoder=False))
     trainer = trainer_for(config(micro_sd, pairs_file, tmp_path / "new", start_from_lora=str(plain)))  # whose encoders begin anew
     assert set(trainer.parts.backbone.adapted) == {"unet", "text_encoder"}
+    fused = load_pipeline(str(micro_sd), base_loras=[BaseLora.of(str(runs["sd"]))])
+    assert abs(picture(fused) - picture(load(runs["sd"]))).max() < 1e-3
 
 
 def test_layers_of_a_file_that_the_unet_of_sdxl_does_not_read_are_left_out(micro_sdxl, pairs_file, runs, tmp_path):

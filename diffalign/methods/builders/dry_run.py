@@ -225,9 +225,9 @@ def _bytes(tensors: Iterable[Tensor]) -> float:
 
 
 def _frozen(config: TrainConfig, denoiser: nn.Module) -> float:
-    """Return the bytes of what is not trained; quantised, the weights of linear layers are as small as their kind."""
-    total = _bytes(denoiser.buffers())
-    small = set() if config.quantization is None else {id(m.weight) for m in denoiser.modules() if isinstance(m, nn.Linear)}
+    """Return the bytes of what is not trained; quantised, the denoiser's weights of linear layers are as small as their kind."""
+    total, quantised = _bytes(denoiser.buffers()), networks(denoiser)[0]
+    small = set() if config.quantization is None else {id(m.weight) for m in quantised.modules() if isinstance(m, nn.Linear)}
     for parameter in denoiser.parameters():
         if not parameter.requires_grad:
             total += parameter.numel() * (QUANTISED[str(config.quantization)] if id(parameter) in small else parameter.element_size())
