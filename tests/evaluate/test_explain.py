@@ -22,6 +22,7 @@ from diffalign.evaluate.explain.origin import predicted
 from diffalign.evaluate.explain.regression import design, fit, weights
 from diffalign.evaluate.explain.report import explain
 from diffalign.evaluate.explain.votes import Votes, votes_of_rows, votes_of_table
+from diffalign.evaluate.pages.explanation import page
 from tests.pages import Page
 
 
@@ -168,12 +169,12 @@ def test_the_command_writes_a_page_that_fetches_nothing_and_corrections_that_dat
     wrong = ["--directions", "1", "--corrections", str(tmp_path / "wrong.jsonl"), "--suspects", "0.01"]
     assert main([*words, *wrong]) == 0
     assert "1 votes that look wrong" in capsys.readouterr().out
-    page = Page(tmp_path / "t" / "explanation.html")
-    assert page.open == []
-    assert not page.all("script")
-    assert "<b>sheet</b>" not in page.source
-    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in page.all("img"))
-    assert len(page.source) < 5e6
+    parsed = Page(tmp_path / "t" / "explanation.html")
+    assert parsed.open == []
+    assert not parsed.all("script")
+    assert "<b>sheet</b>" not in parsed.source
+    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in parsed.all("img"))
+    assert len(parsed.source) < 5e6
     facts = json.loads((tmp_path / "t" / "explanation.json").read_text())
     assert facts["against"]["agreement"] == pytest.approx(59 / 60)
     words = ["--dataset_name", str(tmp_path / "t"), "--corrections", str(tmp_path / "wrong.jsonl"), "--output_dir", str(tmp_path / "right")]
@@ -196,3 +197,14 @@ def test_what_cannot_be_explained_is_refused_by_name(tmp_path):
         votes_of_rows(rows, scores=["size"], votes="vote")
     for flags in (["--prompt", "x"], ["--suspects", "2"], ["--directions", "0"], ["--resamples", "3"]):
         assert main(["data", "explain", "--dataset_name", str(tmp_path / "t"), *flags]) == 2
+
+
+def test_columns_without_candidates_have_a_page_and_a_place_that_wins_is_called_so():
+    rows = [Row({"prompt": f"p{n // 2}", "vote": "left" if n % 4 else "right"}, f"row {n}", str(n)) for n in range(80)]
+    votes = votes_of_rows(rows, votes="vote")
+    explained = explain(votes, attributes(votes), resamples=40)
+    (place,) = explained.facts["attributes"]
+    assert (place["name"], place["finding"], place["alone"]) == ("position", True, 0.75)
+    source = page(explained, title="votes", meanings={})
+    assert "reward being shown first" in source
+    assert "<img" not in source

@@ -12,6 +12,7 @@ from diffalign.core.errors import RecordError
 from diffalign.core.files import plain
 from diffalign.data.pictures import decode_image
 from diffalign.data.records import Candidate
+from diffalign.evaluate.explain.regression import POSITION
 from diffalign.evaluate.explain.report import Explanation
 from diffalign.evaluate.explain.votes import Votes
 from diffalign.evaluate.pages.html import document, interval, number, percent, picture, show, table
@@ -45,8 +46,15 @@ def headline(facts: Mapping[str, Any]) -> str:
     sure = [row for row in facts["attributes"] if row["finding"]][:3]
     if not sure:
         return "No difference that was measured explains these votes for certain"
-    parts = [f"{'more' if row['weight'] > 0 else 'less'} <code>{escape(row['name'])}</code>" for row in sure]
+    parts = [_rewarded(row) for row in sure]
     return f"These votes reward {' and '.join([', '.join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)}"
+
+
+def _rewarded(row: Mapping[str, Any]) -> str:
+    more = row["weight"] > 0
+    if row["name"] == POSITION:
+        return f"being shown {'first' if more else 'second'}"
+    return f"{'more' if more else 'less'} <code>{escape(row['name'])}</code>"
 
 
 def _lede(facts: Mapping[str, Any]) -> str:
@@ -116,11 +124,10 @@ def _findings(explanation: Explanation, facts: Mapping[str, Any], meanings: Mapp
     parts = []
     for row in [row for row in facts["attributes"] if row["name"] in explanation.carried][:FINDINGS] if _shows(explanation.votes) else ():
         with_it, against_it = explanation.carried[row["name"]]
-        word = "more" if row["weight"] > 0 else "less"
         about = f": {escape(meanings[row['name']])}" if row["name"] in meanings else ""
         cards = "".join(_card(explanation.votes, i, "") for i in with_it)
         cards += "".join(_card(explanation.votes, i, "against it") for i in against_it)
-        parts.append(f'<h3>{word} <code>{escape(row["name"])}</code>{about}</h3><div class="grid">{cards}</div>')
+        parts.append(f'<h3>{_rewarded(row)}{about}</h3><div class="grid">{cards}</div>')
     return f"""<h2>The pairs that carry each finding</h2><p>Those that differ most in the attribute and whose vote goes with its weight,
 and the plainest one against it. The preferred candidate is framed.</p>{"".join(parts)}""" if parts else ""  # fmt: skip
 
@@ -242,9 +249,11 @@ def _unlikely(explanation: Explanation, facts: Mapping[str, Any]) -> str:
     rows: Sequence[Mapping[str, Any]] = facts.get("unlikely") or []
     if not rows:
         return ""
+    if not _shows(explanation.votes):
+        return "<p>The JSON file beside this page lists the votes to which the weights, fitted on other prompts, give the least chance.</p>"
     cards = "".join(
         _card(explanation.votes, i, f"likelihood {rows[n]['likelihood']:.2f}") for n, i in enumerate(explanation.unlikely[:LISTED])
     )
-    shown = f'<div class="grid">{cards}</div>' if _shows(explanation.votes) else ""
     return f"""<h2>Votes that look wrong</h2><p>Those to which the weights, fitted on other prompts, give the least chance: slips, or a
-taste that no attribute here measures. The JSON file beside this page lists more.</p>{shown}"""
+taste that no attribute here measures. The JSON file beside this page lists more.</p>
+<div class="grid">{cards}</div>"""
