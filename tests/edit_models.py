@@ -81,7 +81,9 @@ def condition_of(backbone: Any, prompts: Sequence[str], seed: int = 0, *, option
     picture = input_picture(seed, *((64, 64) if optional else ()))
     sizes = [own and own[::-1] for own in (size(picture.height, picture.width) for size in (backbone.reference_size, backbone.seen_size))]
     resized = [picture.resize(size, Image.Resampling.LANCZOS) if size else None for size in sizes]
-    reference, seen = (one and torch.from_numpy(np.array(one)).permute(2, 0, 1).expand(len(prompts), -1, -1, -1) for one in resized)
+    # In memory as stock pipelines have them, channels last, by which convolutions round.
+    both = (one and torch.from_numpy(np.stack([np.array(one)] * len(prompts))).permute(0, 3, 1, 2) for one in resized)
+    reference, seen = both
     return {**backbone.encode_edit(prompts, seen), "reference": backbone.encode_reference(reference)}
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
@@ -12,7 +16,7 @@ from diffalign.core.keys import ANY, require
 from diffalign.core.runs import Run
 from diffalign.data.table import CONDITIONING, is_table, read_table
 from diffalign.methods.conditioning import CONTROLNET, check_validation_images
-from diffalign.models.backbones.folders import LAYOUTS, Layout, resolve
+from diffalign.models.backbones.folders import LAYOUTS, Layout, is_local, resolve
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,8 +28,11 @@ COLUMN = "an edit model draws from one picture a record, in the column `conditio
 
 
 def layout_at(name: str) -> Layout | None:
-    """Return the layout of a local pipeline folder, None for anything else, as a hub id."""
+    """Return the layout of a local pipeline folder, or of a hub id that lies in this machine's cache; None for anything else."""
     index = Path(resolve(name)) / "model_index.json"
+    if not is_local(resolve(name)):
+        with contextlib.suppress(HFValidationError):  # no hub id either
+            index = Path(str(try_to_load_from_cache(name, index.name)))
     return LAYOUTS.get(str(read_mapping(index, CheckpointError).get("_class_name"))) if index.is_file() else None
 
 

@@ -8,8 +8,8 @@ import torch
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.diffusion.path import VPPath
-from tests.contracts.calls import recorded
-from tests.edit_models import condition_of
+from tests.contracts.calls import Call, assert_asked_alike, recorded
+from tests.edit_models import condition_of, input_picture
 from tests.micro_models import SIDE, TOKENS, picture, stock, write_micro
 
 PROMPTS = ["a red star", "a large blue heart in the top"]
@@ -121,6 +121,23 @@ def test_sd3_without_a_text_encoder_has_zeros_in_its_place(folder_of, tmp_path, 
     torch.testing.assert_close(some["pooled_prompt_embeds"], pooled, rtol=1e-5, atol=1e-6)
     output = asked(backbone, torch.randn(2, 16, 8, 8), some)[1]
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "flux2-dev"])
+def test_flux2_reads_an_input_picture_where_there_is_one(folder_of, name):
+    """Stock pipelines want one of 64 pixels at least; those of one call are all of one picture."""
+    backbone = load(folder_of(name), max_sequence_length=TOKENS[name], guidance_scale=3.5)
+    pipe, source = backbone.pipeline(), input_picture(0, 64, 64)
+    with recorded(backbone.denoiser) as calls:
+        picture(pipe, PROMPTS[0], image=source, height=SIDE, width=SIDE + 16, guidance_scale=3.5)
+    x, output = (calls[0].inputs["hidden_states"], calls[0].output)
+    latent = backbone.latent_shape(SIDE, SIDE + 16)
+    count = latent[1] * latent[2]
+    assert x.shape[1] == count + backbone.latent_shape(64, 64)[1] ** 2
+    condition = condition_of(backbone, PROMPTS[:1], optional=True)
+    inputs, own = asked(backbone, x[:, :count].mT.unflatten(2, latent[1:]), condition, t=float(pipe.scheduler.sigmas[0]))
+    assert_asked_alike(Call(inputs, own), calls[0])
+    torch.testing.assert_close(own.flatten(2).mT, output[:, :count], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])

@@ -146,7 +146,7 @@ class Pretrained(ABC):
     def encode_reference(self, pixels: Tensor) -> Tensor:
         """Return latents of input pictures (N, 3, h, w), uint8: the mode of the posterior, as stock pipelines of edit models take it."""
         count, _, height, width = pixels.shape
-        return self.encode_image(pixels.float() / 127.5 - 1.0, torch.zeros(count, *self.latent_shape(height, width)))
+        return self.encode_image(2.0 * (pixels.float() / 255.0) - 1.0, torch.zeros(count, *self.latent_shape(height, width)))
 
     def encode_edit(self, prompts: Sequence[str], seen: Tensor | None) -> Condition:  # noqa: ARG002  # of encoders that see pictures
         """Return the condition of prompts beside input pictures (N, 3, h, w), uint8."""
