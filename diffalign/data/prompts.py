@@ -125,14 +125,16 @@ def prompts_to_draw(
     return subset(list(dict.fromkeys(prompts)), limit, seed)
 
 
-def edits_to_draw(dataset_name: str | None, limit: int | None = None, seed: int = 0) -> tuple[list[str], list[bytes]]:
+def edits_to_draw(
+    dataset_name: str | None, limit: int | None = None, seed: int = 0, key: str = "dataset_name"
+) -> tuple[list[str], list[bytes]]:
     """Return the prompts of a table, and the input picture of each; a random `limit` of the records if that is not None.
 
-    Raises ConfigError where there is no table, and TableError that names the record where one has no input picture.
+    Raises ConfigError where `key` names no table, and TableError that names the record where one has no input picture.
     """
     if dataset_name is None or not is_table(dataset_name):
         raise ConfigError(
-            f"`dataset_name` is {dataset_name}; an edit model draws from input pictures: expected a table that has them, as "
+            f"`{key}` is {dataset_name}; an edit model draws from input pictures: expected a table that has them, as "
             "`diffalign data import` writes it from the column `conditioning_image`"
         )
     table = read_table(dataset_name)

@@ -50,7 +50,9 @@ HOW = keys_for(EvalConfig, "how")  # what decides how pictures are drawn
 SHOWN, COLUMNS, SIDE = 32, 8, 256  # of grid.png: prompts, pictures in a row or a few more, and the longest side of each in pixels
 
 
-def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", user: Any = None) -> dict[str, Any] | None:
+def evaluate(
+    config: EvalConfig, prompts: Sequence[str], *, command: str = "", user: Any = None, inputs: Sequence[bytes] = ()
+) -> dict[str, Any] | None:
     """Return the facts of `eval.json`, and write it, `eval.html` and `grid.png`; None in all processes of a launch but the first.
 
     All models draw every prompt from the same noise; each prompt counts once. A comparison of other models than an earlier one is
@@ -62,6 +64,7 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
         prompts: what is drawn; equal ones once.
         command: the command line, for the page.
         user: for personalised runs: whom they draw for, as `for_user` takes it.
+        inputs: of runs of an edit model, the file of the picture that each prompt is drawn from; those of one prompt count as one.
 
     Raises ConfigError or CheckpointError, before any weight loads, for settings that a run does not take and folders without a model.
 
@@ -69,7 +72,8 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
         >>> evaluate(EvalConfig(output_dir="outputs/mine"), ["a red star"])["comparisons"][0]["verdict"]  # doctest: +SKIP
         'win'
     """
-    prompts = tuple(dict.fromkeys(prompts))
+    distinct = dict.fromkeys(zip(prompts, inputs or [None] * len(prompts), strict=True))
+    prompts, inputs = tuple(prompt for prompt, _ in distinct), tuple(picture for _, picture in distinct if picture is not None)
     _check(config, prompts, user)
     torch.set_flush_denormal(True)
     state = process_state()
@@ -77,8 +81,8 @@ def evaluate(config: EvalConfig, prompts: Sequence[str], *, command: str = "", u
     facts: dict[str, Any] = {"version": __version__, "command": command, "prompts": len(prompts)}
     shown: Sequence[Shown] = ()
     if prompts:
-        judges, models = _panel(config, prompts), contestants(config, user, device)
-        drawn = _drawn(config, judges, models, prompts, state, device)
+        judges, models = _panel(config, prompts), contestants(config, user, device, inputs=bool(inputs))
+        drawn = _drawn(config, judges, models, {m.name: _drawings(config, m, prompts, inputs) for m in models}, state, device)
         if state.is_main_process:
             _refuse_idle(models, drawn)
             scores = _scores(judges, drawn)
@@ -135,10 +139,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _drawn(
-    config: EvalConfig, judges: Panel, models: Sequence[Contestant], prompts: tuple[str, ...], state: PartialState, device: str
+    config: EvalConfig, judges: Panel, models: Sequence[Contestant], drawn: dict[str, Drawings], state: PartialState, device: str
 ) -> dict[str, Drawings]:
     """Return the images of every model, drawn and scored: this process does its share, and waits for the others."""
-    drawn = {model.name: _drawings(config, model, prompts) for model in models}
     if config.overwrite and state.is_main_process:
         shutil.rmtree(destination(config) / IMAGES, ignore_errors=True)
     state.wait_for_everyone()
@@ -195,8 +198,8 @@ def _panel(config: EvalConfig, prompts: Sequence[str]) -> Panel:
     return panel(prompts, runs, scorers=config.scorers, reward=config.reward, taste=config.taste, trust=config.trust_scorers)
 
 
-def _drawings(config: EvalConfig, model: Contestant, prompts: tuple[str, ...]) -> Drawings:
-    how: dict[str, Any] = {name: getattr(config, name) for name in HOW}
+def _drawings(config: EvalConfig, model: Contestant, prompts: tuple[str, ...], inputs: tuple[bytes, ...]) -> Drawings:
+    how: dict[str, Any] = {name: getattr(config, name) for name in HOW} | {"inputs": inputs}
     folder = destination(config) / IMAGES / model.name
     return Drawings(folder=folder, prompts=prompts, model=model.name, facts=model.facts, command="eval", overwrite=True, **how)
 

@@ -40,11 +40,11 @@ class Contestant:
         return self.pipeline(), self.draw_arguments
 
 
-def contestants(config: EvalConfig, user: Any, device: str) -> list[Contestant]:
+def contestants(config: EvalConfig, user: Any, device: str, *, inputs: bool = False) -> list[Contestant]:
     """Return the models of an evaluation, the base first; none is loaded yet.
 
-    All are drawn at the size and prompt length of the run in `output_dir`. Raises ConfigError for settings that a run does not take, and
-    for two models of one name; CheckpointError for folders that hold no model.
+    All are drawn at the size and prompt length of the run in `output_dir`, with `inputs` from input pictures. Raises ConfigError for
+    settings that a run does not take, and for two models of one name; CheckpointError for folders that hold no model.
     """
     run = Run.open(config.output_dir, expects="image")
     others = [named(value) for value in config.runs]
@@ -52,8 +52,8 @@ def contestants(config: EvalConfig, user: Any, device: str) -> list[Contestant]:
     under = None if config.positive is None else Run.open(config.positive)
     drawing = [run, *runs.values(), *([] if under is None else [under])]
     _check_user(user, drawing)
-    arguments = drawn_as(run) | {"true_cfg": any(one.steers for one in drawing)}
-    make = _Maker(config, user, device, config.mixed_precision or run.precision, arguments, under)
+    arguments = drawn_as(run, inputs=inputs) | {"true_cfg": any(one.steers for one in drawing)}
+    make = _Maker(config, user, device, config.mixed_precision or run.precision, arguments, under, inputs)
     first = run.folder.resolve().name
     models = [make.base(run), make.run(first if first != BASE else "run", run)]
     models += [make.run(name, runs[path]) if path in runs else make.plain(name, path) for name, path in others]
@@ -93,6 +93,7 @@ class _Maker:
     precision: str
     draw_arguments: Mapping[str, Any]
     under: Run | None  # the run that `positive` names
+    inputs: bool  # whether there are input pictures
 
     def base(self, run: Run) -> Contestant:
         """Return the model that the run in `output_dir` is compared with: what it was trained from, or the run that it steers."""
@@ -118,7 +119,8 @@ class _Maker:
 
     def plain(self, name: str, path: str) -> Contestant:
         """Return a pipeline as it is."""
-        refuse_prompts_alone(path)
+        if not self.inputs:
+            refuse_prompts_alone(path)
         if is_language_model(path):
             raise ConfigError(f"{path}: a language model; expected a finished run, or a pipeline that draws")
         check_folder(resolve(path))

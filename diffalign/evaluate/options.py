@@ -22,7 +22,8 @@ class EvalConfig:
     """More to compare: folders of finished runs, or pipelines (folder in diffusers layout, or hub id). NAME=PATH gives a name of its own;
     else it is the last part of the path. From three models on, the base counting, a Bradley-Terry table is made."""
     prompts: list[str] = field(default_factory=list)
-    """Prompts, files or folders of prompts, or names of sets (partiprompts, geneval, hpsv2, pickapic, ...); each prompt counts once."""
+    """Prompts, files or folders of prompts, or names of sets (partiprompts, geneval, hpsv2, pickapic, ...); each prompt counts once. Of an
+    edit model a table with input pictures."""
     caption_column: str | None = None
     """Column of a table of prompts that holds them, if it is neither prompt nor caption."""
     max_prompts: int | None = key(None, kinds=PICTURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,20 @@ def test_pairs_are_generated_from_the_pictures_of_a_table_and_can_be_trained_on(
     assert np.abs(np.asarray(decode_image(first.candidates[0].image or b"", "drawn")) - 255.0 * expected[0]).max() <= 1.0
     trainer = trainer_for(config(place, "on-drawn", data="drawn", method="rank_dpo", beta=None, scores={"gains": "adherence"}))
     assert len(trainer.parts.pairs) == len(table)
+
+
+def test_a_run_is_compared_with_its_base_on_the_input_pictures_of_a_table(place, capsys):
+    run = train(config(place, "judged"))
+    words = ["--output_dir", str(run), "--scorers", "adherence", "--num_inference_steps", "1", "--images_per_prompt", "1"]
+    assert main(["eval", *words, "--prompts", str(place / "edits"), "--max_prompts", "2"]) == 0
+    facts = json.loads((run / "eval" / "eval.json").read_text())
+    assert facts["prompts"] == 2
+    drawn = [list(read_table(folder)) for folder in sorted((run / "eval" / "images").glob("*/00000"))]
+    assert len(drawn) == 2
+    assert all(base.conditioning_image == own.conditioning_image is not None for base, own in zip(*drawn, strict=True))
+    assert all(base.candidates[0].image != own.candidates[0].image for base, own in zip(*drawn, strict=True))
+    assert main(["eval", *words, "--prompts", "a star"]) == 2
+    assert "`prompts` is a star; an edit model" in capsys.readouterr().err
 
 
 def test_what_draws_to_prompts_alone_refuses_an_edit_model(place):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,23 @@ def run(config: EvalConfig) -> int:
     if config.taste is not None:
         check_taste_name(config.taste)
     finished = Run.open(config.output_dir)
-    from diffalign.data.prompts import prompts_of, subset
+    from diffalign.data.prompts import edits_to_draw, prompts_of, subset
+    from diffalign.methods.edits import draws_edits
 
+    table = config.prompts[0] if len(config.prompts) == 1 else None
+    if config.prompts and draws_edits(config.output_dir, table):
+        return _pictures(config, *edits_to_draw(table, config.max_prompts, config.seed, key="prompts"))
     prompts = subset(list(dict.fromkeys(prompts_of(config.prompts, column=config.caption_column))), config.max_prompts, config.seed)
     if config.user is not None and (config.user_id is not None or config.pairs is not None):
         raise ConfigError("`user` is a file with the user's tokens; leave out --user_id and --pairs")
     return (_texts if finished.kind == "text" else _pictures)(config, prompts)
 
 
-def _pictures(config: EvalConfig, prompts: list[str]) -> int:
-    """Compare runs that draw."""
+def _pictures(config: EvalConfig, prompts: list[str], inputs: Sequence[bytes] = ()) -> int:
+    """Compare runs that draw, those of an edit model from `inputs`, one a prompt."""
     from diffalign.evaluate import compare  # torch and diffusers take seconds to import
 
-    facts = compare.evaluate(config, prompts, command=command_line(), user=_user(config))
+    facts = compare.evaluate(config, prompts, command=command_line(), user=_user(config), inputs=inputs)
     if facts is not None:
         print("\n".join(_lines(facts)))
         for name in ("result", "page") if prompts else ("result",):
