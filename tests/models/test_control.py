@@ -13,7 +13,8 @@ from diffalign.core.errors import CheckpointError
 from diffalign.models import adapters
 from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.table import component_of, family_of, load_backbone
-from diffalign.models.control import Controlled, networks, read_controlnet
+from diffalign.models.control import Controlled, read_controlnet
+from diffalign.models.prompted import networks
 from tests.micro_models import SIDE, picture, write_micro
 
 CPU = torch.device("cpu")
