@@ -104,11 +104,11 @@ def write_reduced_sd(folder: Path) -> None:
     StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
 
 
-def write_pairs(path: Path, side: int) -> None:
+def write_pairs(path: Path, side: int, count: int = 32) -> None:
     """Write pairs of drawings of `side` pixels as JPEG, in Pick-a-Pic's columns."""
     rng = np.random.default_rng(0)
     rows = []
-    for i in range(32):
+    for i in range(count):
         row: dict[str, Any] = {"label_0": float(i % 2), "label_1": float(1 - i % 2)}
         for k in range(2):
             scene, buffer = random_scene(rng), io.BytesIO()

@@ -1,28 +1,34 @@
-"""Trains every method on a small random model of every family, two steps each through the command line, and writes docs/models.md.
+"""Trains every method on a small random model of every family, two steps each through the command line, counts the memory of the published
+models, and writes docs/models.md and the table of the README.
 
-python -m scripts.matrix            train and write the file: about ten minutes on two cores
-python -m scripts.matrix sd flux    train these families alone, and keep the rows of the others
+python -m scripts.matrix                  train and count all: about ten minutes on two cores
+python -m scripts.matrix sd flux          these families alone; what the page has of the others stays
+python -m scripts.matrix --count sd flux  only count their memory
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import sys
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from diffalign.cli.main import main
 from diffalign.data.table import read_table
 from diffalign.methods import METHODS
 from diffalign.models.backbones.folders import LAYOUTS
+from scripts.model_memory import lora_bytes
+from tests.contracts.test_real_dimensions import PARAMETERS
 from tests.edit_models import EDITS, small_references, with_inputs
 from tests.micro import write_pairs
 from tests.micro_models import MAKERS, write_micro
 from tests.micro_parts import SIDE
 
-FILE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+ROOT = Path(__file__).resolve().parents[1]
+FILE, README = ROOT / "docs" / "models.md", ROOT / "README.md"
 HEAD = """# Models
 
 Made by `python -m scripts.matrix`, which trains each method for two steps on a small random model of the family, of the real classes of
@@ -32,11 +38,13 @@ anything is loaded, which says why. No published checkpoint was at hand.
 ## Families
 
 Latents are those of 1024 by 1024 pixels. Parameters are the denoiser's, counted on the meta device from the published config and equal
-to a sum by hand (`tests/contracts/test_real_dimensions.py`); with *, the config was not compared with the hub's. Weights take two
-bytes a parameter in bf16; `diffalign train --dry_run` adds activations, optimiser and adapter of your config.
+to a sum by hand (`tests/contracts/test_real_dimensions.py`); with *, the config was not compared with the hub's. LoRA is the memory of
+training one on pairs at 1024 pixels, in GiB, by the arithmetic of `diffalign train --dry_run` (`scripts/model_memory.py`): one pair at
+a time, rank 8, `--mixed_precision bf16`, `--gradient_checkpointing`, latents and prompts cached, the base in bf16 or by `--quantization
+nf4`. The allocator's reserve and the device's context come on top, about 1 GiB. No GPU was at hand to measure it on.
 
-| family | models | licence | parameters | bf16 weights | latent | path |
-| --- | --- | --- | --- | --- | --- | --- |
+| family | models | licence | parameters | LoRA, bf16 | LoRA, nf4 | latent | path | methods |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 FITTED = "flow, shift by tokens and steps"
 # By family: models, licence, parameters (None where they were not counted), whether their config was compared, latent, path.
@@ -92,37 +100,118 @@ def trained(model: Path, table: Path, family: str, method: str, output: Path) ->
     return {0: "yes", 2: "no"}.get(status, said.getvalue().strip().splitlines()[-1])
 
 
-def row(family: str) -> str:
+Cells = dict[str, dict[str, str]]  # by family and column
+
+
+def table(text: str, first: str) -> Cells:
+    """Return the table of a page whose columns begin with `family` and `first`."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| family | {first} |"):
+            names, rows = _split(line)[1:], {}
+            next(lines)
+            for row in lines:
+                if not row.startswith("|"):
+                    break
+                family, *values = _split(row)
+                rows[family.strip("`")] = dict(zip(names, values, strict=True))
+            return rows
+    return {}
+
+
+def _split(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def works(cells: Mapping[str, str]) -> str:
+    """Return in words which methods passed."""
+    passed, others = [name for name, cell in cells.items() if cell == "yes"], [name for name, cell in cells.items() if cell != "yes"]
+    return "all" if not others else f"all but {', '.join(others)}" if len(others) < len(passed) else ", ".join(passed)
+
+
+def family_row(family: str, memory: Mapping[str, str], cells: Mapping[str, str]) -> str:
     models, licence, parameters, compared, latent, path = FACTS[family]
     count = "not counted" if parameters is None else f"{parameters / 1e9:.2f}B{'' if compared else '*'}"
-    weights = "" if parameters is None else f"{2 * parameters / 2**30:.1f} GiB"
-    return f"| `{family}` | {models} | {licence} | {count} | {weights} | {latent} | {path} |"
+    sizes = (memory.get(f"LoRA, {base}", "") for base in ("bf16", "nf4"))
+    return _line([f"`{family}`", models, licence, count, *sizes, latent, path, works(cells)])
 
 
-def write(chosen: Sequence[str]) -> None:
-    """Train the chosen families, and write the page."""
-    cells = {family: values for family, values in _earlier().items() if family not in chosen}
+def page(memory: Cells, cells: Cells) -> str:
+    """Return docs/models.md."""
+    lines = [family_row(family, memory.get(family, {}), cells[family]) for family in FACTS]
+    lines += ["", "## Methods", "", _line(["family", *IMAGE]), "| --- |" + " --- |" * len(IMAGE)]
+    return HEAD + "\n".join([*lines, *(_line([f"`{family}`", *cells[family].values()]) for family in FACTS)]) + "\n"
+
+
+def readme(text: str, cells: Cells) -> str:
+    """Return the README with what passed in its table of methods: families of equal columns share one, and the first column stays."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for family in sorted(FACTS, key=lambda family: -list(cells[family].values()).count("yes")):
+        groups.setdefault(tuple(cells[family].values()), []).append(re.sub(r" \([^)]*\)", "", FACTS[family][0]))
+    match = re.search(r"^\| method \|.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)
+    assert match is not None, "the README has no table of methods"
+    lines = [_line(["method", *("; ".join(names) for names in groups.values())]), "| --- |" + " --- |" * len(groups)]
+    for row in match[0].splitlines()[2:]:
+        name = re.search(r"docs/methods/(\w+)\.md", row)
+        assert name is not None, f"no method's page in the row {row}"
+        lines.append(_line([_split(row)[0], *(values[IMAGE.index(name[1])] for values in groups)]))
+    return text.replace(match[0], "\n".join(lines))
+
+
+def trained_families(families: Iterable[str]) -> Cells:
+    """Return what became of every method on the small models of some families."""
+    cells: Cells = {}
     with tempfile.TemporaryDirectory() as temporary, small_references():
         work = Path(temporary)
         pairs = write_pairs(work / "pairs.parquet", scored=True, users=4)
         main(["data", "import", "--dataset_name", str(pairs), "--output_dir", str(work / "table")])
         with_inputs(read_table(work / "table"), work / "edits")
-        for family in chosen:
+        for family in families:
             model, data = write_micro(family, work / family), work / ("edits" if family in EDITS else "table")
-            cells[family] = [trained(model, data, family, method, work / f"{family}-{method}") for method in IMAGE]
-            print(family, *cells[family], flush=True)
-    lines = [*map(row, FACTS), "", "## Methods", "", f"| family | {' | '.join(IMAGE)} |", "| --- |" + " --- |" * len(IMAGE)]
-    lines += [f"| `{family}` | {' | '.join(cells[family])} |" for family in FACTS]
-    FILE.write_text(HEAD + "\n".join(lines) + "\n")
+            cells[family] = {method: trained(model, data, family, method, work / f"{family}-{method}") for method in IMAGE}
+            print(family, *cells[family].values(), flush=True)
+    return cells
 
 
-def _earlier() -> dict[str, list[str]]:
-    """Return the cells of the page as it is, by family."""
-    rows = FILE.read_text().partition("## Methods")[2].splitlines()
-    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in rows if line.startswith("| `")]
-    return {family.strip("`"): values for family, *values in cells}
+def latent_of(family: str, shrink: int = 1) -> tuple[int, int, int]:
+    """Return the (C, H, W) of a picture of 1024 / `shrink` pixels."""
+    channels, height, width = (int(side) for side in FACTS[family][4].split(",")[0].split("x"))
+    return channels, height // shrink, width // shrink
+
+
+def counted_families(families: Iterable[str]) -> Cells:
+    """Return the memory of LoRA in GiB for some families, of a base in bf16 and in nf4."""
+    cells: Cells = {}
+    for family in families:
+        latent = latent_of(family)
+        model = next(name for name, parameters in PARAMETERS.items() if parameters == FACTS[family][2])
+        with tempfile.TemporaryDirectory() as work:
+            sizes = {
+                base: lora_bytes(family, model, latent, Path(work), quantization) for base, quantization in (("bf16", None), ("nf4", "nf4"))
+            }
+        cells[family] = {f"LoRA, {base}": f"{size / 2**30:.1f}" for base, size in sizes.items()}
+        print(family, cells[family], flush=True)
+    return cells
+
+
+def write(train: Iterable[str], count: Iterable[str]) -> None:
+    """Train and count some families, and write page and README; other families keep what stands on the page."""
+    text = FILE.read_text()
+    cells = table(text, IMAGE[0]) | trained_families(train)
+    memory = table(text, "models") | counted_families(count)
+    FILE.write_text(page(memory, cells))
+    README.write_text(readme(README.read_text(), cells))
 
 
 if __name__ == "__main__":
     assert {layout.family for layout in LAYOUTS.values()} == FACTS.keys() <= MAKERS.keys(), "a family without its row"
-    write(sys.argv[1:] or [*FACTS])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="families to train and count")
+    parser.add_argument("--count", nargs="+", choices=FACTS, help="families to count alone")
+    args = parser.parse_args()
+    chosen = args.families or [*FACTS]
+    write([] if args.count else chosen, args.count or chosen)

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import pytest
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
 
 from diffalign.data.sampler import loader
 from diffalign.methods.builders import dry_run
 from diffalign.methods.recipe import recipe_of
 from diffalign.train.trainer import trainer_for
+from scripts.prove_memory import torch_peak
 from tests.micro import write_pairs
 from tests.train.test_dry_run import config, outlined, sizes
 
 
-def allocations(watched):
-    """Yield what a profile saw of memory: where, when, and how many bytes, negative as they are freed."""
-    waiting = list(watched.profiler.kineto_results.experimental_event_tree())
-    while waiting:
-        event = waiting.pop()
-        waiting.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            yield event
-
-
 def peak(own):
     """Return the largest number of bytes that lay in memory at once while a trainer was made and took two steps."""
-    watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    watched.prepare_trace()
-    watched.start_trace()  # leaving a `with` would make an event of Python of every operator, which takes longer than the steps
-    try:
+
+    def steps():
         trainer = trainer_for(own)
         trainer._begin()
         batches = loader(trainer.parts.pairs, trainer.sampler, 0, 2, 0)
         for _ in range(2):  # the second one finds the optimizer's state there
             trainer.optimizer_step(batches)
             trainer.step += 1
-    finally:
-        watched.stop_trace()
-    ours: set[int] = set()  # addresses; what lay there before, the garbage of other tests, is not ours to count when it goes
-    total = largest = 0
-    for event in sorted(allocations(watched), key=lambda event: event.start_time_ns):
-        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
-        if size > 0:
-            ours.add(address)
-        elif address not in ours:
-            continue
-        total += size
-        largest = max(largest, total)
-    return largest
+
+    return torch_peak(steps)[1]
 
 
 MEASURED = {

@@ -100,8 +100,8 @@ def _of_gguf(path: Path, numbers: bool) -> Contents:
     for entry in reader.tensors:
         name, kind = entry.name, entry.tensor_type
         if kind.name not in plain and kind not in dequantize_functions:
-            known = ", ".join(sorted({*plain, *(other.name for other in dequantize_functions)}))
-            raise CheckpointError(f"{path}: `{name}` is quantised as {kind.name}, which diffusers does not read; read are {known}")
+            readable = ", ".join(sorted({*plain, *(other.name for other in dequantize_functions)}))
+            raise CheckpointError(f"{path}: `{name}` is quantised as {kind.name}, which diffusers does not read; read are {readable}")
         data = torch.from_numpy(np.array(entry.data)) if numbers else torch.empty(entry.data.shape, dtype=torch.uint8, device="meta")
         if kind.name in plain:
             contents.tensors[name] = data.view(plain[kind.name]) if numbers else torch.empty(*map(int, entry.shape[::-1]), device="meta")
