@@ -41,7 +41,7 @@ from tests.contracts.test_real_dimensions import CONFIGS
 from tests.micro_models import write_micro
 
 DEPTHS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers")
-QUANTIZED = {"Flux-dev": "nf4", "Z-Image": "nf4"}
+QUANTIZED: dict[str, Any] = {"Flux-dev": "nf4", "Z-Image": "nf4"}
 
 
 def shrunk(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.micro_models import write_micro
 # Keys by which networks call the width of prompts, and that of pooled ones; of some, `cross_attention_dim` is another one.
 WIDTHS = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "text_embed_dim", "text_hidden_dim", "text_in_dim")
 WIDTHS += ("encoder_hid_dim", "cross_attention_dim")
-POOLED = "pooled_projection_dim"
+POOLED = ("pooled_projection_dim", "text_emb_dim")
 PAIR = {"train_batch_size": 1, "mixed_precision": "bf16", "gradient_checkpointing": True, "method": "diffusion_dpo"}
 
 
@@ -54,7 +54,8 @@ def shape_of(name: str, shape: torch.Size, config: Mapping[str, Any]) -> tuple[i
         return tuple(shape)
     if name.startswith("pooled"):
         added = config.get("projection_class_embeddings_input_dim")  # of SDXL, which has six numbers of the frame in it, too
-        return *shape[:-1], config[POOLED] if POOLED in config else added - 6 * config["addition_time_embed_dim"]
+        pooled = (config[key] for key in POOLED if config.get(key))
+        return *shape[:-1], next(pooled, None) or added - 6 * config["addition_time_embed_dim"]
     width = next(config[key] for key in WIDTHS if config.get(key))
     width = width[0] if isinstance(width, list | tuple) else width  # of HiDream, whose encoders are of one width
     if name.endswith("llama3"):  # the layers of the language model, of which each block reads one

@@ -17,9 +17,10 @@ def test_the_page_and_the_readme_hold_what_the_matrix_trained():
     assert readme(README.read_text(), cells) == README.read_text(), "run `python -m scripts.matrix --train` with the families that changed"
 
 
-def test_every_family_has_its_memory():
+def test_a_quantised_base_takes_less_memory():
     for family, row in table(FILE.read_text(), "models").items():
-        assert 1.0 < float(row["LoRA, nf4"]) < float(row["LoRA, bf16"]) < 100.0, family
+        if row["LoRA, bf16"]:
+            assert 1.0 < float(row["LoRA, nf4"]) < float(row["LoRA, bf16"]) < 100.0, family
 
 
 def test_a_cell_that_changes_is_seen_in_the_readme():
