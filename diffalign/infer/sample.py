@@ -18,6 +18,7 @@ from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.table import BACKBONES, family_of
 from diffalign.models.control import FOLDER as CONTROLNET
+from diffalign.models.control import kind_of
 
 
 def draw(
@@ -57,9 +58,11 @@ def draw(
     with progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
         for start in range(0, len(prompts), size):
             part, last = slice(start, start + size), list[Tensor]()
-            arguments = options | _of_batch(options, prompts[part], seeds[part], conditioning_images and conditioning_images[part])
+            arguments = options | _of_batch(options, prompts[part], seeds[part])
+            if conditioning_images is not None:
+                arguments[_image_argument(stock)] = list(conditioning_images[part])
             arguments |= {} if keep is None and begins is None else _watched(stock, last, begins)
-            with _encoded_in_precision(stock):
+            with _encoded_in_precision(stock), _posteriors_of(stock, None if conditioning_images is None else seeds[start]):
                 images += pipe(num_inference_steps=num_inference_steps, **arguments).images
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
@@ -102,16 +105,28 @@ def _batch_size(side: int) -> int:
     return max(1, min(32, 2**14 // side**2))
 
 
-def _of_batch(
-    options: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int], conditioning_images: Sequence[Image.Image] | None
-) -> dict[str, Any]:
+def _of_batch(options: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Return the arguments of a pipeline's call that there is one of for each picture."""
     arguments: dict[str, Any] = {"prompt": list(prompts), "generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
     if "negative_prompt" in options:
         arguments["negative_prompt"] = [""] * len(prompts)
-    if conditioning_images is not None:
-        arguments["image"] = list(conditioning_images)
     return arguments
+
+
+def _image_argument(pipe: Any) -> str:
+    """Return what a pipeline calls conditioning images."""
+    return kind_of(pipe).image if CONTROLNET in pipe.components else "image"
+
+
+@contextlib.contextmanager
+def _posteriors_of(pipe: Any, seed: int | None) -> Iterator[None]:
+    """Draw from the posterior of conditioning images by `seed`, where there are such: the pipeline of SD3 asks no generator for it."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([pipe.device] if pipe.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _drawable(pipe: Any, conditioning_images: Sequence[Image.Image] | None) -> type[Pretrained]:

@@ -55,9 +55,7 @@ def check_controls(layout: Layout, name: str, tuning: str) -> None:
     """Raise ConfigError where a ControlNet is to be trained for a family that has none here."""
     if tuning == CONTROLNET and not layout.controls:
         families = ", ".join(dict.fromkeys(one.family for one in LAYOUTS.values() if one.controls))
-        raise ConfigError(
-            f"`train_method` is {CONTROLNET}, and {name} is of the family {layout.family}; expected one with a UNet, of {families}"
-        )
+        raise ConfigError(f"`train_method` is {CONTROLNET}, and {name} is of the family {layout.family}; expected one of {families}")
 
 
 def check_conditioning(table: Table, rows: set[int], tuning: str) -> None:

@@ -1,110 +1,146 @@
-"""ControlNets (Zhang et al., 2302.05543) beside a frozen UNet: a trainable copy of its encoder that also reads a conditioning image.
+"""ControlNets (Zhang et al., 2302.05543) beside a frozen denoiser: a trainable copy of its first blocks that also reads an image.
 
-Its outputs, zero before training, are added to the UNet's skip connections. Classes and files are those of diffusers.
+Its outputs, zero before training, are added to what the denoiser's blocks hand on. Classes and files are those of diffusers.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
-from torch import Tensor, nn
+from diffusers import (
+    ControlNetModel,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    SD3ControlNetModel,
+    StableDiffusion3ControlNetPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 
 from diffalign.core.errors import CheckpointError
+from diffalign.models.controlled import Controlled, ControlledFlux, ControlledSD3, ControlledUNet
 from diffalign.models.weights import UNREADABLE, check_finite, read_network
 
 FOLDER = "controlnet"  # of a run's result, and its name in a pipeline
 WIDTHS = (16, 32, 96, 256)  # channels of the layers that read the conditioning image in pixels; each but the first halves its sides
-# The stock pipeline of a family, and the one that draws with a ControlNet, by the names of their classes.
-PIPELINES = {
-    "StableDiffusionPipeline": StableDiffusionControlNetPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLControlNetPipeline,
-}
-PLAIN = {kind.__name__: name for name, kind in PIPELINES.items()}
-# What the configs of both networks say of what they have in common: the ControlNet's blocks are those of the UNet's encoder.
-SHARED = ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
+EMBEDDERS = ("time_text_embed", "context_embedder")  # of a transformer
 
 
-class Controlled(nn.Module):
-    """A UNet with a ControlNet, called as the UNet alone but for one more argument, the conditioning image."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the ControlNets of a family are, by the classes of diffusers."""
 
-    def __init__(self, unet: Any, controlnet: Any) -> None:
-        super().__init__()
-        self.unet, self.controlnet = unet, controlnet
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of the UNet, which is that of its inputs."""
-        return self.unet.dtype
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Return the config of the UNet."""
-        return self.unet.config
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        *,
-        conditioning_image: Tensor,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-        return_dict: bool = False,
-    ) -> tuple[Tensor]:
-        """Return the UNet's output for samples (N, C, H, W), whose conditioning images (N, 3, h, w) are pixels in [0, 1]."""
-        shared = {"added_cond_kwargs": added_cond_kwargs, "return_dict": return_dict}
-        down, middle = self.controlnet(sample, timestep, encoder_hidden_states, conditioning_image.to(sample), **shared)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return self.unet(sample, timestep, encoder_hidden_states, **residuals, **shared)
+    network: Any
+    pipeline: Any  # the stock one, which draws with it
+    controlled: type[Controlled]
+    new: Callable[[Any, int], Any]  # of a denoiser, and of how many pixels a latent row stands for
+    shared: tuple[str, ...]  # what the configs of both networks say of what they have in common
+    image: str  # the argument of the pipeline's call that takes conditioning images
+    alone: Mapping[str, Any]  # what the config of a ControlNet must say so that it needs nothing but a conditioning image
 
 
-def new_controlnet(unet: Any, factor: int) -> Any:
-    """Return a ControlNet that changes nothing yet: the UNet's encoder, float32, on its device.
+def new_controlnet(kind: Kind, denoiser: Any, factor: int) -> Any:
+    """Return a ControlNet that changes nothing yet: the denoiser's first blocks, float32, on its device.
 
-    `factor` is how many pixels a latent row stands for; by it the conditioning image is brought to the latent's size.
+    `factor` is how many pixels a latent row stands for; where the ControlNet reads pixels, it brings them to the latent's size.
     """
-    widths = WIDTHS[: 1 + int(math.log2(factor))]
-    with unet.device:
-        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths).float()
+    with denoiser.device:
+        return kind.new(denoiser, factor).float()
 
 
-def read_controlnet(name: str, unet: Any) -> Any:
+def _of_unet(unet: Any, factor: int) -> Any:
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS[: 1 + int(math.log2(factor))])
+
+
+def _of_sd3(transformer: Any, factor: int) -> Any:  # noqa: ARG001  # it reads latents
+    """Return one of at most 12 blocks, as in diffusers, without the transformer's last, which gives the prompt's side away."""
+    layers = min(12, transformer.config.num_layers - 1)
+    return _copy(SD3ControlNetModel, transformer, ("pos_embed", *EMBEDDERS), ("transformer_blocks",), num_layers=layers)
+
+
+def _of_flux(transformer: Any, factor: int) -> Any:  # noqa: ARG001  # it reads latents
+    """Return one of at most 4 blocks of two streams and 10 of one, as in diffusers."""
+    config = transformer.config
+    layers = {"num_layers": min(4, config.num_layers), "num_single_layers": min(10, config.num_single_layers)}
+    blocks = ("transformer_blocks", "single_transformer_blocks")
+    return _copy(FluxControlNetModel, transformer, ("x_embedder", *EMBEDDERS), blocks, **layers)
+
+
+def _copy(network: Any, transformer: Any, parts: Sequence[str], blocks: Sequence[str], **layers: int) -> Any:
+    """Return a ControlNet with a transformer's config and weights, of so many layers; the class's own way changes that config."""
+    keys = inspect.signature(network.__init__).parameters
+    made = network.from_config({name: value for name, value in {**transformer.config, **layers}.items() if name in keys})
+    for name in (*parts, *blocks):
+        getattr(made, name).load_state_dict(getattr(transformer, name).state_dict(), strict=name not in blocks)
+    return made
+
+
+_UNET = ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
+_TRANSFORMER = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim")
+# By the class of the stock pipeline without one.
+KINDS = {
+    "StableDiffusionPipeline": Kind(ControlNetModel, StableDiffusionControlNetPipeline, ControlledUNet, _of_unet, _UNET, "image", {}),
+    "StableDiffusionXLPipeline": Kind(ControlNetModel, StableDiffusionXLControlNetPipeline, ControlledUNet, _of_unet, _UNET, "image", {}),
+    "StableDiffusion3Pipeline": Kind(
+        SD3ControlNetModel,
+        StableDiffusion3ControlNetPipeline,
+        ControlledSD3,
+        _of_sd3,
+        _TRANSFORMER,
+        "control_image",
+        {"extra_conditioning_channels": 0, "use_pos_embed": True},
+    ),
+    "FluxPipeline": Kind(
+        FluxControlNetModel, FluxControlNetPipeline, ControlledFlux, _of_flux, _TRANSFORMER, "control_image", {"num_mode": None}
+    ),
+}
+PLAIN = {kind.pipeline.__name__: name for name, kind in KINDS.items()}
+
+
+def kind_of(pipe: Any) -> Kind:
+    """Return what the ControlNets of a stock pipeline are, with one or without. Raises CheckpointError for a family without ControlNets."""
+    name = type(pipe).__name__
+    if (kind := KINDS.get(PLAIN.get(name, name))) is None:
+        raise CheckpointError(f"{pipe.name_or_path}: a {name}; ControlNets are of {', '.join(KINDS)}")
+    return kind
+
+
+def read_controlnet(kind: Kind, name: str, denoiser: Any) -> Any:
     """Return the ControlNet in a folder (of diffusers, or a run's `controlnet`) or of a hub id, float32.
 
-    Raises CheckpointError for what does not load, and for one that was made for another UNet.
+    Raises CheckpointError for what does not load, for one that was made for another denoiser, and for one that reads more than an image.
     """
-    if unet.device.type == "meta":  # of a dry run, which counts the weights and reads none
-        with unet.device:
-            config: Any = ControlNetModel.load_config(name)
-            network: Any = ControlNetModel.from_config(config)
+    if denoiser.device.type == "meta":  # of a dry run, which counts the weights and reads none
+        with denoiser.device:
+            network: Any = kind.network.from_config(kind.network.load_config(name))
     elif Path(name).is_dir():
-        network = read_network(ControlNetModel, Path(name), dtype=torch.float32)
+        network = read_network(kind.network, Path(name), dtype=torch.float32)
     else:
         try:
-            network = ControlNetModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            network = kind.network.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         except UNREADABLE as error:
-            raise CheckpointError(f"{name}: does not load as a ControlNetModel ({error})") from error
+            raise CheckpointError(f"{name}: does not load as a {kind.network.__name__} ({error})") from error
         check_finite(name, network)
-    for key in SHARED:
-        if (there := network.config.get(key)) != (expected := unet.config.get(key)):
-            raise CheckpointError(f"{name}: made for another model: `{key}` is {there}; expected {expected}, as in its UNet")
-    return network.to(unet.device)
-
-
-def check_pipeline(pipe: Any) -> None:
-    """Raise CheckpointError for a pipeline of a family without ControlNets."""
-    if (name := type(pipe).__name__) not in PIPELINES:
-        raise CheckpointError(f"{pipe.name_or_path}: a {name}; ControlNets are of {', '.join(PIPELINES)}")
+    for key, expected in kind.alone.items():
+        if (there := network.config.get(key, expected)) != expected:
+            raise CheckpointError(f"{name}: `{key}` is {there}; expected {expected}, as ControlNets have that read one conditioning image")
+    for key in kind.shared:
+        if (there := network.config.get(key)) != (expected := denoiser.config.get(key)):
+            raise CheckpointError(f"{name}: made for another model: `{key}` is {there}; expected {expected}, as in its denoiser")
+    if network.config.get("guidance_embeds") and not denoiser.config.get("guidance_embeds"):
+        raise CheckpointError(f"{name}: it is told a guidance scale, which this model is not; expected one made for such a model")
+    return network.to(denoiser.device)
 
 
 def pipeline_of(pipe: Any, controlnet: Any, options: Mapping[str, Any]) -> Any:
     """Return the stock pipeline that draws with a ControlNet, of the parts of a pipeline without one; `options` are its family's."""
     flags = {flag: value for flag, value in pipe.config.items() if flag not in pipe.components and not flag.startswith("_")}
-    made = PIPELINES[type(pipe).__name__](**{**flags, **pipe.components, **options, FOLDER: controlnet})
+    made = kind_of(pipe).pipeline(**{**flags, **pipe.components, **options, FOLDER: controlnet})
     made.set_progress_bar_config(disable=True)
     return made

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
-from diffalign.models.control import Controlled
+from diffalign.models.controlled import Controlled
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TOKENS = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # under which name a tokenizer's tokens are in a condition
@@ -63,9 +63,9 @@ def tokenized(pipe: Any, prompts: Sequence[str], device: torch.device) -> Condit
 
 
 def networks(denoiser: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the networks of diffusers in a denoiser: itself, the UNet and its ControlNet, or the UNet beside text encoders."""
+    """Return the networks of diffusers in a denoiser: itself, one and its ControlNet, or the UNet beside text encoders."""
     if isinstance(denoiser, Controlled):
-        return denoiser.unet, denoiser.controlnet
+        return denoiser.denoiser, denoiser.controlnet
     return (denoiser.unet,) if isinstance(denoiser, Prompted) else (denoiser,)
 
 

@@ -21,6 +21,7 @@ from diffalign.evaluate.heldout import accuracy_on
 from diffalign.infer.draw_votes import open_painters
 from diffalign.infer.export.export import export_run
 from diffalign.infer.kinds.image import outlook
+from diffalign.infer.sample import draw
 from diffalign.methods.checks import check
 from diffalign.train.align import train
 from tests.data.image_tables import image_pair
@@ -48,7 +49,7 @@ def of_conditions(number: int):
 def place(tmp_path_factory) -> Path:
     """A folder with models and tables."""
     root = tmp_path_factory.mktemp("controlnets")
-    for kind in ("sd", "sdxl", "sd3"):
+    for kind in ("sd", "sdxl", "sd3", "pixart"):
         write_micro(kind, root / kind)
     write_table(root / "pictures", [of_pictures(number) for number in range(4)])
     write_table(root / "conditions", [of_conditions(number) for number in range(4)])
@@ -99,25 +100,31 @@ def test_a_resumed_run_and_one_without_a_cache_end_at_the_same_weights(run, plac
         torch.testing.assert_close(weights(live)[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_preferred_conditions_of_one_picture_are_learnt_from_a_supervised_start(place):
+@pytest.mark.parametrize(("model", "pipeline"), [("sdxl", "StableDiffusionXL"), ("sd3", "StableDiffusion3")])
+def test_preferred_conditions_of_one_picture_are_learnt_from_a_supervised_start(model, pipeline, place):
     """The same picture stands on both sides, so that the conditioning images alone make the loss."""
     supervised = {"objective": "denoise", "beta": None, "reference": "none", "transforms": ["orient", "preferred"]}
-    first = train(config(place, "supervised", model="sdxl", **supervised))
+    first = train(config(place, f"{model}-supervised", model=model, **supervised))
     more = {"controlnet_model_name_or_path": str(first / "controlnet"), "max_train_steps": 6, "learning_rate": 3e-3}
-    second = train(config(place, "conditions-run", data="conditions", model="sdxl", **more))
+    second = train(config(place, f"{model}-conditions", data="conditions", model=model, **more))
     log = [json.loads(line) for line in (second / "train_log.jsonl").read_text().splitlines()]
     assert log[0]["score/chosen"] != log[0]["score/rejected"]
     assert log[0]["rewards/margins"] == 0.0
     assert any(not torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
     accuracy = accuracy_on(Run.open(second), str(place / "conditions"), None, None, "cpu")
     assert accuracy.right + accuracy.wrong == 4  # a reference without the trained weights: none is tied
-    assert type(diffalign.load(second)).__name__ == "StableDiffusionXLControlNetPipeline"
+    pipe = diffalign.load(second)
+    assert type(pipe).__name__ == f"{pipeline}ControlNetPipeline"
+    both = [Image.new("RGB", SQUARE, color) for color in ("black", "white")]
+    drawn = [draw(pipe, ["a red star"], [3], num_inference_steps=2, conditioning_images=[one])[0] for one in (*both, both[0])]
+    assert np.array_equal(drawn[0], drawn[2])  # whatever was drawn before
+    assert not np.array_equal(drawn[0], drawn[1])
 
 
 def test_what_cannot_be_meant_is_refused_before_weights_load(place):
     cases = {
         "plain: record 0 has no conditioning image": {"data": "plain"},
-        "family sd3": {"model": "sd3"},
+        "family pixart": {"model": "pixart"},
         "`eval_every`": {"eval_every": 1, "eval_prompts": ["a"], "eval_reward": "pickscore"},
         "`start_from`": {"start_from": "outputs/mine"},
         "self_npo": {"method": "self_npo", "beta": None},

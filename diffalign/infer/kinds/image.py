@@ -24,7 +24,7 @@ from diffalign.models.adapters import load_lora
 from diffalign.models.backbones.base_lora import BaseLora
 from diffalign.models.backbones.table import BACKBONES, family_of, load_denoiser, load_pipeline
 from diffalign.models.control import FOLDER as CONTROLNET
-from diffalign.models.control import check_pipeline, pipeline_of, read_controlnet
+from diffalign.models.control import kind_of, pipeline_of, read_controlnet
 from diffalign.models.users import branch
 from diffalign.models.users.store import BRANCH, ENCODER, save_encoder
 
@@ -76,8 +76,8 @@ def with_result(run: Run, dtype: torch.dtype, device_map: str | None = None, und
         return Personal(pipe, run)
     if run.conditioned:
         pipe = base_of(run, dtype=dtype, device_map=device_map)
-        check_pipeline(pipe)
-        controlnet = read_controlnet(str(run.folder / CONTROLNET), pipe.unet).requires_grad_(False).eval()
+        denoiser = getattr(pipe, run.component)
+        controlnet = read_controlnet(kind_of(pipe), str(run.folder / CONTROLNET), denoiser).requires_grad_(False).eval()
         nn.Module.to(controlnet, dtype)  # the class's own method warns of it
         return pipeline_of(pipe, controlnet, BACKBONES[family_of(pipe)].pipeline_options)
     weights = run.folder / run.component

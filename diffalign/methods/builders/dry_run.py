@@ -28,7 +28,7 @@ from diffalign.methods.edits import inputs_of
 from diffalign.methods.recipe import Recipe
 from diffalign.models.adapters import trainable
 from diffalign.models.backbones.distilled import warning
-from diffalign.models.control import Controlled
+from diffalign.models.controlled import Controlled
 from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.quantised import QuantisedLinear, numbers_of
 
@@ -118,6 +118,8 @@ def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: in
         rows.insert(2, ("the reference, a second network", _second(config, denoiser)))
     if config.cache == "off":
         rows.append(("VAE and text encoders", encoder_bytes(outline)))
+    elif outline.model.encodes_conditioning:
+        rows.append(("VAE, for conditioning images", _bytes(outline.parts["vae"].parameters())))
     what = f"activations of {images} images{' with their input pictures' if inputs else ''}"
     rows.append((what, activations(config, outline, images, inputs=inputs)))
     return rows

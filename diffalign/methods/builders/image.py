@@ -30,7 +30,7 @@ from diffalign.models import adapters
 from diffalign.models.backbones.base import Backbone, BackboneSettings
 from diffalign.models.backbones.folders import is_local, resolve
 from diffalign.models.backbones.table import check_guided, load_backbone, load_denoiser, model_index
-from diffalign.models.control import Controlled
+from diffalign.models.controlled import Controlled
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.neighbours import NeighbourLikelihood
 from diffalign.models.prompted import networks, text_encoders

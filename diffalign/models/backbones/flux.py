@@ -59,6 +59,7 @@ class Flux(Packed):
         dtype, count, latents = denoiser.dtype, len(x), self._sequence(x, condition)
         words, pooled = (condition[name].to(dtype) for name in ("prompt_embeds", "pooled_prompt_embeds"))
         guidance = x.new_full((count,), self.settings.guidance_scale) if denoiser.config.guidance_embeds else None
+        further = {**self._told(condition, count), **self._conditioning(condition)}
         with self._autocast():
             out = model(
                 hidden_states=self._tokens_of(latents, dtype),
@@ -68,10 +69,14 @@ class Flux(Packed):
                 encoder_hidden_states=words,
                 txt_ids=torch.zeros(words.shape[1], 3, device=x.device, dtype=dtype),
                 img_ids=_places(latents, dtype),
-                **self._told(condition, count),
+                **further,
                 return_dict=False,
             )[0]
         return self._unpacked_like(out, x)
+
+    def _control(self, pixels: Tensor, controlnet: Any) -> Tensor:
+        """Return tokens of the latents of conditioning images, or where the ControlNet reads pixels (XLabs') those in [-1, 1]."""
+        return self.packed(self._control_latents(pixels)) if controlnet.input_hint_block is None else 2.0 * pixels - 1.0
 
     @classmethod
     def guidance(cls, guidance_scale: float, true_cfg: bool) -> dict[str, Any]:

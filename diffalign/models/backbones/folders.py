@@ -52,8 +52,10 @@ LAYOUTS = {
     "KolorsPipeline": Layout("kolors", "unet", _ONE, large="text_encoder", users=False),
     "PixArtAlphaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
     "PixArtSigmaPipeline": Layout("pixart", "transformer", _ONE, large="text_encoder"),
-    "StableDiffusion3Pipeline": Layout("sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True),
-    "FluxPipeline": Layout("flux", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True),
+    "StableDiffusion3Pipeline": Layout(
+        "sd3", "transformer", ("vae", "scheduler"), _SD3_ENCODERS, "text_encoder_3", flow=True, controls=True
+    ),
+    "FluxPipeline": Layout("flux", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True, controls=True),
     "FluxKontextPipeline": Layout(
         "flux_kontext", "transformer", _TWO, large="text_encoder_2", flow=True, guidance=True, users=False, steers=False, picture="needed"
     ),

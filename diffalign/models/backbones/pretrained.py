@@ -21,7 +21,8 @@ from diffalign.models.backbones.base import BackboneSettings
 from diffalign.models.backbones.distilled import turbo_times
 from diffalign.models.backbones.latents import Latents, Scaled
 from diffalign.models.backbones.places import Place, Published
-from diffalign.models.control import Controlled, check_pipeline, new_controlnet, pipeline_of, read_controlnet
+from diffalign.models.control import kind_of, new_controlnet, pipeline_of, read_controlnet
+from diffalign.models.controlled import Controlled
 from diffalign.models.diffusion.path import FlowPath, Path, VPPath
 from diffalign.models.diffusion.shift import DynamicShift, EmpiricalShift, RootShift
 from diffalign.models.prompted import text_encoders
@@ -85,15 +86,14 @@ class Pretrained(ABC):
     def control(self, name: str | None = None) -> None:
         """Put a trainable ControlNet beside the frozen denoiser, and into the stock pipeline: that of a folder or hub id, or a new one.
 
-        A new one copies the UNet's encoder as the denoiser holds it, which then goes to the precision of the run. Raises CheckpointError
+        A new one copies the first blocks as the denoiser holds them, which then goes to the precision of the run. Raises CheckpointError
         for a family without ControlNets, and a ControlNet of another model.
         """
-        check_pipeline(self._pipe)
-        unet: Any = self.denoiser
-        controlnet = new_controlnet(unet, self._factor) if name is None else read_controlnet(name, unet)
-        nn.Module.to(unet, self.precision)  # the class's own method warns of it
+        kind, denoiser = kind_of(self._pipe), self.denoiser
+        controlnet = new_controlnet(kind, denoiser, self._factor) if name is None else read_controlnet(kind, name, denoiser)
+        nn.Module.to(denoiser, self.precision)  # the class's own method warns of it
         self._pipe = pipeline_of(self._pipe, controlnet, self.pipeline_options)
-        self.denoiser = Controlled(unet, controlnet.requires_grad_(True))
+        self.denoiser = kind.controlled(denoiser, controlnet.requires_grad_(True))
 
     def read_layers(self) -> dict[str, int]:
         """Return how many layers of each text encoder the denoiser reads. Raises CheckpointError where they are not CLIP's alone."""
@@ -124,16 +124,19 @@ class Pretrained(ABC):
     @torch.no_grad()
     def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Return scaled latents, float32. Raises LatentError where they are not finite (a half-precision VAE overflows)."""
-        vae = self._pipe.vae
-        few = max(1, 2**20 // pixels[0, 0].numel())  # a float32 VAE needs more than half a gigabyte for 512 by 512 pixels
-        parts = zip(pixels.split(few), noise.split(few), strict=True)
-        latents = torch.cat([self._latents.encode(vae, some.to(vae.device, vae.dtype), own.to(vae.device)) for some, own in parts])
+        latents = self._encoded(pixels, noise)
         if not latents.isfinite().all():
             bad = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
             raise LatentError(
                 f"{self.name}: the VAE gives latents that are not finite for images {bad} of this batch; run it in float32", bad
             )
         return latents
+
+    def _encoded(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        vae = self._pipe.vae
+        few = max(1, 2**20 // pixels[0, 0].numel())  # a float32 VAE needs more than half a gigabyte for 512 by 512 pixels
+        parts = zip(pixels.split(few), noise.split(few), strict=True)
+        return torch.cat([self._latents.encode(vae, some.to(vae.device, vae.dtype), own.to(vae.device)) for some, own in parts])
 
     def reference_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size at which the stock pipeline of an edit model reads the input picture of a picture of this size."""
@@ -182,9 +185,13 @@ class Pretrained(ABC):
         return self._pipe
 
     def park(self) -> None:
-        """Move the encoders to the CPU: with everything cached, a training step uses what is trained alone."""
+        """Move the encoders to the CPU: with everything cached, a training step uses what is trained alone.
+
+        The VAE stays where a ControlNet reads latents of its conditioning images, which are cached as pixels.
+        """
+        kept = {*text_encoders(self.denoiser), *(["vae"] if self.encodes_conditioning else [])}
         for name, part in self._encoders().items():
-            if name not in text_encoders(self.denoiser):
+            if name not in kept:
                 part.to("cpu")
 
     def fingerprint(self) -> str:
@@ -239,9 +246,25 @@ class Pretrained(ABC):
         """Return how many pixels high a latent row is."""
         return int(pipe.vae_scale_factor) * cls._latents.patch
 
+    @property
+    def encodes_conditioning(self) -> bool:
+        """Return whether there is a ControlNet that reads latents of conditioning images."""
+        return isinstance(self.denoiser, Controlled) and self.denoiser.reads_latents
+
     def _conditioning(self, condition: Condition) -> dict[str, Tensor]:
         """Return the argument by which a denoiser with a ControlNet gets the conditioning images."""
-        return {"conditioning_image": condition["conditioning_image"]} if isinstance(self.denoiser, Controlled) else {}
+        if not isinstance(self.denoiser, Controlled):
+            return {}
+        return {"conditioning_image": self._control(condition["conditioning_image"], self.denoiser.controlnet)}
+
+    def _control(self, pixels: Tensor, controlnet: Any) -> Tensor:  # noqa: ARG002  # of families whose ControlNets differ
+        """Return what the ControlNet reads of conditioning images (N, 3, h, w) in [0, 1]."""
+        return pixels
+
+    @torch.no_grad()
+    def _control_latents(self, pixels: Tensor) -> Tensor:
+        """Return the latents of conditioning images (N, 3, h, w) in [0, 1]: means, where the stock pipelines draw from the posterior."""
+        return self._encoded(2.0 * pixels - 1.0, pixels.new_zeros(len(pixels), *self.latent_shape(*pixels.shape[-2:])))
 
     def _sequence(self, x: Tensor, condition: Condition) -> list[Tensor]:
         """Return the latents whose tokens are one sequence: those to denoise, and those of an input picture.

@@ -68,8 +68,15 @@ class StableDiffusion3(Pretrained):
         """Return the velocity like x (N, C, H, W)."""
         dtype: Any = self.denoiser.dtype
         words, pooled = (condition[name].to(dtype) for name in ("prompt_embeds", "pooled_prompt_embeds"))
+        further = {**self._told(condition, len(x)), **self._conditioning(condition)}
         with self._autocast():
-            return model(x.to(dtype), words, pooled, 1000.0 * t.float(), **self._told(condition, len(x)), return_dict=False)[0]
+            return model(x.to(dtype), words, pooled, 1000.0 * t.float(), **further, return_dict=False)[0]
+
+    def _control(self, pixels: Tensor, controlnet: Any) -> Tensor:
+        """Return the latents of conditioning images; ControlNets without pooled embeddings read them without the VAE's shift."""
+        latents, vae = self._control_latents(pixels), self._pipe.vae.config
+        unshifted = controlnet.config.force_zeros_for_pooled_projection
+        return latents + vae.shift_factor * vae.scaling_factor if unshifted else latents
 
     def _clip(self, prompts: list[str], tokenizer: Any, encoder: Any) -> tuple[Tensor, Tensor] | None:
         """Return (N, L, D) hidden states before the last layer, and (N, P) projected ones, None without the encoder.
