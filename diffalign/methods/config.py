@@ -224,8 +224,8 @@ class TrainConfig:
     """Low-rank adapter, the same with magnitudes, all weights, a branch for users, or a ControlNet for conditioning images; lora if not
     given, user for PPD."""
     controlnet_model_name_or_path: str | None = key(None, kinds=IMAGE, changes="model")
-    """Of train_method controlnet: folder or hub id of the ControlNet to start from; if not given, a copy of the UNet's encoder, which
-    changes nothing yet. That of a finished run is its folder `controlnet`."""
+    """Of train_method controlnet: folder or hub id of the ControlNet to start from; if not given, a copy of the
+    denoiser's first blocks, which changes nothing yet. That of a finished run is its folder `controlnet`."""
     user_encoder: Spec | None = None
     """Another encoder of users than the method's; constants as {pairs: {max_shots: 8}}. Every one takes tokens and width (of a token).
     pairs: features (latents, a CLIP's folder or hub id, open_clip:ARCHITECTURE:WEIGHTS), max_shots, fit_steps, variational; vlm: model,

@@ -117,8 +117,23 @@ def test_preferred_conditions_of_one_picture_are_learnt_from_a_supervised_start(
     assert type(pipe).__name__ == f"{pipeline}ControlNetPipeline"
     both = [Image.new("RGB", SQUARE, color) for color in ("black", "white")]
     drawn = [draw(pipe, ["a red star"], [3], num_inference_steps=2, conditioning_images=[one])[0] for one in (*both, both[0])]
-    assert np.array_equal(drawn[0], drawn[2])  # whatever was drawn before
-    assert not np.array_equal(drawn[0], drawn[1])
+    assert drawn[0] == drawn[2]  # whatever was drawn before
+    assert drawn[0] != drawn[1]
+
+
+def test_records_of_a_text_pair_and_a_condition_pair_are_learnt_from(place):
+    """BideDPO: the second loss is that of candidates 2 and 3, which here are one picture under two conditioning images."""
+    records = []
+    for number in range(2):
+        image, other = noise(number, SQUARE), noise(100 + number, SQUARE)
+        shown = (image, 200), (other, 200), (image, 300), (image, 400)
+        candidates = tuple(Candidate(image=one, conditioning_image=noise(seed + number, SQUARE)) for one, seed in shown)
+        records.append(image_pair(number, image, other, candidates=candidates, prompt="a red star"))
+    write_table(place / "four", records)
+    run = train(config(place, "bide", data="four", objective="bide_dpo", transforms=[]))
+    log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    assert log[0]["loss"] == pytest.approx(np.log(2.0))  # w log 2 + (1 - w) log 2
+    assert log[1]["loss"] != log[0]["loss"]
 
 
 def test_what_cannot_be_meant_is_refused_before_weights_load(place):
