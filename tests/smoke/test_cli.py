@@ -185,9 +185,8 @@ def test_every_method_has_its_recipes():
     recipes = {f"{method}_{model}" for method in images for model in ("sd15", "sdxl")} | {"text_dpo_lora"} | rewards
     assert recipes <= {path.stem for path in CONFIGS.glob("*.yaml")}
     tiny = {path.stem for path in (CONFIGS / "tiny").glob("*.yaml") if not path.stem.startswith("votes_")}
-    assert (
-        images | {"text_dpo", "rounds", "online", "online_people", "online_text", "online_vlm", "controlnet_conditions"} | rewards == tiny
-    )
+    others = {"text_dpo", "rounds", "online", "online_people", "online_text", "online_vlm", "diffusion_kto", "controlnet_conditions"}
+    assert images | others | rewards == tiny
 
 
 def test_data_cache_computes_what_training_then_finds(micro_sd, pairs_file, tmp_path, capsys):
