@@ -146,6 +146,15 @@ def test_another_judge_differs_where_it_does_and_nowhere_else():
     assert (same["agreement"], [row["difference"] for row in same["attributes"]]) == (1.0, [0.0, 0.0, 0.0])
 
 
+def test_the_votes_of_another_table_are_compared_in_the_units_of_the_first(tmp_path):
+    bright, dark = light(tmp_path / "bright"), light(tmp_path / "dark", flipped=tuple(range(60)))  # the same pairs, all turned around
+    votes, judge = with_judge(votes_of_table(bright), str(dark.path), ["level"], rows=100, seed=0)
+    facts = explain(votes, attributes(votes, ["level"]), other=judge, resamples=40).facts["against"]
+    weights = {row["name"]: (row["weight"], row["other"]) for row in facts["attributes"]}
+    assert weights["brightness"][0] == pytest.approx(-weights["brightness"][1], abs=1e-4)
+    assert (facts["agreement"], facts["pairs_of_both"]) == (0.0, 60)
+
+
 def test_directions_and_sparse_features_change_sign_with_the_order_and_find_what_was_mixed():
     rng = np.random.default_rng(0)
     features = np.linalg.qr(rng.normal(size=(12, 12)))[0][:6]
