@@ -163,6 +163,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
         ({"runs": [str(run)]}, "two of the models are called `good`; name one of --runs as NAME=PATH"),
         ({"num_inference_steps": 0}, "`num_inference_steps` is 0; expected at least 1"),
         ({"features": "pixel"}, "there is no feature `pixel`"),
+        ({"scorers": [{"combined": {"scorers": ["red", "blue"]}}]}, "beside each other, which compares no two models"),
         ({"scorers": twice}, "`scorers`: two of them give a score named `clipscore`"),
         ({"positive": str(other)}, "`positive` for these and personalised runs; this is diffusion_dpo"),
         ({"runs": [str(user)]}, "a run of ppd draws for a user"),

@@ -349,6 +349,8 @@ def test_prompts_and_judges_that_are_none_are_refused_before_weights_load(config
         ({"eval_every": 4, "eval_reward": None}, "`eval_every` is 4; expected at least 6 without `eval_reward`"),
         ({"eval_scorers": ["pickscor"]}, "there is no scorer `pickscor`"),
         ({"eval_scorers": [judges["red"]]}, "is what training optimises"),
+        ({"eval_scorers": [{"vlm": {"model": "m", "protocol": "pairwise"}}]}, "score pictures one by one"),
+        ({"eval_scorers": [{"combined": {"scorers": ["hps", "mps"]}}]}, "score pictures one by one"),
     ):
         with pytest.raises(ConfigError, match=message):
             Watch.of(replace(config, **changes))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run
@@ -50,15 +52,21 @@ def run(config: GenerateConfig) -> int:
     if not Run.is_in(name):
         check_folder(resolve(name), config.variant)
     from diffalign.infer.generate_pairs import generate  # torch and diffusers take seconds to import
-    from diffalign.rewards.shards import audited
 
     table = generate(config, prompts, inputs)
     if table is not None:
         facts = table.manifest
         print(f"{facts['rows']} prompts with {config.images_per_prompt} images each, {facts['rejected_rows']} left out -> {table.path}")
-        for scorer in facts["scorers"]:
-            span = facts["scores"].get(scorer["name"], {"min": math.nan, "max": math.nan})
-            print(f"  {scorer['name']}: {span['min']:g} to {span['max']:g} ({scorer['scale']})")
-            if scorer.get("audit"):
-                print(f"    {audited(scorer['audit'])}")
+        print("\n".join(_lines(facts)))
     return 0
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each scorer, and one of what became of a judge's questions."""
+    from diffalign.rewards.shards import audited
+
+    for scorer in facts["scorers"]:
+        span = facts["scores"].get(scorer["name"], {"min": math.nan, "max": math.nan})
+        yield f"  {scorer['name']}: {span['min']:g} to {span['max']:g} ({scorer['scale']})"
+        if scorer.get("audit"):
+            yield f"    {audited(scorer['audit'])}"

@@ -34,14 +34,14 @@ def server(monkeypatch):
             def log_message(self, *args):
                 """Say nothing."""
 
-        found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
         thread.start()
-        started.append((found, thread))
-        return f"http://127.0.0.1:{found.server_port}", requests
+        started.append((made, thread))
+        return f"http://127.0.0.1:{made.server_port}", requests
 
     yield serve
-    for found, thread in started:
-        found.shutdown()
+    for made, thread in started:
+        made.shutdown()
         thread.join()
-        found.server_close()
+        made.server_close()

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from diffalign.core.errors import ConfigError
+from diffalign.core.trust import untrusted
 from diffalign.rewards.scorers.client import READINGS, RETRIES
 from diffalign.rewards.scorers.wording import TEMPLATES, Reply, wording
 from diffalign.rewards.shards import audit_of, audited
@@ -276,6 +277,15 @@ def test_settings_that_are_none_are_refused_before_anything_is_loaded(tmp_path):
             check_scorers([{"vlm": constants}])
         assert "sesame" not in str(caught.value)
     check_scorers([{"vlm": {"model": "accounts/some/models/x", "url": CHAT}}])
+
+
+def test_a_file_may_name_a_model_here_and_no_server():
+    """What a file names is used only where it reaches no server, at any depth."""
+    server = untrusted({"vlm": {"model": "m", "url": "https://elsewhere/v1"}})
+    for spec in (server, untrusted({"combined": {"scorers": ["adherence", {"vlm": {"model": "m", "url": "https://elsewhere/v1"}}]}})):
+        with pytest.raises(ConfigError, match="sends prompts and pictures to 'https://elsewhere/v1'"):
+            check_scorers([spec])
+    check_scorers([untrusted({"vlm": {"model": "owner/model"}})])
 
 
 @torch.no_grad()
