@@ -73,9 +73,16 @@ FACTS: dict[str, tuple[str, str, int | None, bool, str, str]] = {
     "sana": ("SANA 1.6B", "see its card", 1_604_462_752, True, "32x32x32, no posterior", "flow, fixed shift"),
     "krea2": ("Krea 2", "see its card", 12_820_073_036, False, "16x128x128, standardised", "flow, shift by tokens"),
     "hidream": ("HiDream-I1", "MIT", 17_105_733_184, True, "16x128x128", "flow, fixed shift"),
+    "ovis_image": ("Ovis-Image 7B", "see its card", 7_370_449_728, True, "16x128x128", "flow, shift by tokens"),
     "ernie_image": ("ERNIE-Image", "see its card", 8_033_490_048, True, "128x64x64, batch-normalised", "flow, fixed shift"),
 }
-TOKENS = {"kolors": 256, "lumina2": 64, "flux2": 48, "z_image": 48}  # of a prompt with what stands around it; 24 elsewhere
+TOKENS = {
+    "kolors": 256,
+    "ovis_image": 48,
+    "lumina2": 64,
+    "flux2": 48,
+    "z_image": 48,
+}  # of a prompt with what stands around it; 24 elsewhere
 IMAGE = [name for name, method in METHODS.items() if method.inference != "reward"]
 
 

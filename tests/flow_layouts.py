@@ -205,6 +205,26 @@ def hidream(config: Mapping[str, Any]) -> Shapes:
     )
 
 
+def ovis_image(config: Mapping[str, Any]) -> Shapes:
+    head, words = config["attention_head_dim"], config["joint_attention_dim"]
+    width = config["num_attention_heads"] * head
+    norms = {"norm.query_norm.weight": (head,), "norm.key_norm.weight": (head,)}
+    found = (
+        affine("img_in", width, config["in_channels"]) | affine("semantic_txt_in", width, words) | {"semantic_txt_norm.weight": (words,)}
+    )
+    found |= mlp("time_in", ("in_layer", "out_layer"), width, 256, width)
+    for key in (f"double_blocks.{number}.{side}" for number in range(config["num_layers"]) for side in ("img", "txt")):
+        found |= affine(f"{key}_mod.lin", 6 * width, width) | affine(f"{key}_attn.qkv", 3 * width, width)
+        found |= affine(f"{key}_attn.proj", width, width) | {f"{key}_attn.{name}": shape for name, shape in norms.items()}
+        found |= affine(f"{key}_mlp.gate_proj", 4 * width, width) | affine(f"{key}_mlp.up_proj", 4 * width, width)
+        found |= affine(f"{key}_mlp.down_proj", width, 4 * width)
+    for key in (f"single_blocks.{number}" for number in range(config["num_single_layers"])):
+        found |= affine(f"{key}.linear1", 11 * width, width) | affine(f"{key}.linear2", width, 5 * width)
+        found |= affine(f"{key}.modulation.lin", 3 * width, width) | {f"{key}.{name}": shape for name, shape in norms.items()}
+    found |= affine("final_layer.adaLN_modulation.1", 2 * width, width)
+    return found | affine("final_layer.linear", config["out_channels"], width)
+
+
 def ernie_image(config: Mapping[str, Any]) -> Shapes:
     width, inner, words = config["hidden_size"], config["ffn_hidden_size"], config["text_in_dim"]
     found = affine("x_embedder.proj", width, config["in_channels"], 1, 1) | mlp(

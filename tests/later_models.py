@@ -1,4 +1,4 @@
-"""Random models of the latest families, as those of `tests.micro_models`: FLUX.2, SANA, Krea 2, ERNIE-Image, HiDream-I1 and Kolors."""
+"""Random models of the latest families, as those of `tests.micro_models`: FLUX.2, SANA, Krea 2, ERNIE-Image, HiDream-I1, Kolors, Ovis."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
 )
 from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tests.micro_parts import (
+    CHAT,
     QWEN_TEMPLATE,
     SMALL,
     WIDTH,
@@ -41,6 +44,7 @@ from tests.micro_parts import (
     mistral,
     patch_autoencoder,
     pixtral_processor,
+    qwen3,
     qwen3_vl,
     qwen_tokenizer,
     t5,
@@ -181,3 +185,24 @@ def kolors(**schedule: Any) -> Any:
     config = {"beta_start": 0.00085, "beta_end": 0.014, "beta_schedule": "scaled_linear", "num_train_timesteps": 1100, "steps_offset": 1}
     scheduler = EulerDiscreteScheduler(**{**config, "timestep_spacing": "leading", **schedule})
     return KolorsPipeline(autoencoder(scaling_factor=0.13025), chatglm(tokenizer), tokenizer, denoiser, scheduler)
+
+
+def ovis_image(**schedule: Any) -> Any:
+    """Return an Ovis-Image, whose times are shifted by the tokens of a picture."""
+    tokenizer = worded_qwen_tokenizer(
+        "user\nDescribe the image by detailing the color, quantity, text, shape, size, texture, spatial relationships of the objects and "
+        "background: assistant"
+    )
+    tokenizer.chat_template = CHAT
+    denoiser = OvisImageTransformer2DModel(
+        in_channels=64,
+        out_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **schedule})
+    return OvisImagePipeline(scheduler, flux_autoencoder(), qwen3(tokenizer), tokenizer, denoiser)

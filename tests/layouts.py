@@ -35,6 +35,7 @@ from tests.flow_layouts import (
     krea2,
     lumina2,
     mlp,
+    ovis_image,
     qwen_image,
     sana,
     single,
@@ -188,7 +189,7 @@ FLUX = {
 }
 LAYOUTS = {"sd": unet, "kolors": unet, "sdxl": unet, "sd3": mmdit, "flux": flux, "pixart": pixart, "z_image": z_image}
 LAYOUTS |= {"qwen_image": qwen_image, "chroma": chroma, "lumina2": lumina2, "cogview4": cogview4}
-LAYOUTS |= {"hidream": hidream, "flux2": flux2, "sana": sana, "krea2": krea2, "ernie_image": ernie_image}
+LAYOUTS |= {"ovis_image": ovis_image, "hidream": hidream, "flux2": flux2, "sana": sana, "krea2": krea2, "ernie_image": ernie_image}
 UNETS = ("sd", "sdxl", "kolors")
 AS_DIFFUSERS = ("qwen_image", "cogview4", "ernie_image", "hidream")  # published in diffusers' own layout
 
@@ -201,6 +202,8 @@ def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[
         return own | convert_ldm_unet_checkpoint({f"{LDM_UNET_KEY}{key}": value for key, value in checkpoint.items()}, dict(config))
     if family == "pixart":
         return dict(_from_pixart(checkpoint))
+    if family == "ovis_image":
+        return dict(_from_ovis_image(checkpoint))
     if family in AS_DIFFUSERS:
         return dict(checkpoint)
     convert = {
@@ -217,6 +220,45 @@ def to_diffusers(family: str, checkpoint: Mapping[str, Tensor], config: Mapping[
     found = convert(rest)
     assert not rest, f"keys that the converter does not know: {sorted(rest)[:3]}"
     return found
+
+
+def _from_ovis_image(checkpoint: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the layers of Ovis-Image, whose release has module names of its own (`ovis_image/model/layers.py`)."""
+    outside = {"img_in": "x_embedder", "semantic_txt_in": "context_embedder", "semantic_txt_norm": "context_embedder_norm"}
+    outside |= {"time_in.in_layer": "timestep_embedder.linear_1", "time_in.out_layer": "timestep_embedder.linear_2"}
+    outside |= {"final_layer.linear": "proj_out", "final_layer.adaLN_modulation.1": "norm_out.linear"}
+    sides = {"img": ("norm1", ("to_q", "to_k", "to_v"), "to_out.0", ("norm_q", "norm_k"), "ff")}
+    sides["txt"] = "norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", ("norm_added_q", "norm_added_k"), "ff_context"
+    for key, value in checkpoint.items():
+        module, end = key.rsplit(".", 1)
+        if module in outside:
+            yield f"{outside[module]}.{end}", torch.cat(value.chunk(2)[::-1]) if "adaLN" in module else value
+            continue
+        kind, number, inner = module.split(".", 2)
+        block = f"{'single_' if kind == 'single_blocks' else ''}transformer_blocks.{number}"
+        if kind == "single_blocks":
+            width, names = checkpoint["img_in.weight"].shape[0], ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+            found = {
+                "linear2": "proj_out",
+                "modulation.lin": "norm.linear",
+                "norm.query_norm": "attn.norm_q",
+                "norm.key_norm": "attn.norm_k",
+            }
+            parts = value.split([width, width, width, 8 * width]) if inner == "linear1" else (value,)
+            yield from (
+                (f"{block}.{name}.{end}", part) for name, part in zip(names if len(parts) > 1 else [found[inner]], parts, strict=True)
+            )
+            continue
+        side, layer = inner[:3], inner[4:]
+        norm, qkv, out, norms, feed = sides[side]
+        if layer == "attn.qkv":
+            yield from ((f"{block}.attn.{name}.{end}", part) for name, part in zip(qkv, value.chunk(3), strict=True))
+        elif layer == "mlp.up_proj":
+            yield f"{block}.{feed}.net.0.proj.{end}", torch.cat([value, checkpoint[f"{kind}.{number}.{side}_mlp.gate_proj.{end}"]])
+        elif layer != "mlp.gate_proj":
+            names = {"mod.lin": f"{norm}.linear", "attn.proj": f"attn.{out}", "mlp.down_proj": f"{feed}.net.2"}
+            names |= {"attn.norm.query_norm": f"attn.{norms[0]}", "attn.norm.key_norm": f"attn.{norms[1]}"}
+            yield f"{block}.{names[layer]}.{end}", value
 
 
 def _from_pixart(checkpoint: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -48,7 +48,7 @@ from transformers import (
 )
 
 from tests.edit_models import flux_kontext, qwen_image_edit, with_picture
-from tests.later_models import ernie_image, flux2, hidream, kolors, krea2, sana
+from tests.later_models import ernie_image, flux2, hidream, kolors, krea2, ovis_image, sana
 from tests.micro_parts import (
     QWEN_TEMPLATE,
     SIDE,
@@ -80,7 +80,10 @@ DRAWN: dict[str, dict[str, Any]] = {
     "sana": {"use_resolution_binning": False, "height": SIDE, "width": SIDE},
     "flux2": {"height": SIDE, "width": SIDE, "max_sequence_length": TOKENS["flux2-klein"]},
     "flux": {"height": SIDE, "width": SIDE},
-    **{name: {"height": SIDE, "width": SIDE} for name in ("zimage", "qwenimage", "chroma", "krea2", "ernieimage", "hidreamimage")},
+    **{
+        name: {"height": SIDE, "width": SIDE}
+        for name in ("zimage", "qwenimage", "chroma", "krea2", "ernieimage", "hidreamimage", "ovisimage")
+    },
 }
 
 
@@ -304,6 +307,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "flux_kontext": flux_kontext,
     "qwen_image_edit": qwen_image_edit,
     "hidream": hidream,
+    "ovis_image": ovis_image,
 }
 
 # One of every form that a family takes: (kind, options).
@@ -334,6 +338,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen-image-edit": ("qwen_image_edit", {}),
     "qwen-image-edit-plus": ("qwen_image_edit", {"plus": True}),
     "hidream": ("hidream", {}),
+    "ovis-image": ("ovis_image", {}),
 }
 
 

@@ -41,7 +41,7 @@ PIPELINES: dict[str, tuple[str, slice | None]] = {
         f"{name}Pipeline": ("transformer", _NEGATIVE_FIRST)
         for name in ("PixArtAlpha", "PixArtSigma", "Sana", "HiDreamImage", "HunyuanDiT", "CogVideoX")
     },
-    **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "Flux2Klein", "QwenImage", "CogView4", "Wan")},
+    **{f"{name}Pipeline": ("transformer", None) for name in ("Flux", "Flux2Klein", "QwenImage", "CogView4", "OvisImage", "Wan")},
     **{f"QwenImageEdit{version}Pipeline": ("transformer", None) for version in ("", "Plus")},
     "KolorsPipeline": ("unet", _NEGATIVE_FIRST),
     "StableCascadePriorPipeline": ("prior", _POSITIVE_FIRST),

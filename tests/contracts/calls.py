@@ -106,6 +106,7 @@ STOCK = {
     "cogview4": Stock({"guidance_scale": 3.5}, "apart"),
     "flux2": Stock({"guidance_scale": 3.5}, "apart", spread, spread),
     "Flux2Pipeline": Stock({"guidance_scale": 3.5}, "one", spread, spread),  # which is told the scale
+    "ovis_image": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
     "hidream": Stock(output=lambda x, _, __: -x),
     "krea2": Stock({"guidance_scale": 3.5}, "apart", unpacked, unpacked),
 }

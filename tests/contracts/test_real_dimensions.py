@@ -15,6 +15,7 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
     Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
+    OvisImageTransformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
@@ -90,6 +91,7 @@ CONFIGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": [64, 32, 32]}
         | {"max_resolution": [128, 128], "llama_layers": [*range(32), *[31] * 16]},
     ),
+    "Ovis-Image-7B": ("ovis_image", OvisImageTransformer2DModel, {}),  # whose defaults are the published model's
     # Not compared with the hub: sizes that give what the cards say, for Krea 2 and FLUX.2 dev the classes' own.
     "FLUX.2-dev": ("flux2", Flux2Transformer2DModel, {}),
     "FLUX.2-klein-4B": (
@@ -153,6 +155,9 @@ EXPERTS = 3 * H * (4 * 6912 + 3584) + 4 * H
 BLOCK = 12 * (H + 1) * H + 8 * (H + 1) * H + 4 * H + EXPERTS + 3 * 6912 * H
 PARAMETERS["HiDream-I1"] = 16 * BLOCK + 32 * (6 * (H + 1) * H + 4 * (H + 1) * H + 2 * H + EXPERTS) + 49 * 4096 * H
 PARAMETERS["HiDream-I1"] += (64 + 1) * H + (256 + 1 + 2048 + 1 + 2 * (H + 1)) * H + (H + 1) * 64 + 2 * (H + 1) * H
+# Ovis-Image: 7B (its card). Of width 3072 again: MLPs with a gate (12 W^2 + 9 W) in place of Flux's (8 W^2 + 5 W), and one encoder.
+PARAMETERS["Ovis-Image-7B"] = 6 * (44 * W**2 + 38 * W + 4 * 128) + 27 * (19 * W**2 + 15 * W + 2 * 128)
+PARAMETERS["Ovis-Image-7B"] += (64 + 1) * W + 2048 + (2048 + 1) * W + (256 + 1 + W + 1) * W + 2 * (W + 1) * W + (W + 1) * 64
 # Krea 2, of width 6144, with 48 heads, 12 of which have keys and values, a gate, and an MLP with a gate and 16384 numbers; four blocks of
 # width 2560 read the prompt.
 K = 6144
@@ -210,6 +215,9 @@ def attention_layers(name: str) -> dict[str, tuple[int, int]]:
     if name == "FLUX.2-dev":
         found = {f"transformer_blocks.{i}.attn.{end}": (D, D) for i in range(8) for end in joint}
         return found | {f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj": (D, 9 * D) for i in range(48)}
+    if name == "Ovis-Image-7B":
+        found = {f"transformer_blocks.{i}.attn.{end}": (W, W) for i in range(6) for end in joint}
+        return found | {f"single_transformer_blocks.{i}.attn.{end}": (W, W) for i in range(27) for end in ends[:3]}
     if name == "HiDream-I1":
         streams = ("to_q", "to_k", "to_v", "to_out")
         found = {f"double_stream_blocks.{i}.block.attn1.{end}{side}": (H, H) for i in range(16) for end in streams for side in ("", "_t")}
@@ -282,6 +290,8 @@ ADAPTED |= {"Krea-2": RANK * (28 * (2 * 2 * K + 2 * (K + 1536)) + 16 * 2 * 2560)
 ADAPTED |= {"FLUX.2-dev": RANK * (64 * 2 * D + 48 * 10 * D), "ERNIE-Image": RANK * 144 * 2 * E}
 # Blocks of width 640: 10, of 1280: 60; six projections from and to the width, two from the prompt's 2048.
 ADAPTED |= {"SDXL": RANK * sum(count * (6 * 2 * width + 2 * (2048 + width)) for width, count in ((640, 10), (1280, 60)))}
+LAYERS["Ovis-Image-7B"], MODULES["Ovis-Image-7B"] = 6 * 8 + 27 * 3, 6 * 4 + 27
+ADAPTED["Ovis-Image-7B"] = RANK * 129 * 2 * W
 ADAPTED["HiDream-I1"] = RANK * 256 * 2 * H
 ADAPTED["Kolors"] = ADAPTED["SDXL"]
 

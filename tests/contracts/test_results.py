@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
 from peft import PeftModel
 
 import diffalign
@@ -56,8 +57,8 @@ def numbers(pipe):
 
 
 def with_adapter(pipe, run):
-    """Load an adapter as a user of stock libraries does; PixArt's pipelines read none, peft does."""
-    if "PixArt" in type(pipe).__name__:
+    """Load an adapter as a user of stock libraries does; the pipelines of PixArt and Ovis-Image read none, peft does."""
+    if not isinstance(pipe, LoraBaseMixin):
         pipe.transformer = PeftModel.from_pretrained(pipe.transformer, run)
     else:
         pipe.load_lora_weights(run)

@@ -37,6 +37,7 @@ TOKENS = {
     "flux2": 48,
     "ernie_image": 16,
     "hidream": 24,
+    "ovis_image": 48,
 }  # of a prompt, with the chat around it, to be quick
 # Ways of use that a family has no place for, as its layout says.
 REFUSED = {

@@ -77,6 +77,7 @@ LAYOUTS = {
     "SanaPipeline": Layout("sana", "transformer", _ONE, large="text_encoder", flow=True, users=False),
     "Krea2Pipeline": Layout("krea2", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
     "HiDreamImagePipeline": Layout("hidream", "transformer", _FOUR, large=("text_encoder_3", "text_encoder_4"), flow=True, users=False),
+    "OvisImagePipeline": Layout("ovis_image", "transformer", _ONE, large="text_encoder", flow=True, users=False),
     "ErnieImagePipeline": Layout("ernie_image", "transformer", _ONE, large="text_encoder", flow=True, users=False, steers=False),
 }
 

@@ -30,6 +30,7 @@ from diffalign.models.backbones.krea2 import Krea2
 from diffalign.models.backbones.lora_layouts import read_lora
 from diffalign.models.backbones.lumina2 import Lumina2
 from diffalign.models.backbones.mistaken import INDEX
+from diffalign.models.backbones.ovis_image import OvisImage
 from diffalign.models.backbones.pixart import PixArt
 from diffalign.models.backbones.pretrained import Pretrained
 from diffalign.models.backbones.quantised_file import is_quantised, quantised_denoiser
@@ -64,6 +65,7 @@ BACKBONES: dict[str, type[Pretrained]] = {
     "krea2": Krea2,
     "ernie_image": ErnieImage,
     "hidream": HiDream,
+    "ovis_image": OvisImage,
 }
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # parts that LoRA files may have layers for, beside the denoiser
 
