@@ -56,8 +56,11 @@ def write_model(kind: str, folder: Path) -> Path:
             library: Any = diffusers if value[0] == "diffusers" else transformers
             network = getattr(library, value[1])
             config = configs[part]
-            new: Any = network.from_config(config) if library is diffusers else network(network.config_class(**config))
-            torch.nn.Module.to(new, torch.bfloat16)  # the class's own method warns of it
+            with torch.device("meta"):
+                new: Any = network.from_config(config) if library is diffusers else network(network.config_class(**config))
+            new = torch.nn.Module.to(new, torch.bfloat16).to_empty(device="cpu")  # the class's own method warns of it
+            for parameter in new.parameters():
+                torch.nn.init.normal_(parameter, std=0.02)
             new.save_pretrained(made / part)
     return folder
 
