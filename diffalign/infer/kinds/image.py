@@ -110,6 +110,6 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
     if config.cache == "disk" and not config.prompts:
         size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
         encoders = dry_run.readable(dry_run.encoder_bytes(outline))
-        before = [f"Before training, VAE and text encoders fill the cache: {encoders} beside the weights.{size}"]
+        before = [f"Before training, the cache is filled by {dry_run.encoder_names(outline)}: {encoders} beside the weights.{size}"]
     here = dry_run.room(config, outline, sum(size for _, size in memory))
     return "\n".join([*dry_run.aligned(rows), "", *dry_run.table(memory), "", dry_run.NOTE, *before, *here])

@@ -117,7 +117,7 @@ def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: in
     if recipe.tuning == "full" and recipe.compares:
         rows.insert(2, ("the reference, a second network", _second(config, denoiser)))
     if config.cache == "off":
-        rows.append(("VAE and text encoders", encoder_bytes(outline)))
+        rows.append((encoder_names(outline), encoder_bytes(outline)))
     elif outline.model.encodes_conditioning:
         rows.append(("VAE, for conditioning images", _bytes(outline.parts["vae"].parameters())))
     what = f"activations of {images} images{' with their input pictures' if inputs else ''}"
@@ -185,7 +185,7 @@ def room(config: TrainConfig, outline: Outline, step: float) -> list[str]:
     libraries = float(psutil.Process().memory_info().rss)
     memory, needed = psutil.virtual_memory(), step + encoders + libraries
     return [
-        f"There is no GPU here. In main memory the VAE and text encoders stay beside that ({readable(encoders)}), and so does the process "
+        f"There is no GPU here. In main memory there is beside that the {encoder_names(outline)} ({readable(encoders)}), and the process "
         f"with its libraries ({readable(libraries)} now): about {readable(needed)} in all.",
         _fits(needed, memory.available, f"this machine's {readable(memory.total)}"),
     ]
@@ -213,6 +213,11 @@ def readable(size: float) -> str:
     ('1.50 GiB', '1.00 MiB')
     """
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
+
+
+def encoder_names(outline: Outline) -> str:
+    """Return the parts that `encoder_bytes` counts, in words."""
+    return "VAE" if text_encoders(outline.model.denoiser) else "VAE and text encoders"
 
 
 def encoder_bytes(outline: Outline) -> float:
