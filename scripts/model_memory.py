@@ -6,12 +6,14 @@ prompts) has the published shapes. Counted is what lies on the device in a step:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffalign.core.types import Condition
 from diffalign.methods.builders import dry_run
 from diffalign.methods.builders.meta_model import Outline, outline
 from diffalign.methods.config import TrainConfig
@@ -40,12 +42,17 @@ def published_outline(family: str, model: str, latent: tuple[int, ...], work: Pa
     place.write_text(network.to_json_string())
     drawn = outline(own, recipe_of(own), torch.device("cuda"))
     place.write_text(small)
-    encode, own_methods = drawn.model.encode_prompt, vars(drawn.model)
+    own_methods, published = vars(drawn.model), partial(_published, config=network.config)
     own_methods["latent_shape"] = lambda *_: latent
-    own_methods["encode_prompt"] = lambda prompts: {
-        name: torch.ones(shape_of(name, value.shape, network.config)) for name, value in encode(prompts).items()
-    }
+    own_methods["encode_prompt"] = published(drawn.model.encode_prompt)
+    if drawn.layout.picture != "none":
+        own_methods["encode_edit"] = published(drawn.model.encode_edit)
     return own, drawn
+
+
+def _published(encode: Callable[..., Condition], config: Mapping[str, Any]) -> Callable[..., Condition]:
+    """Return an encoder of conditions whose parts have the published shapes."""
+    return lambda *prompts: {name: torch.ones(shape_of(name, value.shape, config)) for name, value in encode(*prompts).items()}
 
 
 def shape_of(name: str, shape: torch.Size, config: Mapping[str, Any]) -> tuple[int, ...]:
