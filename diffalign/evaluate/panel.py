@@ -16,6 +16,7 @@ from diffalign.core.trust import CURE, in_words, reaching, refused, trusted, unt
 from diffalign.data.world.checks import is_caption
 from diffalign.infer.export.card import RunFiles
 from diffalign.methods import method_of
+from diffalign.rewards.shards import MANNERS
 from diffalign.rewards.table import SCORERS, bind_scorer, called, compares, parts_of, together
 
 logger = logging.getLogger(__name__)
@@ -169,8 +170,12 @@ def _named(value: Any) -> Iterator[list[Any]]:
 
 
 def _key(spec: Spec) -> str:
-    """Return a text that two specs share exactly if they name the same scorer with the same constants, defaults included."""
+    """Return a text that two specs share exactly if they name the same scorer with the same constants, defaults included.
+
+    A judge on a server, or a model here, stays the same whatever its score is called and in which manner it is asked.
+    """
     name, constants = single("scorer", spec)
     accepted = inspect.signature(SCORERS[name]).parameters if name in SCORERS else {}
     defaults = {n: p.default for n, p in accepted.items() if p.default is not p.empty}
-    return json.dumps([name, defaults | dict(constants)], sort_keys=True)
+    decisive = {n: v for n, v in (defaults | dict(constants)).items() if name not in ("http", "vlm") or n not in ("name", *MANNERS)}
+    return json.dumps([name, decisive], sort_keys=True)

@@ -112,3 +112,11 @@ def test_a_constant_that_is_the_default_makes_no_other_scorer(run):
 def test_a_scorer_that_is_none_is_refused(run):
     with pytest.raises(ConfigError, match="Did you mean `pickscore`"):
         panel(CAPTIONS, [Run.open(run())], scorers=["pikscore"])
+
+
+def test_a_judge_on_a_server_is_the_same_under_another_name_and_in_another_manner():
+    spec = {"vlm": {"url": "http://host/v1", "model": "m", "protocol": "pairwise"}}
+    trained = TrainingScorers(scorers=(spec,))
+    assert trained.used({"vlm": spec["vlm"] | {"name": "verdict", "cache": "a.db", "concurrency": 1}}, "verdict")
+    assert not trained.used({"vlm": spec["vlm"] | {"protocol": "pointwise"}}, "vlm")
+    assert not trained.used({"vlm": spec["vlm"] | {"model": "n"}}, "vlm")
