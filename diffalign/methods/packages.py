@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from diffalign.core.errors import ConfigError, check_name
 from diffalign.methods.config import SYNONYMS, TrainConfig
@@ -81,4 +81,4 @@ def missing_packages(config: TrainConfig) -> list[str]:
 
 def _is_installed(packages: Sequence[str]) -> bool:
     """Return whether one of `packages` is there."""
-    return any(importlib.util.find_spec(name) is not None for name in packages)
+    return any(find_spec(name) is not None for name in packages)
