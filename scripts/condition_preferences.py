@@ -98,13 +98,18 @@ def main(plan: Plan) -> None:
     torch.set_flush_denormal(True)
     results = [_of_seed(plan, seed, plan.output_dir / f"seed-{seed}") for seed in plan.seeds]
     errors = {name: np.concatenate([np.array(one[name]) for one in results]) for name in results[0]}
-    print("| training | place, px | size, px | as the prompt | place less than `more` | size less than `more` |")
+    print("| training | place, px | size, px | as the prompt | place, size against `more` | place, size against `pictures` |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, own in errors.items():
         place, size, right = own.mean(axis=0)
-        differences = (bootstrapped(own[:, column] - errors["more"][:, column], seed=0) for column in (0, 1))
-        intervals = " | ".join(f"{low:+.2f} to {high:+.2f}" for low, high in differences)
+        intervals = " | ".join(_differences(own, errors[other]) for other in ("more", "pictures"))
         print(f"| {name} | {place:.2f} | {size:.2f} | {right:.3f} | {intervals} |")
+
+
+def _differences(own: np.ndarray, other: np.ndarray) -> str:
+    """Return the intervals of how much larger the errors of place and size are than another run's."""
+    both = (bootstrapped(own[:, column] - other[:, column], seed=0) for column in (0, 1))
+    return ", ".join(f"{low:+.2f} to {high:+.2f}" for low, high in both)
 
 
 def _of_seed(plan: Plan, seed: int, root: Path) -> dict[str, list[list[float]]]:

@@ -31,7 +31,7 @@ def draw(
     resolution: int | None = None,
     max_sequence_length: int | None = None,
     true_cfg: bool = False,
-    batch_size: int | None = None,
+    batch_size: int | None = None,  # 32 for the embedded models, 4 for 64x64 latents
     label: str = "draw",
     bar: tqdm[Any] | None = None,
     keep: Callable[[Tensor], None] | None = None,
@@ -40,30 +40,23 @@ def draw(
 ) -> list[Image.Image]:
     """Return one image for each prompt and seed. The same seed gives the same starting noise whatever the model or the batch.
 
-    `pipe` is a stock pipeline, or a user's (`for_user` of a personalised run); `resolution` (pixels) and `max_sequence_length` (T5
-    tokens) are its own where None. `true_cfg` draws a guidance-distilled model (Flux dev) with real guidance, as negative guidance needs
-    it. `batch_size` is 32 for the embedded models, 4 for 64x64 latents. `bar` counts the images of several calls; without one a call of
-    more than 16 has its own, named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step.
-    `conditioning_images` are for a ControlNet or an edit model. Raises ConfigError for them without one, or the reverse, and for an SD3
-    without a CLIP.
+    `pipe` is a stock pipeline, or a user's (`for_user`); `resolution` (pixels) and `max_sequence_length` (T5 tokens) are its own where
+    None. `true_cfg` draws a guidance-distilled model with real guidance. `bar` counts the images of several calls; without one, a call of
+    more than 16 has one named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step.
+    Raises ConfigError for `conditioning_images` without a ControlNet or edit model, or the reverse, and for an SD3 without a CLIP.
     """
-    stock = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
-    family = _drawable(stock, conditioning_images)
+    stock, family = _drawable(pipe, conditioning_images)
     options = {**family.call_options, **family.guidance(guidance_scale, true_cfg), **_sizes(stock, resolution, max_sequence_length)}
-    if conditioning_images is not None and family.picture != "none":
-        batch_size = 1  # several input pictures in one call are those of one picture, or must be of one size
-        conditioning_images = [squared(image, family, resolution) for image in conditioning_images]
     size = batch_size or _batch_size(family.sample_size(stock) if resolution is None else resolution // family.factor(stock))
+    if conditioning_images is not None and family.picture != "none":  # of several in one call all are those of one picture
+        size, conditioning_images = 1, [squared(image, family, resolution) for image in conditioning_images]
     images, hidden = list[Image.Image](), bar is not None or len(prompts) <= 16
     with progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
         for start in range(0, len(prompts), size):
             part, last = slice(start, start + size), list[Tensor]()
-            arguments = options | _of_batch(options, prompts[part], seeds[part])
-            if conditioning_images is not None:
-                arguments[_image_argument(stock)] = list(conditioning_images[part])
+            arguments = _of_batch(stock, options, prompts[part], seeds[part], conditioning_images and conditioning_images[part])
             arguments |= {} if keep is None and begins is None else _watched(stock, last, begins)
-            with _encoded_in_precision(stock), _posteriors_of(stock, None if conditioning_images is None else seeds[start]):
-                images += pipe(num_inference_steps=num_inference_steps, **arguments).images
+            images += _drawn(pipe, stock, seeds[start], {"num_inference_steps": num_inference_steps, **arguments})
             if keep is not None:
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
             (own_bar if bar is None else bar).update(len(prompts[part]))
@@ -91,6 +84,12 @@ def squared(image: Image.Image, family: type[Pretrained], resolution: int | None
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
+def _drawn(pipe: Any, stock: Any, seed: int, arguments: Mapping[str, Any]) -> list[Image.Image]:
+    """Return the pictures of one call; `seed` is for what the pipeline draws of conditioning images."""
+    with _encoded_in_precision(stock), _posteriors_of(stock, seed):
+        return pipe(**arguments).images
+
+
 def _sizes(pipe: Any, resolution: int | None, max_sequence_length: int | None) -> dict[str, Any]:
     """Return the arguments by which a pipeline draws in another size, and reads prompts of another length, than its own."""
     sizes = {} if resolution is None else BACKBONES[family_of(pipe)].sized(pipe, resolution)
@@ -105,23 +104,22 @@ def _batch_size(side: int) -> int:
     return max(1, min(32, 2**14 // side**2))
 
 
-def _of_batch(options: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the arguments of a pipeline's call that there is one of for each picture."""
+def _of_batch(
+    pipe: Any, options: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Image.Image] | None
+) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call: the options, and those that there is one of for each picture."""
     arguments: dict[str, Any] = {"prompt": list(prompts), "generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
     if "negative_prompt" in options:
         arguments["negative_prompt"] = [""] * len(prompts)
-    return arguments
-
-
-def _image_argument(pipe: Any) -> str:
-    """Return what a pipeline calls conditioning images."""
-    return kind_of(pipe).image if CONTROLNET in pipe.components else "image"
+    if images is not None:
+        arguments[kind_of(pipe).image if CONTROLNET in pipe.components else "image"] = list(images)
+    return {**options, **arguments}
 
 
 @contextlib.contextmanager
-def _posteriors_of(pipe: Any, seed: int | None) -> Iterator[None]:
-    """Draw from the posterior of conditioning images by `seed`, where there are such: the pipeline of SD3 asks no generator for it."""
-    if seed is None:
+def _posteriors_of(pipe: Any, seed: int) -> Iterator[None]:
+    """Draw by `seed` from the posteriors of a ControlNet's conditioning images: the pipeline of SD3 asks no generator for it."""
+    if CONTROLNET not in pipe.components:
         yield
         return
     with torch.random.fork_rng([pipe.device] if pipe.device.type == "cuda" else []):
@@ -129,15 +127,16 @@ def _posteriors_of(pipe: Any, seed: int | None) -> Iterator[None]:
         yield
 
 
-def _drawable(pipe: Any, conditioning_images: Sequence[Image.Image] | None) -> type[Pretrained]:
-    """Return the family of a stock pipeline. Raises ConfigError for one that cannot draw, or not with or without conditioning images."""
+def _drawable(pipe: Any, conditioning_images: Sequence[Image.Image] | None) -> tuple[Any, type[Pretrained]]:
+    """Return the stock pipeline and its family. Raises ConfigError for one that cannot draw, or not with or without conditioning images."""
+    pipe = pipe.pipe if isinstance(pipe, UserPipeline) else pipe
     family = BACKBONES[family_of(pipe)]
     if (why := family.undrawable(pipe)) is not None:
         raise ConfigError(why)
     needed = CONTROLNET in pipe.components or family.picture == "needed"
     if (conditioning_images is None) == needed and not (family.picture == "optional" and CONTROLNET not in pipe.components):
         raise ConfigError(f"a {type(pipe).__name__} {'needs' if conditioning_images is None else 'takes no'} conditioning images")
-    return family
+    return pipe, family
 
 
 def _watched(pipe: Any, last: list[Tensor], begins: Callable[[int], None] | None) -> dict[str, Any]:
