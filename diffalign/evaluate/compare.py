@@ -37,7 +37,7 @@ from diffalign.evaluate.pages.grid import Shown
 from diffalign.evaluate.panel import Panel, panel
 from diffalign.evaluate.statistics import ScorerResults, comparison
 from diffalign.infer.sample import grid
-from diffalign.infer.shards import SHARD, Drawings, compare_drawings, draw_shards, score_drawings, verdicts_on
+from diffalign.infer.shards import SHARD, Drawings, compare_drawings, distinct, draw_shards, score_drawings, verdicts_on
 from diffalign.rewards import drift
 from diffalign.rewards.table import compares
 
@@ -56,15 +56,14 @@ def evaluate(
     """Return the facts of `eval.json`, and write it, `eval.html` and `grid.png`; None in all processes of a launch but the first.
 
     All models draw every prompt from the same noise; each prompt counts once. A comparison of other models than an earlier one is
-    written beside it, under a name of its own. Without prompts only the pairs of `dataset_name` are ranked, and the accuracy is added to
-    an earlier comparison of the same run.
+    written beside it, under a name of its own. Without prompts the pairs of `dataset_name` are ranked, for an earlier one of the same run.
 
     Args:
         config: the run, what it is compared with, the scorers, and how pictures are drawn.
-        prompts: what is drawn; equal ones once.
+        prompts: what is drawn; equal ones once, and one instruction of several `inputs` as one where wins are counted.
         command: the command line, for the page.
         user: for personalised runs: whom they draw for, as `for_user` takes it.
-        inputs: of runs of an edit model, the file of the picture that each prompt is drawn from; those of one prompt count as one.
+        inputs: of runs of an edit model, the file of the picture that each prompt is drawn from.
 
     Raises ConfigError or CheckpointError, before any weight loads, for settings that a run does not take and folders without a model.
 
@@ -72,14 +71,12 @@ def evaluate(
         >>> evaluate(EvalConfig(output_dir="outputs/mine"), ["a red star"])["comparisons"][0]["verdict"]  # doctest: +SKIP
         'win'
     """
-    distinct = dict.fromkeys(zip(prompts, inputs or [None] * len(prompts), strict=True))
-    prompts, inputs = tuple(prompt for prompt, _ in distinct), tuple(picture for _, picture in distinct if picture is not None)
+    prompts, inputs = distinct(prompts, inputs)
     _check(config, prompts, user)
     torch.set_flush_denormal(True)
-    state = process_state()
+    state, shown = process_state(), list[Shown]()
     device = config.device or str(state.device or "cpu")
     facts: dict[str, Any] = {"version": __version__, "command": command, "prompts": len(prompts)}
-    shown: Sequence[Shown] = ()
     if prompts:
         judges, models = _panel(config, prompts), contestants(config, user, device, inputs=bool(inputs))
         drawn = _drawn(config, judges, models, {m.name: _drawings(config, m, prompts, inputs) for m in models}, state, device)
@@ -91,8 +88,7 @@ def evaluate(
     if not state.is_main_process:
         return None
     if config.dataset_name is not None:
-        run = Run.open(config.output_dir)
-        facts |= accuracy_on(run, config.dataset_name, config.dataset_split_name, config.reader, device).facts()
+        facts |= accuracy_on(Run.open(config.output_dir), config.dataset_name, config.dataset_split_name, config.reader, device).facts()
     return _written(destination(config), plain(facts), shown) if prompts else _added(config, destination(config), plain(facts))
 
 

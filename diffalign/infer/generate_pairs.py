@@ -22,7 +22,7 @@ from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.data.transforms.scores import share_beaten
 from diffalign.infer.load import load
 from diffalign.infer.options import GenerateConfig
-from diffalign.infer.shards import Drawings, draw_shards, drawn_as, score_drawings, stamped
+from diffalign.infer.shards import Drawings, distinct, draw_shards, drawn_as, score_drawings, stamped
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.base_lora import BaseLora
@@ -97,14 +97,14 @@ def check(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes
 
 def _drawings(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes]) -> Drawings:
     """Return where the images and scores lie until the table is whole."""
-    distinct = dict.fromkeys(zip(prompts, inputs or [None] * len(prompts), strict=True))
+    prompts, inputs = distinct(prompts, inputs)
     name, path = config.pretrained_model_name_or_path, Path(config.output_dir).resolve()
     further = ("resolution", "max_sequence_length", "mixed_precision", *WHAT)
     loras = {"base_lora": [BaseLora.of(text).facts() for text in config.base_lora]}
     return Drawings(
         folder=path.with_name(f"{path.name}.parts"),
-        prompts=tuple(prompt for prompt, _ in distinct),
-        inputs=tuple(picture for _, picture in distinct if picture is not None),
+        prompts=prompts,
+        inputs=inputs,
         images_per_prompt=config.images_per_prompt,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,

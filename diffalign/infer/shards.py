@@ -102,6 +102,16 @@ class Drawings:
         return about, np.array(rows, dtype=np.float64)  # None becomes NaN
 
 
+def distinct(prompts: Sequence[str], inputs: Sequence[bytes] = ()) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    """Return the prompts, and the input picture of each where there are some; equal ones once.
+
+    >>> distinct(["a", "b", "a"])
+    (('a', 'b'), ())
+    """
+    pairs = dict.fromkeys(zip(prompts, inputs or [None] * len(prompts), strict=True))
+    return tuple(prompt for prompt, _ in pairs), tuple(picture for _, picture in pairs if picture is not None)
+
+
 def seed_of(seed: int, prompt: str, number: int) -> int:
     """Return the seed of image `number` of a prompt, below 2^31: the same whatever the other prompts are, and however many images."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}:{prompt}".encode()).digest()[:4], "big") >> 1

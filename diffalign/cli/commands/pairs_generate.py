@@ -25,28 +25,11 @@ examples:
 def run(config: GenerateConfig) -> int:
     """Write the table and say what it holds."""
     check_scorer_names(config.scorers)
-    from diffalign.data.prompts import edits_to_draw, prompts_to_draw
-    from diffalign.methods.edits import draws_edits
-    from diffalign.models.backbones.folders import check_folder, is_language_model, is_local, resolve, unpack
+    from diffalign.models.backbones.folders import check_folder, is_language_model, resolve, unpack
 
-    name, inputs = config.pretrained_model_name_or_path, list[bytes]()
+    name = config.pretrained_model_name_or_path
     unpack(name, config.config_folder)
-    layout = None
-    if not is_local(resolve(name)):
-        from diffalign.models.backbones.table import model_index
-
-        layout = model_index(name, config.revision)[1]
-    if draws_edits(name, config.dataset_name, layout):
-        prompts, inputs = edits_to_draw(config.dataset_name, config.max_prompts, config.seed)
-    else:
-        prompts = prompts_to_draw(
-            config.prompts,
-            config.dataset_name,
-            config.dataset_split_name,
-            column=config.caption_column,
-            limit=config.max_prompts,
-            seed=config.seed,
-        )
+    prompts, inputs = _drawn_from(config)
     if is_language_model(name):
         raise ConfigError(f"{name}: a language model; `diffalign pairs generate` draws images")
     if not Run.is_in(name):
@@ -70,3 +53,20 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {scorer['name']}: {span['min']:g} to {span['max']:g} ({scorer['scale']})"
         if scorer.get("audit"):
             yield f"    {audited(scorer['audit'])}"
+
+
+def _drawn_from(config: GenerateConfig) -> tuple[list[str], list[bytes]]:
+    """Return the prompts, and of an edit model the input picture of each."""
+    from diffalign.data.prompts import edits_to_draw, prompts_to_draw
+    from diffalign.methods.edits import draws_edits
+    from diffalign.models.backbones.folders import is_local, resolve
+
+    name, dataset, layout = config.pretrained_model_name_or_path, config.dataset_name, None
+    if not is_local(resolve(name)):
+        from diffalign.models.backbones.table import model_index
+
+        layout = model_index(name, config.revision)[1]
+    if draws_edits(name, dataset, layout):
+        return edits_to_draw(dataset, config.max_prompts, config.seed)
+    split, column = config.dataset_split_name, config.caption_column
+    return prompts_to_draw(config.prompts, dataset, split, column=column, limit=config.max_prompts, seed=config.seed), []
