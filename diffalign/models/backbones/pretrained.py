@@ -124,7 +124,7 @@ class Pretrained(ABC):
     @torch.no_grad()
     def encode_image(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Return scaled latents, float32. Raises LatentError where they are not finite (a half-precision VAE overflows)."""
-        latents = self._encoded(pixels, noise)
+        latents = self._in_parts(pixels, noise)
         if not latents.isfinite().all():
             bad = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
             raise LatentError(
@@ -132,7 +132,7 @@ class Pretrained(ABC):
             )
         return latents
 
-    def _encoded(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def _in_parts(self, pixels: Tensor, noise: Tensor) -> Tensor:
         vae = self._pipe.vae
         few = max(1, 2**20 // pixels[0, 0].numel())  # a float32 VAE needs more than half a gigabyte for 512 by 512 pixels
         parts = zip(pixels.split(few), noise.split(few), strict=True)
@@ -264,7 +264,7 @@ class Pretrained(ABC):
     @torch.no_grad()
     def _control_latents(self, pixels: Tensor) -> Tensor:
         """Return the latents of conditioning images (N, 3, h, w) in [0, 1]: means, where the stock pipelines draw from the posterior."""
-        return self._encoded(2.0 * pixels - 1.0, pixels.new_zeros(len(pixels), *self.latent_shape(*pixels.shape[-2:])))
+        return self._in_parts(2.0 * pixels - 1.0, pixels.new_zeros(len(pixels), *self.latent_shape(*pixels.shape[-2:])))
 
     def _sequence(self, x: Tensor, condition: Condition) -> list[Tensor]:
         """Return the latents whose tokens are one sequence: those to denoise, and those of an input picture.
