@@ -284,13 +284,16 @@ def test_nothing_is_compiled_and_no_kernel_asked_for(models, monkeypatch):
     assert sizes(own) == sizes(config(models["flux"]))
 
 
-@pytest.mark.parametrize(("cache", "total"), [("disk", "6.00 GiB"), ("off", "5.00 GiB")])
-def test_without_a_gpu_encoders_and_libraries_count_too(micro_sd, pairs_file, monkeypatch, cache, total):
+@pytest.mark.parametrize(("cache", "works", "total"), [("disk", 0, "6.00 GiB"), ("disk", 7, "10.00 GiB"), ("off", 7, "5.00 GiB")])
+def test_without_a_gpu_encoders_and_libraries_count_too_and_what_fills_the_cache_where_it_is_more(
+    micro_sd, pairs_file, monkeypatch, cache, works, total
+):
     monkeypatch.setattr(dry_run.psutil.Process, "memory_info", lambda process: SimpleNamespace(rss=2 << 30))
     monkeypatch.setattr(dry_run, "encoder_bytes", lambda outline: 1 << 30)
+    monkeypatch.setattr(dry_run, "encoding", lambda outline, size: works << 30)
     own = config(micro_sd, dataset_name=str(pairs_file), cache=cache)
     monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: False)
-    sentences = dry_run.room(own, outlined(own), 3 << 30)
+    sentences = dry_run.room(own, recipe_of(own), outlined(own), 3 << 30)
     assert f"about {total} in all" in sentences[0]
 
 
@@ -299,7 +302,7 @@ def test_whether_a_step_fits_is_told_by_what_is_free_on_the_gpu(micro_sd, pairs_
     monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(dry_run.torch.cuda, "mem_get_info", lambda: (free << 30, 8 << 30))
     own = config(micro_sd, dataset_name=str(pairs_file))
-    (sentence,) = dry_run.room(own, outlined(own), 3 << 30)
+    (sentence,) = dry_run.room(own, recipe_of(own), outlined(own), 3 << 30)
     assert ("does not fit" not in sentence) is fits
     assert f"{free}.00 GiB" in sentence
     assert "8.00 GiB" in sentence

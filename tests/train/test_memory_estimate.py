@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from diffalign.data.sampler import loader
 from diffalign.methods.builders import dry_run
+from diffalign.methods.builders.meta_model import encoding
 from diffalign.methods.recipe import recipe_of
+from diffalign.models.backbones.table import load_backbone
 from diffalign.train.trainer import trainer_for
 from scripts.prove_memory import torch_peak
 from tests.micro import write_pairs
@@ -61,3 +64,12 @@ def test_the_estimate_is_near_what_a_run_takes(name, shared, tmp_path):
     estimate = encoders + sum(size for _, size in dry_run.memory(own, recipe_of(own), drawn))
     gradients = sizes(own)["gradients"] if name == "full" else 0  # come as activations go
     assert estimate - gradients == pytest.approx(peak(own), rel=0.08)
+
+
+def test_what_the_vae_works_in_is_near_what_encoding_takes():
+    model = load_backbone("assets/tiny-sd", torch.device("cpu"))
+    side = 128
+    count = model.encoded_at_once(side, side)
+    pixels, noise = torch.zeros(count, 3, side, side), torch.zeros(count, *model.latent_shape(side, side))
+    whole = torch_peak(lambda: model.encode_image(pixels, noise))[1]
+    assert encoding(outlined(config("assets/tiny-sd")), (side, side)) == pytest.approx(whole, rel=0.08)

@@ -109,7 +109,8 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
     before = []
     if config.cache == "disk" and not config.prompts:
         size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
-        encoders = dry_run.readable(dry_run.encoder_bytes(outline))
-        before = [f"Before training, the cache is filled by {dry_run.encoder_names(outline)}: {encoders} beside the weights.{size}"]
-    here = dry_run.room(config, outline, sum(size for _, size in memory))
+        encoders, works = (dry_run.readable(size) for size in dry_run.filling(config, recipe, outline))
+        filled = f"filled by {dry_run.encoder_names(outline)}: {encoders}, and {works} that the VAE works in, beside the weights"
+        before = [f"Before training, the cache is {filled}.{size}"]
+    here = dry_run.room(config, recipe, outline, sum(size for _, size in memory))
     return "\n".join([*dry_run.aligned(rows), "", *dry_run.table(memory), "", dry_run.NOTE, *before, *here])

@@ -21,7 +21,7 @@ from diffalign.methods.builders.common import DTYPES, cache_precision
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import goes_on
 from diffalign.methods.builders.lora import base_loras
-from diffalign.methods.builders.meta_model import Outline, activations, condition_of
+from diffalign.methods.builders.meta_model import Outline, activations, condition_of, encoding
 from diffalign.methods.checks import parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.edits import inputs_of
@@ -176,14 +176,26 @@ def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tup
     return rows
 
 
-def room(config: TrainConfig, outline: Outline, step: float) -> list[str]:
-    """Return sentences on whether this machine has room for the `step` bytes of the table, and for what lies beside them without a GPU."""
+def filling(config: TrainConfig, recipe: Recipe, outline: Outline) -> tuple[float, float]:
+    """Return the bytes that lie beside the weights while the cache is filled: of the encoders, and what the VAE works in."""
+    pictures = recipe.trajectory.name != "self_rollout"  # which is of prompts alone
+    return encoder_bytes(outline), float(encoding(outline, max(sizes_of(config, outline), key=math.prod))) if pictures else 0.0
+
+
+def room(config: TrainConfig, recipe: Recipe, outline: Outline, step: float) -> list[str]:
+    """Return sentences on whether this machine has room for the `step` bytes of the table, and for what lies beside them without a GPU.
+
+    Where filling the cache takes more than a step, that is what must fit.
+    """
+    encoders, filled = 0.0 if config.cache == "off" else encoder_bytes(outline), 0.0  # which the table has already
+    if config.cache == "disk" and not config.prompts:
+        base, trained = (size for _, size in weights(config, recipe, outline.model.denoiser)[:2])
+        filled = base + trained + sum(filling(config, recipe, outline))
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return [_fits(step, free, f"the GPU's {readable(total)}")]
-    encoders = 0.0 if config.cache == "off" else encoder_bytes(outline)  # which the table has already
+        return [_fits(max(step, filled), free, f"the GPU's {readable(total)}")]
     libraries = float(psutil.Process().memory_info().rss)
-    memory, needed = psutil.virtual_memory(), step + encoders + libraries
+    memory, needed = psutil.virtual_memory(), max(step + encoders, filled) + libraries
     return [
         f"There is no GPU here. In main memory there is beside that the {encoder_names(outline)} ({readable(encoders)}), and the process "
         f"with its libraries ({readable(libraries)} now): about {readable(needed)} in all.",

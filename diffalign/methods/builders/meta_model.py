@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.inputs import REFERENCE
@@ -196,6 +199,33 @@ class Kept:
         return output
 
 
+class Held(TorchDispatchMode):
+    """Counts the bytes of tensors that are made and held, now and at most, besides those of `known` tensors."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what an operator returns, until its last user lets it go."""
+        output = func(*args, **(kwargs or {}))
+        for storage in (value.untyped_storage() for value in tree_leaves(output) if isinstance(value, Tensor)):
+            if storage._cdata not in self._alive:
+                self._alive.add(storage._cdata)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return output
+
+    def _free(self, storage: int, size: int) -> None:
+        self._alive.discard(storage)
+        self._change(-size)
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
 class FusedAttention(TorchFunctionMode):
     """Attention that keeps what the fused kernels of a GPU keep: queries, keys, values, output and a number a row, not the matrix."""
 
@@ -257,3 +287,12 @@ def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
             (model.predict(denoiser, x, t, condition).float() - x).square().mean()
     return kept.bytes + kept.largest
+
+
+def encoding(drawn: Outline, size: tuple[int, int]) -> int:
+    """Return the bytes that the VAE works in while it encodes as many images of a size (height, width) in pixels as it reads at once."""
+    model, vae = drawn.model, drawn.parts["vae"]
+    count, held = model.encoded_at_once(*size), Held([*vae.parameters(), *vae.buffers()])
+    with drawn.mode, model.device, torch.no_grad(), held:
+        model.encode_at_once(torch.zeros(count, 3, *size), torch.zeros(count, *model.latent_shape(*size)))
+    return held.most
