@@ -2,9 +2,9 @@
 """A ControlNet on the embedded model that reads a layout, the outline of a shape: supervised, then by preferences of two kinds.
 
 The base is `assets/tiny-sd`; prompts name neither place nor size, so only the layout says them. After `supervised_steps` of training
-on pictures four runs go on from the same ControlNet for equally many steps: `more` of the same; `pictures`, Diffusion-DPO on pairs that
+on pictures five runs go on from the same ControlNet for equally many steps: `more` of the same; `pictures`, Diffusion-DPO on pairs that
 the supervised ControlNet drew to one layout, of which the one nearer to it is preferred; `conditions`, Diffusion-DPO on layouts, a
-picture's own against one of another place or another size; and `anchored`, the same with a share of the denoising error (`rpo`). The judge
+picture's own against one of another place or another size; both also `anchored`, with a share of the denoising error (`rpo`). The judge
 reads pictures to held-out layouts, drawn with the same noise by all: errors of place and size in pixels of 64, and the share with colour,
 shape and background as in the prompt. Intervals (95 %) are bootstrapped by layout over all seeds.
 """
@@ -128,13 +128,14 @@ def _of_seed(plan: Plan, seed: int, root: Path) -> dict[str, list[list[float]]]:
     if not is_table(tables["pictures"]):
         write_table(tables["pictures"], _ranked(plan, seed, start))
     onward = {"controlnet_model_name_or_path": str(start / "controlnet"), "max_train_steps": plan.steps}
-    pairs = {**shared, **onward, "learning_rate": plan.rate, "beta": plan.beta}
+    pairs, rpo = {**shared, **onward, "learning_rate": plan.rate, "beta": plan.beta}, {"rpo": {"eta": plan.anchor}}
     runs = {
         "supervised": start,
         "more": _trained(root / "more", tables["supervised"], {**first, **onward}),
         "pictures": _trained(root / "pictures", tables["pictures"], pairs),
         "conditions": _trained(root / "conditions", tables["conditions"], pairs),
-        "anchored": _trained(root / "anchored", tables["conditions"], {**pairs, "objective": {"rpo": {"eta": plan.anchor}}}),
+        "pictures, anchored": _trained(root / "pictures-anchored", tables["pictures"], {**pairs, "objective": rpo}),
+        "conditions, anchored": _trained(root / "conditions-anchored", tables["conditions"], {**pairs, "objective": rpo}),
     }
     results = {name: _judged(plan, seed, run) for name, run in runs.items()}
     file.write_text(json.dumps(results) + "\n")
