@@ -54,7 +54,7 @@ def trackers_of(config: TrainConfig) -> list[str]:
     if names == ["none"]:
         return []
     if names == ["all"]:
-        return [name for name in TRACKERS if _is_installed(TRACKERS[name])]
+        return [name for name in TRACKERS if is_installed(TRACKERS[name])]
     for name in names:
         check_name("report_to", name, (*TRACKERS, "all", "none"))
         if name in ("all", "none"):
@@ -75,10 +75,10 @@ def missing_packages(config: TrainConfig) -> list[str]:
     return [
         f"`{setting}` needs {' or '.join(packages)}: {PIP[packages[0]]}"
         for setting, packages in wanted.items()
-        if packages and not _is_installed(packages)
+        if packages and not is_installed(packages)
     ]
 
 
-def _is_installed(packages: Sequence[str]) -> bool:
+def is_installed(packages: Sequence[str]) -> bool:
     """Return whether one of `packages` is there."""
     return any(find_spec(name) is not None for name in packages)

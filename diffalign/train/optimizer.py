@@ -3,7 +3,6 @@ the moving average of what they train."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.packages import is_installed
 
 
 def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -62,7 +62,7 @@ def _adamw(name: str) -> Any:
     """Return the class of an AdamW; packages are optional, and their presence was checked with the config."""
     if name == "adamw":
         return torch.optim.AdamW
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not is_installed(["bitsandbytes"]):
         from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
         return AdamW8bit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from types import ModuleType
 
@@ -31,7 +30,7 @@ def present(monkeypatch):
     """Return a function that makes packages count as installed, with stubs for their optimisers, and all others not."""
 
     def install(*packages):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in packages else None)
+        monkeypatch.setattr("diffalign.methods.packages.find_spec", lambda name: name if name in packages else None)
         for package in packages:
             parent, module = ModuleType(package), ModuleType(f"{package}.optim")
             for name in ("AdamW8bit", "PagedAdamW8bit"):
