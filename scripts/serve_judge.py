@@ -65,7 +65,7 @@ def serve(port: int, taste: str, near: float, failing: int, refusing: int) -> Th
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the names of the class that asks
             """Write nothing of every request."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
