@@ -68,8 +68,12 @@ def did_you_mean(name: str, names: Iterable[object]) -> str:
 
     >>> did_you_mean("ddpo", ["dpo", "ipo"]), did_you_mean("x", ["dpo", "ipo"])
     (' Did you mean `dpo`?', ' Known: dpo, ipo.')
+    >>> did_you_mean("beta", [])
+    ' It takes none.'
     """
     names = sorted(map(str, names))
+    if not names:
+        return " It takes none."
     near = " or ".join(f"`{entry}`" for entry in _near(name, names))
     return f" Did you mean {near}?" if near else f" Known: {listed(names)}."
 

@@ -23,15 +23,19 @@ from diffalign.data.transforms.scores import share_beaten
 from diffalign.infer.load import load
 from diffalign.infer.options import GenerateConfig
 from diffalign.infer.shards import Drawings, distinct, draw_shards, drawn_as, score_drawings, stamped
+from diffalign.infer.text.meaning import SentenceDistance
+from diffalign.infer.text.rewrites import Writing, as_texts
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.base_lora import BaseLora
+from diffalign.models.backbones.folders import check_language_model, is_local, resolve
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers
 
 logger = logging.getLogger(__name__)
 MANY_TIES = 0.5  # of the prompts; more are worth a warning
 HOW = ("images_per_prompt", "num_inference_steps", "guidance_scale", "resolution", "max_sequence_length", "seed", "mixed_precision")
+WRITES = ("rewriter", "max_new_tokens", "sentence_model")
 WHAT = ("revision", "variant", "pretrained_vae_model_name_or_path", "denoiser", "base_lora")
 
 
@@ -61,13 +65,15 @@ def generate(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[by
     state = process_state()
     share = range(0) if whole else range(state.process_index, len(drawings), state.num_processes)
     device = torch.device(state.device or "cpu")
-    draw_shards(drawings, share, lambda: _pipeline(config, device, bool(inputs)))
+    rewriter, longest = config.rewriter, config.max_new_tokens
+    writes = None if rewriter is None else lambda: Writing.open(rewriter, longest, device)
+    draw_shards(drawings, share, lambda: _pipeline(config, device, bool(inputs)), writes)
     for spec in config.scorers:  # one is in memory at a time
         score_drawings([drawings], share, spec, str(device))
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    table = read_table(config.output_dir) if whole else _merge(config, drawings)
+    table = read_table(config.output_dir) if whole else _merge(config, drawings, device)
     shutil.rmtree(drawings.folder)
     return table
 
@@ -83,6 +89,7 @@ def check(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes
     check_scorers(config.scorers, config.rank_by)
     if not inputs and not Run.is_in(config.pretrained_model_name_or_path):
         refuse_prompts_alone(config.pretrained_model_name_or_path)
+    _check_rewriter(config, inputs)
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
     if Run.is_in(config.pretrained_model_name_or_path):
@@ -95,11 +102,28 @@ def check(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes
                 raise ConfigError(f"`{name}` is of a model, and {run.folder} is a finished run, which has its own; leave it out")
 
 
+def _check_rewriter(config: GenerateConfig, inputs: Sequence[bytes]) -> None:
+    """Raise ConfigError or CheckpointError for a rewriter that is no language model, and for flags of one where there is none."""
+    if config.rewriter is None:
+        if config.sentence_model is not None:
+            raise ConfigError("`sentence_model` measures rewrites, and there is no `rewriter`; give one, or leave it out")
+        return
+    if inputs:
+        raise ConfigError("`rewriter` writes prompts, and an edit model draws from a picture, too; leave it out")
+    if config.max_new_tokens < 1:
+        raise ConfigError(f"`max_new_tokens` is {config.max_new_tokens}; expected one or more")
+    if Run.is_in(config.rewriter):
+        Run.open(config.rewriter, expects="text")
+    elif is_local(resolve(config.rewriter)):
+        check_language_model(config.rewriter)
+
+
 def _drawings(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes]) -> Drawings:
     """Return where the images and scores lie until the table is whole."""
     prompts, inputs = distinct(prompts, inputs)
     name, path = config.pretrained_model_name_or_path, Path(config.output_dir).resolve()
     further = ("resolution", "max_sequence_length", "mixed_precision", *WHAT)
+    written = {} if config.rewriter is None else {"rewriter": stamped(config.rewriter), "max_new_tokens": config.max_new_tokens}
     loras = {"base_lora": [BaseLora.of(text).facts() for text in config.base_lora]}
     return Drawings(
         folder=path.with_name(f"{path.name}.parts"),
@@ -110,7 +134,7 @@ def _drawings(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[b
         guidance_scale=config.guidance_scale,
         seed=config.seed,
         model=Path(name).resolve().name if Path(name).is_dir() else name,
-        facts={option: getattr(config, option) for option in further} | loras | stamped(name),
+        facts={option: getattr(config, option) for option in further} | loras | stamped(name) | written,
         command="pairs generate",
         overwrite=config.overwrite,
     )
@@ -132,7 +156,7 @@ def _whole(config: GenerateConfig, drawings: Drawings) -> bool:
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return the settings that a table was made with, for its manifest."""
-    return {name: getattr(config, name) for name in (*HOW, *WHAT, "pretrained_model_name_or_path", "rank_by", "min_margin")}
+    return {name: getattr(config, name) for name in (*HOW, *WHAT, *WRITES, "pretrained_model_name_or_path", "rank_by", "min_margin")}
 
 
 def _pipeline(config: GenerateConfig, device: torch.device, inputs: bool) -> tuple[Any, dict[str, Any]]:
@@ -147,7 +171,7 @@ def _pipeline(config: GenerateConfig, device: torch.device, inputs: bool) -> tup
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), shape
 
 
-def _merge(config: GenerateConfig, drawings: Drawings) -> Table:
+def _merge(config: GenerateConfig, drawings: Drawings, device: torch.device) -> Table:
     """Write the table of all shards, ranked and filtered."""
     rejected: list[dict[str, str]] = []
     ties: list[bool] = []  # of each prompt, whether all its images share a rank
@@ -158,12 +182,20 @@ def _merge(config: GenerateConfig, drawings: Drawings) -> Table:
     if config.rank_by is not None and config.rank_by not in names:
         raise ConfigError(f"`rank_by` is {config.rank_by!r}, and no scorer gives it.{did_you_mean(config.rank_by, names)}")
 
+    encoder = config.sentence_model
+    distance = None if encoder is None else SentenceDistance.from_pretrained(encoder, device)
+
     def kept() -> Iterator[Record]:
         for i, record in enumerate(drawings.records()):
             scored = _with_scores(record, {about["name"]: values[i].tolist() for about, values in scores})
             left, reason = ranked(scored, names if config.rank_by is None else [config.rank_by], config.min_margin)
             if left is None:
                 rejected.append({"where": record.source, "reason": f"{record.prompt!r}: {reason}"})
+                continue
+            if config.rewriter is not None:
+                left = as_texts(left, config.rewriter, distance)
+            if len(left.candidates) < 2:
+                rejected.append({"where": record.source, "reason": f"{record.prompt!r}: all its rewrites are the same text"})
                 continue
             ties.append(len({candidate.rank for candidate in left.candidates}) == 1)
             yield left

@@ -45,6 +45,14 @@ class GenerateConfig:
     """Take only so many of the prompts, drawn by `seed`."""
     images_per_prompt: int = 4
     """Images of each prompt; 2 to 16."""
+    rewriter: str | None = None
+    """Language model (folder, hub id or finished run) that writes images_per_prompt rewrites of each prompt, of which one picture each is
+    drawn, all from the same noise. The table is then of these texts, ranked by their pictures: what that model is trained on."""
+    max_new_tokens: int = 64
+    """Of a rewriter: the most tokens of a rewrite."""
+    sentence_model: str | None = None
+    """Of a rewriter: sentence encoder of transformers (sentence-transformers/all-MiniLM-L6-v2), whose distance of each rewrite from its
+    prompt is the table's score `distance`, which the transform semantic_weight reads."""
     scorers: list[Spec] = field(default_factory=list)
     """Scorers by name, constants as {taste: {name: high}}. Their scores all go into the table."""
     rank_by: str | None = None

@@ -26,6 +26,7 @@ from diffalign.data.pictures import decode_image, encode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import is_table, read_table, write_table
 from diffalign.infer.sample import draw
+from diffalign.infer.text.rewrites import Writing
 from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.folders import resolve
 from diffalign.rewards.shards import Shard, read_shards, score_shards, spec_key
@@ -141,12 +142,21 @@ def drawn_as(run: Run, *, inputs: bool = False) -> dict[str, Any]:
     return {**shape, "true_cfg": run.steers}
 
 
-def draw_shards(drawings: Drawings, numbers: Sequence[int], opened: Callable[[], tuple[Any, Mapping[str, Any]]]) -> None:
-    """Draw the shards of these numbers that are not there yet; `opened` returns the pipeline, and further arguments of `draw`."""
+def draw_shards(
+    drawings: Drawings,
+    numbers: Sequence[int],
+    opened: Callable[[], tuple[Any, Mapping[str, Any]]],
+    writes: Callable[[], Writing] | None = None,
+) -> None:
+    """Draw the shards of these numbers that are not there yet; `opened` returns the pipeline, and further arguments of `draw`.
+
+    With `writes`, which returns a prompt writer, every picture of a prompt is drawn from a rewrite of its own, and all from the same noise:
+    what differs is the words alone.
+    """
     missing = [n for n in numbers if not drawings.drawn(n)]
     if not missing:
         return
-    count = drawings.images_per_prompt
+    count, writing = drawings.images_per_prompt, writes and writes()
     pipe, arguments = opened()
     arguments = {"num_inference_steps": drawings.num_inference_steps, "guidance_scale": drawings.guidance_scale, **arguments}
     total = count * sum(len(drawings.of(n)) for n in missing)
@@ -154,10 +164,12 @@ def draw_shards(drawings: Drawings, numbers: Sequence[int], opened: Callable[[],
         for n in missing:
             inputs = [decode_image(picture, "an input picture") for picture in drawings.inputs_of(n) if picture is not None]
             pictures = {"conditioning_images": [picture for picture in inputs for _ in range(count)]} if inputs else {}
-            _draw_shard(drawings, n, functools.partial(draw, pipe, **arguments, **pictures, bar=bar))
+            _draw_shard(drawings, n, functools.partial(draw, pipe, **arguments, **pictures, bar=bar), writing)
 
 
-def _draw_shard(drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Sequence[int]], Sequence[Any]]) -> None:
+def _draw_shard(
+    drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Sequence[int]], Sequence[Any]], writing: Writing | None
+) -> None:
     """Draw a shard and write its table; `drawer` returns an image for each prompt and seed."""
     count = drawings.images_per_prompt
     for stale in drawings.folder.glob(f"{n:05d}.*.json"):
@@ -165,12 +177,16 @@ def _draw_shard(drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Seq
     shutil.rmtree(drawings.images(n), ignore_errors=True)  # of other settings, or what a kill left of it
     prompts = [prompt for prompt in drawings.of(n) for _ in range(count)]
     seeds = [seed_of(drawings.seed, prompt, number) for prompt in drawings.of(n) for number in range(count)]
-    images = drawer(prompts, seeds)
+    texts = prompts if writing is None else writing(prompts, seeds)
+    noises = seeds if writing is None else [seed_of(drawings.seed, prompt, 0) for prompt in prompts]
+    images = drawer(texts, noises)
     records = [
-        _record(drawings, n * SHARD + i, prompt, seeds[i * count :][:count], images[i * count :][:count])
+        _record(drawings, n * SHARD + i, prompt, noises[i * count :][:count], images[i * count :][:count])
         for i, prompt in enumerate(drawings.of(n))
     ]
     records = [replace(record, conditioning_image=picture) for record, picture in zip(records, drawings.inputs_of(n), strict=True)]
+    if writing is not None:
+        records = [writing.kept(record, texts[i * count :][:count]) for i, record in enumerate(records)]
     write_table(drawings.images(n), records, made_with=drawings.made_with(n))
 
 

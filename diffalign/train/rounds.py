@@ -33,7 +33,7 @@ from diffalign.core.specs import single
 from diffalign.data.prompts import prompts_to_draw, subset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.view import without_content
-from diffalign.infer.generate_pairs import WHAT, generate
+from diffalign.infer.generate_pairs import WHAT, WRITES, generate
 from diffalign.infer.generate_pairs import check as check_drawing
 from diffalign.infer.kinds import image
 from diffalign.infer.options import GenerateConfig
@@ -49,7 +49,7 @@ from diffalign.train.trainer import LOG
 logger = logging.getLogger(__name__)
 SPACING = 1_000_003  # between the seeds of two rounds
 MODEL = tuple(name for name, facts in facts_of(TrainConfig).items() if facts.changes == "model")
-FROM_TRAINING = (*MODEL, "output_dir", "overwrite")  # what `generate` takes no flag for, as the training says it
+FROM_TRAINING = (*MODEL, "output_dir", "overwrite", *WRITES)  # what `generate` takes no flag for: the training says it, or trains images
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ other methods from their pairs.
 examples:
   diffalign pairs generate --prompts prompts.txt --scorers '{taste: {name: high}}' --output_dir ranked
   diffalign pairs generate --pretrained_model_name_or_path outputs/mine --dataset_name votes --scorers adherence --output_dir ranked
+  diffalign pairs generate --rewriter assets/tiny-lm --prompts "a star" --scorers '{taste: {name: high}}' --output_dir rewrites
+                                                                   (texts of a prompt writer, ranked by their pictures)
   accelerate launch -m diffalign.cli pairs generate ...            (every process draws and scores its share)
 """
 
@@ -39,7 +41,8 @@ def run(config: GenerateConfig) -> int:
     table = generate(config, prompts, inputs)
     if table is not None:
         facts = table.manifest
-        print(f"{facts['rows']} prompts with {config.images_per_prompt} images each, {facts['rejected_rows']} left out -> {table.path}")
+        what = "images" if config.rewriter is None else "rewrites"
+        print(f"{facts['rows']} prompts with {config.images_per_prompt} {what} each, {facts['rejected_rows']} left out -> {table.path}")
         print("\n".join(_lines(facts)))
     return 0
 
