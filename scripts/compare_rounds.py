@@ -25,12 +25,13 @@ from scripts.arena import BASE, SCALE, TASTE, Arena, play_all, scores
 from scripts.compare_rank import BETA, PROMPTS, RECORDS, SEEDS, STEPS, draw_rankings, pooled, run_of
 
 ROUNDS = 3
-HEAD = "| seed | three rounds against base | one round against base | three against one | adherence | of one |"
+HEAD = "| seed | three rounds against base | {0} against base | three against {0} | adherence | of {0} |"
 
 
-def run_rounds(arena: Arena, seed: int) -> dict[str, Any]:
+def run_rounds(arena: Arena, seed: int, momentum: float = 0.0) -> dict[str, Any]:
     """Return what three rounds gave: of the folder, if they were run before; a killed run goes on."""
-    path = arena.root / "results" / f"rounds-{seed}.json"
+    name = f"rounds-{seed}" if not momentum else f"rounds-{momentum:g}-{seed}"
+    path = arena.root / "results" / f"{name}.json"
     if path.exists():
         return json.loads(path.read_text())
     drawn = {"prompts": arena.train_prompts[:PROMPTS], "max_prompts": -(-PROMPTS // ROUNDS), "guidance_scale": SCALE}
@@ -44,7 +45,8 @@ def run_rounds(arena: Arena, seed: int) -> dict[str, Any]:
         "rounds": ROUNDS,
         "generate": drawn | {"scorers": [{"taste": {"name": TASTE}}]},
         "seed": seed,
-        "output_dir": str(arena.root / "runs" / f"rounds-{seed}"),
+        "round_momentum": momentum,
+        "output_dir": str(arena.root / "runs" / name),
         "resume_from_checkpoint": "latest",
     }
     folder = rounds.train(from_mapping(BASE | own, "compare_rounds"))
@@ -62,24 +64,28 @@ def in_words(won: WinRate) -> str:
     return f"{won.rate:.3f} ({won.low:.3f} to {won.high:.3f})"
 
 
-def main(root: str = "outputs/compare_rank") -> None:
+def main(root: str = "outputs/compare_rank", momentum: float = 0.0) -> None:
     """Run both, and print the table: every seed, and all of them together, pooled by prompt.
 
     Args:
         root: Folder for rankings and results, shared with compare_rank.py; results are not computed twice.
+        momentum: Compare three rounds with this `round_momentum` against three without, instead of one round.
     """
     arena = Arena(Path(root))
     torch.set_flush_denormal(True)
-    many = [run_rounds(arena, seed) for seed in SEEDS]
-    for seed in SEEDS:
-        draw_rankings(arena, seed)
-    once = play_all(arena, [run_of("rank_dpo", BETA, seed) for seed in SEEDS], "0/1", "one round")
-    print(HEAD, "| --- " * 6 + "|", sep="\n")
+    many = [run_rounds(arena, seed, momentum) for seed in SEEDS]
+    if momentum:
+        once, other = [run_rounds(arena, seed) for seed in SEEDS], "three without momentum"
+    else:
+        for seed in SEEDS:
+            draw_rankings(arena, seed)
+        once, other = play_all(arena, [run_of("rank_dpo", BETA, seed) for seed in SEEDS], "0/1", "one round"), "one round"
+    print(HEAD.format(other), "| --- " * 6 + "|", sep="\n")
     for places, name in [*(([i], str(seed)) for i, seed in enumerate(SEEDS)), (range(len(SEEDS)), "all")]:
-        own, other = ([side[i] for i in places] for side in (many, once))
+        own, others = ([side[i] for i in places] for side in (many, once))
         base = [arena.base(facts["seed"])["taste"] for facts in own]
-        found = pooled(arena, own, base), pooled(arena, other, base), pooled(arena, own, [facts["tastes"] for facts in other])
-        cells = [name, *map(in_words, found), *(f"{np.mean([facts['adherence'] for facts in side]):.3f}" for side in (own, other))]
+        found = pooled(arena, own, base), pooled(arena, others, base), pooled(arena, own, [facts["tastes"] for facts in others])
+        cells = [name, *map(in_words, found), *(f"{np.mean([facts['adherence'] for facts in side]):.3f}" for side in (own, others))]
         print(f"| {' | '.join(cells)} |", flush=True)
     drawn = np.mean([facts["drawn"] for facts in many], axis=0)
     print("mean taste of what the rounds drew:", ", ".join(f"{value:.3f}" for value in drawn))

@@ -332,6 +332,10 @@ def _check_rounds(config: TrainConfig) -> None:
     inference, tuning = METHODS[config.method].inference, tuning_of(config)
     if config.start_from is not None and (tuning == "user" or inference == "reward"):
         raise ConfigError(f"`start_from` goes on from an adapter or a denoiser, which `{config.method}` does not train; leave it out")
+    others = ("start_from_lora", "base_lora", "denoiser") if tuning == "full" else ("start_from_lora",)
+    if config.round_momentum and (taken := [name for name in others if getattr(config, name)]):
+        raise ConfigError(f"`round_momentum` sees how far the first round went from the model, which `{taken[0]}` changes; leave one out")
+    require("round_momentum", config.round_momentum, lambda v: not v or config.rounds > 1, "0 for a single round, with none before it")
     if not config.generate:
         require("rounds", config.rounds, lambda v: v == 1, "`generate` with it: after the first round the model draws its own images")
         return

@@ -195,6 +195,8 @@ class TrainConfig:
     """Share of prompts dropped in training; 0.2 in the Diffusion-DPO release."""
     rounds: int = key(1, AT_LEAST_ONE, kinds=IMAGE, changes="nothing")
     """Times that images are drawn, scored and trained on, each time by the model as it then is, with itself as reference."""
+    round_momentum: float = key(0.0, SHARE_BELOW_ONE, kinds=IMAGE)
+    """How far beyond the result of the last round each round begins: by this share of the way of that round (Accelerated PO; 0.3)."""
     generate: dict[str, Any] = key({}, kinds=IMAGE, changes="data")
     """What rounds draw, instead of a dataset (which the first may have): flags of `diffalign pairs generate` as {prompts: FILE, scorers:
     [...], max_prompts: N}. Each has a seed of its own and max_train_steps; a round takes the next max_prompts of the prompts, or all."""

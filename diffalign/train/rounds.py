@@ -5,6 +5,9 @@ Each round is an ordinary run in `round-N`, its table in `round-N/data`. It goes
 whole change from the first model, in the rank and size of one round, and `output_dir` takes them over as its own. Concatenating the ranks
 of a fresh adapter a round would be exact, too, but grow with every round, and the magnitudes of DoRA cannot be concatenated.
 
+With `round_momentum` a round begins beyond that result (`round-N/start`), and is compared with where it began; what it learned besides is
+in its own weights.
+
 With `eval_every` each round is compared with itself as it began. A round that over-optimises, and is stopped, is the last one.
 """
 
@@ -42,6 +45,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml, typed
 from diffalign.methods.recipe import Recipe
 from diffalign.train import align
+from diffalign.train.extrapolation import write_beyond
 from diffalign.train.overoptimisation import BEST, EVALUATIONS, Watch
 from diffalign.train.results import RESULTS, replaced_by
 from diffalign.train.trainer import LOG
@@ -53,6 +57,16 @@ FROM_TRAINING = (*MODEL, "output_dir", "overwrite", *WRITES)  # what `generate` 
 
 
 @dataclass(frozen=True, slots=True)
+class Beyond:
+    """Where a round begins with `round_momentum`: beyond the run `last`, as seen from the run `before` it, or from the model."""
+
+    folder: Path
+    last: Path
+    before: Path | None
+    momentum: float
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """A round: what it draws, to which prompts, and how it trains on that. A dataset that is given is not drawn."""
 
@@ -60,6 +74,7 @@ class Round:
     drawing: GenerateConfig | None
     prompts: tuple[str, ...]
     training: TrainConfig
+    start: Beyond | None = None  # None where it begins with the result of the last round itself, or with the model
 
 
 def train(config: TrainConfig) -> Path:
@@ -112,6 +127,8 @@ def planned(config: TrainConfig) -> list[Round]:
     rounds: list[Round] = []
     for number in range(1, config.rounds + 1):
         folder, before = Path(config.output_dir) / f"round-{number}", rounds[-1].training.output_dir if rounds else config.start_from
+        start = _beyond(config, number) if rounds and config.round_momentum else None
+        before = before if start is None else str(start.folder)
         has_data = bool(config.dataset_name) and number == 1
         drawn = replace(drawing, output_dir=str(folder / "data"), seed=drawing.seed + SPACING * (number - 1))
         if before is not None:  # a run knows its own
@@ -122,6 +139,7 @@ def planned(config: TrainConfig) -> list[Round]:
         training = replace(
             config,
             rounds=1,
+            round_momentum=0.0,
             generate={},
             dataset_name=config.dataset_name if has_data else drawn.output_dir,
             **_going_on(config, before),
@@ -130,10 +148,16 @@ def planned(config: TrainConfig) -> list[Round]:
             seed=config.seed + SPACING * (number - 1),
             **plain,
         )
-        rounds.append(
-            Round(number, None if has_data else drawn, tuple(subset(prompts, drawing.max_prompts, drawing.seed, number - 1)), training)
-        )
+        part = tuple(subset(prompts, drawing.max_prompts, drawing.seed, number - 1))
+        rounds.append(Round(number, None if has_data else drawn, part, training, start))
     return rounds
+
+
+def _beyond(config: TrainConfig, number: int) -> Beyond:
+    """Return where a later round begins with `round_momentum`."""
+    results = [config.start_from, *(str(Path(config.output_dir) / f"round-{n}") for n in range(1, number))]
+    before, last = results[-2:]
+    return Beyond(Path(config.output_dir) / f"round-{number}" / "start", Path(str(last)), before and Path(before), config.round_momentum)
 
 
 def _going_on(config: TrainConfig, before: str | None) -> dict[str, str | None]:
@@ -191,6 +215,9 @@ def _play(part: Round, total: int, state: Any) -> None:
         logger.info("round %d of %d is finished", part.number, total)
         return
     logger.info("round %d of %d", part.number, total)
+    if (start := part.start) is not None and state.is_main_process and not Run.is_in(start.folder):
+        write_beyond(start.folder, start.last, start.before, start.momentum)
+    state.wait_for_everyone()
     if part.drawing is not None and not is_table(part.drawing.output_dir):
         generate(part.drawing, part.prompts)
     if state.is_main_process and data is not None:

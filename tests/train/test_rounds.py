@@ -306,3 +306,41 @@ def test_rounds_draw_with_and_train_from_a_base_of_several_files_and_trained_tex
     assert any(name.startswith("text_encoder.") and not torch.equal(value, two[name]) for name, value in one.items())
     assert all(torch.equal(value, result[name]) for name, value in two.items())
     assert (json.loads((run / "run.json").read_text())["base_lora"][0]["file"], len(one)) == (str(style), len(two))
+
+
+def test_a_round_with_momentum_begins_and_draws_beyond_the_last(micro_sd, whole, tmp_path):
+    folder = tmp_path / "run"
+    rounds.train(config_of(micro_sd, folder, rounds=3, round_momentum=0.5, max_train_steps=1))
+    ends = [load_file(folder / f"round-{number}" / WEIGHTS) for number in (1, 2)]
+    first, second = (load_file(folder / f"round-{number}" / "start" / WEIGHTS) for number in (2, 3))
+    for name in ends[0]:  # after the first round from an adapter whose factor B is zero, later from round to round
+        scale = 1.5 if ".lora_B." in name else 1.0
+        torch.testing.assert_close(first[name], scale * ends[0][name])
+        torch.testing.assert_close(second[name], 1.5 * ends[1][name] - 0.5 * ends[0][name])
+    (line,) = log(folder / "round-2")
+    assert line["loss"] == pytest.approx(np.log(2.0), abs=1e-6)  # the reference is where it began
+    record = read_table(folder / "round-2" / "data")[0]
+    (again,) = draw(
+        diffalign.load(folder / "round-2" / "start"), [record.prompt], [int(record.meta["seeds"].split()[0])], num_inference_steps=1
+    )
+    assert np.abs(np.asarray(decode_image(record.candidates[0].image, "x"), float) - np.asarray(again, float)).max() <= 1.0
+
+
+def test_a_whole_denoiser_begins_beyond_its_run_as_seen_from_the_base(micro_sd, tmp_path):
+    folder = tmp_path / "run"
+    rounds.train(config_of(micro_sd, folder, train_method="full", round_momentum=0.5, max_train_steps=1))
+    (base, end, start) = (
+        load_file(path / "unet" / "diffusion_pytorch_model.safetensors")
+        for path in (micro_sd, folder / "round-1", folder / "round-2" / "start")
+    )
+    assert any((end[name] != base[name]).any() for name in end)
+    for name in end:
+        torch.testing.assert_close(start[name], end[name] + 0.5 * (end[name] - base[name]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"), [({"rounds": 1}, "a single round"), ({"start_from_lora": "x.safetensors"}, "`start_from_lora`")]
+)
+def test_momentum_without_a_way_to_go_on_is_refused(micro_sd, tmp_path, changed, says):
+    with pytest.raises(ConfigError, match=says):
+        rounds.train(config_of(micro_sd, tmp_path / "run", round_momentum=0.5, **changed))
