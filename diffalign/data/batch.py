@@ -22,7 +22,7 @@ from diffalign.core.processes import process_state, shares
 from diffalign.core.progress import chunks, progress
 from diffalign.core.types import Batch, Condition
 from diffalign.data.buckets import ImageSizes
-from diffalign.data.cache import Bank, check_room, fingerprint, open_folder, packed, row_shape, unpacked
+from diffalign.data.cache import Bank, check_room, filling, fingerprint, open_folder, packed, row_shape, unpacked
 from diffalign.data.inputs import InputEncoders, StoredInputs
 from diffalign.data.labels import labels_of
 from diffalign.data.pixels import Framing, Size, candidate_pixels, conditioning_pixels, record_generator
@@ -245,23 +245,24 @@ class CachedPairs(Dataset[dict[str, Any]]):
         return StoredInputs(inputs, self.view, framing, self.sizes, shapes, self.variants, folders, batch_size, self.precision)
 
     def _fill_latents(self, encoders: Encoders, framing: Framing, batch_size: int, workers: int) -> None:
-        for own in shares(self._missing):
-            images = sum(len(self.bank_rows(row, 0, 1)) for row, _ in own)
-            row_bytes = self._latents.row_bytes + (0 if self._conditioning is None else self._conditioning.row_bytes)
-            check_room(self.folder, process_state().num_processes * images * row_bytes)
-            groups = [list(group) for _, group in itertools.groupby(own, key=lambda job: self.sizes[job[0]])]
-            batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
-            conditioned = self._conditioning is not None
-            pictures = Pictures(self.view.table, framing, batches, self.sizes, self._shapes, conditioned=conditioned)
-            with progress(total=len(own), desc="cache latents", unit="records", hidden=not own) as bar:
-                for part in DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator()):
-                    latents = encoded(encoders, part["pixels"], part["noise"], part["names"])
-                    rows = [i for row, variant in part["jobs"] for i in self.bank_rows(row, variant, self.variants)]
-                    self._frames.write(rows, part["frames"].numpy())
-                    if self._conditioning is not None:
-                        self._conditioning.write(rows, packed(part[CONDITIONING].numpy(), self._pixels_shape))
-                    self._latents.write(rows, packed(latents.float().cpu().numpy(), self.row_shape))
-                    bar.update(len(part["jobs"]))
+        with filling(self.folder):
+            for own in shares(self._missing):
+                images = sum(len(self.bank_rows(row, 0, 1)) for row, _ in own)
+                row_bytes = self._latents.row_bytes + (0 if self._conditioning is None else self._conditioning.row_bytes)
+                check_room(self.folder, process_state().num_processes * images * row_bytes)
+                groups = [list(group) for _, group in itertools.groupby(own, key=lambda job: self.sizes[job[0]])]
+                batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+                conditioned = self._conditioning is not None
+                pictures = Pictures(self.view.table, framing, batches, self.sizes, self._shapes, conditioned=conditioned)
+                with progress(total=len(own), desc="cache latents", unit="records", hidden=not own) as bar:
+                    for part in DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator()):
+                        latents = encoded(encoders, part["pixels"], part["noise"], part["names"])
+                        rows = [i for row, variant in part["jobs"] for i in self.bank_rows(row, variant, self.variants)]
+                        self._frames.write(rows, part["frames"].numpy())
+                        if self._conditioning is not None:
+                            self._conditioning.write(rows, packed(part[CONDITIONING].numpy(), self._pixels_shape))
+                        self._latents.write(rows, packed(latents.float().cpu().numpy(), self.row_shape))
+                        bar.update(len(part["jobs"]))
 
     def _missing(self) -> list[tuple[int, int]]:
         """Return (table row, variant) of the records whose latents or frames are not on disk yet, those of one size together."""
@@ -282,9 +283,10 @@ class CachedPairs(Dataset[dict[str, Any]]):
             places = {i for bank in banks.values() for i in bank.missing(list(used.values()))}
             return [(prompt, i) for prompt, i in used.items() if i in places]
 
-        for own in shares(missing):
-            check_room(folder, process_state().num_processes * len(own) * sum(bank.row_bytes for bank in banks.values()))
-            for part in chunks(own, 4 * batch_size, "cache prompts"):
-                for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
-                    banks[name].write([i for _, i in part], (value.float() if value.is_floating_point() else value).cpu().numpy())
+        with filling(folder):
+            for own in shares(missing):
+                check_room(folder, process_state().num_processes * len(own) * sum(bank.row_bytes for bank in banks.values()))
+                for part in chunks(own, 4 * batch_size, "cache prompts"):
+                    for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
+                        banks[name].write([i for _, i in part], (value.float() if value.is_floating_point() else value).cpu().numpy())
         return banks

@@ -5,6 +5,7 @@ A row's bucket is chosen from all its images, before any transform, so every rec
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
-from diffalign.data.cache import Bank
+from diffalign.data.cache import Bank, filling
 from diffalign.data.pictures import image_size
 from diffalign.data.pixels import Framing, Size
 from diffalign.data.records import Record
@@ -45,11 +46,12 @@ class ImageSizes:
         self.framing = framing
         self.numbers = np.full(len(view.table), -1)  # (table rows,) index of each row's bucket; -1 is the square
         rows = sorted({entry.row for entry in view.entries if entry.order}) if framing.buckets else []
-        for own in [rows] if bank is None else shares(lambda: bank.missing(rows)):
-            for part in chunks(own, 64, "read image sizes"):
-                self.numbers[part] = [record_bucket(view.table[row], framing.buckets) for row in part]
-                if bank is not None:
-                    bank.write(part, self.numbers[part])
+        with contextlib.nullcontext() if bank is None else filling(bank.folder):
+            for own in [rows] if bank is None else shares(lambda: bank.missing(rows)):
+                for part in chunks(own, 64, "read image sizes"):
+                    self.numbers[part] = [record_bucket(view.table[row], framing.buckets) for row in part]
+                    if bank is not None:
+                        bank.write(part, self.numbers[part])
         if bank is not None:
             self.numbers[rows] = bank.read(rows)
 

@@ -1,7 +1,8 @@
 """Arrays on disk beside a table, filled row by row: latents, prompt embeddings and anything else that is computed once.
 
-The folder of a cache holds a fingerprint of what it was computed from, and a cache of anything else is refused. A row is flagged when
-its values are on disk, so a run continues a cache that a killed run left, and other transforms of the same table reuse its rows.
+The folder of a cache holds a fingerprint of what it was computed from, and a cache of anything else is refused. A row has a checksum when
+its values are on disk, so a run continues a cache that a killed run left, other transforms of the same table reuse its rows, and a row
+that was damaged later is not read. One run at a time fills a folder.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,11 @@ from huggingface_hub.utils import WeakFileLock
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import TableError
 from diffalign.core.files import write
+from diffalign.core.processes import process_state
 
+logger = logging.getLogger(__name__)
 BFLOAT16 = "bfloat16"
+BLOCK = 4096  # bytes: what file systems keep together
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -32,19 +38,23 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 
 class Bank:
-    """A memory-mapped array (rows, *shape) in `folder`, with a flag for each row that says whether it is filled.
+    """An array (rows, *shape) in a file of `folder`, with a checksum for each row that is filled.
 
-    Rows of dtype bfloat16, which numpy lacks, are kept as the upper half of float32, rounded to even, and read as float32.
+    Zeros take no room on the disk: the padding of prompts is a hole in the file. Rows of dtype bfloat16, which numpy lacks, are kept as the
+    upper half of float32, rounded to even, and read as float32.
     """
 
     def __init__(self, folder: Path, name: str, rows: int, shape: tuple[int, ...], dtype: str) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
-        values, filled = folder / f"{name}.npy", folder / f"{name}.filled.npy"
+        values, checks = folder / f"{name}.npy", folder / f"{name}.checks.npy"
         with WeakFileLock(folder / ".arrays.lock"):  # processes of a launch open it at the same moment
-            if not values.exists():
-                filled.unlink(missing_ok=True)  # or old flags would mark rows of zeros as filled
+            before = values.stat().st_size if values.exists() else None
+            if before is None:
+                checks.unlink(missing_ok=True)  # or old checksums would be those of rows of zeros
             self._values = _open(values, (max(rows, 1), *shape), "uint16" if dtype == BFLOAT16 else dtype)  # an empty file cannot be mapped
-            self._filled = _open(filled, (max(rows, 1),), "bool", holes=False)  # all are read, which a full disk refuses of holes
+            self._checks = _open(checks, (max(rows, 1),), "uint32", holes=False)  # all are read, which a full disk refuses of holes
+            if before is not None and values.stat().st_size > before:  # numpy makes a file that is cut off as long as it was, with zeros
+                logger.warning("%s was cut off: %s", values, self._forget_damaged())
 
     def __reduce__(self) -> tuple[type[Bank], tuple[Any, ...]]:
         rows, *shape = self._values.shape
@@ -52,25 +62,47 @@ class Bank:
 
     @property
     def row_bytes(self) -> int:
-        """Return the bytes of a row."""
+        """Return the bytes of a row, its zeros as well."""
         return self._values.nbytes // len(self._values)
 
     def missing(self, rows: Sequence[int]) -> list[int]:
         """Return those of `rows` that are not filled yet, ascending, once each."""
         wanted = np.unique(np.asarray(rows, dtype=np.int64))
-        return wanted[~self._filled[wanted]].tolist()
+        return wanted[self._checks[wanted] == 0].tolist()
 
     def write(self, rows: Sequence[int], values: np.ndarray) -> None:
-        """Store values (len(rows), *shape), then flag the rows as filled. Raises TableError where the disk is full."""
-        _write(self._values, rows, _upper_half(values) if self.dtype == BFLOAT16 else values)
-        _write(self._filled, rows, np.ones(len(rows), dtype=bool))
+        """Store values (len(rows), *shape), then the rows' checksums. Raises TableError where the disk is full."""
+        values = _upper_half(values) if self.dtype == BFLOAT16 else values
+        values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *self._values.shape[1:])), dtype=self._values.dtype)
+        _write(self._values, rows, values)
+        _write(self._checks, rows, np.array(list(map(_checksum, rows, values)), np.uint32))
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Return a copy (len(rows), *shape). Raises TableError if a row is not filled."""
-        if not self._filled[list(rows)].all():
+        """Return a copy (len(rows), *shape). Raises TableError if a row is not filled, or is no longer what was written."""
+        checks = self._checks[list(rows)]
+        if not checks.all():
             raise TableError(f"{self.folder}: `{self.name}` lacks rows; remove the folder and start again")
-        values = np.array(self._values[list(rows)])
+        values = _read(self._values, rows)
+        if values is None or any(_checksum(row, value) != check for row, value, check in zip(rows, values, checks, strict=True)):
+            raise TableError(f"{self._values.filename}: damaged: {self._forget_damaged()}; start again, and it is computed anew")
         return (values.astype(np.uint32) << 16).view(np.float32) if self.dtype == BFLOAT16 else values
+
+    def _forget_damaged(self) -> str:
+        """Take the checksums of all rows that are no longer what was written, by which they are missing again; return which they are."""
+        damaged = []
+        for row in np.flatnonzero(self._checks).tolist():
+            values = _read(self._values, [row])
+            if values is None or _checksum(row, values[0]) != self._checks[row]:
+                damaged.append(row)
+        _write(self._checks, damaged, np.zeros(len(damaged), np.uint32))
+        return f"{len(damaged)} of {len(self._checks)} rows no longer hold what was computed" + (
+            f", from row {damaged[0]} on" if damaged else ""
+        )
+
+
+def _checksum(row: int, values: np.ndarray) -> int:
+    """Return the CRC-32 of a row at its place, which is never 0."""
+    return zlib.crc32(values.tobytes(), int(row)) or 1
 
 
 def _upper_half(values: np.ndarray) -> np.ndarray:
@@ -90,18 +122,37 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Keep other runs from filling `folder` during the block; the processes of one launch enter it together. Waits for a run that does."""
+    state = process_state()
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            lock = folder / ".filling.lock"  # which a process that has died does not hold
+            try:
+                stack.enter_context(WeakFileLock(lock, timeout=1.0))
+            except TimeoutError:
+                logger.warning("%s is being filled by another run; waiting for it", folder)
+                stack.enter_context(WeakFileLock(lock))
+        state.wait_for_everyone()
+        yield
+
+
 def _write(array: np.memmap, rows: Sequence[int], values: np.ndarray) -> None:
-    """Write rows to the array's file and wait for the disk.
+    """Write rows (len(rows), ...) to the array's file and wait for the disk. Blocks of zeros where there are zeros already stay holes.
 
     They do not go through the memory map: on a full disk, which the file's holes do not show, that would end the process (SIGBUS).
     """
-    values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *array.shape[1:])), dtype=array.dtype)
     path = Path(str(array.filename))
     try:
         with path.open("r+b") as file:
-            for row, value in zip(rows, values, strict=True):
-                file.seek(array.offset + int(row) * value.nbytes)
-                file.write(value.tobytes())
+            for start, run in _runs(rows, values):
+                place = array.offset + start * array.strides[0]
+                file.seek(place)
+                before = np.frombuffer(file.read(len(run)).ljust(len(run), b"\0"), np.uint8)
+                for first, last in _with_numbers(before, run):
+                    file.seek(place + first)
+                    file.write(run[first:last].data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -110,8 +161,40 @@ def _write(array: np.memmap, rows: Sequence[int], values: np.ndarray) -> None:
         ) from error
 
 
+def _read(array: np.memmap, rows: Sequence[int]) -> np.ndarray | None:
+    """Return rows (len(rows), ...) of the array's file, None where it ends before; through the memory map that would be a SIGBUS."""
+    values = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    with Path(str(array.filename)).open("rb", buffering=0) as file:
+        for start, run in _runs(rows, values):
+            file.seek(array.offset + start * array.strides[0])
+            if file.readinto(run.data) != len(run):
+                return None
+    return values
+
+
+def _runs(rows: Sequence[int], values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first row of each run of rows that lie behind each other, and the run's bytes in `values`, flat, as a view."""
+    if len(rows) == 0:
+        return
+    flat, size = values.reshape(-1).view(np.uint8), values.nbytes // len(values)
+    starts = [place for place in range(len(rows)) if place == 0 or rows[place] != rows[place - 1] + 1]
+    for place, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        yield int(rows[place]), flat[place * size : end * size]
+
+
+def _with_numbers(*images: np.ndarray) -> list[tuple[int, int]]:
+    """Return where (first byte, last byte + 1) some of several images (bytes,) of a piece of a file are not zero, in whole blocks."""
+    length = len(images[0])
+    starts = np.arange(0, length, BLOCK)
+    some = np.zeros(len(starts) + 2, np.int8)
+    for image in images:
+        some[1:-1] |= np.logical_or.reduceat(image, starts)
+    edges = np.flatnonzero(np.diff(some)).reshape(-1, 2) * BLOCK
+    return [(first, min(last, length)) for first, last in edges.tolist()]
+
+
 def _open(path: Path, shape: tuple[int, ...], dtype: str, *, holes: bool = True) -> np.memmap:
-    """Return the array in a file, which is made if it is not there: with room for all rows at once, or with holes in their place."""
+    """Return the array in a file, which is made if it is not there: with holes in the place of all rows, or with room for them at once."""
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -162,8 +245,9 @@ def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:
     folder = root / f"{kind}-{key[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
-    if not manifest.exists():
-        write({manifest: json.dumps({"fingerprint": key, **facts}, indent=2) + "\n"})
+    with WeakFileLock(folder / ".arrays.lock"):
+        if not manifest.exists():
+            write({manifest: json.dumps({"fingerprint": key, **facts}, indent=2) + "\n"})
     if read_mapping(manifest, TableError).get("fingerprint") != key:
         raise TableError(f"{folder}: a cache of another table, model or size (stale fingerprint); remove the folder")
     return folder

@@ -17,7 +17,7 @@ from diffalign.core.processes import process_state, shares
 from diffalign.core.progress import progress
 from diffalign.core.types import Condition
 from diffalign.data.buckets import ImageSizes, grouped
-from diffalign.data.cache import Bank, check_room, packed, row_shape, unpacked
+from diffalign.data.cache import Bank, check_room, filling, packed, row_shape, unpacked
 from diffalign.data.pixels import Framing, Size, input_pictures, record_generator
 from diffalign.data.records import Record
 from diffalign.data.view import View
@@ -119,13 +119,14 @@ class StoredInputs:
         return {text: self._place(name, row, text, variant) for text in self._texts[row]}
 
     def _fill(self, batch_size: int) -> None:
-        for own in shares(self._missing):
-            size = sum(bank.row_bytes * (1 if name == REFERENCE else 2) for name, bank in self._banks.items())
-            check_room(self._banks[REFERENCE].folder, process_state().num_processes * len(own) * size)
-            with progress(total=len(own), desc="cache input pictures", unit="records", hidden=not own) as bar:
-                for jobs in self._batches(own, batch_size):
-                    self._fill_batch(jobs)
-                    bar.update(len(jobs))
+        with filling(self._banks[REFERENCE].folder):
+            for own in shares(self._missing):
+                size = sum(bank.row_bytes * (1 if name == REFERENCE else 2) for name, bank in self._banks.items())
+                check_room(self._banks[REFERENCE].folder, process_state().num_processes * len(own) * size)
+                with progress(total=len(own), desc="cache input pictures", unit="records", hidden=not own) as bar:
+                    for jobs in self._batches(own, batch_size):
+                        self._fill_batch(jobs)
+                        bar.update(len(jobs))
 
     def _batches(self, jobs: Sequence[tuple[int, int]], count: int) -> Iterator[list[tuple[int, int]]]:
         numbers = [list(self.shapes).index(self.sizes[row]) for row, _ in jobs]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -20,7 +21,7 @@ from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.core.types import Batch, Query, Reference
 from diffalign.data.batch import CachedPairs
-from diffalign.data.cache import Bank, open_folder, packed, unpacked
+from diffalign.data.cache import Bank, filling, open_folder, packed, unpacked
 from diffalign.data.pixels import record_generator
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood, with_dropped
@@ -56,7 +57,7 @@ class Precomputed(Dataset[dict[str, Any]]):
         self._points = [Bank(folder, f"x_t-{d}", candidates, pairs.row_shape, "float32") for d in range(draws)]
         self._times = [Bank(folder, f"t-{d}", rows, (), "float64") for d in range(draws)]
         self._drops = [Bank(folder, f"drop-{d}", rows, (), "bool") for d in range(draws)]
-        with torch.no_grad(), reference.driving() as network:
+        with torch.no_grad(), reference.driving() as network, filling(folder):
             for own in shares(self.missing):
                 for part in chunks(own, 16, "cache trajectory"):
                     for (draw, *_), group in itertools.groupby(part, key=lambda job: (job[0], *self._kind(job[1]))):
@@ -87,8 +88,14 @@ class Precomputed(Dataset[dict[str, Any]]):
 
     def missing(self) -> list[tuple[int, int]]:
         """Return (draw, row) of all points to compute, rows of equally many candidates, and of one size, together."""
-        rows = list(self._position)
-        return [(d, row) for d in range(self.draws) for row in sorted(self._times[d].missing(rows), key=self._kind)]
+        rows, first = list(self._position), self.pairs.first
+        places = [i for row in rows for i in self.pairs.bank_rows(row, 0, 1)]
+        jobs = []
+        for draw in range(self.draws):
+            lacking = {*self._times[draw].missing(rows), *self._drops[draw].missing(rows)}
+            lacking |= set((np.searchsorted(first, self._points[draw].missing(places), "right") - 1).tolist())
+            jobs += [(draw, row) for row in sorted(sorted(lacking), key=self._kind)]
+        return jobs
 
     def _fill(
         self, draw: int, rows: Sequence[int], likelihood: DiffusionLikelihood, network: nn.Module, device: torch.device, seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -146,6 +147,27 @@ def test_a_cache_of_an_interrupted_fill_goes_on(view, tmp_path, calls):
     assert killed.images + again.images == IMAGES
     whole = cached(view, Fake(), tmp_path / "uninterrupted")
     same(*(source.to_batch([source[i, 0] for i in range(len(view))]) for source in (resumed, whole)))
+
+
+def test_two_runs_at_once_do_nothing_twice(view, tmp_path):
+    fakes = Fake(), Fake()
+    with ThreadPoolExecutor(2) as runs:
+        stored = list(runs.map(lambda fake: cached(view, fake, tmp_path), fakes))
+    assert sum(fake.images for fake in fakes) == IMAGES
+    assert sorted(prompt for fake in fakes for prompt in fake.prompts if prompt) == ["a cube", "a ring", "a star"]
+    same(*(source.to_batch([source[i, 0] for i in range(len(view))]) for source in stored))
+
+
+def test_a_damaged_latent_is_named_and_the_next_run_encodes_its_record_alone(view, tmp_path):
+    stored, again = cached(view, Fake(), tmp_path), Fake()
+    (file,) = tmp_path.glob("latents-*/latents.npy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4] + bytes(4))  # of the last candidate of the last record
+    with pytest.raises(TableError, match=f"{file}: damaged: 1 of 15 rows"):
+        [stored[i, 0] for i in range(len(view))]
+    cached(view, again, tmp_path)
+    assert again.images == 4  # candidates of that record
+    assert file.read_bytes() == whole
 
 
 def test_other_transforms_of_the_table_find_their_rows_there(view, tmp_path):

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign.core.errors import TableError
-from diffalign.data.cache import Bank, check_room, fingerprint, open_folder, packed, row_shape, unpacked
+from diffalign.data.cache import Bank, check_room, filling, fingerprint, open_folder, packed, row_shape, unpacked
 
 FACTS = {"table": "abc", "model": "def", "framing": {"resolution": 8}}
 
@@ -109,17 +111,79 @@ def test_flags_do_not_outlive_the_numbers(tmp_path):
 
 def test_numbers_without_flags_are_made_again(tmp_path):
     bank(tmp_path).write([0], values(1))
-    (tmp_path / "latents.filled.npy").unlink()
+    (tmp_path / "latents.checks.npy").unlink()
     assert bank(tmp_path).missing([0]) == [0]
 
 
-@pytest.mark.parametrize("file", ["latents.npy", "latents.filled.npy"])
+@pytest.mark.parametrize("file", ["latents.npy", "latents.checks.npy"])
 @pytest.mark.parametrize("content", [b"", b"not an array at all"])
 def test_a_damaged_file_is_refused_by_name(tmp_path, file, content):
     bank(tmp_path)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(TableError, match=rf"{file}: damaged"):
         bank(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["zeros", "one bit", "moved"])
+def test_a_row_that_was_damaged_is_not_read_and_computed_anew(tmp_path, damage):
+    own = bank(tmp_path)
+    own.write([1, 2, 4], values(1, 2, 4))
+    content, row = bytearray((tmp_path / "latents.npy").read_bytes()), 24  # bytes
+    place = len(content) - 4 * row  # of row 2 of 6
+    whole, before = content[place : place + row], content[place - row : place]
+    content[place : place + row] = {"zeros": bytes(row), "one bit": bytes([whole[0] ^ 1, *whole[1:]]), "moved": before}[damage]
+    (tmp_path / "latents.npy").write_bytes(content)
+    own = bank(tmp_path)
+    assert np.array_equal(own.read([1, 4]), values(1, 4))
+    with pytest.raises(TableError, match=r"latents\.npy: damaged: 1 of 6 rows .*from row 2 on; start again"):
+        own.read([4, 2])
+    assert own.missing(range(6)) == [0, 2, 3, 5]
+    own.write([2], values(2))
+    assert np.array_equal(bank(tmp_path).read([2, 1]), values(2, 1))
+
+
+def test_a_file_that_was_cut_off_lacks_the_rows_behind_the_cut(tmp_path, caplog):
+    own = bank(tmp_path)
+    own.write(range(6), values(*range(1, 7)))
+    file = tmp_path / "latents.npy"
+    os.truncate(file, file.stat().st_size - 30)  # within row 4 of six rows of 24 bytes
+    with pytest.raises(TableError, match=r"latents\.npy: damaged: 2 of 6 rows"):  # a run that has it open
+        own.read([5])
+    own.write([4, 5], values(5, 6))
+    os.truncate(file, file.stat().st_size - 30)
+    assert bank(tmp_path).missing(range(6)) == [4, 5]  # one that starts
+    assert "latents.npy was cut off: 2 of 6 rows" in caplog.text
+
+
+def test_zeros_take_no_room_and_come_back(tmp_path):
+    rows = np.zeros((3, 64, 1024), np.float32)
+    rows[0, :5], rows[1, 60:], rows[2, [0, 63]] = 1.5, -2.5, 3.5  # padding behind, before and in the middle
+    own = Bank(tmp_path, "words", 3, (64, 1024), "float32")
+    own.write(range(3), rows)
+    assert np.array_equal(own.read([2, 0, 1]), rows[[2, 0, 1]])
+    assert (tmp_path / "words.npy").stat().st_blocks * 512 < (5 + 4 + 2 + 3 * 4) * 4096  # of 192 blocks of 4096 bytes
+    (tmp_path / "words.checks.npy").unlink()
+    again = Bank(tmp_path, "words", 3, (64, 1024), "float32")
+    again.write(range(3), rows[::-1])  # over numbers that are there, in place of which there must be zeros
+    assert np.array_equal(again.read(range(3)), rows[::-1])
+
+
+def test_one_run_at_a_time_fills_a_folder(tmp_path, caplog):
+    order = []
+
+    def other():
+        with filling(tmp_path):
+            order.append("other")
+
+    with filling(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        while "is being filled by another run" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+    assert str(tmp_path) in caplog.text
 
 
 def test_a_bank_travels_to_a_worker_as_its_place_on_disk(tmp_path):
@@ -178,7 +242,7 @@ def test_a_stale_fingerprint_is_refused(tmp_path):
 
 
 def test_opening_leaves_no_temporary_file(tmp_path):
-    assert [path.name for path in open_folder(tmp_path, "latents", FACTS).iterdir()] == ["manifest.json"]
+    assert [path.name for path in open_folder(tmp_path, "latents", FACTS).iterdir() if path.suffix != ".lock"] == ["manifest.json"]
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it(tmp_path):

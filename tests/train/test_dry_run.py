@@ -253,7 +253,7 @@ def test_a_cache_takes_the_disk_that_a_dry_run_says(models, pairs_file, tmp_path
     view = View(table, [])
     expected = dry_run.cache_bytes(own, outlined(own), view)
     pairs(own, view, backbone(own, recipe, CPU))
-    files = [path for path in table.path.glob("cache/*/*.npy") if not path.stem.endswith((".filled", "frames"))]
+    files = [path for path in table.path.glob("cache/*/*.npy") if not path.stem.endswith((".checks", "frames"))]
     header = 128  # of a .npy file
     assert sum(path.stat().st_size - header for path in files) == expected
 

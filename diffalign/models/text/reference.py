@@ -13,7 +13,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.core.types import Reference
-from diffalign.data.cache import Bank, open_folder
+from diffalign.data.cache import Bank, filling, open_folder
 from diffalign.models.text.likelihood import SequenceLikelihood
 from diffalign.models.text.pairs import TextPairs
 
@@ -68,11 +68,12 @@ def precomputed(
         """Return the records to do, the longest first: what does not fit into memory fails at once."""
         return sorted(done.missing(range(len(pairs))), key=lambda i: -max(lengths[i]))
 
-    for own in shares(missing):
-        for part in chunks(own, size, "reference log-probabilities"):
-            batch = pairs.to_batch([pairs[i, 0] for i in part]).to(device)
-            log_probs = reference.score(likelihood, batch).tokens.float().cpu().numpy()
-            flat = [log_probs[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]
-            stored.tokens.write([row for i in part for row in stored.places(i)], np.concatenate(flat))
-            done.write(part, np.ones(len(part), bool))
+    with filling(folder):
+        for own in shares(missing):
+            for part in chunks(own, size, "reference log-probabilities"):
+                batch = pairs.to_batch([pairs[i, 0] for i in part]).to(device)
+                log_probs = reference.score(likelihood, batch).tokens.float().cpu().numpy()
+                flat = [log_probs[b, k, :n] for b, i in enumerate(part) for k, n in enumerate(lengths[i])]
+                stored.tokens.write([row for i in part for row in stored.places(i)], np.concatenate(flat))
+                done.write(part, np.ones(len(part), bool))
     return stored

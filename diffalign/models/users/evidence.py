@@ -19,7 +19,7 @@ from diffalign.core.documents import read_json
 from diffalign.core.errors import ConfigError
 from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
-from diffalign.data.cache import Bank, open_folder
+from diffalign.data.cache import Bank, filling, open_folder
 from diffalign.data.pictures import decode_image
 from diffalign.data.users import Users
 from diffalign.data.view import View
@@ -84,13 +84,14 @@ class ChoicesEvidence:
             places = set(self.bank.missing([place for _, place, _ in wanted]))
             return sorted({job for job in wanted if job[1] in places})
 
-        for own in shares(missing):
-            for part in chunks(own, 32, "cache user features"):
-                records = {row: self.view.table[row] for row, _, _ in part}
-                images = [
-                    decode_image(records[row].candidates[i].image or b"", f"{records[row].source}, candidate {i}") for row, _, i in part
-                ]
-                self.bank.write([place for _, place, _ in part], features(images).numpy())
+        with filling(self.bank.folder):
+            for own in shares(missing):
+                for part in chunks(own, 32, "cache user features"):
+                    records = {row: self.view.table[row] for row, _, _ in part}
+                    images = [
+                        decode_image(records[row].candidates[i].image or b"", f"{records[row].source}, candidate {i}") for row, _, i in part
+                    ]
+                    self.bank.write([place for _, place, _ in part], features(images).numpy())
 
 
 class StatesEvidence:
@@ -108,9 +109,10 @@ class StatesEvidence:
         def states_of(user: int, chunk: np.ndarray) -> Tensor:
             return cached(states, folder, users.names[user], [choice(view, int(position)) for position in chunk])
 
-        for own in shares(lambda: jobs):
-            for part in chunks(own, 1, "read users' pairs"):
-                states_of(*part[0])
+        with filling(folder):
+            for own in shares(lambda: jobs):
+                for part in chunks(own, 1, "read users' pairs"):
+                    states_of(*part[0])
         for user, chunk in jobs:
             self.chunks[user].append((chunk, states_of(user, chunk)))
         self.nobody = torch.zeros(states.rows, states.width)
