@@ -99,7 +99,12 @@ def _placement(framing: Framing, generator: torch.Generator) -> tuple[tuple[floa
 
 def center_crop(image: Image.Image, resolution: int) -> Tensor:
     """Return pixels (3, R, R) in [-1, 1], float32, of an RGB image, resized as a record's images are and cropped to its centre."""
-    return _framed(image, (image.height, image.width), (resolution, resolution), (0.5, 0.5), flip=False)[0]
+    return centred(image, resolution)[0]
+
+
+def centred(image: Image.Image, resolution: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the pixels of `center_crop` with their frame (see `candidate_pixels`)."""
+    return _framed(image, (image.height, image.width), (resolution, resolution), (0.5, 0.5), flip=False)
 
 
 def _framed(image: Image.Image, original: Size, size: Size, place: tuple[float, float], flip: bool) -> tuple[Tensor, tuple[int, ...]]:

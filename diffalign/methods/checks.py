@@ -19,6 +19,7 @@ from diffalign.core.specs import bind, single
 from diffalign.core.values import check_types
 from diffalign.data.transforms import TRANSFORMS
 from diffalign.methods import METHODS
+from diffalign.methods.anchoring import check_anchor
 from diffalign.methods.conditioning import check_controlnet, check_controls
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
@@ -111,6 +112,7 @@ def check_keys(config: TrainConfig, *, installed: bool = True) -> None:
     check_lora_keys(config, METHODS[config.method], tuning_of(config))
     check_online(config, METHODS[config.method], tuning_of(config))
     check_controlnet(config, METHODS[config.method], tuning_of(config), _names(config))
+    check_anchor(config, METHODS[config.method], tuning_of(config))
     _check_evaluations(config)
 
 

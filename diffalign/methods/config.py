@@ -115,6 +115,14 @@ class TrainConfig:
     keep_end cuts the beginning of the prompt first."""
     chat_template: str | None = key(None, kinds=TEXT)
     """Of texts: a Jinja file for conversations, where the tokenizer brings no template of its own."""
+    anchor_dataset_name: str | None = key(None, kinds=("image", "text"), changes="data")
+    """Of a taste that is meant for some prompts (C3PO): a preference table of other prompts with the model's own pictures or answers to
+    them (`diffalign pairs generate`; labels are not read). The model is kept where it is on these."""
+    anchor_weight: float | None = key(None, ABOVE_ZERO, kinds=("image", "text"), resume=True)
+    """Weight of the anchor's loss beside the objective's: of images about `beta`; of texts C3PO has 0.1 to 0.2."""
+    anchor_objective: Spec | None = key(None, kinds=("image", "text"), resume=True)
+    """Of the anchor: distil (stay at the reference's outputs; images alone, and their default) or denoise (likelihood of the model's own
+    pictures or answers, which is C3PO's as released)."""
 
     prompts: list[str] = key([], changes="data", uses=HELP)
     """Instead of a dataset: prompts, files of them or sets by name, that the model draws (or writes) to as it trains, turn by turn."""

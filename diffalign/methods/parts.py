@@ -66,4 +66,7 @@ class Parts:
     usage: Mapping[str, Any] = field(default_factory=dict)  # what run.json says of the table's records: see `data.usage`
     groups: list[dict[str, Any]] | None = None  # of parameters, for the optimiser, where they do not all learn alike
     measure: Callable[[Path], Mapping[str, Any]] | None = None  # what is measured of the result before run.json is written
+    anchor: Parts | None = (
+        None  # of what keeps the policy where it is on other prompts; only its own likelihood, reference and pairs differ
+    )
     turns: Turns | None = None  # what draws `pairs` anew as the run goes on; None for data that are there before it

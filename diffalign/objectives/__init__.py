@@ -17,7 +17,7 @@ from diffalign.objectives.anchored import aot, aot_unpaired, apo_down, apo_zero,
 from diffalign.objectives.base import Facts, Objective, Source
 from diffalign.objectives.base import margin as margin
 from diffalign.objectives.constants import check_constants
-from diffalign.objectives.diffusion import denoise, diffusion_kto, dspo, mapo, smpo
+from diffalign.objectives.diffusion import denoise, diffusion_kto, distil, dspo, mapo, smpo
 from diffalign.objectives.implicit_reward import log_ratio, policy_mean, policy_score, times_beta
 from diffalign.objectives.listwise import adpo_list, exo, infonca, lipo, nca, plackett_luce, pro_rank, rank_dpo
 from diffalign.objectives.online import awm, clipped_ratio, dgpo, diffusion_nft
@@ -102,6 +102,7 @@ OBJECTIVES: dict[str, Objective] = {
     "smpo": Objective(smpo, PAIR, times_beta, RELEASE),
     "mapo": Objective(mapo, Facts("R", reference=False), policy_score, RELEASE),
     "denoise": Objective(denoise, Facts("V", reference=False, candidates=1), policy_score, Source("paper", ("TRL", "golden"))),
+    "distil": Objective(distil, Facts("V", candidates=1, residuals=True), log_ratio, Source("variant", ("hand",))),
     "dspo": Objective(dspo, Facts("V", residuals=True), times_beta, DSPO),
     "diffusion_kto": Objective(diffusion_kto, Facts("V", unpaired=True, coupled=True), times_beta, RELEASE),
     "awm": Objective(awm, replace(ADVANTAGE_AND_DRIFT, old="clip"), log_ratio, RELEASE),

@@ -77,6 +77,16 @@ def denoise(s: Scores) -> Tensor:
 
 
 @weighted
+def distil(s: Scores) -> Tensor:
+    """Return half the weighted mean square between the outputs of policy and reference for candidate 0: the policy stays at its reference.
+
+    It is the divergence of two denoising Gaussians in the units of scores, the form that knowledge distillation KL(reference || policy)
+    takes for denoisers (ours; C3PO, 2402.10893, has it for tokens). Neither `prob` nor `offset` is used.
+    """
+    return 0.5 * s.deviation[:, 0]
+
+
+@weighted
 def dspo(s: Scores, *, beta: float = 1e-3, form: Literal["sd15", "sdxl"] = "sd15") -> Tensor:
     """Return E_w - beta k (E_w + D_w - R_w) + (beta k)^2 D_w: the preferred image's error against a target that is moved.
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.files import settle
-from diffalign.core.specs import Spec
+from diffalign.core.specs import Spec, single
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table, write_table
 from diffalign.rewards.shards import Shard, read_shards, score_shards, spec_key
-from diffalign.rewards.table import SCORERS, check_scorers
+from diffalign.rewards.table import SCORERS, check_scorers, judges_texts
 
 SHARD, MOST_SHARDS = 16, 4096  # records in a shard, unless that makes too many of them
 KEPT = ("reader", "dataset_name", "split")  # of the manifest of the table that is scored
@@ -34,23 +34,27 @@ def score_table(
     whole: the same call after a kill or a failure goes on from there, also with other scorers.
 
     Args:
-        table: preference table of images.
+        table: preference table of images; of texts for the scorer `implicit` by a run of a language model.
         path: folder of the new table; may be that of `table` itself, with `overwrite`.
         specs: scorers by name, constants as {"hps": {"version": "2.0"}}; one is in memory at a time.
         device: where scorers run.
         overwrite: replace a table that lies at `path`.
         shard: records between two files of finished scores.
 
-    Raises ConfigError for scorers that are none, or two of one name; TableError for a table of texts, or where `path` exists and
-    `overwrite` is not set.
+    Raises ConfigError for scorers that are none, or two of one name; TableError for a table that a scorer does not judge, or
+    where `path` exists and `overwrite` is not set.
 
     Example:
         >>> score_table(read_table("votes"), "votes-scored", ["pickscore"])  # doctest: +SKIP
     """
     path = Path(path)
     check(specs, path, overwrite=overwrite)
-    if table.manifest["kind"] != "image":
-        raise TableError(f"{table.path}: a table of {table.manifest['kind']}s; scorers judge images")
+    kind = table.manifest["kind"]
+    if odd := [spec for spec in specs if kind != ("text" if judges_texts(spec) else "image")]:
+        raise TableError(
+            f"{table.path}: a table of {kind}s, which `{single('scorer', odd[0])[0]}` does not judge: scorers judge images, and `implicit` "
+            "what its run was trained on"
+        )
     progress = _progress(path)
     if path.exists() and not overwrite:
         return _scored_before(path, table, specs)

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from diffalign.data.pictures import decode_image
 from diffalign.data.records import Record
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.function import CallableScorer
+from diffalign.rewards.scorers.implicit import ImplicitTextScorer
 from diffalign.rewards.scorers.people import PeopleScorer
 from diffalign.rewards.table import load_scorer
 
@@ -117,6 +118,9 @@ def _sizes(scorer: Scorer, records: Sequence[Record]) -> list[int]:
 
 
 def _answers(scorer: Scorer, pictures: Sequence[tuple[Record, int]]) -> list[float | None]:
+    if isinstance(scorer, ImplicitTextScorer):
+        alone = [replace(record, candidates=(record.candidates[index],)) for record, index in pictures]
+        return [None if math.isnan(value) else float(value) for value in scorer.of_records(alone)]
     images = [_image(record, index) for record, index in pictures]
     candidates = [(record, record.candidates[index]) for record, index in pictures]
     prompts = [record.prompt if candidate.prompt is None else candidate.prompt for record, candidate in candidates]

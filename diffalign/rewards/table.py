@@ -20,6 +20,7 @@ from diffalign.rewards.scorers.hps import hps
 from diffalign.rewards.scorers.hpsv3 import hpsv3
 from diffalign.rewards.scorers.http import http
 from diffalign.rewards.scorers.imagereward import imagereward
+from diffalign.rewards.scorers.implicit import check_implicit, implicit
 from diffalign.rewards.scorers.mps import mps
 from diffalign.rewards.scorers.people import people
 from diffalign.rewards.scorers.trained import trained
@@ -53,6 +54,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "vlm": vlm,
     "hpsv3": hpsv3,
     "combined": combined,
+    "implicit": implicit,
 }
 WEIGHTLESS = ("adherence", "taste", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
@@ -92,6 +94,8 @@ def check_scorers(specs: Sequence[Spec], rank_by: str | None = None) -> None:
             check_combination([called(inner) for inner in bound.constants["scorers"]], bound.constants["how"])
         elif name == "trained":
             Run.open(constants["path"], expects="reward")
+        elif name == "implicit":
+            check_implicit(constants["path"])
         for constant, value in constants.items():
             if constants.get("url") or constant not in WEIGHTS or not value:
                 continue
@@ -115,6 +119,12 @@ def together(spec: Spec) -> bool:
         return compares(spec)
     bound = bind("scorer", SCORERS, spec)
     return combiner_of(bound.constants["how"]).scope == "prompt" or any(map(together, bound.constants["scorers"]))
+
+
+def judges_texts(spec: Spec) -> bool:
+    """Return whether a scorer is a run of a language model, which judges texts where all others judge pictures."""
+    name, constants = single("scorer", spec)
+    return name == "implicit" and check_implicit(constants["path"]).kind == "text"
 
 
 def parts_of(spec: Spec) -> Iterator[Spec]:

@@ -26,6 +26,7 @@ from diffalign.core.types import Batch
 from diffalign.data.sampler import Sampler, loader
 from diffalign.data.view import View
 from diffalign.infer.kinds.table import KINDS
+from diffalign.methods.builders.anchor import open_anchor, with_anchor
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.checks import check_keys, kind_of
 from diffalign.methods.config import TrainConfig
@@ -37,6 +38,7 @@ from diffalign.models.reference import eval_mode, exchanged
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
 from diffalign.train import checkpoint, requests
+from diffalign.train.anchor import Anchor
 from diffalign.train.launch import make_accelerator
 from diffalign.train.online import loop as online
 from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
@@ -58,8 +60,9 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     Without `fit`, for a run whose weights a checkpoint will replace, nothing is fitted before training.
     """
     accelerator = make_accelerator(config)
-    kind = KINDS[recipe.kind or view.table.manifest["kind"]]
-    parts = kind.build(config, recipe, view, accelerator.device, fit=fit)
+    name = recipe.kind or view.table.manifest["kind"]
+    anchored = open_anchor(config, name)
+    parts = with_anchor(config, KINDS[name].build(config, recipe, view, accelerator.device, fit=fit), anchored, accelerator.device)
     return Trainer(config, replace(parts, usage=view.usage.facts()), accelerator)
 
 
@@ -93,6 +96,7 @@ class Trainer:
         self.ema = make_average(config, self.parameters, drives=parts.recipe.driver == "ema")
         division = config.train_batch_size, config.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
         self.sampler = Sampler(len(parts.pairs), *division, config.seed, parts.pairs.buckets, parts.index)
+        self.anchor = Anchor.of(config, parts, division)
         self.guard = Guard(config.max_bad_steps, config.spike_factor)
         self.watch = Watch.of(config)
         self.stop = StopRequest()
@@ -172,6 +176,7 @@ class Trainer:
         """Run the forward and backward passes of a step; return the means of their scalars over passes and processes."""
         passes, gathered, save = self.sampler.passes(self.step), [], float(self._asked_for(requests.SAVE))
         records, recipe = sum(map(len, passes)), self.parts.recipe
+        anchored = self.anchor.gradients(self.step, self.policy, self.accelerator, self._driving) if self.anchor else {}
         for number, samples in enumerate(passes, 1):
             batch = next(batches).to(self.accelerator.device)
             generators = self.sampler.generators(samples)
@@ -188,6 +193,7 @@ class Trainer:
                 "loss": loss.detach(),
                 **describe(scores, recipe.beta, implicit_rewards(recipe.objective, scores)),
                 **penalty,
+                **anchored,
             }
             gathered.append({name: weight * value for name, value in scalars.items()})
         names = list(gathered[0])

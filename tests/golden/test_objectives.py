@@ -19,7 +19,7 @@ from tests.golden.test_text_losses import COVERED
 ENTRIES = json.loads(make_objectives.FILE.read_text())
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 ONLINE = {"dspo", "diffusion_kto", "awm", "dgpo", "diffusion_nft", "clipped_ratio"}  # test_online.py
-BY_HAND = {"adpo", "bide_dpo", "bvpo", "mapl", "srpo", "tab_po"}  # tests/objectives/test_texts_by_hand.py
+BY_HAND = {"adpo", "bide_dpo", "bvpo", "distil", "mapl", "srpo", "tab_po"}  # tests/objectives, test_by_hand.py and test_texts_by_hand.py
 
 
 def entry(name):

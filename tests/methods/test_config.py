@@ -98,6 +98,7 @@ ONLINE = (
 WATCHED = {"eval_every": 1, "eval_prompts": ["a star"]}
 BESIDES = {"eval_every": {"eval_prompts": ["a star"]}, **dict.fromkeys(ONLINE, DRAWN)}  # what a key needs
 BESIDES |= dict.fromkeys(("eval_num_inference_steps", "eval_guidance_scale"), WATCHED)
+BESIDES["anchor_weight"] = {"anchor_dataset_name": "anchor"}
 BESIDES["text_encoder_lr"] = {"train_text_encoder": True}
 BESIDES["round_momentum"] = {"rounds": 2, "generate": {"prompts": ["a star"], "scorers": ["adherence"]}}
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffalign.core.types import Scores
+from diffalign.core.types import Residuals, Scores
 from diffalign.objectives import OBJECTIVES, denoise, dpo, hinge, ipo, kto, mapo, margin
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -118,6 +118,19 @@ def test_denoise_is_half_the_squared_error_of_the_preferred_candidate_alone():
     assert denoise(Scores(rows((-0.4, -9.0)))).tolist() == [0.4]
     assert denoise(scores([(-0.4, 5.0)], [(7.0, 7.0)], [0.1])).tolist() == [0.4]
     assert denoise(Scores(rows((-0.4,)))).tolist() == [0.4]
+
+
+def test_distil_is_half_the_mean_square_between_the_outputs_for_the_first_candidate_alone():
+    # One picture of two numbers, error weight 4, whose root is in the residuals: outputs 1.0 and 0.5 off the reference's give residuals
+    # 2.0 and 1.0 apart; half the mean of 4 and 1 is 1.25. The second candidate is 100 away and does not count.
+    policy = rows((3.0, 0.5), (100.0, 0.0))[None, :, None, None]
+    reference = rows((1.0, -0.5), (0.0, 0.0))[None, :, None, None]
+    residuals = Residuals(policy.requires_grad_(), rows(0.5).flatten(), reference)
+    s = Scores(rows((-1.0, -2.0)), rows((0.0, 0.0)), residuals=residuals)
+    loss = OBJECTIVES["distil"](s)
+    assert loss.tolist() == [1.25]
+    loss.backward()  # the gradient is (difference) / 2: towards the reference, and nothing of the second candidate
+    assert policy.grad[0, :, 0, 0].tolist() == [[1.0, 0.5], [0.0, 0.0]]
 
 
 def test_ktos_anchor_follows_the_policy_without_gradient():

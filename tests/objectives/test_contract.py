@@ -24,16 +24,27 @@ SILENT_TIES = {"smpo", "clipped_dpo", "apo_zero", "kto", "diffusion_kto"}  # a t
 OF_ADVANTAGES = {"awm", "dgpo", "diffusion_nft", "clipped_ratio"}
 # Those that look at candidate 0 alone, at gains or the order given, or at ranks in the batch; all others compare under a soft label.
 WITHOUT_LABEL = {"gpo", "denoise", "poft", "infonca", "adpo_list", "plackett_luce", "lipo", "rank_dpo", "pro_rank", "aot", "aot_unpaired"}
-WITHOUT_LABEL |= OF_ADVANTAGES
+WITHOUT_LABEL |= OF_ADVANTAGES | {"distil"}
 ANCHORED = {"bco", "nca", "sppo"}  # a tie pulls each log-ratio to zero by itself
 # A tie pulls further answers or the likelihood of the preferred as well, or lowers both (apo_down).
 PULLING = {"rpo", "selm", "xpo", "vpo", "srpo", "tab_po", "apo_down", "dspo"}
 STOPPED = {"wpo", "bide_dpo", "kto", "diffusion_kto", *OF_ADVANTAGES}  # the weight, the anchor, the old policy move without gradient
 IGNORING_OFFSET = {"ipo", "inpo_nash", "srpo", "sppo", "apo_zero", "kto", "asft", "nca", "plackett_luce", "lipo", "rank_dpo", "pro_rank"}
-IGNORING_OFFSET |= {"denoise", "gpo", "diffusion_kto", *OF_ADVANTAGES}
+IGNORING_OFFSET |= {"denoise", "distil", "gpo", "diffusion_kto", *OF_ADVANTAGES}
 LABELLED_PAIRS = {"infonca", "adpo_list"}  # of two candidates without gains
 OF_RANKS = {"aot", "aot_unpaired"}
-OF_SUMS = {"rpo", "xpo", "pro_rank", "smpo", "mapo", "orpo", "dspo", "diffusion_kto", *OF_ADVANTAGES}  # some term is not length-normalised
+OF_SUMS = {
+    "rpo",
+    "xpo",
+    "pro_rank",
+    "smpo",
+    "mapo",
+    "orpo",
+    "dspo",
+    "distil",
+    "diffusion_kto",
+    *OF_ADVANTAGES,
+}  # some term is not length-normalised
 REFUSING = {"tdpo", "sparse_po", "tab_po"}  # a length-normalised likelihood
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

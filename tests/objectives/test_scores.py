@@ -72,7 +72,7 @@ def test_tokens_of_other_shapes_are_refused_with_name_shape_and_axes():
 
 def test_one_candidate_is_refused_wherever_two_are_compared():
     alone = [name for name in OBJECTIVES if OBJECTIVES[name].facts.candidates == 1]
-    assert alone == ["poft", "denoise"]
+    assert alone == ["poft", "denoise", "distil"]
     unpaired = [name for name in OBJECTIVES if OBJECTIVES[name].facts.unpaired]
     assert unpaired == ["bco", "kto", "diffusion_kto"]  # test_by_hand.py
     for name in OBJECTIVES.keys() - {*alone, *unpaired}:

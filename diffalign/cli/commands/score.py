@@ -25,6 +25,8 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
   adherence, {taste: {name: high}}                              the embedded world's judges
   {trained: {path: RUN}}                                        your own run of reward_bt; of reward_pal for the average user, or with
                                                                 user: ID, or user: FILE with pairs of somebody new
+  {implicit: {path: RUN}}                                       any other run: beta times its log-ratio to its base, over draws: 10; of a
+                                                                language model's run also of a table of texts
   {function: {path: "file.py:name"}}                            your own function of (images, prompts): a number an image
   {http: {url: "http://...", name: mine}}                       your own server: POST {"prompts": [...], "images": [PNG in base64, ...]},
                                                                 answer {"scores": [...]}, null for what it cannot judge
