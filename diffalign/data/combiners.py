@@ -253,10 +253,16 @@ def cfo_multiplier(rewards: Any, safe: Any, *, alpha: float = 0.5, tolerance: fl
     return alpha * max(0.0, float(np.log((1.0 - tolerance) * violating) - np.log(tolerance * meeting + 1e-10 * np.exp(-largest))))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Maxmin(Combiner):
-    """The reward whose mean is the smallest: of groups of people, the worst-off (MaxMin-RLHF, 2402.08925, in our plain form)."""
+    """The reward whose mean is the smallest: of groups of people, the worst-off (MaxMin-RLHF, 2402.08925, in our plain form).
 
-    __slots__ = ()
+    Rewards of one unit are compared as they are. Of others each is taken less its `centres`, over its `scales` (ours), such as mean and
+    deviation of what the untrained model draws: the worst-off is then the reward that has gained least.
+    """
+
+    centres: Numbers | None = None
+    scales: Numbers | None = None
 
     @property
     def scope(self) -> Scope:
@@ -265,7 +271,39 @@ class Maxmin(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return that reward (G, K)."""
-        return min(_tables(rewards).values(), key=lambda table: float(table.mean()))
+        tables = _tables(rewards)
+        centres, scales = _constants("centres", self.centres, tables, 0.0), _constants("scales", self.scales, tables, 1.0)
+        return min(((table - centres[name]) / scales[name] for name, table in tables.items()), key=lambda table: float(table.mean()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypervolume(Combiner):
+    """The sum of the rewards by the gradient of the hypervolume, the product of mean - reference: what has risen least counts most.
+
+    Weights that follow the hypervolume, as dynamic reward weighting has them, in a plain form of ours: each reward over (mean -
+    reference), so that no scale decides. `reference` is what every mean should exceed, such as what the untrained model reaches; a mean
+    that does not, or hardly, counts as `floor` deviations above it.
+
+    >>> Hypervolume(reference={"a": 0.0, "b": 0.0}).combine({"a": [[1.0, 3.0]], "b": [[300.0, 100.0]]})  # means 2 and 200
+    array([[2., 2.]])
+    """
+
+    reference: Numbers
+    floor: float = 0.1
+
+    @property
+    def scope(self) -> Scope:
+        """Return that the weights are by the means over all prompts."""
+        return "all"
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the weighted sum (G, K)."""
+        tables = _tables(rewards)
+        reference = _constants("reference", self.reference, tables)
+        leads = {
+            name: max(float(table.mean()) - reference[name], self.floor * (float(table.std()) or 1.0)) for name, table in tables.items()
+        }
+        return np.sum([table / leads[name] for name, table in tables.items()], axis=0)
 
 
 COMBINERS: dict[str, Callable[..., Combiner]] = {
@@ -277,6 +315,7 @@ COMBINERS: dict[str, Callable[..., Combiner]] = {
     "lagrange": Lagrange,
     "cfo": Cfo,
     "maxmin": Maxmin,
+    "hypervolume": Hypervolume,
 }
 
 

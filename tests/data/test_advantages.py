@@ -132,11 +132,41 @@ def test_maxmin_takes_the_worst_off(case):
 
 def test_combiners_that_do_not_learn_stay_as_they_are():
     rewards, constants = {"a": [[1.0, 2.0]], "b": [[0.0, 3.0]]}, {"log_sigmoid": {"centres": {"a": 0.0, "b": 0.0}}}
+    constants["hypervolume"] = {"reference": {"a": 0.0, "b": 0.0}}
     constants |= {name: {"thresholds": {"b": 1.0}} for name in ("lagrange", "cfo")}
     for name in COMBINERS:
         combiner = bind("combine", COMBINERS, {name: constants.get(name, {})})()
         assert combiner.combine(rewards).shape == (1, 2), name
         assert (combiner.updated(rewards) == combiner) == (name != "lagrange"), name
+
+
+def test_no_scale_decides_but_where_constants_are_in_the_rewards_units():
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(0.2, 1.0, (2, 5, 4))
+    constants = {"hypervolume": {"reference": {"a": 0.0, "b": 0.0}}}
+    for name in ("standardised", "gdpo", "log_sigmoid", "product", "hypervolume"):
+        combiner = COMBINERS[name](**constants.get(name, {}))
+        plain, scaled = combiner.combine({"a": first, "b": second}), combiner.combine({"a": 100.0 * first, "b": 0.01 * second})
+        orders = [table.argsort(axis=1).tolist() for table in (plain, scaled, first, second)]
+        assert orders[0] == orders[1], name
+        assert orders[0] not in orders[2:], name
+    led = COMBINERS["weighted"]().combine({"a": 100.0 * first, "b": 0.01 * second})
+    assert (led.argsort(axis=1) == first.argsort(axis=1)).all()  # which its docstring warns of
+
+
+def test_hypervolume_weighs_by_what_each_mean_lacks():
+    # Means 2 and 200, references 1 and 0: factors 1 / 1 and 1 / 200. Below its reference, a counts as 0.1 deviations (0.1) above it.
+    rewards = {"a": [[1.0, 3.0]], "b": [[300.0, 100.0]]}
+    np.testing.assert_allclose(combiners.Hypervolume(reference={"a": 1.0, "b": 0.0}).combine(rewards), [[2.5, 3.5]])
+    np.testing.assert_allclose(combiners.Hypervolume(reference={"a": 5.0, "b": 0.0}).combine(rewards), [[11.5, 30.5]])
+    # The gradient of (m_a - 1)(m_b - 0) is (m_b, m_a - 1) = (200, 1), in the ratio of 1 to 1 / 200.
+
+
+def test_maxmin_of_unlike_units_takes_what_has_gained_least():
+    rewards = {"a": [[0.2, 0.4]], "b": [[30.0, 10.0]]}
+    assert COMBINERS["maxmin"]().combine(rewards).tolist() == [[0.2, 0.4]]
+    centred = COMBINERS["maxmin"](centres={"a": 0.1, "b": 20.0}, scales={"a": 0.1, "b": 10.0}).combine(rewards)
+    assert centred.tolist() == [[1.0, -1.0]]  # b has gained nothing, a two of its units
 
 
 def test_a_group_of_one_has_nothing_to_beat():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -115,6 +116,24 @@ def test_a_list_without_a_number_takes_as_many_candidates_as_most_records_have(t
     write_table(tmp_path / "t", [ranking(n, *[{}] * count, ranks=[3.0, 1.0, 2.0, 4.0][:count]) for n, count in enumerate((4, 3, 2, 3))])
     view = opened(config(tmp_path / "t", transforms=["list_of"]))
     assert [(entry.id[-1], entry.order) for entry in view.entries] == [("0", (1, 2, 0)), ("1", (1, 2, 0)), ("3", (1, 2, 0))]
+
+
+def test_the_units_of_strength_are_the_typical_gaps_of_the_data(tmp_path):
+    shown = [(3.0, 0.0, 1.0), (0.0, 4.0, 1.0)]  # scores of two candidates, the first preferred: gaps 3 and -4, typical sqrt 12.5
+    pairs = [
+        Record(
+            f"r{n}",
+            "p",
+            tuple(Candidate(text=t, scores={"a": s}) for t, s in zip("xy", own[:2], strict=True)),
+            prob=own[2],
+            source=f"row {n}",
+        )
+        for n, own in enumerate(shown)
+    ]
+    table = write_table(tmp_path / "t", pairs)
+    chain = [{"by_strength": {"scores": ["a"], "how": "soften", "wrong": 0.5}}]
+    view = opened(config(table.path, method="dpo", transforms=chain))
+    assert [entry.prob for entry in view.entries] == pytest.approx([1 / (1 + math.exp(-gap / math.sqrt(12.5))) for gap in (3.0, -4.0)])
 
 
 def test_the_threshold_of_lowest_is_that_of_the_share_after_earlier_transforms(tmp_path):

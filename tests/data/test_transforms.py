@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms import TRANSFORMS, apply, by_user, drop_ties, flip_labels, invert, min_margin, orient, pairs, soft_label
+from diffalign.data.transforms.strength import typical_gaps
 
 A, B = Candidate(text="a", scores={"clip": 0.2, "hps": 21.0}), Candidate(text="b", scores={"clip": 0.6, "hps": 20.0})
 probs = st.floats(0.0, 1.0)
@@ -256,12 +257,19 @@ CONSTANTS = {
     "list_of": {"candidates": 2, "score": "hps"},
     "lowest": {"score": "hps", "most": 20.5},
     "relabel": {"score": "hps"},
+    "by_strength": {"scores": ["clip", "hps"], "how": "soften"},
+    "by_direction": {"directions": {"up": {"clip": 0.6, "hps": 0.8}, "down": {"hps": -1.0}}},
     "semantic_weight": {"score": "clip"},
     "offset_by": {"score": "hps"},
     "weighted": {"scores": {"hps": 0.5}, "into": "margin"},
     "reward_conditioned": {"score": "hps"},
 }
-CHANGED = {"semantic_weight": ["weight"], "offset_by": ["offset"], "reward_conditioned": ["id", "prompt"]}  # besides order and label
+CHANGED = {
+    "semantic_weight": ["weight"],
+    "offset_by": ["offset"],
+    "reward_conditioned": ["id", "prompt"],
+    "by_direction": ["id", "user"],
+}  # besides order and label
 ORIENTED = ("lowest", "offset_by", "preferred", "reward_conditioned", "semantic_weight")  # these refuse a pair that is not
 SCORED = ("weighted", "share_beaten", "combined", "advantage")  # these give candidates new scores
 
@@ -290,6 +298,47 @@ def test_an_advantage_is_what_a_score_exceeds_the_mean_of_its_record_by():
     (made,) = TRANSFORMS["advantage"](pair(), score="clip", eps=0.0)  # 0.2 and 0.6: mean 0.4, deviation 0.2
     assert [c.scores["advantage"] for c in made.candidates] == pytest.approx([-1.0, 1.0])
     assert TRANSFORMS["advantage"](pair(candidates=(A, A)), score="clip") == ()
+
+
+def test_strength_is_the_mean_lead_over_an_ensemble_and_repairs_labels():
+    strength = TRANSFORMS["by_strength"]
+    # Leads of the first: -0.4 in units of 0.2 is -2, 1 in units of 0.5 is 2, -3 in units of 1 is -3: mean -1, variance (1 + 9 + 4) / 2
+    shown = [replace(A, scores={"a": 0.2, "b": 21.0, "c": 0.0}), replace(B, scores={"a": 0.6, "b": 20.0, "c": 3.0})]
+    made = partial(strength, scores=["a", "b", "c"], units={"a": 0.2, "b": 0.5, "c": 1.0})
+    first, second = (pair(prob, candidates=tuple(shown)) for prob in (1.0, 0.0))
+    assert made(first, how="flip") == (replace(first, prob=0.0),)
+    assert made(first, how="flip", sure=1.0) == (first,)  # one deviation, sqrt 7, is more than 1
+    assert made(first, how="drop") == ()
+    assert made(second, how="drop") == made(second, how="flip") == (second,)
+    # One label of five is wrong: odds 4 times e^-1 that the first label is right, e^1 for the second
+    (doubted,), (sure,) = made(first, how="soften"), made(second, how="soften")
+    assert doubted.prob == pytest.approx(4.0 / (4.0 + math.e))
+    assert sure.prob == pytest.approx(1.0 / (1.0 + 4.0 * math.e))
+    # The margin is of candidate 0 over candidate 1, whatever the label, and comes on top
+    assert [made(replace(r, offset=0.5), how="margin", scale=2.0)[0].offset for r in (first, second)] == [-1.5, -1.5]
+    tie = pair(0.5, candidates=tuple(shown))
+    assert all(made(tie, how=how) == (tie,) for how in ("flip", "drop", "soften", "margin"))
+    with pytest.raises(ConfigError, match="temperature 0"):
+        made(first, how="soften", temperature=0.0)
+    with pytest.raises(RecordError, match="no score `d`"):
+        strength(first, scores=["d"], how="flip")
+
+
+def test_typical_gaps_are_root_mean_squares_of_the_data():
+    both = [pair(candidates=(replace(A, scores={"a": gap, "b": 7.0}), replace(B, scores={"a": 0.0, "b": 7.0}))) for gap in (3.0, -4.0)]
+    assert typical_gaps(both, ["a", "b"]) == {"a": pytest.approx(math.sqrt(12.5)), "b": 1.0}
+
+
+def test_a_pair_is_labelled_along_every_direction_with_its_name_as_the_user():
+    # Gaps of the first: clip -0.4, hps +1
+    directions = {"clip": {"clip": 2.0}, "both": {"clip": 1.0, "hps": 0.8}, "even": {"hps": 0.0}}
+    assert [(r.id, r.user, r.prob) for r in TRANSFORMS["by_direction"](pair(None), directions=directions)] == [
+        ("r/clip", "clip", 0.0),
+        ("r/both", "both", 1.0),
+        ("r/even", "even", 0.5),
+    ]
+    with pytest.raises(ConfigError, match="by_direction"):
+        TRANSFORMS["by_direction"](pair(), directions={"none": {}})
 
 
 def test_scores_are_combined_as_training_online_combines_rewards():

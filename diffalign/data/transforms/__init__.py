@@ -17,6 +17,7 @@ from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_ma
 from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label
 from diffalign.data.transforms.prompts import reward_conditioned
 from diffalign.data.transforms.scores import advantage, combined, share_beaten, weighted
+from diffalign.data.transforms.strength import by_direction, by_strength
 
 TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "orient": orient,
@@ -34,6 +35,8 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "soft_label": soft_label,
     "flip_labels": flip_labels,
     "relabel": relabel,
+    "by_strength": by_strength,
+    "by_direction": by_direction,
     "semantic_weight": semantic_weight,
     "offset_by": offset_by,
     "weighted": weighted,

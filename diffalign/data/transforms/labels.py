@@ -22,7 +22,7 @@ def soft_label(record: Record, *, score: str, low: float, high: float, temperatu
         raise ConfigError(f"soft_label: high ({high}) must be above low ({low})")
     if not temperature > 0.0:
         raise ConfigError(f"soft_label: temperature is {temperature}; expected a number above zero")
-    return (replace(record, prob=_sigmoid(gap(record, score) / (high - low) / temperature)),)
+    return (replace(record, prob=sigmoid(gap(record, score) / (high - low) / temperature)),)
 
 
 def flip_labels(record: Record, *, share: float, seed: int = 0) -> tuple[Record, ...]:
@@ -51,7 +51,7 @@ def relabel(record: Record, *, score: str, temperature: float = 0.0, threshold: 
     difference = gap(record, score)
     if abs(difference) < threshold:
         return ()
-    prob = _sigmoid(difference / temperature) if temperature else (0.5 if difference == 0.0 else float(difference > 0.0))
+    prob = sigmoid(difference / temperature) if temperature else (0.5 if difference == 0.0 else float(difference > 0.0))
     return orient(replace(record, prob=prob))
 
 
@@ -82,7 +82,8 @@ def offset_by(record: Record, *, score: str, scale: float = 1.0, log: bool = Tru
     return (replace(record, offset=(record.offset or 0.0) + scale * (math.log(difference) if log else difference)),)
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """Return 1 / (1 + exp(-x))."""
     from scipy.special import expit  # a quarter of the time that `--help` takes, which needs none
 
     return float(expit(x))

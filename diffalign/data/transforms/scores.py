@@ -52,7 +52,7 @@ def combined(record: Record, *, scores: Sequence[str], into: str, how: Spec = "w
     """Return the record with a new score `into` of every candidate, made of `scores` by a combiner (`data.combiners`).
 
     {combined: {scores: [pickscore, ocr], how: {log_sigmoid: {centres: {pickscore: 21, ocr: 0.5}}}, into: reward}}. Raises ConfigError for
-    a combiner that looks at all prompts at once (gdpo, maxmin), which a transform does not see.
+    a combiner that looks at all prompts at once (gdpo, maxmin, hypervolume), which a transform does not see.
     """
     combiner = bind("combiner", COMBINERS, how)()
     if combiner.scope == "all":

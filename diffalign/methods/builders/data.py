@@ -25,6 +25,7 @@ from diffalign.data.problems import shortcut_warnings
 from diffalign.data.table import MANIFEST, Table, is_table, keep_caches, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
+from diffalign.data.transforms.strength import typical_gaps
 from diffalign.data.units import check_points, check_range
 from diffalign.data.usage import ALONE
 from diffalign.data.view import View, with_users, without_content
@@ -262,8 +263,9 @@ def _with_new_facts(kept: Table, config: TrainConfig, changes: Sequence[str]) ->
 def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int | None) -> Transform:
     """Return a transform with its constants, those that come from the data where they are not given.
 
-    The score range of `soft_label` stands in the manifest; the threshold of `lowest` is that of what the transforms `before` leave, and
-    `list_of` takes as many candidates as most of these have, and of two numbers that are equally common the larger.
+    The score range of `soft_label` stands in the manifest; the threshold of `lowest` and the units of `by_strength` are those of what the
+    transforms `before` leave, and `list_of` takes as many candidates as most of these have, and of two numbers that are equally common
+    the larger.
     """
     name, constants = single("transform", spec)
     defaults: dict[str, Any] = {}
@@ -280,6 +282,8 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
     if name == "list_of" and "candidates" not in constants:
         counts = Counter(len(record.candidates) for record in records)
         defaults = {"candidates": max(counts, key=lambda count: (counts[count], count), default=2)}
+    if name == "by_strength" and "units" not in constants:
+        defaults = {"units": typical_gaps(records, constants.get("scores", ()))}
     if name == "lowest" and "most" not in constants:
         defaults = {"most": threshold(records, constants["score"], constants.get("share", SHARE))}
     return bind("transform", TRANSFORMS, spec, **defaults)
