@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
+from tests.app.forks import forking
 from tests.app.server import main
 from tests.processes import PRELOADED, SERVER, start
 
@@ -19,14 +21,17 @@ class Server:
 
     def start(self) -> None:
         ours, theirs = SERVER.Pipe(duplex=False)
+        self.ends = ExitStack()
+        forks = self.ends.enter_context(forking(self.folder.with_suffix(".forks.log")))
         with ours, theirs:
-            self.process = start(self.folder.with_suffix(".log"), main, str(self.folder), self.port, theirs)
+            self.process = start(self.folder.with_suffix(".log"), main, str(self.folder), self.port, theirs, forks)
             theirs.close()  # so that a process that ends without a word ends the waiting
             self.port = ours.recv()
 
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
+        self.ends.close()
 
     @property
     def address(self) -> str:

@@ -22,10 +22,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from diffalign.app import background, download, jobs, workshop
 from diffalign.app.build import BYTES, at_work, build
 from diffalign.app.limits import RequestLimits
 from diffalign.app.options import AppConfig
 from diffalign.app.voters import Accounts
+from tests.app.forks import Forks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,11 @@ class Timed:
         await self.server(scope, receive, answer)
 
 
-def main(folder: str, port: int, ready: Connection) -> None:
-    """Serve until killed; `ready` is sent the port."""
+def main(folder: str, port: int, ready: Connection, forks: Connection) -> None:
+    """Serve until killed; `ready` is sent the port, and commands are forked by the process at the other end of `forks`."""
+    stand_in = Forks(forks)
+    for module in (background, download, jobs, workshop):
+        module.subprocess = stand_in
     users = Path(folder) / "users.json"
     personal, recipe = Path(folder) / "personal", Path(folder) / "recipe.yaml"
     config = AppConfig(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffalign.app import download
 from diffalign.app.arena import SCALES, Arena
 from diffalign.app.background import Background
 from diffalign.app.commands import typed
@@ -22,6 +23,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.runs import model_name
 from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
+from tests.app.forks import Forks, forking
 from tests.infer.runs import write_run
 from tests.micro_models import picture, stock, write_micro
 
@@ -71,8 +73,10 @@ def test_only_owners_draw_strengths_and_download_and_of_what_there_is(gallery):
         gallery.draw_strengths("ada", "named", " \n")
 
 
-def test_a_download_is_a_zip_whose_lora_a_stock_pipeline_loads(gallery, base, tmp_path):
-    file = gallery.download("ada", "named")
+def test_a_download_is_a_zip_whose_lora_a_stock_pipeline_loads(gallery, base, tmp_path, monkeypatch):
+    with forking(tmp_path / "forks.log") as forks:
+        monkeypatch.setattr(download, "subprocess", Forks(forks))
+        file = gallery.download("ada", "named")
     with zipfile.ZipFile(file) as archive:
         assert {"pytorch_lora_weights.safetensors", "README.md"} <= set(archive.namelist())
         assert any(name.endswith("_comfyui.safetensors") for name in archive.namelist())

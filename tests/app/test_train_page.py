@@ -9,6 +9,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from diffalign.app import workshop as workshop_module
 from diffalign.app.jobs import Queue
 from diffalign.app.options import AppConfig
 from diffalign.app.pages.train import _pictures, _shown, _status
@@ -21,6 +22,7 @@ from diffalign.data.pictures import encode_image
 from diffalign.data.store import VoteStore
 from diffalign.data.table import read_table
 from diffalign.methods import METHODS as KNOWN
+from tests.app.forks import Forks, forking
 
 
 @pytest.fixture
@@ -96,13 +98,15 @@ def test_each_method_starts_from_its_recipe_and_strength_moves_every_beta_away_f
     assert large.preset("inpo").beta == 2000.0  # InPO's own, not that of the recipe for Diffusion-DPO
 
 
-def test_the_memory_is_that_of_a_dry_run_and_shown_to_owners_alone(workshop):
+def test_the_memory_is_that_of_a_dry_run_and_shown_to_owners_alone(workshop, tmp_path, monkeypatch):
     with pytest.raises(AccessError):
         workshop.memory("bob", "mapo")
-    about = workshop.memory("ada", "mapo")
-    assert "method" in about
-    assert "fit" in about.splitlines()[-1]
-    assert workshop.memory("ada", "mapo") is about  # computed once
+    with forking(tmp_path / "forks.log") as forks:
+        monkeypatch.setattr(workshop_module, "subprocess", Forks(forks))
+        about = workshop.memory("ada", "mapo")
+        assert "method" in about
+        assert "fit" in about.splitlines()[-1]
+        assert workshop.memory("ada", "mapo") is about  # computed once
 
 
 def test_validation_pictures_stand_by_prompt_and_step_and_nothing_is_sent_twice(workshop):
