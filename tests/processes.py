@@ -45,7 +45,8 @@ def command_line(words: Sequence[str]) -> None:
 def launch(folder: Path, jobs: Iterable[Mapping[str, Any] | Sequence[str]]) -> None:
     """Do all jobs in two processes of one launch: the settings of a run, or a command line. Their logs are left in `folder`.
 
-    Rounds come last, for the processes part after them.
+    With "spread" among its settings, a run is as under `accelerate launch --use_fsdp --fsdp_version 2`. Rounds come last, for the
+    processes part after them.
     """
     logs = [folder / f"process-{rank}.log" for rank in range(2)]
     _finish([start(log, _launched, rank, folder, list(jobs)) for rank, log in enumerate(logs)], logs)
@@ -95,7 +96,8 @@ def _launched(rank: int, folder: Path, jobs: Sequence[Mapping[str, Any] | Sequen
 
     for job in jobs:
         if isinstance(job, Mapping):
-            config = TrainConfig(**job)
+            config = TrainConfig(**{key: value for key, value in job.items() if key != "spread"})
+            os.environ |= {"ACCELERATE_USE_FSDP": str("spread" in job).lower(), "FSDP_VERSION": "2"}
             (rounds.train if config.generate else align.run)(config)
         else:
             assert main(list(job)) == 0, job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -20,6 +20,35 @@ def process_state() -> PartialState:
 
     # Accelerator passes the flag on by itself; a bare PartialState on a machine without a GPU would run every process alone.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+
+
+def is_wanted(variable: str) -> bool:
+    """Return whether accelerate's launcher says yes in a variable of the environment."""
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+def spreads_weights() -> bool:
+    """Return whether the launch asks for the model's weights to be spread over its processes: `accelerate launch --use_fsdp`."""
+    return is_wanted("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first_alone(action: Callable[[], T]) -> T:
+    """Call `action` in the first process, and return in all what it gave there; all must call.
+
+    Raises OSError in all processes where `action` did, as for a full disk, so that none waits for the first.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if process_state().is_main_process:
+        try:
+            outcome[0] = action()
+        except (OSError, RuntimeError) as error:  # torch and safetensors have errors of their own for a full disk
+            outcome[1] = str(error)
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise OSError(failure)
+    return result
 
 
 def shares(missing: Callable[[], Sequence[T]]) -> Iterator[Sequence[T]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,9 +62,10 @@ def check_numbers(source: str, name: str, value: Tensor) -> None:
     """Raise CheckpointError for a tensor of `source` that is not of finite floating-point numbers of a weight's size."""
     if value.dtype not in NUMBERS:
         raise CheckpointError(f"{source}: `{name}` is of {value.dtype}; expected floating-point numbers of 16, 32 or 64 bits")
-    if not value.numel():
+    own: Any = getattr(value, "to_local", lambda: value)()  # of a tensor that is spread over processes, this one's share
+    if not own.numel():
         return
-    low, high = (float(end) for end in value.aminmax())
+    low, high = (float(end) for end in own.aminmax())
     if not (low >= -LARGEST and high <= LARGEST):  # also where they are no numbers
         odd = high if low >= -LARGEST else low
         raise CheckpointError(f"{source}: `{name}` holds {odd:g}; expected finite weights, none beyond {LARGEST:g}")

@@ -24,6 +24,7 @@ from diffalign.methods.conditioning import check_controlnet, check_controls
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.edits import check_edit
+from diffalign.methods.launching import check_launch
 from diffalign.methods.lora_keys import check_lora_keys
 from diffalign.methods.online import check_flow_rollout, check_online, check_online_texts
 from diffalign.methods.packages import check_switches, missing_packages
@@ -66,6 +67,7 @@ def check(config: TrainConfig, *, installed: bool = True) -> Recipe:
     if int(os.environ.get("RANK", "0")) == 0:
         check_output(config)
     recipe = recipe_of(config, kind)
+    check_launch(config, recipe)
     if kind == "text":
         check_text(config, recipe)
     elif layout is not None:

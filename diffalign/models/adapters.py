@@ -220,10 +220,10 @@ def load_result(model: Any, folder: Path, *, full: bool, component: str, untrain
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters by name, and what a user encoder has measured: what a checkpoint holds."""
-    return {name: value.detach().cpu().contiguous() for name, value in _kept(model).items()}
+    return {name: value.detach().cpu().contiguous() for name, value in kept(model).items()}
 
 
-def _kept(model: nn.Module) -> dict[str, Tensor]:
+def kept(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters and the buffers of the user encoder, which is fitted before the training, by name."""
     measured = {name: buffer for name, buffer in model.named_buffers() if name.startswith("user_encoder.")}
     return {name: p for name, p in model.named_parameters() if p.requires_grad} | measured
@@ -231,7 +231,7 @@ def _kept(model: nn.Module) -> dict[str, Tensor]:
 
 def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     """Copy `tensors` of `file` to where `trained_state` takes them from. Raises CheckpointError if names, shapes or numbers are odd."""
-    parameters = _kept(model)
+    parameters = kept(model)
     tensor_files.check(file, tensors, parameters, "what is trained here (see rank, lora_layers and train_method)")
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.types import Compared, Likelihood, Reference
+from diffalign.models.sharded import local
 
 
 @contextlib.contextmanager
@@ -33,18 +35,32 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exchanged(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
-    """Let parameters and other tensors change places for the block, also on an error; nothing is copied."""
+    """Let parameters and other tensors change places for the block, also on an error.
+
+    Nothing is copied, but for parameters that are spread over processes (`models.sharded`): of these the content changes places, one
+    share at a time, for what gathers them does not look where a parameter's data lie.
+    """
     pairs = list(zip(parameters, others, strict=True))
 
     def exchange() -> None:
         for parameter, other in pairs:
-            parameter.data, other.data = other.data, parameter.data
+            if isinstance(parameter, DTensor):
+                _swap(local(parameter), local(other))
+            else:
+                parameter.data, other.data = other.data, parameter.data
 
     exchange()
     try:
         yield
     finally:
         exchange()
+
+
+@torch.no_grad()
+def _swap(one: Tensor, other: Tensor) -> None:
+    before = one.clone()
+    one.copy_(other)
+    other.copy_(before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,8 +19,10 @@ from diffalign.core import tensor_files
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError
 from diffalign.core.files import atomic_folder, write
+from diffalign.core.processes import first_alone
+from diffalign.train import shares
 
-WEIGHTS, STATE, FACTS = "trained.safetensors", "state.pt", "facts.json"
+WEIGHTS, STATE, FACTS, SHARES = "trained.safetensors", "state.pt", "facts.json", "shares"
 
 
 def save(
@@ -36,14 +38,47 @@ def save(
     folder = output_dir / f"checkpoint-{step}"
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS)
-        torch.save(state, temporary / STATE)
-        (temporary / FACTS).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n")
+        _describe(temporary, step, state, facts)
         if more is not None:
             more(temporary)
-    for old in _all(output_dir)[:-limit] if limit else []:
-        if old != folder:
-            shutil.rmtree(old)
+    _remove_oldest(output_dir, folder, limit)
     return folder
+
+
+def save_shares(
+    output_dir: Path,
+    step: int,
+    weights: dict[str, Tensor],
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    limit: int | None,
+    more: Callable[[Path], None],
+) -> Path:
+    """Do what `save` does for a run whose weights are spread: every process calls, and writes its share of the tensors.
+
+    Raises OSError in all processes where one of them could not write; nothing is left then.
+    """
+    folder = output_dir / f"checkpoint-{step}"
+    tensors, rest = shares.parted(weights, state)
+    with contextlib.ExitStack() as stack:
+        temporary = first_alone(lambda: stack.enter_context(atomic_folder(folder)))
+        shares.write(temporary / SHARES, tensors)
+        first_alone(lambda: _describe(temporary, step, rest, {**facts, SHARES: shares.sizes(temporary / SHARES)}))
+        more(temporary)
+        first_alone(lambda: stack.pop_all().close())  # the folder takes its name
+    first_alone(lambda: _remove_oldest(output_dir, folder, limit))
+    return folder
+
+
+def _describe(folder: Path, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    torch.save(dict(state), folder / STATE)
+    (folder / FACTS).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n")
+
+
+def _remove_oldest(output_dir: Path, newest: Path, limit: int | None) -> None:
+    for old in _all(output_dir)[:-limit] if limit else []:
+        if old != newest:
+            shutil.rmtree(old)
 
 
 def find(output_dir: Path, wanted: str) -> Path | None:
@@ -80,10 +115,16 @@ def facts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}; go on from an earlier checkpoint") from error
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (weights, state) of a checkpoint, on the CPU."""
+def load(folder: Path, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (weights, state) of a checkpoint, on the CPU; where `parameters`, which they are for, are spread, as these are.
+
+    It does not matter how many processes have written it, nor whether each held the whole model.
+    """
     try:
-        return tensor_files.read(folder / WEIGHTS)[0], torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if (folder / SHARES).is_dir():
+            return shares.joined(shares.read(folder / SHARES, facts(folder)[SHARES], parameters), state)
+        return shares.spread_state(tensor_files.read(folder / WEIGHTS)[0], state, parameters)
     except (CheckpointError, UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{folder}: damaged ({error}); go on from an earlier checkpoint") from error
 
@@ -100,7 +141,8 @@ def _all(output_dir: Path) -> list[Path]:
 
 
 def _missing(folder: Path) -> list[str]:
-    return [name for name in (WEIGHTS, STATE, FACTS) if not (folder / name).is_file()]
+    missing = [name for name in (WEIGHTS, STATE, FACTS) if not (folder / name).is_file()]
+    return [name for name in missing if name != WEIGHTS or not (folder / SHARES).is_dir()]
 
 
 def keep_log(path: Path, step: int) -> None:

@@ -8,6 +8,7 @@ import logging
 import shutil
 import signal
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from diffalign.core.processes import first_alone
 from diffalign.core.progress import progress
 from diffalign.core.runs import CONFIG
 from diffalign.core.types import Batch
@@ -35,11 +37,13 @@ from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Driver, Recipe, recipe_of
 from diffalign.models import adapters
 from diffalign.models.reference import eval_mode, exchanged
+from diffalign.models.sharded import gathered, is_sharded
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
 from diffalign.train import checkpoint, requests
 from diffalign.train.anchor import Anchor
-from diffalign.train.launch import make_accelerator
+from diffalign.train.announce import announce
+from diffalign.train.launch import make_accelerator, prepared
 from diffalign.train.online import loop as online
 from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
@@ -51,7 +55,6 @@ from diffalign.train.stopping import StoppedError, StopRequest
 
 logger = logging.getLogger(__name__)
 LOG = "train_log.jsonl"
-LEAST_RATE = 1e-7  # below it a warning: the recipes are at 1e-6 or above
 
 
 def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool = True) -> Trainer:
@@ -91,7 +94,8 @@ class Trainer:
         self.network = parts.backbone.network
         self.network.train()
         self.parameters = adapters.trainable(self.network)
-        self.policy, self.optimizer = accelerator.prepare(self.network, make_optimizer(config, parts.groups or self.parameters))
+        self.policy, self.optimizer = prepared(accelerator, self.network, make_optimizer(config, parts.groups or self.parameters))
+        self.spread = is_sharded(self.network)  # over processes, which then do together what the first does else
         self.schedule = make_schedule(config, self.optimizer)
         self.ema = make_average(config, self.parameters, drives=parts.recipe.driver == "ema")
         division = config.train_batch_size, config.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
@@ -238,7 +242,7 @@ class Trainer:
             for request in (requests.SAVE, requests.SAMPLE):
                 requests.taken(self.output_dir, request)  # one that an earlier process did not get to
             save_yaml(config, self.output_dir / CONFIG)
-            self._announce()
+            announce(config, self.parts, self.parameters, self.sampler)
         self.accelerator.wait_for_everyone()
         if self.parts.turns is not None:
             self.parts.turns.begin(self.step)
@@ -246,22 +250,6 @@ class Trainer:
             plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
             self.accelerator.init_trackers(f"diffalign-{config.method}", config=plain)
         self._park()
-
-    def _announce(self) -> None:
-        """Log the scale of beta, the effective batch, and how much is trained."""
-        recipe, paper = self.parts.recipe, self.parts.recipe.method.paper_batch
-        logger.info("%d records, %d trainable parameters", len(self.parts.pairs), sum(p.numel() for p in self.parameters))
-        division = f"{self.config.train_batch_size} x {self.config.gradient_accumulation_steps} accumulated x {self.sampler.processes}"
-        division += " process" if self.sampler.processes == 1 else " processes"
-        logger.info("effective batch %d records: %s%s", self.sampler.effective, division, f" (paper: {paper})" if paper else "")
-        if self.config.learning_rate < LEAST_RATE:
-            logger.warning(
-                "learning_rate %g: nothing visible is learned at it; 1e-8 in the Diffusion-DPO release is for each of 2048 pairs, together "
-                "2.048e-5, and adapters take 1e-5 to 1e-3",
-                self.config.learning_rate,
-            )
-        if recipe.beta is not None and recipe.compares:
-            logger.info("%s", self.parts.backbone.beta_in_words(recipe.beta))
 
     def _progress(self) -> Any:
         """Return the bar of the steps; only the first process shows one."""
@@ -293,7 +281,7 @@ class Trainer:
     def _save_checkpoint(self) -> bool:
         """Write a checkpoint and return whether it is there; where the disk is full, training goes on without it."""
         saved = True
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or self.spread:
             scaler = self.accelerator.scaler
             state = {
                 "optimizer": self.optimizer.state_dict(),
@@ -306,8 +294,9 @@ class Trainer:
             }
             limit = self.config.checkpoints_total_limit
             try:
-                weights = adapters.trained_state(self.network)
-                checkpoint.save(self.output_dir, self.step, weights, state, self._identity(), limit, self._result_of_checkpoint)
+                weights = adapters.kept(self.network) if self.spread else adapters.trained_state(self.network)
+                save = checkpoint.save_shares if self.spread else checkpoint.save
+                save(self.output_dir, self.step, weights, state, self._identity(), limit, self._result_of_checkpoint)
             except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
                 saved = False
                 logger.warning("step %d: the checkpoint could not be written, training goes on without it (%s)", self.step, error)
@@ -317,16 +306,17 @@ class Trainer:
     def _result_of_checkpoint(self, temporary: Path) -> None:
         """Write the adapter also as a run's result, which can be drawn with; of all weights it would be a second copy."""
         if self.parts.recipe.tuning in ("lora", "dora"):
-            with self._averaged(self.config.use_ema):
-                folder = self.output_dir / f"checkpoint-{self.step}"
-                save_run(self.parts, self.config, temporary, folder, {"steps": self.step, **self._identity()})
+            folder, facts = self.output_dir / f"checkpoint-{self.step}", {"steps": self.step, **self._identity()}
+            with self._averaged(self.config.use_ema), gathered(self.network, here=self.accelerator.is_main_process):
+                write = partial(save_run, self.parts, self.config, temporary, folder, facts)
+                first_alone(write) if self.spread else write()
 
     def _load_checkpoint(self, folder: Path) -> None:
         """Take over weights and state of a checkpoint. Raises CheckpointError for one of another run."""
         facts = checkpoint.facts(folder)
         check_same(folder, facts, self._identity(), self.config, self.sampler.processes)
         changed = list(changes(self.output_dir / CONFIG, self.config))
-        weights, state = checkpoint.load(folder)
+        weights, state = checkpoint.load(folder, adapters.kept(self.network))
         adapters.load_trained_state(self.network, weights, folder / checkpoint.WEIGHTS)
         restore_optimizer(self.optimizer, self.schedule, state)
         if self.ema is not None and state["ema"]:
@@ -344,9 +334,10 @@ class Trainer:
 
     def _validate(self) -> None:
         """Answer the validation prompts with seeds 0, 1, ... into validation/step-N."""
-        if self.config.validation_prompts and self.accelerator.is_main_process:
-            file = self.output_dir / "validation" / f"step-{self.step:06d}"
-            with self._as_result():
+        main = self.accelerator.is_main_process
+        if self.config.validation_prompts and (main or self.spread):
+            with self._as_result(), tempfile.TemporaryDirectory() as nowhere:
+                file = (self.output_dir if main else Path(nowhere)) / "validation" / f"step-{self.step:06d}"
                 KINDS[self.parts.kind].preview(self.parts, self.config, f"validation at step {self.step}", file)
 
     def _evaluated(self, scalars: dict[str, float]) -> dict[str, float]:
@@ -385,13 +376,14 @@ class Trainer:
         """Write the trained weights (the moving average, if there is one) and the facts of the run."""
         if self.ema is not None and self.config.use_ema:
             self.ema.copy_to(self.parameters)
-        if self.accelerator.is_main_process:
-            median = round(statistics.median(self.seconds), 4) if self.seconds else None
-            facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
-            facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
-            facts |= self.watch.facts() | self._identity()
-            facts |= {} if self.parts.turns is None else self.parts.turns.finish(self.step)
-            save_result(self.parts, self.config, facts)
+        with gathered(self.network, here=self.accelerator.is_main_process):
+            if self.accelerator.is_main_process:
+                median = round(statistics.median(self.seconds), 4) if self.seconds else None
+                facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
+                facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
+                facts |= self.watch.facts() | self._identity()
+                facts |= {} if self.parts.turns is None else self.parts.turns.finish(self.step)
+                save_result(self.parts, self.config, facts)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffalign.data.table import read_table
 from diffalign.methods.config import TrainConfig
@@ -27,6 +30,11 @@ ONLINE |= {"images_per_prompt": 3, "prompts_per_turn": 4, "updates_per_turn": 1,
 TREES = ONLINE | {"method": "diffusion_dpo", "beta": None, "objective": {"clipped_ratio": {"low": 0.5}}, "reference": "none"}
 TREES |= {"rollout": {"branch": {"splits": [0, 1]}}, "num_inference_steps": 3, "images_per_prompt": 4, "prompts_per_turn": 4}
 TREES |= {"transforms": [{"list_of": {"score": "advantage"}}], "learning_rate": 0.1}
+# Weights spread over the processes, a reference by the adapter's switch, and one of its own.
+SPREAD = {
+    "dora": {"train_method": "dora", "use_ema": True, "ema_decay": 0.5, "validation_prompts": ["a red star"]},
+    "full": {"train_method": "full", "learning_rate": 0.1, "gradient_checkpointing": True},
+}
 ROUNDS = CASES["diffusion_dpo"] | {"rounds": 2, "generate": DRAWN}  # the first trains on the pairs
 
 
@@ -43,7 +51,14 @@ def options(micro_sd, tmp_path_factory):
 def two(options, tmp_path_factory):
     """The folder with every run in two processes, each of which takes two pairs at a time."""
     folder = tmp_path_factory.mktemp("two")
-    cases = CASES | {"in turn": IN_TURN, "online": ONLINE, "trees": TREES, "rounds": ROUNDS}
+    cases = CASES | {"in turn": IN_TURN, "online": ONLINE, "trees": TREES}
+    cases |= {f"spread {name}": case | {"spread": True} for name, case in SPREAD.items()}
+    for name, case in SPREAD.items():
+        alone = folder / f"alone {name}"
+        run(TrainConfig(**(options | case | {"train_batch_size": 4, "output_dir": str(alone)})))
+        shutil.copytree(alone / "checkpoint-2", folder / f"resumed {name}" / "checkpoint-2")
+        cases[f"resumed {name}"] = case | {"spread": True, "resume_from_checkpoint": "latest"}
+    cases["rounds"] = ROUNDS
     launch(folder, [options | case | {"train_batch_size": 2, "output_dir": str(folder / name)} for name, case in cases.items()])
     return folder
 
@@ -55,6 +70,27 @@ def farthest(options, one, two, case):
     assert ours.keys() == theirs.keys()
     assert max(value.abs().max().item() for name, value in ours.items() if "lora_B" in name or "proj.3.weight" in name) > 1e-3
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def apart(one, two):
+    """Return how far the weights of two runs, of an adapter or of the whole network, are from each other."""
+    ours, theirs = (weights(folder) or load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (one, two))
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_weights_spread_over_two_processes_are_those_of_one_and_each_goes_on_from_the_others_checkpoint(options, two, tmp_path, name):
+    alone, spread = two / f"alone {name}", two / f"spread {name}"
+    assert apart(alone, spread) <= 1e-6
+    assert apart(alone, two / f"resumed {name}") <= 1e-6
+    assert len(list((spread / "checkpoint-2" / "shares").iterdir())) == 2
+    shutil.copytree(spread / "checkpoint-2", tmp_path / "checkpoint-2")
+    whole = options | SPREAD[name] | {"train_batch_size": 4, "output_dir": str(tmp_path)}
+    run(TrainConfig(**(whole | {"resume_from_checkpoint": "latest"})))
+    assert apart(alone, tmp_path) <= 1e-6
+    start = Path(options["pretrained_model_name_or_path"]) if name == "full" else spread / "checkpoint-2"
+    assert apart(alone, start) > 1e-3
 
 
 @pytest.mark.parametrize("name", CASES)

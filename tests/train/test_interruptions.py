@@ -25,7 +25,6 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
 from diffalign.train import checkpoint, requests
 from diffalign.train.align import train
-from diffalign.train.launch import ENGINES, refuse_engines
 from diffalign.train.run_identity import changes
 from diffalign.train.stopping import StoppedError, StopRequest
 from diffalign.train.trainer import Trainer, trainer_for
@@ -181,13 +180,6 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_one_trains(config
     folder = train(config)
     assert len(refused) == 1
     assert len(rows(folder)) == 4
-
-
-@pytest.mark.parametrize(("variable", "engine"), ENGINES.items())
-def test_a_launch_that_shards_the_model_is_refused_by_name(config, monkeypatch, variable, engine):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match=f"launcher asks for {engine}"):
-        refuse_engines(config)
 
 
 def test_the_launchers_own_accumulation_divides_nothing(config, tmp_path, monkeypatch, caplog):

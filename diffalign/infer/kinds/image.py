@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from torch import nn
 
 from diffalign.core.errors import CheckpointError
+from diffalign.core.processes import spreads_weights
 from diffalign.core.runs import Run
 from diffalign.infer.preview import sheet
 from diffalign.infer.users.personal import Personal
 from diffalign.methods.builders import dry_run, meta_model
 from diffalign.methods.builders.image import parts as build  # noqa: F401  # one of the five names
+from diffalign.methods.builders.memory_by_rank import memory_by_rank
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
@@ -105,12 +108,19 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
     outline, view = meta_model.outline(config, recipe, torch.device("cuda")), dry_run.opened(config, recipe)
     rows = [*dry_run.model_rows(config, recipe, outline), *dry_run.step_rows(config, recipe, outline.model, view)]
     inputs = dry_run.has_inputs(outline, view)
-    memory = dry_run.memory(config, recipe, outline, candidates if view is None else len(view.entries[0].order), inputs=inputs)
+    candidates = candidates if view is None else len(view.entries[0].order)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if spreads_weights():
+        memory = memory_by_rank(config, recipe, outline, processes, candidates, inputs=inputs)
+    else:
+        memory = dry_run.memory(config, recipe, outline, candidates, inputs=inputs)
     before = []
     if config.cache == "disk" and not config.prompts:
         size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
         encoders, works = (dry_run.readable(size) for size in dry_run.filling(config, recipe, outline))
         filled = f"filled by {dry_run.encoder_names(outline)}: {encoders}, and {works} that the VAE works in, beside the weights"
         before = [f"Before training, the cache is {filled}.{size}"]
-    here = dry_run.room(config, recipe, outline, sum(size for _, size in memory))
+    here = [f"That is on the device of each of the {processes} processes, over which the weights are spread (FSDP2)."]
+    if not spreads_weights():
+        here = dry_run.room(config, recipe, outline, sum(size for _, size in memory))
     return "\n".join([*dry_run.aligned(rows), "", *dry_run.table(memory), "", dry_run.NOTE, *before, *here])

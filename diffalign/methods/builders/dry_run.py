@@ -111,18 +111,30 @@ def memory(config: TrainConfig, recipe: Recipe, outline: Outline, candidates: in
 
     With `inputs` the tokens of input pictures are among those of the pictures.
     """
-    denoiser, alone = outline.model.denoiser, config.sequential_candidates or recipe.trajectory.name == "self_rollout"
-    images = config.train_batch_size * (1 if alone else candidates)
+    return [*held(config, recipe, outline), *worked_in(config, recipe, outline, candidates, inputs=inputs)]
+
+
+def held(config: TrainConfig, recipe: Recipe, outline: Outline) -> list[tuple[str, float]]:
+    """Return (what, bytes) of the networks that are trained and compared with, and what the optimiser keeps."""
+    denoiser = outline.model.denoiser
     rows = weights(config, recipe, denoiser)
     if recipe.tuning == "full" and recipe.compares:
         rows.insert(2, ("the reference, a second network", _second(config, denoiser)))
+    return rows
+
+
+def worked_in(
+    config: TrainConfig, recipe: Recipe, outline: Outline, candidates: int, *, inputs: bool = False, spread: bool = False
+) -> list[tuple[str, float]]:
+    """Return (what, bytes) of encoders that stay, and of activations, of a network that is `spread` over processes or is not."""
+    alone = config.sequential_candidates or recipe.trajectory.name == "self_rollout"
+    images, rows = config.train_batch_size * (1 if alone else candidates), list[tuple[str, float]]()
     if config.cache == "off":
         rows.append((encoder_names(outline), encoder_bytes(outline)))
     elif outline.model.encodes_conditioning:
         rows.append(("VAE, for conditioning images", _bytes(outline.parts["vae"].parameters())))
     what = f"activations of {images} images{' with their input pictures' if inputs else ''}"
-    rows.append((what, activations(config, outline, images, inputs=inputs)))
-    return rows
+    return [*rows, (what, activations(config, outline, images, inputs=inputs, spread=spread))]
 
 
 def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:

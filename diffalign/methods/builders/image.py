@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from diffalign.core.parts import Pairs
+from diffalign.core.processes import spreads_weights
 from diffalign.core.types import Likelihood, Reference
 from diffalign.data.batch import CachedPairs, Encoders, LivePairs
 from diffalign.data.inputs import InputEncoders
@@ -35,6 +36,7 @@ from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.neighbours import NeighbourLikelihood
 from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Several, Start
+from diffalign.models.sharded import is_sharded, shard
 from diffalign.models.trajectory_cache import Precomputed, network_facts
 from diffalign.models.users import branch
 from diffalign.models.users.attach import encoder_of
@@ -75,6 +77,7 @@ def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backb
         denoiser=None if config.denoiser is None else Path(config.denoiser),
         base_loras=lora.base_loras(config),
         check=False,
+        spread=spreads_weights(),
     )
 
 
@@ -155,12 +158,12 @@ def _reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: tor
     if moves and not recipe.drifts:
         return Start.of(model.denoiser)
     frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
-    frozen.load_state_dict(model.denoiser.state_dict())  # with what is fused into it, or was trained before
-    frozen.to(device)
     # Autocast would make these half at every call; norms stay float32, as in the policy. So the two agree to the bit at step 0.
     for layer in frozen.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(DTYPES[config.mixed_precision])
+    frozen = shard(frozen) if is_sharded(model.denoiser) else frozen.to(device)
+    frozen.load_state_dict(model.denoiser.state_dict())  # with what is fused into it, or was trained before
     speed.apply(config, frozen)
     return Several(Start.of(model.denoiser), start=Frozen(frozen)) if moves else Frozen(frozen)
 
@@ -218,6 +221,8 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     evidence = None if users is None else user_build.evidence(recipe, model, view, users, cache_root(config, view))
     equip(config, recipe, model, evidence=evidence if fit or evidence is None else evidence.sizes)
     start_hash = start(config, recipe, model)
+    if spreads_weights():
+        shard(model.denoiser)  # before anything holds a parameter
     likelihood = likelihood_of(config, recipe, model)
     compared = reference(config, recipe, model, device)
     _count_cut_prompts(model, view)

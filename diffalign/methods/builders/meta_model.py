@@ -268,8 +268,11 @@ def condition_of(drawn: Outline, images: int, size: tuple[int, int], *, inputs: 
         return {**model.encode_edit(prompts, pictures), REFERENCE: torch.zeros(images, *latent)}
 
 
-def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool = True, inputs: bool = False) -> int:
-    """Return the bytes that a forward pass of the policy on `images` keeps for its backward pass, with `inputs` on input pictures, too."""
+def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool = True, inputs: bool = False, spread: bool = False) -> int:
+    """Return the bytes that a forward pass of the policy on `images` keeps for its backward pass, with `inputs` on input pictures, too.
+
+    A network that is `spread` over processes keeps half-precision copies of its weights no longer than a checkpointed block.
+    """
     model, denoiser = drawn.model, drawn.model.denoiser
     kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
     if config.gradient_checkpointing:
@@ -277,7 +280,7 @@ def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool
             network.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]
         for encoder in text_encoders(denoiser).values():
             encoder._set_gradient_checkpointing(gradient_checkpointing_func=kept.block)
-        kept.largest = _copies(model)
+        kept.largest = 0 if spread else _copies(model)
     denoiser.train()
     side = config.resolution or model.resolution
     prompts = condition_of(drawn, images, (side, side), inputs=inputs)

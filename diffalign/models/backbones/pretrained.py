@@ -26,6 +26,7 @@ from diffalign.models.controlled import Controlled
 from diffalign.models.diffusion.path import FlowPath, Path, VPPath
 from diffalign.models.diffusion.shift import DynamicShift, EmpiricalShift, RootShift
 from diffalign.models.prompted import text_encoders
+from diffalign.models.sharded import is_sharded
 from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
 
@@ -335,8 +336,13 @@ class Pretrained(ABC):
         return FlowPath.from_config(self._pipe.scheduler.config, side, side, patch, self._shift.from_config, **self.settings.flow)
 
     def _autocast(self) -> torch.autocast:
-        """Return the block that the denoiser runs in, whichever network it is."""
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        """Return the block that the denoiser runs in, whichever network it is.
+
+        Half-precision copies of weights are kept until its end, but not of a network that is spread over processes, which would be whole
+        in each of them again.
+        """
+        kept = not is_sharded(self.denoiser)
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32, cache_enabled=kept)
 
     @staticmethod
     def _lengths(mask: Tensor) -> list[int]:

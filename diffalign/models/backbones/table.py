@@ -221,10 +221,12 @@ def load_backbone(
     denoiser: Path | None = None,
     base_loras: Sequence[BaseLora] = (),
     check: bool = True,
+    spread: bool = False,
 ) -> Pretrained:
     """Return a model on `device` that computes in `precision`; without `check`, from a folder that has been checked already.
 
     The denoiser lies in `precision` as well, unless all of it is to be trained (`full`): weights that an optimiser moves stay float32.
+    One that is to be `spread` over processes waits on the CPU for `models.sharded.shard`.
     """
     if check:
         check_folder(resolve(name), variant)
@@ -235,7 +237,17 @@ def load_backbone(
     pipe = _pipeline(name, revision=revision, variant=variant, dtype=dtypes, **options)
     if (text := warning(name, pipe, layout.family, layout.component)) is not None:
         logger.warning("%s", text)
-    return BACKBONES[layout.family](pipe.to(device), name, precision, settings)
+    return BACKBONES[layout.family](_placed(pipe, device, layout.component if spread else None), name, precision, settings)
+
+
+def _placed(pipe: Any, device: torch.device, left: str | None) -> Any:
+    """Return a pipeline moved to a device, but for the part that is `left` on the CPU."""
+    if left is None:
+        return pipe.to(device)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and name != left:
+            part.to(device)
+    return pipe
 
 
 def part_dtypes(layout: Layout, precision: torch.dtype, *, full: bool, own_vae: bool) -> dict[str, torch.dtype]:
