@@ -115,11 +115,12 @@ def facts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}; go on from an earlier checkpoint") from error
 
 
-def load(folder: Path, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(folder: Path, parameters: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (weights, state) of a checkpoint, on the CPU; where `parameters`, which they are for, are spread, as these are.
 
     It does not matter how many processes have written it, nor whether each held the whole model.
     """
+    parameters = parameters or {}
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         if (folder / SHARES).is_dir():

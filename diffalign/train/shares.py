@@ -102,8 +102,10 @@ def _like(name: str, stored: Any, parameters: Mapping[str, Tensor]) -> Tensor:
 
 
 def spread_state(weights: Tensors, state: dict[str, Any], parameters: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
-    """Return weights and state that every process has whole as a run whose weights are spread holds them."""
+    """Return weights and state that every process has whole as a run holds them whose `parameters` are spread."""
     values = list(parameters.values())
+    if not any(isinstance(value, DTensor) for value in values):
+        return weights, state
     weights = {name: spread_like(value, parameters.get(name, value)) for name, value in weights.items()}
     kept = {
         n: {key: spread_like(value, values[n]) if value.shape == values[n].shape else value for key, value in own.items()}

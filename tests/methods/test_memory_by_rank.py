@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from torch import nn
 
 from diffalign.methods.builders import dry_run
@@ -47,13 +46,9 @@ def test_what_is_gathered_at_once_is_the_rest_two_largest_blocks_and_the_gradien
     assert gathered(network) == 4 * (9 + 2 * (20 + 10) + 9)
 
 
-@pytest.mark.parametrize("options", [{"use_ema": True}, {"train_method": "full", "mixed_precision": "bf16"}])
-def test_each_process_holds_its_share_of_what_is_held_and_all_of_what_it_works_in(options):
-    own = config("assets/tiny-sd", **options)
+def test_each_process_holds_its_share_of_what_is_held_and_all_of_what_it_works_in(micro_sd):
+    own = config(str(micro_sd), train_method="full", mixed_precision="bf16", use_ema=True)
     recipe, drawn = recipe_of(own), outlined(own)
-    alone, rank = (dict(rows) for rows in (dry_run.memory(own, recipe, drawn), memory_by_rank(own, recipe, drawn, 8)))
-    activations = next(what for what in alone if what.startswith("activations"))
-    shares = alone.keys() - {activations}
-    assert {what: rank[what] for what in shares} == {what: alone[what] / 8 for what in shares}
-    assert rank[activations] == alone[activations]
-    assert rank.keys() - alone.keys() == {"gathered: two blocks, and one's gradients"}
+    held, rank = (dict(rows) for rows in (dry_run.held(own, recipe, drawn), memory_by_rank(own, recipe, drawn, 8)))
+    assert {what: rank.pop(what) for what in held} == {what: size / 8 for what, size in held.items()}
+    assert list(rank) == ["activations of 8 images", "gathered: two blocks, and one's gradients"]
