@@ -382,8 +382,7 @@ def parse_buckets(text: str | None) -> tuple[tuple[int, int], ...]:
 
 def _check_buckets(config: TrainConfig) -> None:
     """Check the aspect-ratio buckets by themselves, and against the method's data."""
-    buckets = parse_buckets(config.aspect_ratio_buckets)
-    if buckets and "prompt_only" in _names(config):
+    if parse_buckets(config.aspect_ratio_buckets) and "prompt_only" in _names(config):
         raise ConfigError(f"`aspect_ratio_buckets` are for images, and `{config.method}` learns from prompts alone; leave them out")
 
 

@@ -61,7 +61,7 @@ def _odd(config: TrainConfig, recipe: Recipe) -> Iterator[str]:
         yield f"`trajectory` is {trajectory}: it asks the network as often as its records need, in each process otherwise"
     if config.prompts or config.generate:
         yield f"`{'prompts' if config.prompts else 'generate'}` draws data from the model in training"
-    if config.aspect_ratio_buckets and len(config.aspect_ratio_buckets) > 1:
+    if ";" in (config.aspect_ratio_buckets or ""):
         yield "`aspect_ratio_buckets` make passes of one size each, of which each process has another number"
     if config.optimizer_name != "adamw":
         yield f"`optimizer` is {config.optimizer_name}, whose state is not kept in shares as AdamW's is"
