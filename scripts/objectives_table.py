@@ -13,6 +13,7 @@ from pathlib import Path
 from diffalign.methods import METHODS
 from diffalign.objectives import OBJECTIVES
 from diffalign.objectives.base import Source
+from diffalign.rewards.heads.table import NETWORKS
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "objectives.md"
 HEAD = """# Objectives
@@ -229,8 +230,8 @@ def provenance(source: Source) -> str:
 def method_row(name: str) -> str:
     """Return the line of a method."""
     method = METHODS[name]
-    module = sys.modules[f"diffalign.methods.{name}"]
-    about = (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+    described = sys.modules.get(f"diffalign.methods.{name}") or NETWORKS[name.removeprefix("reward_")]  # by the paper's file, or its head
+    about = (inspect.getdoc(described) or "").split("\n\n")[0].replace("\n", " ")
     return f"| `{name}` | {about} | [{method.paper}](https://arxiv.org/abs/{method.paper}) | {provenance(method.source)} |"
 
 

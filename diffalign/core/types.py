@@ -131,6 +131,7 @@ class Scores:
     steps: Steps | None = None  # only for objectives of stored sampler steps
     neighbour: Tensor | None = None  # (B, K) log-ratios under the prompt of the batch's next record, without gradient
     mismatched: bool = False  # of texts: the last candidate is an answer to another prompt (KTO)
+    losses: Tensor | None = None  # (B,), weighted, of a model whose loss is no function of its scores; the objective's where None
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
@@ -138,7 +139,7 @@ class Scores:
             raise ValueError(f"`policy` of scores is of shape (records, candidates); found {tuple(self.policy.shape)}")
         of_candidates = {"reference": self.reference, "lengths": self.lengths, "old": self.old, "neighbour": self.neighbour, **self.columns}
         _require_shape(of_candidates, self.policy.shape, "(records, candidates)")
-        _require_shape({name: getattr(self, name) for name in ("prob", "weight", "offset")}, self.policy.shape[:1], "(records,)")
+        _require_shape({name: getattr(self, name) for name in ("prob", "weight", "offset", "losses")}, self.policy.shape[:1], "(records,)")
         if self.tokens is not None and self.tokens.policy.shape[:2] != self.policy.shape:
             found, expected = tuple(self.tokens.policy.shape), tuple(self.policy.shape)
             raise ValueError(f"`tokens` are of shape {found}; expected (records, candidates, tokens) with {expected} first")

@@ -13,6 +13,7 @@ from diffalign.methods.mapo import MAPO
 from diffalign.methods.ppd import PPD
 from diffalign.methods.rank_dpo import RANK_DPO
 from diffalign.methods.reward_bt import REWARD_BT
+from diffalign.methods.reward_heads import REWARD_HEADS
 from diffalign.methods.reward_pal import REWARD_PAL
 from diffalign.methods.self_npo import SELF_NPO
 from diffalign.methods.smpo import SMPO
@@ -29,6 +30,7 @@ METHODS: dict[str, Method] = {
     "dpo": DPO,
     "reward_bt": REWARD_BT,
     "reward_pal": REWARD_PAL,
+    **REWARD_HEADS,
 }
 
 

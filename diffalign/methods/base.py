@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from diffalign.objectives.base import Source
+from diffalign.objectives.base import Facts, Source
 
 Spec = Mapping[str, Mapping[str, Any]]  # {name: {constant: value}}, one entry
 
@@ -33,3 +33,4 @@ class Method:
     inference: str = "plain"
     users: Spec | None = None  # the user encoder; None for a method without users
     paper_batch: int | None = None  # records an optimiser step in the published recipe
+    facts: Facts | None = None  # what its loss needs, where that is not what the objective needs

@@ -44,7 +44,7 @@ from diffalign.models.backbones.folders import (
 from diffalign.models.backbones.mistaken import refuse_vae
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, RENAMED, Facts, bind_objective
-from diffalign.rewards.heads.settings import check_embeds, settings_of
+from diffalign.rewards.heads.settings import BY_OBJECTIVE, check_embeds, settings_of
 from diffalign.rewards.names import check_scorer_names
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def _check_objective(config: TrainConfig) -> None:
         logger.info("objective `%s` is called `%s` now", former, name)
     if name == "mapo":
         require("objective.mapo.beta", constants.get("beta"), lambda v: v <= 100, "MaPO's own beta, about 0.1; this looks like one of DPO")
-    facts = OBJECTIVES[name].facts
+    facts = METHODS[config.method].facts or OBJECTIVES[name].facts
     drifts = facts.drift is not None and bound.constants[facts.drift] > 0
     if (facts.reference or drifts) and not compares(config):
         raise ConfigError(f"objective `{name}` compares with a reference, and `reference` is none; set it to policy_start")
@@ -312,11 +312,11 @@ def _check_reward(config: TrainConfig) -> None:
     facts = facts_of(config)
     if METHODS[config.method].inference != "reward":
         if odd := [name for name in changed(config) if facts[name].kinds == ("reward",)]:
-            raise ConfigError(f"`{odd[0]}` is of reward models; `method` is {config.method}, expected reward_bt or reward_pal")
+            raise ConfigError(f"`{odd[0]}` is of reward models; `method` is {config.method}, expected reward_bt or another reward method")
         return
     if odd := sorted(name for name in changed(config) if "reward" not in facts[name].kinds):
         raise ConfigError(f"`{odd[0]}` means nothing to a reward model, a head on frozen embeddings; leave it out")
-    settings_of(config.reward_head, config.method)
+    head, _ = settings_of(config.reward_head, config.method)
     if not 0.0 < config.held_out_share < 1.0:
         raise ConfigError(f"`held_out_share` is {config.held_out_share}; expected a share of the prompts, above 0 and below 1")
     if config.held_out_split_name is not None and config.held_out_dataset_name is None:
@@ -327,6 +327,10 @@ def _check_reward(config: TrainConfig) -> None:
             "objective of a reward model is {simpo: {beta: BETA, gamma: 0}}: with a margin, or shaped by `alpha`, differences of rewards "
             f"would be no logits of preference; found {{{objective}: {dict(constants)}}}"
         )
+    if head not in BY_OBJECTIVE and constants.get("beta") != 1.0:
+        raise ConfigError(f"reward_head `{head}` brings its own loss, and `beta` {constants.get('beta')} is not of it; leave it out")
+    if head not in BY_OBJECTIVE and "offset_by" in _names(config):
+        raise ConfigError(f"reward_head `{head}` brings its own loss, which has no offset; leave out the transform `offset_by`")
     if "invert" in _names(config):
         raise ConfigError("transform `invert` would make a reward of what people do not prefer; leave it out")
 

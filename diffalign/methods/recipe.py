@@ -62,8 +62,8 @@ class Recipe:
 
     @property
     def facts(self) -> Facts:
-        """Return what the objective needs besides two scores."""
-        return OBJECTIVES[self.objective.name].facts
+        """Return what the loss needs besides two scores."""
+        return self.method.facts or OBJECTIVES[self.objective.name].facts
 
     @property
     def drifts(self) -> bool:

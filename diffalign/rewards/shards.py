@@ -29,6 +29,7 @@ from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.implicit import ImplicitTextScorer
 from diffalign.rewards.scorers.people import PeopleScorer
+from diffalign.rewards.scorers.trained import HeadScorer
 from diffalign.rewards.table import load_scorer
 
 BEGUN = ".begun"  # suffix of the file of a shard that was not scored to its end
@@ -111,7 +112,7 @@ def _scored(scorer: Scorer, records: Sequence[Record], begun: Path) -> tuple[lis
 
 def _sizes(scorer: Scorer, records: Sequence[Record]) -> list[int]:
     """Return how many pictures are judged at once, batch by batch."""
-    if isinstance(scorer, PeopleScorer) or (isinstance(scorer, CallableScorer) and scorer.together):
+    if isinstance(scorer, PeopleScorer) or (isinstance(scorer, CallableScorer | HeadScorer) and scorer.together):
         return [len(record.candidates) for record in records]
     count = sum(len(record.candidates) for record in records)
     return [min(BATCH, count - start) for start in range(0, count, BATCH)]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffalign.core.errors import ConfigError, did_you_mean
-from diffalign.core.runs import Run
+from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
@@ -113,9 +114,17 @@ def compares(spec: Spec) -> bool:
     return name == "vlm" and constants.get("protocol") == "pairwise"
 
 
+def _turns_in_circles(path: Any) -> bool:
+    """Return whether a folder holds a run of reward_gpm, whose scores are of pictures beside each other."""
+    return isinstance(path, str) and (Path(path) / RUN).is_file() and Run.open(path, expects="reward").method == "reward_gpm"
+
+
 def together(spec: Spec) -> bool:
     """Return whether a score is one beside those of the prompt's other pictures, and so says nothing of two models' or two times'."""
-    if single("scorer", spec)[0] != "combined":
+    name, constants = single("scorer", spec)
+    if name == "trained":
+        return _turns_in_circles(constants.get("path"))
+    if name != "combined":
         return compares(spec)
     bound = bind("scorer", SCORERS, spec)
     return combiner_of(bound.constants["how"]).scope == "prompt" or any(map(together, bound.constants["scorers"]))

@@ -28,7 +28,8 @@ def preference_step(
     reference = parts.reference.score(parts.likelihood, query)
     scored = one_by_one(parts.likelihood, policy, query) if sequential else parts.likelihood.score(policy, query)
     scores = parts.likelihood.scores(scored, reference, batch)
-    return parts.recipe.objective(scores).mean(), scores
+    losses = parts.recipe.objective(scores) if scores.losses is None else scores.losses
+    return losses.mean(), scores
 
 
 def one_by_one(likelihood: Likelihood, policy: Any, query: Any) -> Any:

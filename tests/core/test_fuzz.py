@@ -27,9 +27,10 @@ from diffalign.infer.export.card import Base, RunFiles, model_card
 from diffalign.methods.checks import check_keys
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.models.backbones.folders import LAYOUTS
-from diffalign.rewards.heads.networks import HeadSizes, make
+from diffalign.rewards.heads.networks import HeadSizes
 from diffalign.rewards.heads.settings import PalSettings
 from diffalign.rewards.heads.store import load_head, save_head
+from diffalign.rewards.heads.table import make
 from diffalign.rewards.scorers.http import scorer_by
 from diffalign.rewards.table import called
 from tests.killing import tree

@@ -182,7 +182,7 @@ def test_every_recipe_binds(path, monkeypatch):
 def test_every_method_has_its_recipes():
     rewards = {name for name, method in METHODS.items() if method.inference == "reward"}
     images = METHODS.keys() - {"dpo"} - rewards
-    recipes = {f"{method}_{model}" for method in images for model in ("sd15", "sdxl")} | {"text_dpo_lora"} | rewards
+    recipes = {f"{method}_{model}" for method in images for model in ("sd15", "sdxl")} | {"text_dpo_lora"} | {"reward_bt", "reward_pal"}
     assert recipes <= {path.stem for path in CONFIGS.glob("*.yaml")}
     tiny = {path.stem for path in (CONFIGS / "tiny").glob("*.yaml") if not path.stem.startswith("votes_")}
     others = {"text_dpo", "rounds", "online", "online_people", "online_text", "online_vlm", "diffusion_kto", "controlnet_conditions"}

@@ -35,6 +35,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.edits import check_inputs, layout_at
 from diffalign.methods.recipe import Recipe
 from diffalign.objectives import Facts
+from diffalign.rewards.heads.settings import reads_texts, settings_of
 
 logger = logging.getLogger(__name__)
 GLANCED = 500  # rows that are looked at for shortcuts before training
@@ -53,7 +54,9 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
         _warn(table, parse_buckets(config.aspect_ratio_buckets))
     if recipe.users is not None:
         view = with_users(view, recipe.users().least)
-    kind = "image" if recipe.kind == "reward" else recipe.kind  # a reward model judges images
+    kind = recipe.kind
+    if kind == "reward":  # which judges images, or texts by a language model's hidden states
+        kind = "text" if reads_texts(config.pretrained_model_name_or_path) else "image"
     if kind is not None and table.manifest["kind"] != kind and any(entry.order for entry in view.entries):
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
     layout = layout_at(config.pretrained_model_name_or_path) if kind == "image" else None
@@ -75,6 +78,8 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
 def view_of(table: Table, config: TrainConfig, recipe: Recipe) -> View:
     """Return the view on a table that a recipe trains on: after its transforms, with the columns that its objective reads."""
     columns, transforms = _columns(config.scores, recipe.facts, table, recipe.transforms)
+    if recipe.method.inference == "reward":
+        columns |= {score: score for score in settings_of(config.reward_head, config.method)[1].columns}
     for spec in recipe.transforms:
         transforms.append(_transform(spec, table, transforms, config.max_train_samples))
     return View(table, transforms, config.max_train_samples, columns)

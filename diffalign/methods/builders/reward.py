@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from diffalign.core.errors import TableError
+from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.files import atomic_file
 from diffalign.core.processes import process_state
 from diffalign.data.view import Entry, View
@@ -25,9 +26,11 @@ from diffalign.models.reference import NoReference
 from diffalign.rewards.heads.calibration import calibration, in_words, reliability
 from diffalign.rewards.heads.embeds import load_embeds
 from diffalign.rewards.heads.model import RewardModel
-from diffalign.rewards.heads.networks import HeadSizes, PalHead, RewardHead, make
-from diffalign.rewards.heads.pairs import RewardLikelihood, RewardPairs, StoredEmbeds, split
-from diffalign.rewards.heads.settings import PalSettings, settings_of
+from diffalign.rewards.heads.networks import HeadSizes, JointHead, PalHead, RewardHead
+from diffalign.rewards.heads.pairs import RewardBatch, RewardLikelihood, RewardPairs, StoredEmbeds, sources_of, split
+from diffalign.rewards.heads.settings import MoreSettings, PalSettings, RegressionSettings, settings_of
+from diffalign.rewards.heads.store import FILE, load_head
+from diffalign.rewards.heads.table import make, name_of
 
 logger = logging.getLogger(__name__)
 MOST = 10_000  # records that mean and deviation of embeddings are measured on
@@ -47,11 +50,16 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     with process_state().main_process_first():  # it embeds the images, the others read what it has stored
         stored = StoredEmbeds(view, embeds, cache_root(config, view))
         apart = StoredEmbeds(other, embeds, cache_root(config, other)) if other else stored
-    data, held_out = RewardPairs(view, kept, stored, index), RewardPairs(other or view, other.entries if other else out, apart, index)
+    sources = sources_of(view, settings.by)[0] if isinstance(settings, MoreSettings) else None
+    data = RewardPairs(view, kept, stored, index, sources)
+    held_out = RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
     head = make(settings, HeadSizes(embeds.image_width, embeds.prompt_width, users))
     some = RewardPairs(view, kept[:: max(1, len(kept) // MOST)], stored, index).whole()
     head.standardise(some.images.flatten(0, 1), some.prompts)
+    head.measure_scores(some.labels.columns)
+    if isinstance(settings, RegressionSettings) and settings.start is not None:
+        start_from(head, settings.start, embeds.fingerprint)
     facts = {"embeds": embeds.fingerprint, "reward_head": config.reward_head, "held_out_share": None if other else config.held_out_share}
     facts |= {name: getattr(config, name) for name in ("held_out_dataset_name", "held_out_split_name")} | {"users": len(users)}
     model = RewardModel(head.to(device), embeds.fingerprint, config.pretrained_model_name_or_path, beta)
@@ -119,14 +127,40 @@ def _users(view: View, entries: Sequence[Entry]) -> tuple[str, ...]:
 @torch.no_grad()
 def measured(head: RewardHead, held_out: RewardPairs, beta: float, seed: int, folder: Path) -> dict[str, Any]:
     """Return {"held_out": what the head says of pairs not trained on}, and write its reliability as a picture into `folder`."""
-    device = head.image_mean.device
-    batch = held_out.whole()
-    rewards = beta * head.eval()(*(x.to(device) for x in (batch.images, batch.prompts, batch.users))).double().cpu()
-    margin, prompts = (rewards[:, 0] - rewards[:, 1]).numpy(), [entry.prompt for entry in held_out.entries]
-    facts = calibration(margin, batch.prob.double().numpy(), prompts, seed)
+    batch = held_out.whole().to(head.image_mean.device)
+    margin, prob, places = judged_pairs(head.eval(), batch, beta)
+    prompts = [held_out.entries[place].prompt for place in places.tolist()]
+    facts = calibration(margin.double().cpu().numpy(), prob.double().cpu().numpy(), prompts, seed)
     if isinstance(head, PalHead):
         facts["unknown_users"] = int((batch.users < 0).sum())
     logger.info("%s", in_words(facts))
     with atomic_file(folder / PICTURE) as temporary:
         reliability(facts["bins"]).save(temporary, "PNG")
     return {"held_out": facts}
+
+
+def judged_pairs(head: RewardHead, batch: RewardBatch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits (P,) of preferring the first, labels (P,) and the records (P,) they are of: of lists all pairs, of one the like."""
+    count, records = batch.images.shape[1], torch.arange(len(batch.prob))
+    if count == 1:
+        return beta * head(batch.images, batch.prompts, batch.users)[:, 0], batch.prob, records
+    first, second = torch.triu_indices(count, count, 1)
+    logits = beta * head.pair_logits(batch.images, batch.prompts, batch.users)[:, first, second]
+    gains = batch.labels.columns.get("gains")
+    if count == 2 or gains is None:
+        return logits[:, 0], batch.prob, records
+    prob = 0.5 + 0.5 * (gains[:, first] - gains[:, second]).sign()
+    return logits.flatten(), prob.flatten(), records.repeat_interleave(len(first))
+
+
+def start_from(head: RewardHead, folder: str, embeds: str) -> None:
+    """Take over the reward of a run of reward_bt. Raises ConfigError for a run of another head, size or embeddings."""
+    other, source, _ = load_head(Path(folder) / FILE)
+    if not isinstance(other, JointHead) or not isinstance(head, JointHead) or name_of(other.settings) != "bt":
+        raise ConfigError(f"reward_head: `start` is {folder}, a run of the head {name_of(other.settings)}; expected one of reward_bt")
+    ours, theirs = head.layers.state_dict(), other.layers.state_dict()
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (ours, theirs)]
+    if source != embeds or shapes[0] != shapes[1]:
+        what = "other embeddings" if source != embeds else "another size of head"
+        raise ConfigError(f"reward_head: `start` is {folder}, a run on {what}; give the model, `hidden` and `prompts` of that run")
+    head.load_state_dict(other.state_dict(), strict=False)

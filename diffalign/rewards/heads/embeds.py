@@ -14,10 +14,13 @@ from transformers import CLIPModel
 
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.cache import fingerprint
+from diffalign.data.pictures import decode_image
 from diffalign.data.pixels import center_crop
+from diffalign.data.records import Record
 from diffalign.models.clip import Clip, load_tokenizer
 from diffalign.models.features import OPEN_CLIP, ClipFeatures
-from diffalign.rewards.heads.settings import PIXELS
+from diffalign.rewards.heads.hidden import HiddenEmbeds
+from diffalign.rewards.heads.settings import PIXELS, reads_texts
 
 BATCH = 32  # prompts at once
 SIDE, GRID, WORDS = 64, 8, 64
@@ -42,8 +45,20 @@ class Embeds(Protocol):
 
 
 def load_embeds(name: str, revision: str | None = None, device: torch.device | str = "cpu") -> Embeds:
-    """Return the embeddings `pixels`, or those of a CLIP of transformers in a folder or on the hub. Raises as `ClipEmbeds` does."""
-    return PixelEmbeds() if name == PIXELS else ClipEmbeds(name, revision, device)
+    """Return the embeddings `pixels`, those of a CLIP of transformers in a folder or on the hub, or of a folder's language model.
+
+    Raises as `ClipEmbeds` and `HiddenEmbeds` do.
+    """
+    if name == PIXELS:
+        return PixelEmbeds()
+    return HiddenEmbeds(name, revision, device) if reads_texts(name) else ClipEmbeds(name, revision, device)
+
+
+def of_candidates(embeds: Embeds, records: Sequence[Record]) -> Tensor:
+    """Return (N, F) of all candidates of records, images or texts, in their order."""
+    if isinstance(embeds, HiddenEmbeds):
+        return embeds.answers(records)
+    return embeds.images([decode_image(c.image or b"", f"{r.source}, candidate {i}") for r in records for i, c in enumerate(r.candidates)])
 
 
 class PixelEmbeds:

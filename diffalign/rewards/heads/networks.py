@@ -1,20 +1,23 @@
-"""Reward heads: embeddings of images and prompts, and who asks, to rewards whose differences are the logits of Bradley and Terry."""
+"""What every reward head is, and the two whose rewards' differences are the logits of Bradley and Terry: `bt` and `pal`."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
-from diffalign.rewards.heads.settings import BtSettings, PalSettings, Settings
+from diffalign.rewards.heads.settings import JointSettings, PalSettings, Settings
 
 NOBODY = -1  # the index of a user who is not known: the mean of all users' logits stands for them
 LARGEST = 100.0  # of the factor on cosines, as CLIP holds it
+STILL = 1e-3  # a deviation up to which a number of the embeddings does not vary
+WIDE = 1e6  # the deviation it gets, so that one that first varies after training, such as a new word's, says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,24 @@ class HeadSizes:
     users: tuple[str, ...] = ()  # of the training, in the order of their weights
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a head with a loss of its own learns from."""
+
+    prob: Tensor  # (B,) in [0, 1]: the chance that candidate 0 is preferred; of lone candidates the share of people who like it
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (B, K) by name: the table's scores that the head reads
+    sources: Tensor | None = None  # (B,) int64: which source a record is of
+
+
 class RewardHead(nn.Module, ABC):
     """Rewards (B, K) of images (B, K, F) under prompts (B, D) for users (B,), their indices or `NOBODY`.
 
-    Embeddings are standardised by mean and deviation of the training's. A reward is a logit: the sigmoid of a difference is the chance
-    that the first image is preferred (times the objective's beta, if that is not 1).
+    Embeddings are standardised by mean and deviation of the training's. Unless a head says otherwise a reward is a logit: the sigmoid of
+    a difference is the chance that the first image is preferred (times the objective's beta, if that is not 1). Texts take the place of
+    images where the embeddings are a language model's.
     """
+
+    parts: tuple[str, ...] = ()  # names of the rewards that one is made of: aspects, groups
 
     image_mean: Tensor
     image_deviation: Tensor
@@ -46,14 +61,20 @@ class RewardHead(nn.Module, ABC):
             self.register_buffer(f"{name}_deviation", torch.ones(width))
 
     def standardise(self, images: Tensor, prompts: Tensor) -> None:
-        """Measure mean and deviation of every number of images (N, F) and prompts (N, D); a number that never varies stays zero."""
+        """Measure mean and deviation of every number of images (N, F) and prompts (N, D); one that never varies is zero ever after."""
         for name, values in (("image", images), ("prompt", prompts)):
             getattr(self, f"{name}_mean").copy_(values.mean(dim=0))
-            getattr(self, f"{name}_deviation").copy_(values.std(dim=0, correction=0).clamp_min(1e-3))
+            deviation = values.std(dim=0, correction=0)
+            getattr(self, f"{name}_deviation").copy_(torch.where(deviation > STILL, deviation, WIDE))
 
-    def forward(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
-        """Return rewards (B, K)."""
-        return self.rewards(*self.standard(images, prompts), users)
+    def measure_scores(self, columns: Mapping[str, Tensor]) -> None:
+        """Measure mean and deviation of the scores that the head predicts, (N, K) by name; most predict none."""
+
+    def forward(self, images: Tensor, prompts: Tensor, users: Tensor, targets: Targets | None = None) -> Any:
+        """Return rewards (B, K), or with `targets` the pair of these and the losses (B,), None where the objective makes them."""
+        images, prompts = self.standard(images, prompts)
+        rewards = self.rewards(images, prompts, users)
+        return rewards if targets is None else (rewards, self.losses(images, prompts, targets))
 
     def standard(self, images: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Return standardised images (B, K, F) and prompts (B, D)."""
@@ -63,25 +84,48 @@ class RewardHead(nn.Module, ABC):
     def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
         """Return rewards (B, K) of standardised embeddings."""
 
+    def losses(self, images: Tensor, prompts: Tensor, targets: Targets) -> Tensor | None:  # noqa: ARG002  # most heads have none
+        """Return the losses (B,) of a head that the objective, a function of rewards, does not train; None for one that it does."""
+        return None
+
+    def pair_logits(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:
+        """Return (B, K, K), without beta: the logit of preferring image i to image j; entry (j, i) is the negative of entry (i, j)."""
+        rewards = self(images, prompts, users)
+        return rewards[:, :, None] - rewards[:, None, :]
+
+    def part_rewards(self, images: Tensor, prompts: Tensor) -> Tensor:  # noqa: ARG002  # heads of one reward have no parts
+        """Return (B, K, P), one for each of `parts`. Raises ValueError for a head of one reward."""
+        raise ValueError(f"{type(self).__name__} has one reward; found a call for its parts")
+
     def groups(self, learning_rate: float) -> list[dict[str, Any]] | None:  # noqa: ARG002  # only some heads have groups
         """Return the optimiser's groups of parameters, None where all learn alike."""
         return None
 
 
-class BtHead(RewardHead):
-    """Bradley and Terry (1952): one reward for all users, by one hidden layer on image and prompt."""
+class JointHead(RewardHead):
+    """One hidden layer on image and prompt, to `out` numbers an image; without a hidden layer, a linear map of the image alone."""
 
-    def __init__(self, settings: BtSettings, sizes: HeadSizes) -> None:
+    def __init__(self, settings: JointSettings, sizes: HeadSizes, out: int = 1) -> None:
         super().__init__(settings, sizes)
         self.reads_prompts = settings.prompts and settings.hidden > 0
         width = sizes.image + (sizes.prompt if self.reads_prompts else 0)
-        self.layers = mlp(width, settings.hidden, 1) if settings.hidden else nn.Linear(width, 1, bias=False)
+        self.layers = mlp(width, settings.hidden, out) if settings.hidden else nn.Linear(width, out, bias=False)
+
+    def inputs(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """Return what the first layer reads, (B, K, F) or (B, K, F + D)."""
+        return torch.cat([images, prompts[:, None].expand(-1, images.shape[1], -1)], dim=2) if self.reads_prompts else images
+
+    def joint(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """Return (B, K, out) of standardised embeddings."""
+        return self.layers(self.inputs(images, prompts))
 
     def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:  # noqa: ARG002  # all users alike
         """Return rewards (B, K)."""
-        if self.reads_prompts:
-            images = torch.cat([images, prompts[:, None].expand(-1, images.shape[1], -1)], dim=2)
-        return self.layers(images).squeeze(-1)
+        return self.joint(images, prompts).squeeze(-1)
+
+
+class BtHead(JointHead):
+    """Bradley and Terry (1952): one reward for all users, by one hidden layer on image and prompt."""
 
 
 class PalHead(RewardHead):
@@ -133,6 +177,6 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
-def make(settings: Settings, sizes: HeadSizes) -> RewardHead:
-    """Return a new head; its weights come from torch's own random state."""
-    return BtHead(settings, sizes) if isinstance(settings, BtSettings) else PalHead(settings, sizes)
+def log_loss(logits: Tensor, prob: Tensor) -> Tensor:
+    """Return the logistic loss, elementwise: -prob log sigmoid(logit) - (1 - prob) log sigmoid(-logit)."""
+    return prob * softplus(-logits) + (1.0 - prob) * softplus(logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,12 @@ from diffalign.core.progress import chunks
 from diffalign.core.types import Labels, Scores
 from diffalign.data.cache import Bank, fingerprint, open_folder
 from diffalign.data.labels import labels_of
-from diffalign.data.pictures import decode_image
-from diffalign.data.view import Entry, View
-from diffalign.rewards.heads.embeds import Embeds
-from diffalign.rewards.heads.networks import NOBODY
+from diffalign.data.view import Entry, View, without_content
+from diffalign.rewards.heads.embeds import Embeds, of_candidates
+from diffalign.rewards.heads.networks import NOBODY, Targets
 
 PART = 16  # rows embedded at once
+ROW = re.compile(r"[\s,:#]*(?:row|line|record|vote|entry)?[\s#]*\d+\s*$")  # what tells records of one dataset apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +37,40 @@ class RewardBatch:
     prob: Tensor  # (B,) in [0, 1]
     ids: tuple[str, ...]
     labels: Labels
+    sources: Tensor | None = None  # (B,) int64: which source a record is of, where the head balances sources
 
     def to(self, device: torch.device) -> RewardBatch:
         """Return the batch on `device`."""
         images, prompts, users, prob = (x.to(device) for x in (self.images, self.prompts, self.users, self.prob))
-        return RewardBatch(images, prompts, users, prob, self.ids, self.labels.to(device))
+        sources = None if self.sources is None else self.sources.to(device)
+        return RewardBatch(images, prompts, users, prob, self.ids, self.labels.to(device), sources)
+
+    @property
+    def targets(self) -> Targets:
+        """Return what a head with a loss of its own learns from."""
+        return Targets(self.prob, self.labels.columns, self.sources)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardLikelihood:
-    """A head's rewards as scores: what takes the place of log-likelihoods in a reference-free objective."""
+    """A head's rewards as scores: what takes the place of log-likelihoods in a reference-free objective, or brings its own losses."""
 
     def prepare(self, driver: Any, batch: RewardBatch, generator: Any) -> RewardBatch:  # noqa: ARG002  # the protocol's
         """Return the batch."""
         return batch
 
-    def score(self, model: Any, query: RewardBatch) -> Tensor:
-        """Return rewards (B, K), float32."""
-        return model(query.images, query.prompts, query.users).float()
+    def score(self, model: Any, query: RewardBatch) -> tuple[Tensor, Tensor | None]:
+        """Return rewards (B, K), float32, and the head's own losses (B,), if it has any."""
+        rewards, losses = model(query.images, query.prompts, query.users, query.targets)
+        return rewards.float(), losses
 
-    def scores(self, policy: Tensor, reference: None, batch: RewardBatch) -> Scores:  # noqa: ARG002  # there is none
+    def scores(self, policy: tuple[Tensor, Tensor | None], reference: None, batch: RewardBatch) -> Scores:  # noqa: ARG002  # there is none
         """Return the rewards with the batch's labels."""
-        labels = batch.labels
-        return Scores(policy, prob=batch.prob, weight=labels.weight, offset=labels.offset, columns=labels.columns)
+        labels, (rewards, losses) = batch.labels, policy
+        if losses is not None and labels.weight is not None:
+            losses = labels.weight.to(losses) * losses
+        given = {"prob": batch.prob, "weight": labels.weight, "offset": labels.offset, "columns": labels.columns}
+        return Scores(rewards, losses=losses, **given)
 
 
 class StoredEmbeds:
@@ -81,9 +93,8 @@ class StoredEmbeds:
         self._place = {name: place for place, name in enumerate(names)}
         rows = sorted({entry.row for entry in view.entries})
         for part in chunks([row for row in rows if self._images.missing(self._all(row))], PART, "embed images"):
-            records = [view.table[row] for row in part]
-            shown = [decode_image(c.image or b"", f"{r.source}, candidate {i}") for r in records for i, c in enumerate(r.candidates)]
-            self._images.write([place for row in part for place in self._all(row)], embeds.images(shown).numpy())
+            seen = of_candidates(embeds, [view.table[row] for row in part])
+            self._images.write([place for row in part for place in self._all(row)], seen.numpy())
         for part in chunks(self._prompts.missing(range(len(names))), 4 * PART, "embed prompts"):
             self._prompts.write(part, embeds.prompts([names[place] for place in part]).numpy())
 
@@ -105,8 +116,15 @@ class RewardPairs(Dataset[dict[str, Any]]):
 
     buckets: np.ndarray | None = None  # embeddings are all of one size
 
-    def __init__(self, view: View, entries: Sequence[Entry], stored: StoredEmbeds, users: Mapping[str, int]) -> None:
-        self.view, self.entries, self.stored, self.users = view, entries, stored, users
+    def __init__(
+        self,
+        view: View,
+        entries: Sequence[Entry],
+        stored: StoredEmbeds,
+        users: Mapping[str, int],
+        sources: Mapping[int, int] | None = None,  # of a row, which source it is of
+    ) -> None:
+        self.view, self.entries, self.stored, self.users, self.sources = view, entries, stored, users, sources
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -121,7 +139,8 @@ class RewardPairs(Dataset[dict[str, Any]]):
         images, prompts, users = (torch.stack([row[name] for row in rows]) for name in ("images", "prompts", "users"))
         entries = [row["entry"] for row in rows]
         prob = torch.tensor([entry.prob for entry in entries])
-        return RewardBatch(images, prompts, users, prob, tuple(entry.id for entry in entries), labels_of(self.view, entries))
+        sources = None if self.sources is None else torch.tensor([self.sources[entry.row] for entry in entries])
+        return RewardBatch(images, prompts, users, prob, tuple(entry.id for entry in entries), labels_of(self.view, entries), sources)
 
     def whole(self) -> RewardBatch:
         """Return all records as one batch."""
@@ -134,3 +153,20 @@ def split(entries: Sequence[Entry], share: float, seed: int) -> tuple[list[Entry
     order = np.random.default_rng([seed, 5]).permutation(len(prompts))
     out = {prompts[i] for i in order[: max(1, round(share * len(prompts)))]}
     return [entry for entry in entries if entry.prompt not in out], [entry for entry in entries if entry.prompt in out]
+
+
+def sources_of(view: View, by: str) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Return which source every table row is of, and the names of the sources, sorted.
+
+    `by` is source (the dataset that a record came from), user, or a column of the table. Raises TableError for a record without it.
+    """
+    named: dict[int, str] = {}
+    for row, record in enumerate(without_content(view.table)):
+        name = {"source": ROW.sub("", record.source), "user": record.user}.get(by, record.meta.get(by))
+        if not name:
+            raise TableError(f"{record.source}: has no `{by}`, by which sources are told apart; name another with reward_head.more.by")
+        named[row] = str(name)
+    names = tuple(sorted(set(named.values())))
+    if len(names) < 2:
+        raise TableError(f"{view.table.path}: all records are of one source by `{by}` ({names[0]}); expected two or more to balance")
+    return {row: names.index(name) for row, name in named.items()}, names

@@ -12,16 +12,16 @@ import torch
 from diffalign.core import tensor_files as files
 from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
-from diffalign.rewards.heads.networks import HeadSizes, RewardHead, make
+from diffalign.rewards.heads.networks import HeadSizes, RewardHead
 from diffalign.rewards.heads.settings import HEADS
+from diffalign.rewards.heads.table import make, name_of
 
 FILE = "reward_head.safetensors"
 
 
 def save_head(head: RewardHead, file: Path, *, embeds: str, beta: float) -> None:
     """Write a head, the fingerprint of the embeddings it reads, and the beta that its rewards are multiplied with to become logits."""
-    kind = next(name for name, settings in HEADS.items() if settings is type(head.settings))
-    facts = {"head": kind, "settings": json.dumps(asdict(head.settings)), "sizes": json.dumps(asdict(head.sizes))}
+    facts = {"head": name_of(head.settings), "settings": json.dumps(asdict(head.settings)), "sizes": json.dumps(asdict(head.sizes))}
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in head.state_dict().items()}
     files.write(file, tensors, facts | {"embeds": embeds, "beta": repr(beta)})
 
@@ -30,7 +30,7 @@ def load_head(file: Path) -> tuple[RewardHead, str, float]:
     """Return (head, embeds, beta), the head in eval mode and without gradients. Raises CheckpointError if the file holds none."""
     tensors, facts = files.read(file)
     if facts.get("head") not in HEADS:
-        raise CheckpointError(f"{file}: holds no reward head; expected the {FILE} of a run of reward_bt or reward_pal")
+        raise CheckpointError(f"{file}: holds no reward head; expected the {FILE} of a run of reward_bt or another reward method")
     try:
         sizes: dict[str, Any] = parse_json(facts["sizes"], f"{file}, sizes", CheckpointError)
         settings, beta = HEADS[facts["head"]](**parse_json(facts["settings"], f"{file}, settings", CheckpointError)), float(facts["beta"])

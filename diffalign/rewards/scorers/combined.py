@@ -18,6 +18,7 @@ from diffalign.data.combiners import COMBINERS, Combiner
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.people import PeopleScorer
+from diffalign.rewards.scorers.trained import HeadScorer
 
 
 def combiner_of(how: Spec) -> Combiner:
@@ -57,5 +58,7 @@ def combination(scorers: Sequence[Scorer], how: Spec, name: str) -> CallableScor
         return scores
 
     inner = ", ".join(scorer.name for scorer in scorers)
-    side = beside or any(isinstance(one, PeopleScorer) or (isinstance(one, CallableScorer) and one.together) for one in scorers)
+    side = beside or any(
+        isinstance(one, PeopleScorer) or (isinstance(one, CallableScorer | HeadScorer) and one.together) for one in scorers
+    )
     return CallableScorer(name, f"{how!r} of {inner}", score, name, audit=audit, together=side)

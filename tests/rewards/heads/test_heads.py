@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from diffalign.core.types import Labels
-from diffalign.rewards.heads.networks import NOBODY, HeadSizes, PalHead, make
+from diffalign.rewards.heads.networks import NOBODY, HeadSizes, PalHead
 from diffalign.rewards.heads.new_user import fit_user
 from diffalign.rewards.heads.pairs import RewardBatch
 from diffalign.rewards.heads.settings import BtSettings, PalSettings
+from diffalign.rewards.heads.table import make
 
 PROMPT = torch.zeros(1, 2)
 
@@ -34,6 +35,14 @@ def test_a_linear_head_is_the_product_with_standardised_images():
     head.layers.weight.data = torch.tensor([[10.0, 1.0]])
     rewards = head(torch.tensor([[[3.0, 4.0], [1.0, 2.0]]]), PROMPT, torch.tensor([NOBODY]))
     assert rewards.tolist() == [[10.0 + 1.0, -10.0]]
+
+
+def test_a_number_that_never_varied_in_training_says_nothing_later():
+    head = make(BtSettings(hidden=0), HeadSizes(2, 2))
+    head.standardise(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.zeros(2, 2))
+    images, prompts = head.standard(torch.tensor([[[3.0, 9.0]]]), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(images, torch.tensor([[[1.0, 0.0]]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(prompts, torch.zeros(1, 2), atol=1e-4, rtol=0)
 
 
 def test_a_head_without_prompts_reads_none_and_one_with_them_does():

@@ -300,7 +300,11 @@ def test_what_wants_a_generator_refuses_a_scorer(town, tmp_path, micro_sd, pairs
         ({"held_out_split_name": "test"}, ConfigError, "`held_out_split_name` is of `held_out_dataset_name`"),
         ({"held_out_share": 1.0}, ConfigError, "`held_out_share` is 1.0"),
         ({"pretrained_model_name_or_path": "assets/tiny-sd"}, CheckpointError, "no CLIP"),
-        ({"pretrained_model_name_or_path": "assets/tiny-lm"}, CheckpointError, "a model of type"),
+        (
+            {"pretrained_model_name_or_path": "assets/tiny-lm"},
+            TableError,
+            "a table of images; the model of this run trains on pairs of texts",
+        ),
         ({"method": "diffusion_dpo", "reward_head": {"bt": {}}}, ConfigError, "`reward_head` is of reward models"),
         ({"max_train_samples": 1}, TableError, "1 prompts, and none with a preference is left"),
     ],
