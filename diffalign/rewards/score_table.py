@@ -15,13 +15,15 @@ from diffalign.core.files import settle
 from diffalign.core.specs import Spec, single
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table, write_table
-from diffalign.rewards.shards import Shard, read_shards, score_shards, spec_key
+from diffalign.rewards.shards import Shard, read_evidence, read_shards, score_shards, spec_key
 from diffalign.rewards.table import SCORERS, check_scorers, judges_texts
 
 SHARD, MOST_SHARDS = 16, 4096  # records in a shard, unless that makes too many of them
 KEPT = ("reader", "dataset_name", "split")  # of the manifest of the table that is scored
 
 Scores = Mapping[str, Sequence[Sequence[float | None]]]  # by scorer, of every candidate of every record
+Evidence = Mapping[str, Sequence[Sequence[str | None]]]  # the same of what scores stand on, JSON
+EVIDENCE = "evidence."  # before a scorer's name: the column of a record with that, a JSON list over its candidates
 
 
 def score_table(
@@ -34,7 +36,7 @@ def score_table(
     whole: the same call after a kill or a failure goes on from there, also with other scorers.
 
     Args:
-        table: preference table of images; of texts for the scorer `implicit` by a run of a language model.
+        table: preference table of images; of texts for scorers that are a language model's run (`implicit`, `trained`).
         path: folder of the new table; may be that of `table` itself, with `overwrite`.
         specs: scorers by name, constants as {"hps": {"version": "2.0"}}; one is in memory at a time.
         device: where scorers run.
@@ -59,10 +61,10 @@ def score_table(
     if path.exists() and not overwrite:
         return _scored_before(path, table, specs)
     progress.mkdir(parents=True, exist_ok=True)
-    scorers, scores = _scored_by_all(table, progress, specs, device, max(shard, math.ceil(len(table) / MOST_SHARDS)))
+    scorers, scores, notes = _scored_by_all(table, progress, specs, device, max(shard, math.ceil(len(table) / MOST_SHARDS)))
     kept = [about for about in table.manifest.get("scorers") or [] if about["name"] not in scores]
     manifest = {key: table.manifest[key] for key in KEPT if key in table.manifest} | {"scorers": kept + scorers}
-    records = (_with_scores(record, index, scores) for index, record in enumerate(table))
+    records = (_with_evidence(_with_scores(record, index, scores), index, notes) for index, record in enumerate(table))
     made = write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
     shutil.rmtree(progress)
     return made
@@ -98,25 +100,32 @@ def _scored_before(path: Path, table: Table, specs: Sequence[Spec]) -> Table:
     raise _taken(path)
 
 
-def _scored_by_all(table: Table, progress: Path, specs: Sequence[Spec], device: str, size: int) -> tuple[list[dict[str, Any]], Scores]:
-    """Return what is known of each scorer, and the scores by all of them. Raises ConfigError for two of one name."""
-    scorers, scores = [], {}
+def _scored_by_all(
+    table: Table, progress: Path, specs: Sequence[Spec], device: str, size: int
+) -> tuple[list[dict[str, Any]], Scores, Evidence]:
+    """Return what is known of each scorer, the scores by all of them, and what they stand on. Raises ConfigError for two of one name."""
+    scorers, scores, notes = [], {}, {}
     for spec in specs:
-        about, rows = _scored(table, progress, spec, device, size)
+        about, rows, evidence = _scored(table, progress, spec, device, size)
         if about["name"] in scores:
             raise ConfigError(f"`scorers`: two of them give a score named `{about['name']}`; leave one out")
         scorers.append(about | {"unjudged": sum(value is None for row in rows for value in row)})
         scores[about["name"]] = rows
-    return scorers, scores
+        if evidence:
+            notes[about["name"]] = evidence
+    return scorers, scores, notes
 
 
-def _scored(table: Table, progress: Path, spec: Spec, device: str, size: int) -> tuple[dict, list[list[float | None]]]:
-    """Return what is known of a scorer and the scores of all records, computed where `progress` lacks them."""
+def _scored(
+    table: Table, progress: Path, spec: Spec, device: str, size: int
+) -> tuple[dict, list[list[float | None]], list[list[str | None]]]:
+    """Return what is known of a scorer, the scores of all records, computed where `progress` lacks them, and what they stand on."""
     key = spec_key(spec, table=table.fingerprint, size=size)
     firsts = range(0, len(table), size)
     shards = [Shard(progress / f"{first:09d}.{key}.json", functools.partial(_records, table, first, size)) for first in firsts]
     score_shards(shards, spec, device)
-    return read_shards([shard.file for shard in shards])
+    files = [shard.file for shard in shards]
+    return (*read_shards(files), read_evidence(files))
 
 
 def _records(table: Table, first: int, size: int) -> list[Record]:
@@ -132,3 +141,9 @@ def _with_scores(record: Record, index: int, scores: Scores) -> Record:
         kept = {name: value for name, value in new.items() if value is not None}
         candidates.append(dataclasses.replace(candidate, scores=old | kept))
     return dataclasses.replace(record, candidates=tuple(candidates))
+
+
+def _with_evidence(record: Record, index: int, notes: Evidence) -> Record:
+    """Return the record with what its scores stand on, in a column for each scorer that keeps it."""
+    kept = {f"{EVIDENCE}{name}": f"[{', '.join(note or 'null' for note in rows[index])}]" for name, rows in notes.items()}
+    return dataclasses.replace(record, meta={**record.meta, **kept}) if kept else record

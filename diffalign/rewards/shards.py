@@ -75,10 +75,9 @@ def score_shards(shards: Sequence[Shard], spec: Spec, device: str) -> None:
     about = {name: getattr(scorer, name) for name in ABOUT} | {"spec": spec}
     for shard in progress(missing, desc=f"score {scorer.name}", unit="shards"):
         records, begun = shard.records(), shard.file.with_suffix(BEGUN)
-        scores, audit = _compared(scorer, records, shard.others()) if shard.others else _scored(scorer, records, begun)
-        rest = iter(scores)
-        rows = [[next(rest) for _ in record.candidates] for record in records]
-        write({shard.file: json.dumps({"scorer": about | ({"audit": audit} if audit else {}), "scores": rows})})
+        scores, audit, notes = (*_compared(scorer, records, shard.others()), []) if shard.others else _scored(scorer, records, begun)
+        facts = {"scorer": about | ({"audit": audit} if audit else {}), "scores": _by_record(scores, records)}
+        write({shard.file: json.dumps(facts | ({"evidence": _by_record(notes, records)} if notes else {}))})
         begun.unlink(missing_ok=True)
     del scorer
     gc.collect()
@@ -86,8 +85,9 @@ def score_shards(shards: Sequence[Shard], spec: Spec, device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _scored(scorer: Scorer, records: Sequence[Record], begun: Path) -> tuple[list[float | None], Audit]:
-    """Return the score of every candidate of all records, None for what the scorer cannot judge, and what became of its questions.
+def _scored(scorer: Scorer, records: Sequence[Record], begun: Path) -> tuple[list[float | None], Audit, list[str | None]]:
+    """Return the score of every candidate of all records, None for what the scorer cannot judge, what became of its questions, and what
+    the scores stand on, where the scorer keeps that.
 
     Where scoring fails, the batches that are done are written to `begun`, and a later call goes on from there. A judge that compares has
     the pictures of one record at a time.
@@ -95,6 +95,7 @@ def _scored(scorer: Scorer, records: Sequence[Record], begun: Path) -> tuple[lis
     pictures = [(record, index) for record in records for index in range(len(record.candidates))]
     done: dict[str, Any] = read_mapping(begun, TableError) if begun.is_file() else {"scores": [], "audit": {}}
     scores, audit, sizes = list(done["scores"]), Counter(done["audit"]), iter(_sizes(scorer, records))
+    notes: list[str | None] = list(done.get("evidence", ()))
     before = audit_of(scorer)
     try:
         start = 0
@@ -102,12 +103,18 @@ def _scored(scorer: Scorer, records: Sequence[Record], begun: Path) -> tuple[lis
             end = start + next(sizes)
             if end > len(scores):
                 scores += _answers(scorer, pictures[start:end])
+                notes += evidence_of(scorer)
             start = end
     finally:
         audit += audit_of(scorer) - before
         if len(scores) < len(pictures):
-            write({begun: json.dumps({"scores": scores, "audit": audit})})
-    return scores, audit
+            write({begun: json.dumps({"scores": scores, "audit": audit, "evidence": notes})})
+    return scores, audit, notes
+
+
+def _by_record(values: Sequence[Any], records: Sequence[Record]) -> list[list[Any]]:
+    rest = iter(values)
+    return [[next(rest) for _ in record.candidates] for record in records]
 
 
 def _sizes(scorer: Scorer, records: Sequence[Record]) -> list[int]:
@@ -122,7 +129,8 @@ def _answers(scorer: Scorer, pictures: Sequence[tuple[Record, int]]) -> list[flo
     if isinstance(scorer, ImplicitTextScorer):
         alone = [replace(record, candidates=(record.candidates[index],)) for record, index in pictures]
         return [None if math.isnan(value) else float(value) for value in scorer.of_records(alone)]
-    images = [_image(record, index) for record, index in pictures]
+    texts = isinstance(scorer, HeadScorer) and scorer.reads_texts
+    images: Any = [(record.candidates[index].text or "") if texts else _image(record, index) for record, index in pictures]
     candidates = [(record, record.candidates[index]) for record, index in pictures]
     prompts = [record.prompt if candidate.prompt is None else candidate.prompt for record, candidate in candidates]
     return [None if math.isnan(value) else float(value) for value in scorer(images, prompts)]
@@ -146,6 +154,17 @@ def _image(record: Record, index: int) -> Image.Image:
 def audit_of(scorer: Scorer) -> Audit:
     """Return what has become of the questions that a judge asks; nothing for a scorer that asks none."""
     return +scorer.audit if isinstance(scorer, CallableScorer) else Counter()
+
+
+def evidence_of(scorer: Scorer) -> list[str | None]:
+    """Return what the scores of the last call stand on, JSON an image; nothing for a scorer that keeps none."""
+    return list(scorer.evidence) if isinstance(scorer, CallableScorer) and scorer.evidence is not None else []
+
+
+def read_evidence(files: Sequence[Path]) -> list[list[str | None]]:
+    """Return what the scores of every record stand on, from shards that are all there; empty for a scorer that keeps nothing."""
+    shards = [read_mapping(file, TableError) for file in files]
+    return [row for shard in shards for row in shard.get("evidence", ())]
 
 
 def audited(audit: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
+from diffalign.rewards.heads.settings import reads_texts
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.scorers.combined import check_combination, combination, combiner_of
 from diffalign.rewards.scorers.function import CallableScorer, function
@@ -24,6 +25,7 @@ from diffalign.rewards.scorers.imagereward import imagereward
 from diffalign.rewards.scorers.implicit import check_implicit, implicit
 from diffalign.rewards.scorers.mps import mps
 from diffalign.rewards.scorers.people import people
+from diffalign.rewards.scorers.tools import tools
 from diffalign.rewards.scorers.trained import trained
 from diffalign.rewards.scorers.vlm import check_wording, vlm
 from diffalign.rewards.scorers.vqascore import vqascore
@@ -54,6 +56,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "people": people,
     "vlm": vlm,
     "hpsv3": hpsv3,
+    "tools": tools,
     "combined": combined,
     "implicit": implicit,
 }
@@ -133,6 +136,8 @@ def together(spec: Spec) -> bool:
 def judges_texts(spec: Spec) -> bool:
     """Return whether a scorer is a run of a language model, which judges texts where all others judge pictures."""
     name, constants = single("scorer", spec)
+    if name == "trained":
+        return reads_texts(Run.open(constants["path"], expects="reward").base)
     return name == "implicit" and check_implicit(constants["path"]).kind == "text"
 
 

@@ -40,6 +40,8 @@ class CallableScorer:
     verdict."""
     together: bool = False
     """Whether the score of an image is one beside those of its prompt's others."""
+    evidence: list[str | None] | None = None
+    """What the scores of the last call stand on, JSON an image; None for a scorer that keeps nothing."""
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """Return scores (N,). Raises ConfigError for an answer that is not one number an image."""

@@ -62,6 +62,11 @@ class HeadScorer:
         return self.embeds.max_tokens
 
     @property
+    def reads_texts(self) -> bool:
+        """Return whether it judges texts, and not images."""
+        return isinstance(self.embeds, HiddenEmbeds)
+
+    @property
     def together(self) -> bool:
         """Return whether the score of an image is one beside those of its prompt's others."""
         return isinstance(self.head, GpmHead)

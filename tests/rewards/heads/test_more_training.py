@@ -8,7 +8,8 @@ import pytest
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
-from diffalign.data.table import write_table
+from diffalign.data.table import read_table, write_table
+from diffalign.rewards.score_table import score_table
 from diffalign.rewards.table import load_scorer, together
 from diffalign.train.align import align
 from tests.each import each
@@ -113,5 +114,8 @@ def test_heads_of_texts_read_a_language_models_hidden_states(tmp_path):
     scorer = load_scorer({"trained": {"path": str(folder)}})
     plain, coloured = scorer([" star", " red star"], ["a star", "a star"])
     assert plain < coloured
+    write_table(tmp_path / "texts", records)
+    scored = score_table(read_table(tmp_path / "texts"), tmp_path / "scored", [{"trained": {"path": str(folder)}}])
+    assert [r.candidates[0].scores["trained"] > r.candidates[1].scores["trained"] for r in scored] == [True] * len(records)
     with pytest.raises(ConfigError, match="rewards are of texts"):
         scorer.embeds.images([grey(1)])
