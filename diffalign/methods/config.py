@@ -292,6 +292,8 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD_AND_HELP, resume=True)
     """Precision of the networks; errors and losses are in float32 always."""
+    residual_in_fp32: bool = key(False, kinds=IMAGE, resume=True, uses=CARD)
+    """In half precision, keep the residual stream of the denoiser in float32: less noise in margins, more memory for activations."""
     gradient_checkpointing: bool = key(False, uses=HELP)
     """Recompute activations in the backward pass: less memory, more time."""
     sequential_candidates: bool = key(False, kinds=IMAGE)

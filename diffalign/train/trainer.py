@@ -40,7 +40,7 @@ from diffalign.models.reference import eval_mode, exchanged
 from diffalign.models.sharded import gathered, is_sharded
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
-from diffalign.train import checkpoint, requests
+from diffalign.train import checkpoint, precision, requests
 from diffalign.train.anchor import Anchor
 from diffalign.train.announce import announce
 from diffalign.train.launch import make_accelerator, prepared
@@ -105,6 +105,7 @@ class Trainer:
         self.watch = Watch.of(config)
         self.stop = StopRequest()
         self.step = 0
+        self.precision: dict[str, float] = {}  # what rounding adds to margins, measured at step 0
         self.seconds: list[float] = []
 
     def fit(self) -> Path:
@@ -122,6 +123,9 @@ class Trainer:
                 drawn = self._turn()
                 if drawn is None:
                     break
+                if self.step == 0:
+                    self.precision = precision.noise(self, self._driving)
+                    drawn |= self.precision
                 start = time.perf_counter()
                 scalars = self.optimizer_step(batches) | drawn
                 self.seconds.append(time.perf_counter() - start)
@@ -290,6 +294,7 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler else None,
                 "guard": self.guard.state(),
                 "watch": self.watch.state(),
+                "precision": self.precision,
                 "turns": self.parts.turns.state() if self.parts.turns else None,
             }
             limit = self.config.checkpoints_total_limit
@@ -326,6 +331,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.restore(state["guard"])
         self.watch.restore(state.get("watch", {}))  # which checkpoints of earlier versions lack
+        self.precision = state.get("precision", {})
         if self.parts.turns is not None:
             self.parts.turns.restore(state["turns"])
         self.step = facts["step"]
@@ -381,7 +387,7 @@ class Trainer:
                 median = round(statistics.median(self.seconds), 4) if self.seconds else None
                 facts = {"steps": self.step, "skipped": self.guard.skipped, "step_seconds_median": median}
                 facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
-                facts |= self.watch.facts() | self._identity()
+                facts |= self.precision | self.watch.facts() | self._identity()
                 facts |= {} if self.parts.turns is None else self.parts.turns.finish(self.step)
                 save_result(self.parts, self.config, facts)
         for tracker in self.accelerator.trackers:

@@ -9,6 +9,7 @@ import torch
 
 from diffalign.core.errors import LatentError
 from diffalign.infer.negative import PIPELINES
+from diffalign.methods.builders.residual import widen
 from diffalign.models import adapters
 from diffalign.models.backbones.folders import LAYOUTS
 from diffalign.models.backbones.table import BACKBONES, component_of, family_of
@@ -252,3 +253,21 @@ def test_the_vaes_fingerprint_is_of_its_encoder_in_whatever_precision(own_backbo
             next(part.parameters()).neg_()
         assert (own_backbone.vae_fingerprint() == before) is same
         vae.load_state_dict(weights)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # PyTorch, of the norms of queries in bfloat16
+def test_a_residual_stream_in_float32_reaches_every_block_in_half_precision(own_backbone):
+    model, condition, found = own_backbone, condition_of(own_backbone, PROMPTS), []
+    x, t = point(model)
+    exact = predict(model, x, t, condition)
+    widen(model.denoiser)
+    assert torch.equal(predict(model, x, t, condition), exact), "in float32 nothing changes"
+    model.precision = torch.bfloat16
+    for part in model.denoiser.children():
+        for block in part if isinstance(part, torch.nn.ModuleList) else ():
+            block.register_forward_pre_hook(
+                lambda block, args, kwargs: found.append((type(block).__name__, (*args, *kwargs.values())[0].dtype)), with_kwargs=True
+            )
+    predict(model, x, t, condition)
+    assert found
+    assert not [name for name, dtype in found if dtype == torch.bfloat16]

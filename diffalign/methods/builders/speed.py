@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffalign.core.errors import ConfigError
 from diffalign.methods.builders.common import DTYPES
+from diffalign.methods.builders.residual import widen
 from diffalign.methods.config import TrainConfig
 from diffalign.models.users import branch
 
@@ -44,6 +45,8 @@ def apply(config: TrainConfig, denoiser: Any, *, kernels: bool = True) -> None:
     """
     if config.attention_name is not None:
         _attend(denoiser, config.attention_name, kernels)
+    if config.residual_in_fp32:
+        widen(denoiser)
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # diffusers hides torch's keyword
     if config.gradient_checkpointing:
