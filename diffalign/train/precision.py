@@ -76,15 +76,16 @@ def noise(trainer: Trainer, driving: Driving) -> dict[str, float]:
     `driving` gives the network that runs the trajectory. Nothing where there is no such margin, in float32, or where the networks cannot
     compute in float32: quantised or sharded weights, and kernels of attention that are for half precision alone.
     """
-    config, recipe = trainer.config, trainer.parts.recipe
-    compared = trainer.parts.kind == "image" and recipe.compares and recipe.beta is not None
+    config, recipe, beta = trainer.config, trainer.parts.recipe, trainer.parts.recipe.beta
     wide = config.quantization is None and config.attention_name in (None, "native", "xformers")
     sharded = any(isinstance(parameter, DTensor) for parameter in trainer.parameters)
-    if config.mixed_precision == "no" or not compared or not wide or sharded or not trainer.accelerator.is_main_process:
+    if config.mixed_precision == "no" or not wide or sharded or not trainer.accelerator.is_main_process:
+        return {}
+    if beta is None or trainer.parts.kind != "image" or not recipe.compares:
         return {}
     errors = torch.cat(list(_errors(trainer, driving)))
-    found = float(recipe.beta * errors.square().mean().sqrt())
-    _report(found, recipe.beta, len(errors), config.mixed_precision)
+    found = float(beta * errors.square().mean().sqrt())
+    _report(found, beta, len(errors), config.mixed_precision)
     return {NOISE: found}
 
 
