@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from diffalign.models.reference import eval_mode
+from diffalign.models.sharded import is_sharded
 from diffalign.objectives.base import margin
 from diffalign.train.step import Driving
 
@@ -78,7 +78,7 @@ def noise(trainer: Trainer, driving: Driving) -> dict[str, float]:
     """
     config, recipe, beta = trainer.config, trainer.parts.recipe, trainer.parts.recipe.beta
     wide = config.quantization is None and config.attention_name in (None, "native", "xformers")
-    sharded = any(isinstance(parameter, DTensor) for parameter in trainer.parameters)
+    sharded = is_sharded(trainer.network)
     if config.mixed_precision == "no" or not wide or sharded or not trainer.accelerator.is_main_process:
         return {}
     if beta is None or trainer.parts.kind != "image" or not recipe.compares:
