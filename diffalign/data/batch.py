@@ -192,7 +192,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self._prompts = {"": 0}
         for prompt in view.table.column("prompt"):
             self._prompts.setdefault(prompt, len(self._prompts))
-        transformed = sorted({entry.prompt for entry in view.entries} - self._prompts.keys())  # prompts that are not the table's
+        transformed = sorted(set(view.entries.prompts) - self._prompts.keys())  # prompts that are not the table's
         self._prompts |= {prompt: len(self._prompts) + i for i, prompt in enumerate(transformed)}
         if transformed:
             facts |= {"made": fingerprint({"prompts": transformed})}
@@ -266,7 +266,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
 
     def _missing(self) -> list[tuple[int, int]]:
         """Return (table row, variant) of the records whose latents or frames are not on disk yet, those of one size together."""
-        rows = sorted({entry.row for entry in self.view.entries if entry.order})
+        rows = self.view.entries.rows_with_images
         jobs = [(row, variant) for row in rows for variant in range(self.variants)]
         places = [self.bank_rows(row, variant, self.variants) for row, variant in jobs]
         banks = [bank for bank in (self._latents, self._frames, self._conditioning) if bank is not None]
@@ -277,7 +277,7 @@ class CachedPairs(Dataset[dict[str, Any]]):
         empty = encoders.prompt([""])  # embeddings, or tokens
         kinds = {name: self.precision if value.is_floating_point() else str(value.dtype)[len("torch.") :] for name, value in empty.items()}
         banks = {name: Bank(folder, name, len(self._prompts), tuple(value.shape[1:]), kinds[name]) for name, value in empty.items()}
-        used = {"": 0} | {entry.prompt: self._prompts[entry.prompt] for entry in self.view.entries}
+        used = {"": 0} | {prompt: self._prompts[prompt] for prompt in self.view.entries.prompts}
 
         def missing() -> list[tuple[str, int]]:
             places = {i for bank in banks.values() for i in bank.missing(list(used.values()))}

@@ -45,7 +45,7 @@ class ImageSizes:
     def __init__(self, view: View, framing: Framing, bank: Bank | None = None) -> None:
         self.framing = framing
         self.numbers = np.full(len(view.table), -1)  # (table rows,) index of each row's bucket; -1 is the square
-        rows = sorted({entry.row for entry in view.entries if entry.order}) if framing.buckets else []
+        rows = view.entries.rows_with_images if framing.buckets else []
         with contextlib.nullcontext() if bank is None else filling(bank.folder):
             for own in [rows] if bank is None else shares(lambda: bank.missing(rows)):
                 for part in chunks(own, 64, "read image sizes"):
@@ -61,7 +61,7 @@ class ImageSizes:
 
     def buckets(self, view: View) -> np.ndarray | None:
         """Return (records,) the index of the bucket of each of the view's records, or None where all images get one size."""
-        return self.numbers[[entry.row for entry in view.entries]] if self.framing.buckets else None
+        return self.numbers[view.entries.rows] if self.framing.buckets else None
 
 
 def grouped(items: Iterable[int], kinds: Sequence[int] | np.ndarray) -> list[list[int]]:

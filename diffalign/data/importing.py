@@ -5,10 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,19 @@ from typing import Any
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.progress import progress
 from diffalign.data.duplicates import merged
-from diffalign.data.readers import READERS, read
+from diffalign.data.readers import READERS
 from diffalign.data.readers.archives import unpacked
 from diffalign.data.readers.detect import detect
+from diffalign.data.readers.parsing import Parsed, parsed
+from diffalign.data.readers.pieces import pieces
+from diffalign.data.readers.sources import dataset_name, is_dataset
 from diffalign.data.records import Record
 from diffalign.data.table import Table, check_free, is_table, read_table, write_table
+from diffalign.data.unfinished import unfinished
 
 
 def import_dataset(
-    source: str,
+    source: Any,
     path: Path,
     *,
     reader: str | None = None,
@@ -33,11 +36,14 @@ def import_dataset(
     overwrite: bool = False,
     limit: int | None = None,
     merge: bool = False,
+    num_proc: int = 1,
 ) -> Table:
     """Import a dataset into a preference table and return the table.
 
+    What a killed import has read lies beside the table, in `.NAME.import`; the same import goes on from there, to the same table.
+
     Args:
-        source: dataset file, folder, zip or tar archive of these, hub id, or a table.
+        source: dataset file, folder, zip or tar archive of these, hub id, a table, or a dataset of `datasets`, loaded or streamed.
         path: folder of the new table.
         reader: a key of `READERS`; without it the reader is found from the first rows.
         split: split of a hub dataset, or the files of a folder that have this name.
@@ -45,6 +51,8 @@ def import_dataset(
         overwrite: replace a table at `path`.
         limit: number of records to import at most; all if None.
         merge: make one record of each pair, whose label is the share of all its labels; pairs of one candidate twice are left out.
+        num_proc: processes that parse rows and check pictures. They import the main module anew, so a script that has more than one
+            keeps its own work under `if __name__ == "__main__"`.
 
     Raises ConfigError for an unknown reader, RecordError for a bad row, TableError if `path` is taken or no row can be read.
 
@@ -54,47 +62,59 @@ def import_dataset(
     check_free(path, overwrite)
     if reader is not None and reader not in READERS:
         raise ConfigError(f"there is no reader `{reader}`.{did_you_mean(reader, READERS)}")
-    rejected: list[dict[str, str]] = []
-    facts: dict[str, Any] = {"dataset_name": source, "split": split, "limit": limit, "stamp": stamp_of(source)}
-    with _records(source, reader, split, rejected, skip_bad) as (name, records):
-        bar = progress(itertools.islice(records, limit), desc=f"import {name}", unit="rows", total=limit)
-        if not merge:
-            return write_table(path, bar, rejected=rejected, overwrite=overwrite, reader=name, **facts)
-        return _merge(bar, path, rejected, overwrite, facts | {"reader": name})
+    if num_proc < 1:
+        raise ConfigError(f"`num_proc` is {num_proc}; expected at least 1")
+    rejected, facts = list[dict[str, str]](), {"dataset_name": dataset_name(source), "split": split, "stamp": stamp_of(source)}
+    with _opened(source, reader, split) as (name, of_pieces):
+        facts |= {"reader": name}
+        with unfinished(path, facts | {"merge": merge}, rejected, limit) as begun:
+            records = begun.records(lambda first: of_pieces(first, skip_bad, num_proc), limit)
+            bar = progress(records, desc=f"import {name}", unit="rows", total=limit, initial=begun.rows)
+            whole = begun.written(bar, facts | {"limit": limit}, path)
+            if not merge:
+                return begun.moved_to(path, overwrite=overwrite)
+            about = facts | {"limit": limit, "merged_from": len(whole)}
+            return write_table(path, merged(whole, rejected), rejected=rejected, overwrite=overwrite, **about)
 
 
-def _merge(records: Iterable[Record], path: Path, rejected: list[dict[str, str]], overwrite: bool, facts: dict[str, Any]) -> Table:
-    """Write a table in which every pair stands once; the votes lie in a table beside it meanwhile, since memory may not hold them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.votes-", dir=path.parent) as folder:
-        votes = write_table(Path(folder) / "votes", records, rejected=rejected)
-        return write_table(path, merged(votes, rejected), rejected=rejected, overwrite=overwrite, merged_from=len(votes), **facts)
+Opened = Callable[[int, bool, int], Iterator[Parsed]]  # (number of the first piece, skip_bad, num_proc)
 
 
 @contextlib.contextmanager
-def _records(
-    source: str, reader: str | None, split: str | None, rejected: list[dict[str, str]], skip_bad: bool
-) -> Iterator[tuple[str, Iterator[Record]]]:
-    """Give the name of the reader of `source` and the records that it yields; those of a table as they are."""
-    if is_table(source):
+def _opened(source: Any, reader: str | None, split: str | None) -> Iterator[tuple[str, Opened]]:
+    """Give the name of the reader of `source`, and what its pieces are parsed to; the records of a table are one piece."""
+    if not is_dataset(source) and is_table(source):
         table = read_table(source)
-        yield table.manifest.get("reader", "table"), iter(table)
+        yield table.manifest.get("reader", "table"), lambda first, *_: iter([Parsed(iter(table), [])][first:])
         return
-    with unpacked(source) as place:
+    with contextlib.nullcontext(source) if is_dataset(source) else unpacked(source) as place:
         name = reader or detect(place, split)
-        records = read(READERS[name], place, split=split, rejected=rejected if skip_bad else None)
-        yield name, records if place == source else _named(records, place, source, rejected)
+
+        def of_pieces(first: int, skip_bad: bool, num_proc: int) -> Iterator[Parsed]:
+            found = parsed(pieces(READERS[name].rows, place, split, first), name, skip_bad=skip_bad, processes=num_proc)
+            return found if place is source else (_named(part, place, source) for part in found)
+
+        yield name, of_pieces
 
 
-def _named(records: Iterator[Record], place: str, source: str, rejected: list[dict[str, str]]) -> Iterator[Record]:
-    """Yield records, and list rejected rows, with the name of the archive in the place of the folder that it was unpacked to."""
-    for record in records:
-        yield replace(record, source=record.source.replace(place, source))
-    rejected[:] = [{key: text.replace(place, source) for key, text in row.items()} for row in rejected]
+def _named(part: Parsed, place: str, source: str) -> Parsed:
+    """Return a piece with the name of the archive in the place of the folder that it was unpacked to."""
+
+    def records() -> Iterator[Record]:
+        for record in part.records:
+            yield replace(record, source=record.source.replace(place, source))
+        part.rejected[:] = [{key: text.replace(place, source) for key, text in row.items()} for row in part.rejected]
+
+    return replace(part, records=records())
 
 
-def stamp_of(source: str) -> str | None:
-    """Return a hash of names, sizes and times of a dataset's files, which changes when they do; None for a hub dataset."""
+def stamp_of(source: Any) -> str | None:
+    """Return a hash of names, sizes and times of a dataset's files, which changes when they do; None for a hub dataset.
+
+    Of a dataset of `datasets` it is the hash of its content that this keeps, None of one that is streamed.
+    """
+    if is_dataset(source):
+        return getattr(source, "_fingerprint", None)
     root = Path(source).expanduser()
     if not root.exists():
         return None

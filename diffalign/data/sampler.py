@@ -84,13 +84,24 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
 
 def loader(pairs: Pairs, sampler: Sampler, first_step: int, last_step: int, workers: int = 0) -> Iterator[Any]:
     """Yield the batches of all forward passes of the steps from `first_step` to before `last_step`; `workers` processes decode images."""
-    # A list, not the generator itself: the loader needs its length, and may have to start over with new workers.
-    passes = list(sampler.batches(first_step, last_step))
+    passes: Any = _Passes(sampler, first_step, last_step)
     own = torch.Generator()  # else the loader would draw from the one that dropout draws from, at the first step of every process
     collate: Any = stacked if workers else list
     rows: Any = DataLoader(cast("Dataset[Any]", pairs), batch_sampler=passes, collate_fn=collate, num_workers=workers, generator=own)
     for part, indices in zip(rows, passes, strict=True):
         yield pairs.to_batch(unstacked(part, len(indices)) if workers else part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The indices of all forward passes of some steps, made as they are needed: those of a long run, as a list, take gigabytes."""
+
+    sampler: Sampler
+    first_step: int
+    last_step: int
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        return self.sampler.batches(self.first_step, self.last_step)
 
 
 def stacked(rows: Sequence[Any]) -> Any:

@@ -38,7 +38,7 @@ MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
 }
 REJECTED = 1000  # rejected rows that a manifest lists at most; all of them are counted
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _CANDIDATE = pa.struct(
     [
         ("image", pa.large_binary()),
@@ -59,7 +59,7 @@ SCHEMA = pa.schema(
         ("prob", pa.float64()),
         ("user", pa.string()),
         ("source", pa.string()),
-        ("messages", _MESSAGES),
+        ("messages", MESSAGES),
         ("meta", pa.map_(pa.string(), pa.string())),
         ("conditioning_image", pa.large_binary()),
     ]
@@ -125,7 +125,7 @@ class Table(Sequence[Record]):
     def __init__(self, path: Path, name: str = "") -> None:
         self.path, self.name = path, name or str(path)
         self.manifest = read_manifest(path)
-        self._rows = self.manifest["rows"]
+        self._rows, self._scattered = self.manifest["rows"], dict[str, pa.ChunkedArray]()
         self._reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
         if not self._reader.schema.equals(SCHEMA) and not self._reader.schema.equals(FORMER):
             raise TableError(f"{path} is damaged (the columns of {ROWS} are not those of a preference table); import the dataset again")
@@ -165,6 +165,12 @@ class Table(Sequence[Record]):
         for index in range(self._reader.num_record_batches):
             yield self._reader.get_batch(index)
 
+    def scattered(self, name: str) -> pa.ChunkedArray:
+        """Return one top-level column as it lies on the disk: memory-mapped, a piece a batch; a row is read when it is indexed."""
+        if name not in self._scattered:
+            self._scattered[name] = pa.chunked_array([batch.column(name) for batch in self.batches()], SCHEMA.field(name).type)
+        return self._scattered[name]
+
     def column(self, name: str) -> list[Any]:
         """Return one top-level column as a list without reading the candidates."""
         return [value for batch in self.batches() for value in batch.column(name).to_pylist()]
@@ -179,7 +185,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-class _Audit:
+class Audit:
     """Counts and hashes the records that go into a table, and makes its manifest."""
 
     def __init__(self) -> None:
@@ -270,21 +276,30 @@ def write_table(
         >>> pair = Candidate(image=Path("a.png").read_bytes()), Candidate(image=Path("b.png").read_bytes())  # doctest: +SKIP
         >>> write_table("outputs/mine", [Record("0", "a red star", pair, prob=1.0)])  # doctest: +SKIP
     """
-    path, audit = Path(path), _Audit()
+    path, audit = Path(path), Audit()
     check_free(path, overwrite)
     with atomic_folder(path) as folder:
-        with pa.OSFile(str(folder / ROWS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-            for chunk in _chunks(records, CHUNK):
-                for record in chunk:
-                    audit.add(record.check())
-                writer.write_batch(pa.RecordBatch.from_pylist([to_row(r) for r in chunk], schema=SCHEMA))
-        facts = _counted(audit, rejected, manifest, path) | manifest
+        write_rows(folder / ROWS, records, audit)
+        facts = counted(audit, rejected, manifest, path) | manifest
         (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         keep_caches(path, folder)
     return Table(path)
 
 
-def _counted(audit: _Audit, rejected: Sequence[dict[str, str]], manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def write_rows(file: Path, records: Iterable[Record], audit: Audit, before: Iterable[pa.RecordBatch] = ()) -> None:
+    """Write the file of a table's rows: whole batches of an earlier file, and `records`; all of them are added to the audit."""
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for batch in before:
+            for row in batch.to_pylist():
+                audit.add(from_row(row))
+            writer.write_batch(batch)
+        for chunk in _chunks(records, CHUNK):
+            for record in chunk:
+                audit.add(record.check())
+            writer.write_batch(pa.RecordBatch.from_pylist([to_row(r) for r in chunk], schema=SCHEMA))
+
+
+def counted(audit: Audit, rejected: Sequence[dict[str, str]], manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the counts of a manifest. Raises TableError where no record was written, and for a key of `manifest` that is counted here."""
     facts = audit.manifest()
     if not facts["rows"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffalign.data.records import Record
@@ -30,6 +30,14 @@ class Usage:
             self.unranked += ranks.count(None) if record.prob is None and any(rank is not None for rank in ranks) else 0
         else:
             self.dropped[_reason(record, dropped_by)] += 1
+
+    def add_pairs(self, records: int, dropped: Mapping[str, int]) -> None:
+        """Count labelled pairs of the table, and how many of them each transform has left out; each of the others is one example."""
+        left = records - sum(dropped.values())
+        self.records, self.examples, self.trained = self.records + records, self.examples + left, self.trained + left
+        for name, count in dropped.items():
+            if count:
+                self.dropped[TIES if name == "drop_ties" else f"left out by `{name}`"] += count
 
     def leave_out(self, records: int, reason: str) -> None:
         """Count records that were to be trained on, and are not after all."""

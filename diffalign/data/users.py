@@ -39,11 +39,10 @@ class Users:
     @classmethod
     def of(cls, view: View, seed: int = 0) -> Users:
         """Return the users of a view in which every record has a user."""
-        names, positions = user_names(view), {}
-        for position, entry in enumerate(view.entries):
-            positions.setdefault(entry.user or "", []).append(position)
-        rows = np.array([entry.row for entry in view.entries])
-        return cls(names, tuple(np.array(positions[name]) for name in names), rows, _image_hashes(view), seed)
+        names, owner = user_names(view), view.entries.users[1]
+        owner = owner - owner.min(initial=0)  # records without a user are the first one's, who is called ""
+        by_user = np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner, minlength=len(names)))[:-1])
+        return cls(names, tuple(by_user), view.entries.rows, _image_hashes(view), seed)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,15 +80,16 @@ class Users:
 
 def user_names(view: View) -> tuple[str, ...]:
     """Return the users of a view, sorted; no image is read."""
-    return tuple(sorted({entry.user or "" for entry in view.entries}))
+    names, owner = view.entries.users
+    return (*([""] if (owner < 0).any() else []), *names)
 
 
 def _image_hashes(view: View) -> np.ndarray:
     """Return (records, K) hashes of the encoded images of each position."""
     positions_of: dict[int, list[int]] = {}  # table row -> positions
-    for position, entry in enumerate(view.entries):
-        positions_of.setdefault(entry.row, []).append(position)
-    hashes, base = np.zeros((len(view), max((len(entry.order) for entry in view.entries), default=0)), np.int64), 0
+    for position, row in enumerate(view.entries.rows.tolist()):
+        positions_of.setdefault(row, []).append(position)
+    hashes, base = np.zeros((len(view), view.entries.counts.max(initial=0)), np.int64), 0
     for batch in view.table.batches():
         lists = batch.column("candidates")
         images, offsets = lists.values.field("image"), lists.offsets.to_numpy()

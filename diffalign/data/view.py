@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from diffalign.core.errors import RecordError, TableError, did_you_mean
-from diffalign.data.records import Message, Record
-from diffalign.data.table import CONDITIONING, Table, from_row
+from diffalign.data.entries import TEXTS, Block, Entries, Entry, joined
+from diffalign.data.records import Record
+from diffalign.data.table import CONDITIONING, Table, from_row, to_row
 from diffalign.data.transforms import Transform, transformed
+from diffalign.data.transforms.columns import Twin, labelled, through, twins
 from diffalign.data.usage import Usage
 
 logger = logging.getLogger(__name__)
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A transformed record without the content of its candidates, and where it comes from: the table row and the candidates' order."""
-
-    row: int
-    order: tuple[int, ...]  # the record's candidates, as positions among those of the row
-    id: str
-    prompt: str
-    prob: float
-    user: str | None = None
-    messages: tuple[Message, ...] = ()
-    weight: float | None = None
-    offset: float | None = None
-    columns: tuple[tuple[float, ...], ...] = ()  # for each column of the view, the candidates' numbers in `order`
 
 
 class View(Sequence[Record]):
@@ -49,18 +35,59 @@ class View(Sequence[Record]):
         self, table: Table, transforms: Sequence[Transform], limit: int | None = None, columns: Mapping[str, str] = NO_COLUMNS
     ) -> None:
         self.table, self.columns = table, tuple(columns)
-        self.entries: list[Entry] = []
         self.usage = Usage()
-        for row, light in enumerate(itertools.islice(without_content(table), limit)):
-            made, dropped_by = transformed(weighted_by_table(light), transforms)
-            self.entries += (_entry(table, row, record, columns) for record in made)
-            self.usage.add(light, made, dropped_by)
+        chain, blocks, start = None if columns else twins(transforms), list[Block](), 0
+        for batch in table.batches():
+            number = batch.num_rows if limit is None else min(batch.num_rows, limit - start)
+            if number <= 0:
+                break
+            blocks.append(self._block(batch, start, number, transforms, chain, columns))
+            start += batch.num_rows
+        self.entries = Entries(table, joined(blocks, len(columns)))
 
-    def keep(self, entries: list[Entry], reason: str) -> None:
-        """Go on with some of the entries; table records of which none is left are counted under `reason`."""
-        rows, left = {entry.row for entry in self.entries}, {entry.row for entry in entries}
-        self.usage.leave_out(len(rows - left), reason)
-        self.entries = entries
+    def _block(
+        self,
+        batch: pa.RecordBatch,
+        start: int,
+        number: int,
+        transforms: Sequence[Transform],
+        chain: Sequence[Twin] | None,
+        columns: Mapping[str, str],
+    ) -> Block:
+        """Return the entries of the first `number` rows of a batch, which begins at a row of the table."""
+        pairs = None if chain is None else labelled(batch, number)
+        after = None if pairs is None or chain is None else through(pairs, chain)
+        if pairs is None or after is None:
+            return self._one_by_one(batch, np.arange(number), start, transforms, columns)
+        made, dropped = after
+        self.usage.add_pairs(len(pairs.rows), dropped)
+        none, flat = np.full(len(made.rows), np.nan), made.order.ravel()
+        counts = np.full(len(made.rows), 2, np.int64)
+        block = Block(made.rows + start, counts, flat, made.prob, none, none, np.empty((len(flat), 0)))
+        if len(pairs.rows) == number:
+            return block
+        others = self._one_by_one(batch, np.setdiff1d(np.arange(number), pairs.rows), start, transforms, columns)
+        both = joined([block, others], len(columns))
+        return both.take(np.argsort(both.rows, kind="stable"))
+
+    def _one_by_one(
+        self, batch: pa.RecordBatch, rows: np.ndarray, start: int, transforms: Sequence[Transform], columns: Mapping[str, str]
+    ) -> Block:
+        entries, texts = list[Entry](), {name: list[Any]() for name in TEXTS}
+        wanted = None if len(rows) == batch.num_rows else rows
+        for row, light in zip(rows.tolist(), lights(batch, wanted), strict=True):
+            made, dropped_by = transformed(weighted_by_table(light), transforms)
+            entries += (_entry(self.table, start + row, record, columns) for record in made)
+            for name, values in texts.items():
+                own = getattr(light, name)
+                values += (None if getattr(record, name) == own else to_row(record)[name] for record in made)
+            self.usage.add(light, made, dropped_by)
+        return Block.of(entries, texts, len(columns))
+
+    def keep(self, positions: Sequence[int] | np.ndarray, reason: str) -> None:
+        """Go on with the entries at `positions`; table records of which none is left are counted under `reason`."""
+        before, self.entries = self.entries, self.entries.take(positions)
+        self.usage.leave_out(len(np.unique(before.rows)) - len(np.unique(self.entries.rows)), reason)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -77,17 +104,22 @@ class View(Sequence[Record]):
 def without_content(table: Table) -> Iterator[Record]:
     """Yield the table's records with every image and text replaced by its position among the candidates, as bytes."""
     for batch in table.batches():
-        lists = batch.column("candidates")
-        values = lists.values
-        nulls = {"image": pa.nulls(len(values), pa.large_binary()), "text": pa.nulls(len(values), pa.large_string())}
-        nulls |= {CONDITIONING: nulls["image"]}
-        names = [field.name for field in values.type]
-        light = pa.StructArray.from_arrays([nulls.get(n, values.field(n)) for n in names], fields=list(values.type))
-        rows = batch.set_column(batch.schema.get_field_index("candidates"), "candidates", pa.ListArray.from_arrays(lists.offsets, light))
-        rows = rows.drop_columns([CONDITIONING]) if CONDITIONING in rows.schema.names else rows
-        for row in rows.to_pylist():
-            record = from_row(row)
-            yield replace(record, candidates=tuple(replace(c, image=b"%d" % i) for i, c in enumerate(record.candidates)))
+        yield from lights(batch)
+
+
+def lights(batch: pa.RecordBatch, wanted: np.ndarray | None = None) -> Iterator[Record]:
+    """Yield the records of a batch of a table, or those of its rows that are `wanted`, without content."""
+    lists = batch.column("candidates")
+    values = lists.values
+    nulls = {"image": pa.nulls(len(values), pa.large_binary()), "text": pa.nulls(len(values), pa.large_string())}
+    nulls |= {CONDITIONING: nulls["image"]}
+    names = [field.name for field in values.type]
+    light = pa.StructArray.from_arrays([nulls.get(n, values.field(n)) for n in names], fields=list(values.type))
+    rows = batch.set_column(batch.schema.get_field_index("candidates"), "candidates", pa.ListArray.from_arrays(lists.offsets, light))
+    rows = rows.drop_columns([CONDITIONING]) if CONDITIONING in rows.schema.names else rows
+    for row in (rows if wanted is None else rows.take(pa.array(wanted))).to_pylist():
+        record = from_row(row)
+        yield replace(record, candidates=tuple(replace(c, image=b"%d" % i) for i, c in enumerate(record.candidates)))
 
 
 def weighted_by_table(record: Record) -> Record:
@@ -126,22 +158,20 @@ def with_users(view: View, least: int) -> View:
 
     Raises TableError if no user is left.
     """
-    rows: dict[str, set[int]] = {}
-    for entry in view.entries:
-        if entry.user:
-            rows.setdefault(entry.user, set()).add(entry.row)
-    entries = [entry for entry in view.entries if entry.user and len(rows[entry.user]) >= least]
-    users = {entry.user for entry in entries}
-    if not users:
-        most = max(map(len, rows.values()), default=0)
+    names, owner = view.entries.users
+    pairs = np.unique(np.stack([owner, view.entries.rows]), axis=1)[0]  # a user's rows, each once
+    rows = np.bincount(pairs[pairs >= 0], minlength=len(names))
+    kept = np.flatnonzero((owner >= 0) & np.isin(owner, np.flatnonzero(rows >= least)))
+    if not len(kept):
         raise TableError(
             f"{view.table.path}: no user has {least} labelled pairs, which this user encoder needs of each (one to train on, the others "
-            f"as evidence); found {len(rows)} named users, the most active with {most} pairs. Records name their user in the column user_id"
+            f"as evidence); found {len(names)} named users, the most active with {rows.max(initial=0)} pairs. Records name their user in "
+            "the column user_id"
         )
-    if len(entries) < len(view.entries):
+    if len(kept) < len(view.entries):
         logger.info(
             "%d of %d records are left out: they name no user, or one with fewer than %d pairs; %d users are left",
-            *(len(view.entries) - len(entries), len(view.entries), least, len(users)),
+            *(len(view.entries) - len(kept), len(view.entries), least, (rows >= least).sum()),
         )
-    view.keep(entries, "have no user with enough pairs")
+    view.keep(kept, "have no user with enough pairs")
     return view

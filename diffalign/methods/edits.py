@@ -78,7 +78,7 @@ def check_inputs(view: View, layout: Layout) -> None:
     """
     if layout.picture == "none":
         return
-    rows, lacking, having, start = {entry.row for entry in view.entries}, None, False, 0
+    rows, lacking, having, start = set(view.entries.rows.tolist()), None, False, 0
     for batch in view.table.batches():
         for number, (own, single) in enumerate(zip(*_pictures(batch), strict=True)):
             if start + number not in rows:

@@ -49,7 +49,7 @@ class Precomputed(Dataset[dict[str, Any]]):
         device: torch.device,
     ) -> None:
         self.pairs, self.path, self.draws, self.buckets = pairs, likelihood.path, draws, pairs.buckets
-        self._position = {entry.row: place for place, entry in enumerate(pairs.view.entries)}
+        self._position = {row: place for place, row in enumerate(pairs.view.entries.rows.tolist())}
         own = {"latents": pairs.folder.name, "seed": seed, "prompt_dropout": likelihood.prompt_dropout, "version": 1}
         folder = open_folder(pairs.folder.parent, "points", facts | own)
         rows, candidates = len(pairs.view.table), int(pairs.first[-1])

@@ -76,7 +76,7 @@ def test_a_table_most_of_which_states_no_preference_is_refused_unless_the_transf
 
 def test_users_that_are_left_out_are_counted(tmp_path):
     view = opened(tmp_path, [replace(PAIR, id=f"{i}", user="u") for i in range(2)])
-    view.keep(view.entries[:1], "have no user with enough pairs")
+    view.keep([0], "have no user with enough pairs")
     assert view.usage.facts()["dropped"] == {"have no user with enough pairs": 1}
 
 

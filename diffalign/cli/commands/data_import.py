@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffalign.data.readers import READERS
 
-ABOUT = "read a dataset into a table"
+ABOUT = "read a dataset into a table; after a kill the same command goes on"
 HELP = "layouts:\n" + "".join(f"  {name:24} {reader.about}\n" for name, reader in READERS.items())
 
 
@@ -31,6 +31,8 @@ class CONFIG:
     """Replace a table that lies in output_dir."""
     merge: bool = False
     """Make one row of all labels that a pair has: label_0 becomes the share of them that prefer the first candidate."""
+    num_proc: int = 1
+    """Processes that parse rows and check pictures."""
 
 
 def run(config: CONFIG) -> int:
@@ -47,6 +49,7 @@ def run(config: CONFIG) -> int:
         overwrite=config.overwrite,
         limit=config.max_train_samples,
         merge=config.merge,
+        num_proc=config.num_proc,
     )
     facts = table.manifest
     print(f"{facts['rows']} rows kept, {facts['rejected_rows']} dropped, read as {facts['reader']} -> {table.path}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -112,7 +112,7 @@ class Row:
 class Reader:
     """One dataset layout: how its rows are opened, how a row becomes a record, and by what the layout is recognised."""
 
-    rows: Callable[[str, str | None], Iterator[Row]]  # (path or hub id, split)
+    rows: Callable[[Any, str | None], Iterator[Row]]  # (path, hub id or, where it is `open_rows`, a dataset of `datasets`; split)
     parse: Callable[[Row], Record]
     columns: tuple[str, ...] = ()  # which a row must have for the layout to be detected; "a|b" means either
     about: str = ""  # one line for the list of layouts
@@ -124,7 +124,14 @@ def read(
     reader: Reader, source: str, *, split: str | None = None, rejected: list[dict[str, str]] | None = None, verify_images: bool = True
 ) -> Iterator[Record]:
     """Yield the records of `source`. A bad row raises RecordError, or with a list `rejected` is appended to it as {where, reason}."""
-    for row in reader.rows(source, split):
+    return parse_rows(reader, reader.rows(source, split), rejected, verify_images=verify_images)
+
+
+def parse_rows(
+    reader: Reader, rows: Iterable[Row], rejected: list[dict[str, str]] | None = None, *, verify_images: bool = True
+) -> Iterator[Record]:
+    """Yield the records of rows of a reader's layout; bad rows as in `read`."""
+    for row in rows:
         try:
             record = reader.parse(row).check()
             if reader.candidates and not record.candidates:

@@ -6,13 +6,15 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffalign.core.errors import RecordError, listed
 from diffalign.data.pictures import is_picture_name
 from diffalign.data.readers import READERS
 from diffalign.data.readers.base import Reader, Row
+from diffalign.data.readers.sources import dataset_name, is_dataset, open_rows
 
-Rows = Callable[[str, str | None], Iterator[Row]]
+Rows = Callable[[Any, str | None], Iterator[Row]]
 PEEK = 8  # rows that are looked at
 NAMED = 20  # columns that are looked at for data in the place of names
 
@@ -25,7 +27,7 @@ class _Beginning:
     error: RecordError | None
 
 
-def detect(source: str, split: str | None = None) -> str:
+def detect(source: Any, split: str | None = None) -> str:
     """Return the name of the reader that most of the first rows fit; if several do, the one that requires the most columns.
 
     Raises RecordError that says why the source does not open, or what the layout that it fits best lacks; else it lists the row's
@@ -34,17 +36,18 @@ def detect(source: str, split: str | None = None) -> str:
     beginnings: dict[Rows, _Beginning] = {}
     for reader in READERS.values():
         if reader.rows not in beginnings:
-            beginnings[reader.rows] = _beginning(reader.rows, source, split)
+            opens = reader.rows is open_rows or not is_dataset(source)  # the others open what lies in files of their own
+            beginnings[reader.rows] = _beginning(reader.rows, source, split) if opens else _Beginning((), None)
     fits = {name: fit for name, reader in READERS.items() if (fit := _fit(reader, beginnings[reader.rows].rows))}
     best = [name for name, fit in fits.items() if fit == max(fits.values())]
     if len(best) == 1:
         return best[0]
     if best:
-        raise RecordError(f"{source}: {' and '.join(best)} fit equally well; name the one to use")
-    raise _unknown(source, beginnings)
+        raise RecordError(f"{dataset_name(source)}: {' and '.join(best)} fit equally well; name the one to use")
+    raise _unknown(dataset_name(source), beginnings)
 
 
-def _beginning(rows: Rows, source: str, split: str | None) -> _Beginning:
+def _beginning(rows: Rows, source: Any, split: str | None) -> _Beginning:
     first: list[Row] = []
     error: RecordError | None = None
     try:
@@ -52,7 +55,7 @@ def _beginning(rows: Rows, source: str, split: str | None) -> _Beginning:
             first.append(row)  # the rows before an error are kept
     except RecordError as problem:
         error = problem
-    return _Beginning(first, error or (None if first else RecordError(f"{source}: no rows")))
+    return _Beginning(first, error or (None if first else RecordError(f"{dataset_name(source)}: no rows")))
 
 
 def _fit(reader: Reader, rows: Sequence[Row]) -> tuple[int, bool, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,35 @@ INSTEAD = {  # what stands in the place of a table, by how it begins
 UNREADABLE = (pa.ArrowException, UnicodeDecodeError, zlib.error, EOFError, OSError, ValueError, OverflowError)
 
 
-def open_rows(source: str, split: str | None = None) -> Iterator[Row]:
+def open_rows(source: Any, split: str | None = None, *, skip: int = 0) -> Iterator[Row]:
     """Yield the rows of a dataset file, of a folder of such files (also one made by `save_to_disk`), or of a hub dataset, streamed.
 
     Files are parquet, arrow, JSON, JSONL, CSV, TSV or webdataset shards. `split` selects the files of a folder, or the split of a hub
-    dataset, by name; a single file is read whole. Raises RecordError if nothing can be opened.
+    dataset, by name; a single file is read whole. `source` may also be a dataset of `datasets`, loaded or streamed. The first `skip`
+    rows of a hub dataset, or of one that is given, are left out. Raises RecordError if nothing can be opened.
     """
-    path = local_path(source)
-    if path.is_file():
-        yield from _file_rows(path, path.name)
-    elif path.is_dir():
-        yield from _folder_rows(path, split)
+    if is_dataset(source):
+        yield from _dataset_rows(source, dataset_name(source), skip)
+    elif local_path(source).exists():
+        files = dataset_files(source, split)
+        for file, name in files:
+            yield from file_rows(file, name, alone=len(files) == 1)
     elif _looks_like_path(source):
         raise RecordError(f"{source}: there is no such file or folder; expected a dataset file, a folder or a hub id like `owner/name`")
     else:
-        yield from _hub_rows(source, split)
+        yield from _hub_rows(source, split, skip)
+
+
+def is_dataset(source: Any) -> bool:
+    """Return whether `source` is a dataset of `datasets`, and no name of one."""
+    return not isinstance(source, str | Path)
+
+
+def dataset_name(source: Any) -> str:
+    """Return what messages and records call a source: its name, or that in the facts of a dataset."""
+    if not is_dataset(source):
+        return str(source)
+    return getattr(getattr(source, "info", None), "dataset_name", None) or type(source).__name__
 
 
 def local_path(source: str) -> Path:
@@ -70,7 +84,11 @@ def kind_of(path: Path) -> str:
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
+def dataset_files(source: str, split: str | None = None) -> list[tuple[Path, str]]:
+    """Return a file, or the dataset files of a folder, each with the name that ids of its rows begin with; errors as `open_rows`."""
+    path = local_path(source)
+    if path.is_file():
+        return [(path, path.name)]
     files = sorted(f for f in path.rglob("*") if kind_of(f) in FORMATS and f.is_file() and not _is_bookkeeping(f.relative_to(path)))
     if split is not None:
         stems = {f: f.name[: len(f.name) - len(kind_of(f))] for f in files}
@@ -78,13 +96,20 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
     if not files:
         wanted = f" of split `{split}`" if split else ""
         raise RecordError(f"{path}: no dataset file{wanted}; expected one of {', '.join(sorted(FORMATS))}")
-    for file in files:
-        try:
-            yield from _file_rows(file, file.relative_to(path).as_posix())
-        except RecordError as error:  # a file that cannot be read costs none of the others
-            if len(files) == 1:
-                raise
-            yield Row(Columns({}), str(file), file.relative_to(path).as_posix(), file.parent, str(error))
+    return [(file, file.relative_to(path).as_posix()) for file in files]
+
+
+def file_rows(path: Path, name: str, *, alone: bool, groups: Sequence[int] | None = None, first: int = 0) -> Iterator[Row]:
+    """Yield the rows of a dataset file, or of some row `groups` of a parquet file, whose rows count from `first`.
+
+    Raises RecordError for a file that cannot be read, unless it is not `alone`: then it costs none of the others, and is a broken row.
+    """
+    try:
+        yield from _file_rows(path, name, groups, first)
+    except RecordError as error:
+        if alone:
+            raise
+        yield Row(Columns({}), str(path), name, path.parent, str(error))
 
 
 def _is_bookkeeping(file: Path) -> bool:
@@ -93,7 +118,7 @@ def _is_bookkeeping(file: Path) -> bool:
     return file.name in BOOKKEEPING or cached or any(part.startswith((".", "__MACOSX")) for part in file.parts)
 
 
-def _file_rows(path: Path, name: str) -> Iterator[Row]:
+def _file_rows(path: Path, name: str, groups: Sequence[int] | None, first: int) -> Iterator[Row]:
     kind = kind_of(path)
     if kind not in FORMATS:
         cure = OTHERS.get(kind, "")
@@ -107,7 +132,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
             raise RecordError(f"{path}: {reason}; expected a table")
     empty = True
     try:
-        for number, raw in enumerate(FORMATS[kind](path)):
+        for number, raw in enumerate(FORMATS[kind](path) if groups is None else _parquet(path, groups), first):
             empty = False
             yield _row(raw, number, path, name)
     except UNREADABLE as error:
@@ -124,9 +149,9 @@ def _row(raw: RawRow, number: int, path: Path, name: str) -> Row:
     return Row(Columns({} if broken else raw.value), where, f"{name}:{number}", path.parent, broken, raw.line)
 
 
-def _parquet(path: Path) -> Iterator[RawRow]:
+def _parquet(path: Path, groups: Sequence[int] | None = None) -> Iterator[RawRow]:
     with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of the file that was read stays in memory
-        for batch in file.iter_batches(batch_size=BATCH):
+        for batch in file.iter_batches(batch_size=BATCH, row_groups=groups):
             yield from map(RawRow, _values(batch))
 
 
@@ -172,18 +197,26 @@ FORMATS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
 FORMATS |= {f"{suffix}.gz": FORMATS[suffix] for suffix in COMPRESSED}
 
 
-def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
+def _hub_rows(name: str, split: str | None, skip: int) -> Iterator[Row]:
     from datasets import load_dataset  # takes a second to import, and only hub ids need it
 
     try:
         dataset = load_dataset(name, split=split or "train", streaming=True)
-        features = dataset.features or {}
-        for column, feature in features.items():
+    except Exception as error:  # the hub client raises dozens of kinds, and each means that the dataset cannot be read
+        raise RecordError(f"{name}: neither a local path nor a hub dataset that loads ({type(error).__name__}: {error})") from error
+    yield from _dataset_rows(dataset, name, skip)
+
+
+def _dataset_rows(dataset: Any, name: str, skip: int) -> Iterator[Row]:
+    """Yield the rows of a dataset of `datasets` from number `skip` on; pictures stay as they are encoded."""
+    number = skip
+    try:
+        for column, feature in (dataset.features or {}).items():
             if type(feature).__name__ == "Image":
                 dataset = dataset.cast_column(column, type(feature)(decode=False))
-        for number, value in enumerate(dataset):
+        for number, value in enumerate(dataset.skip(skip) if skip else dataset, skip):
             yield Row(Columns(value), f"{name} row {number}", f"{name}:{number}")
     except RecordError:
         raise
-    except Exception as error:  # the hub client raises dozens of kinds, and each means that the dataset cannot be read
-        raise RecordError(f"{name}: neither a local path nor a hub dataset that loads ({type(error).__name__}: {error})") from error
+    except Exception as error:  # as above, and of what a stream of the hub fetches as it is read
+        raise RecordError(f"{name}: cannot be read, from row {number} on ({type(error).__name__}: {error})") from error

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffalign.core.claim import ASIDE
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.files import write
@@ -57,14 +59,15 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     kind = recipe.kind
     if kind == "reward":  # which judges images, or texts by a language model's hidden states
         kind = "text" if reads_texts(config.pretrained_model_name_or_path) else "image"
-    if kind is not None and table.manifest["kind"] != kind and any(entry.order for entry in view.entries):
+    compared = bool(view.entries.counts.any())
+    if kind is not None and table.manifest["kind"] != kind and compared:
         raise TableError(f"{config.dataset_name}: a table of {table.manifest['kind']}s; the model of this run trains on pairs of {kind}s")
     layout = layout_at(config.pretrained_model_name_or_path) if kind == "image" else None
     if layout is not None and layout.picture != "none":
         check_inputs(view, layout)
-    elif kind == "image" and any(entry.order for entry in view.entries):
-        check_conditioning(table, {entry.row for entry in view.entries}, recipe.tuning)
-    if kind == "image" and any(entry.order for entry in view.entries):
+    elif kind == "image" and compared:
+        check_conditioning(table, set(view.entries.rows.tolist()), recipe.tuning)
+    if kind == "image" and compared:
         _check_prompts(table)
     if needs.candidates == 1:
         _leave_out_disliked(objective, view)
@@ -99,7 +102,7 @@ def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec], *
             f"{name}: {view.usage.dropped[ALONE]} records are votes on one candidate, which the transforms leave out; to train on them "
             "write `transforms: [singles]`, which makes such votes of pairs and rankings, too"
         )
-    if not any(entry.prob != 0.5 or len(entry.order) > 2 for entry in view.entries):
+    if not ((view.entries.prob != 0.5) | (view.entries.counts > 2)).any():
         left = f"{facts['strict']} strict pairs, {facts['ties']} ties"
         raise TableError(
             f"{name}: no pair with a preference is left of {len(view.table)} records ({left}); nothing to learn from. {view.usage}"
@@ -116,12 +119,14 @@ def _leave_out_disliked(objective: str, view: View) -> None:
 
     Raises TableError for a pair whose first candidate is not the preferred one.
     """
-    if odd := next((entry for entry in view.entries if entry.prob < 0.5 and len(entry.order) > 1), None):
+    disliked = view.entries.prob < 0.5
+    if len(places := np.flatnonzero(disliked & (view.entries.counts > 1))):
+        odd = view.entries[int(places[0])]
         raise TableError(
             f"{view.table.path}: objective `{objective}` learns from the first candidate, and in {odd.id} that is the dispreferred one "
             f"(prob {odd.prob:g}): put `orient` among the transforms"
         )
-    view.keep([entry for entry in view.entries if entry.prob >= 0.5], f"are disliked, and `{objective}` learns from liked ones")
+    view.keep(np.flatnonzero(~disliked), f"are disliked, and `{objective}` learns from liked ones")
 
 
 def _check_prompts(table: Table) -> None:
@@ -166,7 +171,7 @@ def _columns(scores: Mapping[str, str], needs: Facts, table: Table, specs: Seque
 
 def _check_candidates(objective: str, needs: Facts, view: View) -> None:
     """Raise TableError where the records have too few candidates for the objective, or cannot share a batch."""
-    needed, counts = needs.least, sorted({len(entry.order) for entry in view.entries})
+    needed, counts = needs.least, np.unique(view.entries.counts).tolist()
     cure = "put `pairs`, or {list_of: {candidates: K}}, among the transforms"
     if len(counts) > 1:
         numbers = " and ".join(map(str, counts))
@@ -189,7 +194,7 @@ def _check_candidates(objective: str, needs: Facts, view: View) -> None:
 
 def _check_labels(objective: str, needs: Facts, view: View, scores: Mapping[str, str]) -> None:
     """Raise TableError for weights or offsets that the objective cannot use, and for gains outside [0, 1] where it needs chances."""
-    if needs.of_ranks and any(entry.weight is not None or entry.offset is not None for entry in view.entries):
+    if needs.of_ranks and view.entries.weighted:
         raise TableError(
             f"{view.table.path}: the losses of `{objective}` belong to ranks within the batch, and records cannot have a weight or an "
             "offset: leave out the transforms that give them (`semantic_weight`, `offset_by`) "

@@ -141,7 +141,7 @@ def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
     """Return the bytes of latents, prompt embeddings, conditioning images and input pictures that a run keeps on disk."""
     latents = [math.prod(outline.model.latent_shape(*size)) for size in sizes_of(config, outline)]
     counts = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
-    images = int(counts[sorted({entry.row for entry in view.entries if entry.order})].sum())
+    images = int(counts[view.entries.rows_with_images].sum())
     numbers = images * config.cache_variants * max(latents)
     numbers += _condition_numbers(config, outline, view)
     pixels = max(3 * height * width for height, width in sizes_of(config, outline))
@@ -151,10 +151,10 @@ def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
 
 def _condition_numbers(config: TrainConfig, outline: Outline, view: View) -> int:
     """Return how many numbers are kept of prompts, of the empty one, and of input pictures: these by record, and what sees them as well."""
-    prompts, model = len({entry.prompt for entry in view.entries}) + 1, outline.model
+    prompts, model = len(view.entries.prompts) + 1, outline.model
     if not has_inputs(outline, view):
         return prompts * max(_numbers(condition_of(outline, 1, size, inputs=False)) for size in sizes_of(config, outline))
-    rows, most = len({entry.row for entry in view.entries}) * config.cache_variants, dict[str, int]()
+    rows, most = len(np.unique(view.entries.rows)) * config.cache_variants, dict[str, int]()
     for size in sizes_of(config, outline):
         for name, value in condition_of(outline, 1, size, inputs=True).items():
             most[name] = max(most.get(name, 0), value.numel())

@@ -250,7 +250,7 @@ def parameter_groups(config: TrainConfig, model: Backbone) -> list[dict[str, Any
 
 def _count_cut_prompts(model: Backbone, view: View) -> None:
     """Count the prompts that are longer than the text encoder reads, and log how many these are."""
-    prompts = sorted({entry.prompt for entry in view.entries})
+    prompts = sorted(view.entries.prompts)
     view.usage.cut_prompts, limit = model.cut_prompts(prompts)
     if view.usage.cut_prompts:
         logger.warning("%s of %s prompts exceed %d tokens and are cut", f"{view.usage.cut_prompts:,}", f"{len(prompts):,}", limit)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.files import atomic_file
 from diffalign.core.processes import process_state
-from diffalign.data.view import Entry, View
+from diffalign.data.entries import Entries
+from diffalign.data.view import View
 from diffalign.methods.builders.common import cache_root, order
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
@@ -87,41 +88,41 @@ def _check_apart(view: View, other: View) -> None:
             f"{other.table.path}: the held-out pairs are those that are trained on; name others, or leave `held_out_dataset_name` out "
             "to hold out a share of the prompts"
         )
-    prompts = {entry.prompt for entry in other.entries}
-    if known := prompts & {entry.prompt for entry in view.entries}:
+    prompts = set(other.entries.prompts)
+    if known := prompts.intersection(view.entries.prompts):
         logger.warning(
             "%d of %d held-out prompts are trained on too: what is measured is not of new prompts alone", len(known), len(prompts)
         )
 
 
-def divided(config: TrainConfig, view: View) -> tuple[list[Entry], list[Entry], tuple[str, ...]]:
+def divided(config: TrainConfig, view: View) -> tuple[Entries, Entries, tuple[str, ...]]:
     """Return the records to train on, those held out of them, and the users of PAL. Raises TableError for data that cannot be split."""
-    kept, out = (list(view.entries), []) if config.held_out_dataset_name else _split(config, view)
+    kept, out = (view.entries, view.entries.take([])) if config.held_out_dataset_name else _split(config, view)
     _, settings = settings_of(config.reward_head, config.method)
     if not isinstance(settings, PalSettings):
         return kept, out, ()
     users = _users(view, kept)
-    return [entry for entry in kept if entry.user], out, users
+    return kept.take(np.flatnonzero(kept.users[1] >= 0)), out, users
 
 
-def _split(config: TrainConfig, view: View) -> tuple[list[Entry], list[Entry]]:
+def _split(config: TrainConfig, view: View) -> tuple[Entries, Entries]:
     kept, out = split(view.entries, config.held_out_share, config.seed)
-    if not any(entry.prob != 0.5 for entry in kept):
+    if not (kept.prob != 0.5).any():
         raise TableError(
-            f"{view.table.path}: {len({e.prompt for e in view.entries})} prompts, and none with a preference is left to train on when "
+            f"{view.table.path}: {len(view.entries.prompts)} prompts, and none with a preference is left to train on when "
             f"{config.held_out_share:g} of them are held out; name other pairs with `held_out_dataset_name`"
         )
     return kept, out
 
 
-def _users(view: View, entries: Sequence[Entry]) -> tuple[str, ...]:
+def _users(view: View, entries: Entries) -> tuple[str, ...]:
     """Return the users of the training, sorted, and say how many records name none. Raises TableError where none does."""
-    users = tuple(sorted({entry.user for entry in entries if entry.user}))
+    users, owner = entries.users
     if not users:
         raise TableError(f"{view.table.path}: no record names its user, and PAL learns of users; records name them in the column user_id")
-    if nameless := sum(not entry.user for entry in entries):
+    if nameless := int((owner < 0).sum()):
         logger.warning("%d of %d records name no user, and are left out", nameless, len(entries))
-    return users
+    return tuple(users)
 
 
 @torch.no_grad()

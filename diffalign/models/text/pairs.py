@@ -108,7 +108,7 @@ class TextPairs(Dataset[dict[str, Any]]):
     @property
     def conversational(self) -> bool:
         """Whether records are conversations, which a chat template writes."""
-        return any(entry.messages for entry in self.view.entries)
+        return self.view.entries.conversational
 
     def lengths(self, position: int) -> tuple[int, ...]:
         """Return the tokens of each candidate's completion."""
@@ -164,7 +164,7 @@ def _admitted(view: View, template: Template, limit: Limit) -> list[Encoded]:
             "%d of %d records are left out: the prompt alone fills max_length (%d tokens)",
             *(len(records) - len(admitted), len(records), limit.max_length),
         )
-    view.keep([view.entries[i] for i in admitted], "have a prompt that fills max_length")
+    view.keep(admitted, "have a prompt that fills max_length")
     return [records[i] for i in admitted]
 
 

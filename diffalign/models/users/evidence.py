@@ -78,7 +78,7 @@ class ChoicesEvidence:
         return torch.from_numpy(self.bank.read(places)).unflatten(0, (len(entries), 2))
 
     def _fill(self, features: Features) -> None:
-        wanted = [(entry.row, int(self.first[entry.row]) + i, i) for entry in self.view.entries for i in entry.order]
+        wanted = [(row, int(self.first[row]) + i, i) for row, i in self.view.entries.candidates]
 
         def missing() -> list[tuple[int, int, int]]:
             places = set(self.bank.missing([place for _, place, _ in wanted]))

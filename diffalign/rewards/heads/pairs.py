@@ -18,8 +18,9 @@ from diffalign.core.parts import Index
 from diffalign.core.progress import chunks
 from diffalign.core.types import Labels, Scores
 from diffalign.data.cache import Bank, fingerprint, open_folder
+from diffalign.data.entries import Entries, Entry
 from diffalign.data.labels import labels_of
-from diffalign.data.view import Entry, View, without_content
+from diffalign.data.view import View, without_content
 from diffalign.rewards.heads.embeds import Embeds, of_candidates
 from diffalign.rewards.heads.networks import NOBODY, Targets
 
@@ -84,14 +85,14 @@ class StoredEmbeds:
         if any(own.flatten().field("prompt").drop_null() for own in lists):
             raise TableError(f"{view.table.path}: candidates have prompts of their own; a reward model compares the images of one prompt")
         self._first = np.concatenate([[0], np.cumsum(np.concatenate([own.value_lengths().to_numpy() for own in lists]))])
-        names = sorted({entry.prompt for entry in view.entries})
+        names = sorted(view.entries.prompts)
         facts = {"model": embeds.contents}
         folder = open_folder(root, "embeds", facts | {"table": view.table.fingerprint})
         prompt_folder = open_folder(root, "prompt-embeds", facts | {"prompts": fingerprint({"prompts": names})})
         self._images = Bank(folder, "images", int(self._first[-1]), (embeds.image_width,), "float32")
         self._prompts = Bank(prompt_folder, "prompts", len(names), (embeds.prompt_width,), "float32")
         self._place = {name: place for place, name in enumerate(names)}
-        rows = sorted({entry.row for entry in view.entries})
+        rows = np.unique(view.entries.rows).tolist()
         for part in chunks([row for row in rows if self._images.missing(self._all(row))], PART, "embed images"):
             seen = of_candidates(embeds, [view.table[row] for row in part])
             self._images.write([place for row in part for place in self._all(row)], seen.numpy())
@@ -147,12 +148,13 @@ class RewardPairs(Dataset[dict[str, Any]]):
         return self.to_batch([self[position, 0] for position in range(len(self))])
 
 
-def split(entries: Sequence[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+def split(entries: Entries, share: float, seed: int) -> tuple[Entries, Entries]:
     """Return (kept, held out): `share` of the distinct prompts, at least one, are held out with all their records; drawn by `seed`."""
-    prompts = sorted({entry.prompt for entry in entries})
+    prompts = sorted(entries.prompts)
     order = np.random.default_rng([seed, 5]).permutation(len(prompts))
     out = {prompts[i] for i in order[: max(1, round(share * len(prompts)))]}
-    return [entry for entry in entries if entry.prompt not in out], [entry for entry in entries if entry.prompt in out]
+    held_out = np.array([prompt in out for prompt in entries.texts("prompt")], bool)
+    return entries.take(np.flatnonzero(~held_out)), entries.take(np.flatnonzero(held_out))
 
 
 def sources_of(view: View, by: str) -> tuple[dict[int, int], tuple[str, ...]]:
