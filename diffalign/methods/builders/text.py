@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,11 +37,11 @@ def aggregation(config: TrainConfig) -> Aggregation:
     return bind("likelihood", LIKELIHOODS, config.likelihood or "sum")()
 
 
-def pairs(config: TrainConfig, recipe: Recipe, view: View) -> TextPairs:
-    """Return the training data as token ids; only the tokenizer is loaded."""
+def pairs(config: TrainConfig, recipe: Recipe, view: View, root: Path | None = None) -> TextPairs:
+    """Return the training data as token ids, which lie under `root` if they are many; only the tokenizer is loaded."""
     tokenizer = load_tokenizer(config.pretrained_model_name_or_path, config.revision, chat_template(config))
     limit = Limit(config.max_length, config.truncation_mode)
-    return TextPairs(view, Template(tokenizer), limit, mismatched=recipe.facts.mismatched)
+    return TextPairs(view, Template(tokenizer), limit, mismatched=recipe.facts.mismatched, root=root)
 
 
 def chat_template(config: TrainConfig) -> str | None:
@@ -108,7 +109,7 @@ def reference(config: TrainConfig, recipe: Recipe, model: LanguageModel, device:
 def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device) -> Parts:
     """Return the parts of a run. Texts are tokenised before weights load."""
     check_text(config, recipe)
-    data = pairs(config, recipe, view)
+    data = pairs(config, recipe, view, cache_root(config, view))
     model = backbone(config, device, full=recipe.tuning == "full")
     own_likelihood = likelihood(config, recipe, model, data.longest)
     precomputes = recipe.compares and config.precompute_ref_log_probs

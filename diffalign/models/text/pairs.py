@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,37 +18,20 @@ from torch.utils.data import Dataset
 
 from diffalign.core.errors import TableError
 from diffalign.core.parts import Index
-from diffalign.core.progress import chunks
 from diffalign.core.types import TextBatch
 from diffalign.data.labels import labels_of
 from diffalign.data.view import View
 from diffalign.models.text.template import Encoded, Template
+from diffalign.models.text.tokens import AT_ONCE, Tokens, tokens
 from diffalign.models.text.truncation import Limit
 
 logger = logging.getLogger(__name__)
 
-PART = 512  # records tokenised at once
 CLOSING = 3  # last tokens of an answer among which templates put the one that ends it; a line break may follow
 
 
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Rows of token ids of different lengths in one array."""
-
-    values: np.ndarray  # (N,) int32
-    first: np.ndarray  # (rows + 1,) int64: where each row starts
-
-    @classmethod
-    def of(cls, rows: Sequence[np.ndarray]) -> Ragged:
-        """Return `rows`, at least one, end to end."""
-        return cls(np.concatenate(rows).astype(np.int32), _starts(list(map(len, rows))))
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.values[self.first[row] : self.first[row + 1]]
-
-
 class TextPairs(Dataset[dict[str, Any]]):
-    """A view's records as token ids, tokenised once, by the constructor.
+    """A view's records as token ids, tokenised once, by the constructor, and kept under `root` if they are many.
 
     It takes those records out of the view's entries that the limit leaves out, so that positions are the view's own. With `mismatched`
     each record gets one candidate more, the last: its prompt with an answer of the nearest record before it (the view is taken as a
@@ -59,35 +43,36 @@ class TextPairs(Dataset[dict[str, Any]]):
     buckets: np.ndarray | None = None  # records of any length share a batch
     reference: Callable[[int], np.ndarray] | None = None  # of a position: the reference's log-probabilities (K, L) float32, zero-padded
 
-    def __init__(self, view: View, template: Template, limit: Limit, *, mismatched: bool = False) -> None:
-        self.view, self.mismatched = view, mismatched
-        records = _admitted(view, template, limit)
-        if mismatched:
-            records = _with_mismatched(view, records)
-        cut = [limit.cut(record, template.tokenizer.bos_token_id) for record in records]
-        _report_cut(records, cut, limit)
+    def __init__(self, view: View, template: Template, limit: Limit, *, mismatched: bool = False, root: Path | None = None) -> None:
+        self.view, self.mismatched, self.limit, self._begin = view, mismatched, limit, template.tokenizer.bos_token_id
+        self._tokens = tokens(view, template, root)
+        self._places = _admitted(view, self._tokens, limit)  # (B,) of the view's records among the tokens
+        self._others = _mismatched(view, self._tokens, self._places) if mismatched else None
+        self._layout = limit.layout(self._tokens, self._places, self._others)
+        self._first = _starts(self._layout.counts)  # (B + 1,) among the completions
+        self._report()
         if self.conversational:
-            _report_endless(records[:PART], template)
-        self._prompts = Ragged.of([prompt for record in cut for prompt in record.prompts])
-        self._completions = Ragged.of([completion for record in cut for completion in record.completions])
-        self._first = _starts([len(record.completions) for record in cut])  # (B + 1,) among the completions
-        before = _starts([len(record.prompts) for record in cut])
-        own = [before[i] + which for i, record in enumerate(cut) for which in record.answers]
-        self._prompt_of = np.asarray(own, np.int64)  # (completions,)
+            _report_endless(self._tokens[:AT_ONCE], template)
 
     def __len__(self) -> int:
-        return len(self._first) - 1
+        return len(self._places)
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        position = index[0]
-        own = [int(self._prompt_of[i]) for i in self._rows(position)]
-        prompts = {row: _tensor(self._prompts[row]) for row in own}
+        record = self._record(index[0])
+        prompts = [_tensor(ids) for ids in record.prompts]
         return {
-            "prompts": tuple(prompts[row] for row in own),
-            "completions": tuple(_tensor(self._completions[i]) for i in self._rows(position)),
-            "reference": None if self.reference is None else self.reference(position),
-            "entry": self.view.entries[position],
+            "prompts": tuple(prompts[answered] for answered in record.answers),
+            "completions": tuple(map(_tensor, record.completions)),
+            "reference": None if self.reference is None else self.reference(index[0]),
+            "entry": self.view.entries[index[0]],
         }
+
+    def _record(self, position: int) -> Encoded:
+        """Return a record with what fits of it."""
+        record = self._tokens[int(self._places[position])]
+        if self._others is not None:
+            record = _joined(record, self._tokens[int(self._others[position])], position % 2)
+        return self.limit.cut(record, self._begin)
 
     def to_batch(self, rows: list[dict[str, Any]]) -> TextBatch:
         """Return the batch of loaded rows."""
@@ -112,76 +97,86 @@ class TextPairs(Dataset[dict[str, Any]]):
 
     def lengths(self, position: int) -> tuple[int, ...]:
         """Return the tokens of each candidate's completion."""
-        return tuple(len(self._completions[i]) for i in self._rows(position))
+        return tuple(self._layout.completions[self._first[position] : self._first[position + 1]].tolist())
 
     @property
     def longest(self) -> int:
         """The tokens of the longest prompt with its completion."""
-        return int((np.diff(self._prompts.first)[self._prompt_of] + np.diff(self._completions.first)).max())
+        return int((self._layout.prompts[self._layout.prompt_of] + self._layout.completions).max())
 
     @cached_property
     def fingerprint(self) -> str:
         """The hash of all token ids and of what belongs together."""
-        digest = hashlib.sha256()
-        for rows in (self._prompts, self._completions):
-            digest.update(rows.first.tobytes() + rows.values.tobytes())
-        digest.update(self._first.tobytes() + self._prompt_of.tobytes())
+        digest, own = hashlib.sha256(), self._layout
+        for name, lengths in (("prompts", own.prompts), ("completions", own.completions)):
+            digest.update(_starts(lengths).tobytes())
+            for position in range(len(self)):
+                for ids in getattr(self._record(position), name):
+                    digest.update(ids.tobytes())
+        digest.update(self._first.tobytes() + own.prompt_of.tobytes())
         return digest.hexdigest()
 
-    def _rows(self, position: int) -> range:
-        return range(int(self._first[position]), int(self._first[position + 1]))
+    def _report(self) -> None:
+        """Say how many records were cut, and how many compare a text with itself."""
+        own, same = self._layout, 0
+        pairs = np.flatnonzero(np.diff(self._first) > 1)
+        one, two = self._first[pairs], self._first[pairs] + 1
+        alike = (own.prompt_of[one] == own.prompt_of[two]) & (own.completions[one] == own.completions[two])
+        for position in pairs[alike].tolist():
+            first, second, *_ = self._record(position).completions
+            same += np.array_equal(first, second)
+        if own.shorter:
+            logger.info("%d of %d records are cut to max_length %d (%s)", own.shorter, len(self), self.limit.max_length, self.limit.mode)
+        if same:
+            logger.info("%d of %d records have equal candidates: their margin is 0 and they teach no preference", same, len(self))
 
 
-def _starts(counts: Sequence[int]) -> np.ndarray:
-    return np.cumsum([0, *counts], dtype=np.int64)
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _tensor(ids: np.ndarray) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
-def _admitted(view: View, template: Template, limit: Limit) -> list[Encoded]:
-    """Tokenise a view, take out of its entries what the limit leaves out, and return the rest."""
-    records: list[Encoded] = []
-    for part in chunks(list(range(len(view))), PART, "tokenise"):
-        records += template.encode([view[i] for i in part])
-    parted = [i for i, record in enumerate(records) if record.lost]
-    if parted:
+def _admitted(view: View, own: Tokens, limit: Limit) -> np.ndarray:
+    """Return the places (B,) of the records that the limit admits, and leave the others out of the view."""
+    if len(parted := np.flatnonzero(own.lost)):
         logger.warning(
             "%d of %d records: the tokenised prompt does not begin the tokenised whole (tokens merge across the boundary, or the chat "
             "template writes the prompt differently when an answer follows); its end is left out, of record %s %d tokens",
-            *(len(parted), len(records), view.entries[parted[0]].id, records[parted[0]].lost),
+            *(len(parted), len(own), view.entries[int(parted[0])].id, own.lost[parted[0]]),
         )
-    admitted = [i for i, record in enumerate(records) if limit.admits(record)]
-    if not admitted:
-        shortest = min((max(map(len, record.prompts)) for record in records), default=0)
+    longest = own.longest_prompts
+    admitted = np.flatnonzero(limit.admitted(longest))
+    if not len(admitted):
         raise TableError(
-            f"{view.table.path}: no record is left of {len(records)}: the prompt alone fills max_length ({limit.max_length} tokens; the "
-            f"shortest prompt has {shortest}). Raise max_length, or cut prompts with truncation_mode keep_end"
+            f"{view.table.path}: no record is left of {len(own)}: the prompt alone fills max_length ({limit.max_length} tokens; the "
+            f"shortest prompt has {longest.min() if len(own) else 0}). Raise max_length, or cut prompts with truncation_mode keep_end"
         )
-    if len(admitted) < len(records):
+    if len(admitted) < len(own):
         logger.warning(
             "%d of %d records are left out: the prompt alone fills max_length (%d tokens)",
-            *(len(records) - len(admitted), len(records), limit.max_length),
+            *(len(own) - len(admitted), len(own), limit.max_length),
         )
     view.keep(admitted, "have a prompt that fills max_length")
-    return [records[i] for i in admitted]
+    return admitted
 
 
-def _with_mismatched(view: View, records: Sequence[Encoded]) -> list[Encoded]:
-    """Return each record with an answer of the nearest one before it that has another prompt as one candidate more."""
-    count, other = len(records), None
-    others: dict[int, int] = {}
-    for i in (*range(count), *range(count)):  # the first time round finds what is before the first record
-        if not np.array_equal(_prompt(records[i]), _prompt(records[i - 1])):
-            other = (i - 1) % count
-        if other is not None:
-            others[i] = other
-    if other is None:
+def _mismatched(view: View, own: Tokens, places: np.ndarray) -> np.ndarray:
+    """Return the place (B,) of the nearest record before each one, the records taken as a ring, that has another prompt."""
+    lengths = own.lengths[own.first[places] + own.kinds[own.first[places + 1] - own.completions[places]]]
+    differs = lengths != np.roll(lengths, 1)
+    for position in np.flatnonzero(~differs).tolist():
+        differs[position] = not np.array_equal(_prompt(own[int(places[position])]), _prompt(own[int(places[position - 1])]))
+    if not differs.any():
         raise TableError(
-            f"{view.table.path}: all {count} records have the same prompt; this objective scores prompts with the answers to others, too"
+            f"{view.table.path}: all {len(places)} records have the same prompt; this objective scores prompts with the answers to others, "
+            "too"
         )
-    return [_joined(record, records[others[i]], i % 2) for i, record in enumerate(records)]
+    turns = np.flatnonzero(differs)  # the record before each of these has another prompt than the records from there on
+    last = turns[np.searchsorted(turns, np.arange(len(places)), "right") - 1]
+    return places[last - 1]
 
 
 def _prompt(record: Encoded) -> np.ndarray:
@@ -189,18 +184,9 @@ def _prompt(record: Encoded) -> np.ndarray:
 
 
 def _joined(record: Encoded, other: Encoded, which: int) -> Encoded:
+    """Return a record with an answer of another one as one candidate more."""
     given = other.completions[min(which, len(other.completions) - 1)]
     return replace(record, answers=(*record.answers, record.answers[0]), completions=(*record.completions, given))
-
-
-def _report_cut(records: Sequence[Encoded], cut: Sequence[Encoded], limit: Limit) -> None:
-    """Say how many records were cut, and how many compare a text with itself."""
-    shorter = sum(_tokens(old) > _tokens(new) for old, new in zip(records, cut, strict=True))
-    same = sum(len(r.completions) > 1 and r.answers[0] == r.answers[1] and np.array_equal(*r.completions[:2]) for r in cut)
-    if shorter:
-        logger.info("%d of %d records are cut to max_length %d (%s)", shorter, len(cut), limit.max_length, limit.mode)
-    if same:
-        logger.info("%d of %d records have equal candidates: their margin is 0 and they teach no preference", same, len(cut))
 
 
 def _report_endless(records: Sequence[Encoded], template: Template) -> None:
@@ -208,7 +194,3 @@ def _report_endless(records: Sequence[Encoded], template: Template) -> None:
     special = set(template.tokenizer.all_special_ids)
     if not any(special & set(answer[-CLOSING:].tolist()) for record in records for answer in record.completions):
         logger.warning("the chat template writes no token that ends an answer: the model will not learn to stop; add eos_token to it")
-
-
-def _tokens(record: Encoded) -> int:
-    return sum(map(len, (*record.prompts, *record.completions)))
