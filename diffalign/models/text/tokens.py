@@ -18,7 +18,7 @@ import transformers
 from diffalign.core.files import atomic_file
 from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
-from diffalign.data.cache import fingerprint, open_folder
+from diffalign.data.cache import filling, fingerprint, open_folder
 from diffalign.data.view import View
 from diffalign.models.text.template import Encoded, Template
 
@@ -85,12 +85,13 @@ def tokens(view: View, template: Template, root: Path | None = None) -> Tokens:
     def missing() -> list[int]:
         return [start for start in starts if not _files(folder, start)[-1].is_file()]
 
-    for own in shares(missing):
-        for start in own:
-            made = _arrays(_encoded(view, template, range(start, min(start + PART, len(view)))))
-            for file, array in zip(_files(folder, start), made, strict=True):
-                with atomic_file(file) as temporary, temporary.open("wb") as out:
-                    np.save(out, array)
+    with filling(folder):
+        for own in shares(missing):
+            for start in own:
+                made = _arrays(_encoded(view, template, range(start, min(start + PART, len(view)))))
+                for file, array in zip(_files(folder, start), made, strict=True):
+                    with atomic_file(file) as temporary, temporary.open("wb") as out:
+                        np.save(out, array)
     return _of_folder(folder, len(view))
 
 
