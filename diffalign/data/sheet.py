@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ from diffalign.data.records import Candidate, Record
 from diffalign.data.table import Table
 from diffalign.data.transforms import orient
 
+logger = logging.getLogger(__name__)
 CELL, GAP, LINE, LEAST_WIDTH = 192, 8, 18, 616  # pixels of a contact sheet
 LONGEST = 1000  # characters of a prompt that are looked at
+MOST = 5_000_000  # bytes of a sheet
 PREFERRED, DISPREFERRED, INK, PAPER = "#1a7f37", "#c8c8c8", "#202020", "#ffffff"
 
 
@@ -55,20 +59,31 @@ def preview(table: Table, rows: int = 8, seed: int = 0) -> list[str]:
 def contact_sheet(table: Table, path: str | Path, rows: int = 8, seed: int = 0) -> Path:
     """Write a PNG that shows `rows` random records, one per row: the prompt, and the candidates, the preferred one first.
 
-    The preferred candidate has a green frame. Returns the path. Raises TableError for a table of texts; `preview` shows those.
+    The preferred candidate has a green frame. A sheet of more than 5 MB shows fewer records, and says so in the log. Returns the path.
+    Raises TableError for a table of texts; `preview` shows those.
     """
     if table.manifest["kind"] != "image":
         raise TableError(f"{table.path} holds texts; a contact sheet needs images, `preview` shows texts")
-    strips = [_strip(record) for record in _sample(table, rows, seed)]
+    shown = min(rows, len(table))
+    while len(content := _sheet(_sample(table, shown, seed))) > MOST and shown > 1:
+        shown = min(shown - 1, shown * MOST // len(content))
+    if shown < min(rows, len(table)):
+        logger.warning("%s shows %d of %d rows: more take over %d MB", path, shown, min(rows, len(table)), MOST // 10**6)
+    path = Path(path)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def _sheet(records: Sequence[Record]) -> bytes:
+    """Return the sheet of records as a PNG."""
+    strips = [_strip(record) for record in records]
     sheet = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), PAPER)
     top = 0
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    path = Path(path)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(encode_image(sheet))
-    return path
+    return encode_image(sheet)
 
 
 def _drawable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -37,7 +37,7 @@ from diffalign.evaluate.pages.grid import Shown
 from diffalign.evaluate.panel import Panel, panel
 from diffalign.evaluate.statistics import ScorerResults, comparison
 from diffalign.infer.sample import grid
-from diffalign.infer.shards import SHARD, Drawings, compare_drawings, distinct, draw_shards, score_drawings, verdicts_on
+from diffalign.infer.shards import Drawings, compare_drawings, distinct, draw_shards, score_drawings, verdicts_on
 from diffalign.rewards import drift
 from diffalign.rewards.table import compares
 
@@ -268,7 +268,7 @@ class Pictures(Mapping[str, Image.Image]):
     number: int
 
     def __getitem__(self, name: str) -> Image.Image:
-        record = read_table(self.drawn[name].images(self.index // SHARD))[self.index % SHARD]
+        record = read_table(self.drawn[name].images(self.index // self.drawn[name].size))[self.index % self.drawn[name].size]
         return decode_image(record.candidates[self.number].image or b"", record.source)
 
     def __iter__(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 import math
 import shutil
@@ -32,7 +33,8 @@ from diffalign.models.backbones.folders import resolve
 from diffalign.rewards.shards import Shard, read_shards, score_shards, spec_key
 
 logger = logging.getLogger(__name__)
-SHARD = 8  # prompts in a shard
+PART = 8  # prompts drawn together, whose batches are the same however they lie in shards
+MOST_SHARDS, MOST_IMAGES = 1024, 256  # more shards are made larger, up to so many pictures in each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +54,21 @@ class Drawings:
     inputs: tuple[bytes, ...] = ()  # of an edit model: the file of the picture that each prompt is drawn from
 
     def __len__(self) -> int:
-        return math.ceil(len(self.prompts) / SHARD)
+        return math.ceil(len(self.prompts) / self.size)
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Return the number of prompts in a shard."""
+        wanted, room = math.ceil(len(self.prompts) / PART / MOST_SHARDS), MOST_IMAGES // (PART * self.images_per_prompt)
+        return PART * max(1, min(wanted, room))
 
     def of(self, n: int) -> tuple[str, ...]:
         """Return the prompts of a shard."""
-        return self.prompts[n * SHARD : (n + 1) * SHARD]
+        return self.prompts[n * self.size : (n + 1) * self.size]
 
     def inputs_of(self, n: int) -> tuple[bytes | None, ...]:
         """Return the input pictures of a shard's prompts, None where there is none."""
-        return self.inputs[n * SHARD : (n + 1) * SHARD] or (None,) * len(self.of(n))
+        return self.inputs[n * self.size : (n + 1) * self.size] or (None,) * len(self.of(n))
 
     def images(self, n: int) -> Path:
         """Return the folder of a shard's table."""
@@ -162,32 +170,44 @@ def draw_shards(
     total = count * sum(len(drawings.of(n)) for n in missing)
     with progress(total=total, desc=f"draw {drawings.model}", unit="images") as bar:
         for n in missing:
-            inputs = [decode_image(picture, "an input picture") for picture in drawings.inputs_of(n) if picture is not None]
-            pictures = {"conditioning_images": [picture for picture in inputs for _ in range(count)]} if inputs else {}
-            _draw_shard(drawings, n, functools.partial(draw, pipe, **arguments, **pictures, bar=bar), writing)
+            _draw_shard(drawings, n, functools.partial(draw, pipe, **arguments, bar=bar), writing)
 
 
-def _draw_shard(
-    drawings: Drawings, n: int, drawer: Callable[[Sequence[str], Sequence[int]], Sequence[Any]], writing: Writing | None
-) -> None:
-    """Draw a shard and write its table; `drawer` returns an image for each prompt and seed."""
-    count = drawings.images_per_prompt
+def _draw_shard(drawings: Drawings, n: int, drawer: Callable[..., Sequence[Any]], writing: Writing | None) -> None:
+    """Draw a shard and write its table, a few prompts at a time; `drawer` is `draw` but for prompts, seeds and input pictures."""
     for stale in drawings.folder.glob(f"{n:05d}.*.json"):
         stale.unlink()
     shutil.rmtree(drawings.images(n), ignore_errors=True)  # of other settings, or what a kill left of it
-    prompts = [prompt for prompt in drawings.of(n) for _ in range(count)]
-    seeds = [seed_of(drawings.seed, prompt, number) for prompt in drawings.of(n) for number in range(count)]
+    prompts, inputs = drawings.of(n), drawings.inputs_of(n)
+    parts = (
+        _draw_part(drawings, n * drawings.size + start, prompts[start : start + PART], inputs[start : start + PART], drawer, writing)
+        for start in range(0, len(prompts), PART)
+    )
+    write_table(drawings.images(n), itertools.chain.from_iterable(parts), made_with=drawings.made_with(n))
+
+
+def _draw_part(
+    drawings: Drawings,
+    first: int,
+    names: Sequence[str],
+    inputs: Sequence[bytes | None],
+    drawer: Callable[..., Sequence[Any]],
+    writing: Writing | None,
+) -> list[Record]:
+    """Return the pictures of a few prompts, of which `first` is the number of the first one."""
+    count = drawings.images_per_prompt
+    prompts = [prompt for prompt in names for _ in range(count)]
+    seeds = [seed_of(drawings.seed, prompt, number) for prompt in names for number in range(count)]
     texts = prompts if writing is None else writing(prompts, seeds)
     noises = seeds if writing is None else [seed_of(drawings.seed, prompt, 0) for prompt in prompts]
-    images = drawer(texts, noises)
-    records = [
-        _record(drawings, n * SHARD + i, prompt, noises[i * count :][:count], images[i * count :][:count])
-        for i, prompt in enumerate(drawings.of(n))
-    ]
-    records = [replace(record, conditioning_image=picture) for record, picture in zip(records, drawings.inputs_of(n), strict=True)]
-    if writing is not None:
-        records = [writing.kept(record, texts[i * count :][:count]) for i, record in enumerate(records)]
-    write_table(drawings.images(n), records, made_with=drawings.made_with(n))
+    pictures = [decode_image(picture, "an input picture") for picture in inputs if picture is not None]
+    images = drawer(texts, noises, **({"conditioning_images": [p for p in pictures for _ in range(count)]} if pictures else {}))
+    records = []
+    for i, (prompt, picture) in enumerate(zip(names, inputs, strict=True)):
+        own = slice(i * count, (i + 1) * count)
+        record = replace(_record(drawings, first + i, prompt, noises[own], images[own]), conditioning_image=picture)
+        records.append(record if writing is None else writing.kept(record, texts[own]))
+    return records
 
 
 def _record(drawings: Drawings, index: int, prompt: str, seeds: Sequence[int], images: Sequence[Any]) -> Record:

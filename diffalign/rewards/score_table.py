@@ -12,6 +12,7 @@ from typing import Any
 
 from diffalign.core.errors import ConfigError, TableError
 from diffalign.core.files import settle
+from diffalign.core.processes import process_state
 from diffalign.core.specs import Spec, single
 from diffalign.data.records import Record
 from diffalign.data.table import Table, is_table, read_table, write_table
@@ -33,7 +34,8 @@ def score_table(
 
     Scores that the table has of the same name are replaced; where a scorer cannot judge a picture, it has none of that name. The
     manifest lists the scorers with their units under `scorers`. What is scored lies in `.NAME.scores` beside `path` until the table is
-    whole: the same call after a kill or a failure goes on from there, also with other scorers.
+    whole: the same call after a kill or a failure goes on from there, also with other scorers. Of a launch each process scores its share,
+    and the first one writes the table.
 
     Args:
         table: preference table of images; of texts for scorers that are a language model's run (`implicit`, `trained`).
@@ -64,10 +66,13 @@ def score_table(
     scorers, scores, notes = _scored_by_all(table, progress, specs, device, max(shard, math.ceil(len(table) / MOST_SHARDS)))
     kept = [about for about in table.manifest.get("scorers") or [] if about["name"] not in scores]
     manifest = {key: table.manifest[key] for key in KEPT if key in table.manifest} | {"scorers": kept + scorers}
-    records = (_with_evidence(_with_scores(record, index, scores), index, notes) for index, record in enumerate(table))
-    made = write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
-    shutil.rmtree(progress)
-    return made
+    state = process_state()
+    if state.is_main_process:
+        records = (_with_evidence(_with_scores(record, index, scores), index, notes) for index, record in enumerate(table))
+        write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
+        shutil.rmtree(progress)
+    state.wait_for_everyone()
+    return read_table(path)
 
 
 def check(specs: Sequence[Spec], path: Path, *, overwrite: bool) -> None:
@@ -123,7 +128,9 @@ def _scored(
     key = spec_key(spec, table=table.fingerprint, size=size)
     firsts = range(0, len(table), size)
     shards = [Shard(progress / f"{first:09d}.{key}.json", functools.partial(_records, table, first, size)) for first in firsts]
-    score_shards(shards, spec, device)
+    state = process_state()
+    score_shards(shards[state.process_index :: state.num_processes], spec, device)
+    state.wait_for_everyone()
     files = [shard.file for shard in shards]
     return (*read_shards(files), read_evidence(files))
 

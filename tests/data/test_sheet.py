@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.core.errors import TableError
+from diffalign.data import sheet as sheet_module
 from diffalign.data.pictures import decode_image
 from diffalign.data.records import Candidate
 from diffalign.data.sheet import contact_sheet, preview
@@ -85,3 +86,12 @@ def test_characters_without_a_shape_in_the_font_are_shown_by_their_code(tmp_path
 
     assert sheet("a \U0001f600 cat", "emoji") == sheet("a <U+1F600> cat", "code")
     assert sheet("caf\u00e9", "composed") == sheet("cafe\u0301", "decomposed") != sheet("cafe", "plain")
+
+
+def test_a_sheet_that_would_be_too_large_shows_fewer_rows_and_says_so(tmp_path, monkeypatch, caplog):
+    table = write_table(tmp_path / "t", [image_pair(number, png(64, 64, "red"), png(64, 64, "blue")) for number in range(6)])
+    whole = contact_sheet(table, tmp_path / "whole.png", rows=6).stat().st_size
+    monkeypatch.setattr(sheet_module, "MOST", whole // 2)
+    sheet = contact_sheet(table, tmp_path / "sheet.png", rows=6)
+    assert sheet.stat().st_size <= whole // 2
+    assert "of 6 rows" in caplog.text

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffalign.core.files import write
+from diffalign.evaluate.pages import html
 from diffalign.evaluate.pages.comparison import page as markup
 from diffalign.evaluate.pages.grid import Shown, gained
 from tests.pages import Page
@@ -188,3 +189,24 @@ def test_only_pictures_that_are_shown_are_read(tmp_path):
     shown = [Shown(f"prompt {i}", Lazy(), {"base": {"judge": 0.0}, "dpo": {"judge": 0.0}}) for i in range(40)]
     page(tmp_path, shown)
     assert [bool(one.images.read) for one in shown if isinstance(one.images, Lazy)] == [True] * 24 + [False] * 16
+
+
+def test_a_page_of_many_runs_and_loud_pictures_stays_within_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "PAGE", 400_000)
+    monkeypatch.setattr(html, "WORDS", 150_000)
+    noise = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (160, 160, 3), np.uint8)) for seed in range(3)]
+    scores = np.random.default_rng(0).random((60, 3))
+    shown = [
+        Shown(f"{i} " + "word " * 400, dict(zip("abc", noise, strict=True)), {r: {"judge": s} for r, s in zip("abc", own, strict=True)})
+        for i, own in enumerate(scores)
+    ]
+    source = page(tmp_path, shown).source
+    assert source.count("<img") == 3 * 24 + 2 * 2 * 6  # the grid, and the three largest losses and wins of two runs, each with the base
+    assert len(source) < 400_000
+
+
+def test_a_picture_keeps_its_quality_where_there_is_room():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8))
+    free, tight = html.picture(noise, "x"), html.picture(noise, "x", 9000)
+    assert len(tight) < 9100 < len(free)
+    assert html.picture(PICTURE, "x") == html.picture(PICTURE, "x", 1000)

@@ -253,3 +253,18 @@ class Same(Redness):
 
 def _shade(seed):
     return Image.new("RGB", (4, 4), (seed % 256, 0, 0))
+
+
+def test_many_prompts_lie_in_few_shards_and_give_the_same_pictures(config, whole, monkeypatch):
+    monkeypatch.setattr(drawing, "MOST_SHARDS", 1)
+    table = generate(config, PROMPTS)
+    assert [[c.image for c in record.candidates] for record in table] == [[c.image for c in record.candidates] for record in whole]
+    assert [record.id for record in table] == [record.id for record in whole]
+
+
+@pytest.mark.parametrize(("prompts", "count", "size"), [(100, 4, 8), (8192, 4, 8), (25_000, 4, 32), (100_000, 1, 104), (100_000, 16, 16)])
+def test_shards_grow_with_the_prompts_as_far_as_their_pictures_allow(tmp_path, prompts, count, size):
+    how = {"num_inference_steps": 1, "guidance_scale": 1.0, "seed": 0, "model": "m", "facts": {}, "command": "c", "overwrite": False}
+    own = drawing.Drawings(folder=tmp_path, prompts=("p",) * prompts, images_per_prompt=count, **how)
+    assert own.size == size
+    assert sum(len(own.of(n)) for n in range(len(own))) == prompts

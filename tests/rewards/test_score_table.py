@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from PIL import Image
 from diffalign.core.errors import ConfigError, RecordError, TableError
 from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
-from diffalign.data.table import ROWS, read_table, write_table
+from diffalign.data.table import ROWS, Table, read_table, write_table
+from diffalign.rewards import score_table as module
 from diffalign.rewards.folder import images_of
 from diffalign.rewards.score_table import score_table
 from diffalign.rewards.scorers.function import CallableScorer
@@ -181,3 +184,29 @@ def test_a_judge_that_compares_has_one_record_at_a_time_and_what_it_counts_is_ke
         score_table(table, tmp_path / "scored", [{"taste": {"name": "high"}}])
     (about,) = score_table(table, tmp_path / "scored", [{"taste": {"name": "high"}}]).manifest["scorers"]
     assert (seen, about["audit"]) == ([3, 3, 3, 3], {"pairs": 12})
+
+
+def test_two_processes_share_the_shards_and_make_the_same_table(table, tmp_path, monkeypatch):
+    whole = score_table(table, tmp_path / "whole", [RED], shard=1)
+    mine.calls.clear()
+    together = threading.Barrier(2, timeout=60)
+
+    def state():
+        index = int(threading.current_thread().name)
+        facts = {"process_index": index, "num_processes": 2, "is_main_process": index == 0}
+        return SimpleNamespace(**facts, wait_for_everyone=together.wait)
+
+    monkeypatch.setattr(module, "process_state", state)
+    made: dict[str, Table] = {}
+
+    def process():
+        made[threading.current_thread().name] = score_table(table, tmp_path / "shared", [RED], shard=1)
+
+    both = [threading.Thread(target=process, name=str(index)) for index in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert {name: len(found) for name, found in made.items()} == {"0": 7, "1": 7}
+    assert (made["0"].path / ROWS).read_bytes() == (whole.path / ROWS).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shared", "table", "whole"]

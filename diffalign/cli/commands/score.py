@@ -81,15 +81,19 @@ def run(config: CONFIG) -> int:
     check_scorer_names(config.scorers)
     import torch
 
+    from diffalign.core.processes import process_state
     from diffalign.rewards.score_table import check, score_table
     from diffalign.rewards.shards import audited
 
     check(config.scorers, Path(config.output_dir), overwrite=config.overwrite)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    state = process_state()
+    device = config.device or (str(state.device) if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
         table = score_table(
             _opened(config, Path(folder) / "table"), config.output_dir, config.scorers, device=device, overwrite=config.overwrite
         )
+    if not state.is_main_process:
+        return 0
     for scorer in table.manifest["scorers"]:
         print(_line(table, scorer["name"], scorer["scale"], scorer["unjudged"]))
         if scorer.get("audit"):

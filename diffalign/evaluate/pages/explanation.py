@@ -15,12 +15,13 @@ from diffalign.data.records import Candidate
 from diffalign.evaluate.explain.regression import POSITION
 from diffalign.evaluate.explain.report import Explanation
 from diffalign.evaluate.explain.votes import Votes
-from diffalign.evaluate.pages.html import document, interval, number, percent, picture, show, table
+from diffalign.evaluate.pages.html import document, interval, number, percent, picture, share, short, show, table
 
 STYLE = Path(__file__).with_name("explanation.css")
 SIDE = 192  # pixels of a picture: a hundred of them stay below 2 MB
 TEXT, PROMPT = 400, 160  # characters
 FINDINGS, LISTED, COLUMNS = 8, 12, 6  # findings with pictures, votes of each other kind, attributes of a table by user
+PICTURES = 200  # on the page, at most
 
 
 def page(explanation: Explanation, *, title: str, meanings: Mapping[str, str]) -> str:
@@ -144,23 +145,19 @@ def _card(votes: Votes, vote: int, note: str) -> str:
     shown = "".join(_candidate(votes.candidate(int(thing)), bool(preferred)) for thing, preferred in sides)
     user = f", by {escape(str(votes.users[vote])[:24])}" if votes.users[vote] else ""
     words = f"<small>{escape(votes.ids[vote])}{user}{f'; {note}' if note else ''}</small>"
-    return f'<div class="card"><h3>{escape(_short(prompt, PROMPT)) or "(no prompt)"}{words}</h3><div class="two">{shown}</div></div>'
+    return f'<div class="card"><h3>{escape(short(prompt, PROMPT)) or "(no prompt)"}{words}</h3><div class="two">{shown}</div></div>'
 
 
 def _candidate(candidate: Candidate, preferred: bool) -> str:
     kind = ' class="preferred"' if preferred else ""
     if candidate.image is None:
-        return f"<blockquote{kind}>{escape(_short(candidate.text or '', TEXT))}</blockquote>"
+        return f"<blockquote{kind}>{escape(short(candidate.text or '', TEXT))}</blockquote>"
     try:
         image = decode_image(candidate.image, "", least=(SIDE, SIDE))
     except RecordError:
         return f"<blockquote{kind}>does not decode</blockquote>"
     image.thumbnail((SIDE, SIDE))
-    return f"<figure{kind}>{picture(image, 'preferred' if preferred else 'not preferred')}</figure>"
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]} ..."
+    return f"<figure{kind}>{picture(image, 'preferred' if preferred else 'not preferred', share(PICTURES))}</figure>"
 
 
 def _against(explanation: Explanation, facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from diffalign.evaluate.pages.html import SMALL, number, picture, show
+from diffalign.evaluate.pages.html import SMALL, number, picture, share, short, show
 
 PICTURES, MOST, LEAST = 96, 24, 6  # pictures in the grid, and from how many prompts at most and, with many runs, at least
 EXTREMES = 3  # losses, and as many wins, of each run
@@ -55,10 +55,10 @@ def grid(
     for one in shown:
         by_prompt.setdefault(one.prompt, one)
     first = list(by_prompt.values())
-    first_shown = first[: max(LEAST, min(MOST, PICTURES // max(1, len(runs))))]
+    first_shown = first[: _prompts(runs)]
     if not first_shown:
         return ""
-    cards = [_card(one, runs, margins) for one in first_shown]
+    cards = [_card(one, runs, margins, _most(runs)) for one in first_shown]
     which = f", the first of {images_per_prompt} images each" if (images_per_prompt or 1) > 1 else ""
     small = max(next(iter(first[0].images.values())).size) <= SMALL
     return f"""<h2>Pictures</h2><p>The first {len(cards)} of {len(first)} prompts in their own order, not picked by result{which}. All runs
@@ -74,7 +74,7 @@ def extremes(runs: Sequence[str], shown: Sequence[Shown], scorers: Sequence[str]
         order = sorted((i for i in range(len(shown)) if math.isfinite(gains[i])), key=lambda i: gains[i])
         ends = (("losses", [i for i in order if gains[i] < 0][:EXTREMES]), ("wins", [i for i in order[::-1] if gains[i] > 0][:EXTREMES]))
         for word, picked in ends:
-            cards = "".join(_card(shown[i], (runs[0], run), margins, gains[i]) for i in picked)
+            cards = "".join(_card(shown[i], (runs[0], run), margins, _most(runs), gains[i]) for i in picked)
             there = f'<div class="grid pairs">{cards}</div>' if cards else "<p>None.</p>"
             parts += [f"<h3>Largest {word} of {escape(run)}</h3>{there}"] if order else []
     judges = ", ".join(f"<code>{escape(scorer)}</code>" for scorer in scorers)
@@ -132,20 +132,30 @@ def _switch(runs: Sequence[str]) -> str:
     return f'<fieldset class="switch"><legend>Show</legend>{buttons}</fieldset>'
 
 
-def _card(one: Shown, runs: Sequence[str], margins: Mapping[str, float], gain: float | None = None) -> str:
-    figures = "".join(_figure(one, run, i, runs[0], margins) for i, run in enumerate(runs))
+def _most(runs: Sequence[str]) -> int:
+    """Return the bytes that a picture of a page may take: the grid has as many as this, and each aligned run its extremes."""
+    return share(len(runs) * _prompts(runs) + 4 * EXTREMES * (len(runs) - 1))
+
+
+def _prompts(runs: Sequence[str]) -> int:
+    """Return how many prompts the grid shows at most."""
+    return max(LEAST, min(MOST, PICTURES // max(1, len(runs))))
+
+
+def _card(one: Shown, runs: Sequence[str], margins: Mapping[str, float], most: int, gain: float | None = None) -> str:
+    figures = "".join(_figure(one, run, i, runs[0], margins, most) for i, run in enumerate(runs))
     reach, change = (' tabindex="0"', "") if gain is None else ("", f" <small>{show(gain, '+.3f')}</small>")
-    return f'<div class="card"><h3>{escape(one.prompt)}{change}</h3><div class="stack"{reach}>{figures}</div></div>'
+    return f'<div class="card"><h3>{escape(short(one.prompt))}{change}</h3><div class="stack"{reach}>{figures}</div></div>'
 
 
-def _figure(one: Shown, run: str, place: int, base: str, margins: Mapping[str, float]) -> str:
+def _figure(one: Shown, run: str, place: int, base: str, margins: Mapping[str, float], most: int) -> str:
     lines = []
     for scorer, value in one.scores.get(run, {}).items():
         score, before = number(value), number(one.scores.get(base, {}).get(scorer))
         lines.append(f"<br>{escape(scorer)} {show(score, '.3f')}{_mark(score - before, margins.get(scorer, 0.0))}")
-    lines += [f"<br>{escape(text)}" for text in [one.texts.get(run)] if text]
+    lines += [f"<br>{escape(short(text))}" for text in [one.texts.get(run)] if text]
     name = f'<span class="{"aligned" if place else "base"}">{escape(run)}</span>'
-    image = picture(one.images[run], f"{one.prompt}, by {run}")
+    image = picture(one.images[run], f"{one.prompt}, by {run}", most)
     return f'<figure class="run run-{place}">{image}<figcaption>{name}{"".join(lines)}</figcaption></figure>'
 
 

@@ -16,6 +16,9 @@ from PIL import Image
 from diffalign.data.colours import flattened
 
 SMALL, LARGEST = 128, 384  # pixels: up to the first, images are enlarged without smoothing; beyond the second, they are scaled down
+PAGE, WORDS = 5_000_000, 1_000_000  # bytes of a page at most, and those that are left for its text
+QUALITIES = (90, 75, 60, 40)  # of a JPEG, until it fits
+LONGEST = 600  # characters of a prompt
 STYLE = Path(__file__).with_name("html.css")
 HUGE = 1e100  # counts as not finite: it could not be drawn
 
@@ -54,13 +57,44 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), kind: str = "
     return f'<table class="{kind}">{top}<tbody>{body}</tbody></table>' if body else ""
 
 
-def picture(image: Image.Image, alt: str) -> str:
-    """Return an element that holds the picture itself: a small one unchanged as PNG, a large one scaled down as JPEG."""
-    small, buffer, image = max(image.size) <= SMALL, io.BytesIO(), flattened(image).copy()
+def share(pictures: int) -> int:
+    """Return the bytes that each of so many pictures of a page may take."""
+    return (PAGE - WORDS) // max(1, pictures)
+
+
+def picture(image: Image.Image, alt: str, most: int = PAGE) -> str:
+    """Return an element that holds the picture itself: a small one unchanged as PNG, a large one scaled down as JPEG.
+
+    Where that takes more than `most` bytes it is a JPEG of lower quality, and at last of fewer pixels.
+    """
+    image = flattened(image).copy()
+    kind = "small" if max(image.size) <= SMALL else "large"
     image.thumbnail((LARGEST, LARGEST))
-    image.save(buffer, "PNG" if small else "JPEG", quality=90)
-    source = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return f'<img class="{"small" if small else "large"}" src="{source}" alt="{escape(alt)}">'
+    tries = ((name, quality) for name, quality in ([("PNG", 0)] if kind == "small" else []) + [("JPEG", one) for one in QUALITIES])
+    encoded = ""
+    for name, quality in tries:
+        encoded = _encoded(image, name, quality)
+        if len(encoded) <= most:
+            break
+    while len(encoded) > most and max(image.size) > 1:
+        image.thumbnail((max(image.size) * 3 // 4, max(image.size) * 3 // 4))
+        encoded = _encoded(image, "JPEG", QUALITIES[-1])
+    return f'<img class="{kind}" src="{encoded}" alt="{escape(short(alt))}">'
+
+
+def _encoded(image: Image.Image, name: str, quality: int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, name, quality=quality)
+    return f"data:image/{name.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def short(text: str, most: int = LONGEST) -> str:
+    """Return the beginning of a long text.
+
+    >>> short("a red star", 5)
+    'a red ...'
+    """
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def document(title: str, headline: str, body: str, style: str = "") -> str:
