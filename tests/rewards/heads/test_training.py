@@ -20,6 +20,7 @@ from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import write_table
+from diffalign.data.view import View
 from diffalign.methods.builders import reward as rewardbuild
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
@@ -184,8 +185,8 @@ def test_candidates_that_answer_prompts_of_their_own_are_refused(tmp_path):
         align("pixels", [told, *others], method="reward_bt", output_dir=tmp_path / "run", **QUICK)
 
 
-def test_held_out_prompts_are_a_share_drawn_by_the_seed_and_share_no_record():
-    entries = votes(prompts=10, each=2)
+def test_held_out_prompts_are_a_share_drawn_by_the_seed_and_share_no_record(tmp_path):
+    entries = View(write_table(tmp_path / "table", votes(prompts=10, each=2)), []).entries
     kept, out = split(entries, 0.3, 0)
     assert (len({r.prompt for r in out}), len(out), len(kept)) == (3, 6, 14)
     assert not {r.prompt for r in out} & {r.prompt for r in kept}
