@@ -1,6 +1,10 @@
 """What a forked process finds imported: the libraries, and nothing of this package."""
 
-# ruff: noqa: F401  # they are imported to be there
+# ruff: noqa: E402, F401  # they are imported to be there, after the collector is off
+import gc
+
+gc.disable()  # until a process is forked from this one, which then does not walk over them either
+
 import accelerate
 import peft
 import scipy.stats

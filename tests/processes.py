@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,8 @@ def weights(output_dir: Path) -> dict[str, Tensor]:
 
 
 def _logged(log: Path, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    gc.freeze()
+    gc.enable()
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -168,25 +171,35 @@ PARAMETERS["Krea-2"] += 12 + 3 * K + (K + 1) * 64
 RANK = 8
 
 
-@pytest.fixture(params=CONFIGS)
-def model(request: pytest.FixtureRequest) -> tuple[str, str, Any]:
-    """Return (name, family, denoiser without numbers)."""
+@dataclass(frozen=True)
+class Published:
+    """A denoiser without numbers, for the one test that changes it, and what it had before."""
+
+    name: str
+    family: str
+    network: Any
+    parameters: int
+    shapes: Mapping[str, torch.Size]  # of its state
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> Published:
+    """A denoiser in its published size, made once."""
     family, kind, config = CONFIGS[request.param]
     with torch.device("meta"):
-        return request.param, family, kind(**config)
+        network = kind(**config)
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    return Published(request.param, family, network, sum(parameter.numel() for parameter in network.parameters()), shapes)
 
 
 def test_the_config_gives_the_published_number_of_parameters(model):
-    name, _, network = model
-    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+    assert model.parameters == PARAMETERS[model.name]
 
 
 def test_the_published_layout_has_the_keys_and_shapes_that_diffusers_converts(model):
-    _, family, network = model
-    layout = {key: torch.empty(shape, device="meta") for key, shape in published(family, network.config).items()}
-    converted = to_diffusers(family, layout, network.config)
-    expected = {key: value.shape for key, value in network.state_dict().items()}
-    assert {key: value.shape for key, value in converted.items()} == expected
+    layout = {key: torch.empty(shape, device="meta") for key, shape in published(model.family, model.network.config).items()}
+    converted = to_diffusers(model.family, layout, model.network.config)
+    assert {key: value.shape for key, value in converted.items()} == model.shapes
 
 
 def attention_layers(name: str) -> dict[str, tuple[int, int]]:
@@ -297,7 +310,7 @@ ADAPTED["Kolors"] = ADAPTED["SDXL"]
 
 
 def test_an_adapter_has_the_expected_keys_and_every_exported_key_a_module_of_the_published_layout(model):
-    name, family, network = model
+    name, family, network = model.name, model.family, model.network
     with torch.device("meta"):
         add_lora(network, targets=BACKBONES[family].lora_targets, rank=RANK, alpha=16)
     layers = attention_layers(name)
@@ -316,7 +329,10 @@ def test_an_adapter_has_the_expected_keys_and_every_exported_key_a_module_of_the
     assert len(exported) == MODULES[name]
     assert len(tensors) == 3 * len(exported)
     assert len({paths[key] for key in exported}) == len(exported)
+    parts = defaultdict(list)
+    for key, value in tensors.items():
+        parts[key.rpartition(".lora_")[0]].append(value)
     for key in exported:
-        down, up = (value for end, value in tensors.items() if end.startswith(f"{key}.lora_"))
+        down, up = parts[key]
         assert (len(up), down.shape[1]) == layout[f"{paths[key]}.weight"]
         assert tensors[f"{key}.alpha"] / len(down) == 2.0

@@ -16,7 +16,6 @@ from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.importing import import_dataset
 from diffalign.data.pixels import record_generator
 from diffalign.data.sampler import sample_generator
-from diffalign.methods import METHODS
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
@@ -24,7 +23,6 @@ from diffalign.models.trajectory_cache import Precomputed
 from diffalign.train.align import train
 from diffalign.train.step import preference_step
 from diffalign.train.trainer import trainer_for
-from tests.micro import write_micro_sd
 
 INVERSION = {"ddim_inversion": {"steps": 3, "renoise": 1, "eta": 0.1, "driver": "reference"}}
 
@@ -68,26 +66,6 @@ def calls_of(trainer):
     layer = next(m for m in trainer.network.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A"))
     trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), not layer.disable_adapters)))
     return seen
-
-
-@pytest.fixture(scope="module")
-def micro_sd2(tmp_path_factory):
-    """A random Stable Diffusion of 2.x's kind: v-prediction, zero terminal SNR."""
-    schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    return write_micro_sd(tmp_path_factory.mktemp("micro") / "sd2", **schedule)
-
-
-@pytest.mark.parametrize("model", ["micro_sd", "micro_sd2"])
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.inference != "reward"])
-def test_every_method_trains_and_moves_its_weights(config, method, model, request):
-    users = None if METHODS[method].users is None else FITTED
-    model = str(request.getfixturevalue(model))
-    folder = train(replace(config, method=method, pretrained_model_name_or_path=model, user_encoder=users))
-    log = log_of(folder)
-    assert len(log) == 2
-    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0 for line in log)
-    facts = json.loads((folder / "run.json").read_text())
-    assert facts["inference"] == METHODS[method].inference
 
 
 def test_mapo_asks_no_reference(config):

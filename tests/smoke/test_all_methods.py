@@ -132,7 +132,10 @@ def test_every_method_trains_every_family_or_says_why_not(words, tmp_path, capsy
         assert kind in capsys.readouterr().err
         return
     assert main(words(kind, method, **({"user_encoder": FITTED} if personal else {}))) == 0
-    assert [row["step"] for row in log_of(tmp_path / "run")] == [1, 2]
+    rows = log_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["grad_norm"] > 0.0 for row in rows)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["inference"] == METHODS[method].inference
     weights = load_file(tmp_path / "run" / ("ip_adapter.safetensors" if personal else "pytorch_lora_weights.safetensors"))
     values = ".to_v_ip.weight" if kind in ("sd3", "flux") else ".proj.3.weight"
     learns = [name for name in weights if name.endswith(values if personal else ".lora_B.weight") and not is_idle(name)]

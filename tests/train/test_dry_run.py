@@ -56,6 +56,11 @@ def sizes(own, device=CPU):
     return dict(dry_run.memory(own, recipe_of(own), outlined(own, device)))
 
 
+def weighed(own):
+    """Return {what: bytes} of the weights alone, which takes no forward pass."""
+    return dict(dry_run.weights(own, recipe_of(own), outlined(own).model.denoiser))
+
+
 def report(own):
     """Return what `diffalign train --dry_run` says, whatever lies in the output folder."""
     recipe = check(replace(own, overwrite_output_dir=True))
@@ -97,10 +102,11 @@ def test_without_numbers_as_many_bytes_are_kept_as_with(models, family, values):
 @pytest.mark.parametrize("family", [*FAMILIES, "z_image"])  # whose prompts are taken for as long as they may be
 def test_every_family_is_drawn_for_a_gpu_where_there_is_none(models, family):
     own = config(models[family])
-    assert activations(own, outlined(own, CUDA), 2) == activations(own, outlined(own), 2)
+    whole = activations(own, outlined(own, CUDA), 2)
+    assert whole == activations(own, outlined(own), 2)
     half = replace(own, mixed_precision="bf16")
     on_gpu = activations(half, outlined(half, CUDA), 2)  # whose norms stay float32
-    assert activations(half, outlined(half), 2) < on_gpu < activations(own, outlined(own, CUDA), 2)
+    assert activations(half, outlined(half), 2) < on_gpu < whole
 
 
 @pytest.mark.parametrize("family", [kind for kind in MAKERS if kind not in (*FAMILIES, "sd2", "z_image")])
@@ -126,10 +132,10 @@ def test_rows_follow_the_switches(models):
     assert plain["optimiser adamw"] == 2 * trained
     assert sizes(replace(own, sequential_candidates=True))["activations of 3 images"] == plain["activations of 6 images"] / 2
     assert sizes(replace(own, gradient_checkpointing=True))["activations of 6 images"] < plain["activations of 6 images"] / 2
-    assert sizes(replace(own, use_ema=True))["moving average"] == trained
+    assert weighed(replace(own, use_ema=True))["moving average"] == trained
     assert sizes(replace(own, cache="off"))["VAE and text encoders"] > 0
     assert "activations of 3 images" in sizes(replace(own, method="self_npo"))
-    assert sizes(replace(own, mixed_precision="bf16"))["base weights (bfloat16)"] == plain["base weights (float32)"] / 2
+    assert weighed(replace(own, mixed_precision="bf16"))["base weights (bfloat16)"] == plain["base weights (float32)"] / 2
 
 
 def test_full_fine_tuning_has_a_second_network_where_it_compares(models):
@@ -138,7 +144,7 @@ def test_full_fine_tuning_has_a_second_network_where_it_compares(models):
     assert (
         full["the reference, a second network"]
         == full["trained weights (float32)"]
-        == sizes(config(models["sd"]))["base weights (float32)"]
+        == weighed(config(models["sd"]))["base weights (float32)"]
     )
     assert "the reference, a second network" not in sizes(replace(own, method="mapo"))
     half = sizes(replace(own, mixed_precision="bf16"))
@@ -147,12 +153,12 @@ def test_full_fine_tuning_has_a_second_network_where_it_compares(models):
 
 def test_quantised_linear_layers_are_as_small_as_their_kind(models):
     own = config(models["flux"], mixed_precision="bf16")
-    plain = sizes(own)["base weights (bfloat16)"]
+    plain = weighed(own)["base weights (bfloat16)"]
     linear = sum(m.weight.numel() for m in loaded(own).denoiser.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
     assert sizes(replace(own, quantization="int8"))["base weights (int8, bfloat16)"] == plain - linear
     # 64 weights of half a byte, a scale of one byte, and a 256th of a scale of four.
     smaller = linear * (2 - (32 + 1 + 4 / 256) / 64)
-    assert sizes(replace(own, quantization="nf4"))["base weights (nf4, bfloat16)"] == pytest.approx(plain - smaller)
+    assert weighed(replace(own, quantization="nf4"))["base weights (nf4, bfloat16)"] == pytest.approx(plain - smaller)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,11 +167,15 @@ def test_a_user_branch_is_counted_as_it_is_attached(models, family):
     drawn = outlined(own)
     counts = [sum(p.numel() for p in trainable(denoiser)) for denoiser in (drawn.model.denoiser, loaded(own).denoiser)]
     assert counts[0] == counts[1] > 0
-    assert sizes(own)["trained weights (float32)"] == 4 * counts[0]
-    assert "user branch with the encoder pairs" in report(own)
-    half, lora = sizes(replace(own, mixed_precision="bf16")), sizes(config(models[family], mixed_precision="bf16"))
+    assert dict(dry_run.weights(own, recipe_of(own), drawn.model.denoiser))["trained weights (float32)"] == 4 * counts[0]
+    assert "user branch with the encoder pairs" in dict(dry_run.model_rows(own, recipe_of(own), drawn))["trained"]
+    half, lora = weighed(replace(own, mixed_precision="bf16")), weighed(config(models[family], mixed_precision="bf16"))
     assert half["trained weights (float32)"] == 4 * counts[0]
     assert half["base weights (bfloat16, float32)"] > lora["base weights (bfloat16)"]  # biases that stay zero, in single precision
+
+
+def test_a_report_names_the_user_branch(models):
+    assert "user branch with the encoder pairs" in report(config(models["sd"], method="ppd"))
 
 
 @pytest.mark.parametrize("clip", [True, False], ids=["clip", "vlm"])
@@ -213,7 +223,7 @@ def test_states_of_8_bits_keep_small_tensors_whole():
 def test_a_moving_average_is_as_large_as_what_it_follows(models):
     own = config(models["sd"], use_ema=True)
     average = EMAModel([p for p in loaded(own).denoiser.parameters() if p.requires_grad])
-    assert sizes(own)["moving average"] == sum(p.numel() * 4 for p in average.shadow_params)
+    assert weighed(own)["moving average"] == sum(p.numel() * 4 for p in average.shadow_params)
 
 
 def test_the_command_says_what_would_be_trained_and_writes_nothing(models, pairs_file, tmp_path, capsys, monkeypatch):

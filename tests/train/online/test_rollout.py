@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import fields, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from tests.micro_parts import SIDE
 from tests.shades import add_scorer
 from tests.train.online.scorers import Bright, online_config
 
+PATHS = ("sd", "sd2", "playground", "sd3")  # a model of each: epsilon, v, EDM and velocity
 FAMILIES = {kind: name for name, (kind, _) in reversed(MODELS.items()) if kind not in EDITS}  # the first model of each
 POLICY = {"objective": {"clipped_ratio": {"low": 1e-3}}, "transforms": [{"list_of": {"score": "advantage"}}], "reference": "none"}
 POLICY |= {"method": "diffusion_dpo", "beta": None, "rollout": {"cps": {"size": 2}}, "num_inference_steps": 3}
@@ -62,18 +64,19 @@ def rolled(model, noisy, scale, seeds, steps=3):
 
 
 def test_the_ratio_is_one_on_every_family_with_and_without_guidance(tmp_path):
-    for name in (*FAMILIES.values(), "sd2", "playground"):
+    """Each kind of noise on each path, of which alone it knows; and each family, whose own is how it is asked, on a tree and on none."""
+    for name in dict.fromkeys((*PATHS, *FAMILIES.values())):
         kind, options = MODELS[name]
         settings = BackboneSettings(SIDE)
         model = load_backbone(str(write_micro(kind, tmp_path / name, **options)), torch.device("cpu"), settings=settings)
         flow = [FlowSde(), Branch(kind="dance", splits=(0, 1), noise_scale=4.0)] if isinstance(model.path, FlowPath) else []
-        for scale in (1.0, 4.0):
-            for noisy in (Cps(), Ddim(), Branch(splits=(0, 1)), *flow):
-                made, likelihood, batch = rolled(model, noisy, scale, [3, 4, 5, 6])
-                where = f"{name}, {noisy}, guidance {scale}"
-                assert made.x.shape[:2] == (4, 2), where
-                noise = noisy.noise_scale if isinstance(noisy, Branch) else 1.0  # by which a tree multiplies what rounding does
-                assert log_ratio(likelihood, model.network, batch) <= 1e-6 * noise, where
+        kinds, tree = (Cps(), Ddim(), Branch(splits=(0, 1)), *flow), flow[-1] if flow else Branch(splits=(0, 1))
+        for scale, noisy in product((1.0, 4.0), kinds) if name in PATHS else ((1.0, Cps()), (4.0, tree)):
+            made, likelihood, batch = rolled(model, noisy, scale, [3, 4, 5, 6])
+            where = f"{name}, {noisy}, guidance {scale}"
+            assert made.x.shape[:2] == (4, 2), where
+            noise = noisy.noise_scale if isinstance(noisy, Branch) else 1.0  # by which a tree multiplies what rounding does
+            assert log_ratio(likelihood, model.network, batch) <= 1e-6 * noise, where
         alone, _, _ = rolled(model, Cps(), 4.0, [4])
         beside, _, _ = rolled(model, Cps(), 4.0, [3, 4])
         assert torch.allclose(alone.latents[0], beside.latents[1], rtol=1e-4, atol=1e-4), name
