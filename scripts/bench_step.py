@@ -1,8 +1,11 @@
+# python -m scripts.bench_step --model reduced --threads 1 --no_memory --only ours full diffusers authors
 """Time and peak memory of the trainer's own step, beside what is done elsewhere in its place, and beside the least it could take.
 
 Variants are timed in turns (A B C A B C ...), and ratios are taken within a turn, so that a machine that slows down slows them all.
 Peak memory is that of a process for each variant, loading included. The floor is the step's multiplications alone, at the best matmul
-rate of the same run. Reading a batch is part of the step.
+rate of the same run. Reading a batch is part of the step. With `--threads 1` and no GPU, times are those of the process alone, which its
+neighbours do not take. What other programs do is rebuilt in `scripts/peers.py`; `--diffusers_script FILE` also runs diffusers' own, on the
+same pairs and model, in turns with `diffalign train`.
 """
 
 from __future__ import annotations
@@ -46,8 +49,10 @@ from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.backbones.folders import resolve
 from diffalign.train.trainer import trainer_for
+from scripts.peers import FullScript, LoraScript, timed_script
 
 TINY = "assets/tiny-sd"
+PAIRS = "pairs.parquet"
 STEPS = 10_000  # more than a run takes
 REDUCED = (
     "reduced SD1.5, random weights, 128 px: UNet 64-128-256-256 (a fifth of SD1.5's width), VAE 32-64-128-128 (a quarter), "
@@ -63,6 +68,7 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     second_reference: bool = False
     channels_last: bool = False
+    peer: type[LoraScript] | None = None  # what is done elsewhere
 
 
 VARIANTS = {
@@ -71,8 +77,10 @@ VARIANTS = {
     "live": Variant("the same, live: VAE and text encoder in the step", {"cache": "off"}),
     "second": Variant("the same, second network as reference", second_reference=True),
     "full": Variant("full fine-tuning, cached, second network", {"train_method": "full"}),
+    "diffusers": Variant("LoRA rank 8, as diffusers' script does it", peer=LoraScript),
+    "authors": Variant("full fine-tuning, as the authors' script does it", peer=FullScript),
 }
-
+PEERS = {"diffusers": "ours", "authors": "full"}  # and what of ours does the same
 
 FLOORS = (("LoRA", "ours", 1), ("full", "full", 2))  # kind, variant whose modules are counted, backward passes
 
@@ -120,11 +128,24 @@ def write_pairs(path: Path, side: int, count: int = 32) -> None:
 
 def base_config(model: str, side: int, work: Path, args: argparse.Namespace) -> TrainConfig:
     """Return our config, its pairs imported. The learning rate and the guard leave random weights as they are."""
-    write_pairs(pairs := work / "pairs.parquet", side)
+    write_pairs(pairs := work / PAIRS, side)
     config = TrainConfig(pretrained_model_name_or_path=model, dataset_name=str(pairs))
     config = replace(config, output_dir=str(work / "run"), resolution=side, max_train_steps=STEPS, learning_rate=1e-8, spike_factor=0.0)
     config = replace(config, train_batch_size=args.pairs, mixed_precision=args.mixed_precision)
     return replace(config, dataset_name=str(open_dataset(config, recipe_of(config)).table.path))
+
+
+class PeerStepper:
+    """The step of another program, batches included."""
+
+    def __init__(self, variant: Variant, config: TrainConfig) -> None:
+        pairs = Path(config.output_dir).parent / PAIRS
+        where = str(config.pretrained_model_name_or_path), pairs, config.resolution or 512, config.train_batch_size
+        self.peer = (variant.peer or LoraScript)(*where, config.mixed_precision)
+
+    def seconds(self, repeats: int) -> float:
+        """Return the median time of a step."""
+        return timed(self.peer.step, repeats, self.peer.device)
 
 
 class Stepper:
@@ -146,19 +167,35 @@ class Stepper:
 
     def seconds(self, repeats: int) -> float:
         """Return the median time of an optimiser step: batch, forward passes, backward, clipping, AdamW, zero_grad."""
-        times = []
-        for _ in range(repeats):
-            start = clock(self.device)
-            self.trainer.optimizer_step(self.batches)
-            times.append(clock(self.device) - start)
-            self.trainer.step += 1
-        return statistics.median(times)
+        return timed(self.step, repeats, self.device)
+
+    def step(self) -> None:
+        """Take a step."""
+        self.trainer.optimizer_step(self.batches)
+        self.trainer.step += 1
+
+
+def made(name: str, config: TrainConfig) -> Any:
+    """Return what steps as the variant of that name."""
+    return (PeerStepper if VARIANTS[name].peer else Stepper)(VARIANTS[name], config)
+
+
+def timed(step: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    """Return the median time of a step."""
+    times = []
+    for _ in range(repeats):
+        start = clock(device)
+        step()
+        times.append(clock(device) - start)
+    return statistics.median(times)
 
 
 def clock(device: torch.device) -> float:
-    """Return the time in seconds when everything asked of `device` is done."""
+    """Return the time in seconds when everything asked of `device` is done; of one thread on a CPU its own, without that of neighbours."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
     return time.perf_counter()
 
 
@@ -200,9 +237,10 @@ def peak_mib() -> float:
 
 def measure(config: TrainConfig, names: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Return the table of one model, and the rates and operations behind its floors."""
-    steppers = {name: Stepper(VARIANTS[name], config) for name in names}
+    steppers = {name: made(name, config) for name in names}
     device, batch = steppers["ours"].device, next(steppers["ours"].batches)
-    work = {kind: step_flops(steppers[name].trainer.parts, steppers[name].unet, batch, backward=b) for kind, name, b in FLOORS}
+    floors = [floor for floor in FLOORS if floor[1] in names]
+    work = {kind: step_flops(steppers[name].trainer.parts, steppers[name].unet, batch, backward=b) for kind, name, b in floors}
     pixels, widths = batch.x0[:, :, 0].numel(), steppers["ours"].unet.config.block_out_channels[:2]
     # A large square, and the 3x3 convolutions at the UNet's first and second width as matmuls.
     rates = dict.fromkeys([(1024, 1024, 1024), *((pixels // 4**i, 9 * c, c) for i, c in enumerate(widths))], 0.0)
@@ -211,12 +249,15 @@ def measure(config: TrainConfig, names: list[str], args: argparse.Namespace) -> 
         rates = {s: max(best, matmul_rate(s, build.DTYPES[config.mixed_precision], device)) for s, best in rates.items()}
         rounds += [{name: stepper.seconds(args.repeats if turn else 1) for name, stepper in steppers.items()}]
     save_yaml(config, file := Path(config.output_dir).with_suffix(".yaml"))
-    for name in tqdm(["base", *names], desc="peak memory, a process each"):
-        command = [sys.executable, __file__, "--peak_of", name, "--config", str(file), "--threads", str(args.threads)]
+    for name in tqdm([] if args.no_memory else ["base", *names], desc="peak memory, a process each"):
+        command = [sys.executable, "-m", "scripts.bench_step", "--peak_of", name, "--config", str(file), "--threads", str(args.threads)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this script itself
         peaks[name] = float(done.stdout.split()[-1])
     return {
         "rows": table_rows(rounds[1:], {kind: count / max(rates.values()) for kind, count in work.items()}, peaks),
+        "times as fast": {
+            peer: statistics.median(r[peer] / r[own] for r in rounds[1:]) for peer, own in PEERS.items() if {peer, own} <= set(names)
+        },
         "gflop": {kind: count / 1e9 for kind, count in work.items()},
         "gflop_per_second": {"x".join(map(str, shape)): rate / 1e9 for shape, rate in rates.items()},
     }
@@ -228,7 +269,8 @@ def table_rows(rounds: list[dict[str, float]], floors: Mapping[str, float], peak
     for name in rounds[0]:
         seconds = statistics.median(r[name] for r in rounds)
         ratio = statistics.median(r[name] / r["ours"] for r in rounds)
-        rows.append(Row(VARIANTS[name].label, seconds, ratio, seconds / floors["full" if name == "full" else "LoRA"], peaks.get(name)))
+        floor = floors["full" if PEERS.get(name, name) == "full" else "LoRA"]
+        rows.append(Row(VARIANTS[name].label, seconds, ratio, seconds / floor, peaks.get(name)))
     rows += [Row(f"floor, {kind}", seconds, seconds / rows[0].seconds) for kind, seconds in floors.items()]
     return rows + [Row("python and its libraries alone", 0.0, 0.0, peak_mib=peaks["base"])] * ("base" in peaks)
 
@@ -245,6 +287,25 @@ def render_table(rows: list[Row]) -> str:
     return "\n".join("  ".join([line[0].ljust(wide[0])] + [line[i].rjust(wide[i]) for i in range(1, 5)]) for line in lines)
 
 
+def against_script(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the medians of diffusers' script and of `diffalign train`, two processes each, in turns, and the ratio of CPU times."""
+    work, turns = Path(config.output_dir).parent, {"diffusers": [], "ours": []}
+    shared = {"pretrained_model_name_or_path": config.pretrained_model_name_or_path, "resolution": config.resolution}
+    shared |= {"train_batch_size": args.pairs, "max_train_steps": args.script_steps, "learning_rate": 1e-8, "rank": 8}
+    (data := work / "data").mkdir(exist_ok=True)
+    (data / "train.parquet").write_bytes((work / PAIRS).read_bytes())
+    words = {
+        "diffusers": {**shared, "dataset_name": data, "output_dir": work / "theirs", "lr_scheduler": "constant"},
+        "ours": {**shared, "dataset_name": work / PAIRS, "output_dir": work / "again", "overwrite_output_dir": "true"},
+    }
+    files = {"diffusers": args.diffusers_script, "ours": Path(__file__).with_name("train.py")}
+    for _ in range(2):
+        for name, flags in words.items():
+            turns[name].append(timed_script(files[name], [str(w) for flag, value in flags.items() for w in (f"--{flag}", value)]))
+    best = {name: min(turn["seconds of CPU"] for turn in made_by) for name, made_by in turns.items()}
+    return {"turns": turns, "times as fast, by CPU": best["diffusers"] / best["ours"]}
+
+
 def bench(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure the reduced or the embedded model, print its table, and return it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -253,9 +314,17 @@ def bench(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         if kind == "reduced":
             model, side, about = str(work / "sd"), 128, REDUCED
             write_reduced_sd(work / "sd")
-        result = measure(base_config(model, side, work, args), [n for n in VARIANTS if args.channels_last or n != "channels_last"], args)
+        names = args.only or [name for name in VARIANTS if args.channels_last or name != "channels_last"]
+        config = base_config(model, side, work, args)
+        result = measure(config, names, args)
+        if args.diffusers_script:
+            result["scripts"] = against_script(config, args)
     rates = result["gflop_per_second"]
     print(f"\n{about}; {args.pairs} pairs a step, mixed_precision {args.mixed_precision}\n{render_table(result['rows'])}")
+    for peer, ratio in result["times as fast"].items():
+        print(f"{VARIANTS[PEERS[peer]].label}: {ratio:.2f} times as fast as {VARIANTS[peer].label}")
+    if "scripts" in result:
+        print("the scripts themselves:", json.dumps(result["scripts"]))
     print("floors:", ", ".join(f"{name} {count:.1f} GFLOP" for name, count in result["gflop"].items()), end="")
     print(f" at {max(rates.values()):.0f} GFLOP/s, the best matmul of", ", ".join(f"{shape} ({rate:.0f})" for shape, rate in rates.items()))
     return {"model": about, **result, "rows": [asdict(row) for row in result["rows"]]}
@@ -271,6 +340,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channels_last", action="store_true", help="compare our step with the UNet in that memory format")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"these alone, with ours, of: {', '.join(VARIANTS)}")
+    parser.add_argument("--no_memory", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument("--diffusers_script", type=Path, help="diffusers' train_diffusion_dpo.py, to run it too")
+    parser.add_argument("--script_steps", type=int, default=12, help="optimiser steps of a script in a turn")
     parser.add_argument("--peak_of", help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -284,7 +357,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     if args.peak_of:
         if args.peak_of != "base":
-            Stepper(VARIANTS[args.peak_of], from_mapping(load_yaml(args.config), str(args.config))).seconds(3)
+            made(args.peak_of, from_mapping(load_yaml(args.config), str(args.config))).seconds(3)
         print(peak_mib())
         return
     machine = {"threads": args.threads, "torch": torch.__version__, "gpu": torch.cuda.is_available() and torch.cuda.get_device_name()}

@@ -1,15 +1,16 @@
 """Time and peak memory of a text-DPO step: TRL's DPOTrainer against ours, on the same pairs and the same random Llama.
 
-    python scripts/bench_text.py --size tiny                # a minute: every switch, prompts 4 and 1 times the completion
-    python scripts/bench_text.py --size 100m --tune full    # what TRL trains by default
-    python scripts/bench_text.py --size 1b --prompt 256     # for a GPU
+    python -m scripts.bench_text --size tiny                # a minute: every switch, prompts 4 and 1 times the completion
+    python -m scripts.bench_text --size 100m --tune full    # what TRL trains by default
+    python -m scripts.bench_text --size 1b --prompt 256     # for a GPU
 
 Variants are timed in turns (A B C A B C ...), and ratios are taken within a turn, so that a machine that slows down slows them all. A step
 is forward, loss, backward, clipping and AdamW. TRL runs as its defaults are (bf16 by autocast, gradient checkpointing, live reference), and
-with the reference precomputed, with and without checkpointing and bf16; its best is the fastest of them. Ours runs with a cached reference,
-shared prompts, rows without padding and the head in chunks, and with each of these off. Peak memory is that of a process for each variant,
-above what it held before the model was built. The floor is our forward pass's multiplications, twice (LoRA) or three times (full), at the
-best matmul rate of the same run.
+with the reference precomputed, with and without checkpointing and bf16, and under an adapter with the base in bf16, as ours has it; its best
+is the fastest of them. Ours runs with a cached reference, shared prompts, rows without padding and the head in chunks, and with each of
+these off. Peak memory is that of a process for each variant, above what it held before the model was built. The floor is our forward pass's
+multiplications, twice (LoRA) or three times (full), at the best matmul rate of the same run. With `--threads 1` and no GPU, times are those
+of the process alone.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from bench_step import clock, flops, matmul_rate, peak_mib
 from diffalign.core.types import TextBatch
 from diffalign.models import adapters
+from diffalign.models.lora_layers import Switch
 from diffalign.models.reference import AdapterOff, Cached, Frozen
 from diffalign.models.text.forward import read
 from diffalign.models.text.likelihood import SequenceLikelihood, Switches
 from diffalign.objectives import OBJECTIVES
+from scripts.bench_step import clock, flops, matmul_rate, peak_mib
 
 VOCABULARY, COMPLETION, RANK, BETA = 32_000, 64, 16, 0.1
 SIZES = {"tiny": (4, 256, 4, 2, 704), "100m": (12, 768, 12, 4, 2048), "1b": (16, 2048, 32, 8, 8192)}  # layers, width, heads, of keys, inner
@@ -66,6 +68,7 @@ class Trl:
     precomputed: bool = False
     checkpointing: bool = True
     precision: str = "bf16"
+    base: str = "float32"  # the dtype of the weights under an adapter, TRL's own default; `model_init_kwargs` changes it
 
 
 DEFAULTS = "TRL, defaults"
@@ -73,6 +76,7 @@ VARIANTS: Mapping[str, Ours | Trl] = {
     DEFAULTS: Trl(),
     "TRL, reference precomputed": Trl(precomputed=True),
     "TRL, precomputed, no checkpointing": Trl(precomputed=True, checkpointing=False),
+    "TRL, precomputed, no checkpointing, bf16 base": Trl(precomputed=True, checkpointing=False, base="bfloat16"),
     "TRL, precomputed, no checkpointing, float32": Trl(precomputed=True, checkpointing=False, precision="no"),
     "ours": Ours(),
     "ours in float32": Ours(precision="no"),
@@ -118,7 +122,7 @@ class OurStep:
             adapters.add_lora(self.model, targets=LINEAR, rank=RANK)
         self.model.train()
         self.likelihood = SequenceLikelihood(read, switches=variant.switches)
-        self.batch, start = pairs(args), frozen or AdapterOff(self.model, adapters.disabled)
+        self.batch, start = pairs(args), frozen or AdapterOff(self.model, Switch(self.model))
         with torch.no_grad(), self.precision():
             known = (Frozen(self.model) if full else start).score(self.likelihood, self.batch).tokens
         self.reference = Cached() if variant.cached else start
@@ -145,7 +149,10 @@ class TrlStep:
         rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
         options: dict[str, Any] = {"beta": BETA, "max_length": None, "report_to": "none", "use_cpu": DEVICE.type == "cpu"}
         options |= {"bf16": variant.precision == "bf16", "gradient_checkpointing": variant.checkpointing, "disable_tqdm": True}
-        policy, live = network(args.size, torch.float32), args.tune == "full" and not variant.precomputed
+        policy, live = (
+            network(args.size, getattr(torch, variant.base) if args.tune == "lora" else torch.float32),
+            args.tune == "full" and not variant.precomputed,
+        )
         folder = tempfile.mkdtemp()
         self.trainer = DPOTrainer(
             policy,
@@ -213,7 +220,7 @@ class Stepper:
 def peak(name: str, args: argparse.Namespace) -> float:
     """Return the peak memory in MiB that a variant adds in a process of its own."""
     own = ["--size", args.size, "--tune", args.tune, "--prompt", args.prompt, "--pairs", args.pairs, "--threads", args.threads]
-    command = [sys.executable, __file__, "--peak_of", name, *map(str, own)]
+    command = [sys.executable, "-m", "scripts.bench_text", "--peak_of", name, *map(str, own)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # noqa: S603  # this script
     return float(done.stdout.split()[-1])
 

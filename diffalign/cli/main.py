@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib
 import io
@@ -10,6 +11,8 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from diffalign.cli import commands
@@ -125,9 +128,19 @@ def _command(name: Words) -> Any:
     return importlib.import_module(f"{commands.__name__}.{'_'.join(name)}")
 
 
+def _about(name: Words) -> str:
+    """Return the line of a command, read from its file: importing all of them takes as long as the help may."""
+    spec = find_spec(f"{commands.__name__}.{'_'.join(name)}")
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "ABOUT":
+            return ast.literal_eval(statement.value)
+    return ""
+
+
 def _overview(group: Words) -> str:
     """Return the commands of a group, or all of them, with a line each."""
-    shown = [(" ".join(name), _command(name).ABOUT) for name in names() if name[: len(group)] == group]
+    shown = [(" ".join(name), _about(name)) for name in names() if name[: len(group)] == group]
     width = max(len(name) for name, _ in shown)
     about = GROUPS[group[0]].capitalize() + "." if group else ABOUT
     lines = [f"  {name:{width}}   {text}" for name, text in shown]

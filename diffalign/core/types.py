@@ -17,8 +17,11 @@ Condition = Mapping[str, Tensor]  # what the denoiser is told besides x and t; f
 class Predict(Protocol):
     """The network as a trajectory sees it: the prompts of the batch are already in it."""
 
-    def __call__(self, x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
-        """Return the output like x (B,K,C,H,W) at time label (B,); with `empty`, under the empty prompt."""
+    def __call__(self, x: Tensor, label: Tensor, /, *, empty: bool = False, rows: Tensor | None = None) -> Tensor:
+        """Return the output like x (B,K,C,H,W) at time label (B,); with `empty`, under the empty prompt.
+
+        `rows` (B,) are the numbers of the records that x and label are of, where these are not the whole batch.
+        """
         ...
 
 

@@ -16,9 +16,10 @@ from diffalign.core.errors import ConfigError
 from diffalign.core.progress import progress
 from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.models.backbones.pretrained import Pretrained
-from diffalign.models.backbones.table import BACKBONES, family_of
+from diffalign.models.backbones.table import BACKBONES, component_of, family_of
 from diffalign.models.control import FOLDER as CONTROLNET
 from diffalign.models.control import kind_of
+from diffalign.models.lora_layers import fused
 
 
 def draw(
@@ -42,7 +43,8 @@ def draw(
 
     `pipe` is a stock pipeline, or a user's (`for_user`); `resolution` (pixels) and `max_sequence_length` (T5 tokens) are its own where
     None. `true_cfg` draws a guidance-distilled model with real guidance. `bar` counts the images of several calls; without one, a call of
-    more than 16 has one named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step.
+    more than 16 has one named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step;
+    without it, an adapter is fused for the call where that costs no digits (`lora_layers.fused`).
     Raises ConfigError for `conditioning_images` without a ControlNet or edit model, or the reverse, and for an SD3 without a CLIP.
     """
     stock, family = _drawable(pipe, conditioning_images)
@@ -51,7 +53,9 @@ def draw(
     if conditioning_images is not None and family.picture != "none":  # of several in one call all are those of one picture
         size, conditioning_images = 1, [squared(image, family, resolution) for image in conditioning_images]
     images, hidden = list[Image.Image](), bar is not None or len(prompts) <= 16
-    with progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
+    # What is called between steps may exchange the weights of the adapter.
+    lighter = fused(getattr(stock, component_of(stock))) if begins is None else contextlib.nullcontext()
+    with lighter, progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
         for start in range(0, len(prompts), size):
             part, last = slice(start, start + size), list[Tensor]()
             arguments = _of_batch(stock, options, prompts[part], seeds[part], conditioning_images and conditioning_images[part])

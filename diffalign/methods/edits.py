@@ -7,9 +7,6 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-
 from diffalign.core.documents import read_mapping
 from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.core.keys import ANY, require
@@ -31,6 +28,9 @@ def layout_at(name: str) -> Layout | None:
     """Return the layout of a local pipeline folder, or of a hub id that lies in this machine's cache; None for anything else."""
     index = Path(resolve(name)) / "model_index.json"
     if not is_local(resolve(name)):
+        from huggingface_hub import try_to_load_from_cache  # with its network library, which nothing else here imports
+        from huggingface_hub.errors import HFValidationError
+
         with contextlib.suppress(HFValidationError):  # no hub id either
             index = Path(str(try_to_load_from_cache(name, index.name)))
     return LAYOUTS.get(str(read_mapping(index, CheckpointError).get("_class_name"))) if index.is_file() else None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffalign.core import tensor_files
 from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.core.files import atomic_folder, files_for
 from diffalign.models.adapter_files import CLIP, ENCODERS, MODEL, PEFT_PREFIX, PEFT_WEIGHTS, WEIGHTS, AdapterFile, encoders_in
+from diffalign.models.lora_layers import Switch, without_dispatch
 from diffalign.models.quantised import holds_quantised
 from diffalign.models.weights import read_network
 
@@ -48,6 +49,7 @@ def add_lora(
         raise ConfigError(f"`lora_layers` {list(targets)}: {error}") from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
+    without_dispatch(model)
 
 
 def add_adapter(model: nn.Module, adapter: AdapterFile, dropout: float = 0.0) -> None:
@@ -58,6 +60,7 @@ def add_adapter(model: nn.Module, adapter: AdapterFile, dropout: float = 0.0) ->
     adapter.put(model)
     for parameter in trainable(model):
         parameter.data = parameter.data.to(device, torch.float32)
+    without_dispatch(model)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -65,18 +68,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-@contextlib.contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Run the block with the model's base weights alone; the adapter is on again afterwards, also on an error."""
-    # Not model.disable_adapters(): it looks at every module of a large network twice a step.
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+def disabled(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a block with the model's base weights alone; the adapter is on again afterwards, also on an error."""
+    return Switch(model)()
 
 
 def save_lora(pipe: Any, folder: Path, component: str) -> None:

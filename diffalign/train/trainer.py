@@ -36,7 +36,7 @@ from diffalign.methods.config_file import save_yaml
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Driver, Recipe, recipe_of
 from diffalign.models import adapters
-from diffalign.models.reference import eval_mode, exchanged
+from diffalign.models.reference import EvalMode, exchanged
 from diffalign.models.sharded import gathered, is_sharded
 from diffalign.objectives import implicit_rewards
 from diffalign.objectives.metrics import describe
@@ -93,6 +93,7 @@ class Trainer:
         self.output_dir = Path(config.output_dir)
         self.network = parts.backbone.network
         self.network.train()
+        self.evaluating = EvalMode(self.network)
         self.parameters = adapters.trainable(self.network)
         self.policy, self.optimizer = prepared(accelerator, self.network, make_optimizer(config, parts.groups or self.parameters))
         self.spread = is_sharded(self.network)  # over processes, which then do together what the first does else
@@ -359,7 +360,7 @@ class Trainer:
     @contextlib.contextmanager
     def _as_result(self) -> Iterator[None]:
         """Let the network stand for the block as its result would be saved, ready to draw."""
-        with eval_mode(self.network), self._averaged(self.config.use_ema):
+        with self.evaluating(), self._averaged(self.config.use_ema):
             yield
         self._park()
 
@@ -375,7 +376,7 @@ class Trainer:
             with self.parts.reference.driving() as network:
                 yield network
         else:
-            with self._averaged(driver == "ema"), eval_mode(self.network):
+            with self._averaged(driver == "ema"), self.evaluating():
                 yield self.network  # not its wrapper: processes may ask it a different number of times
 
     def _finish(self) -> None:

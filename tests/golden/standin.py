@@ -56,7 +56,7 @@ class Golden:
         """Return x_inv (len(t), 2, 4, 8, 8), without gradient."""
         network = net or self.policy
 
-        def predict(x, label):
+        def predict(x, label, *, rows=None):
             return network(x.flatten(0, 1), label.repeat_interleave(2)).view_as(x)
 
         with torch.no_grad():

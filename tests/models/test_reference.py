@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from diffalign.core.types import Batch, Noised, Query
-from diffalign.models.adapters import add_lora, disabled, trainable
+from diffalign.models.adapters import add_lora, trainable
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.path import FlowPath
 from diffalign.models.diffusion.trajectory import forward
+from diffalign.models.lora_layers import Switch
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Start, eval_mode
 
 QUERY = Query(Noised(torch.ones(1, 2, 1, 1, 1), torch.zeros(1), torch.zeros(1, 2, 1, 1, 1), torch.ones(1)), {})
@@ -59,7 +61,7 @@ class Watching:
 
 
 def references(model):
-    return {"frozen": Frozen(model), "adapter_off": AdapterOff(model, off), "start": Start.of(model)}
+    return {"frozen": Frozen(model), "adapter_off": AdapterOff(model, partial(off, model)), "start": Start.of(model)}
 
 
 kinds = pytest.mark.parametrize("kind", ["frozen", "adapter_off", "start"])
@@ -76,7 +78,8 @@ def test_frozen_gives_the_scores_of_its_own_network():
 
 
 def test_adapter_off_gives_the_scores_of_the_base():
-    assert AdapterOff(Switched(), off).score(Watching(), QUERY).tolist() == [[1.0, 1.0]]
+    model = Switched()
+    assert AdapterOff(model, partial(off, model)).score(Watching(), QUERY).tolist() == [[1.0, 1.0]]
 
 
 def test_a_start_keeps_giving_the_scores_that_the_policy_began_with():
@@ -164,12 +167,12 @@ def set_adapter(model, value):
 def test_a_new_adapter_changes_no_score(unet, scored):
     set_adapter(unet, 0.0)
     likelihood, query = scored
-    torch.testing.assert_close(AdapterOff(unet, disabled).score(likelihood, query), likelihood.score(unet, query), rtol=0, atol=0)
+    torch.testing.assert_close(AdapterOff(unet, Switch(unet)).score(likelihood, query), likelihood.score(unet, query), rtol=0, atol=0)
 
 
 def test_a_trained_adapter_changes_the_policy_and_not_the_reference(unet, scored):
     likelihood, query = scored
-    reference = AdapterOff(unet, disabled)
+    reference = AdapterOff(unet, Switch(unet))
     set_adapter(unet, 0.0)
     start = likelihood.score(unet, query).detach()
     set_adapter(unet, 0.5)
@@ -183,7 +186,7 @@ def test_only_the_adapter_learns_and_it_still_does_after_the_reference(unet, sco
     names = {name for name, p in unet.named_parameters() if p.requires_grad}
     assert names
     assert all("lora_" in name for name in names)
-    AdapterOff(unet, disabled).score(likelihood, query)
+    AdapterOff(unet, Switch(unet)).score(likelihood, query)
     assert {name for name, p in unet.named_parameters() if p.requires_grad} == names
     gradients = torch.autograd.grad(likelihood.score(unet, query).sum(), trainable(unet))
     assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
@@ -212,6 +215,6 @@ def test_a_real_adapter_is_on_again_after_an_error(unet, scored):
 
     broken = DiffusionLikelihood(FlowPath(), fails, forward)
     with pytest.raises(RuntimeError, match="out of memory"):
-        AdapterOff(unet, disabled).score(broken, query)
+        AdapterOff(unet, Switch(unet)).score(broken, query)
     assert unet.training
     torch.testing.assert_close(likelihood.score(unet, query), before, rtol=0, atol=0)

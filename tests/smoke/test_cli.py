@@ -164,6 +164,24 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (["--help"], "torch numpy pyarrow PIL yaml huggingface_hub.utils diffusers transformers scipy asyncio"),
+        (["train", "--help"], "torch diffusers transformers accelerate peft scipy pandas datasets httpx httpx2 asyncio gradio"),
+    ],
+)
+def test_help_imports_nothing_heavy(words, heavy):
+    script = (
+        "import contextlib, sys; from diffalign.cli.main import main\n"
+        f"with contextlib.suppress(SystemExit): main({words})\n"
+        f"sys.exit(', '.join(name for name in {heavy.split()} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: diffalign" in done.stdout
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_binds(path, monkeypatch):
     monkeypatch.setattr("diffalign.methods.packages.find_spec", lambda name: name)  # as if every optional package were installed

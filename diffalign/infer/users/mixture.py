@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,7 +39,10 @@ def fit_weights(
     without `compares` there is no reference. `seed` is of times and noise. Gradients are computed also where the caller has none.
     """
     logits = encoder.usual().clone().requires_grad_()
-    optimizer, reference = torch.optim.Adam([logits], lr=learning_rate), AdapterOff(model.denoiser, branch.disabled)
+    optimizer, reference = (
+        torch.optim.Adam([logits], lr=learning_rate),
+        AdapterOff(model.denoiser, partial(branch.disabled, model.denoiser)),
+    )
     generator, batches = torch.Generator().manual_seed(seed), list(_batches(model, choices))
     with progress(total=steps, desc="fit user", unit="steps") as bar:
         for _ in range(steps):

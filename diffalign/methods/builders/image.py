@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from diffalign.models.backbones.table import check_guided, load_backbone, load_d
 from diffalign.models.controlled import Controlled
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.neighbours import NeighbourLikelihood
+from diffalign.models.lora_layers import Switch
 from diffalign.models.prompted import networks, text_encoders
 from diffalign.models.reference import AdapterOff, Frozen, NoReference, Several, Start
 from diffalign.models.sharded import is_sharded, shard
@@ -150,7 +152,7 @@ def _reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: tor
     if recipe.tuning == "controlnet":
         return Start.of(model.denoiser)
     if recipe.tuning != "full":
-        base = AdapterOff(model.denoiser, branch.disabled if recipe.tuning == "user" else adapters.disabled)
+        base = AdapterOff(model.denoiser, partial(branch.disabled, model.denoiser) if recipe.tuning == "user" else Switch(model.denoiser))
         if not goes_on(config) and not moves:
             return base
         start = Start.of(model.denoiser)

@@ -19,6 +19,7 @@ from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
+from diffalign.models.lora_layers import Switch
 from diffalign.models.reference import AdapterOff, Cached, Frozen, NoReference
 from diffalign.models.text import forward
 from diffalign.models.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
@@ -102,7 +103,7 @@ def reference(config: TrainConfig, recipe: Recipe, model: LanguageModel, device:
     if not recipe.compares:
         return NoReference()
     if recipe.tuning != "full":
-        return AdapterOff(model.network, adapters.disabled)
+        return AdapterOff(model.network, Switch(model.network))
     return Frozen(backbone(config, device, full=True).network)
 
 
@@ -117,7 +118,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
         logger.info("the objective reads the reference's whole distributions, which are not kept: it is run in every step")
     if precomputes and not own_likelihood.distributions:
         # Before anything is attached or trained, the network is its own reference: no second one is ever loaded.
-        start = AdapterOff(model.network, lambda _: contextlib.nullcontext())
+        start = AdapterOff(model.network, contextlib.nullcontext)
         depends_on = reference_facts(config, model)
         data.reference = precomputed(data, own_likelihood, start, cache_root(config, view), depends_on, device, BATCH)
         compared: Reference = Cached()

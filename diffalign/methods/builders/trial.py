@@ -19,7 +19,7 @@ def check_step(config: TrainConfig, recipe: Recipe) -> None:
         _check_kept(config, recipe)
     path, rollout = VPPath.from_config({}), recipe.trajectory.name == "self_rollout"
     images = 0 if rollout and recipe.trajectory.constants["start"] == "noise" else 2
-    answer = lambda x, _, /, *, empty=False: x  # noqa: E731, ARG005  # a network that answers with its input
+    answer = lambda x, _, /, *, empty=False, rows=None: x  # noqa: E731, ARG005  # a network that answers with its input
     noised = recipe.trajectory(torch.zeros(1, images, 1, 1, 1), answer, path, torch.Generator())
     scores, facts = recipe.error(path, noised, noised.x_t), recipe.facts
     if scores.shape[1] == 1 and facts.candidates > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -58,23 +59,26 @@ def invert(
 ) -> Tensor:
     """Return x (B,K,C,H,W) after the moves that lead from x0 towards t (B,); no network call once every record has arrived.
 
-    Records move between the times of `path.inversion_times`, all from the first. `end`: "exact" shortens or lengthens the last
-    move to end at t; "grid" ends at a time of the grid, behind t where moves are labelled by their source (diffusers up to 0.21,
-    which the releases pin) and before it where by their destination (diffusers from 0.22). `label` is the time that the network is
-    told: the source's, the destination's, or each point's `own`. `renoise` is the number of further outputs, each at the point
-    reached so far, that are averaged with the first; one of them with label "own" is Heun's method. `eta` adds
-    eta * sqrt(DDIM variance) * draw() after every move.
+    Records move between the times of `path.inversion_times`, all from the first, and the network is called for those that still move.
+    `end`: "exact" shortens or lengthens the last move to end at t; "grid" ends at a time of the grid, behind t where moves are labelled
+    by their source (diffusers up to 0.21, which the releases pin) and before it where by their destination (diffusers from 0.22).
+    `label` is the time that the network is told: the source's, the destination's, or each point's `own`. `renoise` is the number of
+    further outputs, each at the point reached so far, that are averaged with the first; one of them with label "own" is Heun's method.
+    `eta` adds eta * sqrt(DDIM variance) * draw() after every move.
     """
     if steps < 1 or renoise < 0 or not 0.0 <= eta < math.inf:
         constants = f"steps {steps}, renoise {renoise}, eta {eta}"
         raise ConfigError(f"ddim_inversion: {constants}; expected at least one step, and the others not below zero")
     begin, to, moving = _moves(path, t, steps, end, label)
-    x = x0
-    for k in range(int(moving.sum(dim=1).max())):
-        moved = _move(path, x, predict, begin[:, k], to[:, k], renoise, label)
+    x, moves = x0, moving.sum(dim=1).cpu()  # all of a record's moves come first
+    for k in range(int(moves.max())):
+        rows = (moves > k).nonzero()[:, 0].to(x.device)
+        of_rows = predict if len(rows) == len(x) else partial(predict, rows=rows)
+        here, there = begin[rows, k], to[rows, k]
+        moved = _move(path, x[rows], of_rows, here, there, renoise, label)
         if eta > 0.0:
-            moved = moved + eta * _spread(path, x, begin[:, k], to[:, k], label) * draw()
-        x = torch.where(moving[:, k].view(-1, 1, 1, 1, 1), moved, x)
+            moved = moved + eta * _spread(path, moved, here, there, label) * draw()[rows]
+        x = x.index_copy(0, rows, moved)
     return x
 
 

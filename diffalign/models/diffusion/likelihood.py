@@ -32,11 +32,17 @@ def with_dropped(condition: Condition, empty: Condition, drop: Tensor) -> Condit
     return {**condition, **dropped}
 
 
-def per_candidate(condition: Condition, frames: Tensor | None, count: int, conditioning: Tensor | None = None) -> dict[str, Tensor]:
+def per_candidate(
+    condition: Condition, frames: Tensor | None, count: int, conditioning: Tensor | None = None, rows: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the condition (B, ...) of records, the frames (B, K, 6) and the conditioning images (B, K, 3, h, w) of their candidates.
 
-    Each is for the records' first `count` candidates, (B * count, ...), under "frames" and "conditioning_image".
+    Each is for the first `count` candidates of the records, or of those whose numbers are `rows`, (B * count, ...), under "frames" and
+    "conditioning_image".
     """
+    if rows is not None:
+        condition = {name: value[rows] for name, value in condition.items()}
+        frames, conditioning = (None if value is None else value[rows] for value in (frames, conditioning))
     flat = {name: value.repeat_interleave(count, dim=0) for name, value in condition.items()}
     # A rollout's picture begins as candidate 0, or as noise where the records have no images, and then nothing was cropped.
     for name, value in (("frames", frames), ("conditioning_image", conditioning)):
@@ -104,10 +110,10 @@ class DiffusionLikelihood:
             dropped = uniform(len(batch.x0), generator) < self.prompt_dropout
             condition = with_dropped(condition, batch.empty, dropped)
 
-        def predict(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
-            nothing = {name: value.expand(len(x), *value.shape[1:]) for name, value in batch.empty.items()}
+        def predict(x: Tensor, label: Tensor, /, *, empty: bool = False, rows: Tensor | None = None) -> Tensor:
+            nothing = {name: value.expand(len(batch.x0), *value.shape[1:]) for name, value in batch.empty.items()}
             # What is computed of outputs is not in half precision.
-            return self._outputs(driver, x, label, nothing if empty else condition, batch).to(x)
+            return self._outputs(driver, x, label, nothing if empty else condition, batch, rows).to(x)
 
         path = self.path.at(*batch.x0.shape[-2:])  # a batch holds pictures of one size
         noised = self.trajectory(batch.x0, predict, path, generator)
@@ -136,7 +142,7 @@ class DiffusionLikelihood:
             residuals = Residuals(policy.residual, policy.sigma, *compared)
         return Scores(own, their, batch.prob, labels.weight, labels.offset, columns=labels.columns, old=old, residuals=residuals)
 
-    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, images: Batch | Query) -> Tensor:
+    def _outputs(self, model: Any, x: Tensor, t: Tensor, condition: Condition, images: Batch | Query, rows: Tensor | None = None) -> Tensor:
         """Return the network's output for all B*K candidates at once, shaped (B, K, C, H, W); `images` has what is said of each."""
-        flat = per_candidate(condition, images.frames, x.shape[1], images.conditioning)
+        flat = per_candidate(condition, images.frames, x.shape[1], images.conditioning, rows)
         return self.denoise(model, x.flatten(0, 1), t.repeat_interleave(x.shape[1]), flat).view_as(x)

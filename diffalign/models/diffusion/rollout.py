@@ -176,9 +176,9 @@ class StepLikelihood:
     def predict(self, model: Any, condition: Condition, empty: Condition, frames: Tensor | None) -> Predict:
         """Return the network as a rollout sees it, under the prompts of a batch."""
 
-        def network(x: Tensor, label: Tensor, /, *, empty: bool = False) -> Tensor:
+        def network(x: Tensor, label: Tensor, /, *, empty: bool = False, rows: Tensor | None = None) -> Tensor:
             named: Mapping[str, Tensor] = nothing if empty else condition
-            flat = per_candidate(named, frames, x.shape[1])
+            flat = per_candidate(named, frames, x.shape[1], rows=rows)
             return self.denoise(model, x.flatten(0, 1), label.repeat_interleave(x.shape[1]), flat).view_as(x).to(x)
 
         nothing = {name: value.expand(len(next(iter(condition.values()))), *value.shape[1:]) for name, value in empty.items()}

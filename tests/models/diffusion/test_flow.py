@@ -138,7 +138,7 @@ def test_transport_turns_the_velocity_error_into_that_of_the_noise():
 
 @pytest.mark.parametrize("trajectory", [forward, ddim_inversion, self_rollout])
 def test_every_trajectory_carries_the_weight_of_its_path(trajectory):
-    def predict(x, t, /, *, empty=False):
+    def predict(x, t, /, *, empty=False, rows=None):
         return 0.1 * x
 
     x0 = torch.randn(3, 2, 4, 4, 4, generator=seeded())

@@ -163,7 +163,7 @@ def test_a_batch_scores_like_its_records_one_by_one(dropout):
         torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("reference", [Frozen, lambda model: AdapterOff(model, lambda m: torch.no_grad())])
+@pytest.mark.parametrize("reference", [Frozen, lambda model: AdapterOff(model, torch.no_grad)])
 def test_policy_and_reference_are_asked_at_the_same_point(reference):
     own, policy, base = likelihood(prompt_dropout=0.5), Scale(0.5), Scale(0.1)
     asked = own.prepare(None, batch(6), seeded(*range(6)))
@@ -242,3 +242,16 @@ def test_a_prompt_is_dropped_from_all_parts_of_its_condition():
 def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="2 generators for 3 records"):
         likelihood(prompt_dropout=0.5).prepare(None, batch(3), seeded(0, 1))
+
+
+def test_a_trajectory_may_ask_for_some_of_the_records():
+    def asking(x0, predict, path, generator):
+        predict(x0[[2, 0]], torch.zeros(2, dtype=torch.long), rows=torch.tensor([2, 0]))
+        return forward(x0, predict, path, generator)
+
+    driver, frames, own = Scale(), torch.arange(36.0).view(3, 2, 6), batch(3)
+    likelihood(trajectory=asking).prepare(driver, replace(own, frames=frames), seeded(1, 2, 3))
+    condition = driver.asked[0][2]
+    assert torch.equal(condition["frames"], frames[[2, 0]].view(4, 6))
+    for name, value in own.condition.items():
+        assert torch.equal(condition[name], value[[2, 2, 0, 0]])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.core.errors import ConfigError
+from diffalign.models.diffusion.inversion import invert
 from diffalign.models.diffusion.path import FlowPath, VPPath, mix, split, target
 from diffalign.models.diffusion.trajectory import TRAJECTORIES, forward
 
@@ -42,7 +43,7 @@ def seeded(count):
     return [torch.Generator().manual_seed(100 + i) for i in range(count)]
 
 
-def predict(x, t, *, empty=False):
+def predict(x, t, *, empty=False, rows=None):
     """Return the output of a network that depends on x, t and the prompt, record by record."""
     return 0.3 * x + 0.1 * torch.sin(t.to(x)).view(-1, 1, 1, 1, 1) - 0.05 * empty
 
@@ -134,6 +135,28 @@ def test_forward_leaves_from_the_latents_themselves(path, share_noise):
 
 def noise_of(share_noise, candidates=3):
     return forward(latents(200, candidates), not_called, PATHS["epsilon"], seeded(200), share_noise=share_noise).target
+
+
+@paths
+@pytest.mark.parametrize("end", ["grid", "exact"])
+def test_an_inversion_asks_the_network_for_the_records_that_still_move(path, end):
+    asked, offset = [], torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64)  # what the network adds is each record's own
+
+    def of_record(x, t, *, rows=None):
+        rows = torch.arange(3) if rows is None else rows
+        asked.append(rows.tolist())
+        return predict(x, t) + offset[rows].view(-1, 1, 1, 1, 1)
+
+    discrete = not path.sample_t(1, seeded(1)).is_floating_point()
+    t = torch.tensor([150, 950, 450]) if discrete else torch.tensor([0.15, 0.95, 0.45], dtype=torch.float64)
+    x0 = latents(3)
+    x = invert(x0, of_record, path, t, lambda: torch.zeros(()), steps=10, end=end)
+    moves = [[number for rows in asked for number in rows].count(number) for number in range(3)]
+    assert moves == ([3, 10, 6] if discrete else [10, 10, 10])
+    for record in range(3):
+        one = slice(record, record + 1)
+        alone = invert(x0[one], lambda x, t, n=record: predict(x, t) + offset[n], path, t[one], lambda: torch.zeros(()), steps=10, end=end)
+        torch.testing.assert_close(x[one], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_candidates_share_their_noise():
