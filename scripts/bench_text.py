@@ -6,7 +6,7 @@
 
 Variants are timed in turns (A B C A B C ...), and ratios are taken within a turn, so that a machine that slows down slows them all. A step
 is forward, loss, backward, clipping and AdamW. TRL runs as its defaults are (bf16 by autocast, gradient checkpointing, live reference), and
-with the reference precomputed, with and without checkpointing and bf16, and under an adapter with the base in bf16, as ours has it; its best
+with the reference precomputed, with and without checkpointing and bf16, under an adapter with the base in bf16, as ours has it; its best
 is the fastest of them. Ours runs with a cached reference, shared prompts, rows without padding and the head in chunks, and with each of
 these off. Peak memory is that of a process for each variant, above what it held before the model was built. The floor is our forward pass's
 multiplications, twice (LoRA) or three times (full), at the best matmul rate of the same run. With `--threads 1` and no GPU, times are those

@@ -87,7 +87,7 @@ def parser_of(config: type, prog: str, epilog: str, *, everything: bool = True) 
         names = [f"--{item.name}", *(f"--{alias}" for alias, name in ALIASES.items() if name == item.name)]
         text = _help(item, helps[item.name] if everything or not essential else END_OF_SENTENCE.split(helps[item.name])[0])
         group.add_argument(*names, help=text if shown else SUPPRESS, dest=item.name, default=SUPPRESS, **_form(item, hints[item.name]))
-        if hints[item.name] is bool:
+        if bool in options(hints[item.name]):
             group.add_argument(f"--no_{item.name}", help=SUPPRESS, dest=item.name, default=SUPPRESS, action="store_const", const="false")
     general = parser.add_argument_group("general")
     if issubclass(config, TrainConfig):
@@ -137,7 +137,7 @@ def _help(item: dataclasses.Field[Any], text: str) -> str:
 def _form(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """Return how many words a flag takes, and what the help calls them."""
     form: dict[str, Any] = {"metavar": _metavar(hint)}
-    if hint is bool:
+    if bool in options(hint):
         return form | {"nargs": "?", "const": "true"}
     if "bare" in item.metadata:
         return form | {"nargs": "?", "const": ALONE}
@@ -147,7 +147,8 @@ def _form(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 def _metavar(hint: Any) -> str:
     for option in options(hint):
         if get_origin(option) is Literal:
-            return "{" + ",".join(map(str, get_args(option))) + "}"
+            choices = ("true", "false", *get_args(option)) if bool in options(hint) else get_args(option)
+            return "{" + ",".join(map(str, choices)) + "}"
     names = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}
     plain = [names[option] for option in options(hint) if option in names]
     if _list_of(hint) is not None:

@@ -306,8 +306,8 @@ class TrainConfig:
     """The diffusers scripts' name for attention_backend xformers."""
     channels_last: bool = key(False, kinds=IMAGE)
     """Memory format of UNets that convolutions are faster in; the mathematics is the same."""
-    torch_compile: bool = False
-    """Compile the denoiser: a slow first step, faster ones after it."""
+    torch_compile: bool | Literal["regional"] = False
+    """Compile the denoiser: a slow first step, faster ones after it. `regional` compiles its repeated blocks alone, which takes less."""
     use_ema: bool = key(False, kinds=ANY, resume=True)
     """Keep, and save, a moving average of the trained weights."""
     ema_decay: float = key(0.999, SHARE_BELOW_ONE, kinds=ANY, resume=True)

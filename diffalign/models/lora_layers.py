@@ -27,10 +27,12 @@ class LoraLinear(lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return x (..., in) through the base layer, plus scale * B A x, (..., out)."""
+        if self.off:
+            return self.base_layer(x, *args, **kwargs)
+        if torch.compiler.is_compiling():  # which fuses peft's own, and follows no look-up past torch's
+            return super().forward(x, *args, **kwargs)
         parts = vars(self)["_modules"]  # torch's own look-up of a layer takes as long as a small kernel
         base = parts["base_layer"]
-        if self.off:
-            return base(x, *args, **kwargs)
         names, downs = self.active_adapters, vars(parts["lora_A"])["_modules"]
         if len(names) != 1 or names[0] not in downs or args or kwargs or self.disable_adapters or self.merged or self.lora_variant:
             return super().forward(x, *args, **kwargs)

@@ -66,6 +66,7 @@ SWITCHES = {
     "channels-last": {"channels_last": True},
     "sdpa": {"attention_backend": "sdpa"},
     "compiled": {"torch_compile": True},
+    "compiled-regional": {"torch_compile": "regional"},
     "compiled-saving": {"torch_compile": True, "gradient_checkpointing": True, "sequential_candidates": True},
     "compiled-full": {"torch_compile": True, "train_method": "full", "learning_rate": 1e-2},
 }
@@ -226,3 +227,17 @@ def test_a_quantised_network_is_told_from_the_one_it_was_made_of(micro_sd):
     quantised = network_facts(model)
     assert quantised["denoiser"] != plain["denoiser"]
     assert quantised["schedule"] == plain["schedule"]
+
+
+@pytest.mark.parametrize(("network", "block"), [("sd3", "JointTransformerBlock"), ("sdxl", "BasicTransformerBlock")])
+def test_regional_compilation_is_of_each_repeated_block_alone(network, block, denoisers, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
+    speed.apply(config(torch_compile="regional"), denoisers[network])
+    assert set(compiled) == {block}
+    assert len(compiled) == sum(type(layer).__name__ == block for layer in denoisers[network].modules())
+
+
+def test_a_network_without_repeated_blocks_is_refused_regional_compilation():
+    with pytest.raises(ConfigError, match="a Linear names no repeated blocks; expected true"):
+        speed.compile_network(config(torch_compile="regional"), nn.Linear(2, 2))

@@ -52,10 +52,28 @@ def apply(config: TrainConfig, denoiser: Any, *, kernels: bool = True) -> None:
     if config.gradient_checkpointing:
         # Given here, for diffusers' own makes torch.compile warn of a cached function in it.
         denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False))
-    if config.torch_compile and kernels:
-        # In place: names of weights, and the adapter's switch, stay. The compiler would round fused operations once instead of each
-        # time, and otherwise in the policy than in the reference: in bfloat16 by more than beta allows.
-        denoiser.compile(options={"emulate_precision_casts": True})
+    if kernels:
+        compile_network(config, denoiser)
+
+
+def compile_network(config: TrainConfig, network: Any) -> None:
+    """Compile a network, or its repeated blocks by themselves, where the config asks for it.
+
+    In place: names of weights, and the adapter's switch, stay. Of blocks alike the compiler's result is kept, within a run and on disk
+    (TORCHINDUCTOR_CACHE_DIR). The compiler would round fused operations once instead of each time, and otherwise in the policy than in the
+    reference: in bfloat16 by more than beta allows.
+    """
+    if not config.torch_compile:
+        return
+    parts, how = [network], dict[str, Any](options={"emulate_precision_casts": True})
+    if config.torch_compile == "regional":  # diffusers names the blocks, or else, as transformers, what is not split over devices
+        names = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", None) or ()
+        parts = [layer for layer in network.modules() if type(layer).__name__ in names]
+        how["recompile_limit"] = 64  # a UNet's blocks are of several widths and sizes, with an adapter and without
+        if not parts:
+            raise ConfigError(f"`torch_compile` is regional, and a {type(network).__name__} names no repeated blocks; expected true")
+    for part in parts:
+        part.compile(**how)
 
 
 def checkpoint_layers(network: Any) -> None:

@@ -87,8 +87,7 @@ def equip(config: TrainConfig, recipe: Recipe, model: LanguageModel) -> None:
         )
     if config.gradient_checkpointing:
         speed.checkpoint_layers(network)
-    if config.torch_compile:
-        network.compile(options={"emulate_precision_casts": True})
+    speed.compile_network(config, network)
 
 
 def likelihood(config: TrainConfig, recipe: Recipe, model: LanguageModel, longest: int) -> SequenceLikelihood:
