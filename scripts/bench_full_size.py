@@ -48,7 +48,7 @@ from scripts.model_memory import PAIR, published_outline, shape_of
 from tests.contracts.test_real_dimensions import CONFIGS
 from tests.micro_models import write_micro
 
-DEPTHS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers")
+DEPTHS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers", "layers_per_block", "transformer_layers_per_block")
 QUANTIZED: dict[str, Any] = {"Flux-dev": "nf4", "Z-Image": "nf4"}
 PIXELS = {"SD 1.5": 512}  # others 1024
 MODELS = ["SD 1.5", "SDXL", "SD3-medium", "Flux-dev"]

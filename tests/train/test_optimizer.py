@@ -91,3 +91,11 @@ def test_the_moving_average_keeps_the_share_of_its_decay(drives, after):
         parameter.data.fill_(value)
         average.step([parameter])
     assert average.shadow_params[0].item() == pytest.approx(after)
+
+
+@pytest.mark.parametrize(("on_gpu", "precision", "fused"), [(True, "bf16", True), (True, "fp16", None), (False, "bf16", None)])
+def test_adamw_is_one_kernel_on_a_gpu_unless_the_scaler_skips_overflows(on_gpu, precision, fused, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu, raising=False)
+    groups = [{"params": [nn.Parameter(torch.ones(2))]}, {"params": [nn.Parameter(torch.ones(3))], "lr": 1e-4}]
+    optimizer = make_optimizer(TrainConfig(dataset_name="pairs", mixed_precision=precision), groups)
+    assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
