@@ -51,5 +51,5 @@ def check_points(table: Table, score: str) -> None:
         unit = unit_of(table.manifest, score)
         raise ConfigError(
             f"{table.path}: `{score}` is {span['min']:.4g} to {span['max']:.4g}{f' ({unit})' if unit else ''}, and the prompts of "
-            "reward_conditioned say `of 10 points`; give a `template` of your own with {goal} in it, or scores from 0 to 10"
+            "reward_conditioned say `of 10 points`; give their range as `low` and `high`, or a `template` of your own with {goal} in it"
         )

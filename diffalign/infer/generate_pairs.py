@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
@@ -30,7 +31,7 @@ from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.base_lora import BaseLora
 from diffalign.models.backbones.folders import check_language_model, is_local, resolve
 from diffalign.models.backbones.table import load_pipeline
-from diffalign.rewards.table import SCORERS, check_scorers
+from diffalign.rewards.table import SCORERS, check_scorers, together
 
 logger = logging.getLogger(__name__)
 MANY_TIES = 0.5  # of the prompts; more are worth a warning
@@ -60,21 +61,24 @@ def generate(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[by
     """
     check(config, prompts, inputs)
     torch.set_flush_denormal(True)
-    drawings = _drawings(config, prompts, inputs)
-    whole = _whole(config, drawings)
+    settings = _by_model(config)
+    drawings = [_drawings(one, prompts, inputs) for one in settings]
+    whole = _whole(config, drawings[0])
     state = process_state()
-    share = range(0) if whole else range(state.process_index, len(drawings), state.num_processes)
+    share = range(0) if whole else range(state.process_index, len(drawings[0]), state.num_processes)
     device = torch.device(state.device or "cpu")
     rewriter, longest = config.rewriter, config.max_new_tokens
     writes = None if rewriter is None else lambda: Writing.open(rewriter, longest, device)
-    draw_shards(drawings, share, lambda: _pipeline(config, device, bool(inputs)), writes)
+    for one, side in zip(settings, drawings, strict=True):
+        draw_shards(side, share, functools.partial(_pipeline, one, device, bool(inputs)), writes)
     for spec in config.scorers:  # one is in memory at a time
-        score_drawings([drawings], share, spec, str(device))
+        score_drawings(drawings, share, spec, str(device))
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
     table = read_table(config.output_dir) if whole else _merge(config, drawings, device)
-    shutil.rmtree(drawings.folder)
+    for side in drawings:
+        shutil.rmtree(side.folder, ignore_errors=whole)
     return table
 
 
@@ -84,12 +88,13 @@ def check(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes
         raise ConfigError("there is no prompt to draw; give --prompts, or --dataset_name")
     if not 2 <= config.images_per_prompt <= 16:
         raise ConfigError(f"`images_per_prompt` is {config.images_per_prompt}; expected 2 to 16, for a preference compares images")
-    if not config.scorers:
+    if not config.scorers and config.other_model is None:
         raise ConfigError(f"`scorers` is empty, and they rank the images. Known: {', '.join(sorted(SCORERS))}")
     check_scorers(config.scorers, config.rank_by)
     if not inputs and not Run.is_in(config.pretrained_model_name_or_path):
         refuse_prompts_alone(config.pretrained_model_name_or_path)
     _check_rewriter(config, inputs)
+    _check_other(config)
     if config.min_margin < 0.0:
         raise ConfigError(f"`min_margin` is {config.min_margin}; expected zero or more")
     if Run.is_in(config.pretrained_model_name_or_path):
@@ -118,6 +123,35 @@ def _check_rewriter(config: GenerateConfig, inputs: Sequence[bytes]) -> None:
         check_language_model(config.rewriter)
 
 
+def _check_other(config: GenerateConfig) -> None:
+    """Raise ConfigError for a second model that is none, or that cannot stand beside the first."""
+    if config.other_model is None:
+        return
+    if config.rewriter is not None:
+        raise ConfigError("`rewriter` makes a table of texts, and `other_model` one of two models' pictures; leave one out")
+    if odd := [spec for spec in config.scorers if together(spec)]:
+        raise ConfigError(f"`other_model`: {odd[0]} scores pictures beside each other; those of two models are scored apart: leave it out")
+    names = [_called(one.pretrained_model_name_or_path) for one in _by_model(config)]
+    if names[0] == names[1]:
+        raise ConfigError(f"both models are called {names[0]}, by which their pictures are told apart; rename a folder")
+    if not Run.is_in(config.other_model):
+        refuse_prompts_alone(config.other_model)
+    elif (run := Run.open(config.other_model, expects="image")).personal:
+        raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")
+
+
+def _by_model(config: GenerateConfig) -> list[GenerateConfig]:
+    """Return the settings of each model that draws: the first, and a second with none of the settings that are of the first alone."""
+    if config.other_model is None:
+        return [config]
+    alone = {name: [] if name == "base_lora" else None for name in WHAT}
+    return [config, replace(config, pretrained_model_name_or_path=config.other_model, **alone)]
+
+
+def _called(name: str) -> str:
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 def _drawings(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[bytes]) -> Drawings:
     """Return where the images and scores lie until the table is whole."""
     prompts, inputs = distinct(prompts, inputs)
@@ -125,15 +159,16 @@ def _drawings(config: GenerateConfig, prompts: Sequence[str], inputs: Sequence[b
     further = ("resolution", "max_sequence_length", "mixed_precision", *WHAT)
     written = {} if config.rewriter is None else {"rewriter": stamped(config.rewriter), "max_new_tokens": config.max_new_tokens}
     loras = {"base_lora": [BaseLora.of(text).facts() for text in config.base_lora]}
+    second = name == config.other_model
     return Drawings(
-        folder=path.with_name(f"{path.name}.parts"),
+        folder=path.with_name(f"{path.name}.{'other-' if second else ''}parts"),
         prompts=prompts,
         inputs=inputs,
         images_per_prompt=config.images_per_prompt,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         seed=config.seed,
-        model=Path(name).resolve().name if Path(name).is_dir() else name,
+        model=_called(name),
         facts={option: getattr(config, option) for option in further} | loras | stamped(name) | written,
         command="pairs generate",
         overwrite=config.overwrite,
@@ -156,7 +191,8 @@ def _whole(config: GenerateConfig, drawings: Drawings) -> bool:
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return the settings that a table was made with, for its manifest."""
-    return {name: getattr(config, name) for name in (*HOW, *WHAT, *WRITES, "pretrained_model_name_or_path", "rank_by", "min_margin")}
+    named = (*HOW, *WHAT, *WRITES, "pretrained_model_name_or_path", "other_model", "rank_by", "min_margin")
+    return {name: getattr(config, name) for name in named}
 
 
 def _pipeline(config: GenerateConfig, device: torch.device, inputs: bool) -> tuple[Any, dict[str, Any]]:
@@ -171,11 +207,14 @@ def _pipeline(config: GenerateConfig, device: torch.device, inputs: bool) -> tup
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), shape
 
 
-def _merge(config: GenerateConfig, drawings: Drawings, device: torch.device) -> Table:
+def _merge(config: GenerateConfig, sides: Sequence[Drawings], device: torch.device) -> Table:
     """Write the table of all shards, ranked and filtered."""
     rejected: list[dict[str, str]] = []
     ties: list[bool] = []  # of each prompt, whether all its images share a rank
-    scores = [drawings.scored(spec) for spec in config.scorers]
+    scores = []
+    for spec in config.scorers:
+        ((about, *_), tables) = zip(*(side.scored(spec) for side in sides), strict=True)
+        scores.append((about, np.concatenate(tables, axis=1)))
     names = [about["name"] for about, _ in scores]
     if len(set(names)) < len(names):
         raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(names)}; leave one out")
@@ -186,7 +225,11 @@ def _merge(config: GenerateConfig, drawings: Drawings, device: torch.device) -> 
     distance = None if encoder is None else SentenceDistance.from_pretrained(encoder, device)
 
     def kept() -> Iterator[Record]:
-        for i, record in enumerate(drawings.records()):
+        for i, (record, *others) in enumerate(zip(*(side.records() for side in sides), strict=True)):
+            record = replace(record, candidates=tuple(c for own in (record, *others) for c in own.candidates))
+            if not scores:
+                yield record
+                continue
             scored = _with_scores(record, {about["name"]: values[i].tolist() for about, values in scores})
             left, reason = ranked(scored, names if config.rank_by is None else [config.rank_by], config.min_margin)
             if left is None:

@@ -45,6 +45,9 @@ class GenerateConfig:
     """Take only so many of the prompts, drawn by `seed`."""
     images_per_prompt: int = 4
     """Images of each prompt; 2 to 16."""
+    other_model: str | None = None
+    """A second model or finished run, which draws as many images of each prompt from the same seeds; all stand side by side, each with its
+    model's name. Scorers may be left out then: the transform {by_model: {order: [BETTER, WORSE]}} labels by the models alone."""
     rewriter: str | None = None
     """Language model (folder, hub id or finished run) that writes images_per_prompt rewrites of each prompt, of which one picture each is
     drawn, all from the same noise. The table is then of these texts, ranked by their pictures: what that model is trained on."""

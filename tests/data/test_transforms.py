@@ -254,6 +254,7 @@ CONSTANTS = {
     "min_margin": {"margin": 0.3},
     "flip_labels": {"share": 0.5},
     "by_factuality": {"score": "flag"},
+    "by_model": {"order": ["big", "small"]},
     "list_of": {"candidates": 2, "score": "hps"},
     "lowest": {"score": "hps", "most": 20.5},
     "relabel": {"score": "hps"},
@@ -277,7 +278,8 @@ SCORED = ("weighted", "share_beaten", "combined", "advantage")  # these give can
 @pytest.mark.parametrize("name", sorted(TRANSFORMS.keys() - {"singles"}))  # which takes candidates apart
 @given(prob=probs, user=st.none() | st.just("ann"), key=st.text(min_size=1, max_size=5))
 def test_every_transform_keeps_the_candidates_and_everything_else(name, prob, user, key):
-    shown = tuple(replace(c, scores={**c.scores, "flag": float(i == 0)}) for i, c in enumerate((A, B)))
+    flags = ((A, 1.0, "small"), (B, 0.0, "big"))
+    shown = tuple(replace(c, scores={**c.scores, "flag": flag}, model=model) for c, flag, model in flags)
     label = max(prob, 1.0 - prob) if name in ORIENTED else prob
     record = pair(label, user=user, id=key, meta={"k": "v"}, candidates=shown)
     for new in TRANSFORMS[name](record, **CONSTANTS.get(name, {})):
@@ -347,3 +349,33 @@ def test_scores_are_combined_as_training_online_combines_rewards():
     assert made.candidates[0].scores["reward"] == pytest.approx(2.0 * math.log(0.5))
     with pytest.raises(ConfigError, match="which looks at all prompts at once"):
         TRANSFORMS["combined"](pair(), scores=["clip"], how="maxmin", into="reward")
+
+
+def test_a_pair_by_its_models_is_labelled_by_their_order_alone():
+    by_model = TRANSFORMS["by_model"]
+    shown = tuple(replace(A, text=f"by {model}", model=model) for model in ("small", "other", "big", "middle", "big"))
+    (made,) = by_model(pair(None, candidates=shown), order=["big", "middle", "small"])
+    assert ([c.model for c in made.candidates], made.prob) == (["big", "small"], 1.0)
+    assert by_model(pair(0.0, candidates=shown[:2]), order=["big", "small"]) == ()  # one of them alone
+    for order in (["big"], ["big", "big"]):
+        with pytest.raises(ConfigError, match="expected two or more models"):
+            by_model(pair(None, candidates=shown), order=order)
+    with pytest.raises(RecordError, match="put `offset_by` after"):
+        by_model(replace(pair(1.0, candidates=shown[:3:2]), offset=1.0), order=["big", "small"])
+
+
+def test_the_best_is_paired_with_each_other_candidate():
+    made = pairs(ranking(2.0, 1.0, 2.0, 3.0), how="best_each")
+    assert [(record.id, record.prob) for record in made] == [("r/0-1", 1.0), ("r/0-2", 1.0), ("r/0-3", 1.0)]
+    assert {record.candidates[0].rank for record in made} == {1.0}
+
+
+def test_scores_of_any_range_read_as_of_ten():
+    conditioned = TRANSFORMS["reward_conditioned"]
+    made = conditioned(Record("r", "p", (B, A), prob=1.0), score="clip", low=0.2, high=0.6)
+    asked = [f"A careful judge should give the answer {goal} of 10 points.\n\np" for goal in (10, 0)]
+    assert [record.prompt for record in made] == asked
+    middle, _ = conditioned(Record("r", "p", (B, A), prob=1.0), score="clip", template="{goal}", low=-0.2, high=1.0)
+    assert middle.prompt == "6.7\n\np"
+    with pytest.raises(ConfigError, match="expected both"):
+        conditioned(Record("r", "p", (B, A), prob=1.0), score="clip", low=0.2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,8 @@ from diffalign.core.errors import CheckpointError, ConfigError, TableError
 from diffalign.data.pictures import decode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import ROWS, read_table
+from diffalign.data.transforms import TRANSFORMS
+from diffalign.data.view import View
 from diffalign.infer import generate_pairs as module
 from diffalign.infer import shards as drawing
 from diffalign.infer.generate_pairs import generate, ranked, standing
@@ -268,3 +272,30 @@ def test_shards_grow_with_the_prompts_as_far_as_their_pictures_allow(tmp_path, p
     own = drawing.Drawings(folder=tmp_path, prompts=("p",) * prompts, images_per_prompt=count, **how)
     assert own.size == size
     assert sum(len(own.of(n)) for n in range(len(own))) == prompts
+
+
+def test_two_models_draw_side_by_side_from_the_same_seeds(config, micro_sd, tmp_path):
+    twin = shutil.copytree(micro_sd, tmp_path / "weaker")
+    two = replace(config, other_model=str(twin), images_per_prompt=2)
+    table = generate(two, PROMPTS[:2])
+    assert [[c.model for c in record.candidates] for record in table] == [[micro_sd.name] * 2 + ["weaker"] * 2] * 2
+    for record in table:
+        pictures = [np.asarray(decode_image(c.image, "x")) for c in record.candidates]
+        assert [np.array_equal(pictures[k], pictures[k + 2]) for k in (0, 1)] == [True, True]  # one set of weights under two names
+        assert [c.rank for c in record.candidates[:2]] == [c.rank for c in record.candidates[2:]]
+    assert list(tmp_path.glob(".table*parts")) == []
+    by_order = View(table, [partial(TRANSFORMS["by_model"], order=[micro_sd.name, "weaker"])])
+    assert [(record.prob, [c.model for c in record.candidates]) for record in by_order] == [(1.0, [micro_sd.name, "weaker"])] * 2
+    unjudged = generate(replace(two, scorers=[], output_dir=str(tmp_path / "bare")), PROMPTS[:1])
+    assert [c.rank for c in unjudged[0].candidates] == [None] * 4
+
+
+def test_two_models_that_cannot_stand_side_by_side_are_refused(config, micro_sd, tmp_path):
+    twin = shutil.copytree(micro_sd, tmp_path / "other" / micro_sd.name)
+    for changes, message in (
+        ({"other_model": str(twin)}, "both models are called"),
+        ({"other_model": str(micro_sd), "rewriter": "tiny-lm"}, "`rewriter` makes a table of texts"),
+        ({"other_model": "x/y", "scorers": [{"vlm": {"model": "m", "url": "http://x/v1", "protocol": "pairwise"}}]}, "beside each other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            generate(replace(config, **changes), PROMPTS[:1])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from diffalign.core.specs import Bound
 from diffalign.data.records import Record
 from diffalign.data.transforms.base import Transform
-from diffalign.data.transforms.candidates import by_factuality, invert, list_of, orient, pairs, preferred, prompt_only, singles
+from diffalign.data.transforms.candidates import by_factuality, by_model, invert, list_of, orient, pairs, preferred, prompt_only, singles
 from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_margin
 from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label
 from diffalign.data.transforms.prompts import reward_conditioned
@@ -23,6 +23,7 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "orient": orient,
     "invert": invert,
     "by_factuality": by_factuality,
+    "by_model": by_model,
     "pairs": pairs,
     "list_of": list_of,
     "singles": singles,

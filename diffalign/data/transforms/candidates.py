@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -35,11 +36,14 @@ def by_factuality(record: Record, *, score: str = "hallucinated") -> tuple[Recor
     return invert(pair) if flags == (1.0, 0.0) else (pair,)
 
 
-def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "all", score: str | None = None) -> tuple[Record, ...]:
+def pairs(
+    record: Record, *, how: Literal["all", "best_worst", "adjacent", "best_each"] = "all", score: str | None = None
+) -> tuple[Record, ...]:
     """Return the labelled pairs of a ranking of K candidates, the better candidate first; equal ranks give `prob` one half.
 
-    The ranking is by `rank`, or by a named `score`. `how` takes all K(K-1)/2 pairs, the one of best and worst, or the K-1 of adjacent
-    candidates. A labelled pair is returned unchanged, unless there is a `score`. Candidates without a rank are left out.
+    The ranking is by `rank`, or by a named `score`. `how` takes all K(K-1)/2 pairs, the one of best and worst, the K-1 of adjacent
+    candidates, or the K-1 of the best against each other one (Curry-DPO, 2403.07230). A labelled pair is returned unchanged, unless
+    there is a `score`. Candidates without a rank are left out.
     """
     if score is None and record.prob is not None and len(record.candidates) == 2:
         return (record,)
@@ -48,9 +52,10 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
         "all": itertools.combinations(range(len(ranked)), 2),
         "best_worst": [(0, len(ranked) - 1)] if len(ranked) > 1 else [],
         "adjacent": zip(range(len(ranked) - 1), range(1, len(ranked)), strict=True),
+        "best_each": [(0, j) for j in range(1, len(ranked))],
     }
     if how not in spans:
-        raise ConfigError(f"pairs: `how` is `{how}`; expected all, best_worst or adjacent")
+        raise ConfigError(f"pairs: `how` is `{how}`; expected all, best_worst, adjacent or best_each")
     return tuple(
         replace(
             record,
@@ -60,6 +65,22 @@ def pairs(record: Record, *, how: Literal["all", "best_worst", "adjacent"] = "al
         )
         for i, j in spans[how]
     )
+
+
+def by_model(record: Record, *, order: Sequence[str]) -> tuple[Record, ...]:
+    """Return the pair of the first and the last model in `order`, best first, that drew candidates, labelled by that order alone.
+
+    Delta Learning (2507.06187): what a stronger model made is preferred to what a weaker one made, however good either is. Candidates of
+    other models are left out, and records of fewer than two of the models; of several candidates of a model the first counts. Raises
+    ConfigError for an order of fewer than two models or with one twice, RecordError for an offset, which was made for another label.
+    """
+    if len(order) < 2 or len(set(order)) < len(order):
+        raise ConfigError(f"by_model: order is {list(order)}; expected two or more models, best first")
+    if record.offset is not None:
+        raise RecordError(f"{record.source}: the offset belongs to the label that `by_model` replaces; put `offset_by` after `by_model`")
+    drawn = {candidate.model: candidate for candidate in reversed(record.candidates)}
+    found = [drawn[model] for model in order if model in drawn]
+    return (replace(record, candidates=(found[0], found[-1]), prob=1.0),) if len(found) > 1 else ()
 
 
 def singles(record: Record, *, score: str = "liked", liked: float = 1.0, disliked: float | None = None) -> tuple[Record, ...]:

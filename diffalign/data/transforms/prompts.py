@@ -12,24 +12,38 @@ from diffalign.data.transforms.candidates import invert
 GOAL = "A careful judge should give the answer {goal} of 10 points."
 
 
-def reward_conditioned(record: Record, *, score: str, template: str = GOAL) -> tuple[Record, ...]:
+def reward_conditioned(
+    record: Record, *, score: str, template: str = GOAL, low: float | None = None, high: float | None = None
+) -> tuple[Record, ...]:
     """Return two pairs whose prompts ask for a score: one for the preferred candidate's score, one, inverted, for the dispreferred's.
 
     Reward-augmented data (2410.08067, released code). The goal is a system message in a conversation, and precedes a plain prompt. The
-    template is our own; a model that was trained so is asked for the highest score. Pairs whose scores do not agree with the preference
-    are dropped. Raises ConfigError for a template without {goal}, RecordError if the first candidate is not the preferred one or the
-    candidates have different prompts.
+    template is our own; a model that was trained so is asked for the highest score. Scores of `low` to `high` are written as 0 to 10, to
+    one decimal, so that cosines and logits read as points, too; without these as they are. Pairs whose scores do not agree with the
+    preference are dropped. Raises ConfigError for a template without {goal} and for half a range, RecordError if the first candidate is
+    not the preferred one or the candidates have different prompts.
     """
     if "{goal}" not in template:
         raise ConfigError(f"reward_conditioned: template is {template!r}; expected a text with {{goal}} in it")
+    if (low is None) != (high is None) or (low is not None and high is not None and not high > low):
+        raise ConfigError(f"reward_conditioned: low is {low} and high {high}; expected both, high above low, or neither")
     pair = require_oriented(labelled_pair(record)[0], "reward_conditioned")
     if any(c.prompt is not None for c in pair.candidates):
         raise RecordError(f"{record.source}: the candidates have prompts of their own; `reward_conditioned` changes the record's")
-    high, low = (score_of(pair, c, score) for c in pair.candidates)
-    if not high > low:
+    best, worst = (score_of(pair, c, score) for c in pair.candidates)
+    if not best > worst:
         return ()
-    variants = (f"{record.id}/high", high, pair), (f"{record.id}/low", low, *invert(pair))
-    return tuple(replace(_with_goal(variant, template.replace("{goal}", f"{goal:g}")), id=name) for name, goal, variant in variants)
+    variants = (f"{record.id}/high", best, pair), (f"{record.id}/low", worst, *invert(pair))
+    return tuple(
+        replace(_with_goal(variant, template.replace("{goal}", _points(goal, low, high))), id=name) for name, goal, variant in variants
+    )
+
+
+def _points(score: float, low: float | None, high: float | None) -> str:
+    """Return a score in words, of 10 where it has a range; what lies outside of that is 0 or 10."""
+    if low is None or high is None:
+        return f"{score:g}"
+    return f"{round(10.0 * min(max((score - low) / (high - low), 0.0), 1.0), 1):g}"
 
 
 def _with_goal(record: Record, goal: str) -> Record:

@@ -286,7 +286,7 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
             raise ConfigError(f"transform `soft_label`: the table has no score `{score}`.{did_you_mean(score, table_scores)}")
         defaults = {"low": table_scores[score]["min"], "high": table_scores[score]["max"]}
         check_range(table, score, **{end: constants.get(end, value) for end, value in defaults.items()})
-    if name == "reward_conditioned" and "template" not in constants:
+    if name == "reward_conditioned" and not {"template", "low", "high"} & set(constants):
         check_points(table, constants.get("score", ""))
     records = apply(itertools.islice(without_content(table), limit), before)
     if name == "list_of" and "candidates" not in constants:
