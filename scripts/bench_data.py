@@ -32,7 +32,12 @@ CHAIN = ("pairs", "drop_ties", "orient")
 
 
 def bench_data(
-    rows: tuple[int, ...] = (1000, 10_000), folder: str = "bench_data", side: int = 32, num_proc: int = 1, stage: str = ""
+    rows: tuple[int, ...] = (1000, 10_000),
+    folder: str = "bench_data",
+    side: int = 32,
+    num_proc: int = 1,
+    skip: tuple[str, ...] = (),
+    stage: str = "",
 ) -> None:
     """Print a table with a line for each number of rows, and write `bench_data.json` into the folder.
 
@@ -41,6 +46,7 @@ def bench_data(
         folder: where files and tables are written; removed at the end, but for the result.
         side: pixels of a picture.
         num_proc: processes that parse and check rows while a table is imported.
+        skip: stages that are left out.
         stage: what this process does, one of the stages; all of them, in processes of their own, if it is empty.
     """
     root = Path(folder)
@@ -53,7 +59,7 @@ def bench_data(
         own.mkdir(parents=True, exist_ok=True)
         _write_source(own / "pairs.parquet", count, side)
         found = {"rows": count, "source_mb": (own / "pairs.parquet").stat().st_size / MB}
-        for name in STAGES:
+        for name in (one for one in STAGES if one not in skip):
             flags = ["--rows", f"[{count}]", "--folder", folder, "--num_proc", str(num_proc), "--stage", name]
             answer = subprocess.run([sys.executable, "-m", "scripts.bench_data", *flags], check=True, capture_output=True, text=True)  # noqa: S603  # our own
             found |= {f"{name}_{key}": value for key, value in json.loads(answer.stdout.splitlines()[-1]).items()}
@@ -73,7 +79,7 @@ def bench_data(
 def _line(found: dict[str, Any]) -> str:
     """Return a row of a Markdown table: CPU seconds and MB of each stage; of the import rows a CPU second, too."""
     cells = [f"{found['rows']:,}", f"{found['rows'] / found['import_cpu_s']:,.0f}"]
-    cells += [f"{found[f'{name}_cpu_s']:.2f} s, {found[f'{name}_mb']:.0f} MB" for name in STAGES]
+    cells += [f"{found[f'{name}_cpu_s']:.2f} s, {found[f'{name}_mb']:.0f} MB" if f"{name}_mb" in found else "" for name in STAGES]
     return f"| {' | '.join(cells)} |"
 
 
