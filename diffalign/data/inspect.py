@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -30,33 +31,35 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
 
     The crop is that to a square, or with `buckets` (height, width) to the nearest of these.
     """
-    prompts, users = table.column("prompt"), Counter(user for user in table.column("user") if user is not None)
-    per_record, sizes, lengths, kept = Counter[int](), Counter[str](), list[int](), list[float]()
-    conditioning = Counter[str]()
+    prompts, users = table.scattered("prompt"), _counts(table.scattered("user"))
+    per_record, sizes, labels, conditioning = Counter[int](), Counter[str](), Counter[str](), Counter[str]()
+    lengths, kept = array("q"), array("d")
     for batch in progress(table.batches(), desc="inspect", total=-(-len(table) // CHUNK), unit="chunks"):
         column = batch.column("candidates")
         counts, content = column.value_lengths().to_pylist(), column.flatten()
         per_record.update(counts)
+        labels.update(_batch_labels(batch))
         conditioning.update(_conditioning(batch))
         if table.manifest["kind"] == "image":
             headers = [_header(image.as_buffer()) for image in content.field("image")]
             sizes.update(size_name(header) for header in headers)
             for row in _split(headers, counts):
-                kept += kept_shares([(header.height, header.width) for header in row if header is not None], buckets) if any(row) else []
+                shapes = [(header.height, header.width) for header in row if header is not None]
+                kept.extend(kept_shares(shapes, buckets) if shapes else [])
         else:
-            lengths += [len(text) for text in content.field("text").to_pylist()]
+            lengths.extend(map(len, content.field("text").to_pylist()))
     return {
         "path": table.name,
         "kind": table.manifest["kind"],
         "rows": len(table),
-        "prompts": len(set(prompts)),
-        "labels": label_counts(table),
+        "prompts": len(prompts.unique()),
+        "labels": {name: labels[name] for name in LABELS},
         "users": {"count": len(users), "rows_without": len(table) - users.total(), "rows_per_user": _quantiles(users.values())},
         "candidates_per_record": {str(count): rows for count, rows in sorted(per_record.items())},
         "conditioning_images": dict(conditioning),
         "resolutions": dict(sizes.most_common()),
         "kept_by_crop": _quantiles(kept),
-        "prompt_length": _quantiles(map(len, prompts)),
+        "prompt_length": _quantiles(len(prompt) for piece in prompts.chunks for prompt in piece.to_pylist()),
         "text_length": _quantiles(lengths),
         "scores": table.manifest["scores"],
         "scored_by": table[0].meta.get("scored_by"),
@@ -78,10 +81,20 @@ def label_counts(table: Table) -> dict[str, int]:
     """Return how many records are counted as each of `LABELS`."""
     labels = Counter[str]()
     for batch in table.batches():
-        column = batch.column("candidates")
-        ranks = _split(column.flatten().field("rank").to_pylist(), column.value_lengths().to_pylist())
-        labels.update(itertools.chain.from_iterable(map(_labels, batch.column("prob").to_pylist(), ranks)))
+        labels.update(_batch_labels(batch))
     return {name: labels[name] for name in LABELS}
+
+
+def _batch_labels(batch: pa.RecordBatch) -> Iterator[str]:
+    """Yield which of `LABELS` the records of a batch are counted as."""
+    column = batch.column("candidates")
+    ranks = _split(column.flatten().field("rank").to_pylist(), column.value_lengths().to_pylist())
+    return itertools.chain.from_iterable(map(_labels, batch.column("prob").to_pylist(), ranks))
+
+
+def _counts(column: pa.ChunkedArray) -> Counter[str]:
+    """Return how often each value of a column of texts stands there."""
+    return Counter({count["values"]: count["counts"] for count in column.drop_null().value_counts().to_pylist()})
 
 
 def _split(values: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[Any]]:

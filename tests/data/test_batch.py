@@ -230,6 +230,11 @@ def test_a_loader_gives_the_passes_in_order(view, tmp_path, kind, workers):
         same(one, other)
 
 
+def test_a_loader_makes_no_list_of_the_batches_of_a_long_run(view):
+    source = LivePairs(view, Fake().encoders, FRAMING, 2)
+    assert len(next(loader(source, Sampler(len(view), 2, 1, 1, 0, seed=0), 0, 10**12)).ids) == 2
+
+
 sizes = st.integers(1, 4)
 
 

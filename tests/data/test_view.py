@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from diffalign.core.errors import RecordError
 from diffalign.data.records import Candidate, Record
 from diffalign.data.table import CHUNK, write_table
-from diffalign.data.transforms import apply, by_user, drop_ties, flip_labels, invert, min_margin, orient, pairs
+from diffalign.data.transforms import apply, by_user, drop_ties, flip_labels, invert, min_margin, orient, pairs, soft_label
 from diffalign.data.view import Entry, View, without_content
 
 STRICT = [pairs, drop_ties, orient]
@@ -145,3 +145,64 @@ def test_light_records_keep_everything_but_the_content(table):
 def test_a_view_travels_to_a_worker(table):
     view = View(table, STRICT)
     assert list(pickle.loads(pickle.dumps(view))) == list(view)
+
+
+COLUMN_CHAINS = [
+    STRICT,
+    [pairs, orient, invert],
+    [functools.partial(min_margin, margin=0.5), orient],
+    [orient, functools.partial(min_margin, margin=1.0, score="likes")],
+    [functools.partial(soft_label, score="likes", low=0.0, high=3.0, temperature=0.7), drop_ties, orient],
+    [functools.partial(by_user, only=["u"]), pairs, by_user, orient],
+]
+
+
+@given(record_lists(), st.sampled_from(COLUMN_CHAINS), st.none() | st.integers(1, 12), st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_transforms_of_columns_do_what_they_do_record_by_record(records, chain, limit, all_pairs):
+    if all_pairs:
+        records = [replace(r, candidates=(r.candidates * 2)[:2], prob=i % 5 / 4) for i, r in enumerate(records)]
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_table(f"{folder}/table", records)
+        seen = []
+        for columns in (True, False):
+            with pytest.MonkeyPatch.context() as patch:
+                if not columns:
+                    patch.setattr("diffalign.data.view.twins", lambda _: None)
+                try:
+                    view = View(written, chain, limit)
+                    seen.append((list(view.entries), view.usage.facts()))
+                except RecordError as error:
+                    seen.append(str(error))
+        assert seen[0] == seen[1]
+
+
+def test_a_score_that_is_missing_somewhere_is_named_as_record_by_record(tmp_path):
+    scored = [Candidate(image=b"a", scores={"likes": 1.0}), Candidate(image=b"b")]
+    table = write_table(tmp_path / "t", [Record(str(i), "p", tuple(scored), 1.0, source=f"row {i}") for i in range(3)])
+    with pytest.raises(RecordError, match="row 0: no score `likes`"):
+        View(table, [functools.partial(min_margin, margin=1.0, score="likes")])
+
+
+def test_a_weight_in_the_table_is_read_beside_records_without_one(tmp_path):
+    shown = (Candidate(image=b"a"), Candidate(image=b"b"))
+    records = [Record(str(i), "p", shown, 0.0, meta={"weight": "2.5"} if i == 1 else {}) for i in range(3)]
+    view = View(write_table(tmp_path / "t", records), STRICT)
+    assert [(entry.id, entry.weight, entry.order) for entry in view.entries] == [
+        ("0", None, (1, 0)),
+        ("1", 2.5, (1, 0)),
+        ("2", None, (1, 0)),
+    ]
+    assert view.entries.weighted
+
+
+def test_some_entries_are_taken_and_travel_to_another_process(tmp_path):
+    records = [replace(ranking(number), user=("ann", None, "bob")[number % 3]) for number in range(5)]
+    entries = View(write_table(tmp_path / "t", records), [functools.partial(pairs, how="best_worst")]).entries
+    some = pickle.loads(pickle.dumps(entries[::-2]))
+    assert [entry.id for entry in some] == ["r4/0-2", "r2/0-2", "r0/0-2"]
+    assert some == [entries[4], entries[2], entries[0]]
+    names, owner = some.users
+    assert (names, owner.tolist()) == (["ann", "bob"], [-1, 1, 0])
+    assert some.prompts == ("a star",)
+    assert not some.conversational
