@@ -1,4 +1,4 @@
-"""The records of a view as columns of numbers: forty bytes each, and an `Entry` for one that is looked at.
+"""The records of a view as columns of numbers: some fifty bytes each, and an `Entry` for one that is looked at.
 
 What a transform leaves as it is in the table, such as prompts and ids, stays on the disk.
 """
