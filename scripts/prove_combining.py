@@ -9,7 +9,6 @@ change their minds as they do in training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jsonargparse import auto_cli
@@ -64,13 +63,12 @@ def ways(rewards: Table, kept: str, least: float) -> dict[str, Spec]:
     """Return the ways of combining, with the constants that the drawings of all prompts give."""
     names = tuple(rewards)
     centres, scales = ({name: float(f(rewards[name])) for name in names} for f in (np.mean, np.std))
-    made: dict[str, Any] = {"weighted": {}, "standardised": {}, "log_sigmoid": {}, "product": {}}
-    made["maxmin"] = {"centres": centres, "scales": scales}
-    made["hypervolume"] = {"reference": dict.fromkeys(names, 0.0)}
-    made["lagrange"] = {"thresholds": {kept: least}, "rate": 5.0}
-    return {f"{first} alone": {"weighted": {"weights": {other: 0.0 for other in names if other != first}}} for first in names[:1]} | {
-        name: {name: constants} for name, constants in made.items()
-    }
+    first, *others = names
+    made: dict[str, Spec] = {f"{first} alone": {"weighted": {"weights": dict.fromkeys(others, 0.0)}}}
+    made |= {name: name for name in ("weighted", "standardised", "log_sigmoid", "product")}
+    made["maxmin"] = {"maxmin": {"centres": centres, "scales": scales}}
+    made["hypervolume"] = {"hypervolume": {"reference": dict.fromkeys(names, 0.0)}}
+    return made | {"lagrange": {"lagrange": {"thresholds": {kept: least}, "rate": 5.0}}}
 
 
 def report(title: str, of_seeds: Sequence[Table], kept: str, least: float, units: Mapping[str, float]) -> None:

@@ -27,7 +27,7 @@ from diffalign.methods.edits import check_edit
 from diffalign.methods.launching import check_launch
 from diffalign.methods.lora_keys import check_lora_keys
 from diffalign.methods.online import check_flow_rollout, check_online, check_online_texts
-from diffalign.methods.packages import check_switches, missing_packages
+from diffalign.methods.packages import check_memory_format, check_switches, missing_packages
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
     LAYOUTS,
@@ -396,9 +396,3 @@ def check_sides(sizes: Iterable[tuple[int, int]], component: str, key: str = "as
     for height, width in sizes:
         if min(height, width) == 0 or height % side or width % side:
             raise ConfigError(f"`{key}`: {height},{width} of a {component}; expected multiples of {side}")
-
-
-def check_memory_format(config: TrainConfig, component: str) -> None:
-    """Check the memory format against what the pipeline calls its denoiser."""
-    if config.channels_last and component != "unet":
-        raise ConfigError("`channels_last` orders the memory of convolutions, and this model's denoiser is a transformer, which has none")

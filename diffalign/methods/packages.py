@@ -82,3 +82,9 @@ def missing_packages(config: TrainConfig) -> list[str]:
 def is_installed(packages: Sequence[str]) -> bool:
     """Return whether one of `packages` is there."""
     return any(find_spec(name) is not None for name in packages)
+
+
+def check_memory_format(config: TrainConfig, component: str) -> None:
+    """Check the memory format against what the pipeline calls its denoiser."""
+    if config.channels_last and component != "unet":
+        raise ConfigError("`channels_last` orders the memory of convolutions, and this model's denoiser is a transformer, which has none")

@@ -15,8 +15,8 @@ from torch import nn
 
 from diffalign.core.errors import ConfigError
 from diffalign.methods.builders import speed
-from diffalign.methods.checks import check_memory_format
 from diffalign.methods.config import TrainConfig
+from diffalign.methods.packages import check_memory_format
 from diffalign.methods.recipe import recipe_of
 from diffalign.models.adapters import add_lora
 from diffalign.models.backbones.table import load_backbone

@@ -8,6 +8,7 @@ over to denoisers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class ImplicitScorer:
     beta: float
     draws: int
     seed: int
+    noisiest: float
     scale: str
     revision: str | None
     unit: str = "logit"
@@ -85,7 +87,8 @@ class ImplicitScorer:
         check_arguments(images, prompts)
         if not images:
             return np.empty(0)
-        batch, likelihood = self._batch(images, prompts), DiffusionLikelihood(self.model.path, self.model.predict, forward)
+        batch, trajectory = self._batch(images, prompts), functools.partial(forward, noisiest=self.noisiest)
+        likelihood = DiffusionLikelihood(self.model.path, self.model.predict, trajectory)
         total = np.zeros(len(images))
         for draw in range(self.draws):
             query = likelihood.prepare(None, batch, [sample_generator(self.seed, draw) for _ in images])
@@ -141,13 +144,23 @@ def _ids(record: Encoded) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...
 
 
 def implicit(
-    *, path: str, draws: int = 10, seed: int = 0, beta: float | None = None, name: str = "implicit", device: str = "cpu"
+    *,
+    path: str,
+    draws: int = 10,
+    seed: int = 0,
+    noisiest: float = 1.0,
+    beta: float | None = None,
+    name: str = "implicit",
+    device: str = "cpu",
 ) -> ImplicitScorer | ImplicitTextScorer:
     """Return the scorer by the run in the folder `path`, of pictures or of texts.
 
-    Of pictures the log-ratio is the mean over `draws` of time and noise by the `seed`. `beta` is that of the run's objective if it has
-    DPO's, else 1. Raises CheckpointError for a folder without such a run, ConfigError for one that judges neither (see `check_implicit`).
+    Of pictures the log-ratio is the mean over `draws` of time and noise by the `seed`, times of the `noisiest` share (0, 1] of all, where
+    it is decided what is in a picture. `beta` is that of the run's objective if it has DPO's, else 1. Raises CheckpointError for a folder
+    without such a run, ConfigError for one that judges neither (see `check_implicit`), or a share that is none.
     """
+    if not 0.0 < noisiest <= 1.0:
+        raise ConfigError(f"scorer `implicit`: `noisiest` is {noisiest}; expected a share above 0, at most 1")
     run = check_implicit(path, draws)
     beta = _beta(run) if beta is None else beta
     scale = SCALE.format(beta=beta)
@@ -157,7 +170,7 @@ def implicit(
         limit = Limit(run.facts.get("max_length", 1024), run.facts.get("truncation_mode", "keep_start"))
         return ImplicitTextScorer(name, model, networks, beta, limit, scale, run.facts.get("revision"))
     image, networks = _image_model(run, precision, place)
-    return ImplicitScorer(name, image, networks, beta, draws, seed, scale, run.facts.get("revision"))
+    return ImplicitScorer(name, image, networks, beta, draws, seed, noisiest, scale, run.facts.get("revision"))
 
 
 def check_implicit(path: str, draws: int = 1) -> Run:
@@ -182,15 +195,10 @@ def _beta(run: Run) -> float:
 
 def _image_model(run: Run, precision: torch.dtype, device: torch.device) -> tuple[Backbone, Compared]:
     settings = BackboneSettings(run.facts.get("resolution"), run.facts.get("max_sequence_length"), run.facts.get("guidance_scale", 1.0))
-    model: Backbone = load_backbone(
-        run.base,
-        device,
-        precision=precision,
-        settings=settings,
-        **{option: run.facts.get(option) for option in ("revision", "variant", "vae")},
-        denoiser=None if run.facts.get("denoiser") is None else Path(run.facts["denoiser"]),
-        base_loras=[BaseLora.of_facts(facts) for facts in run.facts.get("base_lora") or ()],
-    )
+    options: dict[str, Any] = {option: run.facts.get(option) for option in ("revision", "variant", "vae")}
+    options["denoiser"] = None if run.facts.get("denoiser") is None else Path(run.facts["denoiser"])
+    options["base_loras"] = [BaseLora.of_facts(facts) for facts in run.facts.get("base_lora") or ()]
+    model: Backbone = load_backbone(run.base, device, precision=precision, settings=settings, **options)
     if model.picture == "needed":
         raise ConfigError(f"scorer `implicit`: {run.base} edits an input picture, which a scorer is not given")
     network: Any = model.denoiser

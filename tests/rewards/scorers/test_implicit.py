@@ -144,5 +144,7 @@ def test_a_run_that_has_no_such_log_ratio_is_refused_before_it_loads(micro_sd, r
         check_scorers([{"implicit": {"path": str(steers)}}])
     with pytest.raises(CheckpointError, match="no finished run"):
         check_scorers([{"implicit": {"path": str(tmp_path)}}])
+    with pytest.raises(ConfigError, match="`noisiest` is 0"):
+        load_scorer({"implicit": {"path": str(run), "noisiest": 0.0}})
     with pytest.raises(ConfigError, match="`draws` is 0"):
         load_scorer({"implicit": {"path": str(run), "draws": 0}})
