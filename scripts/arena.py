@@ -37,9 +37,9 @@ from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.builders.image import pairs as build_pairs
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping
-from diffalign.models import adapters
 from diffalign.models.backbones.folders import without_t5
 from diffalign.models.backbones.table import load_pipeline
+from diffalign.models.lora_layers import Switch
 from diffalign.models.reference import AdapterOff
 from diffalign.objectives.metrics import implicit_accuracy
 from diffalign.train.trainer import LOG, Trainer, trainer_for
@@ -185,7 +185,7 @@ class Arena:
         held = str(self.table("heldout-on" if run.data == "on" else "heldout-off"))
         config = self._config(Run(run.data, "diffusion_dpo"))
         view, model = open_dataset(replace(config, dataset_name=held), trainer.parts.recipe), trainer.parts.backbone
-        parts = replace(trainer.parts, pairs=build_pairs(config, view, model), reference=AdapterOff(model.denoiser, adapters.disabled))
+        parts = replace(trainer.parts, pairs=build_pairs(config, view, model), reference=AdapterOff(model.denoiser, Switch(model.denoiser)))
         ratios = heldout_log_ratios(parts, draws=DRAWS, seed=1)
         return {
             "heldout/implicit_acc": round(float(implicit_accuracy(ratios)), 4),

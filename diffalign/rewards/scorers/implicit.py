@@ -31,6 +31,7 @@ from diffalign.models.backbones.base_lora import BaseLora
 from diffalign.models.backbones.table import load_backbone
 from diffalign.models.diffusion.likelihood import DiffusionLikelihood
 from diffalign.models.diffusion.trajectory import forward
+from diffalign.models.lora_layers import Switch
 from diffalign.models.reference import AdapterOff, Frozen
 from diffalign.models.text.likelihood import SequenceLikelihood, Switches
 from diffalign.models.text.network import LanguageModel, load_language_model
@@ -222,4 +223,4 @@ def _language_model(run: Run, precision: torch.dtype, device: torch.device) -> t
 
 
 def _with_and_without(network: torch.nn.Module) -> Compared:
-    return Compared(Frozen(network), AdapterOff(network, adapters.disabled))
+    return Compared(Frozen(network), AdapterOff(network, Switch(network)))
