@@ -123,3 +123,12 @@ def write(texts: Mapping[Path, str]) -> None:
     with contextlib.ExitStack() as stack:
         for path, text in reversed(list(texts.items())):  # a stack is left from its top, so the first file takes its place first
             stack.enter_context(atomic_file(path)).write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def readable(size: float) -> str:
+    """Return bytes in GiB, or MiB below one.
+
+    >>> readable(3 * 2**29), readable(2**20)
+    ('1.50 GiB', '1.00 MiB')
+    """
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"

@@ -152,6 +152,17 @@ class Pictures(Dataset[dict[str, Any]]):
         return {name: torch.cat([images[name] for images in loaded]) for name in loaded[0]} | {"jobs": jobs, "names": names}
 
 
+def prompt_facts(view: View, encoders: Encoders, precision: str) -> dict[str, Any]:
+    """Return what embeddings of a table's prompts depend on."""
+    facts = {"table": view.table.fingerprint, "model": encoders.fingerprint}
+    return facts if precision == "float32" else facts | {"precision": precision}
+
+
+def latent_facts(view: View, encoders: Encoders, framing: Framing, variants: int, precision: str) -> dict[str, Any]:
+    """Return what latents of a table's images depend on."""
+    return prompt_facts(view, encoders, precision) | {"framing": asdict(framing), "variants": variants}
+
+
 class CachedPairs(Dataset[dict[str, Any]]):
     """Training data that reads latents, frames and prompt embeddings from disk; the constructor computes those that are missing.
 
@@ -175,9 +186,8 @@ class CachedPairs(Dataset[dict[str, Any]]):
         self.view, self.variants, self.precision = view, variants, precision
         counts = [batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()]
         self.first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-        facts = {"table": view.table.fingerprint, "model": encoders.fingerprint}
-        facts |= {} if precision == "float32" else {"precision": precision}
-        folder = open_folder(root, "latents", facts | {"framing": asdict(framing), "variants": variants})
+        facts = prompt_facts(view, encoders, precision)
+        folder = open_folder(root, "latents", latent_facts(view, encoders, framing, variants, precision))
         self.folder = folder
         self.sizes = ImageSizes(view, framing, Bank(folder, "buckets", len(view.table), (), "int64") if framing.buckets else None)
         self.buckets = self.sizes.buckets(view)
@@ -285,8 +295,11 @@ class CachedPairs(Dataset[dict[str, Any]]):
 
         with filling(folder):
             for own in shares(missing):
-                check_room(folder, process_state().num_processes * len(own) * sum(bank.row_bytes for bank in banks.values()))
                 for part in chunks(own, 4 * batch_size, "cache prompts"):
-                    for name, value in encoders.prompt([prompt for prompt, _ in part]).items():
-                        banks[name].write([i for _, i in part], (value.float() if value.is_floating_point() else value).cpu().numpy())
+                    condition = {name: value.cpu() for name, value in encoders.prompt([prompt for prompt, _ in part]).items()}
+                    if part[0] == own[0]:  # padding takes no room, and how much of it there is shows in the first ones
+                        taken = sum(int(value.count_nonzero()) * banks[name].number_bytes for name, value in condition.items())
+                        check_room(folder, process_state().num_processes * len(own) * taken // len(part))
+                    for name, value in condition.items():
+                        banks[name].write([i for _, i in part], (value.float() if value.is_floating_point() else value).numpy())
         return banks

@@ -29,6 +29,7 @@ from diffalign.core.processes import process_state
 
 logger = logging.getLogger(__name__)
 BFLOAT16 = "bfloat16"
+SIZES = {"float32": 4, BFLOAT16: 2}  # bytes of a number, by precision
 BLOCK = 4096  # bytes: what file systems keep together
 
 
@@ -64,6 +65,11 @@ class Bank:
     def row_bytes(self) -> int:
         """Return the bytes of a row, its zeros as well."""
         return self._values.nbytes // len(self._values)
+
+    @property
+    def number_bytes(self) -> int:
+        """Return the bytes of a number."""
+        return self._values.itemsize
 
     def missing(self, rows: Sequence[int]) -> list[int]:
         """Return those of `rows` that are not filled yet, ascending, once each."""
@@ -236,13 +242,25 @@ def unpacked(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return rows if rows.shape[1:] == shape else rows[:, : math.prod(shape)].reshape(len(rows), *shape)
 
 
+def folder_of(root: Path, kind: str, facts: dict[str, Any]) -> Path:
+    """Return the cache folder `kind`-<hash of `facts`> under `root`, whether it is there or not."""
+    return root / f"{kind}-{fingerprint(facts)[:12]}"
+
+
+def filled(folder: Path, name: str) -> int:
+    """Return how many rows of a bank are filled, 0 where there is no such bank."""
+    try:
+        return int(np.count_nonzero(np.load(folder / f"{name}.checks.npy", mmap_mode="r")))
+    except (OSError, ValueError):  # of a damaged one, which is named when it is opened
+        return 0
+
+
 def open_folder(root: Path, kind: str, facts: dict[str, Any]) -> Path:
-    """Return the cache folder `kind`-<hash of `facts`> under `root`, and create it if it is not there.
+    """Return the folder of `folder_of`, and create it if it is not there.
 
     Raises TableError if the folder holds a cache with another fingerprint.
     """
-    key = fingerprint(facts)
-    folder = root / f"{kind}-{key[:12]}"
+    key, folder = fingerprint(facts), folder_of(root, kind, facts)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
     with WeakFileLock(folder / ".arrays.lock"):

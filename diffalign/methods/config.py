@@ -312,8 +312,8 @@ class TrainConfig:
     """Keep, and save, a moving average of the trained weights."""
     ema_decay: float = key(0.999, SHARE_BELOW_ONE, kinds=ANY, resume=True)
     """Decay of the moving average."""
-    cache: Literal["disk", "off"] = key("disk", uses=HELP)
-    """Latents and prompt embeddings on disk before training, or made live in every step. (Of texts: see precompute_ref_log_probs.)"""
+    cache: Literal["disk", "off", "auto"] = key("disk", uses=HELP)
+    """Latents and prompts on disk before training, made in every step, or (auto) what takes less time. Texts: precompute_ref_log_probs."""
     cache_dir: str | None = key(None, kinds=ANY, changes="nothing")
     """Where the cache lies; beside the table if not given."""
     cache_precision: Literal["float32", "bfloat16"] | None = key(None, kinds=IMAGE)

@@ -69,4 +69,5 @@ class Parts:
     anchor: Parts | None = (
         None  # of what keeps the policy where it is on other prompts; only its own likelihood, reference and pairs differ
     )
+    live: bool = False  # whether pictures and prompts are encoded in every step, so that the encoders stay where they are
     turns: Turns | None = None  # what draws `pairs` anew as the run goes on; None for data that are there before it

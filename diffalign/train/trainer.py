@@ -263,7 +263,7 @@ class Trainer:
 
     def _park(self) -> None:
         """Take the encoders off the accelerator where everything they say is cached."""
-        if self.config.cache == "disk":
+        if not self.parts.live:
             self.parts.backbone.park()
 
     def _log(self, log: Any, scalars: dict[str, float]) -> None:

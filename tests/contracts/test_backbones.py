@@ -132,6 +132,20 @@ def test_latents_that_are_not_finite_are_refused_by_image(backbone):
     assert backbone.name in str(refusal.value)
 
 
+def test_what_the_network_does_not_read_of_a_prompt_is_zeros_for_training(backbone):
+    if backbone.picture == "needed":
+        return  # whose text encoder sees a picture, or which is one of these families without one
+    whole, kept = backbone.encode_prompt([*PROMPTS, ""]), backbone.prompt_for_training([*PROMPTS, ""])
+    x, t = point(backbone, 3)
+    assert torch.equal(predict(backbone, x, t, kept), predict(backbone, x, t, whole))
+    assert all(torch.equal(kept[other], value) for other, value in whole.items() if other != "prompt_embeds" or backbone.reads_padding)
+    if "prompt_attention_mask" in whole:
+        padding = whole["prompt_attention_mask"] == 0
+        assert padding.any()
+        # Chroma's mask is added to what attention sees, and the mask of its padding is only lower.
+        assert bool(kept["prompt_embeds"][padding].any()) is (family_of(backbone.pipeline()) == "chroma")
+
+
 def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):
     together, alone = condition_of(backbone, [*PROMPTS, ""]), condition_of(backbone, PROMPTS[1:])
     for name, value in together.items():

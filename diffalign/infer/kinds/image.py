@@ -115,6 +115,9 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
     else:
         memory = dry_run.memory(config, recipe, outline, candidates, inputs=inputs)
     before = []
+    if config.cache == "auto" and not config.prompts:
+        size = "" if view is None else f", which would take {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk"
+        before = [f"Whether latents and prompts are kept on disk{size}, is decided when the encoders are there to be timed."]
     if config.cache == "disk" and not config.prompts:
         size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
         encoders, works = (dry_run.readable(size) for size in dry_run.filling(config, recipe, outline))

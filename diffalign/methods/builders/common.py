@@ -36,3 +36,10 @@ def order(config: TrainConfig, view: View) -> Callable[[int], Index] | None:
 def cache_precision(config: TrainConfig) -> str:
     """Return the precision of latents and prompt embeddings on disk: as chosen, else that which a bfloat16 model reads anyway."""
     return config.cache_precision or ("bfloat16" if config.mixed_precision == "bf16" else "float32")
+
+
+def filling_workers(config: TrainConfig, device: torch.device) -> int:
+    """Return how many processes decode pictures while a cache is filled: as chosen, else none on a CPU, and for a GPU up to eight."""
+    if config.dataloader_num_workers or device.type == "cpu":
+        return config.dataloader_num_workers
+    return min(8, max(0, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

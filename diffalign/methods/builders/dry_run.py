@@ -13,7 +13,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from diffalign.core.files import readable
 from diffalign.core.parts import Trained
+from diffalign.data.cache import SIZES
 from diffalign.data.inputs import REFERENCE
 from diffalign.data.table import is_table
 from diffalign.data.view import View
@@ -129,7 +131,7 @@ def worked_in(
     """Return (what, bytes) of encoders that stay, and of activations, of a network that is `spread` over processes or is not."""
     alone = config.sequential_candidates or recipe.trajectory.name == "self_rollout"
     images, rows = config.train_batch_size * (1 if alone else candidates), list[tuple[str, float]]()
-    if config.cache == "off":
+    if config.cache != "disk":
         rows.append((encoder_names(outline), encoder_bytes(outline)))
     elif outline.model.encodes_conditioning:
         rows.append(("VAE, for conditioning images", _bytes(outline.parts["vae"].parameters())))
@@ -146,7 +148,7 @@ def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
     numbers += _condition_numbers(config, outline, view)
     pixels = max(3 * height * width for height, width in sizes_of(config, outline))
     conditioning = images * config.cache_variants * pixels if isinstance(outline.model.denoiser, Controlled) else 0
-    return numbers * {"float32": 4, "bfloat16": 2}[cache_precision(config)] + conditioning
+    return numbers * SIZES[cache_precision(config)] + conditioning
 
 
 def _condition_numbers(config: TrainConfig, outline: Outline, view: View) -> int:
@@ -199,7 +201,7 @@ def room(config: TrainConfig, recipe: Recipe, outline: Outline, step: float) -> 
 
     Where filling the cache takes more than a step, that is what must fit.
     """
-    encoders, filled = 0.0 if config.cache == "off" else encoder_bytes(outline), 0.0  # which the table has already
+    encoders, filled = 0.0 if config.cache != "disk" else encoder_bytes(outline), 0.0  # which the table has already
     if config.cache == "disk" and not config.prompts:
         base, trained = (size for _, size in weights(config, recipe, outline.model.denoiser)[:2])
         filled = base + trained + sum(filling(config, recipe, outline))
@@ -228,15 +230,6 @@ def table(rows: Sequence[tuple[str, float]]) -> list[str]:
     total = ("together", sum(size for _, size in rows))
     width = max(len(name) for name, _ in rows)
     return [f"{name:{width}}  {readable(size):>11}" for name, size in (*rows, total)]
-
-
-def readable(size: float) -> str:
-    """Return bytes in GiB, or MiB below one.
-
-    >>> readable(3 * 2**29), readable(2**20)
-    ('1.50 GiB', '1.00 MiB')
-    """
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 
 def encoder_names(outline: Outline) -> str:

@@ -22,7 +22,8 @@ from diffalign.data.users import UserPairs, Users
 from diffalign.data.view import View
 from diffalign.methods.builders import lora, speed
 from diffalign.methods.builders import users as user_build
-from diffalign.methods.builders.common import DTYPES, cache_precision, cache_root, order
+from diffalign.methods.builders.caching import keeps
+from diffalign.methods.builders.common import DTYPES, cache_precision, cache_root, filling_workers, order
 from diffalign.methods.checks import check_image, parse_buckets
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.edits import check_inputs, inputs_of
@@ -187,9 +188,9 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
     buckets = parse_buckets(config.aspect_ratio_buckets)
     framing = Framing(config.resolution or model.resolution, config.random_crop, config.random_flip, buckets)
     inputs = input_encoders(model) if inputs_of(view) else None
-    encoders = Encoders(model.encode_image, model.encode_prompt, model.latent_shape, model.fingerprint(), inputs)
+    encoders = Encoders(model.encode_image, model.prompt_for_training, model.latent_shape, model.fingerprint(), inputs)
     conditioned = isinstance(model.denoiser, Controlled)
-    if config.cache == "off":
+    if not keeps(config, view, encoders, framing):
         return LivePairs(view, encoders, framing, config.cache_variants, conditioned=conditioned)
     return CachedPairs(
         view,
@@ -198,7 +199,7 @@ def pairs(config: TrainConfig, view: View, model: Backbone) -> LivePairs | Cache
         config.cache_variants,
         cache_root(config, view),
         precision=cache_precision(config),
-        workers=config.dataloader_num_workers,
+        workers=filling_workers(config, next(model.denoiser.parameters()).device),
         conditioned=conditioned,
     )
 
@@ -229,6 +230,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     compared = reference(config, recipe, model, device)
     _count_cut_prompts(model, view)
     data: Pairs = pairs(config, view, model)
+    live = isinstance(data, LivePairs)
     if config.trajectory_cache and isinstance(data, CachedPairs):
         facts = network_facts(model) | _trajectory_facts(config, recipe)
         if goes_on(config):
@@ -238,8 +240,8 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     if users is not None and evidence is not None:
         data, index = UserPairs(data, users, evidence, config.user_dropout), users.index
         penalty = encoder_of(model.denoiser).penalty
-    groups = parameter_groups(config, model)
-    return Parts("image", recipe, model, scored, compared, data, view.table.fingerprint, index, penalty, facts=start_hash, groups=groups)
+    more: dict[str, Any] = {"facts": start_hash, "groups": parameter_groups(config, model), "live": live}
+    return Parts("image", recipe, model, scored, compared, data, view.table.fingerprint, index, penalty, **more)
 
 
 def parameter_groups(config: TrainConfig, model: Backbone) -> list[dict[str, Any]] | None:

@@ -38,6 +38,10 @@ class Backbone(Trained, Protocol):
         """Return what the denoiser is told about each prompt, first axis N. The empty prompt is the stock pipeline's unconditional one."""
         ...
 
+    def prompt_for_training(self, prompts: Sequence[str]) -> Condition:
+        """Return the same with zeros where the denoiser reads nothing."""
+        ...
+
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
         """Return how many of `prompts` do not fit the text encoder that reads the most, and how many tokens that is."""
         ...

@@ -26,6 +26,7 @@ class Krea2(Packed):
     """A transformer that predicts the velocity."""
 
     lora_targets = ATTENTION
+    reads_padding = False
     names = ("krea-2", "")
     side = 1024
     published = Published(

@@ -27,6 +27,7 @@ class Lumina2(Pretrained):
     """A transformer whose own time runs from noise to picture, and which predicts the velocity in that direction."""
 
     component = "transformer"
+    reads_padding = False
     names = ("lumina-2", "")
     published = Published(
         {name: (name, _LAYER) for name in ("layers", "noise_refiner", "context_refiner")},

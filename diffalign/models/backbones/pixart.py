@@ -18,6 +18,7 @@ class PixArt(Pretrained):
     """A transformer that is told its resolution where it was made for 1024 pixels (alpha)."""
 
     component = "transformer"
+    reads_padding = False
     names = ("pixart", "")
     call_options: ClassVar = {"use_resolution_binning": False, "clean_caption": False}
     lora_naming = "comfyui"  # no script of kohya's trains it

@@ -31,6 +31,7 @@ from diffalign.models.users import branch
 from diffalign.models.weights import add_tensor
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+PIXEL = 2400  # bytes that a VAE of 128 channels works in for one, in float32
 JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # with the prompt's side, as the scripts of diffusers do
 
 
@@ -50,6 +51,7 @@ class Pretrained(ABC):
     published: ClassVar[Published] = Published()
     picture: ClassVar[Literal["none", "optional", "needed"]] = "none"  # whether it takes an input picture
     side: ClassVar[int | None] = None  # pixels of the pipeline's pictures, where no config has a size
+    reads_padding: ClassVar[bool] = True  # whether its denoiser reads states of a prompt where the mask is zero, as all do without a mask
     _latents: Latents = Scaled()
     _shift: ClassVar[type[DynamicShift | RootShift | EmpiricalShift]] = DynamicShift  # of a flow model's times
     # Names in LoRA files: kohya's by the published layout, kohya's by diffusers' paths, or ComfyUI's own.
@@ -118,6 +120,14 @@ class Pretrained(ABC):
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return what the denoiser is told about each prompt, first axis N."""
 
+    def prompt_for_training(self, prompts: Sequence[str]) -> Condition:
+        """Return `encode_prompt` with zeros where the denoiser reads nothing: its output is the same, and zeros take no room in a cache."""
+        condition = dict(self.encode_prompt(prompts))
+        if not self.reads_padding:
+            words, mask = condition["prompt_embeds"], condition["prompt_attention_mask"]
+            condition["prompt_embeds"] = words * mask.to(words).view(*mask.shape, *[1] * (words.ndim - mask.ndim))
+        return condition
+
     @abstractmethod
     def predict(self, model: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the output of `model` like x (N, C, H, W), computed under autocast to `precision`, whichever network it is."""
@@ -138,8 +148,20 @@ class Pretrained(ABC):
         return torch.cat([self.encode_at_once(some, own) for some, own in zip(pixels.split(few), noise.split(few), strict=True)])
 
     def encoded_at_once(self, height: int, width: int) -> int:
-        """Return how many images of a size in pixels the VAE reads at once: one of 512 by 512, which takes 0.6 GiB in float32."""
-        return max(1, 2**18 // (height * width))
+        """Return how many images of a size in pixels the VAE reads at once: few on a CPU, for its caches, and on a GPU by its free memory.
+
+        One image of 512 by 512 pixels takes 0.6 GiB in float32.
+        """
+        return max(1, self._pixels_at_once() // (height * width))
+
+    def _pixels_at_once(self) -> int:
+        device = self._pipe.vae.device
+        if device.type == "cpu":
+            return 2**16
+        if not torch.cuda.is_available():  # in a dry run, or on other devices
+            return 2**18
+        free, _ = torch.cuda.mem_get_info(device if device.index is not None else None)
+        return min(2**20, free // 4 // PIXEL)
 
     def encode_at_once(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Return the scaled latents (N, C, H, W) of images (N, 3, h, w) that the VAE reads in one call."""

@@ -20,6 +20,7 @@ class Sana(Pretrained):
     """A transformer that predicts the velocity at whole times of a thousand."""
 
     component = "transformer"
+    reads_padding = False
     names = ("sana", "")
     call_options: ClassVar = {"use_resolution_binning": False, "clean_caption": False}
     lora_naming = "comfyui"  # no script of kohya's trains it

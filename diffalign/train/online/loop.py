@@ -72,9 +72,8 @@ def _images(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], judges:
     branch = noisy if isinstance(noisy, Branch) else None
     policies = Policies.of(config, compared)
     turns = Turns(config, recipe, prompts, model, drawer, judges, likelihood, pairs, policies, branch=branch, replays=noisy is not None)
-    return Parts(
-        "image", recipe, model, likelihood, compared, pairs, "", facts=start, turns=turns, groups=image.parameter_groups(config, model)
-    )
+    groups, live = image.parameter_groups(config, model), config.cache == "off"
+    return Parts("image", recipe, model, likelihood, compared, pairs, "", facts=start, turns=turns, groups=groups, live=live)
 
 
 def _texts(config: TrainConfig, recipe: Recipe, prompts: Sequence[str], judges: Judges, device: torch.device) -> Parts:
