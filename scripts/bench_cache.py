@@ -75,6 +75,11 @@ def least(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     return min(rounds, key=lambda one: one["all"])
 
 
+def former(self: Pretrained) -> int:  # noqa: ARG001  # in place of a method
+    """Return how many pixels the VAE used to read at once."""
+    return FORMER
+
+
 def sides(model: Any, view: View, root: Path, spent: Spent, number: int) -> dict[str, dict[str, float]]:
     """Return the seconds of each side in one round."""
     framing = Framing(SIDE)
@@ -82,7 +87,7 @@ def sides(model: Any, view: View, root: Path, spent: Spent, number: int) -> dict
         spent.on("VAE", model.encode_image), spent.on("text encoder", model.prompt_for_training), model.latent_shape, "reduced"
     )
     now, found = Pretrained._pixels_at_once, {}
-    for name, pixels in (("filling, a megapixel at once", lambda _: FORMER), ("filling", now)):
+    for name, pixels in (("filling, a megapixel at once", former), ("filling", now)):
         Pretrained._pixels_at_once = pixels
         folder = root / f"{name}-{number}"
         found[name] = spent.whole(lambda folder=folder: CachedPairs(view, encoders, framing, 1, folder, precision="bfloat16"))

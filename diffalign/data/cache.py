@@ -138,7 +138,7 @@ def filling(folder: Path) -> Iterator[None]:
             try:
                 stack.enter_context(WeakFileLock(lock, timeout=1.0))
             except TimeoutError:
-                logger.warning("%s is being filled by another run; waiting for it", folder)
+                logger.warning("%s is being filled by another run; waiting for it (if there is none, remove %s)", folder, lock)
                 stack.enter_context(WeakFileLock(lock))
         state.wait_for_everyone()
         yield

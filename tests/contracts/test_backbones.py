@@ -8,6 +8,12 @@ import pytest
 import torch
 
 from diffalign.core.errors import LatentError
+from diffalign.data.batch import CachedPairs, Encoders
+from diffalign.data.pixels import Framing
+from diffalign.data.records import Candidate, Record
+from diffalign.data.table import write_table
+from diffalign.data.transforms import prompt_only
+from diffalign.data.view import View
 from diffalign.infer.negative import PIPELINES
 from diffalign.methods.builders.residual import widen
 from diffalign.models import adapters
@@ -144,6 +150,17 @@ def test_what_the_network_does_not_read_of_a_prompt_is_zeros_for_training(backbo
         assert padding.any()
         # Chroma's mask is added to what attention sees, and the mask of its padding is only lower.
         assert bool(kept["prompt_embeds"][padding].any()) is (family_of(backbone.pipeline()) == "chroma")
+
+
+def test_a_cache_gives_the_condition_of_a_prompt_to_the_bit(backbone, tmp_path):
+    if backbone.picture == "needed":
+        return
+    view = View(write_table(tmp_path / "table", [Record(prompt, prompt, (Candidate(image=b"1"),)) for prompt in PROMPTS]), [prompt_only])
+    encoders = Encoders(backbone.encode_image, backbone.prompt_for_training, backbone.latent_shape, "micro")
+    stored, expected = CachedPairs(view, encoders, Framing(SIDE), 1, tmp_path), backbone.prompt_for_training(["", *PROMPTS])
+    for name, value in expected.items():
+        rows = [stored.empty[name][0], *(stored[position, 0]["condition"][name] for position in range(2))]
+        assert torch.equal(torch.stack(rows), value), name
 
 
 def test_prompts_are_encoded_one_by_one_as_in_a_batch(backbone):

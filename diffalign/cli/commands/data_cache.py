@@ -38,6 +38,8 @@ def run(config: CONFIG) -> int:
     training = plain(replace(config, trajectory=None) if config.trajectory == OWN else config, TrainConfig)
     if has_flag("trajectory") and not config.trajectory_cache:  # that of a config file is what it will be trained with
         training = replace(training, trajectory_cache=4)
+    if training.cache == "auto":  # who fills a cache wants one
+        training = replace(training, cache="disk")
     recipe = check(replace(training, overwrite_output_dir=True))  # nothing is written to output_dir
     view = open_dataset(training, recipe)
     import torch

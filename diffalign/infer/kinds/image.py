@@ -119,7 +119,7 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:
         size = "" if view is None else f", which would take {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk"
         before = [f"Whether latents and prompts are kept on disk{size}, is decided when the encoders are there to be timed."]
     if config.cache == "disk" and not config.prompts:
-        size = "" if view is None else f" It takes {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
+        size = "" if view is None else f" It takes at most {dry_run.readable(dry_run.cache_bytes(config, outline, view))} of disk."
         encoders, works = (dry_run.readable(size) for size in dry_run.filling(config, recipe, outline))
         filled = f"filled by {dry_run.encoder_names(outline)}: {encoders}, and {works} that the VAE works in, beside the weights"
         before = [f"Before training, the cache is {filled}.{size}"]
