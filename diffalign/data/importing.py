@@ -20,7 +20,7 @@ from diffalign.data.readers.archives import unpacked
 from diffalign.data.readers.detect import detect
 from diffalign.data.readers.parsing import Parsed, parsed
 from diffalign.data.readers.pieces import pieces
-from diffalign.data.readers.sources import dataset_name, is_dataset
+from diffalign.data.readers.sources import dataset_name, is_dataset, matching
 from diffalign.data.records import Record
 from diffalign.data.table import Table, check_free, is_table, read_table, write_table
 from diffalign.data.unfinished import unfinished
@@ -115,13 +115,13 @@ def stamp_of(source: Any) -> str | None:
     """
     if is_dataset(source):
         return getattr(source, "_fingerprint", None)
-    root = Path(source).expanduser()
-    if not root.exists():
+    root, digest = Path(source).expanduser(), hashlib.sha256()
+    files = [] if root.exists() else matching(source)
+    if not root.exists() and not files:
         return None
-    digest = hashlib.sha256()
-    for file in sorted(path for path in (root.rglob("*") if root.is_dir() else (root,)) if path.is_file()):
+    for file in files or sorted(path for path in (root.rglob("*") if root.is_dir() else (root,)) if path.is_file()):
         facts = file.stat()
-        digest.update(repr((file.relative_to(root).as_posix(), facts.st_size, facts.st_mtime_ns)).encode())
+        digest.update(repr((str(file) if files else file.relative_to(root).as_posix(), facts.st_size, facts.st_mtime_ns)).encode())
     return digest.hexdigest()[:32]
 
 

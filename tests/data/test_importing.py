@@ -155,5 +155,10 @@ def test_shards_of_a_folder_are_one_dataset(tmp_path):
                 member = tarfile.TarInfo(f"{number:04d}.{name}")
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
-    table = import_dataset(str(tmp_path / "shards"), tmp_path / "table")
-    assert [record.id for record in table] == ["00000.tar:0", "00000.tar:1", "00001.tar:0", "00001.tar:1"]
+    ids = ["00000.tar:0", "00000.tar:1", "00001.tar:0", "00001.tar:1"]
+    for number, name in enumerate(("shards", "shards/*.tar", "shards/{00000..00001}.tar", "shard?/0*{0000..0001}.tar")):
+        table = import_dataset(str(tmp_path / name), tmp_path / f"table-{number}")
+        assert [record.id for record in table] == ids, name
+        assert table.manifest["stamp"] is not None
+    with pytest.raises(RecordError, match=r"there is no .*00002\.tar"):
+        import_dataset(str(tmp_path / "shards" / "{00000..00002}.tar"), tmp_path / "more")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffalign.data.readers.base import Row
-from diffalign.data.readers.sources import dataset_files, file_rows, is_dataset, kind_of, local_path, open_rows
+from diffalign.data.readers.sources import dataset_files, file_rows, is_dataset, is_local, kind_of, open_rows
 
 ROWS = 256  # of a piece, at most, where it is rows; at least, but for the last of a file, where it is row groups
 BYTES = 2**27  # of a piece that is row groups, before compression
@@ -58,7 +58,7 @@ class RowGroups:
 def pieces(opened: Callable[[Any, str | None], Iterator[Row]], source: Any, split: str | None = None, first: int = 0) -> Iterator[Piece]:
     """Yield the pieces of a source from number `first` on, as `opened` of a reader gives its rows; errors as there."""
     whole = _in_pieces(opened, source, split, first)
-    if is_dataset(source) or (opened is open_rows and not local_path(source).exists()):
+    if is_dataset(source) or (opened is open_rows and not is_local(source)):
         return whole  # a stream, which skips by itself
     return itertools.islice(whole, first, None)
 
@@ -66,7 +66,7 @@ def pieces(opened: Callable[[Any, str | None], Iterator[Row]], source: Any, spli
 def _in_pieces(opened: Callable[[Any, str | None], Iterator[Row]], source: Any, split: str | None, first: int) -> Iterator[Piece]:
     if opened is not open_rows:
         yield from _held(opened(source, split))
-    elif is_dataset(source) or not local_path(source).exists():
+    elif is_dataset(source) or not is_local(source):
         yield from _held(open_rows(source, split, skip=first * ROWS))
     else:
         files = dataset_files(source, split)

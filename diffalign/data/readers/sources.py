@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from diffalign.data.readers.json_rows import json_line_rows, json_rows
 from diffalign.data.readers.rows import Columns, RawRow
 from diffalign.data.readers.webdataset import webdataset_rows
 
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of numbers, as webdataset names shards
 BATCH = 64  # rows held as Python objects at a time; a `save_to_disk` file may hold a thousand images in one record batch
 BOOKKEEPING = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
 COMPRESSED = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar")  # also with .gz
@@ -34,13 +37,14 @@ UNREADABLE = (pa.ArrowException, UnicodeDecodeError, zlib.error, EOFError, OSErr
 def open_rows(source: Any, split: str | None = None, *, skip: int = 0) -> Iterator[Row]:
     """Yield the rows of a dataset file, of a folder of such files (also one made by `save_to_disk`), or of a hub dataset, streamed.
 
-    Files are parquet, arrow, JSON, JSONL, CSV, TSV or webdataset shards. `split` selects the files of a folder, or the split of a hub
+    Files are parquet, arrow, JSON, JSONL, CSV, TSV or webdataset shards; several are named by a pattern, as `shards/*.tar` or
+    `shards/{00000..00099}.tar`. `split` selects the files of a folder, or the split of a hub
     dataset, by name; a single file is read whole. `source` may also be a dataset of `datasets`, loaded or streamed. The first `skip`
     rows of a hub dataset, or of one that is given, are left out. Raises RecordError if nothing can be opened.
     """
     if is_dataset(source):
         yield from _dataset_rows(source, dataset_name(source), skip)
-    elif local_path(source).exists():
+    elif is_local(source):
         files = dataset_files(source, split)
         for file, name in files:
             yield from file_rows(file, name, alone=len(files) == 1)
@@ -84,11 +88,37 @@ def kind_of(path: Path) -> str:
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
+def is_local(source: str) -> bool:
+    """Return whether a source is a file, a folder, or a pattern of files that are there."""
+    return local_path(source).exists() or bool(matching(source))
+
+
+def matching(source: str) -> list[Path]:
+    """Return the files that a pattern of shards names, sorted; none for a source without `*`, `?` or `{first..last}`.
+
+    Raises RecordError where one of a range of numbers is not there.
+    """
+    ranged = RANGE.search(source)
+    if ranged is None:
+        path = local_path(source)
+        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if re.search(r"[*?]", source) else []
+    first, last = ranged.groups()
+    names = [f"{source[: ranged.start()]}{n:0{len(first)}d}{source[ranged.end() :]}" for n in range(int(first), int(last) + 1)]
+    found = [file for name in names for file in matching(name) or [local_path(name)]]
+    if lacking := next((file for file in found if not file.is_file()), None):
+        raise RecordError(f"{source}: there is no {lacking}")
+    return found
+
+
 def dataset_files(source: str, split: str | None = None) -> list[tuple[Path, str]]:
-    """Return a file, or the dataset files of a folder, each with the name that ids of its rows begin with; errors as `open_rows`."""
+    """Return the dataset files of a source, each with the name that ids of its rows begin with; errors as `open_rows`."""
     path = local_path(source)
     if path.is_file():
         return [(path, path.name)]
+    if not path.exists():
+        found = matching(source)
+        above = Path(os.path.commonpath([file.parent for file in found]))
+        return [(file, file.relative_to(above).as_posix()) for file in found]
     files = sorted(f for f in path.rglob("*") if kind_of(f) in FORMATS and f.is_file() and not _is_bookkeeping(f.relative_to(path)))
     if split is not None:
         stems = {f: f.name[: len(f.name) - len(kind_of(f))] for f in files}
