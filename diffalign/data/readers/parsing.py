@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +38,7 @@ def parsed(pieces: Iterable[Piece], reader: str, *, skip_bad: bool, processes: i
         return
     # Not forked: Arrow's threads, which hold locks, would not come along.
     context, ahead = multiprocessing.get_context("spawn"), collections.deque[Future[Parsed]]()
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             own = iter(pieces)
             ahead.extend(pool.submit(_parse, piece, reader, skip_bad) for piece in itertools.islice(own, AHEAD * processes))
@@ -47,6 +49,18 @@ def parsed(pieces: Iterable[Piece], reader: str, *, skip_bad: bool, processes: i
             raise RecordError(f"a process that parses rows has died, perhaps for want of memory; lower `num_proc` ({error})") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that has started it does, which a pool leaves waiting for work where that one is killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _parse(piece: Piece, reader: str, skip_bad: bool) -> Parsed:

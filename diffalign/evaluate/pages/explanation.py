@@ -233,7 +233,7 @@ def _contradictions(explanation: Explanation, facts: Mapping[str, Any]) -> str:
     if counts["pairs_shared_by_people"]:
         lines += [f"On {counts['pairs_on_which_people_differ']} of {counts['pairs_shared_by_people']} shared pairs people differ."]
     groups = [*where.both_ways[: LISTED // 2], *where.circles[: LISTED // 3]]
-    cards = "".join(f'<div class="grid">{"".join(_card(explanation.votes, i, "") for i in group)}</div>' for group in groups)
+    cards = "".join(f'<div class="grid">{"".join(_card(explanation.votes, i, "") for i in group[:LISTED])}</div>' for group in groups)
     return f"<h2>Contradictions</h2><ul>{_items(lines)}</ul>{cards if _shows(explanation.votes) else ''}"
 
 
