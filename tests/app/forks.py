@@ -5,10 +5,12 @@ A command does what it always does. That `python -m diffalign.cli` begins withou
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -19,6 +21,8 @@ from typing import Any
 
 from diffalign.app.commands import CLI
 from tests.processes import SERVER, command_line, start
+
+WANTED = ("diffalign.cli.commands.train", "diffalign.infer.draw_votes", "diffalign.train.align")  # what commands import, once for all
 
 
 class Forked:
@@ -84,16 +88,15 @@ def forking(log: Path) -> Iterator[Connection]:
 
 def _answer(pipe: Connection) -> None:
     """Fork for every command, and tell of every process whether it has ended."""
-    import diffalign.cli.commands.train
-    import diffalign.infer.draw_votes
-    import diffalign.train.align  # noqa: F401  # what a command would import, once for all
-
     while True:
         question = pipe.recv()
         if isinstance(question, int):
             ended, status = os.waitpid(question, os.WNOHANG)
             pipe.send(os.waitstatus_to_exitcode(status) if ended else None)
-        elif pid := os.fork():
+            continue
+        for module in WANTED:
+            importlib.import_module(module)
+        if pid := os.fork():
             pipe.send(pid)
         else:
             _command(pipe, *question)
@@ -111,6 +114,8 @@ def _command(pipe: Connection, words: list[str], out: str, err: str, apart: bool
         command_line(words)
     except SystemExit as ending:
         status = ending.code
+    except BaseException:  # nobody else would tell of it
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
