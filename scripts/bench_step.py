@@ -254,6 +254,7 @@ def measure(config: TrainConfig, names: list[str], args: argparse.Namespace) -> 
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this script itself
         peaks[name] = float(done.stdout.split()[-1])
     return {
+        "seconds": rounds[1:],
         "rows": table_rows(rounds[1:], {kind: count / max(rates.values()) for kind, count in work.items()}, peaks),
         "times as fast": {
             peer: statistics.median(r[peer] / r[own] for r in rounds[1:]) for peer, own in PEERS.items() if {peer, own} <= set(names)
@@ -272,7 +273,7 @@ def table_rows(rounds: list[dict[str, float]], floors: Mapping[str, float], peak
         floor = floors["full" if PEERS.get(name, name) == "full" else "LoRA"]
         rows.append(Row(VARIANTS[name].label, seconds, ratio, seconds / floor, peaks.get(name)))
     rows += [Row(f"floor, {kind}", seconds, seconds / rows[0].seconds) for kind, seconds in floors.items()]
-    return rows + [Row("python and its libraries alone", 0.0, 0.0, peak_mib=peaks["base"])] * ("base" in peaks)
+    return rows + ([Row("python and its libraries alone", 0.0, 0.0, peak_mib=peaks["base"])] if "base" in peaks else [])
 
 
 def render_table(rows: list[Row]) -> str:

@@ -57,7 +57,7 @@ class LoraScript:
         self.vae, self.encoder, self.tokenizer, self.unet = pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet
         self.scheduler: Any = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
         for part in (self.vae, self.encoder, self.unet):
-            part.requires_grad_(False).to(self.accelerator.device, dtype=self.dtype)
+            torch.nn.Module.to(part.requires_grad_(False), self.accelerator.device, self.dtype)  # diffusers' own warns
         self.device, self.count = self.accelerator.device, count
         self.rows = itertools.cycle(pq.read_table(pairs).to_pylist())
         self.framing = v2.Compose(
@@ -124,8 +124,8 @@ class FullScript(LoraScript):
     def _train(self) -> list[torch.nn.Parameter]:
         self.frozen: Any = UNet2DConditionModel.from_config(self.unet.config)
         self.frozen.load_state_dict(self.unet.state_dict())
-        self.frozen.requires_grad_(False).eval().to(self.device, dtype=self.dtype)
-        self.unet.float().requires_grad_(True)
+        torch.nn.Module.to(self.frozen.requires_grad_(False).eval(), self.device, self.dtype)
+        torch.nn.Module.float(self.unet).requires_grad_(True)
         return list(self.unet.parameters())
 
     def _reference(self, *inputs: Tensor) -> Tensor:
