@@ -53,12 +53,7 @@ def score_table(
     """
     path = Path(path)
     check(specs, path, overwrite=overwrite)
-    kind = table.manifest["kind"]
-    if odd := [spec for spec in specs if kind != ("text" if judges_texts(spec) else "image")]:
-        raise TableError(
-            f"{table.path}: a table of {kind}s, which `{single('scorer', odd[0])[0]}` does not judge: scorers judge images, and `implicit` "
-            "what its run was trained on"
-        )
+    _check_kind(table, specs)
     progress = _progress(path)
     if path.exists() and not overwrite:
         return _scored_before(path, table, specs)
@@ -73,6 +68,16 @@ def score_table(
         shutil.rmtree(progress)
     state.wait_for_everyone()
     return read_table(path)
+
+
+def _check_kind(table: Table, specs: Sequence[Spec]) -> None:
+    """Raise TableError where a scorer judges no candidates of the table's kind."""
+    kind = table.manifest["kind"]
+    if odd := [spec for spec in specs if kind != ("text" if judges_texts(spec) else "image")]:
+        raise TableError(
+            f"{table.path}: a table of {kind}s, which `{single('scorer', odd[0])[0]}` does not judge: scorers judge images, and `implicit` "
+            "what its run was trained on"
+        )
 
 
 def check(specs: Sequence[Spec], path: Path, *, overwrite: bool) -> None:

@@ -38,11 +38,7 @@ def by_strength(
 
     Ties stay as they are. Raises ConfigError for no scores, or a share or temperature out of range; RecordError for a missing score.
     """
-    if not scores or not 0.0 < wrong < 1.0 or not temperature > 0.0 or sure < 0.0:
-        raise ConfigError(
-            f"by_strength: scores is {list(scores)}, wrong {wrong}, temperature {temperature} and sure {sure}; expected names, a share "
-            "above 0 and below 1, a number above zero, and zero or more"
-        )
+    _check_constants(scores, wrong, temperature, sure)
     pair, prob = labelled_pair(record)
     if prob == 0.5:
         return (pair,)
@@ -57,6 +53,14 @@ def by_strength(
     if strength >= -sure * deviation:
         return (pair,)
     return (flipped(pair),) if how == "flip" else ()
+
+
+def _check_constants(scores: Sequence[str], wrong: float, temperature: float, sure: float) -> None:
+    if not scores or not 0.0 < wrong < 1.0 or not temperature > 0.0 or sure < 0.0:
+        raise ConfigError(
+            f"by_strength: scores is {list(scores)}, wrong {wrong}, temperature {temperature} and sure {sure}; expected names, a share "
+            "above 0 and below 1, a number above zero, and zero or more"
+        )
 
 
 def _strength(record: Record, scores: Sequence[str], units: Mapping[str, float]) -> tuple[float, float]:
