@@ -158,8 +158,8 @@ def test_every_key_is_typed_alike_in_a_file_and_in_python(tmp_path):
     [
         ("train_method: Full", ["`train_method`", "'Full'", "`full`"]),
         ("train_method: qlora", ["`train_method`", "'qlora'", "lora, dora, full, user or controlnet"]),
-        ("cache: no", ["`cache`", "'no'", "disk or off"]),
-        ("cache: false", ["`cache`", "False", "disk or off"]),
+        ("cache: no", ["`cache`", "'no'", "disk, off or auto"]),
+        ("cache: false", ["`cache`", "False", "disk, off or auto"]),
         ("reference: None", ["`reference`", "'None'", "`none`"]),
         ("quantization: 4bit", ["`quantization`", "'4bit'", "nf4, int8 or fp8"]),
         ("rank: eight", ["`rank`", "'eight'", "a whole number"]),
