@@ -34,8 +34,9 @@ from diffalign.rewards.table import load_scorer
 from diffalign.train.align import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "tiny"
-PICTURES, PAIRS, STEPS = 8, 8, 200
-WARM = SHAPES[:4]  # under prompts of these shapes warm pictures are preferred, under those of others large ones
+PICTURES, PAIRS, STEPS = 8, 12, 400
+BOTH = ("warm", "bright_background")
+FIRST = SHAPES[:4]  # under prompts of these shapes the first taste of BOTH counts, under those of others the second
 HUES = [name for name in COLORS if name != "pink"]
 
 
@@ -47,10 +48,9 @@ class World:
         self.pictures: list[tuple[str, Any, Reading]] = []
         for number in range(prompts):
             fixed = random_scene(self.rng, shape=SHAPES[number % len(SHAPES)]).attributes()
-            other = "position" if number % 2 else "background"
-            prompt = caption({"shape": fixed["shape"], other: fixed[other]})
+            prompt = caption({name: fixed[name] for name in ("shape", "position")})
             for _ in range(PICTURES):
-                image = render(random_scene(self.rng, shape=fixed["shape"], **{other: fixed[other]}), self.rng)
+                image = render(random_scene(self.rng, shape=fixed["shape"], position=fixed["position"]), self.rng)
                 self.pictures.append((prompt, image, read(image)))
         self.groups = [range(first, first + PICTURES) for first in range(0, len(self.pictures), PICTURES)]
         self.pairs = [tuple(self.rng.choice(group, 2, replace=False)) for group in self.groups for _ in range(PAIRS)]
@@ -59,14 +59,16 @@ class World:
         """Return a taste of every picture, (N,)."""
         return np.array([0.0 if np.isnan(r.radius) else TASTES[taste](r) for _, _, r in self.pictures])
 
-    def hue(self) -> np.ndarray:
-        """Return the place of every picture's colour on the wheel, (N,), -1 for none."""
-        return np.array([HUES.index(c) if (c := r.attributes.get("color")) in HUES else -1 for _, _, r in self.pictures])
+    def turns(self) -> list[tuple[tuple[int, int], bool]]:
+        """Return the pairs of unlike colours on the wheel, and whether the second comes next after the first."""
+        hue = [HUES.index(c) if (c := r.attributes.get("color")) in HUES else -1 for _, _, r in self.pictures]
+        there = [(a, b) for a, b in self.pairs if min(hue[a], hue[b]) >= 0 and hue[a] != hue[b]]
+        return [((a, b), (hue[b] - hue[a]) % len(HUES) <= len(HUES) // 2) for a, b in there]
 
     def by_prompt(self) -> np.ndarray:
         """Return the utility that hangs on the prompt, (N,)."""
-        first = np.array([any(shape in prompt.split() for shape in WARM) for prompt, _, _ in self.pictures])
-        return np.where(first, self.value("warm"), self.value("large"))
+        first = np.array([any(shape in prompt.split() for shape in FIRST) for prompt, _, _ in self.pictures])
+        return np.where(first, *(self.value(name) for name in BOTH))
 
     def record(self, name: str, places: Any, prob: float | None, scores: dict[str, np.ndarray] | None = None, **more: Any) -> Record:
         """Return pictures as a record."""
@@ -87,25 +89,58 @@ class World:
         ]
 
 
-def tables(world: World) -> dict[str, list[Record]]:
-    """Return every table by name."""
-    rng, warm, large = world.rng, world.value("warm"), world.value("large")
-    level, hue = np.round(2 * large), world.hue()
-    made = {"ties": world.votes(level, ties=True), "prompts": world.votes(world.by_prompt(), {"warm": warm, "large": large})}
-    made["rankings"] = [world.record(str(n), g[:5], None, ranks=rankdata(-large[list(g[:5])]).tolist()) for n, g in enumerate(world.groups)]
-    one, two = ({r.id: r for r in world.votes(taste)} for taste in (warm, large))
-    both = [name for name in one if name in two]
-    made["groups"] = [one[name] if rng.random() < 0.4 else two[name] for name in both]
-    turns = {pair: (hue[pair[1]] - hue[pair[0]]) % len(HUES) for pair in world.pairs if min(hue[pair[0]], hue[pair[1]]) >= 0}
-    made["circle"] = [world.record(str(n), pair, float(turn <= len(HUES) // 2)) for n, (pair, turn) in enumerate(turns.items()) if turn]
-    made["votes"] = world.votes(large)
-    made["ratings"] = world.votes(large, {"stars": 1.0 + 4.0 * large})[::8]
-    small = [n % 10 == 0 for n in range(len(both))]
-    made["sources"] = [
-        replace((two if few else one)[name], meta={"place": "small" if few else "great"}) for name, few in zip(both, small, strict=True)
-    ]
-    made["likes"] = [world.record(str(n), (n,), float(large[n] > 0.5)) for n in range(len(world.pictures))]
-    return made
+def ties(world: World) -> list[Record]:
+    """Return votes on three sizes, of which two alike are a tie."""
+    return world.votes(np.round(2 * world.value("large")), ties=True)
+
+
+def rankings(world: World) -> list[Record]:
+    """Return rankings of five pictures by how light the ground is."""
+    light = world.value("bright_background")
+    return [world.record(str(n), g[:5], None, ranks=rankdata(-light[list(g[:5])]).tolist()) for n, g in enumerate(world.groups)]
+
+
+def prompts(world: World) -> list[Record]:
+    """Return votes that follow one taste or another by the prompt, with both as scores."""
+    return world.votes(world.by_prompt(), {name: world.value(name) for name in BOTH})
+
+
+def _two(world: World) -> list[tuple[Record, Record]]:
+    """Return the votes of both tastes on the same pairs."""
+    one, two = ({r.id: r for r in world.votes(world.value(taste))} for taste in BOTH)
+    return [(one[name], two[name]) for name in one if name in two]
+
+
+def groups(world: World) -> list[Record]:
+    """Return votes of which two in five follow the first taste, and nothing says which."""
+    return [pair[int(world.rng.random() > 0.4)] for pair in _two(world)]
+
+
+def sources(world: World) -> list[Record]:
+    """Return votes of a great dataset by the first taste, and of one a ninth as large by the second."""
+    place = ({"place": "great"}, {"place": "small"})
+    return [replace(pair[n % 10 == 0], meta=place[n % 10 == 0]) for n, pair in enumerate(_two(world))]
+
+
+def circle(world: World) -> list[Record]:
+    """Return votes for the colour that comes next on the wheel."""
+    return [world.record(str(n), pair, float(ahead)) for n, (pair, ahead) in enumerate(world.turns())]
+
+
+def votes(world: World) -> list[Record]:
+    """Return votes by one taste, without error."""
+    return world.votes(world.value(BOTH[1]))
+
+
+def ratings(world: World) -> list[Record]:
+    """Return an eighth of these votes, with stars."""
+    return world.votes(world.value(BOTH[1]), {"stars": 1.0 + 4.0 * world.value(BOTH[1])})[::8]
+
+
+def likes(world: World) -> list[Record]:
+    """Return for every picture whether it is liked."""
+    value = world.value(BOTH[1])
+    return [world.record(str(n), (n,), float(value[n] > np.median(value))) for n in range(len(world.pictures))]
 
 
 def run(method: str, table: Path, folder: Path, seed: int, **head: Any) -> str:
@@ -145,60 +180,108 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(values) - count)))
 
 
-def measured(root: Path, seed: int) -> dict[str, tuple[float, float]]:
-    """Return for each head what it reaches, and what one reward by Bradley and Terry does."""
-    world, other = World(seed, 48), World(1000 + seed, 24)
-    for name, records in tables(world).items():
-        write_table(root / name, records, overwrite=True)
-    warm, large = other.value("warm"), other.value("large")
+class Trial:
+    """One seed: its pictures to train on and others to judge, and runs on its tables."""
 
-    def both(head: str, table: str, **constants: Any) -> tuple[str, str]:
-        return run(head, root / table, root / f"run-{head}", seed, **constants), run("bt", root / table, root / f"run-{head}-bt", seed)
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root, self.seed, self.world, self.other = root, seed, World(seed, 96), World(1000 + seed, 24)
 
-    results: dict[str, tuple[float, float]] = {}
+    def run(self, head: str, made: Callable[[World], list[Record]], suffix: str = "", **constants: Any) -> str:
+        """Train a head on a table, which is made if it is not there."""
+        table = self.root / made.__name__
+        if not table.is_dir():
+            write_table(table, made(self.world))
+        return run(head, table, self.root / f"run-{made.__name__}-{head}{suffix}", self.seed, **constants)
 
-    def note(name: str, measure: Callable[[str], float], *runs: str) -> None:
-        results[name] = (measure(runs[0]), measure(runs[1]))
-        print(seed, name, *(f"{value:.3f}" for value in results[name]), flush=True)
+    def both(self, head: str, made: Callable[[World], list[Record]]) -> list[str]:
+        """Train a head and Bradley and Terry's on one table."""
+        return [self.run(head, made), self.run("bt", made)]
 
-    runs = both("ordinal", "ties")
-    level = np.round(2 * large)
-    tied = np.array([level[a] == level[b] for a, b in other.pairs])
-    note("ordinal: AUROC of ties", lambda r: auroc(-np.abs(logits(other, r, other.pairs)), tied), *runs)
-    note("ordinal: accuracy", lambda r: right(other, scored(other, r), level), *runs)
-    runs = both("ranklist", "rankings")
-    groups = [list(group) for group in other.groups]
-    note(
-        "ranklist: Kendall's tau",
-        lambda r: float(np.mean([kendalltau(s[g], large[g]).statistic for s in [scored(other, r)] for g in groups])),
-        *runs,
-    )
-    for head in ("armo", "micro"):
-        note(f"{head}: accuracy", lambda r: right(other, scored(other, r), other.by_prompt()), *both(head, "prompts"))
-    folder, plain = both("maxmin", "groups")
-    fits = np.array([[right(other, scored(other, folder, part=g), taste) for taste in (warm, large)] for g in (0, 1)])
-    found = max((fits[0, 0], fits[1, 1]), (fits[0, 1], fits[1, 0]), key=sum)
-    one = [right(other, scored(other, plain), taste) for taste in (warm, large)]
-    note("maxmin: the worse group's accuracy", lambda r: min(found) if r == folder else min(one), folder, plain)
-    hue = other.hue()
-    wheel = [(a, b) for a, b in other.pairs if min(hue[a], hue[b]) >= 0 and hue[a] != hue[b]]
-    ahead = np.array([(hue[b] - hue[a]) % len(HUES) <= len(HUES) // 2 for a, b in wheel])
-    note("gpm: accuracy", lambda r: float(((logits(other, r, wheel) > 0) == ahead).mean()), *both("gpm", "circle"))
-    start = run("bt", root / "votes", root / "run-start", seed)
-    runs = tuple(
-        run("bt_then_regression", root / "ratings", root / f"run-regression-{n}", seed, **given)
-        for n, given in enumerate(({"start": start}, {}))
-    )
-    note("bt_then_regression: Spearman (beside no start)", lambda r: float(spearmanr(scored(other, r), large).statistic), *runs)
-    note("more: the small source's accuracy", lambda r: right(other, scored(other, r), large), *both("more", "sources"))
-    note(
-        "more: the great source's accuracy",
-        lambda r: right(other, scored(other, r), warm),
-        str(root / "run-more"),
-        str(root / "run-more-bt"),
-    )
-    runs = (run("like", root / "likes", root / "run-like", seed), start)
-    note("like: accuracy on pairs (beside votes)", lambda r: right(other, scored(other, r), large), *runs)
+    def accuracy(self, folder: str, utility: np.ndarray, **constants: Any) -> float:
+        """Return the share of pairs of other prompts that a run orders as a utility does."""
+        return right(self.other, scored(self.other, folder, **constants), utility)
+
+
+Results = dict[str, list[float]]  # what the head reaches, and what Bradley and Terry's does
+
+
+def of_ordinal(t: Trial) -> Results:
+    """Return how well ties are told from preferences, and preferences apart."""
+    runs, level = t.both("ordinal", ties), np.round(2 * t.other.value("large"))
+    tied = np.array([level[a] == level[b] for a, b in t.other.pairs])
+    return {
+        "ordinal: AUROC of ties": [auroc(-np.abs(logits(t.other, r, t.other.pairs)), tied) for r in runs],
+        "ordinal: accuracy": [t.accuracy(r, level) for r in runs],
+    }
+
+
+def of_ranklist(t: Trial) -> Results:
+    """Return the rank correlation within prompts."""
+    light, places = t.other.value("bright_background"), [list(group) for group in t.other.groups]
+    scores = [scored(t.other, r) for r in t.both("ranklist", rankings)]
+    return {"ranklist: Kendall's tau": [float(np.mean([kendalltau(s[g], light[g]).statistic for g in places])) for s in scores]}
+
+
+def of_gates(t: Trial) -> Results:
+    """Return the accuracy where the taste hangs on the prompt."""
+    utility = t.other.by_prompt()
+    return {f"{head}: accuracy": [t.accuracy(r, utility) for r in t.both(head, prompts)] for head in ("armo", "micro")}
+
+
+def of_maxmin(t: Trial) -> Results:
+    """Return the accuracy of the group that fares worse, each group judged by the part that fits it."""
+    folder, plain = t.both("maxmin", groups)
+    tastes = [t.other.value(name) for name in BOTH]
+    fits = [[t.accuracy(folder, taste, part=group) for taste in tastes] for group in (0, 1)]
+    best = max((fits[0][0], fits[1][1]), (fits[1][0], fits[0][1]), key=sum)
+    return {"maxmin: the worse group's accuracy": [min(best), min(t.accuracy(plain, taste) for taste in tastes)]}
+
+
+def of_gpm(t: Trial) -> Results:
+    """Return the accuracy of preferences in a circle."""
+    pairs, ahead = zip(*t.other.turns(), strict=True)
+    return {"gpm: accuracy": [float(((logits(t.other, r, pairs) > 0) == np.array(ahead)).mean()) for r in t.both("gpm", circle)]}
+
+
+def of_regression(t: Trial) -> Results:
+    """Return the rank correlation with the rated value, beside the same head without a start."""
+    start = t.run("bt", votes)
+    runs = [t.run("bt_then_regression", ratings, name, **given) for name, given in (("-on", {"start": start}), ("", {}))]
+    value = t.other.value(BOTH[1])
+    return {"bt_then_regression: Spearman, beside no start": [float(spearmanr(scored(t.other, r), value).statistic) for r in runs]}
+
+
+def of_more(t: Trial) -> Results:
+    """Return the accuracy by the taste of each source."""
+    runs, named = t.both("more", sources), zip(("great", "small"), BOTH, strict=True)
+    return {f"more: the {name} source's accuracy": [t.accuracy(r, t.other.value(taste)) for r in runs] for name, taste in named}
+
+
+def of_like(t: Trial) -> Results:
+    """Return the accuracy on pairs, beside votes on pairs of the same pictures."""
+    value = t.other.value(BOTH[1])
+    return {"like: accuracy on pairs, beside votes": [t.accuracy(r, value) for r in (t.run("like", likes), t.run("bt", votes))]}
+
+
+TRIALS: dict[str, Callable[[Trial], Results]] = {
+    "ordinal": of_ordinal,
+    "ranklist": of_ranklist,
+    "gates": of_gates,
+    "maxmin": of_maxmin,
+    "gpm": of_gpm,
+    "regression": of_regression,
+    "more": of_more,
+    "like": of_like,
+}
+
+
+def measured(root: Path, seed: int, names: list[str]) -> Results:
+    """Return what every head named reaches on one seed, and what one reward by Bradley and Terry does."""
+    trial, results = Trial(root, seed), {}
+    for name in names:
+        results |= (new := TRIALS[name](trial))
+        for about, values in new.items():
+            print(seed, about, *(f"{value:.3f}" for value in values), flush=True)
     return results
 
 
@@ -207,12 +290,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--root", type=Path, default=Path("outputs/heads"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--heads", nargs="+", default=list(TRIALS), choices=list(TRIALS))
     given = parser.parse_args()
-    found = [measured(given.root / str(seed), seed) for seed in given.seeds]
-    write({given.root / "heads.json": json.dumps(found, indent=2) + "\n"})
+    seeds = [measured(given.root / str(seed), seed, given.heads) for seed in given.seeds]
+    write({given.root / "heads.json": json.dumps(seeds, indent=2) + "\n"})
     print("| | the head | Bradley and Terry |\n| --- | --- | --- |")
-    for name in found[0]:
-        cells = [np.array([one[name][side] for one in found]) for side in (0, 1)]
+    for name in seeds[0]:
+        cells = [np.array([one[name][side] for one in seeds]) for side in (0, 1)]
         print(f"| {name} | {' | '.join(f'{c.mean():.3f} ({c.min():.3f} to {c.max():.3f})' for c in cells)} |")
 
 

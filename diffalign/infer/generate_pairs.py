@@ -207,14 +207,16 @@ def _pipeline(config: GenerateConfig, device: torch.device, inputs: bool) -> tup
     return load_pipeline(name, **options, dtype=DTYPES[config.mixed_precision or "no"]).to(device), shape
 
 
+def _side_by_side(tables: Sequence[tuple[dict[str, Any], np.ndarray]]) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what is said of a scorer, and its scores of every model's pictures beside each other."""
+    return tables[0][0], np.concatenate([scores for _, scores in tables], axis=1)
+
+
 def _merge(config: GenerateConfig, sides: Sequence[Drawings], device: torch.device) -> Table:
     """Write the table of all shards, ranked and filtered."""
     rejected: list[dict[str, str]] = []
     ties: list[bool] = []  # of each prompt, whether all its images share a rank
-    scores = []
-    for spec in config.scorers:
-        ((about, *_), tables) = zip(*(side.scored(spec) for side in sides), strict=True)
-        scores.append((about, np.concatenate(tables, axis=1)))
+    scores = [_side_by_side([side.scored(spec) for side in sides]) for spec in config.scorers]
     names = [about["name"] for about, _ in scores]
     if len(set(names)) < len(names):
         raise ConfigError(f"`scorers`: two of them give a score of the same name, of {', '.join(names)}; leave one out")
@@ -225,8 +227,8 @@ def _merge(config: GenerateConfig, sides: Sequence[Drawings], device: torch.devi
     distance = None if encoder is None else SentenceDistance.from_pretrained(encoder, device)
 
     def kept() -> Iterator[Record]:
-        for i, (record, *others) in enumerate(zip(*(side.records() for side in sides), strict=True)):
-            record = replace(record, candidates=tuple(c for own in (record, *others) for c in own.candidates))
+        for i, drawn in enumerate(zip(*(side.records() for side in sides), strict=True)):
+            record = replace(drawn[0], candidates=tuple(candidate for own in drawn for candidate in own.candidates))
             if not scores:
                 yield record
                 continue

@@ -44,7 +44,7 @@ from diffalign.models.backbones.folders import (
 from diffalign.models.backbones.mistaken import refuse_vae
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, RENAMED, Facts, bind_objective
-from diffalign.rewards.heads.settings import BY_OBJECTIVE, check_embeds, settings_of
+from diffalign.rewards.heads.settings import check_embeds, check_own_loss, settings_of
 from diffalign.rewards.names import check_scorer_names
 
 logger = logging.getLogger(__name__)
@@ -316,7 +316,6 @@ def _check_reward(config: TrainConfig) -> None:
         return
     if odd := sorted(name for name in changed(config) if "reward" not in facts[name].kinds):
         raise ConfigError(f"`{odd[0]}` means nothing to a reward model, a head on frozen embeddings; leave it out")
-    head, _ = settings_of(config.reward_head, config.method)
     if not 0.0 < config.held_out_share < 1.0:
         raise ConfigError(f"`held_out_share` is {config.held_out_share}; expected a share of the prompts, above 0 and below 1")
     if config.held_out_split_name is not None and config.held_out_dataset_name is None:
@@ -327,10 +326,7 @@ def _check_reward(config: TrainConfig) -> None:
             "objective of a reward model is {simpo: {beta: BETA, gamma: 0}}: with a margin, or shaped by `alpha`, differences of rewards "
             f"would be no logits of preference; found {{{objective}: {dict(constants)}}}"
         )
-    if head not in BY_OBJECTIVE and constants.get("beta") != 1.0:
-        raise ConfigError(f"reward_head `{head}` brings its own loss, and `beta` {constants.get('beta')} is not of it; leave it out")
-    if head not in BY_OBJECTIVE and "offset_by" in _names(config):
-        raise ConfigError(f"reward_head `{head}` brings its own loss, which has no offset; leave out the transform `offset_by`")
+    check_own_loss(settings_of(config.reward_head, config.method)[0], constants.get("beta"), _names(config))
     if "invert" in _names(config):
         raise ConfigError("transform `invert` would make a reward of what people do not prefer; leave it out")
 

@@ -79,8 +79,8 @@ def by_model(record: Record, *, order: Sequence[str]) -> tuple[Record, ...]:
     if record.offset is not None:
         raise RecordError(f"{record.source}: the offset belongs to the label that `by_model` replaces; put `offset_by` after `by_model`")
     drawn = {candidate.model: candidate for candidate in reversed(record.candidates)}
-    found = [drawn[model] for model in order if model in drawn]
-    return (replace(record, candidates=(found[0], found[-1]), prob=1.0),) if len(found) > 1 else ()
+    present = [drawn[model] for model in order if model in drawn]
+    return (replace(record, candidates=(present[0], present[-1]), prob=1.0),) if len(present) > 1 else ()
 
 
 def singles(record: Record, *, score: str = "liked", liked: float = 1.0, disliked: float | None = None) -> tuple[Record, ...]:

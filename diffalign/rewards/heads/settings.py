@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -179,6 +180,14 @@ def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
     if isinstance(settings, OrdinalSettings) and settings.levels < settings.bands:
         raise ConfigError(f"reward_head `ordinal`: {settings.levels} `levels` make no {settings.bands} `bands`; raise `levels`")
     return name, settings
+
+
+def check_own_loss(head: str, beta: Any, transforms: Sequence[str]) -> None:
+    """Raise ConfigError for a beta or offsets of records where a head brings its own loss, which has neither."""
+    if head not in BY_OBJECTIVE and beta != 1.0:
+        raise ConfigError(f"reward_head `{head}` brings its own loss, and `beta` {beta} is not of it; leave it out")
+    if head not in BY_OBJECTIVE and "offset_by" in transforms:
+        raise ConfigError(f"reward_head `{head}` brings its own loss, which has no offset; leave out the transform `offset_by`")
 
 
 def reads_texts(name: str) -> bool:

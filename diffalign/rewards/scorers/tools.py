@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,30 +46,42 @@ def tools(
     """
     if detector is None and reader is None:
         raise ConfigError("scorer `tools`: names neither a `detector` nor a `reader`; give one or both")
-    about: dict[str, Any] = {"timeout": timeout, "leave_out": on_failure == "leave_out", "device": device}
+    about: dict[str, Any] = {"timeout": timeout, "leave_out": on_failure == "leave_out", "device": device, "audit": Counter()}
     finder = None if detector is None else tool(detector, "boxes", **about)
     ocr = None if reader is None else tool(reader, "lines", **about)
-    written = {} if metadata is None else read_metadata(metadata)
     painter = None if colors == "pixels" or finder is None else clipscore(model=colors, device=device)
-    notes: list[str | None] = []
-    audit = finder.audit if finder is not None else Counter()
-    if ocr is not None and ocr.audit is not audit:
-        ocr = replace(ocr, audit=audit)
+    inspector = Inspector(finder, ocr, painter, {} if metadata is None else read_metadata(metadata), whole=score == "all")
+    scale = "1 if tools find all that is asked for, else 0" if inspector.whole else "share in [0, 1] of what is asked for that tools find"
+    own: dict[str, Any] = {"audit": about["audit"], "evidence": inspector.notes}
+    return CallableScorer(name, scale, inspector.scores, "the tools", licence="the tools' own", unit="share", **own)
 
-    def judged(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        notes.clear()
-        scores = []
-        for image, prompt in zip(images, prompts, strict=True):
-            wanted = written.get(prompt) or asked_for(prompt, finder, ocr)
-            found = None if not (wanted.include or wanted.exclude or wanted.text) else look(image, wanted, finder, ocr, painter)
-            results = {} if found is None else checks(wanted, found)
-            notes.append(None if found is None else json.dumps(evidence(found, results)))
-            value = sum(results.values()) / len(results) if results else float("nan")
-            scores.append(value if score == "share" or not results else float(min(results.values()) >= 1.0))
-        return scores
 
-    scale = "share in [0, 1] of what the prompt asks for that tools find" if score == "share" else "1 if tools find all it asks for, else 0"
-    return CallableScorer(name, scale, judged, "the tools", licence="the tools' own", unit="share", audit=audit, evidence=notes)
+@dataclass(frozen=True, slots=True)
+class Inspector:
+    """Looks at pictures with tools, and keeps in `notes` what the scores of the last call stand on."""
+
+    finder: Tool | None
+    ocr: Tool | None
+    painter: Any  # a scorer of pictures and texts that names colours; None for the nearest by pixels
+    written: Mapping[str, Requirements]  # by prompt
+    whole: bool  # whether a score is 1 for everything, and 0 else
+    notes: list[str | None] = field(default_factory=list)
+
+    def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """Return a score for each image (N,), NaN where a tool failed or there is nothing to check."""
+        self.notes.clear()
+        return [self._score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    def _score(self, image: Image.Image, prompt: str) -> float:
+        wanted = self.written.get(prompt) or asked_for(prompt, self.finder, self.ocr)
+        checkable = bool(wanted.include or wanted.exclude or wanted.text)
+        findings = look(image, wanted, self.finder, self.ocr, self.painter) if checkable else None
+        if findings is None:
+            self.notes.append(None)
+            return float("nan")
+        results = checks(wanted, findings)
+        self.notes.append(json.dumps(evidence(findings, results)))
+        return float(min(results.values()) >= 1.0) if self.whole else sum(results.values()) / len(results)
 
 
 def asked_for(prompt: str, finder: Tool | None, ocr: Tool | None) -> Requirements:

@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,6 @@ class Tool:
     find: Callable[[Sequence[Image.Image], Sequence[str]], list[Any]]
     """(images, labels to look for) -> for each image a list of `Box` or `Line`, None where the tool failed and is left out."""
     labels: tuple[str, ...] | None = None  # all that it can find; None for one that is told what to look for
-    audit: Counter[str] = field(default_factory=Counter)  # pictures `answered` and `failed`, of a server
 
 
 def world() -> Tool:
@@ -69,22 +68,22 @@ def transformers_detector(*, model: str, threshold: float = 0.3, revision: str |
     Raises CheckpointError for a model that does not load, or detects nothing.
     """
     from transformers import AutoConfig, pipeline
-    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES as TOLD
+    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES as ZERO_SHOT
 
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
-        told = config.model_type in TOLD
-        task: Any = "zero-shot-object-detection" if told else "object-detection"
+        zero_shot = config.model_type in ZERO_SHOT
+        task: Any = "zero-shot-object-detection" if zero_shot else "object-detection"
         run: Any = pipeline(task, model=model, revision=revision, device=device, model_kwargs={"use_safetensors": True})
     except UNREADABLE as error:
         raise CheckpointError(f"{model}: no detection model of transformers can be loaded from here: {error}") from error
 
     def find(images: Sequence[Image.Image], labels: Sequence[str]) -> list[list[Box]]:
-        options = {"candidate_labels": list(labels)} if told else {}
-        found = [run(flattened(image), threshold=threshold, **options) if labels or not told else [] for image in images]
-        return [[_box_of(one) for one in boxes] for boxes in found]
+        options = {"candidate_labels": list(labels)} if zero_shot else {}
+        lists = [run(flattened(image), threshold=threshold, **options) if labels or not zero_shot else [] for image in images]
+        return [[_box_of(one) for one in boxes] for boxes in lists]
 
-    return Tool(find, None if told else tuple(config.id2label.values()))
+    return Tool(find, None if zero_shot else tuple(config.id2label.values()))
 
 
 def _box_of(one: Mapping[str, Any]) -> Box:
@@ -105,12 +104,11 @@ def called(*, path: str, kind: str) -> Tool:
     return Tool(find)
 
 
-def asked(*, url: str, name: str, timeout: float, kind: str, leave_out: bool) -> Tool:
+def on_server(*, url: str, name: str, timeout: float, kind: str, leave_out: bool, audit: Counter[str]) -> Tool:
     """Return a tool on a server, which is sent JSON {"images": [PNG in base64], "labels": [...]} and answers {"boxes": [[{label, score,
     box: [left, top, right, bottom]}]]}, or {"lines": [[{text, score}]]}: a list for each image. Failures are met as `scorers.client` says.
     """
     check_address("tools", url, name)
-    audit: Counter[str] = Counter()
 
     def find(images: Sequence[Image.Image], labels: Sequence[str]) -> list[Any]:
         found: list[Any] = []
@@ -128,7 +126,7 @@ def asked(*, url: str, name: str, timeout: float, kind: str, leave_out: bool) ->
                 found += [None] * len(part)
         return found
 
-    return Tool(find, None, audit)
+    return Tool(find)
 
 
 def _sent(url: str, body: Mapping[str, Any], timeout: float, name: str) -> bytes:
@@ -189,14 +187,17 @@ def rapidocr() -> Tool:
     return Tool(find)
 
 
-def tool(spec: Spec, kind: str, *, timeout: float, leave_out: bool, device: str) -> Tool:
-    """Return the tool of a spec: {transformers: {model}}, {function: {path}}, {http: {url, name}}, `rapidocr` or `world`."""
+def tool(spec: Spec, kind: str, *, timeout: float, leave_out: bool, device: str, audit: Counter[str]) -> Tool:
+    """Return the tool of a spec: {transformers: {model}}, {function: {path}}, {http: {url, name}}, `rapidocr` or `world`.
+
+    `audit` counts the pictures that a server `answered`, and those that `failed`.
+    """
 
     def by_function(*, path: str) -> Tool:
         return called(path=path, kind=kind)
 
     def by_server(*, url: str, name: str = "tools") -> Tool:
-        return asked(url=url, name=name, timeout=timeout, kind=kind, leave_out=leave_out)
+        return on_server(url=url, name=name, timeout=timeout, kind=kind, leave_out=leave_out, audit=audit)
 
     table: dict[str, Callable[..., Tool]] = {"function": by_function, "http": by_server}
     table |= {"transformers": transformers_detector, "world": world} if kind == "boxes" else {"rapidocr": rapidocr}

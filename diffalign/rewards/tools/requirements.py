@@ -110,20 +110,20 @@ def _thing(words: Sequence[str], at: int, labels: Sequence[str] | None) -> tuple
         here += 1
     if labels is None and count is None:
         return None
-    found = _label(words, here, labels)
-    if found is None:
+    named = _label(words, here, labels)
+    if named is None:
         return None
-    label, end = found
+    label, end = named
     return Wanted(label, count or 1, color), exact, end
 
 
 def _label(words: Sequence[str], at: int, labels: Sequence[str] | None) -> tuple[str, int] | None:
     """Return the name of a thing that stands at a word, in the singular, and where it ends."""
     if labels is not None:
-        known = {label.lower(): label for label in labels}
+        names = {label.lower(): label for label in labels}
         for length in (3, 2, 1):
             name = " ".join(words[at : at + length])
-            if label := known.get(name) or known.get(singular(name)):
+            if label := names.get(name) or names.get(singular(name)):
                 return label, min(at + length, len(words))
         return None
     end = at
