@@ -194,3 +194,14 @@ def test_a_bad_row_is_named(name: str, row: dict[str, Any], change: dict[str, An
 def test_an_answer_of_openassistant_that_cannot_be_read_is_named(change: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"message a: {text}"):
         list(read(READERS["oasst"], rows(tmp_path, MESSAGES[0], {**MESSAGES[1], **change}, MESSAGES[2])))
+
+
+def test_why_one_was_preferred_is_kept(tmp_path: Path) -> None:
+    pictured(tmp_path)
+    own = {"prompt": "a fox", "image_0": "0.jpg", "image_1": "1.jpg", "label_0": 1, "rationale": "It has a tail."}
+    (record,) = records("columns", rows(tmp_path, own))
+    assert record.meta["rationale"] == "It has a tail."
+    rated = {"prompt": "Name a tree.", "response_1": "Oak", "response_2": "Rose", "preference_strength": -2}
+    rated |= {"preference_statement": "@Response 1 is better.", "preference_elaboration": "A rose is no tree."}
+    (record,) = records("helpsteer2", rows(tmp_path, rated))
+    assert record.meta["rationale"] == "A rose is no tree."

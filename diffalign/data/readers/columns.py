@@ -88,7 +88,7 @@ def parse(row: Row) -> Record:
         prob=preference(row, sides),
         user=row.user(aliases=("user", "annotator", "rater", "voter")),
         source=row.where,
-        meta=_weight(row),
+        meta=_weight(row) | ({"rationale": why} if (why := row.optional("rationale")) is not None else {}),
         conditioning_image=row.conditioning_image(),
     )
 

@@ -46,6 +46,8 @@ def _preference(row: Row) -> Record:
     meta = {"preference_strength": f"{strength:g}"}
     if "split" in row.value:  # one file holds both splits
         meta["split"] = row.text("split")
+    if (why := row.optional("preference_elaboration") or row.optional("preference_statement")) is not None:
+        meta["rationale"] = why
     candidates = [Candidate(text=row.text(f"response_{side}")) for side in (1, 2)]
     return chat_record(row, turns(row.text("prompt")), candidates, prob=_prob(-strength), meta=meta)
 
