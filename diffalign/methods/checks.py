@@ -24,6 +24,7 @@ from diffalign.methods.conditioning import check_controlnet, check_controls
 from diffalign.methods.config import SCHEDULES, TrainConfig
 from diffalign.methods.config_file import config_of
 from diffalign.methods.edits import check_edit
+from diffalign.methods.half_weights import check_full_bf16
 from diffalign.methods.launching import check_launch
 from diffalign.methods.lora_keys import check_lora_keys
 from diffalign.methods.online import check_flow_rollout, check_online, check_online_texts
@@ -68,6 +69,7 @@ def check(config: TrainConfig, *, installed: bool = True) -> Recipe:
         check_output(config)
     recipe = recipe_of(config, kind)
     check_launch(config, recipe)
+    check_full_bf16(config, recipe)
     if kind == "text":
         check_text(config, recipe)
     elif layout is not None:

@@ -292,6 +292,9 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     mixed_precision: Literal["no", "fp16", "bf16"] = key("no", kinds=ANY, changes="model", uses=CARD_AND_HELP, resume=True)
     """Precision of the networks; errors and losses are in float32 always."""
+    full_bf16: bool = key(False, kinds=IMAGE, resume=True, uses=CARD)
+    """Of train_method full and mixed_precision bf16: weights and gradients are kept in bfloat16, too, which halves them. Updates are
+    computed in float32 and rounded stochastically; to nearest, most would be lost. There is no moving average then."""
     residual_in_fp32: bool = key(False, kinds=IMAGE, resume=True, uses=CARD)
     """In half precision, keep the residual stream of the denoiser in float32: less noise in margins, more memory for activations."""
     gradient_checkpointing: bool = key(False, uses=HELP)

@@ -56,6 +56,8 @@ def _odd(config: TrainConfig, recipe: Recipe) -> Iterator[str]:
         yield "the model is a language model" if recipe.kind == "text" else "what is trained is a reward"
     if recipe.tuning not in ("lora", "dora", "full"):
         yield f"`train_method` is {recipe.tuning}"
+    if config.full_bf16:
+        yield "`full_bf16` is true"
     trajectory = next(iter(recipe.trajectory_spec))
     if trajectory != "forward":
         yield f"`trajectory` is {trajectory}: it asks the network as often as its records need, in each process otherwise"

@@ -13,10 +13,16 @@ from torch import nn
 
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.packages import is_installed
+from diffalign.train.rounding import StochasticRounding
 
 
 def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Return the optimiser of `config` over `parameters`, or groups of them that may have rates and decays of their own."""
+    made = _plain_optimizer(config, parameters)
+    return StochasticRounding(made, config.seed) if config.full_bf16 else made
+
+
+def _plain_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
     if config.optimizer_name == "adafactor":
         from transformers import Adafactor
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from diffalign.models.reference import eval_mode
 from diffalign.models.sharded import is_sharded
 from diffalign.objectives.base import margin
+from diffalign.train.rounding import rounded
 from diffalign.train.step import Driving
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def moved(parameters: Sequence[nn.Parameter], size: float, generator: torch.Gene
     try:
         for parameter in parameters:
             signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-            parameter.data.add_(signs.to(parameter), alpha=size)
+            there = parameter.data.float().add_(signs.to(parameter.device), alpha=size)
+            parameter.data.copy_(rounded(there.cpu(), generator) if parameter.dtype == torch.bfloat16 else there)
         yield
     finally:
         for parameter, value in zip(parameters, kept, strict=True):

@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -139,24 +140,43 @@ def worked_in(
     return [*rows, (what, activations(config, outline, images, inputs=inputs, spread=spread))]
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much there is to keep of a dataset."""
+
+    rows: int
+    images: int
+    prompts: int  # different ones
+
+    @classmethod
+    def of(cls, view: View) -> Counts:
+        """Return the counts of the records that are trained on."""
+        candidates = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
+        images = int(candidates[view.entries.rows_with_images].sum())
+        return cls(len(np.unique(view.entries.rows)), images, len(view.entries.prompts))
+
+
 def cache_bytes(config: TrainConfig, outline: Outline, view: View) -> int:
     """Return the bytes of latents, prompt embeddings, conditioning images and input pictures that a run keeps on disk."""
+    return kept_bytes(config, outline, Counts.of(view), inputs=has_inputs(outline, view))
+
+
+def kept_bytes(config: TrainConfig, outline: Outline, counts: Counts, *, inputs: bool = False) -> int:
+    """Return what `cache_bytes` does, by counts; with `inputs` every row has an input picture."""
     latents = [math.prod(outline.model.latent_shape(*size)) for size in sizes_of(config, outline)]
-    counts = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
-    images = int(counts[view.entries.rows_with_images].sum())
-    numbers = images * config.cache_variants * max(latents)
-    numbers += _condition_numbers(config, outline, view)
+    numbers = counts.images * config.cache_variants * max(latents)
+    numbers += _condition_numbers(config, outline, counts, inputs=inputs)
     pixels = max(3 * height * width for height, width in sizes_of(config, outline))
-    conditioning = images * config.cache_variants * pixels if isinstance(outline.model.denoiser, Controlled) else 0
+    conditioning = counts.images * config.cache_variants * pixels if isinstance(outline.model.denoiser, Controlled) else 0
     return numbers * SIZES[cache_precision(config)] + conditioning
 
 
-def _condition_numbers(config: TrainConfig, outline: Outline, view: View) -> int:
+def _condition_numbers(config: TrainConfig, outline: Outline, counts: Counts, *, inputs: bool) -> int:
     """Return how many numbers are kept of prompts, of the empty one, and of input pictures: these by record, and what sees them as well."""
-    prompts, model = len(view.entries.prompts) + 1, outline.model
-    if not has_inputs(outline, view):
+    prompts, model = counts.prompts + 1, outline.model
+    if not inputs:
         return prompts * max(_numbers(condition_of(outline, 1, size, inputs=False)) for size in sizes_of(config, outline))
-    rows, most = len(np.unique(view.entries.rows)) * config.cache_variants, dict[str, int]()
+    rows, most = counts.rows * config.cache_variants, dict[str, int]()
     for size in sizes_of(config, outline):
         for name, value in condition_of(outline, 1, size, inputs=True).items():
             most[name] = max(most.get(name, 0), value.numel())
@@ -179,7 +199,7 @@ def weights(config: TrainConfig, recipe: Recipe, network: nn.Module) -> list[tup
     trained = trainable(network)
     rows: list[tuple[str, float]] = [
         (f"base weights ({_dtypes(config, network)})", _frozen(config, network)),
-        ("trained weights (float32)", _bytes(trained)),
+        (f"trained weights ({'bfloat16' if config.full_bf16 else 'float32'})", _bytes(trained)),
         ("gradients", _bytes(trained)),
         (f"optimiser {config.optimizer_name}", state_bytes(config.optimizer_name, trained)),
     ]

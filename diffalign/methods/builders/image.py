@@ -71,7 +71,8 @@ def backbone(config: TrainConfig, recipe: Recipe, device: torch.device) -> Backb
         config.pretrained_model_name_or_path,
         device,
         precision=DTYPES[config.mixed_precision],
-        full=recipe.tuning == "full" or (recipe.tuning == "controlnet" and config.controlnet_model_name_or_path is None),
+        full=(recipe.tuning == "full" and not config.full_bf16)
+        or (recipe.tuning == "controlnet" and config.controlnet_model_name_or_path is None),
         settings=settings(config),
         revision=config.revision,
         variant=config.variant,
@@ -163,7 +164,7 @@ def _reference(config: TrainConfig, recipe: Recipe, model: Backbone, device: tor
     frozen = load_denoiser(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant)
     # Autocast would make these half at every call; norms stay float32, as in the policy. So the two agree to the bit at step 0.
     for layer in frozen.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if config.full_bf16 or isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(DTYPES[config.mixed_precision])
     frozen = shard(frozen) if is_sharded(model.denoiser) else frozen.to(device)
     frozen.load_state_dict(model.denoiser.state_dict())  # with what is fused into it, or was trained before

@@ -62,7 +62,7 @@ def outline(config: TrainConfig, recipe: Recipe, device: torch.device) -> Outlin
         check_image(config, recipe, layout)
     kind, parts = str(index["_class_name"]), {}
     own_vae = config.pretrained_vae_model_name_or_path is None
-    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full", own_vae=own_vae)
+    dtypes = part_dtypes(layout, DTYPES[config.mixed_precision], full=recipe.tuning == "full" and not config.full_bf16, own_vae=own_vae)
     for part, value in index.items():
         if names_class(value):
             library, class_name = value
