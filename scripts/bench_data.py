@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,8 @@ def bench_data(
         own = root / f"{count}"
         own.mkdir(parents=True, exist_ok=True)
         _write_source(own / "pairs.parquet", count, side)
-        found = {"rows": count, "source_mb": (own / "pairs.parquet").stat().st_size / MB}
-        for name in (one for one in STAGES if one not in skip):
-            flags = ["--rows", f"[{count}]", "--folder", folder, "--num_proc", str(num_proc), "--stage", name]
-            answer = subprocess.run([sys.executable, "-m", "scripts.bench_data", *flags], check=True, capture_output=True, text=True)  # noqa: S603  # our own
-            found |= {f"{name}_{key}": value for key, value in json.loads(answer.stdout.splitlines()[-1]).items()}
-        results.append(found)
-        print(_line(found), flush=True)
+        results.append(_all_stages(own, count, num_proc, skip))
+        print(_line(results[-1]), flush=True)
         shutil.rmtree(own)
     facts = {
         "machine": platform.platform(),
@@ -76,10 +71,20 @@ def bench_data(
     (root / "bench_data.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _line(found: dict[str, Any]) -> str:
+def _all_stages(own: Path, count: int, num_proc: int, skip: Sequence[str]) -> dict[str, Any]:
+    """Return what each stage took, in a process of its own."""
+    measured: dict[str, Any] = {"rows": count, "source_mb": (own / "pairs.parquet").stat().st_size / MB}
+    for name in (one for one in STAGES if one not in skip):
+        flags = ["--rows", f"[{count}]", "--folder", str(own.parent), "--num_proc", str(num_proc), "--stage", name]
+        answer = subprocess.run([sys.executable, "-m", "scripts.bench_data", *flags], check=True, capture_output=True, text=True)  # noqa: S603  # our own
+        measured |= {f"{name}_{key}": value for key, value in json.loads(answer.stdout.splitlines()[-1]).items()}
+    return measured
+
+
+def _line(measured: dict[str, Any]) -> str:
     """Return a row of a Markdown table: CPU seconds and MB of each stage; of the import rows a CPU second, too."""
-    cells = [f"{found['rows']:,}", f"{found['rows'] / found['import_cpu_s']:,.0f}"]
-    cells += [f"{found[f'{name}_cpu_s']:.2f} s, {found[f'{name}_mb']:.0f} MB" if f"{name}_mb" in found else "" for name in STAGES]
+    cells = [f"{measured['rows']:,}", f"{measured['rows'] / measured['import_cpu_s']:,.0f}"]
+    cells += [f"{measured[f'{name}_cpu_s']:.2f} s, {measured[f'{name}_mb']:.0f} MB" if f"{name}_mb" in measured else "" for name in STAGES]
     return f"| {' | '.join(cells)} |"
 
 

@@ -60,10 +60,7 @@ def import_dataset(
         >>> import_dataset("votes.csv", Path("outputs/votes"), reader="columns")  # doctest: +SKIP
     """
     check_free(path, overwrite)
-    if reader is not None and reader not in READERS:
-        raise ConfigError(f"there is no reader `{reader}`.{did_you_mean(reader, READERS)}")
-    if num_proc < 1:
-        raise ConfigError(f"`num_proc` is {num_proc}; expected at least 1")
+    _check(reader, num_proc)
     rejected, facts = list[dict[str, str]](), {"dataset_name": dataset_name(source), "split": split, "stamp": stamp_of(source)}
     with _opened(source, reader, split) as (name, of_pieces):
         facts |= {"reader": name}
@@ -75,6 +72,14 @@ def import_dataset(
                 return begun.moved_to(path, overwrite=overwrite)
             about = facts | {"limit": limit, "merged_from": len(whole)}
             return write_table(path, merged(whole, rejected), rejected=rejected, overwrite=overwrite, **about)
+
+
+def _check(reader: str | None, num_proc: int) -> None:
+    """Raise ConfigError for an unknown reader, or less than one process."""
+    if reader is not None and reader not in READERS:
+        raise ConfigError(f"there is no reader `{reader}`.{did_you_mean(reader, READERS)}")
+    if num_proc < 1:
+        raise ConfigError(f"`num_proc` is {num_proc}; expected at least 1")
 
 
 Opened = Callable[[int, bool, int], Iterator[Parsed]]  # (number of the first piece, skip_bad, num_proc)
@@ -91,8 +96,8 @@ def _opened(source: Any, reader: str | None, split: str | None) -> Iterator[tupl
         name = reader or detect(place, split)
 
         def of_pieces(first: int, skip_bad: bool, num_proc: int) -> Iterator[Parsed]:
-            found = parsed(pieces(READERS[name].rows, place, split, first), name, skip_bad=skip_bad, processes=num_proc)
-            return found if place is source else (_named(part, place, source) for part in found)
+            parts = parsed(pieces(READERS[name].rows, place, split, first), name, skip_bad=skip_bad, processes=num_proc)
+            return parts if place is source else (_named(part, place, source) for part in parts)
 
         yield name, of_pieces
 

@@ -43,9 +43,8 @@ def summary(table: Table, buckets: Sequence[Size] = ()) -> dict[str, Any]:
         if table.manifest["kind"] == "image":
             headers = [_header(image.as_buffer()) for image in content.field("image")]
             sizes.update(size_name(header) for header in headers)
-            for row in _split(headers, counts):
-                shapes = [(header.height, header.width) for header in row if header is not None]
-                kept.extend(kept_shares(shapes, buckets) if shapes else [])
+            shapes = ([(header.height, header.width) for header in row if header is not None] for row in _split(headers, counts))
+            kept.extend(share for row in shapes if row for share in kept_shares(row, buckets))
         else:
             lengths.extend(map(len, content.field("text").to_pylist()))
     return {

@@ -61,8 +61,7 @@ def score_table(
     scorers, scores, notes = _scored_by_all(table, progress, specs, device, max(shard, math.ceil(len(table) / MOST_SHARDS)))
     kept = [about for about in table.manifest.get("scorers") or [] if about["name"] not in scores]
     manifest = {key: table.manifest[key] for key in KEPT if key in table.manifest} | {"scorers": kept + scorers}
-    state = process_state()
-    if state.is_main_process:
+    if (state := process_state()).is_main_process:
         records = (_with_evidence(_with_scores(record, index, scores), index, notes) for index, record in enumerate(table))
         write_table(path, records, rejected=table.manifest["rejected"], overwrite=overwrite, **manifest)
         shutil.rmtree(progress)

@@ -86,9 +86,9 @@ def noise(trainer: Trainer, driving: Driving) -> dict[str, float]:
     if beta is None or trainer.parts.kind != "image" or not recipe.compares:
         return {}
     errors = torch.cat(list(_errors(trainer, driving)))
-    found = float(beta * errors.square().mean().sqrt())
-    _report(found, beta, len(errors), config.mixed_precision)
-    return {NOISE: found}
+    noise = float(beta * errors.square().mean().sqrt())
+    _report(noise, beta, len(errors), config.mixed_precision)
+    return {NOISE: noise}
 
 
 @torch.no_grad()

@@ -104,10 +104,10 @@ def matching(source: str) -> list[Path]:
         return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if re.search(r"[*?]", source) else []
     first, last = ranged.groups()
     names = [f"{source[: ranged.start()]}{n:0{len(first)}d}{source[ranged.end() :]}" for n in range(int(first), int(last) + 1)]
-    found = [file for name in names for file in matching(name) or [local_path(name)]]
-    if lacking := next((file for file in found if not file.is_file()), None):
+    files = [file for name in names for file in matching(name) or [local_path(name)]]
+    if lacking := next((file for file in files if not file.is_file()), None):
         raise RecordError(f"{source}: there is no {lacking}")
-    return found
+    return files
 
 
 def dataset_files(source: str, split: str | None = None) -> list[tuple[Path, str]]:
@@ -116,9 +116,9 @@ def dataset_files(source: str, split: str | None = None) -> list[tuple[Path, str
     if path.is_file():
         return [(path, path.name)]
     if not path.exists():
-        found = matching(source)
-        above = Path(os.path.commonpath([file.parent for file in found]))
-        return [(file, file.relative_to(above).as_posix()) for file in found]
+        shards = matching(source)
+        above = Path(os.path.commonpath([file.parent for file in shards]))
+        return [(file, file.relative_to(above).as_posix()) for file in shards]
     files = sorted(f for f in path.rglob("*") if kind_of(f) in FORMATS and f.is_file() and not _is_bookkeeping(f.relative_to(path)))
     if split is not None:
         stems = {f: f.name[: len(f.name) - len(kind_of(f))] for f in files}

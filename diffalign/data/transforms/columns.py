@@ -46,9 +46,9 @@ class Labelled:
         lists = self.content.column("candidates")
         maps = lists.values.field("scores")
         wanted = compute.equal(maps.keys, score).to_numpy(zero_copy_only=False)
-        found = np.diff(np.concatenate([[0], np.cumsum(wanted)])[maps.offsets.to_numpy()])
+        times = np.diff(np.concatenate([[0], np.cumsum(wanted)])[maps.offsets.to_numpy()])
         places = lists.offsets.to_numpy()[:-1][self.rows, None] + self.order
-        if not (found == 1).all():
+        if not (times == 1).all():
             return None
         values = maps.items.to_numpy(zero_copy_only=False)[wanted][places]
         return values[:, 0] - values[:, 1]
