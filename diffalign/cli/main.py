@@ -18,6 +18,7 @@ from typing import Any
 from diffalign.cli import commands
 from diffalign.cli.invocation import set_command_line
 from diffalign.core.errors import ConfigError, DiffalignError, did_you_mean
+from diffalign.core.processes import ended_elsewhere
 from diffalign.core.version import __version__
 
 ABOUT = "Align image generators, and the language models that prompt them, with human preferences."
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"diffalign: error: {where}{error.strerror}\n")
         return 2
+    except RuntimeError as error:
+        if (sentence := ended_elsewhere(error)) is None:
+            raise
+        sys.stderr.write(f"diffalign: error: {sentence}\n")
+        return 1
 
 
 def _write_anything() -> None:

@@ -34,7 +34,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     mode = _mode(temporary)
     try:
-        yield temporary
+        with named(path):
+            yield temporary
         _share(temporary.rglob("*"), mode)
         if path.exists():
             path.replace(aside)
@@ -44,6 +45,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             aside.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the disk in the block say what was being written, where it does not: some libraries leave that out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def free(path: Path) -> str:
+    """Return how much room there is on the disk that `path` is on, or will be, in words."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return f"{shutil.disk_usage(there).free / 2**20:,.0f} MiB are free on the disk of {path}"
 
 
 def settle(path: Path) -> None:

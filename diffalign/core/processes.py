@@ -22,6 +22,27 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
 
 
+# What gloo, NCCL and torch's store say where the process at the other end is no more.
+ENDED = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+    "ncclRemoteError",
+)
+
+
+def ended_elsewhere(error: RuntimeError) -> str | None:
+    """Return a sentence on an error of a process that waits for another one which has ended, None of any other error."""
+    mark = next((mark for mark in ENDED if mark in str(error)), None)
+    if mark is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return (
+        f"another process of the launch has ended ({mark}), and so does process {os.environ.get('RANK')}; the other's own message says why"
+    )
+
+
 def is_wanted(variable: str) -> bool:
     """Return whether accelerate's launcher says yes in a variable of the environment."""
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")

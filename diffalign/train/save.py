@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffalign.core.files import write
+from safetensors import SafetensorError
+
+from diffalign.core.errors import TrainingError
+from diffalign.core.files import free, write
 from diffalign.core.runs import CONFIG, RUN, scorers_of
 from diffalign.data.table import is_table, read_table
 from diffalign.infer.kinds.table import KINDS
@@ -39,6 +44,18 @@ def save_result(parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> Non
     }
     run |= {"data": dict(parts.usage)} if parts.usage else {}
     write({folder / RUN: json.dumps(run | adapter_facts(parts.backbone.network) | facts, indent=2) + "\n"})
+
+
+@contextlib.contextmanager
+def refused_by_disk(folder: Path) -> Iterator[None]:
+    """Raise TrainingError, which says how the training is not lost, where the block cannot write a result into `folder`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has one of its own for a full disk
+        raise TrainingError(
+            f"{folder}: the training is done, and its result could not be written ({error}; {free(folder)}); make room, and run the same "
+            "command with --resume_from_checkpoint latest"
+        ) from error
 
 
 def save_run(parts: Parts, config: TrainConfig, temporary: Path, folder: Path, facts: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from diffalign.core.files import free
 from diffalign.core.processes import first_alone
 from diffalign.core.progress import progress
 from diffalign.core.runs import CONFIG
@@ -48,7 +49,7 @@ from diffalign.train.online import loop as online
 from diffalign.train.optimizer import make_average, make_optimizer, make_schedule, restore_optimizer
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
 from diffalign.train.run_identity import changes, check_same, identity
-from diffalign.train.save import save_result, save_run
+from diffalign.train.save import refused_by_disk, save_result, save_run
 from diffalign.train.step import preference_step
 from diffalign.train.step_guard import Guard
 from diffalign.train.stopping import StoppedError, StopRequest
@@ -305,7 +306,8 @@ class Trainer:
                 save(self.output_dir, self.step, weights, state, self._identity(), limit, self._result_of_checkpoint)
             except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
                 saved = False
-                logger.warning("step %d: the checkpoint could not be written, training goes on without it (%s)", self.step, error)
+                room = free(self.output_dir)
+                logger.warning("step %d: the checkpoint could not be written, training goes on without it (%s; %s)", self.step, error, room)
         self.accelerator.wait_for_everyone()
         return saved
 
@@ -390,7 +392,8 @@ class Trainer:
                 facts |= {} if self.parts.measure is None else self.parts.measure(self.output_dir)
                 facts |= self.precision | self.watch.facts() | self._identity()
                 facts |= {} if self.parts.turns is None else self.parts.turns.finish(self.step)
-                save_result(self.parts, self.config, facts)
+                with refused_by_disk(self.output_dir):
+                    save_result(self.parts, self.config, facts)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()

@@ -43,3 +43,25 @@ def test_each_item_is_done_once_on_every_disk(monkeypatch, same_disk):
             done[index // 2] += items
     assert all(disk == set(range(10)) for disk in disks)
     assert sorted(done[0] + done[1]) == sorted(list(range(10)) * (1 if same_disk else 2))
+
+
+@pytest.mark.parametrize("mark", ["Connection closed by peer [127.0.0.1]:2975", "NCCL error: ncclRemoteError: a remote process exited"])
+def test_the_end_of_another_process_is_a_sentence_where_there_is_one(mark, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sentence = processes.ended_elsewhere(RuntimeError(f"[pair.cc:561] {mark}"))
+    assert sentence is not None
+    assert sentence.startswith("another process of the launch has ended")
+    assert processes.ended_elsewhere(RuntimeError("shapes differ")) is None
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert processes.ended_elsewhere(RuntimeError(mark)) is None
+
+
+def test_what_the_first_process_cannot_do_is_an_error_of_all():
+    assert processes.first_alone(lambda: "done") == "done"
+
+    def full():
+        raise RuntimeError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        processes.first_alone(full)

@@ -32,7 +32,7 @@ TREES |= {"rollout": {"branch": {"splits": [0, 1]}}, "num_inference_steps": 3, "
 TREES |= {"transforms": [{"list_of": {"score": "advantage"}}], "learning_rate": 0.1}
 # Weights spread over the processes, a reference by the adapter's switch, and one of its own.
 SPREAD = {
-    "dora": {"train_method": "dora", "use_ema": True, "ema_decay": 0.5, "validation_prompts": ["a red star"]},
+    "dora": {"train_method": "dora", "use_ema": True, "ema_decay": 0.5, "validation_prompts": ["a red star"], "lr_scheduler": "linear"},
     "full": {"train_method": "full", "learning_rate": 0.1, "gradient_checkpointing": True},
 }
 ROUNDS = CASES["diffusion_dpo"] | {"rounds": 2, "generate": DRAWN}  # the first trains on the pairs
@@ -58,6 +58,8 @@ def two(options, tmp_path_factory):
         run(TrainConfig(**(options | case | {"train_batch_size": 4, "output_dir": str(alone)})))
         shutil.copytree(alone / "checkpoint-2", folder / f"resumed {name}" / "checkpoint-2")
         cases[f"resumed {name}"] = case | {"spread": True, "resume_from_checkpoint": "latest"}
+    shutil.copytree(folder / "alone dora" / "checkpoint-2", folder / "resumed" / "checkpoint-2")
+    cases["resumed"] = SPREAD["dora"] | {"resume_from_checkpoint": "latest"}
     cases["rounds"] = ROUNDS
     launch(folder, [options | case | {"train_batch_size": 2, "output_dir": str(folder / name)} for name, case in cases.items()])
     return folder
@@ -79,18 +81,38 @@ def apart(one, two):
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
+def last(folder):
+    """Return the last step of a run, its learning rate, and its loss, by which its records are told from others."""
+    row = json.loads((folder / "train_log.jsonl").read_text().splitlines()[-1])
+    return row["step"], row["lr"], pytest.approx(row["loss"], abs=1e-6)
+
+
 @pytest.mark.parametrize("name", SPREAD)
 def test_weights_spread_over_two_processes_are_those_of_one_and_each_goes_on_from_the_others_checkpoint(options, two, tmp_path, name):
     alone, spread = two / f"alone {name}", two / f"spread {name}"
     assert apart(alone, spread) <= 1e-6
     assert apart(alone, two / f"resumed {name}") <= 1e-6
+    if name != "full":  # whose checkpoints have no second copy of its weights; this one is of the moving average
+        assert apart(alone / "checkpoint-2", spread / "checkpoint-2") <= 1e-6
     assert len(list((spread / "checkpoint-2" / "shares").iterdir())) == 2
     shutil.copytree(spread / "checkpoint-2", tmp_path / "checkpoint-2")
     whole = options | SPREAD[name] | {"train_batch_size": 4, "output_dir": str(tmp_path)}
     run(TrainConfig(**(whole | {"resume_from_checkpoint": "latest"})))
     assert apart(alone, tmp_path) <= 1e-6
+    assert [last(folder) for folder in (spread, two / f"resumed {name}", tmp_path)] == 3 * [last(alone)]
     start = Path(options["pretrained_model_name_or_path"]) if name == "full" else spread / "checkpoint-2"
     assert apart(alone, start) > 1e-3
+
+
+def test_two_whole_processes_go_on_from_the_checkpoint_of_one_and_one_from_theirs(options, two, tmp_path):
+    assert apart(two / "alone dora", two / "resumed") <= 1e-6
+    assert last(two / "resumed") == last(two / "alone dora")
+    theirs = two / "diffusion_dpo"
+    shutil.copytree(theirs / "checkpoint-2", tmp_path / "checkpoint-2")
+    case = options | CASES["diffusion_dpo"] | {"train_batch_size": 4, "output_dir": str(tmp_path), "resume_from_checkpoint": "latest"}
+    run(TrainConfig(**case))
+    assert apart(theirs, tmp_path) <= 1e-6
+    assert last(tmp_path) == last(theirs)
 
 
 @pytest.mark.parametrize("name", CASES)

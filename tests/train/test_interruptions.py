@@ -13,17 +13,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from diffalign.cli.main import main
-from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError, TrainingError
 from diffalign.core.keys import facts_of
 from diffalign.core.locks import LOCK, locked, owner
 from diffalign.core.runs import Run
 from diffalign.infer.load import load
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import save_yaml
-from diffalign.train import checkpoint, requests
+from diffalign.train import checkpoint, requests, save
 from diffalign.train.align import train
 from diffalign.train.run_identity import changes
 from diffalign.train.stopping import StoppedError, StopRequest
@@ -139,6 +140,19 @@ def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(config, 
         folder = trainer_for(replace(config, checkpointing_steps=2)).fit()
     assert (folder / "run.json").exists()
     assert "step 2: the checkpoint could not be written" in caplog.text
+    assert "MiB are free on the disk of" in caplog.text
+
+
+def test_a_result_that_cannot_be_written_says_how_to_get_it(config, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    whole, once = replace(config, checkpointing_steps=1), save.write
+    monkeypatch.setattr(save, "write", full)
+    with pytest.raises(TrainingError, match=r"the training is done.*No space left.*MiB are free.*--resume_from_checkpoint latest"):
+        train(whole)
+    monkeypatch.setattr(save, "write", once)
+    assert (train(replace(whole, resume_from_checkpoint="latest")) / "run.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, config, capsys):
