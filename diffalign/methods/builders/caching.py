@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,12 @@ def keeps(config: TrainConfig, view: View, encoders: Encoders, framing: Framing)
 
 def _costs(config: TrainConfig, view: View, encoders: Encoders, framing: Framing, root: Path) -> Costs:
     variants, precision, inputs = config.cache_variants, cache_precision(config), int(encoders.inputs is not None)
-    rows = sorted({entry.row for entry in view.entries if entry.order})
+    rows = view.entries.rows_with_images
     candidates = np.concatenate([batch.column("candidates").value_lengths().to_numpy() for batch in view.table.batches()])
     pictures = int(candidates[rows].sum()) * variants
     folder = folder_of(root, "latents", latent_facts(view, encoders, framing, variants, precision))
     missing = 1.0 - min(1.0, filled(folder, "latents") / pictures) if pictures else 1.0
-    texts = list(dict.fromkeys(entry.prompt for entry in view.entries))
+    texts = view.entries.prompts
     prompt, numbers = _prompt(encoders, texts[:SAMPLE])
     pictures, prompts = (round(missing * count) for count in (pictures + inputs * variants * len(rows), len(texts)))
     latent = math.prod(encoders.latent_shape(*(framing.buckets or (framing.square,))[0]))
@@ -117,7 +117,7 @@ def _costs(config: TrainConfig, view: View, encoders: Encoders, framing: Framing
         prompts=prompts,
         size=round((pictures * latent + prompts * numbers) * SIZES[precision]),
         free=shutil.disk_usage(next(path for path in (root, *root.resolve().parents) if path.exists())).free,
-        of_record=sum(len(entry.order) for entry in view.entries) / len(view) + inputs,
+        of_record=float(view.entries.counts.mean()) + inputs,
         records=len(view),
         samples=config.max_train_steps * config.train_batch_size * config.gradient_accumulation_steps * processes,
     )
@@ -134,7 +134,7 @@ def _picture(view: View, encoders: Encoders, framing: Framing, row: int) -> floa
     return _seconds(encode) / len(record.candidates)
 
 
-def _prompt(encoders: Encoders, prompts: list[str]) -> tuple[float, float]:
+def _prompt(encoders: Encoders, prompts: Sequence[str]) -> tuple[float, float]:
     """Return the seconds that one prompt takes, and how many numbers besides zeros are kept of it."""
     condition = {name: value.cpu() for name, value in encoders.prompt(prompts).items()}
     numbers = sum(int(value.count_nonzero()) for value in condition.values())
