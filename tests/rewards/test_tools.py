@@ -16,6 +16,7 @@ from diffalign.data.table import read_table, write_table
 from diffalign.data.world.captions import caption
 from diffalign.data.world.judge import adherence, read
 from diffalign.data.world.scenes import random_scene, render
+from diffalign.evaluate.pages.evidence import names_of, page
 from diffalign.rewards.score_table import score_table
 from diffalign.rewards.scorers import client
 from diffalign.rewards.scorers.tools import tools
@@ -143,6 +144,11 @@ def test_the_evidence_stands_in_the_table(tmp_path):
     assert (first["boxes"][0]["label"], first["boxes"][0]["color"]) == ("star", "red")
     assert (second["checks"], second["boxes"]) == ({"1 star": 0.0, "1 star: red": 0.0}, [])
     assert "tools" not in made[1].candidates[0].scores
+    assert names_of(made) == ["tools"]
+    html = page(made, "tools")
+    assert html.count("<img") == 2
+    assert "1 star: red (1.00)" in html
+    assert "1 star: red (0.00)" in html
     assert json.loads(made[1].meta["evidence.tools"]) == [None, None]
 
 

@@ -81,7 +81,9 @@ def run(config: CONFIG) -> int:
     check_scorer_names(config.scorers)
     import torch
 
+    from diffalign.core.files import write
     from diffalign.core.processes import process_state
+    from diffalign.evaluate.pages.evidence import names_of, page
     from diffalign.rewards.score_table import check, score_table
     from diffalign.rewards.shards import audited
 
@@ -100,6 +102,10 @@ def run(config: CONFIG) -> int:
             print(f"  {audited(scorer['audit'])}")
     if nameless := sum(len(record.candidates) for record in table if not record.prompt):
         print(f"{nameless} images have no prompt; scorers that read one were given an empty one")
+    for name in names_of(table):
+        file = table.path / f"evidence-{name}.html"
+        write({file: page(table, name)})
+        print(f"what {name} saw -> {file}")
     print(f"{len(table)} records -> {table.path}")
     return 0
 
