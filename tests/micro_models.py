@@ -340,6 +340,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "hidream": ("hidream", {}),
     "ovis-image": ("ovis_image", {}),
 }
+FIRSTS = tuple({kind: name for name, (kind, _) in reversed(MODELS.items())}.values())  # the first form of each family
 
 
 def write_micro(kind: str, folder: Path, *, variant: str | None = None, **options: Any) -> Path:

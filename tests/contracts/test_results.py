@@ -21,7 +21,7 @@ from diffalign.train.trainer import Trainer, trainer_for
 from tests.checked import checked
 from tests.contracts.calls import recorded
 from tests.edit_models import with_inputs
-from tests.micro_models import SIDE, is_idle, picture, stock
+from tests.micro_models import FIRSTS, SIDE, is_idle, picture, stock
 
 # An alpha other than the rank: a loader that loses it draws something else.
 OPTIONS = {"max_train_steps": 3, "train_batch_size": 4, "learning_rate": 3e-2, "rank": 2, "lora_alpha": 6.0, "resolution": SIDE}
@@ -92,6 +92,7 @@ def test_training_moves_the_whole_adapter_and_nothing_else_and_stock_libraries_d
     assert np.abs(half - plain).max() > 0.0
 
 
+@pytest.mark.parametrize("name", FIRSTS, indirect=True, scope="module")  # the other forms of a family have its network
 def test_a_wholly_trained_denoiser_loads_in_the_stock_pipeline(folder, before_training, trainer):
     run = trainer(train_method="full", learning_rate=1e-2)
     backbone = run.parts.backbone

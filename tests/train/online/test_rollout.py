@@ -31,13 +31,13 @@ from diffalign.train.online import drawing
 from diffalign.train.online.ratio import log_ratio
 from diffalign.train.step import one_by_one
 from tests.edit_models import EDITS
-from tests.micro_models import MODELS, write_micro
+from tests.micro_models import FIRSTS, MODELS, write_micro
 from tests.micro_parts import SIDE
 from tests.shades import add_scorer
 from tests.train.online.scorers import Bright, online_config
 
 PATHS = ("sd", "sd2", "playground", "sd3")  # a model of each: epsilon, v, EDM and velocity
-FAMILIES = {kind: name for name, (kind, _) in reversed(MODELS.items()) if kind not in EDITS}  # the first model of each
+FAMILIES = [name for name in FIRSTS if MODELS[name][0] not in EDITS]
 POLICY = {"objective": {"clipped_ratio": {"low": 1e-3}}, "transforms": [{"list_of": {"score": "advantage"}}], "reference": "none"}
 POLICY |= {"method": "diffusion_dpo", "beta": None, "rollout": {"cps": {"size": 2}}, "num_inference_steps": 3}
 
@@ -65,7 +65,7 @@ def rolled(model, noisy, scale, seeds, steps=3):
 
 def test_the_ratio_is_one_on_every_family_with_and_without_guidance(tmp_path):
     """Each kind of noise on each path, of which alone it knows; and each family, whose own is how it is asked, on a tree and on none."""
-    for name in dict.fromkeys((*PATHS, *FAMILIES.values())):
+    for name in dict.fromkeys((*PATHS, *FAMILIES)):
         kind, options = MODELS[name]
         settings = BackboneSettings(SIDE)
         model = load_backbone(str(write_micro(kind, tmp_path / name, **options)), torch.device("cpu"), settings=settings)
