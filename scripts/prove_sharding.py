@@ -28,7 +28,7 @@ UNET = {"pretrained_model_name_or_path": "assets/tiny-sd"}
 DIT = {"pretrained_model_name_or_path": "assets/tiny-sd3"}
 LORA: dict[str, Any] = {"train_method": "lora", "rank": 4, "learning_rate": 1.0, "use_ema": True, "ema_decay": 0.5}
 FULL: dict[str, Any] = {"train_method": "full", "learning_rate": 0.01, "gradient_checkpointing": True}
-CASES = {"unet_lora": UNET | LORA, "unet_full": UNET | FULL, "dit_lora": DIT | LORA, "dit_full": DIT | FULL}
+CASES = {"unet_lora": UNET | LORA, "unet_full": UNET | FULL, "dit_lora": DIT | LORA | {"learning_rate": 0.1}, "dit_full": DIT | FULL}
 # How the eight records of a step are divided, by the name of the way.
 WAYS = {"one": (4, 2), "ddp": (2, 2), "fsdp2": (2, 2)}
 
