@@ -47,7 +47,7 @@ def _people(row: Row, group: str) -> list[Mapping[str, Any]]:
 
 def _share(row: Row, people: list[Mapping[str, Any]], name: str) -> float | None:
     """Return the share of votes for the first answer, None where nobody voted in this aspect."""
-    given = [one.get(name) for one in people if one.get(name) not in (None, "", "Both are not applicable")]
+    given: list[Any] = [one.get(name) for one in people if one.get(name) not in (None, "", "Both are not applicable")]
     if odd := [vote for vote in given if vote not in VOTES]:
         raise RecordError(f"{row.where}: `{name}` is {odd[0]!r}; expected one of {', '.join(VOTES)}")
     return sum(VOTES[vote] for vote in given) / len(given) if given else None

@@ -170,5 +170,7 @@ def sources_of(view: View, by: str) -> tuple[dict[int, int], tuple[str, ...]]:
         named[row] = str(name)
     names = tuple(sorted(set(named.values())))
     if len(names) < 2:
-        raise TableError(f"{view.table.path}: all records are of one source by `{by}` ({names[0]}); expected two or more to balance")
+        raise TableError(
+            f"{view.table.path}: all records are of one source by `{by}` ({', '.join(names)}); expected two or more to balance"
+        )
     return {row: names.index(name) for row, name in named.items()}, names

@@ -83,7 +83,7 @@ def transformers_detector(*, model: str, threshold: float = 0.3, revision: str |
         lists = [run(flattened(image), threshold=threshold, **options) if labels or not zero_shot else [] for image in images]
         return [[_box_of(one) for one in boxes] for boxes in lists]
 
-    return Tool(find, None if zero_shot else tuple(config.id2label.values()))
+    return Tool(find, None if zero_shot else tuple((config.id2label or {}).values()))
 
 
 def _box_of(one: Mapping[str, Any]) -> Box:
