@@ -43,8 +43,7 @@ def draw(
 
     `pipe` is a stock pipeline, or a user's (`for_user`); `resolution` (pixels) and `max_sequence_length` (T5 tokens) are its own where
     None. `true_cfg` draws a guidance-distilled model with real guidance. `bar` counts the images of several calls; without one, a call of
-    more than 16 has one named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step;
-    without it, an adapter is fused for the call where that costs no digits (`lora_layers.fused`).
+    more than 16 has one named `label`. `keep` takes each batch's last latents (n, C, H, W), `begins` the number of each solver step.
     Raises ConfigError for `conditioning_images` without a ControlNet or edit model, or the reverse, and for an SD3 without a CLIP.
     """
     stock, family = _drawable(pipe, conditioning_images)
@@ -53,9 +52,7 @@ def draw(
     if conditioning_images is not None and family.picture != "none":  # of several in one call all are those of one picture
         size, conditioning_images = 1, [squared(image, family, resolution) for image in conditioning_images]
     images, hidden = list[Image.Image](), bar is not None or len(prompts) <= 16
-    # What is called between steps may exchange the weights of the adapter.
-    lighter = fused(getattr(stock, component_of(stock))) if begins is None else contextlib.nullcontext()
-    with lighter, progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
+    with _fused(stock, begins), progress(total=len(prompts), desc=label, unit="images", hidden=hidden) as own_bar:
         for start in range(0, len(prompts), size):
             part, last = slice(start, start + size), list[Tensor]()
             arguments = _of_batch(stock, options, prompts[part], seeds[part], conditioning_images and conditioning_images[part])
@@ -65,6 +62,11 @@ def draw(
                 keep(family.unpacked(stock, last[0], images[-1].height, images[-1].width))
             (own_bar if bar is None else bar).update(len(prompts[part]))
     return images
+
+
+def _fused(pipe: Any, begins: Callable[[int], None] | None) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which an adapter is fused where that costs no digits; what is called between steps may exchange its weights."""
+    return contextlib.nullcontext() if begins is not None else fused(getattr(pipe, component_of(pipe)))
 
 
 @contextlib.contextmanager
