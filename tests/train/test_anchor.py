@@ -44,6 +44,7 @@ def run(config, **changes):
 
 def test_every_candidate_is_a_record_of_its_own_whatever_its_label(config, table):
     view = open_anchor(config, "image")
+    assert view is not None
     assert [(entry.row, entry.order, entry.prob) for entry in view.entries] == [(i // 2, (i % 2,), 1.0) for i in range(16)]
     assert view[1].candidates[0].image == read_table(table)[0].candidates[1].image
 

@@ -119,7 +119,7 @@ def test_a_text_has_beta_times_the_difference_of_log_probabilities(writer, tmp_p
     load_peft(tuned, writer / "run")
     words, expected = tokenizer(), []
     for text in texts:
-        prompt, whole = words("a star")["input_ids"], words("a star" + text + words.eos_token)["input_ids"]
+        prompt, whole = words("a star")["input_ids"], words(f"a star{text}{words.eos_token}")["input_ids"]
         sums = []
         for network in (tuned, base):
             logits = network(torch.tensor([whole])).logits[0].log_softmax(-1)
