@@ -1,5 +1,6 @@
-# python -m scripts.prove_precision
-"""Loss curves at beta 5000 in float32, in bfloat16, and in bfloat16 with a float32 residual stream, from the same draws.
+# python -m scripts.prove_precision; python -m scripts.prove_precision --what rounding --steps 10
+"""Loss curves at beta 5000 in float32, in bfloat16, and in bfloat16 with a float32 residual stream, from the same draws; and how far
+bfloat16 weights follow float32 ones, with and without stochastic rounding.
 
 Pairs are those of the arena (drawings of the embedded world). Every record of a step has the same time and noise in all runs, so curves
 differ by rounding alone until it has moved the weights. One figure and one JSON file are written.
@@ -13,8 +14,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from jsonargparse import auto_cli
+from torch import Tensor
 
+from diffalign.train import rounding as rounding_of_updates
 from diffalign.train.precision import NOISE
 from diffalign.train.trainer import LOG, trainer_for
 from scripts.arena import Arena, Run
@@ -63,19 +67,49 @@ def draw(logs: dict[str, list[dict[str, float]]], file: Path, title: str) -> Non
     plt.close(figure)
 
 
-def main(root: str = "outputs/prove_precision", model: str = "assets/tiny-sd", steps: int = 60) -> None:
-    """Train the three runs, and write curves.png and curves.json of them.
+def displacement(arena: Arena, steps: int, options: dict[str, Any], start: dict[str, Tensor]) -> Tensor:
+    """Return by how much full training at a rate of 1e-6 has moved all weights (numbers,) from `start`, which is filled at first."""
+    own = {"beta": 500.0, "learning_rate": 1e-6, "train_method": "full", "train_batch_size": 8, "overwrite_output_dir": True, **options}
+    trainer = trainer_for(arena._config(Run("off", "diffusion_dpo", own, steps)))
+    start |= {} if start else {name: value.float().clone() for name, value in trainer.network.named_parameters()}
+    trainer.fit()
+    return torch.cat([(value.detach().float() - start[name]).flatten() for name, value in trainer.network.named_parameters()])
+
+
+def rounding(arena: Arena, steps: int) -> list[dict[str, Any]]:
+    """Return how far bfloat16 weights follow float32 ones, rounded stochastically and to nearest: the share of the float32 displacement."""
+    half, found = {"mixed_precision": "bf16", "full_bf16": True}, []
+    exact = displacement(arena, steps, {"mixed_precision": "bf16"}, start := {})
+    # Both begin at the rounded weights.
+    start = {name: value.bfloat16().float() for name, value in start.items()}
+    stochastically = rounding_of_updates.rounded
+    for name, function in (("stochastic", stochastically), ("nearest", lambda x, _: x.to(torch.bfloat16))):
+        rounding_of_updates.rounded = function
+        moved = displacement(arena, steps, half, dict(start))
+        along = float(moved.double() @ exact.double() / exact.double().square().sum())
+        found.append({"rounding": name, "along float32's way": along, "weights that moved": float((moved != 0).double().mean())})
+    rounding_of_updates.rounded = stochastically
+    return found
+
+
+def main(root: str = "outputs/prove_precision", model: str = "assets/tiny-sd", steps: int = 60, what: str = "curves") -> None:
+    """Train the runs, and write curves.png and curves.json, or rounding.json, of them.
 
     Args:
         root: Folder for pairs, runs and results.
         model: The embedded model, or tiny-sd3.
         steps: Optimiser steps of a run.
+        what: curves of losses at beta 5000, or rounding of bfloat16 weights.
     """
     arena = Arena(Path(root) / Path(model).name, model)
-    logs = {name: curve(arena, steps, options) for name, options in VARIANTS.items()}
-    rows = [row(name, log, logs["float32"]) for name, log in logs.items()]
-    draw(logs, arena.root / "curves.png", f"Diffusion-DPO on {Path(model).name}, beta 5000, the same draws")
-    (arena.root / "curves.json").write_text(json.dumps({"steps": steps, "rows": rows, "logs": logs}, indent=1) + "\n")
+    if what == "rounding":
+        rows = rounding(arena, steps)
+        (arena.root / "rounding.json").write_text(json.dumps({"steps": steps, "rows": rows}, indent=1) + "\n")
+    else:
+        logs = {name: curve(arena, steps, options) for name, options in VARIANTS.items()}
+        rows = [row(name, log, logs["float32"]) for name, log in logs.items()]
+        draw(logs, arena.root / "curves.png", f"Diffusion-DPO on {Path(model).name}, beta 5000, the same draws")
+        (arena.root / "curves.json").write_text(json.dumps({"steps": steps, "rows": rows, "logs": logs}, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
 

@@ -302,3 +302,11 @@ def test_a_residual_stream_in_float32_reaches_every_block_in_half_precision(own_
     predict(model, x, t, condition)
     assert found
     assert not [name for name, dtype in found if dtype == torch.bfloat16]
+
+
+def test_parked_encoders_go_to_the_cpu_and_what_is_trained_stays(backbone, monkeypatch):
+    sent = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where, **_: sent.append((id(self), *where)) or self)
+    backbone.park()
+    parts = {id(part) for part in backbone.pipeline(whole=False).components.values() if isinstance(part, torch.nn.Module)}
+    assert sorted(sent) == sorted((part, "cpu") for part in parts - {id(backbone.denoiser)})
