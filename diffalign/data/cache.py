@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -151,20 +152,26 @@ def _write(array: np.memmap, rows: Sequence[int], values: np.ndarray) -> None:
     """
     path = Path(str(array.filename))
     try:
-        with path.open("r+b") as file:
+        # Without a buffer: it would write back what it had read between two rows, and with that undo rows of another process.
+        with path.open("r+b", buffering=0) as file:
             for start, run in _runs(rows, values):
                 place = array.offset + start * array.strides[0]
                 file.seek(place)
                 before = np.frombuffer(file.read(len(run)).ljust(len(run), b"\0"), np.uint8)
                 for first, last in _with_numbers(before, run):
                     file.seek(place + first)
-                    file.write(run[first:last].data)
-            file.flush()
+                    _write_all(file, run[first:last].data)
             os.fsync(file.fileno())
     except OSError as error:
         raise TableError(
             f"{path}: cannot be written ({error.strerror}); make room and start again, what was stored before is kept"
         ) from error
+
+
+def _write_all(file: io.RawIOBase, data: memoryview) -> None:
+    """Write all of `data`, of which a nearly full disk takes a part before it refuses the rest."""
+    while data:
+        data = data[file.write(data) or 0 :]
 
 
 def _read(array: np.memmap, rows: Sequence[int]) -> np.ndarray | None:

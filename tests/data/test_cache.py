@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign.core.errors import TableError
+from diffalign.data import cache
 from diffalign.data.cache import Bank, check_room, filling, fingerprint, open_folder, packed, row_shape, unpacked
 
 FACTS = {"table": "abc", "model": "def", "framing": {"resolution": 8}}
@@ -184,6 +185,21 @@ def test_one_run_at_a_time_fills_a_folder(tmp_path, caplog):
     thread.join()
     assert order == ["first", "other"]
     assert str(tmp_path) in caplog.text
+
+
+def test_rows_between_those_of_one_process_may_be_written_by_another_meanwhile(tmp_path, monkeypatch):
+    mine, theirs = (Bank(tmp_path, "frames", 16, (6,), "float32") for _ in range(2))
+    places, calls = cache._with_numbers, []
+
+    def between(before, run):
+        calls.append(run)
+        if len(calls) == 2:  # row 0 is written, and row 2 about to be
+            theirs.write([1], np.full((1, 6), 2.0, np.float32))
+        return places(before, run)
+
+    monkeypatch.setattr(cache, "_with_numbers", between)
+    mine.write([0, 2], np.array([6 * [1.0], 6 * [3.0]], np.float32))
+    assert mine.read([0, 1, 2])[:, 0].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_a_bank_travels_to_a_worker_as_its_place_on_disk(tmp_path):
