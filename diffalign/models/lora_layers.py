@@ -6,7 +6,7 @@ Adapters stay peft's, for everything that adds, saves, loads or merges them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Switch:
         finally:
             self._turn(plain, others, on=True)
 
-    def _turn(self, plain: list[LoraLinear], others: list[BaseTunerLayer], *, on: bool) -> None:
+    def _turn(self, plain: Sequence[LoraLinear], others: Sequence[BaseTunerLayer], *, on: bool) -> None:
         for layer in plain:
             vars(layer)["off"] = not on
         for layer in others:
@@ -96,12 +96,13 @@ def fused(model: nn.Module) -> Iterator[None]:
     not float32 (the sum would be rounded to fewer digits than the adapter was trained in), or that are sharded, offloaded or compiled.
     """
     weights = list[tuple[Any, Tensor]]()
-    layers = [] if any(layer._compiled_call_impl is not None for layer in model.modules()) else list(model.modules())
+    layers: list[Any] = [] if any(layer._compiled_call_impl is not None for layer in model.modules()) else list(model.modules())
     try:
         for layer in layers:
             if isinstance(layer, lora.LoraLayer) and _fuses(layer):
                 weights.append((layer, layer.base_layer.weight.data))
-                layer.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]  # which puts a new tensor in the weight's place
+                with contextlib.suppress(ValueError):  # for numbers that are not finite; they are drawn as they are
+                    layer.merge(safe_merge=True)  # which puts a new tensor in the weight's place
         yield
     finally:
         for layer, weight in weights:

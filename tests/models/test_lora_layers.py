@@ -146,3 +146,10 @@ def test_fused_leaves_alone_what_is_off_in_half_precision_or_called_by_something
         weight = model[0].base_layer.weight.data_ptr()
         with fused(model):
             assert (model[0].base_layer.weight.data_ptr(), model[0].merged) == (weight, False)
+
+
+def test_fused_leaves_alone_a_layer_whose_sum_is_not_finite():
+    model = network()
+    model[0].lora_B["default"].weight.data.fill_(torch.inf)
+    with fused(model):
+        assert (model[0].merged, model[1].merged) == (False, True)
