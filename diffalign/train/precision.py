@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 NOISE = "precision/noise"  # its name in the log
-RECORDS = 8  # at least so many are measured: the deviation is then right to about a quarter
+RECORDS = 32  # at least so many are measured, for single ones are far off now and then
 MOST = 0.2  # the weight of a pair's gradient, sigmoid(-margin), is then off by a tenth, half of this, while margins are small
 HALF = (torch.float16, torch.bfloat16)
 
