@@ -95,7 +95,7 @@ def fused(model: nn.Module) -> Iterator[None]:
     Layers stay as they are whose adapter is off, is no plain LoRA or is called by something else (negative guidance), whose weights are
     not float32 (the sum would be rounded to fewer digits than the adapter was trained in), or that are sharded, offloaded or compiled.
     """
-    weights = list[tuple[Any, Tensor]]()
+    weights = list[tuple[Any, Any]]()  # a layer and its weight
     layers: list[Any] = [] if any(layer._compiled_call_impl is not None for layer in model.modules()) else list(model.modules())
     try:
         for layer in layers:
