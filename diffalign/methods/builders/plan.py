@@ -197,7 +197,7 @@ def report(config: TrainConfig, recipe: Recipe, drawn: Outline, plan: Plan, gpus
     rows = [
         *dry_run.model_rows(config, recipe, drawn)[:-1],
         ("data", f"{plan.counts.rows:,} records of {plan.counts.images:,} pictures, {plan.counts.prompts:,} prompts"),
-        ("a forward pass", f"{flops / 1e12:.3g}e12 FLOP a picture"),
+        ("a forward pass", f"{flops:.3g} FLOP a picture"),
         ("a record", f"{passed}: {taken.total} in all"),
         ("rate", f"{rate:.3g} records a second on one GPU: {source}"),
     ]
