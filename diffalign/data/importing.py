@@ -38,12 +38,10 @@ def import_dataset(
     merge: bool = False,
     num_proc: int = 1,
 ) -> Table:
-    """Import a dataset into a preference table and return the table.
-
-    What a killed import has read lies beside the table, in `.NAME.import`; the same import goes on from there, to the same table.
+    """Import a dataset into a preference table and return the table; the same call after a kill goes on from `.NAME.import` beside it.
 
     Args:
-        source: dataset file, folder, zip or tar archive of these, hub id, a table, or a dataset of `datasets`, loaded or streamed.
+        source: dataset file, folder, archive of these (zip, tar), hub id, table, or dataset of `datasets`, loaded or streamed.
         path: folder of the new table.
         reader: a key of `READERS`; without it the reader is found from the first rows.
         split: split of a hub dataset, or the files of a folder that have this name.
@@ -51,31 +49,28 @@ def import_dataset(
         overwrite: replace a table at `path`.
         limit: number of records to import at most; all if None.
         merge: make one record of each pair, whose label is the share of all its labels; pairs of one candidate twice are left out.
-        num_proc: processes that parse rows and check pictures. They import the main module anew, so a script that has more than one
-            keeps its own work under `if __name__ == "__main__"`.
+        num_proc: processes that parse rows and check pictures; a script with more than one works under `if __name__ == "__main__"`.
 
     Raises ConfigError for an unknown reader, RecordError for a bad row, TableError if `path` is taken or no row can be read.
 
-    Example:
         >>> import_dataset("votes.csv", Path("outputs/votes"), reader="columns")  # doctest: +SKIP
     """
-    check_free(path, overwrite)
-    _check(reader, num_proc)
-    rejected, facts = list[dict[str, str]](), {"dataset_name": dataset_name(source), "split": split, "stamp": stamp_of(source)}
+    _check(path, overwrite, reader, num_proc)
     with _opened(source, reader, split) as (name, of_pieces):
-        facts |= {"reader": name}
-        with unfinished(path, facts | {"merge": merge}, rejected, limit) as begun:
+        facts = {"dataset_name": dataset_name(source), "split": split, "stamp": stamp_of(source), "reader": name}
+        with unfinished(path, facts | {"merge": merge}, rejected := list[dict[str, str]](), limit) as begun:
             records = begun.records(lambda first: of_pieces(first, skip_bad, num_proc), limit)
             bar = progress(records, desc=f"import {name}", unit="rows", total=limit, initial=begun.rows)
-            whole = begun.written(bar, facts | {"limit": limit}, path)
+            whole = begun.written(bar, facts := facts | {"limit": limit}, path)
             if not merge:
                 return begun.moved_to(path, overwrite=overwrite)
-            about = facts | {"limit": limit, "merged_from": len(whole)}
-            return write_table(path, merged(whole, rejected), rejected=rejected, overwrite=overwrite, **about)
+            facts |= {"merged_from": len(whole)}
+            return write_table(path, merged(whole, rejected), rejected=rejected, overwrite=overwrite, **facts)
 
 
-def _check(reader: str | None, num_proc: int) -> None:
-    """Raise ConfigError for an unknown reader, or less than one process."""
+def _check(path: Path, overwrite: bool, reader: str | None, num_proc: int) -> None:
+    """Raise TableError where `path` is taken, ConfigError for an unknown reader, or less than one process."""
+    check_free(path, overwrite)
     if reader is not None and reader not in READERS:
         raise ConfigError(f"there is no reader `{reader}`.{did_you_mean(reader, READERS)}")
     if num_proc < 1:

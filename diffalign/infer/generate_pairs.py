@@ -214,8 +214,7 @@ def _side_by_side(tables: Sequence[tuple[dict[str, Any], np.ndarray]]) -> tuple[
 
 def _merge(config: GenerateConfig, sides: Sequence[Drawings], device: torch.device) -> Table:
     """Write the table of all shards, ranked and filtered."""
-    rejected: list[dict[str, str]] = []
-    ties: list[bool] = []  # of each prompt, whether all its images share a rank
+    rejected, ties = list[dict[str, str]](), list[bool]()  # of each prompt, whether all its images share a rank
     scores = [_side_by_side([side.scored(spec) for side in sides]) for spec in config.scorers]
     names = [about["name"] for about, _ in scores]
     if len(set(names)) < len(names):
@@ -248,15 +247,20 @@ def _merge(config: GenerateConfig, sides: Sequence[Drawings], device: torch.devi
     scorers = [about | {"unjudged": int(np.isnan(values).sum())} for about, values in scores]
     about = {"generated": _settings(config), "scorers": scorers}
     table = write_table(config.output_dir, kept(), rejected=rejected, overwrite=config.overwrite, **about)
+    _warn_of_ties(table, ties)
+    return table
+
+
+def _warn_of_ties(table: Table, ties: Sequence[bool]) -> None:
+    """Warn where most prompts have images that score alike."""
     if sum(ties) > MANY_TIES * len(ties):
         logger.warning(
             "%s: all images of %d of %d prompts score alike, which teaches nothing; draw with more steps or another guidance, or rank by "
             "a scorer that tells them apart",
-            config.output_dir,
+            table.path,
             sum(ties),
             len(ties),
         )
-    return table
 
 
 def _with_scores(record: Record, scores: Mapping[str, Sequence[float]]) -> Record:

@@ -19,6 +19,7 @@ from diffalign.data.sampler import sample_generator
 from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import recipe_of
+from diffalign.models.lora_layers import LoraLinear
 from diffalign.models.trajectory_cache import Precomputed
 from diffalign.train.align import train
 from diffalign.train.step import preference_step
@@ -63,8 +64,8 @@ def log_of(folder):
 def calls_of(trainer):
     """Count what the denoiser is asked: a list of (rows, adapter on) a call."""
     seen = []
-    layer = next(m for m in trainer.network.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A"))
-    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), not layer.disable_adapters)))
+    layer = next(m for m in trainer.network.modules() if isinstance(m, LoraLinear))
+    trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), not layer.off)))
     return seen
 
 
