@@ -215,11 +215,16 @@ def of_ordinal(t: Trial) -> Results:
     }
 
 
+def correlation(of: Callable[..., Any], first: Any, second: Any) -> float:
+    """Return a correlation of scipy's."""
+    return float(of(first, second).statistic)
+
+
 def of_ranklist(t: Trial) -> Results:
     """Return the rank correlation within prompts."""
     light, places = t.other.value("bright_background"), [list(group) for group in t.other.groups]
     scores = [scored(t.other, r) for r in t.both("ranklist", rankings)]
-    return {"ranklist: Kendall's tau": [float(np.mean([kendalltau(s[g], light[g])[0] for g in places])) for s in scores]}
+    return {"ranklist: Kendall's tau": [float(np.mean([correlation(kendalltau, s[g], light[g]) for g in places])) for s in scores]}
 
 
 def of_gates(t: Trial) -> Results:
@@ -248,7 +253,7 @@ def of_regression(t: Trial) -> Results:
     start = t.run("bt", votes)
     runs = [t.run("bt_then_regression", ratings, name, **given) for name, given in (("-on", {"start": start}), ("", {}))]
     value = t.other.value(BOTH[1])
-    return {"bt_then_regression: Spearman, beside no start": [float(spearmanr(scored(t.other, r), value)[0]) for r in runs]}
+    return {"bt_then_regression: Spearman, beside no start": [correlation(spearmanr, scored(t.other, r), value) for r in runs]}
 
 
 def of_more(t: Trial) -> Results:
