@@ -33,7 +33,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -47,6 +46,7 @@ from diffalign.methods.builders.data import open_dataset
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.config_file import from_mapping, load_yaml, save_yaml
 from diffalign.methods.recipe import recipe_of
+from diffalign.models import lora_layers
 from diffalign.models.backbones.folders import resolve
 from diffalign.train.trainer import trainer_for
 from scripts.peers import FullScript, LoraScript, timed_script
@@ -202,9 +202,9 @@ def clock(device: torch.device) -> float:
 def flops(function: Callable[[], Any]) -> int:
     """Return the floating-point operations of a call: matmuls, convolutions and attention, a multiply-add as two."""
     # As plain matmuls, attention is counted alike on every device and by every version of torch.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    with lora_layers.counter() as counted, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         function()
-    return counter.get_total_flops()
+    return counted.get_total_flops()
 
 
 def step_flops(parts: build.Parts, policy: Any, batch: Batch, *, backward: int) -> int:

@@ -9,7 +9,7 @@ from itertools import islice
 SHORT = 4  # letters of a name in which one that is wrong weighs much
 MOST_LISTED, MOST_COMPARED, LONGEST = 30, 10_000, 300  # names in a message, names that a misspelt one is compared with, characters of one
 
-LONGEST_MESSAGE = 3_000
+LONGEST_MESSAGE = 2_900
 
 
 class DiffalignError(Exception):

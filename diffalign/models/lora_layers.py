@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class LoraLinear(lora.Linear):
@@ -47,6 +48,15 @@ class LoraLinear(lora.Linear):
             flat = flat.to(torch.get_autocast_dtype(x.device.type))  # once for both products
         result, below = F.linear(flat, base.weight, base.bias), F.linear(flat, down.weight)
         return result.addmm_(below, up.weight.t().to(result.dtype), alpha=self.scaling[names[0]]).view(*x.shape[:-1], -1)
+
+
+def counter() -> FlopCounterMode:
+    """Return torch's counter of operations, which by itself leaves out the product that a `LoraLinear` adds in place."""
+
+    def product(_: Any, left: torch.Size, right: torch.Size, **_others: Any) -> int:
+        return 2 * left.numel() * right[1]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product})
 
 
 def _watched(layer: nn.Module) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.files import readable
@@ -18,6 +17,7 @@ from diffalign.methods.builders.memory_by_rank import memory_by_rank
 from diffalign.methods.builders.meta_model import FusedAttention, Outline, condition_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.recipe import Recipe
+from diffalign.models import lora_layers
 from diffalign.models.diffusion.path import VPPath
 
 
@@ -80,7 +80,7 @@ def passes(config: TrainConfig, recipe: Recipe, candidates: int = 2) -> Passes:
 
 def counted(drawn: Outline, call: Callable[[], Any]) -> int:
     """Return the FLOPs of products of matrices in a call on tensors without numbers, a multiplication and an addition counted as two."""
-    counter = FlopCounterMode(display=False)
+    counter = lora_layers.counter()
     with drawn.mode, drawn.model.device, torch.no_grad(), FusedAttention(), counter:
         call()
     return counter.get_total_flops()
