@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ class Device:
 DEVICES = {"h100": Device(989, 67, 80), "a100": Device(312, 19.5, 80), "rtx4090": Device(165, 82.6, 24)}
 NOTE = """Arithmetic, not a measurement. Time is that of the products of matrices, at the rate above on every GPU: none is counted for
 communication, reading, the optimiser and validation pictures. Filling is at the same share of the peak, the VAE in its own precision;
-decoding is not counted. Memory is that of `--dry_run`, with all weights on every GPU or spread over them (FSDP2). A checkpoint has the
-trained weights, what the optimiser keeps, and the moving average."""
+decoding is not counted. Memory is that of `--dry_run`, with all weights on every GPU, or spread over them (FSDP2, which goes with AdamW
+alone). A checkpoint has the trained weights, what the optimiser keeps, and the moving average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ def columns(config: TrainConfig, recipe: Recipe, drawn: Outline, plan: Plan, gpu
     filling = [_filling(config, drawn, plan, taken, flops) / count / 3600 if cached else None for count in gpus]
     checkpoint = sum(size for what, size in dry_run.held(config, recipe, drawn) if what.startswith(("trained", "optimiser", "moving")))
     whole = sum(size for _, size in dry_run.memory(config, recipe, drawn))
-    spread = [sum(size for _, size in memory_by_rank(config, recipe, drawn, n)) if n > 1 else None for n in gpus]
+    adamw = replace(config, optimizer="adamw")  # the one that goes with weights that are spread
+    spread = [sum(size for _, size in memory_by_rank(adamw, recipe, drawn, n)) if n > 1 else None for n in gpus]
     kept = dry_run.kept_bytes(config, drawn, plan.counts) if config.cache != "off" else None
     epochs = [number / plan.counts.rows for number in samples]
     return [
@@ -165,7 +166,7 @@ def columns(config: TrainConfig, recipe: Recipe, drawn: Outline, plan: Plan, gpu
         ("cache on disk", [_or_none(kept, readable)] * len(gpus)),
         ("a checkpoint", [readable(checkpoint)] * len(gpus)),
         ("memory of a GPU", [_room(whole, plan.device)] * len(gpus)),
-        ("the same, weights spread", [_or_none(size, lambda size: _room(size, plan.device)) for size in spread]),
+        ("weights spread, AdamW", [_or_none(size, lambda size: _room(size, plan.device)) for size in spread]),
     ]
 
 
