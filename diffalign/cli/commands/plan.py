@@ -47,6 +47,8 @@ def run(config: CONFIG) -> int:
         raise ConfigError("`share_of_peak` is a share in (0, 1], and `gpus` are numbers from 1 on")
     check_ranges(config)
     training = plain(config, TrainConfig)
+    if config.records is not None and not (training.dataset_name or training.generate or training.prompts):
+        training = replace(training, dataset_name=f"{config.records} records")  # of a dataset that is not there yet
     if training.generate or training.prompts:
         raise ConfigError("`plan` is for a training on a dataset; `diffalign train --dry_run` says what rounds and turns cost")
     recipe = check(replace(training, overwrite_output_dir=True), installed=False)

@@ -30,7 +30,7 @@ def page(table: Table, name: str) -> str:
     """Return the page of a scorer: the first pictures that it judged, with what it saw."""
     shown = list(itertools.islice(_judged(table, name), MOST))
     figures = (_figure(record, candidate, facts, name, share(len(shown))) for record, candidate, facts in shown)
-    head = f"What {escape(name)} saw in the first {len(shown)} pictures that it judged"
+    head = f"What {escape(name)} saw in the first {len(shown)} pictures that were scored"
     return document(f"diffalign: what {name} saw", head, "\n".join(figures))
 
 
