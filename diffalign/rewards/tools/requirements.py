@@ -12,24 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffalign.core.errors import ConfigError
+from diffalign.data.world import scenes
 
 NUMBERS = {word: number for number, word in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 1)}
 ARTICLES = {"a": 1, "an": 1, "the": 1}
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 35, 40),
-    "orange": (245, 135, 25),
-    "yellow": (248, 220, 45),
-    "green": (45, 160, 65),
-    "cyan": (50, 200, 215),
-    "blue": (40, 75, 210),
-    "purple": (130, 50, 170),
-    "pink": (248, 120, 185),
-    "brown": (120, 75, 40),
-    "black": (18, 18, 18),
-    "gray": (145, 145, 145),
-    "white": (248, 248, 248),
-}
-PLACES = {"left": (-0.1875, 0.0), "right": (0.1875, 0.0), "top": (0.0, -0.1875), "bottom": (0.0, 0.1875), "center": (0.0, 0.0)}
+COLORS = scenes.COLORS | {name: scenes.BACKGROUNDS[name] for name in ("black", "gray", "white")}
+COLORS |= {"cyan": (50, 200, 215), "brown": (120, 75, 40)}
+PLACES = {name: (x / scenes.SIZE, y / scenes.SIZE) for name, (x, y) in scenes.POSITIONS.items()}  # in shares of the side
 RELATIONS = ("left of", "right of", "above", "below")
 IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "sheep": "sheep"}
 RELATION = re.compile(r"^(?:(?:to|on) the )?(left of|right of)\b|^(above|below)\b")
