@@ -73,8 +73,8 @@ class Budget:
         return self.images // (self.group * self.prompts)
 
 
-def play(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str, Any]) -> dict[str, Any]:
-    """Train online and return what it took, and the curve of the reward by turn.
+def play(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str, Any], reward: str | None = None) -> dict[str, Any]:
+    """Train online and return what it took, and the curve of the reward by turn: of `reward`, or of the arena's taste.
 
     A point is (pictures, evaluations, mean reward): what the model had been trained with when it drew the turn, and the turn's reward.
     """
@@ -97,7 +97,7 @@ def play(arena: Arena, method: str, seed: int, budget: Budget, options: dict[str
     log = [json.loads(line) for line in (trainer.output_dir / LOG).read_text().splitlines()]
     turns = [line for line in log if "turn" in line]
     share, drawn = seen["rows"] / max(1, len(turns)), budget.group * budget.prompts
-    curve = [[i * drawn, round(i * share), line[f"reward/{arena.taste}"]] for i, line in enumerate(turns)]
+    curve = [[i * drawn, round(i * share), line[f"reward/{reward or arena.taste}"]] for i, line in enumerate(turns)]
     return {"images": len(turns) * drawn, "evaluations": int(seen["rows"]), "curve": curve}
 
 

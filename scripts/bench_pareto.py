@@ -1,109 +1,151 @@
-# python -m scripts.bench_pareto --way maxmin
-"""Two opposed rewards, and where each way to combine them ends: the tastes "high" and "centred", on one model, one loss and one budget.
+# python -m scripts.bench_pareto --problem tastes --seeds "[0, 1, 2]"
+"""Where online training ends by each way to combine two rewards: one model, one loss and one budget, three seeds.
 
-One call trains one way from one seed and appends a line to the results file; `--table` prints all lines that are there. A shape at the
-top has (1, 0), one in the middle (0.5, 1), and one at the left, right or bottom less of both.
+`tastes` are opposed: a shape at the top has 1 by "high" and 0 by "centred", one in the middle 0.5 and 1, and one at the left, right or
+bottom less of both. `bait` is the brightness of a picture, which a white sheet has most of, beside how well it keeps to its prompt. Each
+run is kept in a file of its own under the root and not run twice; the table, by way, is printed at the end.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from PIL import Image
 
 from diffalign.core.intervals import bootstrapped
 from diffalign.core.specs import Spec
-from diffalign.data.world.judge import mean_adherence, read
-from diffalign.data.world.tastes import taste_score
+from diffalign.data.world.judge import mean_adherence
 from diffalign.infer.load import load
 from diffalign.infer.sample import grid
 from diffalign.models.backbones.table import load_pipeline
+from diffalign.rewards.table import load_scorer
 from scripts.arena import Arena
 from scripts.bench_online import Budget, play
 
-REWARDS = ("high", "centred")
-METHOD = "online_rank_dpo"
+METHOD, HELD_OUT = "online_rank_dpo", 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Two rewards by name, the taste whose attribute the prompts leave open, ways to combine, budget and what else is set."""
+
+    rewards: Mapping[str, Spec]
+    open_for: str
+    ways: Mapping[str, Spec]
+    budget: Budget
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 SOFT = {"centres": {"high": 0.5, "centred": 0.5}, "temperatures": {"high": 0.2, "centred": 0.2}}
-SHORT_TURNS = Budget(prompts=7, updates=12)  # six of them, so that lagrange can learn
-WAYS: dict[str, Spec] = {
-    "high alone": {"weighted": {"weights": {"high": 1.0, "centred": 0.0}}},
-    "weighted, 3 high": {"weighted": {"weights": {"high": 3.0, "centred": 1.0}}},
-    "weighted, 2 high": {"weighted": {"weights": {"high": 2.0, "centred": 1.0}}},
-    "weighted": "weighted",
-    "log_sigmoid": {"log_sigmoid": SOFT},
-    "lagrange, centred at least 0.5": {"lagrange": {"thresholds": {"centred": 0.5}, "rate": 5.0}},
-    "maxmin": "maxmin",
-}
+TASTES = Problem(
+    {"high": {"taste": {"name": "high"}}, "centred": {"taste": {"name": "centred"}}},
+    "high",
+    {
+        "high alone": {"weighted": {"weights": {"high": 1.0, "centred": 0.0}}},
+        "weighted, 3 high": {"weighted": {"weights": {"high": 3.0, "centred": 1.0}}},
+        "weighted, 2 high": {"weighted": {"weights": {"high": 2.0, "centred": 1.0}}},
+        "weighted": "weighted",
+        "log_sigmoid": {"log_sigmoid": SOFT},
+        "lagrange, centred at least 0.5": {"lagrange": {"thresholds": {"centred": 0.5}, "rate": 5.0}},
+        "maxmin": "maxmin",
+    },
+    Budget(prompts=7, updates=12),  # short turns, six of them, so that lagrange can learn
+)
+BRIGHT = "bright_sheet"
+BAIT = Problem(
+    {BRIGHT: {"function": {"path": f"scripts.prove_alarm:{BRIGHT}"}}, "adherence": "adherence"},
+    "bright_background",
+    {
+        "brightness alone": {"weighted": {"weights": {BRIGHT: 1.0, "adherence": 0.0}}},
+        "weighted": "weighted",
+        "standardised": "standardised",
+        "log_sigmoid": {"log_sigmoid": {"centres": {BRIGHT: 0.5, "adherence": 0.95}, "temperatures": {BRIGHT: 0.2, "adherence": 0.02}}},
+        "product": "product",
+        "lagrange, adherence at least 0.95": {"lagrange": {"thresholds": {"adherence": 0.95}, "rate": 20.0}},
+    },
+    Budget(images=336, prompts=7, updates=12),
+    {"learning_rate": 3e-3, "beta": 125},  # in a hurry, with little that holds the policy back
+)
+PROBLEMS = {"tastes": TASTES, "bait": BAIT}
 
 
-def run(arena: Arena, way: str, seed: int, budget: Budget, held_out: int) -> dict[str, Any]:
-    """Return the line of one way: the means of both rewards on held-out prompts with their intervals, and the adherence."""
-    folder = arena.root / "runs" / f"{way.replace(' ', '_')}-{seed}"
-    scorers = [{"taste": {"name": name}} for name in REWARDS]
-    options = {"scorers": scorers, "combine": WAYS[way], "output_dir": str(folder)}
-    taken = play(arena, METHOD, seed, budget, options)
-    prompts = arena.eval_prompts[:held_out]
-    images = arena.pictures(load(folder), prompts, seed * 1000, "draw aligned")
-    grid(images[:32], 16).save(arena.root / "results" / f"{folder.name}.png")
-    return {"way": way, "seed": seed, "images": taken["images"], **point(prompts, images)}
+def scored(problem: Problem, arena: Arena, pipe: Any, name: str, seed: int) -> dict[str, Any]:
+    """Return the scores of held-out prompts' pictures by each reward, and their adherence; a contact sheet goes beside the results."""
+    prompts = arena.eval_prompts[:HELD_OUT]
+    images = arena.pictures(pipe, prompts, seed * 1000, f"draw {name}")
+    grid(images[:32], 16).save(arena.root / "results" / f"{name}-{seed}.png")
+    scores = {reward: [float(value) for value in load_scorer(spec)(images, prompts)] for reward, spec in problem.rewards.items()}
+    return {"scores": scores, "adherence": mean_adherence(prompts, images)}
 
 
-def point(prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Any]:
-    """Return the mean of each reward with its interval, the share of pictures that have half of both, and the adherence."""
-    readings = [read(image) for image in images]
-    scores = {name: np.array([taste_score(name, reading) for reading in readings]) for name in REWARDS}
-    facts: dict[str, Any] = {name: [float(values.mean()), *bootstrapped(values, 0)] for name, values in scores.items()}
-    return facts | {"adherence": mean_adherence(prompts, images)}
+def run(problem: Problem, arena: Arena, way: str, seed: int) -> dict[str, Any]:
+    """Return what one way ended with from one seed: from its file, if it was run before."""
+    name = way.replace(" ", "_").replace(",", "")
+    path = arena.root / "results" / f"{name}-{seed}.json"
+    if not path.exists():
+        folder = arena.root / "runs" / f"{name}-{seed}"
+        options = {"scorers": list(problem.rewards.values()), "combine": problem.ways.get(way), "output_dir": str(folder)}
+        if way != "base":
+            play(arena, METHOD, seed, problem.budget, {**problem.options, **options}, next(iter(problem.rewards)))
+        facts = scored(problem, arena, load_pipeline(arena.model) if way == "base" else load(folder), name, seed)
+        path.write_text(json.dumps({"way": way, "seed": seed, **facts}))
+    return json.loads(path.read_text())
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a Markdown table; a row is best where no other has more of one reward and as much of the other."""
-    points = np.array([[row[name][0] for name in REWARDS] for row in rows])
-    lines = [f"| combined by | seed | {' | '.join(REWARDS)} | adherence | no other is better in both |", "| --- " * 6 + "|"]
-    for row, own in zip(rows, points, strict=True):
-        beaten = ((points >= own).all(axis=1) & (points > own).any(axis=1)).any()
-        cells = [f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in (row[name] for name in REWARDS)]
-        lines.append(f"| {row['way']} | {row['seed']} | {' | '.join(cells)} | {row['adherence']:.3f} | {'' if beaten else 'yes'} |")
+def table(rows: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Return a Markdown table: a row a way, its seeds pooled by prompt; how much each reward rose, and the one that rose least.
+
+    A rise is against the base's pictures of the same noise.
+    """
+    rewards = list(rows["base"][0]["scores"])
+    heads = ("combined by", *rewards, "rise of the worse", "of each seed", "adherence of each seed")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for way, own in rows.items():
+        rises = {name: _pooled(own)[name] - _pooled(rows["base"])[name] for name in rewards}
+        worse = min(rewards, key=lambda name: rises[name].mean())
+        of_seeds = [min(_means(row)[name] - _means(base)[name] for name in rewards) for row, base in zip(own, rows["base"], strict=True)]
+        risen = ["", ""] if way == "base" else [f"{worse} {_interval(rises[worse])}", ", ".join(f"{value:+.3f}" for value in of_seeds)]
+        adherences = ", ".join(f"{row['adherence']:.3f}" for row in own)
+        lines.append(f"| {' | '.join([way, *map(_interval, _pooled(own).values()), *risen, adherences])} |")
     return "\n".join(lines)
 
 
+def _means(row: dict[str, Any]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in row["scores"].items()}
+
+
+def _pooled(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the mean over the seeds of each prompt's score (P,), by reward."""
+    return {name: np.mean([row["scores"][name] for row in rows], axis=0) for name in rows[0]["scores"]}
+
+
+def _interval(values: np.ndarray) -> str:
+    low, high = bootstrapped(values, 0)
+    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
+
+
 def main(
-    way: str | None = None,
-    seed: int = 0,
-    budget: Budget | None = None,
-    held_out: int = 100,
-    root: str = "outputs/bench_pareto",
+    problem: str = "tastes", ways: Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2), root: str = "outputs/bench_pareto"
 ) -> None:
-    """Train one way of combining and append a line to the results, or print the table of all that are there.
+    """Train every way from every seed, and print the table.
 
     Args:
-        way: base, or a key of WAYS; the table if not given.
-        seed: Seed of the training and of the pictures that are judged.
-        budget: What is drawn and trained; 168 pictures in six turns, if not given.
-        held_out: Prompts that are judged.
-        root: Folder of the runs and of results.jsonl.
+        problem: tastes or bait.
+        ways: some of the problem's ways; all, if not given. The base is always there.
+        seeds: of trainings and of the pictures that are judged.
+        root: folder of the runs and results.
     """
-    file = Path(root) / "results.jsonl"
-    if way is None:
-        print(table([json.loads(line) for line in file.read_text().splitlines()]))
-        return
     torch.set_flush_denormal(True)
-    arena = Arena(Path(root))
-    if way == "base":
-        prompts = arena.eval_prompts[:held_out]
-        images = arena.pictures(load_pipeline(arena.model), prompts, seed * 1000, "draw base")
-        row: dict[str, Any] = {"way": way, "seed": seed, "images": 0, **point(prompts, images)}
-    else:
-        row = run(arena, way, seed, budget or SHORT_TURNS, held_out)
-    with file.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
-    print(row)
+    own = PROBLEMS[problem]
+    arena = Arena(Path(root) / problem, taste=own.open_for)
+    rows = {way: [run(own, arena, way, seed) for seed in seeds] for way in ("base", *(ways or own.ways))}
+    print(table(rows))
 
 
 if __name__ == "__main__":
