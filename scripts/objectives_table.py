@@ -186,6 +186,12 @@ COMPOSED = (
         "golden",
     ),
     (
+        "dynamic reward weighting",
+        "`combine: gradient`; `hypervolume` is a plain form of ours",
+        "release; rewards are standardised before they are added",
+        "hand",
+    ),
+    (
         "solver times of a rollout",
         "those of the stock pipeline of the model",
         "",

@@ -1,13 +1,13 @@
 """Several rewards made one. Each is (G, K), by name: G prompts, K candidates; so is the result, of which `data.advantages` takes groups.
 
-`COMBINERS` has them by the name that a config gives, with their constants as fields. One that learns (`lagrange`) is replaced by what
-`updated` returns, after every set of drawn pictures; the others stay as they are.
+`COMBINERS` has them by the name that a config gives, with their constants as fields. One that learns is replaced: `lagrange` by what
+`updated` returns after every set of drawn pictures, `gradient` by what `followed` returns before. The others stay as they are.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,6 +36,10 @@ class Combiner(ABC):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return one reward (G, K). Raises ConfigError for rewards that it has no constants for, or constants of no reward."""
 
+    def under(self, rewards: Rewards, prompts: Sequence[str]) -> np.ndarray:  # noqa: ARG002  # of one that reads them
+        """Return one reward (G, K) of candidates to G prompts; most combiners do not read these."""
+        return self.combine(rewards)
+
     def updated(self, rewards: Rewards) -> Combiner:  # noqa: ARG002  # of those that learn
         """Return the combiner of the next set of pictures, of what the rewards of this one are."""
         return self
@@ -55,7 +59,7 @@ class Weighted(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K)."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         weights = _constants("weights", self.weights, tables, 1.0)
         return np.sum([weights[name] * table for name, table in tables.items()], axis=0)
 
@@ -80,7 +84,7 @@ class Standardised(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K) of standardised rewards."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         return Weighted(weights=self.weights).combine({name: self._standardised(table) for name, table in tables.items()})
 
     def _standardised(self, table: np.ndarray) -> np.ndarray:
@@ -133,7 +137,7 @@ class LogSigmoid(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K) of utilities."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         temperatures = _constants("temperatures", self.temperatures, tables, 1.0)
         if self.centres is None:
             centres = {name: quantile(table, self.share) for name, table in tables.items()}
@@ -171,7 +175,7 @@ class Product(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the product (G, K)."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         weights = _constants("weights", self.weights, tables, 1.0)
         if below := sorted(name for name, table in tables.items() if (table < 0.0).any()):
             raise ConfigError(f"`product` of rewards below zero, such as {below[0]}, has no meaning; use log_sigmoid or standardised")
@@ -196,7 +200,7 @@ class Lagrange(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the reward (G, K) under the multipliers as they are."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         multipliers = _constants("multipliers", self.multipliers, self.thresholds, 0.0)
         terms = [self._sign * factor * (tables[name] - self.thresholds[name]) for name, factor in multipliers.items()]
         total = tables[_main(tables, self.thresholds)] + np.sum(terms, axis=0)
@@ -204,7 +208,7 @@ class Lagrange(Combiner):
 
     def updated(self, rewards: Rewards) -> Lagrange:
         """Return the combiner with its multipliers one step further, by the means of these rewards."""
-        tables, multipliers = _tables(rewards), _constants("multipliers", self.multipliers, self.thresholds, 0.0)
+        tables, multipliers = tables_of(rewards), _constants("multipliers", self.multipliers, self.thresholds, 0.0)
         lacks = {name: self._sign * (threshold - tables[name].mean()) for name, threshold in self.thresholds.items()}
         moved = {name: float(np.clip(multipliers[name] + self.rate * lack, 0.0, self.top)) for name, lack in lacks.items()}
         return replace(self, multipliers=moved)
@@ -232,7 +236,7 @@ class Cfo(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the reward (G, K)."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         main = tables[_main(tables, self.thresholds)]
         safe = np.all([tables[name] >= threshold for name, threshold in self.thresholds.items()], axis=0)
         return main - cfo_multiplier(main, safe, alpha=self.alpha, tolerance=self.tolerance) * ~safe
@@ -271,7 +275,7 @@ class Maxmin(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return that reward (G, K)."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         centres, scales = _constants("centres", self.centres, tables, 0.0), _constants("scales", self.scales, tables, 1.0)
         return min(((table - centres[name]) / scales[name] for name, table in tables.items()), key=lambda table: float(table.mean()))
 
@@ -298,12 +302,47 @@ class Hypervolume(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the weighted sum (G, K)."""
-        tables = _tables(rewards)
+        tables = tables_of(rewards)
         reference = _constants("reference", self.reference, tables)
         leads = {
             name: max(float(table.mean()) - reference[name], self.floor * (float(table.std()) or 1.0)) for name, table in tables.items()
         }
         return np.sum([table / leads[name] for name, table in tables.items()], axis=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient(Combiner):
+    """The sum of the rewards, standardised within their prompt, by weights that grow where a reward's gradient helps all rewards.
+
+    Dynamic reward weighting (2509.11452, released code): before a turn is trained on, each weight is multiplied by exp(rate * influence),
+    and all are divided by their sum. The influence of a reward is <g_i, sum_j g_j>, g_i the gradient of the loss by that reward alone.
+    `rate` stands for the release's learning rate over regularisation, 1e-6 / 1e-5. That the rewards are standardised is ours: the release
+    adds up shares between 0 and 1 as they are. Without `weights` all begin alike.
+
+    >>> Gradient(rate=1.0, weights={"a": 0.5, "b": 0.5}).followed({"a": 0.0, "b": np.log(3.0)}).weights
+    {'a': 0.25, 'b': 0.75}
+    """
+
+    rate: float = 0.1
+    weights: Numbers | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """Return that the weights follow the gradients of a whole turn."""
+        return "all"
+
+    def combine(self, rewards: Rewards) -> np.ndarray:
+        """Return the weighted sum (G, K)."""
+        return Standardised(weights=_constants("weights", self.weights, rewards, 1.0 / max(len(rewards), 1))).combine(rewards)
+
+    def followed(self, influences: Numbers) -> Gradient:
+        """Return the combiner with its weights one step further. Raises ConfigError for a weight that is not above zero."""
+        weights = _constants("weights", self.weights, influences, 1.0 / len(influences))
+        if none := sorted(name for name, weight in weights.items() if not weight > 0.0):
+            raise ConfigError(f"`gradient`: the weight of `{none[0]}` is {weights[none[0]]}; expected a number above zero")
+        logs = {name: np.log(weight) + self.rate * influences[name] for name, weight in weights.items()}
+        whole = np.logaddexp.reduce(list(logs.values()))
+        return replace(self, weights={name: float(np.exp(value - whole).round(15)) for name, value in logs.items()})
 
 
 COMBINERS: dict[str, Callable[..., Combiner]] = {
@@ -316,10 +355,11 @@ COMBINERS: dict[str, Callable[..., Combiner]] = {
     "cfo": Cfo,
     "maxmin": Maxmin,
     "hypervolume": Hypervolume,
+    "gradient": Gradient,
 }
 
 
-def _tables(rewards: Rewards) -> dict[str, np.ndarray]:
+def tables_of(rewards: Rewards) -> dict[str, np.ndarray]:
     """Return the rewards as float64 (G, K). Raises ConfigError where there is none, or where they are of unlike shapes."""
     tables = {name: checked(table) for name, table in rewards.items()}
     shapes = {table.shape for table in tables.values()}

@@ -129,9 +129,9 @@ class TrainConfig:
     scorers: list[Spec] = key([], changes="data", uses=HELP)
     """Scorers that judge what was drawn: [pickscore, {taste: {name: high}}]."""
     combine: Spec | None = key(None, resume=True, changes="data")
-    """How several scorers make one reward: weighted, standardised, gdpo, log_sigmoid, product, lagrange, cfo, maxmin or hypervolume, with
-    constants as {weighted: {weights: {pickscore: 1, ocr: 0.5}}}; if not given, the mean share of the prompt's other pictures that an image
-    beats."""
+    """How several scorers make one reward: weighted, standardised, gdpo, log_sigmoid, product, lagrange, cfo, maxmin, hypervolume, gradient
+    or {prompt_weights: {path: RUN}}, with constants as {weighted: {weights: {pickscore: 1, ocr: 0.5}}}; if not given, the mean share of the
+    prompt's other pictures that an image beats."""
     advantages: dict[str, Any] = key({}, resume=True, changes="data")
     """Constants of the advantages: {spread: global, ddof: 0, eps: 1e-4, floor: 0, clip: 5} if not given, as Flow-GRPO has them; the
     deviation may be that of the `group`, or `none`."""

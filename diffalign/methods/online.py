@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.core.keys import changed, require
+from diffalign.core.processes import spreads_weights
 from diffalign.core.runs import Run
 from diffalign.core.specs import bind, single
 from diffalign.data.advantages import advantages
-from diffalign.data.combiners import COMBINERS
 from diffalign.methods.base import Method
 from diffalign.methods.config import TrainConfig
 from diffalign.models.backbones.folders import check_folder, resolve
+from diffalign.rewards.combiners import check_combiner
 from diffalign.rewards.names import check_scorer_names
 
 DRAWING = (
@@ -64,7 +65,10 @@ def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
         raise ConfigError("`scorers` is empty, and they judge what is drawn; for example [pickscore, hps]")
     check_scorer_names(config.scorers)
     if config.combine is not None:
-        bind("combiner", COMBINERS, config.combine)
+        check_combiner(config.combine)
+        if single("combiner", config.combine)[0] == "gradient" and (spreads_weights() or len(config.scorers) < 2):
+            what = "two or more scorers" if len(config.scorers) < 2 else "weights that are whole in every process, without FSDP"
+            raise ConfigError(f"`combine` is gradient, which compares the gradients of rewards; expected {what}")
     bind("function", {"advantages": advantages}, {"advantages": config.advantages})
     if method.inference != "plain" or tuning == "user":
         raise ConfigError(f"`prompts`: `{config.method}` does not learn which of its own images are better; choose another method")

@@ -21,6 +21,7 @@ def head(paper: str, origin: Origin, about: str, note: str = "") -> Method:
 
 RANKING = head("2508.09826", "reconstructed", "rankings of K images, or pairs", "from its abstract")
 LIKES = head("2505.14946", "reconstructed", "likes of single images, or stars; the result is the chance of a like")
+NORMALISED = "how scores are normalised is reconstructed; learning from votes is ours"
 
 REWARD_HEADS: dict[str, Method] = {
     "reward_ordinal": head("2602.12660", "paper", "pairs and ties; the result is a level", "ties and region flooding are reconstructed"),
@@ -35,5 +36,6 @@ REWARD_HEADS: dict[str, Method] = {
     "reward_gpm": head("2410.02197", "release", "pairs whose preferences may run in circles", "the scale gate is reconstructed"),
     "reward_bt_then_regression": head("2410.01257", "paper", "pairs with ratings; begins with a run of reward_bt"),
     "reward_more": head("2312.07401", "reconstructed", "pairs of several datasets, in balance"),
+    "reward_orchestrator": head("2511.10656", "paper", "pairs with several scores; the result weighs scores by the prompt", NORMALISED),
     "reward_like": replace(LIKES, transforms=(spec("singles"),), facts=Facts("R", reference=False, unpaired=True)),
 }

@@ -14,9 +14,10 @@ from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
+from diffalign.rewards.combiners import scope_of
 from diffalign.rewards.heads.settings import reads_texts
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
-from diffalign.rewards.scorers.combined import check_combination, combination, combiner_of
+from diffalign.rewards.scorers.combined import check_combination, combination
 from diffalign.rewards.scorers.function import CallableScorer, function
 from diffalign.rewards.scorers.hps import hps
 from diffalign.rewards.scorers.hpsv3 import hpsv3
@@ -130,7 +131,7 @@ def together(spec: Spec) -> bool:
     if name != "combined":
         return compares(spec)
     bound = bind("scorer", SCORERS, spec)
-    return combiner_of(bound.constants["how"]).scope == "prompt" or any(map(together, bound.constants["scorers"]))
+    return scope_of(bound.constants["how"]) == "prompt" or any(map(together, bound.constants["scorers"]))
 
 
 def judges_texts(spec: Spec) -> bool:

@@ -155,7 +155,8 @@ class Trainer:
         turns = self.parts.turns
         if turns is None:
             return {}
-        drawn = turns.turn(self.step, partial(self._driving, self.config.rollout_policy))
+        loss = partial(preference_step, self.parts)
+        drawn = turns.turn(self.step, partial(self._driving, self.config.rollout_policy), loss)
         self._park()
         if turns.stopped:
             logger.warning("stopped at %s", turns.stopped)

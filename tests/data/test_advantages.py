@@ -189,3 +189,16 @@ def test_rewards_that_cannot_be_compared_are_named():
         tree_depths([-1, 3, 0, 0])
     with pytest.raises(ConfigError, match="2 leaves, and there are 3 rewards"):
         tree_values([-1, 0, 0], [1.0, 2.0, 3.0])
+
+
+def test_weights_of_gradients_are_multiplied_by_the_exponential_of_their_influence():
+    """Weights 1/4, 1/4, 1/2 times 2, 1 and 1/2 are 1/2, 1/4, 1/4, whatever is the order of the rewards."""
+    start = combiners.Gradient(rate=0.5, weights={"a": 0.25, "b": 0.25, "c": 0.5})
+    moved = start.followed({"c": -2 * np.log(2.0), "b": 0.0, "a": 2 * np.log(2.0)})
+    assert moved.weights == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.25})
+    rewards = {"a": [[1.0, 3.0]], "b": [[300.0, 100.0]], "c": [[0.01, 0.03]]}  # standardised to -1 and 1 over root 2, or the opposite
+    close(moved.combine(rewards), np.array([[-0.5, 0.5]]) / np.sqrt(2.0), rtol=1e-5)
+    close(combiners.Gradient().combine(rewards), np.array([[-1.0, 1.0]]) / 3.0 / np.sqrt(2.0), rtol=1e-5)
+    for weights, message in (({"a": 0.0}, "the weight of `a` is 0.0"), ({"d": 1.0}, "names `d`, which is no reward")):
+        with pytest.raises(ConfigError, match=message):
+            combiners.Gradient(weights=weights).followed({"a": 1.0, "b": 1.0})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.specs import Spec, bind
+from diffalign.core.specs import Spec, bind, single
 from diffalign.data.advantages import advantages, win_fraction
 from diffalign.data.combiners import COMBINERS
 from diffalign.data.records import Candidate, Record
@@ -54,6 +54,8 @@ def combined(record: Record, *, scores: Sequence[str], into: str, how: Spec = "w
     {combined: {scores: [pickscore, ocr], how: {log_sigmoid: {centres: {pickscore: 21, ocr: 0.5}}}, into: reward}}. Raises ConfigError for
     a combiner that looks at all prompts at once (gdpo, maxmin, hypervolume), which a transform does not see.
     """
+    if single("combiner", how)[0] == "prompt_weights":
+        raise ConfigError("combined: `how` is prompt_weights, a network that no transform loads; score the table by the scorer `combined`")
     combiner = bind("combiner", COMBINERS, how)()
     if combiner.scope == "all":
         raise ConfigError(f"combined: `how` is {how!r}, which looks at all prompts at once; a transform sees one record")

@@ -29,7 +29,7 @@ from diffalign.rewards.heads.embeds import load_embeds
 from diffalign.rewards.heads.model import RewardModel
 from diffalign.rewards.heads.networks import HeadSizes, JointHead, PalHead, RewardHead
 from diffalign.rewards.heads.pairs import RewardBatch, RewardLikelihood, RewardPairs, StoredEmbeds, sources_of, split
-from diffalign.rewards.heads.settings import MoreSettings, PalSettings, RegressionSettings, settings_of
+from diffalign.rewards.heads.settings import MoreSettings, OrchestratorSettings, PalSettings, RegressionSettings, settings_of
 from diffalign.rewards.heads.store import FILE, load_head
 from diffalign.rewards.heads.table import make, name_of
 
@@ -48,14 +48,15 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     kept, out, users = divided(config, view)
     embeds = load_embeds(config.pretrained_model_name_or_path, config.revision, device)
     index = {name: place for place, name in enumerate(users)}
+    scores = settings.columns if isinstance(settings, OrchestratorSettings) else ()  # which it reads in place of images
     with process_state().main_process_first():  # it embeds the images, the others read what it has stored
-        stored = StoredEmbeds(view, embeds, cache_root(config, view))
-        apart = StoredEmbeds(other, embeds, cache_root(config, other)) if other else stored
+        stored = StoredEmbeds(view, embeds, cache_root(config, view), scores)
+        apart = StoredEmbeds(other, embeds, cache_root(config, other), scores) if other else stored
     sources = sources_of(view, settings.by)[0] if isinstance(settings, MoreSettings) else None
     data = RewardPairs(view, kept, stored, index, sources)
     held_out = RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
-    head = make(settings, HeadSizes(embeds.image_width, embeds.prompt_width, users))
+    head = make(settings, HeadSizes(len(scores) or embeds.image_width, embeds.prompt_width, users))
     some = RewardPairs(view, kept[:: max(1, len(kept) // MOST)], stored, index).whole()
     head.standardise(some.images.flatten(0, 1), some.prompts)
     head.measure_scores(some.labels.columns)

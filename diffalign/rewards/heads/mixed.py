@@ -38,6 +38,11 @@ class ArmoHead(JointHead):
         self.aspect_mean.copy_(values.mean(dim=1))
         self.aspect_deviation.copy_(values.std(dim=1, correction=0).clamp_min(1e-3))
 
+    @property
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation (A,) of the aspects in the table."""
+        return self.aspect_mean, self.aspect_deviation
+
     def weights(self, prompts: Tensor) -> Tensor:
         """Return the weights (B, A) of the aspects under standardised prompts, which add up to 1."""
         return (self.gate(prompts) / self.temperature).softmax(dim=1)

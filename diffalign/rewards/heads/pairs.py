@@ -77,14 +77,16 @@ class RewardLikelihood:
 class StoredEmbeds:
     """Embeddings of a view's images and prompts on disk; the constructor computes those that are missing.
 
-    Raises TableError where candidates have prompts of their own: a reward compares images under one.
+    Raises TableError where candidates have prompts of their own: a reward compares images under one. With `scores` no image is embedded:
+    these columns of the view take their place.
     """
 
-    def __init__(self, view: View, embeds: Embeds, root: Path) -> None:
+    def __init__(self, view: View, embeds: Embeds, root: Path, scores: Sequence[str] = ()) -> None:
         lists = [batch.column("candidates") for batch in view.table.batches()]
         if any(own.flatten().field("prompt").drop_null() for own in lists):
             raise TableError(f"{view.table.path}: candidates have prompts of their own; a reward model compares the images of one prompt")
         self._first = np.concatenate([[0], np.cumsum(np.concatenate([own.value_lengths().to_numpy() for own in lists]))])
+        self._scores = tuple(view.columns.index(score) for score in scores)
         names = sorted(view.entries.prompts)
         facts = {"model": embeds.contents}
         folder = open_folder(root, "embeds", facts | {"table": view.table.fingerprint})
@@ -93,7 +95,7 @@ class StoredEmbeds:
         self._prompts = Bank(prompt_folder, "prompts", len(names), (embeds.prompt_width,), "float32")
         self._place = {name: place for place, name in enumerate(names)}
         rows = np.unique(view.entries.rows).tolist()
-        for part in chunks([row for row in rows if self._images.missing(self._all(row))], PART, "embed images"):
+        for part in chunks([row for row in rows if not scores and self._images.missing(self._all(row))], PART, "embed images"):
             seen = of_candidates(embeds, [view.table[row] for row in part])
             self._images.write([place for row in part for place in self._all(row)], seen.numpy())
         for part in chunks(self._prompts.missing(range(len(names))), 4 * PART, "embed prompts"):
@@ -103,7 +105,9 @@ class StoredEmbeds:
         return range(int(self._first[row]), int(self._first[row + 1]))
 
     def images(self, entry: Entry) -> Tensor:
-        """Return (K, F) of a record's candidates."""
+        """Return (K, F) of a record's candidates: their embeddings, or their scores."""
+        if self._scores:
+            return torch.tensor([entry.columns[place] for place in self._scores]).T
         own = self._all(entry.row)
         return torch.from_numpy(self._images.read([own[i] for i in entry.order]))
 

@@ -140,6 +140,21 @@ class LikeSettings(JointSettings):
     """Constants of the head `like`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrchestratorSettings:
+    """Constants of the head `orchestrator`, which reads scores in place of images."""
+
+    scores: list[str]  # of the table, which are weighed
+    hidden: int = 256
+    learn: Literal["scores", "votes"] = "scores"  # from the preferred candidates' scores, as in the paper, or from the votes themselves
+    temperature: float = 1.0  # of the softmax that makes weights of scores
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the scores."""
+        return tuple(self.scores)
+
+
 HEADS: dict[str, Any] = {
     "bt": BtSettings,
     "pal": PalSettings,
@@ -152,8 +167,9 @@ HEADS: dict[str, Any] = {
     "bt_then_regression": RegressionSettings,
     "more": MoreSettings,
     "like": LikeSettings,
+    "orchestrator": OrchestratorSettings,
 }
-Settings = JointSettings | PalSettings
+Settings = JointSettings | PalSettings | OrchestratorSettings
 BY_OBJECTIVE = ("bt", "pal")  # whose loss is the config's objective, a function of rewards; the others bring their own
 LEAST = {"hidden": 0, "prototypes": 1, "width": 1, "levels": 2, "bands": 2, "skip": 1, "mixture": 2, "planes": 1}
 LEAST |= {"gate_hidden": 1, "router_hidden": 1, "scale_hidden": 0}
@@ -167,7 +183,7 @@ def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
     if name != method.removeprefix("reward_"):
         raise ConfigError(f"`reward_head` is {name}, and `method` is {method}; they go together: choose reward_{name}")
     for constant, least in LEAST.items():
-        least = 1 if (name, constant) == ("pal", "hidden") else least
+        least = 1 if constant == "hidden" and name in ("pal", "orchestrator") else least
         if (value := getattr(settings, constant, least)) < least:
             raise ConfigError(f"reward_head `{name}`: `{constant}` is {value}; expected at least {least}")
     for constant in POSITIVE:
@@ -175,8 +191,10 @@ def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
             raise ConfigError(f"reward_head `{name}`: `{constant}` is {value}; expected a number above zero")
     if settings == PalSettings(kind="B", score="dist"):
         raise ConfigError("reward_head `pal`: kind B compares by the angle; leave out `score: dist`")
-    if isinstance(settings, ArmoSettings) and len(set(settings.aspects)) < 2:
-        raise ConfigError(f"reward_head `armo`: `aspects` are {settings.aspects}; expected two or more scores of the table")
+    for constant in ("aspects", "scores"):
+        listed = getattr(settings, constant, None)
+        if listed is not None and (len(set(listed)) < 2 or len(set(listed)) < len(listed)):
+            raise ConfigError(f"reward_head `{name}`: `{constant}` are {listed}; expected two or more scores of the table")
     if isinstance(settings, OrdinalSettings) and settings.levels < settings.bands:
         raise ConfigError(f"reward_head `ordinal`: {settings.levels} `levels` make no {settings.bands} `bands`; raise `levels`")
     return name, settings

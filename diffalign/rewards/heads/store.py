@@ -12,6 +12,8 @@ import torch
 from diffalign.core import tensor_files as files
 from diffalign.core.documents import parse_json
 from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.runs import Run
+from diffalign.rewards.heads.embeds import Embeds, load_embeds
 from diffalign.rewards.heads.networks import HeadSizes, RewardHead
 from diffalign.rewards.heads.settings import HEADS
 from diffalign.rewards.heads.table import make, name_of
@@ -42,3 +44,19 @@ def load_head(file: Path) -> tuple[RewardHead, str, float]:
     if odd := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise CheckpointError(f"{file}: {odd[0]} is not of finite numbers")
     return head.requires_grad_(False).eval(), facts.get("embeds", ""), beta
+
+
+def head_of(folder: Path) -> tuple[Run, RewardHead, str, float]:
+    """Return (run, head, fingerprint of its embeddings, beta) of a run's folder. Raises CheckpointError for one without such a run."""
+    run = Run.open(folder, expects="reward")
+    if not (folder / FILE).is_file():
+        raise CheckpointError(f"{folder}: the run's weights are missing; expected {FILE}")
+    return run, *load_head(folder / FILE)
+
+
+def embeds_of(run: Run, source: str, device: torch.device | str = "cpu") -> Embeds:
+    """Return the embeddings that a run's head reads. Raises CheckpointError where they are no longer those of `source`."""
+    embeds = load_embeds(run.base, run.facts["revision"], device)
+    if embeds.fingerprint != source:
+        raise CheckpointError(f"{run.folder}: made on other embeddings than {run.base} gives now; a head is only good with its own")
+    return embeds

@@ -9,6 +9,7 @@ from diffalign.rewards.heads.learning import LikeHead, MoreHead, RegressionHead
 from diffalign.rewards.heads.mixed import ArmoHead, MaxMinHead, MicroHead
 from diffalign.rewards.heads.networks import BtHead, HeadSizes, PalHead, RewardHead
 from diffalign.rewards.heads.settings import HEADS, Settings
+from diffalign.rewards.heads.weighing import OrchestratorHead
 
 NETWORKS: dict[str, Any] = {
     "bt": BtHead,
@@ -22,6 +23,7 @@ NETWORKS: dict[str, Any] = {
     "bt_then_regression": RegressionHead,
     "more": MoreHead,
     "like": LikeHead,
+    "orchestrator": OrchestratorHead,
 }
 
 

@@ -13,17 +13,12 @@ import numpy as np
 from PIL import Image
 
 from diffalign.core.errors import ConfigError
-from diffalign.core.specs import Spec, bind
-from diffalign.data.combiners import COMBINERS, Combiner
+from diffalign.core.specs import Spec
 from diffalign.rewards.base import Scorer
+from diffalign.rewards.combiners import check_combiner, combiner_of, scope_of
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.people import PeopleScorer
 from diffalign.rewards.scorers.trained import HeadScorer
-
-
-def combiner_of(how: Spec) -> Combiner:
-    """Return the combiner of a spec."""
-    return bind("combiner", COMBINERS, how)()
 
 
 def check_combination(names: Sequence[str | None], how: Spec) -> None:
@@ -32,7 +27,8 @@ def check_combination(names: Sequence[str | None], how: Spec) -> None:
         raise ConfigError(f"scorer `combined`: `scorers` are {len(names)}; expected at least two")
     if twice := [name for name in names if name is not None and list(names).count(name) > 1]:
         raise ConfigError(f"scorer `combined`: two of its scorers give a score named `{twice[0]}`; leave one out")
-    if combiner_of(how).scope == "all":
+    check_combiner(how)
+    if scope_of(how) == "all":
         raise ConfigError(f"scorer `combined`: `how` is {how!r}, which looks at all prompts at once; use `combine` of online training")
 
 
@@ -54,7 +50,7 @@ def combination(scorers: Sequence[Scorer], how: Spec, name: str) -> CallableScor
         for places in groups if beside else [[place] for place in range(len(images))]:
             rewards = {scorer: table[None, places] for scorer, table in tables.items()}
             if np.isfinite(list(rewards.values())).all():
-                scores[places] = combiner.combine(rewards)[0]
+                scores[places] = combiner.under(rewards, [prompts[places[0]]])[0]
         return scores
 
     inner = ", ".join(scorer.name for scorer in scorers)

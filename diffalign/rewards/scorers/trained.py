@@ -13,22 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
-from diffalign.core.runs import Run
+from diffalign.core.errors import ConfigError, did_you_mean
 from diffalign.data.importing import import_dataset
 from diffalign.data.table import is_table, read_table
 from diffalign.data.transforms import orient, pairs
 from diffalign.data.view import View
 from diffalign.rewards.base import check_arguments
 from diffalign.rewards.heads.comparing import GpmHead
-from diffalign.rewards.heads.embeds import Embeds, load_embeds
+from diffalign.rewards.heads.embeds import Embeds
 from diffalign.rewards.heads.hidden import HiddenEmbeds
 from diffalign.rewards.heads.mixed import ArmoHead
 from diffalign.rewards.heads.networks import NOBODY, PalHead, RewardHead
 from diffalign.rewards.heads.new_user import fit_user
 from diffalign.rewards.heads.pairs import RewardPairs, StoredEmbeds
-from diffalign.rewards.heads.store import FILE, load_head
+from diffalign.rewards.heads.store import embeds_of, head_of
 from diffalign.rewards.heads.table import name_of
+from diffalign.rewards.heads.weighing import OrchestratorHead
 
 BATCH = 32  # images at once
 LOGITS = "logits of preference: under one prompt, the sigmoid of a difference is the chance that people prefer the first"
@@ -119,19 +119,19 @@ def trained(
     of the training; ConfigError for a user or a part that is not known.
     """
     folder, user = Path(path), None if user is None else str(user)
-    run = Run.open(folder, expects="reward")
-    if not (folder / FILE).is_file():
-        raise CheckpointError(f"{folder}: the run's weights are missing; expected {FILE}")
-    head, source, beta = load_head(folder / FILE)
+    run, head, source, beta = head_of(folder)
+    if isinstance(head, OrchestratorHead):
+        how = f"{{prompt_weights: {{path: {folder}}}}}"
+        raise ConfigError(
+            f"scorer `trained`: {folder} weighs scores and sees no pictures; use it as {{combined: {{scorers: ..., how: {how}}}}}"
+        )
     if user is not None and not isinstance(head, PalHead):
         raise ConfigError(f"scorer `trained`: {folder} is a run of {run.method}, which knows no users; leave out `user`")
     of_training = isinstance(head, PalHead) and user in head.sizes.users
     if isinstance(head, PalHead) and user is not None and not of_training and not Path(user).exists():
         hint = did_you_mean(user, head.sizes.users)
         raise ConfigError(f"scorer `trained`: `user` is {user!r}, no user of {folder} and no file with pairs.{hint}")
-    embeds = load_embeds(run.base, run.facts["revision"], device)
-    if embeds.fingerprint != source:
-        raise CheckpointError(f"{folder}: made on other embeddings than {run.base} gives now; a head is only good with its own")
+    embeds = embeds_of(run, source, device)
     logits = None
     if isinstance(head, PalHead) and user is not None:
         logits = head.logits[head.sizes.users.index(user)] if of_training else fit_to_file(head, embeds, user, beta)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from diffalign.core.types import Likelihood
 from diffalign.data.pictures import encode_image
 from diffalign.data.prompts import subset
 from diffalign.data.records import Candidate, Message, Record
-from diffalign.data.table import Table
+from diffalign.data.sampler import sample_generator
+from diffalign.data.table import Table, write_table
 from diffalign.infer.shards import seed_of
 from diffalign.methods.builders.data import check_view, view_of
 from diffalign.methods.config import TrainConfig
@@ -32,6 +35,7 @@ from diffalign.models.diffusion.rollout_plan import Branch
 from diffalign.rewards.drift import diversity, features
 from diffalign.train import checkpoint
 from diffalign.train.online.drawing import Drawer, Drawings, noise_seed
+from diffalign.train.online.influence import gradient, influences
 from diffalign.train.online.judges import Judges, Pending
 from diffalign.train.online.log import TURN, Log
 from diffalign.train.online.pairs import ADVANTAGES, LOG_PROB, TRAINED, TurnPairs
@@ -44,6 +48,7 @@ SPACING = 1_000_003  # between the seeds of two turns
 REWARD, ADVANTAGE = "reward", "advantage"  # scores that all scorers together make
 CHUNK = 32  # pictures that are drawn, and then judged, at once; more where a prompt has more
 Drawing = Callable[[], AbstractContextManager[nn.Module]]
+Loss = Callable[..., tuple[Tensor, Any]]  # of a network, a batch, its generators and what drives a trajectory: the mean loss, and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,10 @@ class Turns:
             self.log.discard(-(-step // self.config.updates_per_turn))
         process_state().wait_for_everyone()
 
-    def turn(self, step: int, drawing: Drawing) -> dict[str, float]:
+    def turn(self, step: int, drawing: Drawing, loss: Loss) -> dict[str, float]:
         """Draw anew if a turn begins at `step`; return what is logged of it, nothing within a turn.
 
+        `loss` is that of a batch, with gradient, of which weights that follow gradients are made.
         A run that goes on within a turn opens it from the log. Where all pictures of every prompt are equally good, `stopped` says so, and
         the step must not be taken. Raises TableError for that in the first turn, and where no picture of a turn can be judged.
         """
@@ -111,7 +117,9 @@ class Turns:
         self._count_updates()
         self.policies.begin(self.config, step)
         drawn, self._last = self._draw(number, drawing), number
-        logged = self._judge(number, step, drawn)
+        scores = {name: np.array([one.scores[name] for one in drawn]) for name in self.judges.names}
+        weights = self.combination.follow(lambda: self._influences(number, step, drawn, scores, partial(loss, driving=drawing)))
+        logged = self._judge(number, step, drawn, scores) | {f"weight/{name}": weight for name, weight in weights.items()}
         self._ended = time.perf_counter()
         return logged
 
@@ -196,10 +204,33 @@ class Turns:
         self.seconds["draw"] -= scoring  # it lies within what the caller counts as drawing
         return Drawings.of(parts), pending
 
-    def _judge(self, number: int, step: int, drawn: Sequence[Drawn]) -> dict[str, float]:
+    def _influences(self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray], loss: Loss) -> dict[str, float]:
+        """Return how much the gradient of each reward alone helps all, on as many of the turn's records as a batch has.
+
+        Every process takes the same records, and so finds the same.
+        """
+        network, alone = self.model.network, Combination(replace(self.config, combine=None))
+        trained, gradients = [p for p in network.parameters() if p.requires_grad], dict[str, Tensor | None]()
+        for name in self.judges.names:
+            rewards, gradients[name] = alone.of({name: scores[name]}, self.prompts_of(number)), None
+            if rewards.tied.all():
+                continue
+            tensors = {key: torch.stack([one.tensors[key] for one in drawn]) for key in drawn[0].tensors}
+            rewards, tensors = self._of_trees(step, rewards, tensors)
+            with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
+                records = [self._record(number, step, one, rewards) for one in drawn]
+                self._open(number, write_table(Path(folder) / name, records), tensors)
+                places = range(min(len(self.pairs), self.config.train_batch_size))
+                rows = [self.pairs[place, number * self.pairs.passes] for place in places]
+                batch = self.pairs.to_batch(rows).to(next(network.parameters()).device)
+            generators = [sample_generator(self.config.seed, place) for place in places]
+            value, _ = loss(network, batch, generators)
+            gradients[name] = gradient(value, trained, self.config.max_grad_norm)
+        return influences(gradients)
+
+    def _judge(self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Write the log of a turn, go on with it, and return what is logged."""
-        scores = {name: np.array([one.scores[name] for one in drawn]) for name in self.judges.names}
-        rewards = self.combination.of(scores)
+        rewards = self.combination.of(scores, self.prompts_of(number))
         if not rewards.complete.any():
             raise TableError(f"turn {number}: no prompt has pictures that {', '.join(self.judges.names)} can all judge")
         if process_state().is_main_process:

@@ -19,6 +19,7 @@ from diffalign.rewards.heads.settings import (
     MaxMinSettings,
     MicroSettings,
     MoreSettings,
+    OrchestratorSettings,
     OrdinalSettings,
     RankListSettings,
     RegressionSettings,
@@ -29,6 +30,7 @@ from tests.each import each
 SETTINGS = {
     "armo": ArmoSettings(aspects=["a", "b"]),
     "bt_then_regression": RegressionSettings(score="a", hidden=4),
+    "orchestrator": OrchestratorSettings(scores=list("abcdef")),
 }
 
 

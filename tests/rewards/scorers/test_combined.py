@@ -78,7 +78,7 @@ def test_scorer_transform_and_online_training_combine_alike(how, expected, tmp_p
     (made,) = transform(Record("r", "a fox", candidates), scores=["red", "blue"], into="reward", how=how)
     np.testing.assert_allclose([candidate.scores["reward"] for candidate in made.candidates], expected, rtol=1e-6)
     online = Combination(TrainConfig(output_dir=str(tmp_path), combine=how))
-    np.testing.assert_allclose(online.of({"red": np.array([RED]), "blue": np.array([BLUE])}).rewards, [expected], rtol=1e-6)
+    np.testing.assert_allclose(online.of({"red": np.array([RED]), "blue": np.array([BLUE])}, ["a fox"]).rewards, [expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["standardised", "log_sigmoid"])

@@ -149,6 +149,28 @@ def test_several_scorers_make_one_reward_and_a_multiplier_survives_a_kill(micro_
     assert rewards == [True] * 6 + [False] * 6  # the multiplier begins at zero, and has grown when the second turn is judged
 
 
+def test_weights_follow_what_each_rewards_gradient_does_for_all(micro_sd, tmp_path, monkeypatch):
+    """Of gradients g, g and -g, shortened to the norm 0.01, the sum is g: influences 1e-4, 1e-4 and -1e-4, times the rate 1, 1 and -1."""
+
+    class AlsoBright(Bright):
+        name = "also_bright"
+
+    add_scorer(monkeypatch, "also_bright", AlsoBright)
+    add_scorer(monkeypatch, "dark", Dark)
+    scorers = ["bright", "also_bright", "dark"]
+    combine = {"gradient": {"rate": 1e4, "weights": {"bright": 0.25, "also_bright": 0.25, "dark": 0.5}}}
+    options = ADVANTAGES | {"objective": "awm", "max_grad_norm": 0.01, "max_train_steps": 1}
+    folder = api.train(online_config(micro_sd, tmp_path / "run", scorers=scorers, combine=combine, **options))
+    (row,) = rows_of(folder)
+    whole = 0.25 * np.e + 0.25 * np.e + 0.5 / np.e
+    expected = [0.25 * np.e / whole, 0.25 * np.e / whole, 0.5 / np.e / whole]
+    assert [row[f"weight/{name}"] for name in scorers] == pytest.approx(expected, rel=1e-4)
+    record = read_table(folder / "data")[0]
+    bright = np.array([candidate.scores["bright"] for candidate in record.candidates])
+    expected = (0.5 * np.e - 0.5 / np.e) / whole * (bright - bright.mean()) / bright.std(ddof=1)
+    np.testing.assert_allclose([candidate.scores["reward"] for candidate in record.candidates], expected, rtol=1e-3)
+
+
 KILLS = [
     (Bright, "__call__", 0),  # the first turn is drawn, and not judged
     (Log, "write", 0),  # and judged, and not written

@@ -100,7 +100,7 @@ def test_the_log_is_a_table_that_language_models_are_trained_on(whole, writer, t
 def test_before_the_first_update_the_ratio_of_every_token_is_one(writer, micro_sd, tmp_path):
     trainer = trainer_for(config(writer, micro_sd, tmp_path / "run"))
     turns, pairs = trainer.parts.turns, trainer.parts.pairs
-    turns.turn(0, trainer._driving)
+    turns.turn(0, trainer._driving, None)
     batch = pairs.to_batch([pairs[0, 0], pairs[1, 0]])
     assert batch.old.abs().max() > 1.0
     assert log_ratio(trainer.parts.likelihood, trainer.network, batch) < 1e-6

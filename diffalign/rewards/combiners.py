@@ -1,0 +1,37 @@
+"""The combiners by name: those of `data.combiners`, and the one whose weights are read from the prompt. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffalign.core.runs import Run
+from diffalign.core.specs import Spec, bind, single
+from diffalign.data import combiners
+from diffalign.data.combiners import Combiner
+
+
+def prompt_weights(*, path: str) -> Combiner:
+    """Return the combiner of a run of reward_orchestrator or reward_armo in the folder `path`; see `rewards.prompt_weights`."""
+    from diffalign.rewards.prompt_weights import load_prompt_weights  # torch takes seconds to import
+
+    return load_prompt_weights(path)
+
+
+COMBINERS: dict[str, Callable[..., Combiner]] = combiners.COMBINERS | {"prompt_weights": prompt_weights}
+
+
+def combiner_of(how: Spec) -> Combiner:
+    """Return the combiner of a spec."""
+    return bind("combiner", COMBINERS, how)()
+
+
+def check_combiner(how: Spec) -> None:
+    """Raise ConfigError for a spec that is none, CheckpointError for a run that is not there; no weights are read."""
+    bound = bind("combiner", COMBINERS, how)
+    if bound.name == "prompt_weights":
+        Run.open(bound.constants["path"], expects="reward")
+
+
+def scope_of(how: Spec) -> combiners.Scope:
+    """Return whose rewards a combined one depends on, without reading weights."""
+    return "image" if single("combiner", how)[0] == "prompt_weights" else combiner_of(how).scope
