@@ -110,18 +110,19 @@ class VlmStates:
     def _inputs(self, choices: Sequence[Choice]) -> Any:
         text = _rendered(self.name, self._processor, choices)
         images = [image for choice in choices for image in (choice.preferred, choice.dispreferred)]
-        return encoded(self._processor, text, images).to(self._model.device, self._model.dtype)
+        return encoded(self._processor, [text], [images]).to(self._model.device, self._model.dtype)
 
     def _ends(self) -> list[int]:
         ends = self._model.generation_config.eos_token_id
         return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 
-def encoded(processor: Any, text: str, images: Sequence[Image.Image]) -> Any:
-    """Return what a model is given for one chat, rendered as `text`, with its images."""
+def encoded(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+    """Return what a model is given for chats, rendered as `texts`, with the images of each; shorter chats are padded on their left."""
     opens = processor.tokenizer.bos_token
-    twice = opens is not None and text.startswith(opens)  # most templates write it; the tokenizer would once more
-    return processor(text=[text], images=[list(images)], return_tensors="pt", add_special_tokens=not twice)
+    twice = opens is not None and texts[0].startswith(opens)  # most templates write it; the tokenizer would once more
+    settings: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    return processor(text=list(texts), images=[list(own) for own in images], return_tensors="pt", add_special_tokens=not twice, **settings)
 
 
 def checked(name: str, revision: str | None) -> tuple[Any, Any]:

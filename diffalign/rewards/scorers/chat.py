@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from diffalign.core.errors import CheckpointError
 from diffalign.data.colours import flattened
 from diffalign.models.users.vlm import chat, checked, encoded
 from diffalign.models.weights import UNREADABLE, weights_mark, whole
-from diffalign.rewards.scorers.client import BadAnswerError, Post, RejectedError, key_variable, post, read_answer
+from diffalign.rewards.scorers.client import BadAnswerError, NoAnswerError, Post, RejectedError, key_variable, post, read_answer
 from diffalign.rewards.scorers.network import frozen
 from diffalign.rewards.scorers.wording import REFUSAL, Form, Reply, Wording
 
@@ -41,10 +41,12 @@ class Model(Protocol):
     identity: str
     """What tells its answers from another model's."""
     concurrency: int
-    """How many questions it takes at once."""
+    """How many calls it takes at once."""
+    batch: int
+    """How many questions a call has."""
 
-    def answer(self, question: Question, wording: Wording) -> Reply:
-        """Return its answer to a question. Raises BadAnswerError for one that the wording cannot read."""
+    def answers(self, questions: Sequence[Question], wording: Wording) -> list[Reply | NoAnswerError]:
+        """Return its answer to each question, and the error where there is none that the wording can read."""
         ...
 
 
@@ -54,6 +56,8 @@ class Endpoint:
     The key, if there is one, is in the environment variable of `name`.
     """
 
+    batch = 1
+
     def __init__(self, *, url: str, model: str, name: str, max_tokens: int, timeout: float, concurrency: int, send: Post = post) -> None:
         path = "/chat/completions"
         self.url = url if "{key}" in url or url.rstrip("/").endswith(path) else url.rstrip("/") + path
@@ -61,7 +65,17 @@ class Endpoint:
         self._key = key_variable(name)
         self.identity = f"{self.url} {model}"
 
-    def answer(self, question: Question, wording: Wording) -> Reply:
+    def answers(self, questions: Sequence[Question], wording: Wording) -> list[Reply | NoAnswerError]:
+        """Return the answer to each question, or the error."""
+        replies: list[Reply | NoAnswerError] = []
+        for question in questions:
+            try:
+                replies.append(self._answer(question, wording))
+            except NoAnswerError as error:
+                replies.append(error)
+        return replies
+
+    def _answer(self, question: Question, wording: Wording) -> Reply:
         """Return the answer; one that cannot be read is asked for again, at a temperature above zero, for at zero it is the same again."""
         sent: list[None] = []
 
@@ -117,11 +131,11 @@ def _reply(content: bytes, url: str) -> Reply:
 
 
 class LocalModel:
-    """Any image-text-to-text model of transformers with a chat template, in memory; it answers greedily, one question at a time."""
+    """Any image-text-to-text model of transformers with a chat template, in memory; it answers greedily, `batch` questions at a time."""
 
     concurrency = 1
 
-    def __init__(self, *, model: str, revision: str | None, dtype: str, max_tokens: int, device: str) -> None:
+    def __init__(self, *, model: str, revision: str | None, dtype: str, max_tokens: int, batch: int, device: str) -> None:
         """Raises CheckpointError for a model that is missing, incomplete or takes no pictures."""
         try:
             _, self._processor = checked(model, revision)
@@ -129,30 +143,44 @@ class LocalModel:
         except UNREADABLE as error:
             raise CheckpointError(f"{model}: no vision-language model can be loaded from here: {error}") from error
         frozen(self._network, device)
-        self.model, self._limit, self._device = model, max_tokens, device
+        self.model, self.batch, self._limit, self._device = model, batch, max_tokens, device
         self.identity = f"{model} {weights_mark(self._network)} {self._processor.chat_template}"
 
     @torch.no_grad()
-    def answer(self, question: Question, wording: Wording) -> Reply:
-        """Return the answer. Raises BadAnswerError for one that cannot be read, which greedy decoding would give again."""
+    def answers(self, questions: Sequence[Question], wording: Wording) -> list[Reply | NoAnswerError]:
+        """Return the answer to each question, all of them in one batch, or the error; asked again, greedy decoding would say the same."""
+        images = [[flattened(Image.open(io.BytesIO(image))) for image in question.images] for question in questions]
+        inputs = encoded(self._processor, [self._chat(question) for question in questions], images).to(self._device, self._network.dtype)
+        replies: list[Reply | NoAnswerError] = []
+        for reply in self._first_tokens(inputs) if wording.form == "logprobs" else map(Reply, self._written(inputs)):
+            try:
+                replies.append(readable(reply, wording, self.model))
+            except BadAnswerError as error:
+                replies.append(error)
+        return replies
+
+    def _chat(self, question: Question) -> str:
         token = getattr(self._processor, "image_token", None)
         text = question.text.replace(token, "") if token else question.text  # the placeholder of an image is no prompt's to write
-        content: Sequence[Mapping[str, Any]] = [*[{"type": "image"}] * len(question.images), {"type": "text", "text": text}]
-        images = [flattened(Image.open(io.BytesIO(image))) for image in question.images]
-        inputs = encoded(self._processor, chat(self._processor, list(map(dict, content))), images).to(self._device, self._network.dtype)
-        reply = self._first_token(inputs) if wording.form == "logprobs" else Reply(self._written(inputs))
-        return readable(reply, wording, self.model)
+        return chat(self._processor, [*({"type": "image"} for _ in question.images), {"type": "text", "text": text}])
 
-    def _first_token(self, inputs: Any) -> Reply:
-        chances = self._network(**inputs).logits[0, -1].double().log_softmax(dim=-1)
-        best = chances.topk(min(TOP, len(chances)))
-        words = [self._processor.tokenizer.decode([place]) for place in best.indices.tolist()]
-        tokens: dict[str, float] = {}
-        for word, value in zip(words, best.values.tolist(), strict=True):
-            tokens.setdefault(word, value)  # the likeliest of those that are written alike
-        return Reply(words[0], tokens=tokens)
+    def _first_tokens(self, inputs: Any) -> list[Reply]:
+        """Return the likeliest first tokens of each answer; the logits are of the last position alone, and not touched by decoding."""
+        logits = self._generated(inputs, 1, output_logits=True).logits[0].double()
+        best = logits.log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]))
+        replies = []
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            words = [self._processor.tokenizer.decode([place]) for place in places]
+            tokens: dict[str, float] = {}
+            for word, value in zip(words, values, strict=True):
+                tokens.setdefault(word, value)  # the likeliest of those that are written alike
+            replies.append(Reply(words[0], tokens=tokens))
+        return replies
 
-    def _written(self, inputs: Any) -> str:
+    def _written(self, inputs: Any) -> list[str]:
+        answers = self._generated(inputs, self._limit).sequences[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self._processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def _generated(self, inputs: Any, tokens: int, **kept: Any) -> Any:
         plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        sequences = self._network.generate(**inputs, max_new_tokens=self._limit, **plain)
-        return self._processor.tokenizer.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        return self._network.generate(**inputs, max_new_tokens=tokens, return_dict_in_generate=True, **plain, **kept)

@@ -57,7 +57,7 @@ def hpsv3(
     def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         scores = []
         for image, prompt in zip(images, prompts, strict=True):
-            inputs = encoded(reader, _asked(reader, words, prompt), [flattened(image)]).to(device, network.dtype)
+            inputs = encoded(reader, [_asked(reader, words, prompt)], [[flattened(image)]]).to(device, network.dtype)
             states = _states(network, inputs)[inputs["input_ids"] == token]
             scores.append(float(head(states[0].float())[0]))
         return scores

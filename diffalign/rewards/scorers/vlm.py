@@ -21,7 +21,7 @@ from diffalign.core.errors import ConfigError
 from diffalign.data.pictures import encode_image
 from diffalign.rewards.base import check_arguments
 from diffalign.rewards.scorers.chat import Endpoint, LocalModel, Model, Question
-from diffalign.rewards.scorers.client import BadAnswerError, NoAnswerError, check_address, in_parallel
+from diffalign.rewards.scorers.client import BadAnswerError, check_address, in_parallel
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.http import OnFailure
 from diffalign.rewards.scorers.kept_answers import KeptAnswers, key_of
@@ -115,31 +115,43 @@ class Judge:
     def _values(self, questions: Sequence[Question]) -> dict[Question, float | None]:
         """Return what is read of the answer to every question, equal ones asked once; None where there is none."""
         once = list(dict.fromkeys(questions))
+        replies: dict[Question, Reply | None] = {}
+        for question in once:
+            if (answer := self.kept.get(self._key(question))) is not None:
+                replies[question] = Reply(**answer)
+        self.audit["kept"] += len(replies)
+        asked = [question for question in once if question not in replies]
+        batches = [asked[start : start + self.model.batch] for start in range(0, len(asked), self.model.batch)]
+        for batch, own in zip(batches, in_parallel(self._replies, batches, self.model.concurrency), strict=True):
+            for question, (reply, outcome) in zip(batch, own, strict=True):
+                self.audit[outcome] += 1
+                replies[question] = reply
         values: dict[Question, float | None] = {}
-        for question, (reply, outcome) in zip(once, in_parallel(self._reply, once, self.model.concurrency), strict=True):
-            self.audit[outcome] += 1
+        for question in once:
+            reply = replies[question]
             self.audit["refused"] += reply is not None and reply.refused
             values[question] = None if reply is None or reply.refused else self.wording.read(reply)
         return values
 
-    def _reply(self, question: Question) -> tuple[Reply | None, str]:
-        """Return the answer, kept or asked for, None where there is none that can be read, and what the audit calls that."""
-        form = self.wording.form
-        key = key_of(model=self.model.identity, form=form, text=question.text, images=question.images)
-        if (answer := self.kept.get(key)) is not None:
-            return Reply(**answer), "kept"
-        try:
-            reply = self.model.answer(question, self.wording)
-        except BadAnswerError as error:
-            logger.warning("%s; it is left out", error)
-            return None, "unread"
-        except NoAnswerError as error:
-            if self.on_failure == "stop":
-                raise
-            logger.warning("%s; the question is left out", error)
-            return None, "failed"
-        self.kept.put(key, asdict(reply))
-        return reply, "answered"
+    def _key(self, question: Question) -> str:
+        return key_of(model=self.model.identity, form=self.wording.form, text=question.text, images=question.images)
+
+    def _replies(self, questions: Sequence[Question]) -> list[tuple[Reply | None, str]]:
+        """Return the answer to each question, None where there is none that can be read, and what the audit calls that."""
+        outcomes: list[tuple[Reply | None, str]] = []
+        for question, reply in zip(questions, self.model.answers(questions, self.wording), strict=True):
+            if isinstance(reply, Reply):
+                self.kept.put(self._key(question), asdict(reply))
+                outcomes.append((reply, "answered"))
+            elif isinstance(reply, BadAnswerError):
+                logger.warning("%s; it is left out", reply)
+                outcomes.append((None, "unread"))
+            elif self.on_failure == "stop":
+                raise reply
+            else:
+                logger.warning("%s; the question is left out", reply)
+                outcomes.append((None, "failed"))
+        return outcomes
 
 
 def vlm(
@@ -165,14 +177,15 @@ def vlm(
 
     `model` is a folder or hub id, or what the server calls it; `url` its address up to /v1, whose key the environment has in
     `DIFFALIGN_KEY_` and `name` in capitals. `template`, `protocol`, `answer` and `aspects` are those of `wording`; of K pictures each is
-    compared with `comparisons` others, or all. Of a question without any answer scoring stops, with what is done kept in `cache`, or it is
-    left out (`on_failure`); a picture whose answer cannot be read, or that the model refuses, has no score. Raises ConfigError for
-    settings that are none, CheckpointError for a local model that does not load.
+    compared with `comparisons` others, or all. `concurrency` questions are asked at once, of a local model as one batch. Of a question
+    without any answer scoring stops, with what is done kept in `cache`, or it is left out (`on_failure`); a picture whose answer cannot
+    be read, or that the model refuses, has no score. Raises ConfigError for settings that are none, CheckpointError for a local model that
+    does not load.
     """
     settings = {"template": template, "protocol": protocol, "answer": answer, "aspects": aspects, "url": url, "name": name}
     words = check_wording(settings | {"concurrency": concurrency, "max_tokens": max_tokens, "comparisons": comparisons})
     if url is None:
-        network: Model = LocalModel(model=model, revision=revision, dtype=dtype, max_tokens=max_tokens, device=device)
+        network: Model = LocalModel(model=model, revision=revision, dtype=dtype, max_tokens=max_tokens, batch=concurrency, device=device)
     else:
         network = Endpoint(url=url, model=model, name=name, max_tokens=max_tokens, timeout=timeout, concurrency=concurrency)
     judge = Judge(network, words, KeptAnswers(cache), on_failure, comparisons)

@@ -49,7 +49,7 @@ def vqascore(
     def ask(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         chances = []
         for image, prompt in zip(images, prompts, strict=True):
-            inputs = encoded(processor, _asked(processor, question, prompt), [flattened(image)]).to(device, network.dtype)
+            inputs = encoded(processor, [_asked(processor, question, prompt)], [[flattened(image)]]).to(device, network.dtype)
             chances.append(float(network(**inputs).logits[0, -1].double().softmax(dim=-1)[yes]))
         return chances
 

@@ -20,11 +20,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.trust import untrusted
+from diffalign.data.pictures import encode_image
+from diffalign.rewards.scorers.chat import LocalModel, Question
 from diffalign.rewards.scorers.client import READINGS, RETRIES
-from diffalign.rewards.scorers.wording import TEMPLATES, Reply, wording
+from diffalign.rewards.scorers.wording import TEMPLATES, Reply, Wording, wording
 from diffalign.rewards.shards import audit_of, audited
 from diffalign.rewards.table import check_scorers, load_scorer
-from tests.models.users.vlm_models import write_qwen
+from tests.models.users.vlm_models import write_llava, write_qwen
 
 REDS = (10, 120, 250)
 IMAGES = [Image.new("RGB", (4, 3), (red, 0, 0)) for red in REDS]
@@ -309,3 +311,31 @@ def test_a_local_model_answers_by_the_probabilities_of_its_first_token_and_in_wo
     written = load_scorer({"vlm": spec | {"answer": "json", "max_tokens": 2}})
     np.testing.assert_array_equal(written([image], ["star"]), [np.nan])  # random words are no mark
     assert audit_of(written) == {"unread": 1}
+
+
+class Lenient(Wording):
+    """A wording that takes any answer."""
+
+    def read(self, reply):
+        return float(len(reply.text))
+
+
+@pytest.mark.parametrize("write", [write_qwen, write_llava])
+def test_a_local_model_answers_several_questions_at_once_as_one_by_one(tmp_path, monkeypatch, write):
+    """Questions of several lengths about one picture or two, of several sizes, of which the shorter ones are padded."""
+    local = LocalModel(model=str(write(tmp_path / "m")), revision=None, dtype="auto", max_tokens=3, batch=4, device="cpu")
+    small, wide = (encode_image(Image.linear_gradient("L").convert("RGB").resize(size)) for size in ((16, 16), (32, 16)))
+    questions = [Question("red star", (small,)), Question("red", (wide, small)), Question("star Prompt red red star", (small, wide))]
+    for form in ("logprobs", "json"):
+        words = Lenient(TEMPLATES["aspects"], "pairwise", form, ())
+        together, single = local.answers(questions, words), [local.answers([question], words)[0] for question in questions]
+        assert [reply.text for reply in together] == [reply.text for reply in single]
+        for one, other in zip(together, single, strict=True):
+            for token, value in (one.tokens or {}).items():
+                assert other.tokens[token] == pytest.approx(value, abs=1e-3)
+    assert len({reply.text for reply in single}) > 1  # what is asked matters
+    sizes, ask = [], LocalModel.answers
+    monkeypatch.setattr(LocalModel, "answers", lambda self, asked, words: sizes.append(len(asked)) or ask(self, asked, words))
+    scorer = load_scorer({"vlm": {"model": local.model, "concurrency": 2, "max_tokens": 1, "cache": str(tmp_path / "judges.db")}})
+    scorer([image.resize((16, 16)) for image in IMAGES], PROMPTS)
+    assert sizes == [2, 1]
