@@ -54,6 +54,11 @@ class Tokens:
     activation: Tensor | None = None  # (B, K, L) in [0, 1]: size of the reference's last hidden state, over the largest of the completion
     old: Tensor | None = None  # (B, K, L), of the policy that wrote the completions, without gradient; the policy as it is where None
 
+    def without_last(self) -> Tokens:
+        """Return what is said of the tokens of all candidates but the last."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: value[:, :-1] for name, value in values.items() if value is not None})
+
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
         if self.policy.ndim != 3:
@@ -135,6 +140,7 @@ class Scores:
     neighbour: Tensor | None = None  # (B, K) log-ratios under the prompt of the batch's next record, without gradient
     mismatched: bool = False  # of texts: the last candidate is an answer to another prompt (KTO)
     losses: Tensor | None = None  # (B,), weighted, of a model whose loss is no function of its scores; the objective's where None
+    rationale: Tensor | None = None  # (B,) of texts: log-probability of why candidate 0 was preferred, with gradient; 0 where none is given
 
     def __post_init__(self) -> None:
         """Widen half precision to float32. Raises ValueError for shapes that do not fit together."""
@@ -142,7 +148,8 @@ class Scores:
             raise ValueError(f"`policy` of scores is of shape (records, candidates); found {tuple(self.policy.shape)}")
         of_candidates = {"reference": self.reference, "lengths": self.lengths, "old": self.old, "neighbour": self.neighbour, **self.columns}
         _require_shape(of_candidates, self.policy.shape, "(records, candidates)")
-        _require_shape({name: getattr(self, name) for name in ("prob", "weight", "offset", "losses")}, self.policy.shape[:1], "(records,)")
+        of_records = ("prob", "weight", "offset", "losses", "rationale")
+        _require_shape({name: getattr(self, name) for name in of_records}, self.policy.shape[:1], "(records,)")
         if self.tokens is not None and self.tokens.policy.shape[:2] != self.policy.shape:
             found, expected = tuple(self.tokens.policy.shape), tuple(self.policy.shape)
             raise ValueError(f"`tokens` are of shape {found}; expected (records, candidates, tokens) with {expected} first")
@@ -295,6 +302,7 @@ class TextBatch:
     labels: Labels = Labels()
     old: Tensor | None = None  # (B, K, L) log-probabilities of the policy that wrote the completions
     mismatched: bool = False  # the last completion is an answer to another prompt
+    rationale: Tensor | None = None  # (B,) bool: whether the last completion, which there is then, says why one was preferred
 
     def to(self, device: torch.device) -> TextBatch:
         """Return the batch on `device`."""
@@ -302,9 +310,10 @@ class TextBatch:
         def moved(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[tuple[Tensor, ...], ...]:
             return tuple(tuple(ids.to(device) for ids in texts) for texts in parts)
 
-        reference, old = (None if x is None else x.to(device) for x in (self.reference, self.old))
-        prompts, completions = moved(self.prompts), moved(self.completions)
-        return TextBatch(prompts, completions, self.prob.to(device), self.ids, reference, self.labels.to(device), old, self.mismatched)
+        kept = (self.reference, self.old, self.rationale)
+        reference, old, rationale = (None if x is None else x.to(device) for x in kept)
+        prompts, completions, prob, labels = moved(self.prompts), moved(self.completions), self.prob.to(device), self.labels.to(device)
+        return TextBatch(prompts, completions, prob, self.ids, reference, labels, old, self.mismatched, rationale)
 
 
 def _moved(condition: Condition, device: torch.device) -> Condition:

@@ -235,8 +235,8 @@ class Audit:
         self.digest.update(repr((record.id, record.prompt, _number(record.prob), record.user, turns)).encode())
         if record.conditioning_image is not None:  # tables without any keep their hash
             self.digest.update(hashlib.sha256(record.conditioning_image).digest())
-        if "weight" in record.meta:  # which training reads; tables without the column keep their hash
-            self.digest.update(record.meta["weight"].encode())
+        for name in ("weight", "rationale"):  # which training reads; tables without the columns keep their hash
+            self.digest.update(record.meta.get(name, "").encode())
 
     def manifest(self) -> dict[str, Any]:
         return {

@@ -29,6 +29,7 @@ from diffalign.methods.launching import check_launch
 from diffalign.methods.lora_keys import check_lora_keys
 from diffalign.methods.online import check_flow_rollout, check_online, check_online_texts
 from diffalign.methods.packages import check_memory_format, check_switches, missing_packages
+from diffalign.methods.rationales import check_rationales
 from diffalign.methods.recipe import DRIVERS, Recipe, compares, compares_outputs, part, recipe_of, transforms_of, tuning_of, users_of
 from diffalign.models.backbones.folders import (
     LAYOUTS,
@@ -246,6 +247,7 @@ def check_text(config: TrainConfig, recipe: Recipe) -> None:
         raise ConfigError(f"`attention_backend` is {config.attention_name!r}; of language models PyTorch's own is used (sdpa)")
     check_online_texts(config)
     check_name("likelihood", likelihood, LIKELIHOODS)
+    check_rationales(config, recipe.facts, likelihood)
     if recipe.facts.sums and likelihood in ("mean", "ld_dpo"):
         raise ConfigError(f"objective `{objective.name}` adds up tokens itself, and `likelihood` is {likelihood}; leave it out")
 

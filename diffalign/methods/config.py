@@ -222,6 +222,9 @@ class TrainConfig:
     likelihood: Spec | None = key(None, kinds=TEXT)
     """Of texts, how token log-probabilities make a score: sum; mean (with it `dpo` is LN-DPO, `ipo` TRL's, `simpo` SimPO);
     {ld_dpo: {alpha: 0.5}}; joint (prompt and completion: DOVE)."""
+    rationale_weight: float | None = key(None, ABOVE_ZERO, kinds=TEXT, resume=True)
+    """Of texts: weight of the negative log-likelihood of the column `rationale`, why one answer was preferred, beside any objective of
+    pairs (2407.14477; released with 0.001, for it adds up tokens). `max_length` is also that of a prompt with both answers."""
     share_prompt: bool = key(True, kinds=TEXT)
     """Of texts: read the prompt once for all candidates; switched off by itself for models that cannot."""
     padding_free: bool = key(True, kinds=TEXT)

@@ -18,6 +18,7 @@ from diffalign.methods.base import Method
 from diffalign.models.users.settings import USER_ENCODERS
 from diffalign.objectives import OBJECTIVES, Facts, bind_objective
 from diffalign.objectives.diffusion import winner_preserving
+from diffalign.objectives.with_terms import with_rationale
 
 if TYPE_CHECKING:
     from diffalign.methods.config import TrainConfig
@@ -45,6 +46,7 @@ class Recipe:
     tuning: Tuning  # what is trained
     compares: bool  # whether the policy is compared with a reference
     residuals: bool  # whether the outputs of networks are compared, beside their scores
+    rationales: bool  # whether it is learned, too, why one answer was preferred
 
     @property
     def trajectory(self) -> Bound:
@@ -107,15 +109,18 @@ def recipe_of(config: TrainConfig, kind: Kind | None = "image") -> Recipe:
         tuning=tuning_of(config),
         compares=compares(config),
         residuals=compares_outputs(config),
+        rationales=config.rationale_weight is not None,
     )
 
 
 def objective_of(config: TrainConfig) -> Bound:
-    """Return the loss with its constants, and with SDPO's scale where `sdpo_mu` asks for it."""
+    """Return the loss with its constants, with SDPO's scale where `sdpo_mu` asks for it, and with rationales by `rationale_weight`."""
     bound = bind_objective(part(config, "objective"))
-    if config.sdpo_mu is None:
-        return bound
-    return replace(bound, function=winner_preserving(bound.function, mu=config.sdpo_mu, over=config.sdpo_scale))
+    if config.sdpo_mu is not None:
+        bound = replace(bound, function=winner_preserving(bound.function, mu=config.sdpo_mu, over=config.sdpo_scale))
+    if config.rationale_weight is not None:
+        bound = replace(bound, function=with_rationale(bound.function, weight=config.rationale_weight))
+    return bound
 
 
 def compares_outputs(config: TrainConfig) -> bool:

@@ -170,4 +170,5 @@ def _text_metrics(s: Scores, beta: float | None) -> dict[str, Tensor]:
     if s.lengths is None:
         return {}
     metrics = {"ranking_acc": ranking_accuracy(s.policy), "ranking_acc_normalized": ranking_accuracy(s.policy / s.lengths)}
+    metrics |= {} if s.rationale is None else {"logps/rationale": s.rationale.mean()}
     return metrics if s.reference is None or beta is None else metrics | {"alignment_gap": alignment_gap(s, beta)}

@@ -1,4 +1,4 @@
-"""Objectives that add a term to DPO: of the preferred candidate, of a further answer, or of a further pair.
+"""Objectives that add a term to DPO: of the preferred candidate, of a further answer, or of a further pair; and what adds one to any.
 
 Further answers are candidates 2, 3, ... of the record. The DPO part uses `prob` and `offset`; a term of the preferred candidate alone is
 mixed over both orders by `prob`.
@@ -6,9 +6,20 @@ mixed over both orders by `prob`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffalign.objectives.base import both_orders, log_ratios, margin, neg_log_sigmoid, nll, pairwise, prob_of, require_candidates, weighted
+from diffalign.objectives.base import (
+    Loss,
+    both_orders,
+    log_ratios,
+    margin,
+    neg_log_sigmoid,
+    nll,
+    pairwise,
+    prob_of,
+    require_candidates,
+    weighted,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,3 +140,22 @@ def srpo(s: Scores, *, beta: float, alpha: float = 0.5) -> Tensor:
     preference = c - 0.5 * (u[:, 2] - u[:, 3] + margin(u))
     after_dispreferred, after_preferred = c - (u[:, 2] - u[:, 5]), c + (u[:, 3] - u[:, 4])
     return (1.0 - alpha) * preference**2 + 0.5 * alpha * (after_dispreferred**2 + after_preferred**2)
+
+
+def with_rationale(loss: Loss, *, weight: float) -> Loss:
+    """Return `loss` + weight * negative log-likelihood of the rationale, the sum over its tokens.
+
+    Rationale-enriched preferences (2407.14477), log pi(r | x, y_w > y_l) beside DPO; as released it is inside a log-sigmoid, which is the
+    same but for log 2 where the rationale is unlikely. Raises ValueError for scores without rationales.
+    """
+
+    @weighted
+    def unlikelihood(s: Scores) -> Tensor:
+        if s.rationale is None:
+            raise ValueError("this objective reads the log-probability of rationales, and these scores have none: it is for texts")
+        return -weight * s.rationale
+
+    def explained(s: Scores, **constants: Any) -> Tensor:
+        return loss(s, **constants) + unlikelihood(s)
+
+    return explained

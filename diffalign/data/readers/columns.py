@@ -88,7 +88,7 @@ def parse(row: Row) -> Record:
         prob=preference(row, sides),
         user=row.user(aliases=("user", "annotator", "rater", "voter")),
         source=row.where,
-        meta=_weight(row) | ({"rationale": why} if (why := row.optional("rationale")) is not None else {}),
+        meta=_weight(row) | rationale(row),
         conditioning_image=row.conditioning_image(),
     )
 
@@ -106,6 +106,11 @@ def _candidate(row: Row, name: str, place: int, as_text: bool) -> Candidate:
     content: dict[str, Any] = {"text": row.text(name)} if as_text else {"image": row.image(name)}
     conditioning = row.conditioning_image(f"_{place}", f"_{'ab'[place]}", f"_{name}")
     return Candidate(**content, model=model, uid=uid, conditioning_image=conditioning)
+
+
+def rationale(row: Row) -> dict[str, str]:
+    """Return why one was preferred, as the table's `meta` holds it."""
+    return {} if (why := row.optional("rationale")) is None else {"rationale": why}
 
 
 def _weight(row: Row) -> dict[str, str]:

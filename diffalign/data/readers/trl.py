@@ -7,7 +7,7 @@ from itertools import takewhile
 from diffalign.core.errors import RecordError
 from diffalign.data.readers.base import Reader, Row
 from diffalign.data.readers.chat import answer, chat_record, common_start, messages, split_history
-from diffalign.data.readers.columns import names_image
+from diffalign.data.readers.columns import names_image, rationale
 from diffalign.data.readers.preferences import Sides, preference
 from diffalign.data.readers.row_images import shown
 from diffalign.data.readers.sources import open_rows
@@ -33,7 +33,8 @@ def parse(row: Row) -> Record:
 
 
 def _pair(row: Row, prompt: str, chosen: str, rejected: str) -> Record:
-    return Record(row.id, prompt, (Candidate(text=chosen), Candidate(text=rejected)), prob=preference(row, SIDES), source=row.where)
+    pair = Candidate(text=chosen), Candidate(text=rejected)
+    return Record(row.id, prompt, pair, prob=preference(row, SIDES), source=row.where, meta=rationale(row))
 
 
 def implicit_prompt(chosen: str, rejected: str) -> str:
@@ -65,7 +66,7 @@ def _conversation(row: Row) -> Record:
         if not history and "prompt" in row.value:
             history = (Message("user", row.text("prompt")),)
     texts = answer(row, "chosen", chosen), answer(row, "rejected", rejected)
-    return chat_record(row, history, [Candidate(text=text) for text in texts], prob=preference(row, SIDES))
+    return chat_record(row, history, [Candidate(text=text) for text in texts], prob=preference(row, SIDES), meta=rationale(row))
 
 
 def matches(row: Row) -> bool:

@@ -63,7 +63,7 @@ def with_anchor(config: TrainConfig, parts: Parts, view: View | None, device: to
     objective = bind_objective(anchor_objective(config, parts.kind))
     compares = objective.name == "distil"
     changes = {"trajectory_spec": {"forward": {}}, "driver": "policy", "error_spec": {"squared": {}}, "transforms": ()}
-    recipe = replace(parts.recipe, objective=objective, compares=compares, residuals=compares, **changes)
+    recipe = replace(parts.recipe, objective=objective, compares=compares, residuals=compares, rationales=False, **changes)
     build = _images if parts.kind == "image" else _texts
     anchor = replace(build(config, recipe, parts, view, device), recipe=recipe, table=view.table.fingerprint, index=None, penalty=None)
     return replace(parts, anchor=anchor, facts={**parts.facts, "anchor": view.table.fingerprint})

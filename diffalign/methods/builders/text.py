@@ -42,7 +42,7 @@ def pairs(config: TrainConfig, recipe: Recipe, view: View, root: Path | None = N
     """Return the training data as token ids, which lie under `root` if they are many; only the tokenizer is loaded."""
     tokenizer = load_tokenizer(config.pretrained_model_name_or_path, config.revision, chat_template(config))
     limit = Limit(config.max_length, config.truncation_mode)
-    return TextPairs(view, Template(tokenizer), limit, mismatched=recipe.facts.mismatched, root=root)
+    return TextPairs(view, Template(tokenizer), limit, mismatched=recipe.facts.mismatched, rationales=recipe.rationales, root=root)
 
 
 def chat_template(config: TrainConfig) -> str | None:

@@ -29,7 +29,8 @@ def check_step(config: TrainConfig, recipe: Recipe) -> None:
         columns = dict.fromkeys(facts.columns, torch.zeros_like(scores))
         reference, outputs = (scores, scores[:, :, None, None, None]) if recipe.compares else (None, None)
         residuals = Residuals(scores[:, :, None, None, None], scores[:, 0], outputs) if recipe.residuals else None
-        recipe.objective(Scores(scores, reference, lengths=torch.ones_like(scores), columns=columns, residuals=residuals, neighbour=scores))
+        more = {"lengths": torch.ones_like(scores), "neighbour": scores, "rationale": scores[:, 0]}
+        recipe.objective(Scores(scores, reference, columns=columns, residuals=residuals, **more))
 
 
 def _check_kept(config: TrainConfig, recipe: Recipe) -> None:

@@ -147,10 +147,13 @@ class SequenceLikelihood:
         others = reference.tokens if isinstance(reference, Said) else reference
         own = self.aggregation.total(policy.tokens, mask)
         their = None if others is None else self.aggregation.total(others, mask)
-        tokens = self._tokens(policy, reference, others, mask, scored) if self.needs else None
-        normalized = self.aggregation.normalized
-        common = (batch.prob, labels.weight, labels.offset, lengths, normalized, labels.columns, tokens)
-        return Scores(own, their, *common, mismatched=batch.mismatched)
+        tokens, why = self._tokens(policy, reference, others, mask, scored) if self.needs else None, None
+        if batch.rationale is not None:  # the last completion is learned and compared with nothing
+            why = batch.rationale * token_sum(policy.tokens[:, -1:], mask[:, -1:])[:, 0]
+            own, their, lengths = own[:, :-1], None if their is None else their[:, :-1], lengths[:, :-1]
+            tokens = tokens and tokens.without_last()
+        common = (batch.prob, labels.weight, labels.offset, lengths, self.aggregation.normalized, labels.columns, tokens)
+        return Scores(own, their, *common, mismatched=batch.mismatched, rationale=why)
 
     def _scored(self, batch: TextBatch) -> TextBatch:
         return as_one_text(batch) if self.aggregation.joint else batch

@@ -21,6 +21,7 @@ from diffalign.core.parts import Index
 from diffalign.core.types import TextBatch
 from diffalign.data.labels import labels_of
 from diffalign.data.view import View
+from diffalign.models.text.rationale import have_rationales
 from diffalign.models.text.template import Encoded, Template
 from diffalign.models.text.tokens import AT_ONCE, Tokens, tokens
 from diffalign.models.text.truncation import Limit
@@ -37,15 +38,20 @@ class TextPairs(Dataset[dict[str, Any]]):
     each record gets one candidate more, the last: its prompt with an answer of the nearest record before it (the view is taken as a
     ring) that has another prompt, candidate 0 for records at even positions and 1 at odd ones; KTO estimates its divergence from them
     (2402.01306), good and bad ones alike, as TRL does. They are scored with the rest, so their gradient is computed and thrown away.
-    Raises TableError if no record is left, or if all have the same prompt where mismatched ones are needed; else as `Template.encode`.
+    With `rationales`, which does not go with that, the last candidate is why the first was preferred (`rationale.explained`).
+    Raises TableError if no record is left, if all have the same prompt where mismatched ones are needed, or none has a rationale; else as
+    `Template.encode`.
     """
 
     buckets: np.ndarray | None = None  # records of any length share a batch
     reference: Callable[[int], np.ndarray] | None = None  # of a position: the reference's log-probabilities (K, L) float32, zero-padded
 
-    def __init__(self, view: View, template: Template, limit: Limit, *, mismatched: bool = False, root: Path | None = None) -> None:
+    def __init__(
+        self, view: View, template: Template, limit: Limit, *, mismatched: bool = False, rationales: bool = False, root: Path | None = None
+    ) -> None:
         self.view, self.mismatched, self.limit, self._begin = view, mismatched, limit, template.tokenizer.bos_token_id
-        self._tokens = tokens(view, template, root)
+        self._have_rationales = have_rationales(view.table) if rationales else None  # (R,) of the table's rows
+        self._tokens = tokens(view, template, root, rationales=rationales)
         self._places = _admitted(view, self._tokens, limit)  # (B,) of the view's records among the tokens
         self._others = _mismatched(view, self._tokens, self._places) if mismatched else None
         self._layout = limit.layout(self._tokens, self._places, self._others)
@@ -77,9 +83,11 @@ class TextPairs(Dataset[dict[str, Any]]):
     def to_batch(self, rows: list[dict[str, Any]]) -> TextBatch:
         """Return the batch of loaded rows."""
         entries = [row["entry"] for row in rows]
-        reference = None
+        reference = rationale = None
         if self.reference is not None:
             reference = pad_sequence([torch.from_numpy(row["reference"]).T for row in rows], batch_first=True).mT
+        if self._have_rationales is not None:
+            rationale = torch.from_numpy(self._have_rationales[[entry.row for entry in entries]])
         return TextBatch(
             tuple(row["prompts"] for row in rows),
             tuple(row["completions"] for row in rows),
@@ -88,6 +96,7 @@ class TextPairs(Dataset[dict[str, Any]]):
             reference,
             labels_of(self.view, entries),
             mismatched=self.mismatched,
+            rationale=rationale,
         )
 
     @property
@@ -127,6 +136,9 @@ class TextPairs(Dataset[dict[str, Any]]):
             same += np.array_equal(first, second)
         if own.shorter:
             logger.info("%d of %d records are cut to max_length %d (%s)", own.shorter, len(self), self.limit.max_length, self.limit.mode)
+        if self._have_rationales is not None:
+            there = int(self._have_rationales[self.view.entries.rows].sum())
+            logger.info("%d of %d records say why one answer was preferred", there, len(self))
         if same:
             logger.info("%d of %d records have equal candidates: their margin is 0 and they teach no preference", same, len(self))
 

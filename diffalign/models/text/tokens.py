@@ -20,6 +20,7 @@ from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
 from diffalign.data.cache import filling, fingerprint, open_folder
 from diffalign.data.view import View
+from diffalign.models.text.rationale import QUESTION, explained
 from diffalign.models.text.template import Encoded, Template
 
 PART = 4096  # records of a file; fewer in all take seconds, and are made by each process for itself
@@ -74,13 +75,17 @@ def _of_folder(folder: Path, count: int) -> Tokens:
     return Tokens([_opened(folder, start) for start in range(0, count, PART)], folder)
 
 
-def tokens(view: View, template: Template, root: Path | None = None) -> Tokens:
-    """Return the token ids of a view's records; of many, in files under `root`, which are read where they are there. Errors as `encode`."""
+def tokens(view: View, template: Template, root: Path | None = None, *, rationales: bool = False) -> Tokens:
+    """Return the token ids of a view's records; of many, in files under `root`, which are read where they are there. Errors as `encode`.
+
+    With `rationales` each record has one candidate more, see `rationale.explained`.
+    """
     starts = range(0, len(view), PART)
     if root is None or len(starts) < 2:
-        parts = [_arrays(_encoded(view, template, range(len(view))))]
+        parts = [_arrays(_encoded(view, template, range(len(view)), rationales))]
         return Tokens(parts)
-    folder = open_folder(root, "tokens", {"table": view.table.fingerprint, "view": _digest(view), "template": _fingerprint(template)})
+    facts = {"table": view.table.fingerprint, "view": _digest(view), "template": _fingerprint(template)}
+    folder = open_folder(root, "tokens", facts | ({"question": QUESTION} if rationales else {}))
 
     def missing() -> list[int]:
         return [start for start in starts if not _files(folder, start)[-1].is_file()]
@@ -88,7 +93,7 @@ def tokens(view: View, template: Template, root: Path | None = None) -> Tokens:
     with filling(folder):
         for own in shares(missing):
             for start in own:
-                made = _arrays(_encoded(view, template, range(start, min(start + PART, len(view)))))
+                made = _arrays(_encoded(view, template, range(start, min(start + PART, len(view))), rationales))
                 for file, array in zip(_files(folder, start), made, strict=True):
                     with atomic_file(file) as temporary, temporary.open("wb") as out:
                         np.save(out, array)
@@ -105,9 +110,9 @@ def _opened(folder: Path, start: int) -> Arrays:
     return np.load(ids, mmap_mode="r"), np.load(facts), np.load(records)
 
 
-def _encoded(view: View, template: Template, positions: range) -> Iterator[Encoded]:
+def _encoded(view: View, template: Template, positions: range, rationales: bool) -> Iterator[Encoded]:
     for part in chunks(positions, AT_ONCE, "tokenise"):
-        yield from template.encode([view[i] for i in part])
+        yield from template.encode([explained(view[i]) if rationales else view[i] for i in part])
 
 
 def _arrays(records: Iterator[Encoded]) -> Arrays:
