@@ -16,8 +16,9 @@ from diffalign.data.view import Entry, View, without_content
 class Stages:
     """Training in stages of equal length: stage s of a run of `samples` samples goes through the records `parts[s]` in random orders.
 
-    This is the order of Curry-DPO (2403.07230, reconstructed from memory) and not the whole of it: pairs are sorted by the gap of their
-    scores, the largest gap first. There the reference of a stage is the model of the stage before; here it is the run's first model.
+    This is the order of Curry-DPO (2403.07230, reconstructed from memory): pairs are sorted by the gap of their scores, the largest gap
+    first. There the reference of a stage is the model of the stage before, as here with `reference: old_policy` (`train.stages`); else it
+    is the run's first model.
     """
 
     parts: tuple[np.ndarray, ...]  # the positions of each stage's records, none empty

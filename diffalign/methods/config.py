@@ -190,11 +190,12 @@ class TrainConfig:
     """One scale a pair, or, as the release, one for all pairs of a forward pass."""
     curriculum: Spec | None = key(None, kinds=ANY)
     """Order of the training, instead of a random one: {gap: {score: NAME, stages: 3}} shows pairs with a clear difference in that score
-    first and close ones last, the order of Curry-DPO."""
+    first and close ones last, the order of Curry-DPO, which also has `reference: old_policy`."""
     scores: dict[str, str] = field(default_factory=dict)
     """Which score of the table's candidates an objective reads as what, where the names differ: {gains: pickscore}."""
     reference: Literal["policy_start", "old_policy", "none"] | None = key(None, resume=True, uses=HELP)
-    """What the policy is compared with: the model it starts from, the policy of the turn before its updates (online), or nothing."""
+    """What the policy is compared with: the model it starts from, the policy as a turn (online) or a stage of the `curriculum` began, or
+    nothing."""
     start_from: str | None = key(None, kinds=IMAGE, changes="data")
     """Finished run of images, on the same model, whose adapter (or denoiser) goes on; the reference is then that run's result."""
     start_from_lora: str | None = key(None, kinds=IMAGE, changes="data", uses=HELP)

@@ -57,7 +57,7 @@ def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
     if not config.prompts:
         if odd := [name for name in DRAWING if name in written]:
             raise ConfigError(f"`{odd[0]}` is of pictures that are drawn while training; give the `prompts` to draw, or leave it out")
-        require("reference", config.reference, lambda v: v != "old_policy", "policy_start or none: without `prompts` there are no turns")
+        _check_stages(config)
         return
     if odd := [name for name in OF_DATA if name in written]:
         raise ConfigError(f"`{odd[0]}` is of a dataset, and with `prompts` the model draws what it trains on; leave one of them out")
@@ -83,6 +83,20 @@ def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
         )
     _check_ramp(config)
     _check_turns(config)
+
+
+def _check_stages(config: TrainConfig) -> None:
+    """Raise ConfigError where the reference is to be an older policy, and neither turns nor stages say which."""
+    if config.reference != "old_policy":
+        return
+    require(
+        "reference",
+        config.reference,
+        lambda _: bool(config.curriculum),
+        "policy_start or none: `prompts` have turns, a `curriculum` stages",
+    )
+    kept = config.trajectory_cache
+    require("trajectory_cache", kept, lambda v: not v, "0: its points are driven by the reference, which here is another one in each stage")
 
 
 def check_flow_rollout(config: TrainConfig, flow: bool) -> None:

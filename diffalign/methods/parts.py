@@ -17,7 +17,7 @@ from diffalign.methods.recipe import Recipe
 
 
 class Turns(Protocol):
-    """What draws a run's data while it trains."""
+    """What draws a run's data while it trains, or does something else between its steps (`train.stages`)."""
 
     @property
     def stopped(self) -> str | None:
@@ -73,4 +73,4 @@ class Parts:
         None  # of what keeps the policy where it is on other prompts; only its own likelihood, reference and pairs differ
     )
     live: bool = False  # whether pictures and prompts are encoded in every step, so that the encoders stay where they are
-    turns: Turns | None = None  # what draws `pairs` anew as the run goes on; None for data that are there before it
+    turns: Turns | None = None  # what draws `pairs` anew, or renews the reference, as the run goes on; None for most data

@@ -50,6 +50,7 @@ from diffalign.train.optimizer import make_average, make_optimizer, make_schedul
 from diffalign.train.overoptimisation import EVALUATIONS, Watch
 from diffalign.train.run_identity import changes, check_same, identity
 from diffalign.train.save import refused_by_disk, save_result, save_run
+from diffalign.train.stages import Renewals
 from diffalign.train.step import preference_step
 from diffalign.train.step_guard import Guard
 from diffalign.train.stopping import StoppedError, StopRequest
@@ -67,7 +68,7 @@ def make_trainer(config: TrainConfig, recipe: Recipe, view: View, *, fit: bool =
     name = recipe.kind or view.table.manifest["kind"]
     anchored = open_anchor(config, name)
     parts = with_anchor(config, KINDS[name].build(config, recipe, view, accelerator.device, fit=fit), anchored, accelerator.device)
-    return Trainer(config, replace(parts, usage=view.usage.facts()), accelerator)
+    return Trainer(config, replace(parts, usage=view.usage.facts(), turns=Renewals.of(config, parts.reference)), accelerator)
 
 
 def make_online_trainer(config: TrainConfig, recipe: Recipe) -> Trainer:

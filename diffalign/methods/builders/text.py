@@ -20,7 +20,7 @@ from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models import adapters
 from diffalign.models.lora_layers import Switch
-from diffalign.models.reference import AdapterOff, Cached, Frozen, NoReference
+from diffalign.models.reference import AdapterOff, Cached, Frozen, NoReference, Start
 from diffalign.models.text import forward
 from diffalign.models.text.likelihood import LIKELIHOODS, Aggregation, SequenceLikelihood, Switches
 from diffalign.models.text.network import LanguageModel, load_language_model, load_tokenizer
@@ -101,6 +101,8 @@ def reference(config: TrainConfig, recipe: Recipe, model: LanguageModel, device:
     """Return what the policy is compared with."""
     if not recipe.compares:
         return NoReference()
+    if config.reference == "old_policy":
+        return Start.of(model.network)
     if recipe.tuning != "full":
         return AdapterOff(model.network, Switch(model.network))
     return Frozen(backbone(config, device, full=True).network)
@@ -112,7 +114,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     data = pairs(config, recipe, view, cache_root(config, view))
     model = backbone(config, device, full=recipe.tuning == "full")
     own_likelihood = likelihood(config, recipe, model, data.longest)
-    precomputes = recipe.compares and config.precompute_ref_log_probs
+    precomputes = recipe.compares and config.precompute_ref_log_probs and config.reference != "old_policy"
     if precomputes and own_likelihood.distributions:
         logger.info("the objective reads the reference's whole distributions, which are not kept: it is run in every step")
     if precomputes and not own_likelihood.distributions:
