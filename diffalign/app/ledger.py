@@ -100,7 +100,7 @@ class Ledger:
         flags = {
             "inspect": lambda: ["--contact_sheet", str(self.workplace / "contact_sheet.png")],
             "validate": list,
-            "explain": lambda: ["--output_dir", str(self.workplace / "explained")],
+            "explain": lambda: ["--output_dir", str(self.explanation.parent)],
             "correct": lambda: self._correcting(login, name),
         }
         if kind not in flags:
@@ -115,6 +115,11 @@ class Ledger:
             raise ConfigError("corrected votes count already; there is nothing to write")
         file, destination = self.corrections(login, name).file, self.workplace / "corrected" / Path(name).name
         return ["--corrections", str(file), "--output_dir", str(destination), "--overwrite"]
+
+    @property
+    def explanation(self) -> Path:
+        """Return the page of the last `explain`."""
+        return self.workplace / "explained" / "explanation.html"
 
     @property
     def report(self) -> Path:

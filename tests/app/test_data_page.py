@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
 import pytest
+from fastapi import FastAPI
 from PIL import Image
+from starlette.testclient import TestClient
 
 from diffalign.app.background import Background
+from diffalign.app.commands import CLI
 from diffalign.app.ledger import Ledger
+from diffalign.app.page_route import serve_explanation
 from diffalign.app.pages.data import report_of, sheet_of
 from diffalign.app.voters import AccessError, Account, Accounts
 from diffalign.core.errors import ConfigError, RecordError
@@ -17,6 +25,16 @@ from diffalign.data.store import VoteStore
 from diffalign.data.table import read_table, write_table
 
 EVERY = Filter()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    command: Sequence[str]
+    trouble: str | None = None
+    busy: bool = False
+    last_line: str = ""
 
 
 def pair(name: str, prob: float | None, **facts) -> Record:
@@ -126,3 +144,20 @@ def test_an_audit_runs_beside_the_page_and_shows_what_the_command_line_prints(le
         ledger.start("ada", "pairs", "rm")
     with pytest.raises(ConfigError):
         ledger.start("ada", "votes", "correct")
+
+
+def test_what_votes_reward_is_a_page_that_owners_open_and_nobody_else(ledger):
+    explained = replace(ledger, command=Ended([*CLI, "data", "explain"]))
+    assert "href" not in report_of(explained)  # there is no page yet
+    ledger.explanation.parent.mkdir(parents=True)
+    ledger.explanation.write_text("<p>Bright pictures win.</p>")
+    ledger.report.write_text("* brightness +1.20")
+    assert '<a href="explanation"' in report_of(explained)
+    assert "href" not in report_of(replace(ledger, command=Ended([*CLI, "data", "validate"])))
+    assert "href" not in report_of(replace(ledger, command=Ended([*CLI, "data", "explain"], trouble="it ended with 2")))
+    server: Any = FastAPI()
+    server.cookie_id, server.tokens = "1", {"a": "ada", "b": "bob"}
+    serve_explanation(server, ledger)
+    answers = [TestClient(server, cookies={"access-token-1": token}).get("/explanation") for token in ("a", "b", "c")]
+    assert [answer.status_code for answer in answers] == [200, 404, 404]
+    assert answers[0].text == "<p>Bright pictures win.</p>"

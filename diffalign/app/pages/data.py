@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from diffalign.app.commands import typed
+from diffalign.app.commands import CLI, typed
 from diffalign.app.ledger import Ledger
 from diffalign.app.markup import picture_tag, without_folders
+from diffalign.app.page_route import ADDRESS, serve_explanation
 from diffalign.app.voters import AccessError
 from diffalign.core.errors import DiffalignError, RecordError
 from diffalign.data.browse import UNLABELLED, Entry, Filter
@@ -124,9 +126,13 @@ def _audit(ledger: Ledger, name: gr.Dropdown) -> None:
             "correct": gr.Button("Write the corrected table", elem_id="data-write"),
         }
     report = gr.HTML(elem_id="data-report")
+    served: WeakSet[Any] = WeakSet()  # servers that have the route of the explanation; only a request names them
 
     def start(kind: str) -> Callable[..., str]:
         def run(name: str, request: gr.Request) -> str:
+            if request.app not in served:
+                serve_explanation(request.app, ledger)
+                served.add(request.app)
             return _refusal(lambda: ledger.start(request.username, name, kind)) or report_of(ledger)
 
         return run
@@ -143,13 +149,15 @@ def _audit(ledger: Ledger, name: gr.Dropdown) -> None:
 
 
 def report_of(ledger: Ledger) -> str:
-    """Return what the last command printed, as HTML, with the command."""
+    """Return what the last command printed, as HTML, with the command and, of `explain`, a link to the page that it wrote."""
     work = ledger.command
     text = ledger.report.read_text(encoding="utf-8", errors="replace")[:REPORT] if ledger.report.is_file() else ""
     state = f"<p>At work. {html.escape(work.last_line)}</p>" if work.busy else ""
     if not work.busy and not text:
         state = f"<p>{html.escape(without_folders(work.trouble or 'It printed nothing.'))}</p>"
     command = f"<p><code>{html.escape(typed(work.command))}</code></p>"
+    if "explain" in work.command[: len(CLI) + 2] and not work.busy and not work.trouble and ledger.explanation.is_file():
+        state += f'<p><a href="{ADDRESS}" target="_blank" rel="noopener">The page with the pictures that carry each finding</a></p>'
     return f"{state}<pre>{html.escape(without_folders(text))}</pre>{command}"
 
 
