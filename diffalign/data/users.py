@@ -118,18 +118,19 @@ def _round(seed: int, turn: int, users: int) -> np.ndarray:
 class UserPairs(Dataset[dict[str, Any]]):
     """Training data whose condition also holds evidence of each record's user, and "user_kept" (B,): 0 where the user is dropped.
 
-    A user is dropped, its tokens set to zero, with probability `dropout`. All draws depend on record and round alone, as crops do.
+    A user is dropped, its tokens set to zero, with probability `dropout`. All draws depend on `seed`, record and round alone, as crops do.
+    `users` are None where the evidence is of the record's own pictures, and not of who chose them.
     """
 
-    def __init__(self, pairs: Pairs, users: Users, evidence: Evidence, dropout: float) -> None:
-        self.pairs, self.users, self.evidence, self.dropout = pairs, users, evidence, dropout
+    def __init__(self, pairs: Pairs, users: Users | None, evidence: Evidence, dropout: float, seed: int = 0) -> None:
+        self.pairs, self.users, self.evidence, self.dropout, self.seed = pairs, users, evidence, dropout, seed
         self.buckets = pairs.buckets
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        digest = hashlib.sha256(f"{self.users.seed}:{index[0]}:{index[1]}:user".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}:{index[0]}:{index[1]}:user".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         evidence = {"user_kept": torch.tensor(float(rng.random() >= self.dropout)), **self.evidence(index[0], rng)}
         return self.pairs[index] | {"evidence": evidence}

@@ -147,7 +147,7 @@ def _column(table: Table, record: Record, column: str, score: str) -> tuple[floa
             names = sorted({*table.manifest["scores"], *candidate.scores})
             hint = f".{did_you_mean(score, names)} Name the score to read as `scores: {{{column}: NAME}}`"
             raise TableError(
-                f"{table.path}: the objective reads `{column}` of every candidate, and the score `{score}` is missing in "
+                f"{table.path}: training reads `{column}` of every candidate, and the score `{score}` is missing in "
                 f"{record.source}{hint if names else '; the table has no scores'}"
             )
     return tuple(candidate.scores[score] for candidate in record.candidates)

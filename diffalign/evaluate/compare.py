@@ -29,7 +29,7 @@ from diffalign.data.pictures import decode_image
 from diffalign.data.table import read_table
 from diffalign.data.world.checks import checks, is_caption, shares
 from diffalign.data.world.tastes import TASTES
-from diffalign.evaluate.contestants import BASE, Contestant, contestants, named
+from diffalign.evaluate.contestants import BASE, WHOM, Contestant, contestants, named
 from diffalign.evaluate.heldout import accuracy_on, check_pairs
 from diffalign.evaluate.options import EvalConfig
 from diffalign.evaluate.pages.comparison import page
@@ -185,7 +185,7 @@ def _check(config: EvalConfig, prompts: Sequence[str], user: Any) -> None:
         check_pairs(run, config.dataset_name, config.dataset_split_name, config.reader)
     if user is not None and not prompts:
         why = "draws no pictures without --prompts" if run.personal else "is not personalised"
-        raise ConfigError(f"a run of {run.method} {why}; leave out --user, --user_id and --pairs")
+        raise ConfigError(f"a run of {run.method} {why}; leave out --user, --user_id, --pairs and --sliders")
 
 
 def _panel(config: EvalConfig, prompts: Sequence[str]) -> Panel:
@@ -203,7 +203,7 @@ def _drawings(config: EvalConfig, model: Contestant, prompts: tuple[str, ...], i
 def _settings(config: EvalConfig, models: Sequence[Contestant]) -> dict[str, Any]:
     """Return what was compared, how it was drawn, and for whom."""
     runs = [{"name": model.name, "path": model.path, "method": model.method} for model in models]
-    user = {name: getattr(config, name) for name in ("user", "user_id", "pairs") if getattr(config, name) is not None}
+    user = {name: getattr(config, name) for name in WHOM if getattr(config, name) is not None}
     return {**{name: getattr(config, name) for name in HOW}, "runs": runs, "user": user or None}
 
 

@@ -19,9 +19,11 @@ from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.folders import check_folder, is_language_model, resolve
 from diffalign.models.backbones.table import load_pipeline
+from diffalign.models.users.settings import check_sliders
 from diffalign.rewards.shards import stamps
 
 BASE = "base"
+WHOM = ("user", "user_id", "pairs", "sliders")  # the options that say for whom a personalised run draws
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,16 @@ def _check_user(user: Any, runs: Sequence[Run]) -> None:
     if personal and user is None:
         raise ConfigError(
             f"a run of {personal[0].method} draws for a user; give a file of `diffalign user embed` with --user, pairs with --pairs "
-            "(and --user_id, if they are of several users), or a training user's id with --user_id"
+            "(and --user_id, if they are of several users), a training user's id with --user_id, or values of --sliders"
         )
     if user is not None and not personal:
-        raise ConfigError(f"a run of {runs[0].method} is not personalised; leave out --user, --user_id and --pairs")
+        raise ConfigError(f"a run of {runs[0].method} is not personalised; leave out --user, --user_id, --pairs and --sliders")
+    if not isinstance(user, Mapping):
+        return
+    for run in personal:
+        if "slider" not in run.facts["user_encoder"]:
+            raise ConfigError(f"{run.folder}: has no sliders to set; expected a run with user_encoder slider, or leave out --sliders")
+        check_sliders(user, run.facts["user_encoder"]["slider"]["attributes"])
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class _Maker:
         if config.positive is not None and options:
             facts["positive"] = stamped(config.positive)
         if run.personal:
-            whom = {option: getattr(config, option) for option in ("user", "user_id", "pairs")}
+            whom = {option: getattr(config, option) for option in WHOM}
             facts |= whom | {"user_files": [list(stamp) for stamp in stamps(whom)]}
         return self._contestant(name, path, run.method, facts, lambda: self._for(self._load(path, **options)))
 

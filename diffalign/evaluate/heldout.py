@@ -90,6 +90,8 @@ def check_pairs(run: Run, dataset_name: str, split: str | None, reader: str | No
     """Check a dataset for `accuracy_on` up to its first row. Raises ConfigError for a method that ranks no pairs."""
     if not learns_from_pairs(run.method):
         raise ConfigError(f"{run.folder}: `{run.method}` learns from prompts alone and ranks no pairs; leave out --dataset_name")
+    if "slider" in (run.facts.get("user_encoder") or {}):
+        raise ConfigError(f"{run.folder}: sliders draw as they are set, and rank no pairs of anybody; leave out --dataset_name")
     if is_table(dataset_name):
         read_table(dataset_name)
         return

@@ -72,6 +72,8 @@ class EvalConfig:
     """For a personalised run, instead: a user of `pairs`, or one of the training (encoders one_hot and mixture)."""
     pairs: str | None = key(None, kinds=PICTURES)
     """For a personalised run, instead: a dataset with the choices of a user, of `user_id` if there are several."""
+    sliders: dict[str, float] | None = key(None, kinds=PICTURES)
+    """For a run with user_encoder slider, instead: {brightness: 0.8}, from 0, lowest, to 1; those left out are off."""
     seed: int = key(0, uses=("how",))
     """Seed of the pictures and of the intervals."""
     overwrite: bool = key(False, kinds=PICTURES)

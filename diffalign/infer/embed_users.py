@@ -21,10 +21,12 @@ from diffalign.data.view import View
 from diffalign.infer.load import load
 from diffalign.infer.users.pipeline import shortlist
 from diffalign.models.users.choices import Choice, read_choices
+from diffalign.models.users.settings import check_sliders
 
 logger = logging.getLogger(__name__)
 SUFFIX, LONGEST = ".safetensors", 100  # bytes of a user's id in a file's name
 READS = {"one_hot": "the id that it had in training", "profile": "a text", "vector": "a tensor of numbers (for_user)"}
+READS["slider"] = "values of sliders"
 
 
 def embed_users(
@@ -62,6 +64,20 @@ def embed_profile(output_dir: str | Path, profile: str, destination: str | Path,
     check_personal(output_dir, reads="a text")
     (file,) = _files({"": [0]}, Path(destination), overwrite=overwrite).values()
     load(output_dir, device=device).for_user(profile=profile).save(file)
+    return file
+
+
+def embed_sliders(
+    output_dir: str | Path, values: Mapping[str, float], destination: str | Path, *, overwrite: bool = False, device: str = "cpu"
+) -> Path:
+    """Write the tokens of sliders, each at its value in [0, 1], to the file `destination`, and return it.
+
+    Raises ConfigError for a run without sliders, a name or value that is none, and where all are off.
+    """
+    check_personal(output_dir, reads=READS["slider"])
+    check_sliders(values, Run.open(output_dir).facts["user_encoder"]["slider"]["attributes"])
+    (file,) = _files({"": [0]}, Path(destination), overwrite=overwrite).values()
+    load(output_dir, device=device).for_user(values).save(file)
     return file
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from diffalign.data.pictures import decode_image
 from diffalign.data.users import UserPairs
@@ -18,6 +19,7 @@ from diffalign.infer.users.pipeline import UserPipeline
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.parts import Parts
 from diffalign.models.users.attach import encoder_of
+from diffalign.models.users.encoders import SliderEncoder, UserEncoder
 
 USERS = 3  # of the training whose pictures are shown, after those of nobody
 
@@ -42,7 +44,10 @@ def drawn(
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
 ) -> list[list[Image.Image]]:
-    """Return a picture for each prompt and seed: one row of them or, where users are told apart, that of nobody and of a few users."""
+    """Return a picture for each prompt and seed: one row of them or, where users are told apart, that of nobody and of a few users.
+
+    Of sliders the rows are nobody's, then each slider at 0 and at 1.
+    """
     negative = parts.recipe.inference == "negative_guidance"
     pipe = parts.backbone.pipeline()
     options: dict[str, Any] = {"resolution": config.resolution, "max_sequence_length": config.max_sequence_length}
@@ -63,7 +68,15 @@ def _pipelines(parts: Parts, pipe: Any) -> Iterator[Any]:
         yield pipe
         return
     yield UserPipeline(pipe, "")
-    for positions in parts.pairs.users.positions[:USERS]:
-        evidence = parts.pairs[int(positions[0]), 0]["evidence"]
+    encoder = encoder_of(parts.backbone.denoiser)
+    for evidence in _shown(parts.pairs, encoder):
         condition = {name: value[None].to(pipe.device) for name, value in evidence.items() if name != "user_kept"}
-        yield UserPipeline(pipe, "", encoder_of(parts.backbone.denoiser)(condition, 1)[0].float().cpu())
+        yield UserPipeline(pipe, "", encoder(condition, 1)[0].float().cpu())
+
+
+def _shown(pairs: UserPairs, encoder: UserEncoder) -> Iterator[dict[str, Tensor]]:
+    """Yield the evidence of a few users, or each slider at its ends, the others off."""
+    if pairs.users is not None:
+        yield from (pairs[int(positions[0]), 0]["evidence"] for positions in pairs.users.positions[:USERS])
+    elif isinstance(encoder, SliderEncoder):
+        yield from ({"user": encoder.set_to({name: end})} for name in encoder.attributes for end in (0.0, 1.0))

@@ -304,10 +304,12 @@ def _check_users(config: TrainConfig) -> None:
         )
     if users is None:
         return
-    bind("user_encoder", USER_ENCODERS, users)()
-    if config.curriculum is not None:
+    of_users = bind("user_encoder", USER_ENCODERS, users)().of_users
+    if config.curriculum is not None and of_users:
         raise ConfigError("`curriculum` gives the training an order, and users are sampled uniformly; leave one of them out")
-    if odd := [name for name in _names(config) if name in ("prompt_only", "preferred", "invert")]:
+    if not of_users and "prompt_only" in _names(config):
+        raise ConfigError("sliders are learnt from pictures, which the transform `prompt_only` removes; leave it out")
+    if of_users and (odd := [name for name in _names(config) if name in ("prompt_only", "preferred", "invert")]):
         raise ConfigError(f"a user is known by their choices, which the transform `{odd[0]}` removes or inverts; leave it out")
 
 

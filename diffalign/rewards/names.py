@@ -8,7 +8,7 @@ from diffalign.core.errors import ConfigError, did_you_mean, shortened
 from diffalign.core.specs import Spec, single
 
 SCORER_NAMES = ("pickscore", "clipscore", "hps", "imagereward", "mps", "aesthetic", "vqascore", "adherence", "taste", "trained")
-SCORER_NAMES += ("function", "http", "people", "vlm", "hpsv3", "combined", "implicit", "tools")
+SCORER_NAMES += ("function", "http", "people", "vlm", "hpsv3", "combined", "implicit", "tools", "look")
 
 
 def check_scorer_names(specs: Iterable[Spec]) -> None:

@@ -24,6 +24,7 @@ from diffalign.rewards.scorers.hpsv3 import hpsv3
 from diffalign.rewards.scorers.http import http
 from diffalign.rewards.scorers.imagereward import imagereward
 from diffalign.rewards.scorers.implicit import check_implicit, implicit
+from diffalign.rewards.scorers.looks import look
 from diffalign.rewards.scorers.mps import mps
 from diffalign.rewards.scorers.people import people
 from diffalign.rewards.scorers.tools import tools
@@ -60,8 +61,9 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "tools": tools,
     "combined": combined,
     "implicit": implicit,
+    "look": look,
 }
-WEIGHTLESS = ("adherence", "taste", "function", "http", "people")
+WEIGHTLESS = ("adherence", "taste", "look", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
 
 
@@ -70,7 +72,7 @@ def called(spec: Spec) -> str | None:
     name, constants = single("scorer", spec)
     if name == "hps":
         return f"hpsv{constants.get('version', '2.1')}"
-    return constants.get("name") if name in ("taste", "trained", "function", "http") else constants.get("name", name)
+    return constants.get("name") if name in ("taste", "look", "trained", "function", "http") else constants.get("name", name)
 
 
 def bind_scorer(spec: Spec, *, device: str = "cpu") -> Bound:

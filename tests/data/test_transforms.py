@@ -242,6 +242,8 @@ def test_singles_are_liked_or_disliked_by_label_or_score_and_what_is_neither_is_
     stars = pair(None, candidates=tuple(replace(A, scores={"rating": stars}) for stars in (5.0, 3.0, 1.0)))
     assert [r.prob for r in singles(stars, score="rating", liked=4.0, disliked=2.0)] == [1.0, 0.0]
     assert [r.prob for r in singles(stars, score="rating", liked=3.0)] == [1.0, 1.0, 0.0]
+    assert [(r.id, r.prob) for r in singles(pair(0.25, id="v"), score=None)] == [("v/0", None), ("v/1", None)]
+    assert [r.candidates for r in singles(stars, score=None)] == [(candidate,) for candidate in stars.candidates]
     with pytest.raises(ConfigError, match="disliked"):
         singles(stars, score="rating", liked=2.0, disliked=3.0)
 

@@ -60,7 +60,7 @@ def drawing(users, dropout=0.0, drawn=False):
     def evidence(position, rng):
         return {"user": torch.from_numpy(rng.choice(users.evidence_positions(position), 2, replace=False))}
 
-    return UserPairs(Plain(len(users.rows), drawn), users, evidence, dropout)
+    return UserPairs(Plain(len(users.rows), drawn), users, evidence, dropout, users.seed)
 
 
 def test_users_and_their_records_are_found(users):

@@ -152,6 +152,7 @@ def test_other_settings_draw_anew_and_so_does_overwrite(run, caplog):
 def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path):
     text = write_run(tmp_path / "text", kind="text", method="dpo")
     user = write_run(tmp_path / "ppd", inference="user", method="ppd", user_encoder={"one_hot": {}})
+    slid = write_run(tmp_path / "slid", inference="user", method="ppd", user_encoder={"slider": {"attributes": ["size"]}})
     scorer = write_run(tmp_path / "bt", kind="reward", method="reward_bt")
     other = write_run(tmp_path / "npo", inference="negative_guidance", method="diffusion_npo")
     twice = [{"clipscore": {"model": model}} for model in ("a", "b")]
@@ -182,6 +183,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
         evaluate(config(run, runs=["./nowhere"]), PROMPTS)
     with pytest.raises(ConfigError, match="is not personalised"):
         evaluate(config(run), PROMPTS, user="ann")
+    for folder, values, message in (
+        (slid, {"sise": 0.5}, r"`slider` is 'sise'\. Did you mean `size`"),
+        (slid, {"size": 2.0}, r"slider `size` is 2\.0"),
+        (user, {"size": 0.5}, "has no sliders to set"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(config(run, runs=[str(folder)]), PROMPTS, user=values)
+    with pytest.raises(ConfigError, match="sliders draw as they are set, and rank no pairs"):
+        evaluate(config(slid, dataset_name="nowhere.parquet"), PROMPTS, user={"size": 0.5})
     assert not (run / "eval").exists()
 
 

@@ -207,7 +207,7 @@ def test_every_method_has_its_recipes():
     assert recipes <= {path.stem for path in CONFIGS.glob("*.yaml")}
     tiny = {path.stem for path in (CONFIGS / "tiny").glob("*.yaml") if not path.stem.startswith("votes_")}
     others = {"text_dpo", "rounds", "online", "online_people", "online_text", "online_vlm", "diffusion_kto", "controlnet_conditions"}
-    others |= {"anchored"}
+    others |= {"anchored", "slider"}
     assert images | others | rewards == tiny
 
 

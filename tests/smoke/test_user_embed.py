@@ -141,7 +141,9 @@ def test_what_makes_no_user_is_refused_before_a_weight_loads(run, micro_sd, vote
     index = write_user_run(tmp_path / "index", micro_sd, "one_hot")
     monkeypatch.setattr("diffalign.infer.embed_users.load", None)
     for words, sentence in (
-        ((run, "--destination", file), "needs --dataset_name with a user's pairs, or --profile"),
+        ((run, "--destination", file), "needs one of --dataset_name, with a user's pairs, --profile, a text, and --sliders"),
+        ((run, "--destination", file, "--profile", "likes red", "--sliders", "{size: 1}"), "needs one of --dataset_name"),
+        ((run, "--destination", file, "--sliders", "{size: 1}"), "pairs reads of a user pairs, and not values of sliders"),
         ((run, "--destination", file, "--dataset_name", votes, "--max_pairs", 0), "`max_pairs` is 0"),
         ((run, "--destination", file, "--profile", "likes red", "--user_id", "ann"), "leave out --user_id and --max_pairs"),
         ((run, "--destination", file, "--profile", "likes red", "--max_pairs", 2), "leave out --user_id and --max_pairs"),

@@ -56,6 +56,8 @@ def run(config: EvalConfig) -> int:
     prompts = subset(list(dict.fromkeys(prompts_of(config.prompts, column=config.caption_column))), config.max_prompts, config.seed)
     if config.user is not None and (config.user_id is not None or config.pairs is not None):
         raise ConfigError("`user` is a file with the user's tokens; leave out --user_id and --pairs")
+    if config.sliders is not None and any(value is not None for value in (config.user, config.user_id, config.pairs)):
+        raise ConfigError("`sliders` are of no user; leave out --user, --user_id and --pairs")
     return (_texts if finished.kind == "text" else _pictures)(config, prompts)
 
 
@@ -95,6 +97,8 @@ def _texts(config: EvalConfig, prompts: list[str]) -> int:
 
 def _user(config: EvalConfig) -> Any:
     """Return the user that a personalised run draws for, as its `for_user` takes one."""
+    if config.sliders is not None:
+        return config.sliders
     if config.pairs is None:
         return Path(config.user) if config.user is not None else config.user_id
     from diffalign.infer.embed_users import choices_of

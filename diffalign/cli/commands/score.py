@@ -23,6 +23,7 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
   {hpsv3: {instruction: FILE.txt}}                              HPSv3; its instruction is a file, with {prompt} and <|Reward|> in it
   {vqascore: {model: Qwen/Qwen2.5-VL-3B-Instruct}}              chance of Yes, by a vision-language model; reads long prompts
   adherence, {taste: {name: high}}                              the embedded world's judges
+  {look: {name: brightness}}                                    or contrast, saturation, warmth, sharpness, high_frequency, pixel_grid
   {trained: {path: RUN}}                                        your own run of reward_bt; of reward_pal for the average user, or with
                                                                 user: ID, or user: FILE with pairs of somebody new
   {implicit: {path: RUN}}                                       any other run: beta times its log-ratio to its base, over draws: 10; of a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffalign.core.errors import ConfigError
 from diffalign.core.runs import Run
@@ -19,6 +19,7 @@ examples:
   diffalign user embed --output_dir outputs/ppd --dataset_name ann.csv --destination ann.safetensors
   diffalign user embed --output_dir outputs/ppd --dataset_name votes --user_id ann --max_pairs 4 --destination ann.safetensors
   diffalign user embed --output_dir outputs/ppd --dataset_name votes --destination users        (a file for each user)
+  diffalign user embed --output_dir outputs/sliders --sliders '{brightness: 0.8}' --destination bright.safetensors
   diffalign eval --output_dir outputs/ppd --prompts prompts.txt --user ann.safetensors
 in Python:
   diffalign.load("outputs/ppd").for_user("ann.safetensors")("a red star").images[0]
@@ -46,6 +47,8 @@ class CONFIG:
     """Read only the first so many pairs of a user."""
     profile: str | None = None
     """Instead of pairs, for a run with user_encoder profile: a text about the user."""
+    sliders: dict[str, float] = field(default_factory=dict)
+    """Instead of pairs, for a run with user_encoder slider: {brightness: 0.8}, from 0, lowest, to 1; those left out are off."""
     overwrite: bool = False
     """Replace files that are there already."""
     device: str | None = None
@@ -54,20 +57,23 @@ class CONFIG:
 
 def run(config: CONFIG) -> int:
     """Write the users' files and say where they lie."""
-    if (config.dataset_name is None) == (config.profile is None):
-        raise ConfigError("`diffalign user embed` needs --dataset_name with a user's pairs, or --profile with a text about the user")
-    if config.profile is not None and (config.user_id is not None or config.max_pairs is not None):
-        raise ConfigError("`profile` describes the user without any pairs; leave out --user_id and --max_pairs")
+    if sum(map(bool, (config.dataset_name is not None, config.profile is not None, config.sliders))) != 1:
+        raise ConfigError("`diffalign user embed` needs one of --dataset_name, with a user's pairs, --profile, a text, and --sliders")
+    if config.dataset_name is None and (config.user_id is not None or config.max_pairs is not None):
+        raise ConfigError("`profile` and `sliders` are without any pairs; leave out --user_id and --max_pairs")
     if config.max_pairs is not None and config.max_pairs < 1:
         raise ConfigError(f"`max_pairs` is {config.max_pairs}; expected at least one pair")
     Run.open(config.output_dir)
     import torch
 
-    from diffalign.infer.embed_users import embed_profile, embed_users
+    from diffalign.infer.embed_users import embed_profile, embed_sliders, embed_users
 
     options = {"overwrite": config.overwrite, "device": config.device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if config.profile is not None:
         print(embed_profile(config.output_dir, config.profile, config.destination, **options))
+        return 0
+    if config.sliders:
+        print(embed_sliders(config.output_dir, config.sliders, config.destination, **options))
         return 0
     pairs = {"reader": config.reader, "split": config.dataset_split_name, "user_id": config.user_id, "max_pairs": config.max_pairs}
     for file in embed_users(config.output_dir, config.dataset_name or "", config.destination, **pairs, **options):

@@ -83,14 +83,20 @@ def by_model(record: Record, *, order: Sequence[str]) -> tuple[Record, ...]:
     return (replace(record, candidates=(present[0], present[-1]), prob=1.0),) if len(present) > 1 else ()
 
 
-def singles(record: Record, *, score: str = "liked", liked: float = 1.0, disliked: float | None = None) -> tuple[Record, ...]:
+def singles(record: Record, *, score: str | None = "liked", liked: float = 1.0, disliked: float | None = None) -> tuple[Record, ...]:
     """Return a record for each candidate alone, `prob` 1 if it is liked and 0 if it is disliked, for objectives of unpaired votes.
 
     A lone candidate with a label stays as it is. Others are liked from `score` `liked` upwards, and disliked down from `disliked`, or
     below `liked` if that is None; those between, and those without the score, are left out: {singles: {score: rating, liked: 4,
     disliked: 2}} of stars. Of a labelled pair without the score the preferred candidate is liked, and the other disliked, by the share
-    of the label. Raises ConfigError if `disliked` is above `liked`.
+    of the label. With `score` None every candidate becomes a record without a label, to learn from as it is. Raises ConfigError if
+    `disliked` is above `liked`.
     """
+    if score is None:
+        return tuple(
+            replace(record, id=f"{record.id}/{place}", candidates=(candidate,), prob=None, offset=None)
+            for place, candidate in enumerate(record.candidates)
+        )
     if disliked is not None and disliked > liked:
         raise ConfigError(f"singles: disliked ({disliked:g}) is above liked ({liked:g})")
     if len(record.candidates) == 1 and record.prob is not None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from diffalign.core.errors import RecordError
 from diffalign.core.progress import progress
@@ -15,19 +14,9 @@ from diffalign.data.colours import flattened
 from diffalign.data.pictures import decode_image
 from diffalign.evaluate.explain.votes import Floats, Votes
 from diffalign.rewards import drift
+from diffalign.rewards.scorers.looks import COLOURS, PATTERNS
 
 LARGEST = 512  # pixels: colours are measured of a picture scaled down to that, fine patterns in its unscaled middle
-COLOURS: dict[str, tuple[Callable[[Image.Image], float], str]] = {
-    "brightness": (drift.brightness, "mean luma, 0 to 1"),
-    "contrast": (drift.contrast, "standard deviation of luma"),
-    "saturation": (drift.saturation, "mean chroma, 0 to 1"),
-    "warmth": (drift.warmth, "mean of red minus blue"),
-}
-PATTERNS: dict[str, tuple[Callable[[Image.Image], float], str]] = {
-    "sharpness": (drift.sharpness, "variance of the Laplacian of luma"),
-    "high_frequency": (drift.high_frequency, "share of patterns finer than four pixels"),
-    "pixel_grid": (drift.pixel_grid, "amplitude of a mesh of two pixels"),
-}
 TEXTS: dict[str, tuple[Callable[[str], float], str]] = {
     "length": (lambda text: float(len(text)), "characters"),
     "lines": (lambda text: float(text.count("\n")), "line breaks"),

@@ -15,6 +15,8 @@ NEW = {
     "profile": "A new user is known by a text: `diffalign user embed --output_dir <this folder> --profile <text> "
     f"--destination {EXAMPLE}` writes their tokens.",
     "vector": f"A new user is known by numbers: `diffalign.load(<this folder>).for_user(<tensor>).save('{EXAMPLE}')` writes their tokens.",
+    "slider": f"`diffalign.load(<this folder>).for_user({{<score>: <value in [0, 1]>}}).save('{EXAMPLE}')` writes the tokens of sliders, "
+    "each at its value; those left out are off.",
     "one_hot": f"Only the users of the training can be drawn for, whose ids are in `{ENCODER}`: "
     f"`diffalign.load(<this folder>).for_user(<id>).save('{EXAMPLE}')` writes the tokens of one.",
 }

@@ -32,14 +32,14 @@ from diffalign.models.features import Features, features
 from diffalign.models.users import branch
 from diffalign.models.users.attach import equip, read_texts
 from diffalign.models.users.choices import Choice, contradictions, read_choices
-from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder, PairsEncoder, UserEncoder
+from diffalign.models.users.encoders import MixtureEncoder, OneHotEncoder, PairsEncoder, SliderEncoder, UserEncoder
 from diffalign.models.users.layout import parameters
 from diffalign.models.users.settings import PairsSettings, ProfileSettings, VectorSettings, VlmSettings
 from diffalign.models.users.store import BRANCH, ENCODER, load_encoder, load_tokens
 from diffalign.models.users.vlm import VlmStates, cached
 
 logger = logging.getLogger(__name__)
-Who = str | Path | Tensor | Iterable[Choice | Record | tuple[str, Any, Any]] | None
+Who = str | Path | Tensor | Mapping[str, float | None] | Iterable[Choice | Record | tuple[str, Any, Any]] | None
 
 
 class Personal:
@@ -68,7 +68,8 @@ class Personal:
 
         Args:
             who: pairs of the user's choices, as (prompt, preferred image, dispreferred image) or as records of a dataset; or tokens
-                (U, D) or a file of them; or the id of a training user (encoders one_hot and mixture); or a vector (F,) (encoder vector).
+                (U, D) or a file of them; or the id of a training user (encoders one_hot and mixture); or a vector (F,) (encoder vector);
+                or values in [0, 1] of sliders, by name (encoder slider): those left out, or None, are off, and with all off it is nobody.
             profile: instead, a text about the user (encoder profile).
 
         Raises ConfigError for what this run's encoder does not read, and where there are no pairs; RecordError for an image that does
@@ -77,6 +78,7 @@ class Personal:
         Example:
             >>> mine = personal.for_user([("a red star", liked, disliked)])  # doctest: +SKIP
             >>> mine("a blue ring").images[0]  # doctest: +SKIP
+            >>> personal.for_user({"brightness": 0.8})("a blue ring").images[0]  # doctest: +SKIP
         """
         if profile is not None:
             return self._drawing(self._profile(profile, who))
@@ -86,6 +88,8 @@ class Personal:
             return self._drawing(self._described(who) if who.dim() == 1 else self._checked(who))
         if isinstance(who, str | Path):
             return self._drawing(self._named(who))
+        if isinstance(who, Mapping):
+            return self._drawing(self._slid(who))
         if not isinstance(who, Iterable):
             raise ConfigError(f"found {type(who).__name__}; expected a user's pairs, tokens, a file of tokens, a user's id, or None")
         return self._drawing(self._tokens_of(who))
@@ -141,6 +145,13 @@ class Personal:
             raise ConfigError("the numbers of this user are not finite")
         return self._encoded({"user": numbers.float()})
 
+    def _slid(self, values: Mapping[Any, float | None]) -> Tensor | None:
+        """Return the tokens of sliders, None where all are off. Raises ConfigError for values that are none of this run's sliders."""
+        if not isinstance(self.encoder, SliderEncoder):
+            raise ConfigError(f"{self.folder}: has no sliders to set; expected a run with user_encoder slider")
+        user = self.encoder.set_to(values)
+        return self._encoded({"user": user}) if user.isfinite().any() else None
+
     def _named(self, who: str | Path) -> Tensor:
         """Return the tokens of a training user, or those in a file."""
         users = self.encoder.sizes.users if isinstance(self.encoder, MixtureEncoder | OneHotEncoder) else ()
@@ -178,6 +189,9 @@ class Personal:
             )
         if isinstance(self.encoder.settings, ProfileSettings):
             raise ConfigError("a run with user_encoder profile reads no pairs; give `profile`, a text about the user")
+        if isinstance(self.encoder, SliderEncoder):
+            names = ", ".join(self.encoder.attributes)
+            raise ConfigError(f"a run with user_encoder slider reads no pairs; give {{name: value in [0, 1]}}, of the sliders {names}")
         if isinstance(self.encoder.settings, VectorSettings):
             raise ConfigError(f"a run with user_encoder vector reads no pairs; give a tensor of {self.encoder.sizes.features} numbers")
         choices = read_choices(pairs)

@@ -21,6 +21,7 @@ from diffalign.core.claim import ASIDE
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.files import write
 from diffalign.core.specs import Spec, bind, single
+from diffalign.data.attributes import attributes_of
 from diffalign.data.duplicates import repeat_warning
 from diffalign.data.importing import import_dataset, stamp_of
 from diffalign.data.problems import shortcut_warnings
@@ -36,6 +37,7 @@ from diffalign.methods.conditioning import check_conditioning
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.edits import check_inputs, layout_at
 from diffalign.methods.recipe import Recipe
+from diffalign.models.users.settings import SliderSettings
 from diffalign.objectives import Facts
 from diffalign.rewards.heads.settings import reads_texts, settings_of
 
@@ -54,7 +56,9 @@ def open_dataset(config: TrainConfig, recipe: Recipe, *, reuse: bool = False) ->
     view = view_of(table, config, recipe)
     if not reuse:
         _warn(table, parse_buckets(config.aspect_ratio_buckets))
-    if recipe.users is not None:
+    if sliders := sliders_of(recipe):
+        attributes_of(view, sliders)
+    elif recipe.users is not None:
         view = with_users(view, recipe.users().least)
     kind = recipe.kind
     if kind == "reward":  # which judges images, or texts by a language model's hidden states
@@ -83,9 +87,27 @@ def view_of(table: Table, config: TrainConfig, recipe: Recipe) -> View:
     columns, transforms = _columns(config.scores, recipe.facts, table, recipe.transforms)
     if recipe.method.inference == "reward":
         columns |= {score: score for score in settings_of(config.reward_head, config.method)[1].columns}
+    columns |= _slider_columns(table, recipe)
     for spec in recipe.transforms:
         transforms.append(_transform(spec, table, transforms, config.max_train_samples))
     return View(table, transforms, config.max_train_samples, columns)
+
+
+def sliders_of(recipe: Recipe) -> Sequence[str]:
+    """Return the scores that a recipe trains sliders of."""
+    settings = None if recipe.users is None else recipe.users()
+    return settings.attributes if isinstance(settings, SliderSettings) else ()
+
+
+def _slider_columns(table: Table, recipe: Recipe) -> dict[str, str]:
+    """Return the scores of sliders as columns. Raises TableError for one that neither the table has nor a transform makes."""
+    bound = [bind("transform", TRANSFORMS, spec, low=0.0, high=1.0, most=0.0, candidates=2) for spec in recipe.transforms]
+    scores = {*table.manifest["scores"], *(one.constants["into"] for one in bound if "into" in one.constants)}
+    for name in sliders_of(recipe):
+        if name not in scores:
+            there = did_you_mean(name, scores) if scores else " It has no scores"
+            raise TableError(f"{table.path}: no score `{name}` for a slider to learn.{there}; `diffalign score` gives pictures scores")
+    return {name: name for name in sliders_of(recipe)}
 
 
 def check_view(view: View, config: TrainConfig, recipe: Recipe) -> None:

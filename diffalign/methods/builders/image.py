@@ -221,8 +221,8 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
     if not is_local(resolve(name)):  # the data of a folder's model have been checked by its layout
         check_inputs(view, model_index(name, config.revision)[1])
     model = backbone(config, recipe, device)
-    users = None if recipe.users is None else Users.of(view, config.seed)
-    evidence = None if users is None else user_build.evidence(recipe, model, view, users, cache_root(config, view))
+    users = Users.of(view, config.seed) if recipe.users is not None and recipe.users().of_users else None
+    evidence = None if recipe.users is None else user_build.evidence(recipe, model, view, users, cache_root(config, view))
     equip(config, recipe, model, evidence=evidence if fit or evidence is None else evidence.sizes)
     start_hash = start(config, recipe, model)
     if spreads_weights():
@@ -238,8 +238,8 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device,
             facts["start"] = tensors_hash(adapters.trainable(model.denoiser))
         data = Precomputed(data, likelihood, compared, config.trajectory_cache, config.seed, facts, device)
     index, penalty, scored = order(config, view), None, with_neighbours(recipe, likelihood)
-    if users is not None and evidence is not None:
-        data, index = UserPairs(data, users, evidence, config.user_dropout), users.index
+    if evidence is not None:
+        data, index = UserPairs(data, users, evidence, config.user_dropout, config.seed), index if users is None else users.index
         penalty = encoder_of(model.denoiser).penalty
     more: dict[str, Any] = {"facts": start_hash, "groups": parameter_groups(config, model), "live": live}
     return Parts("image", recipe, model, scored, compared, data, view.table.fingerprint, index, penalty, **more)

@@ -107,6 +107,8 @@ def check_files(config: TrainConfig, recipe: Recipe) -> None:
 
 def _users(config: TrainConfig, recipe: Recipe) -> tuple[str, ...]:
     """Return the users of the training. Raises ConfigError where their number decides how much is trained, and there is no table yet."""
+    if recipe.users is not None and not recipe.users().of_users:
+        return ()
     if is_table(config.dataset_name):
         return user_names(open_dataset(config, recipe))
     if recipe.users is not None and recipe.users.name in ("mixture", "one_hot"):

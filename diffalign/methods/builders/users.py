@@ -15,10 +15,11 @@ from diffalign.methods.recipe import Recipe
 from diffalign.models.backbones.base import Backbone
 from diffalign.models.features import clip_width, features
 from diffalign.models.users.attach import equip, read_texts
-from diffalign.models.users.encoders import PairsEncoder, Sizes, UserEncoder, make
+from diffalign.models.users.encoders import PairsEncoder, Sizes, SliderEncoder, UserEncoder, make
 from diffalign.models.users.evidence import (
     ChoicesEvidence,
     IndexEvidence,
+    SliderEvidence,
     StatesEvidence,
     VectorEvidence,
     contents,
@@ -26,11 +27,18 @@ from diffalign.models.users.evidence import (
     read_vectors,
 )
 from diffalign.models.users.pretrain import fit
-from diffalign.models.users.settings import PairsSettings, ProfileSettings, UserEncoderSettings, VectorSettings, VlmSettings
+from diffalign.models.users.settings import (
+    PairsSettings,
+    ProfileSettings,
+    SliderSettings,
+    UserEncoderSettings,
+    VectorSettings,
+    VlmSettings,
+)
 from diffalign.models.users.vlm import VlmStates, vlm_sizes
 
 logger = logging.getLogger(__name__)
-UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | VectorEvidence
+UserEvidence = ChoicesEvidence | StatesEvidence | IndexEvidence | VectorEvidence | SliderEvidence
 
 
 def encoder_settings(recipe: Recipe) -> UserEncoderSettings:
@@ -43,19 +51,24 @@ def encoder_settings(recipe: Recipe) -> UserEncoderSettings:
 def attach(config: TrainConfig, recipe: Recipe, model: Backbone, evidence: UserEvidence | Sizes) -> UserEncoder:
     """Put a new user branch and its encoder on a denoiser, and make these two all that is trained; return the encoder.
 
-    With the evidence itself, not its sizes alone, an encoder of pairs is fitted to it.
+    With the evidence itself, not its sizes alone, an encoder of pairs is fitted to it, and one of sliders has the quantiles of its scores.
     """
     torch.manual_seed(config.seed)
     encoder = make(encoder_settings(recipe), evidence if isinstance(evidence, Sizes) else evidence.sizes)
     if isinstance(evidence, ChoicesEvidence) and isinstance(encoder, PairsEncoder):
         fit(encoder, evidence, encoder.known, config.seed)
+    if isinstance(evidence, SliderEvidence) and isinstance(encoder, SliderEncoder):
+        encoder.quantiles.copy_(evidence.quantiles)
     return equip(model.denoiser, encoder, seed=config.seed)
 
 
-def evidence(recipe: Recipe, model: Backbone, view: View, users: Users, root: Path) -> UserEvidence:
-    """Return what is known of the training users, computed now or read from the caches under `root`."""
+def evidence(recipe: Recipe, model: Backbone, view: View, users: Users | None, root: Path) -> UserEvidence:
+    """Return what is known of the training users (None: of the pictures), computed now or read from the caches under `root`."""
     device = next(model.denoiser.parameters()).device
     settings = encoder_settings(recipe)
+    if users is None:
+        assert isinstance(settings, SliderSettings)  # all others are of users
+        return SliderEvidence(view, settings)
     if isinstance(settings, PairsSettings):
         return ChoicesEvidence(view, users, features(settings.features, model, device=device), settings, root)
     if isinstance(settings, VlmSettings):
@@ -76,6 +89,8 @@ def expected_sizes(recipe: Recipe, model: Backbone, users: tuple[str, ...]) -> S
         return Sizes(users, channels * min(8, height) * min(8, width))
     if isinstance(settings, PairsSettings):
         return Sizes(users, clip_width(settings.features))
+    if isinstance(settings, SliderSettings):
+        return Sizes()
     if isinstance(settings, VlmSettings):
         rows, width = vlm_sizes(settings.model, settings.revision)
         return Sizes(users, width, rows)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from diffalign.core.types import Condition
@@ -17,10 +19,15 @@ from diffalign.models.users.settings import (
     OneHotSettings,
     PairsSettings,
     ProfileSettings,
+    SliderSettings,
     UserEncoderSettings,
     VectorSettings,
     VlmSettings,
+    check_sliders,
 )
+
+LEVELS = 101  # quantiles of a score that are kept
+SINUSOIDS = 256  # numbers that a slider's value is read as, of AttriCtrl's release
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +231,47 @@ class VectorEncoder(UserEncoder):
         return self._shaped(self.head(nn.functional.layer_norm(read, read.shape[-1:])))
 
 
+class SliderEncoder(UserEncoder):
+    """Values of attributes in [0, 1], "user" (N, A), NaN where a slider is off: each has tokens of its own (AttriCtrl, 2508.02151).
+
+    As in the release, a value becomes the sinusoids of a time step (1000 times the value), a network of two layers turns them into one
+    vector, and learned places are added to it, one a token. The release appends these tokens to the prompt's; here they are a user's, so
+    that all off is the base. A slider that is off has zero tokens, whatever the others are. The release starts the last layer at zero; here
+    the branch's values are what starts there.
+
+    `quantiles` (Q, A) are those of the training's scores, which values are levels of (ours; the paper scales each attribute to [0, 1]).
+    """
+
+    quantiles: Tensor
+
+    def __init__(self, settings: SliderSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.attributes, self.each = tuple(settings.attributes), settings.tokens
+        self.tokens = self.each * len(self.attributes)
+        self.register_buffer("quantiles", torch.linspace(0.0, 1.0, LEVELS)[:, None].repeat(1, len(self.attributes)))
+        self.values = nn.ModuleList(
+            nn.Sequential(nn.Linear(SINUSOIDS, self.width), nn.SiLU(), nn.Linear(self.width, self.width)) for _ in self.attributes
+        )
+        self.places = nn.Parameter(torch.randn(len(self.attributes), self.each, self.width))
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Return tokens (N, A * U, D), those of the first attribute first."""
+        values = condition["user"].to(self.places)
+        on = values.isfinite()
+        waves = get_timestep_embedding(1000.0 * values.nan_to_num().flatten(), SINUSOIDS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        read = [network(wave) for network, wave in zip(self.values, waves.unflatten(0, values.shape).unbind(dim=1), strict=True)]
+        tokens = torch.stack(read, dim=1)[:, :, None] + self.places
+        return (tokens * on[..., None, None]).flatten(1, 2)
+
+    def set_to(self, values: Mapping[str, float | None]) -> Tensor:
+        """Return "user" (A,) of the sliders `values`; those that are left out or None are off.
+
+        Raises ConfigError for a name that is no slider of this run, and for a value outside [0, 1].
+        """
+        check_sliders(values, self.attributes)
+        return torch.tensor([math.nan if (value := values.get(name)) is None else value for name in self.attributes])
+
+
 _ENCODERS: dict[type[UserEncoderSettings], type] = {
     PairsSettings: PairsEncoder,
     VlmSettings: VlmEncoder,
@@ -231,6 +279,7 @@ _ENCODERS: dict[type[UserEncoderSettings], type] = {
     OneHotSettings: OneHotEncoder,
     ProfileSettings: VectorEncoder,
     VectorSettings: VectorEncoder,
+    SliderSettings: SliderEncoder,
 }
 
 

@@ -19,14 +19,15 @@ from diffalign.core.documents import read_json
 from diffalign.core.errors import ConfigError
 from diffalign.core.processes import shares
 from diffalign.core.progress import chunks
+from diffalign.data.attributes import attributes_of, levels, quantiles_of
 from diffalign.data.cache import Bank, filling, open_folder
 from diffalign.data.pictures import decode_image
 from diffalign.data.users import Users
 from diffalign.data.view import View
 from diffalign.models.features import Features
 from diffalign.models.users.choices import Choice
-from diffalign.models.users.encoders import Sizes
-from diffalign.models.users.settings import PairsSettings, VlmSettings
+from diffalign.models.users.encoders import LEVELS, Sizes
+from diffalign.models.users.settings import PairsSettings, SliderSettings, VlmSettings
 from diffalign.models.users.vlm import VlmStates, cached
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,26 @@ class VectorEvidence:
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:  # noqa: ARG002  # nothing is drawn
         """Return the numbers of the record's user."""
         return {"user": self.vectors[self.users.owner[position]]}
+
+
+class SliderEvidence:
+    """The scores of a record's first candidate, of a pair the preferred one, as levels of the training's quantiles: "user" (A,).
+
+    Each is NaN, its slider off, for a share `dropout` of the records, drawn anew each time.
+    """
+
+    def __init__(self, view: View, settings: SliderSettings) -> None:
+        scores = attributes_of(view, settings.attributes)
+        quantiles = quantiles_of(scores, LEVELS).astype(np.float32)
+        self.quantiles, self.dropout = torch.from_numpy(quantiles), settings.dropout
+        self.values = levels(scores, quantiles).astype(np.float32)
+        self.sizes = Sizes(source=hashlib.sha256(repr(tuple(settings.attributes)).encode() + quantiles.tobytes()).hexdigest()[:32])
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the values of the sliders that are on."""
+        values = self.values[position].copy()
+        values[rng.random(len(values)) < self.dropout] = np.nan
+        return {"user": torch.from_numpy(values)}
 
 
 def read_profiles(path: str, names: tuple[str, ...]) -> list[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, check_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserEncoderSettings:
     """What all encoders share: a user becomes `tokens` tokens of `width` numbers."""
+
+    of_users: ClassVar[bool] = True  # else of single pictures, whoever made or chose them
 
     tokens: int = 4
     width: int = 128
@@ -91,6 +93,34 @@ class VectorSettings(UserEncoderSettings):
     vectors: str  # a JSON file {user: [number, ...]}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliderSettings(UserEncoderSettings):
+    """Sliders (AttriCtrl, 2508.02151): scores of a picture, each by `tokens` tokens of its own; no users are told apart."""
+
+    of_users: ClassVar[bool] = False
+
+    attributes: Sequence[str]  # scores of the table, one slider each
+    dropout: float = 0.3  # share of pictures in whose training a slider is off, for each by itself, so that every subset of them works
+
+    def __post_init__(self) -> None:
+        UserEncoderSettings.__post_init__(self)
+        names = self.attributes
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError(f"`user_encoder`: `attributes` is {names!r}; expected a list of the table's scores, as [brightness, size]")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"`user_encoder`: `attributes` names `{twice[0]}` twice; a score has one slider")
+        if self.dropout >= 1.0:
+            raise ConfigError(f"`user_encoder`: `dropout` is {self.dropout}; expected a share below 1, or no slider is ever on")
+
+
+def check_sliders(values: Mapping[str, float | None], attributes: Sequence[str]) -> None:
+    """Raise ConfigError for a name that is none of a run's sliders, and for a value outside [0, 1]."""
+    for name, value in values.items():
+        check_name("slider", name, attributes)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0):
+            raise ConfigError(f"slider `{name}` is {value!r}; expected a number from 0, lowest, to 1, highest, or None for off")
+
+
 USER_ENCODERS: dict[str, Callable[..., Any]] = {
     "pairs": PairsSettings,
     "vlm": VlmSettings,
@@ -98,4 +128,5 @@ USER_ENCODERS: dict[str, Callable[..., Any]] = {
     "one_hot": OneHotSettings,
     "profile": ProfileSettings,
     "vector": VectorSettings,
+    "slider": SliderSettings,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -26,6 +27,7 @@ FORMS = {
     "one_hot": {"one_hot": {}},
     "profile": {"profile": {"profiles": "users.json"}},
     "vector": {"vector": {"vectors": "users.json"}},
+    "slider": {"slider": {"attributes": ["brightness", "size"]}},
 }
 
 
@@ -42,6 +44,8 @@ def known(form, seed=0, hidden=8):
         return {"user": noise(2, 4, 2, F, seed=seed), "user_mask": torch.tensor([[1.0] * 4, [1.0] * 3 + [0.0]]), **query}
     if form in ("mixture", "one_hot"):
         return {"user": torch.tensor([2, 0])}
+    if form == "slider":
+        return {"user": torch.tensor([[0.2, 1.0], [0.9, 0.0]])}
     return {"user": noise(2, ROWS, F, seed=seed) if form == "vlm" else noise(2, F, seed=seed)}
 
 
@@ -54,7 +58,7 @@ def test_an_encoder_gives_tokens_and_learns_with_all_its_weights(form):
     encoder, condition = built(form), known(form)
     tokens = encoder(condition, 2)
     assert tokens.shape == (2, encoder.tokens, D)
-    assert encoder.tokens == (ROWS if form == "vlm" else U)
+    assert encoder.tokens == {"vlm": ROWS, "slider": 2 * U}.get(form, U)
     assert (tokens[0] - tokens[1]).abs().max() > 1e-3
     ((tokens * noise(*tokens.shape)).sum() + encoder.penalty(condition, 0.2).get("penalty", 0.0)).backward()
     # A last bias of the images cancels between the two of a pair.
@@ -183,6 +187,36 @@ def test_a_mixture_is_a_share_of_each_prototype():
     assert torch.equal(encoder.usual(), encoder.logits.weight.mean(dim=0))
 
 
+@torch.no_grad()
+def test_the_tokens_of_a_slider_are_of_its_value_alone_and_zeros_where_it_is_off():
+    encoder = built("slider")
+    both, off, other = (
+        encoder({"user": torch.tensor([row])}, 1)[0].unflatten(0, (2, U)) for row in ([0.3, 0.8], [0.3, math.nan], [0.3, 0.1])
+    )
+    assert torch.equal(off[0], both[0])
+    assert torch.equal(other[0], both[0])
+    assert (other[1] - both[1]).abs().max() > 1e-3
+    assert not off[1].any()
+    assert not encoder({"user": torch.full((1, 2), math.nan)}, 1).any()
+    # AttriCtrl's value encoder: cosines and sines of 1000 v / 10000^(i / 128), two layers, and a learned place for each token
+    angles = 1000.0 * np.float32(0.8) * 10000.0 ** (-np.arange(128) / 128)
+    first, _, last = (part for part in encoder.values[1])
+    hidden = first.weight.numpy() @ np.concatenate([np.cos(angles), np.sin(angles)]) + first.bias.numpy()
+    value = last.weight.numpy() @ (hidden / (1.0 + np.exp(-hidden))) + last.bias.numpy()
+    np.testing.assert_allclose(both[1], value + encoder.places[1].numpy(), atol=1e-4)
+
+
+def test_sliders_that_are_left_out_are_off_and_wrong_ones_are_named():
+    encoder = built("slider")
+    torch.testing.assert_close(encoder.set_to({"size": 1}), torch.tensor([math.nan, 1.0]), equal_nan=True)
+    torch.testing.assert_close(encoder.set_to({"size": None, "brightness": 0.5}), torch.tensor([0.5, math.nan]), equal_nan=True)
+    for value in (-0.1, 1.01, math.nan, True, "0.5"):
+        with pytest.raises(ConfigError, match=r"slider `size` is .*; expected a number from 0, lowest, to 1"):
+            encoder.set_to({"size": value})
+    with pytest.raises(ConfigError, match=r"`slider` is 'sise'\. Did you mean `size`\?"):
+        encoder.set_to({"sise": 0.5})
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_gives_back_the_encoder(form, tmp_path):
     encoder = built(form)
@@ -274,6 +308,11 @@ def test_an_encoder_of_another_kind_than_its_file_says_is_refused(tmp_path, fact
         ({"vlm": {}}, "needs `model`"),
         ({"vlm": {"model": "m", "per_user": 1}}, "`per_user` is 1; expected at least 2"),
         ({"profile": {}}, "needs `profiles`"),
+        ("slider", "needs `attributes`"),
+        ({"slider": {"attributes": []}}, r"`attributes` is \[\]; expected a list of the table's scores"),
+        ({"slider": {"attributes": "size"}}, "`attributes` is 'size'; expected a list"),
+        ({"slider": {"attributes": ["size", "size"]}}, "`attributes` names `size` twice"),
+        ({"slider": {"attributes": ["size"], "dropout": 1.0}}, r"`dropout` is 1\.0; expected a share below 1"),
         ("one_hott", r"there is no user_encoder `one_hott`\. Did you mean `one_hot`\?"),
     ],
 )

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,18 +14,22 @@ import torch
 
 from diffalign.core.errors import ConfigError, RecordError
 from diffalign.data.records import Candidate
+from diffalign.data.table import write_table
+from diffalign.data.transforms import singles
 from diffalign.data.users import Users
+from diffalign.data.view import View
 from diffalign.models.users.encoders import Sizes
 from diffalign.models.users.evidence import (
     ChoicesEvidence,
     IndexEvidence,
+    SliderEvidence,
     StatesEvidence,
     VectorEvidence,
     choice,
     read_profiles,
     read_vectors,
 )
-from diffalign.models.users.settings import PairsSettings, VlmSettings
+from diffalign.models.users.settings import PairsSettings, SliderSettings, VlmSettings
 from tests.data.voters import number_of, view_of, votes
 
 COUNTS = [("ann", 5), ("bob", 9)]
@@ -282,3 +287,27 @@ def test_a_file_that_does_not_know_the_users_says_what_it_lacks(tmp_path, read, 
 def test_a_file_that_is_missing_is_named():
     with pytest.raises(ConfigError, match=r"`user_encoder`: `vectors` nowhere\.json .*JSON"):
         read_vectors("nowhere.json", ("ann",))
+
+
+def test_sliders_are_levels_of_the_records_scores_and_each_is_off_now_and_then(tmp_path):
+    records = []
+    for number, record in enumerate(votes([("ann", 5)])):
+        scores = [{"size": float(place + number), "age": 1.0 - number} for place in range(2)]
+        records.append(replace(record, candidates=tuple(replace(c, scores=own) for c, own in zip(record.candidates, scores, strict=True))))
+    view = View(write_table(tmp_path / "table", records), [partial(singles, score=None)], columns={"age": "age", "size": "size"})
+    evidence = SliderEvidence(view, SliderSettings(attributes=["size", "age"], dropout=0.0))
+    assert len(view) == 10
+    # sizes 0 1 1 2 2 3 3 4 4 5 of the records' first and second candidates: 0 and 5 lie at the ends, ages fall from 1 to -3
+    values = torch.stack([evidence(position, np.random.default_rng(0))["user"] for position in range(10)])
+    assert values[0].tolist() == [0.0, pytest.approx(1.0, abs=0.06)]
+    assert values[9].tolist() == [1.0, pytest.approx(0.0, abs=0.06)]
+    assert values[1, 0] == values[2, 0]
+    assert (values[:, 0].sort().values == values[:, 0]).all()
+    often = SliderEvidence(view, SliderSettings(attributes=["size", "age"], dropout=0.25))
+    rng = np.random.default_rng(0)
+    off = torch.stack([often(3, rng)["user"] for _ in range(400)]).isnan().double()
+    # shares of 400 fair draws at 0.25 (deviation 0.022), of both at 0.0625 (0.012)
+    assert (off.mean(dim=0) - 0.25).abs().max() < 0.07
+    assert abs(off.prod(dim=1).mean() - 0.0625) < 0.04
+    assert torch.equal(often.quantiles, evidence.quantiles)
+    assert often.sizes == evidence.sizes

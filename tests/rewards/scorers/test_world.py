@@ -35,3 +35,12 @@ def test_what_is_no_scorer_or_taste_is_refused_with_the_nearest_name() -> None:
         load_scorer("adherense")
     with pytest.raises(ConfigError, match=r"there is no taste `higj`\. Did you mean `high`"):
         load_scorer({"taste": {"name": "higj"}})
+
+
+def test_a_look_scores_by_its_own_name_and_reads_no_prompt() -> None:
+    scorer = load_scorer({"look": {"name": "brightness"}})
+    gray, black = scorer([Image.new("RGB", (4, 4), (51, 51, 51)), Image.new("RGB", (4, 4))], ["", "a star"])
+    assert scorer.name == "brightness"
+    assert (gray, black) == (pytest.approx(0.2), 0.0)
+    with pytest.raises(ConfigError, match=r"there is no look `brigtness`\. Did you mean `brightness`"):
+        load_scorer({"look": {"name": "brigtness"}})
