@@ -27,6 +27,7 @@ from diffalign.evaluate.explain.attributes import attributes
 from diffalign.evaluate.explain.regression import chances, design, likelihood
 from diffalign.evaluate.explain.votes import votes_of_table
 from scripts.arena import Arena, Run
+from scripts.compare_rank import pooled
 
 STEPS, PROMPTS, SHARE = 120, 100, 0.2
 OPTIONS: dict[str, Any] = {"learning_rate": 3e-3, "beta": 500.0}
@@ -104,7 +105,7 @@ def _scored(candidate: Candidate, source: str) -> Candidate:
 
 
 def main(ways: Sequence[str] = tuple(WAYS), seeds: Sequence[int] = (0, 1, 2), steps: int = STEPS, root: str = "outputs/repair") -> None:
-    """Train and judge, and print a line for each run.
+    """Train and judge, and print a line for each run, and one for each way with its seeds pooled by prompt.
 
     Args:
         ways: of `WAYS`.
@@ -115,12 +116,18 @@ def main(ways: Sequence[str] = tuple(WAYS), seeds: Sequence[int] = (0, 1, 2), st
     torch.set_flush_denormal(True)
     arena = Repairs(Path(root))
     arena.eval_prompts = arena.eval_prompts[:PROMPTS]
+    results = dict[str, list[dict[str, Any]]]()
     for seed in seeds:
         for way in ways:
             labels, changes = WAYS[way]
             facts = arena.result(Run(f"{labels}-{seed}", "diffusion_dpo", OPTIONS | changes, steps, seed, PROMPTS))
+            results.setdefault(way, []).append(facts)
             won = f"{facts['win_rate']:.3f} ({facts['low']:.3f} to {facts['high']:.3f})"
             print(f"{way:20} seed {seed}: win rate {won}, adherence {facts['adherence']:.3f}", flush=True)
+    base = [arena.base(seed)["taste"] for seed in seeds]
+    for way, own in results.items():
+        won, kept = pooled(arena, own, base), np.mean([facts["adherence"] for facts in own])
+        print(f"{way:20} all seeds: win rate {won.rate:.3f} ({won.low:.3f} to {won.high:.3f}), adherence {kept:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scipy.special import expit
 
 from diffalign.cli.main import main
 from diffalign.core.errors import ConfigError, TableError
+from diffalign.data.corrections import Corrections
 from diffalign.data.pictures import encode_image
 from diffalign.data.readers.base import Row
 from diffalign.data.records import Candidate, Record
@@ -22,6 +23,7 @@ from diffalign.evaluate.explain.origin import predicted
 from diffalign.evaluate.explain.regression import design, fit, weights
 from diffalign.evaluate.explain.report import explain
 from diffalign.evaluate.explain.votes import Votes, votes_of_rows, votes_of_table
+from diffalign.evaluate.explain.wrong import write_corrections
 from diffalign.evaluate.pages.explanation import page
 from tests.pages import Page
 
@@ -100,6 +102,8 @@ def test_a_planted_liking_for_bright_pictures_is_the_finding_and_the_slip_is_fir
     assert explained.facts["unlikely"][0]["record"] == "r7"
     assert len(explained.carried["brightness"][0]) == 3
     assert [votes.ids[i] for i in explained.carried["brightness"][1]] == ["r7"]
+    write_corrections(explained, tmp_path / "wrong.jsonl", share=0.01)
+    assert Corrections(tmp_path / "wrong.jsonl").labels() == {"r7": None}  # removed, unless it is asked to be turned around
 
 
 def test_one_pair_both_ways_circles_of_three_and_disagreement_are_told_apart(tmp_path):
@@ -175,7 +179,7 @@ def test_directions_and_sparse_features_change_sign_with_the_order_and_find_what
 def test_the_command_writes_a_page_that_fetches_nothing_and_corrections_that_data_correct_applies(tmp_path, capsys):
     light(tmp_path / "t", flipped=(7,))
     words = ["data", "explain", "--dataset_name", str(tmp_path / "t"), "--resamples", "100", "--against", "level", "--features", "pixels"]
-    wrong = ["--directions", "1", "--corrections", str(tmp_path / "wrong.jsonl"), "--suspects", "0.01"]
+    wrong = ["--directions", "1", "--corrections", str(tmp_path / "wrong.jsonl"), "--suspects", "0.01", "--turn", "true"]
     assert main([*words, *wrong]) == 0
     assert "1 votes that look wrong" in capsys.readouterr().out
     parsed = Page(tmp_path / "t" / "explanation.html")

@@ -58,11 +58,11 @@ class CONFIG:
     sparse_code: int | None = None
     """Instead of directions, so many features of a sparse code of the differences, four of which make up each."""
     corrections: str | None = None
-    """Write corrections here that turn the least likely votes around."""
+    """Write corrections here that remove the labels of the least likely votes."""
     suspects: float = 0.05
     """Share of the votes that are least likely, for --corrections."""
-    drop: bool = False
-    """Remove the label of those votes, instead of turning it around."""
+    turn: bool = False
+    """Turn the labels of those votes around, instead of removing them."""
     rows: int = 2000
     """Random records that are looked at, at most."""
     resamples: int = 500
@@ -103,7 +103,7 @@ def run(config: CONFIG) -> int:
     print("\n".join(_lines(plain(explained.facts))))
     print(f"numbers: {folder / 'explanation.json'}\npage: {folder / 'explanation.html'}")
     if config.corrections is not None:
-        count = write_corrections(explained, Path(config.corrections), share=config.suspects, drop=config.drop)
+        count = write_corrections(explained, Path(config.corrections), share=config.suspects, turn=config.turn)
         print(f"{count} votes that look wrong: {config.corrections}; apply them with `diffalign data correct`")
     return 0
 

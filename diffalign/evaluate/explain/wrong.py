@@ -17,8 +17,8 @@ def check_corrections(path: Path) -> None:
         raise ConfigError(f"`corrections`: {path} exists already; choose another file, or remove it")
 
 
-def write_corrections(explanation: Explanation, path: Path, *, share: float, drop: bool = False) -> int:
-    """Write corrections that turn a `share` of the decided votes around, the least likely first, or with `drop` remove their label.
+def write_corrections(explanation: Explanation, path: Path, *, share: float, turn: bool = False) -> int:
+    """Write corrections that remove the label of a `share` of the decided votes, the least likely first, or with `turn` turn it around.
 
     Returns how many these are. Raises ConfigError for rankings, whose votes have no label of their own, and where too few prompts let
     nothing be predicted.
@@ -32,5 +32,5 @@ def write_corrections(explanation: Explanation, path: Path, *, share: float, dro
     chosen = explanation.unlikely[: max(1, round(share * len(explanation.unlikely)))]
     file = Corrections(path)
     for vote in chosen:
-        file.add(votes.ids[vote], "data explain", None if drop else TURNED[float(votes.sign[vote])])
+        file.add(votes.ids[vote], "data explain", TURNED[float(votes.sign[vote])] if turn else None)
     return len(chosen)
