@@ -15,7 +15,7 @@ from diffalign.data.transforms.base import Transform
 from diffalign.data.transforms.candidates import by_factuality, by_model, invert, list_of, orient, pairs, preferred, prompt_only, singles
 from diffalign.data.transforms.filters import by_user, drop_ties, lowest, min_margin
 from diffalign.data.transforms.labels import flip_labels, offset_by, relabel, semantic_weight, soft_label
-from diffalign.data.transforms.prompts import reward_conditioned
+from diffalign.data.transforms.prompts import fewshot_context, reward_conditioned
 from diffalign.data.transforms.scores import advantage, combined, share_beaten, weighted
 from diffalign.data.transforms.strength import by_direction, by_strength
 
@@ -45,6 +45,7 @@ TRANSFORMS: dict[str, Callable[..., tuple[Record, ...]]] = {
     "combined": combined,
     "advantage": advantage,
     "reward_conditioned": reward_conditioned,
+    "fewshot_context": fewshot_context,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from diffalign.core.errors import ConfigError, RecordError
@@ -9,6 +10,7 @@ from diffalign.data.records import Message, Record
 from diffalign.data.transforms.base import labelled_pair, require_oriented, score_of
 from diffalign.data.transforms.candidates import invert
 
+SHOT = "Prompt: {prompt}\nPreferred: {preferred}\nNot preferred: {dispreferred}"
 GOAL = "A careful judge should give the answer {goal} of 10 points."
 
 
@@ -35,8 +37,27 @@ def reward_conditioned(
         return ()
     variants = (f"{record.id}/high", best, pair), (f"{record.id}/low", worst, *invert(pair))
     return tuple(
-        replace(_with_goal(variant, template.replace("{goal}", _points(goal, low, high))), id=name) for name, goal, variant in variants
+        replace(_preceded(variant, template.replace("{goal}", _points(goal, low, high))), id=name) for name, goal, variant in variants
     )
+
+
+def fewshot_context(
+    record: Record, *, shots: int = 4, seed: int = 0, template: str = SHOT, contexts: Mapping[tuple[str, str], str] | None = None
+) -> tuple[Record, ...]:
+    """Return the record with `shots` other votes of its user in front of its prompt; drop it if there are fewer.
+
+    FSPO (2502.19312), for texts: never a vote under the same prompt, drawn by `seed` and record. A config leaves `contexts` out, the votes
+    as text by the record's source and id: they are made of the records that the transforms before leave (`data.fewshot`), and are a
+    system message in a conversation. The template, of one vote, is our own. Raises ConfigError for constants that cannot be meant.
+    """
+    if shots < 1 or seed < 0:
+        raise ConfigError(f"fewshot_context: shots is {shots} and seed {seed}; expected at least 1, and zero or more")
+    if missing := [name for name in ("{prompt}", "{preferred}", "{dispreferred}") if name not in template]:
+        raise ConfigError(f"fewshot_context: template is {template!r}; expected a text with {missing[0]} in it")
+    if any(candidate.prompt is not None for candidate in record.candidates):
+        raise RecordError(f"{record.source}: the candidates have prompts of their own; `fewshot_context` changes the record's")
+    context = (contexts or {}).get((record.source, record.id))
+    return () if context is None else (_preceded(record, context),)
 
 
 def _points(score: float, low: float | None, high: float | None) -> str:
@@ -46,10 +67,11 @@ def _points(score: float, low: float | None, high: float | None) -> str:
     return f"{round(10.0 * min(max((score - low) / (high - low), 0.0), 1.0), 1):g}"
 
 
-def _with_goal(record: Record, goal: str) -> Record:
+def _preceded(record: Record, text: str) -> Record:
+    """Return the record with a text in front of its prompt, in a conversation as system message."""
     if not record.messages:
-        return replace(record, prompt=f"{goal}\n\n{record.prompt}")
+        return replace(record, prompt=f"{text}\n\n{record.prompt}")
     first, *rest = record.messages
     if first.role == "system":
-        return replace(record, messages=(Message("system", f"{first.content}\n\n{goal}"), *rest))
-    return replace(record, messages=(Message("system", goal), first, *rest))
+        return replace(record, messages=(Message("system", f"{first.content}\n\n{text}"), *rest))
+    return replace(record, messages=(Message("system", text), first, *rest))

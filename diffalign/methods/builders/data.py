@@ -23,8 +23,10 @@ from diffalign.core.files import write
 from diffalign.core.specs import Spec, bind, single
 from diffalign.data.attributes import attributes_of
 from diffalign.data.duplicates import repeat_warning
+from diffalign.data.fewshot import contexts
 from diffalign.data.importing import import_dataset, stamp_of
 from diffalign.data.problems import shortcut_warnings
+from diffalign.data.records import Record
 from diffalign.data.table import MANIFEST, Table, is_table, keep_caches, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
 from diffalign.data.transforms.filters import SHARE, threshold
@@ -318,4 +320,13 @@ def _transform(spec: Spec, table: Table, before: Sequence[Transform], limit: int
         defaults = {"units": typical_gaps(records, constants.get("scores", ()))}
     if name == "lowest" and "most" not in constants:
         defaults = {"most": threshold(records, constants["score"], constants.get("share", SHARE))}
+    if name == "fewshot_context" and "contexts" not in constants:
+        defaults = {"contexts": _contexts(spec, table, before, limit)}
     return bind("transform", TRANSFORMS, spec, **defaults)
+
+
+def _contexts(spec: Spec, table: Table, before: Sequence[Transform], limit: int | None) -> Mapping[tuple[str, str], str]:
+    """Return the votes that `fewshot_context` writes in front of each prompt."""
+    bound = bind("transform", TRANSFORMS, spec)
+    bound(Record("", "", ()))  # which checks its constants
+    return contexts(table, before, limit, **{key: bound.constants[key] for key in ("shots", "seed", "template")})
