@@ -176,6 +176,12 @@ def test_the_first_of_hpdv3_is_preferred_by_the_larger_share(tmp_path: Path) -> 
         ("multipref", MULTIPREF, {"expert_worker_annotations": [person("A")]}, "`overall_pref` is 'A'; expected one of A-is-clearly"),
         ("multipref", MULTIPREF, {"normal_worker_annotations": "none"}, "expected a list of objects"),
         ("multipref", MULTIPREF, {"normal_worker_annotations": [], "expert_worker_annotations": None}, "nobody has voted"),
+        (
+            "multifaceted",
+            {**dict.fromkeys(("main_source", "prompt"), "x"), "system": 3, "chosen": [], "rejected": []},
+            {},
+            "`system` is int 3",
+        ),
         ("rapidata", RAPIDATA, {"weighted_results_image1_preference": -1}, "expected shares above zero"),
         ("richhf", RICHHF, {"overall_score": 4.5}, "`overall_score` is 4.5; expected a number in"),
         ("hpdv3", HPDV3, {"choice_dist": [0, 0]}, "expected how many people chose each"),
@@ -196,6 +202,17 @@ def test_an_answer_of_openassistant_that_cannot_be_read_is_named(change: dict[st
         list(read(READERS["oasst"], rows(tmp_path, MESSAGES[0], {**MESSAGES[1], **change}, MESSAGES[2])))
 
 
+def test_a_pair_of_the_multifaceted_collection_stands_behind_its_system_message(tmp_path: Path) -> None:
+    user, says = {"role": "user", "content": "Why is the sky blue?"}, {"role": "system", "content": "You love poems."}
+    one, two = ({"role": "assistant", "content": text} for text in ("A shimmer.", "Rayleigh scattering."))
+    common = {"main_source": "nectar", "original_source": "x", "system": "You love poems.", "prompt": "Why is the sky blue?"}
+    lines = [{**common, "chosen": [*start, one], "rejected": [*start, two]} for start in ([user], [says, user], [])]
+    made = records("multifaceted", rows(tmp_path, *lines))
+    assert [[(m.role, m.content) for m in r.messages] for r in made] == [[("system", "You love poems."), ("user", user["content"])]] * 3
+    assert [[c.text for c in r.candidates] for r in made] == [["A shimmer.", "Rayleigh scattering."]] * 3
+    assert {(r.prob, r.meta["dataset"]) for r in made} == {(1.0, "nectar")}
+
+
 def test_why_one_was_preferred_is_kept(tmp_path: Path) -> None:
     pictured(tmp_path)
     own = {"prompt": "a fox", "image_0": "0.jpg", "image_1": "1.jpg", "label_0": 1, "rationale": "It has a tail."}
@@ -205,3 +222,5 @@ def test_why_one_was_preferred_is_kept(tmp_path: Path) -> None:
     rated |= {"preference_statement": "@Response 1 is better.", "preference_elaboration": "A rose is no tree."}
     (record,) = records("helpsteer2", rows(tmp_path, rated))
     assert record.meta["rationale"] == "A rose is no tree."
+    (record,) = records("trl", rows(tmp_path, {"prompt": "A tree?", "chosen": "Oak", "rejected": "Rose", "rationale": "It is one."}))
+    assert record.meta["rationale"] == "It is one."

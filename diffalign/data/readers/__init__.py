@@ -14,6 +14,7 @@ from diffalign.data.readers.imagereward import IMAGEREWARD
 from diffalign.data.readers.label_studio import LABEL_STUDIO
 from diffalign.data.readers.llamafactory import LLAMAFACTORY
 from diffalign.data.readers.llmbar import LLMBAR
+from diffalign.data.readers.multifaceted import MULTIFACETED
 from diffalign.data.readers.multipref import MULTIPREF
 from diffalign.data.readers.oasst import OASST
 from diffalign.data.readers.open_image_preferences import OPEN_IMAGE_PREFERENCES
@@ -40,6 +41,7 @@ READERS: dict[str, Reader] = {
     "label_studio": LABEL_STUDIO,
     "llamafactory": LLAMAFACTORY,
     "llmbar": LLMBAR,
+    "multifaceted": MULTIFACETED,
     "multipref": MULTIPREF,
     "oasst": OASST,
     "open_image_preferences": OPEN_IMAGE_PREFERENCES,
