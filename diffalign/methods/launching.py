@@ -69,6 +69,8 @@ def _odd(config: TrainConfig, recipe: Recipe) -> Iterator[str]:
         yield f"`optimizer` is {config.optimizer_name}, whose state is not kept in shares as AdamW's is"
     if config.mixed_precision == "fp16":
         yield "`mixed_precision` is fp16, which needs a scaler of the loss, and bf16 needs none"
+    if config.reference == "old_policy":
+        yield "`reference` is old_policy, a copy of the weights that moves in training"
     for key in (
         "quantization",
         "train_text_encoder",

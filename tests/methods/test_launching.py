@@ -57,6 +57,7 @@ def test_one_process_has_nothing_to_spread(monkeypatch):
         ({"prompts": ["a star"]}, "`prompts` draws data"),
         ({"generate": {"prompts": ["a star"]}}, "`generate` draws data"),
         ({"aspect_ratio_buckets": "64,64;32,128"}, "`aspect_ratio_buckets`"),
+        ({"reference": "old_policy", "curriculum": "gap"}, "`reference` is old_policy"),
         ({"optimizer": "adafactor"}, "`optimizer` is adafactor"),
         ({"use_8bit_adam": True}, "`optimizer` is adamw_8bit"),
         ({"mixed_precision": "fp16"}, "`mixed_precision` is fp16"),
