@@ -4,7 +4,7 @@ python -m scripts.bench_heads --root outputs/heads --seeds 0 1 2        writes R
 
 Both heads are trained on the same votes, and judged on pictures of other prompts. Every table has a structure that one head is made for:
 ties, rankings, tastes that hang on the prompt, two groups of voters without ids, preferences that run in a circle, few ratings beside many
-votes, one small dataset beside a large one, likes alone. Means over seeds, with the least and the most.
+votes, one small dataset beside a large one, new pictures without votes, likes alone. Means over seeds, with the least and the most.
 """
 
 from __future__ import annotations
@@ -137,6 +137,22 @@ def ratings(world: World) -> list[Record]:
     return world.votes(world.value(BOTH[1]), {"stars": 1.0 + 4.0 * world.value(BOTH[1])})[::8]
 
 
+def _voted(world: World) -> list[tuple[Record, bool]]:
+    """Return the votes on size, and whether each is on a picture of the first shapes."""
+    return [(vote, any(shape in vote.prompt.split() for shape in FIRST)) for vote in world.votes(world.value("large"))]
+
+
+def first_shapes(world: World) -> list[Record]:
+    """Return votes on pictures of the first shapes alone."""
+    return [vote for vote, first in _voted(world) if first]
+
+
+def shifted(world: World) -> list[Record]:
+    """Return these votes, and pairs of the other shapes, which are new and have none."""
+    place = ({"place": "new"}, {"place": "voted"})
+    return [replace(vote, meta=place[first], prob=vote.prob if first else 0.5) for vote, first in _voted(world)]
+
+
 def likes(world: World) -> list[Record]:
     """Return for every picture whether it is liked."""
     value = world.value(BOTH[1])
@@ -242,6 +258,17 @@ def of_maxmin(t: Trial) -> Results:
     return {"maxmin: the worse group's accuracy": [min(best), min(t.accuracy(plain, taste) for taste in tastes)]}
 
 
+def of_user(t: Trial) -> Results:
+    """Return the mean accuracy of two users after eight pairs of each, beside that of nobody in particular, all by one run of `micro`."""
+    folder, accuracies = t.run("micro", groups), []
+    for place, taste in enumerate(BOTH):
+        table = t.root / f"user-{taste}"
+        write_table(table, [pair[place] for pair in _two(t.world)[::40][:8]], overwrite=True)
+        value = t.other.value(taste)
+        accuracies.append([t.accuracy(folder, value, user=str(table)), t.accuracy(folder, value)])
+    return {"micro: two users' accuracy, beside nobody's": np.mean(accuracies, axis=0).tolist()}
+
+
 def of_gpm(t: Trial) -> Results:
     """Return the accuracy of preferences in a circle."""
     pairs, ahead = zip(*t.other.turns(), strict=True)
@@ -262,6 +289,13 @@ def of_more(t: Trial) -> Results:
     return {f"more: the {name} source's accuracy": [t.accuracy(r, t.other.value(taste)) for r in runs] for name, taste in named}
 
 
+def of_meta(t: Trial) -> Results:
+    """Return the accuracy on shapes that nobody has voted on, beside Bradley and Terry's of the votes alone."""
+    new = [not any(shape in prompt.split() for shape in FIRST) for prompt, _, _ in t.other.pictures]
+    size = np.where(new, t.other.value("large"), 0.0)
+    return {"meta: accuracy on new shapes": [t.accuracy(r, size) for r in (t.run("meta", shifted), t.run("bt", first_shapes))]}
+
+
 def of_like(t: Trial) -> Results:
     """Return the accuracy on pairs, beside votes on pairs of the same pictures."""
     value = t.other.value(BOTH[1])
@@ -273,9 +307,11 @@ TRIALS: dict[str, Callable[[Trial], Results]] = {
     "ranklist": of_ranklist,
     "gates": of_gates,
     "maxmin": of_maxmin,
+    "user": of_user,
     "gpm": of_gpm,
     "regression": of_regression,
     "more": of_more,
+    "meta": of_meta,
     "like": of_like,
 }
 

@@ -15,12 +15,14 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from diffalign.core.intervals import bootstrapped
+from diffalign.core.runs import Run
 from diffalign.data.table import write_table
 from diffalign.rewards.combiners import combiner_of
 from scripts.bench_heads import BOTH, World, run
 
 SCALES = dict(zip(BOTH, (100.0, 0.01), strict=True))
 WRONG = 0.1
+FIXED = "the best fixed weights"
 
 
 def scores_of(world: World) -> dict[str, np.ndarray]:
@@ -41,7 +43,8 @@ def trained(root: Path, world: World, held_out: set[str], seed: int, learn: str)
         wrong = rng.random(len(votes)) < WRONG
         votes = [replace(vote, prob=1.0 - (vote.prob or 0.0)) if flip else vote for vote, flip in zip(votes, wrong, strict=True)]
         write_table(table, votes)
-    return run("orchestrator", table, root / f"run-{seed}-{learn}", seed, learn=learn)
+    folder = root / f"run-{seed}-{learn}"
+    return str(folder) if Run.is_in(folder) else run("orchestrator", table, folder, seed, learn=learn)
 
 
 def judged(world: World, kept: Sequence[int], rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +64,7 @@ def of_seed(root: Path, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     standard = {name: (table - table.mean()) / table.std() for name, table in tables.items()}
     fixed = [w * standard[BOTH[0]] + (1.0 - w) * standard[BOTH[1]] for w in np.linspace(0.0, 1.0, 101)]
     best = max(fixed, key=lambda rewards: judged(other, kept, rewards)[0].mean())
-    ways = {"the plain sum": tables[BOTH[0]] + tables[BOTH[1]], "equal weights, standardised": fixed[50], "the best fixed weights": best}
+    ways = {"the plain sum": tables[BOTH[0]] + tables[BOTH[1]], "equal weights, standardised": fixed[50], FIXED: best}
     prompts = [prompts_of(other)[place] for place in kept]
     for learn, name in (("scores", "prompt_weights, learnt from preferred scores"), ("votes", "prompt_weights, learnt from votes")):
         folder = trained(root, world, held_out, seed, learn)
@@ -78,15 +81,25 @@ def main(root: Path = Path("outputs/orchestrator"), seeds: Sequence[int] = (0, 1
         seeds: of pictures, votes and training, pooled.
     """
     of_seeds = [of_seed(root, seed) for seed in seeds]
-    print("| combined by | pairs ordered rightly | of three seeds | true value of the best of eight |\n| --- | --- | --- | --- |")
+    print(f"{sum(len(one[FIXED][0]) for one in of_seeds)} groups of eight pictures, pooled; intervals over groups")
+    heads = (
+        "combined by",
+        "pairs ordered rightly",
+        "of each seed",
+        "more than by the best fixed weights",
+        "true value of the best of eight",
+    )
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for name in of_seeds[0]:
-        cells = []
-        for side in (0, 1):
-            values = np.concatenate([one[name][side] for one in of_seeds])
-            low, high = bootstrapped(values, 0)
-            cells.append(f"{values.mean():.3f} ({low:.3f} to {high:.3f})")
+        right, value, fixed = (np.concatenate([one[way][side] for one in of_seeds]) for way, side in ((name, 0), (name, 1), (FIXED, 0)))
         each = ", ".join(f"{one[name][0].mean():.3f}" for one in of_seeds)
-        print(f"| {name} | {cells[0]} | {each} | {cells[1]} |", flush=True)
+        print(f"| {name} | {in_words(right)} | {each} | {in_words(right - fixed)} | {in_words(value)} |", flush=True)
+
+
+def in_words(values: np.ndarray) -> str:
+    """Return the mean over prompts, with its interval."""
+    low, high = bootstrapped(values, 0)
+    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from diffalign.core.keys import Kind
 from diffalign.core.redaction import redacted
 
 RUN, CONFIG = "run.json", "config.yaml"
-SCORER = "a scorer and no generator; use it as the scorer {{trained: {{path: {folder}}}}}"
 INSTEAD = {"image": "draws pictures", "text": "answers with texts"}
 
 LONGEST_NAME = 1_000  # bytes of a folder or hub id
@@ -58,9 +57,17 @@ class Run:
         run = cls._read(Path(folder))
         kinds = (expects,) if isinstance(expects, str) else expects
         if run.kind not in kinds:
-            what = SCORER.format(folder=folder) if run.kind == "reward" else f"which {INSTEAD[run.kind]}; expected one of kind {kinds[0]}"
+            other = f"which {INSTEAD.get(run.kind)}; expected one of kind {kinds[0]}"
+            what = f"a scorer and no generator; use it as {run.scorer}" if run.kind == "reward" else other
             raise CheckpointError(f"{folder}: a run of {run.method}, {what}")
         return run
+
+    @property
+    def scorer(self) -> str:
+        """Return how a run of a reward method is used: as a scorer, or as the way to combine several."""
+        if self.method == "reward_orchestrator":
+            return f"the combiner {{prompt_weights: {{path: {self.folder}}}}}, as `how` of the scorer `combined` or as `combine` online"
+        return f"the scorer {{trained: {{path: {self.folder}}}}}"
 
     @classmethod
     def _read(cls, folder: Path) -> Run:

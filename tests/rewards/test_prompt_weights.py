@@ -168,7 +168,7 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(runs, tmp_path):
         combiner_of(how).under({"light": [[1.0]], "dark": [[np.nan]]}, ["day"])
     with pytest.raises(ConfigError, match="reads its weights from the prompts"):
         combiner_of(how).combine({"light": [[1.0]], "dark": [[1.0]]})
-    with pytest.raises(ConfigError, match="weighs scores and sees no pictures"):
+    with pytest.raises(ConfigError, match=r"weighs scores and sees no pictures; use it as the combiner \{prompt_weights: "):
         load_scorer({"trained": {"path": str(runs["votes"])}})
     with pytest.raises(ConfigError, match="score the table by the scorer `combined`"):
         transform(votes()[0], scores=NAMES, into="reward", how=how)

@@ -57,8 +57,8 @@ def run(config: CONFIG) -> int:
         folder = train(training)
     if int(os.environ.get("RANK", "0")):  # of a launch, the first process says where the result is
         return 0
-    if Run.open(folder, expects=("image", "text", "reward")).kind == "reward":
-        print(f"done: {folder}; use it as the scorer {{trained: {{path: {folder}}}}}")
+    if (run := Run.open(folder, expects=("image", "text", "reward"))).kind == "reward":
+        print(f"done: {folder}; use it as {run.scorer}")
     else:
         print(f"done: {folder}; use it with diffalign.load({str(folder)!r})")
     return 0

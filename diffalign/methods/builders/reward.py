@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffalign.core.errors import ConfigError, TableError
+from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.files import atomic_file
 from diffalign.core.processes import process_state
 from diffalign.data.entries import Entries
@@ -29,7 +29,15 @@ from diffalign.rewards.heads.embeds import load_embeds
 from diffalign.rewards.heads.model import RewardModel
 from diffalign.rewards.heads.networks import HeadSizes, JointHead, PalHead, RewardHead
 from diffalign.rewards.heads.pairs import RewardBatch, RewardLikelihood, RewardPairs, StoredEmbeds, sources_of, split
-from diffalign.rewards.heads.settings import MoreSettings, OrchestratorSettings, PalSettings, RegressionSettings, settings_of
+from diffalign.rewards.heads.settings import (
+    MetaSettings,
+    MoreSettings,
+    OrchestratorSettings,
+    PalSettings,
+    RegressionSettings,
+    Settings,
+    settings_of,
+)
 from diffalign.rewards.heads.store import FILE, load_head
 from diffalign.rewards.heads.table import make, name_of
 
@@ -52,7 +60,7 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     with process_state().main_process_first():  # it embeds the images, the others read what it has stored
         stored = StoredEmbeds(view, embeds, cache_root(config, view), scores)
         apart = StoredEmbeds(other, embeds, cache_root(config, other), scores) if other else stored
-    sources = sources_of(view, settings.by)[0] if isinstance(settings, MoreSettings) else None
+    sources = _sources(view, settings)
     data = RewardPairs(view, kept, stored, index, sources)
     held_out = RewardPairs(other or view, other.entries if other else out, apart, index)
     torch.manual_seed(config.seed)
@@ -70,6 +78,18 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     table, index = view.table.fingerprint, order(config, view)
     more: dict[str, Any] = {"facts": facts, "groups": groups, "measure": measure}
     return Parts("reward", recipe, model, RewardLikelihood(), NoReference(), data, table, index, **more)
+
+
+def _sources(view: View, settings: Settings) -> dict[int, int] | None:
+    """Return of which source every table row is, for heads that tell these apart; for `meta` 1 is the shifted one, 0 any other."""
+    if not isinstance(settings, MoreSettings | MetaSettings):
+        return None
+    sources, names = sources_of(view, settings.by)
+    if isinstance(settings, MoreSettings):
+        return sources
+    if settings.shifted not in names:
+        raise TableError(f"{view.table.path}: no record is of the source `{settings.shifted}`.{did_you_mean(settings.shifted, names)}")
+    return {row: int(names[source] == settings.shifted) for row, source in sources.items()}
 
 
 def _held_out(config: TrainConfig, recipe: Recipe) -> View | None:

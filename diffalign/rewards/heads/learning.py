@@ -1,4 +1,5 @@
-"""Heads of one reward that learn it otherwise: from ratings after votes, from several sources in balance, from likes."""
+"""Heads of one reward that learn it otherwise: from ratings after votes, from several sources in balance, where new pictures
+differ, from likes."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from diffalign.rewards.heads.networks import HeadSizes, JointHead, Targets, log_loss
-from diffalign.rewards.heads.settings import LikeSettings, MoreSettings, RegressionSettings
+from diffalign.rewards.heads.settings import LikeSettings, MetaSettings, MoreSettings, RegressionSettings
 
 ROUNDS = 50  # of Frank and Wolfe's algorithm
 
@@ -101,6 +103,36 @@ def balanced(gradients: Tensor) -> Tensor:
             break
         weights = weights + (-(toward @ slopes) / curvature).clamp(0.0, 1.0) * toward
     return weights.to(gradients)
+
+
+class MetaHead(JointHead):
+    """MetaRM (2405.00438; Secrets of RLHF II, 2401.06080): votes teach where the reward tells new pictures apart; reconstructed.
+
+    The new pictures are those of one source, such as what a policy draws by now, whose votes are not read. In every batch the weights
+    take one step of `ascent` up the gradient of J = mean over records and pairs of sigmoid(|r_i - r_j|), and the gradient of the logistic
+    loss of the other records there is what the weights where they were go on by. J as a mean and the size of the step are our reading.
+    """
+
+    def __init__(self, settings: MetaSettings, sizes: HeadSizes) -> None:
+        super().__init__(settings, sizes)
+        self.ascent = settings.ascent
+
+    def losses(self, images: Tensor, prompts: Tensor, targets: Targets) -> Tensor:
+        """Return the losses (B,) of pairs, zero for those of the new source. Raises ValueError without sources."""
+        if targets.sources is None:
+            raise ValueError("the head `meta` tells sources apart, and these targets have none")
+        new, inputs = targets.sources == 1, self.inputs(images, prompts)
+        weights: dict[str, Tensor] = dict(self.layers.named_parameters())
+        if new.any():
+            first, second = torch.triu_indices(images.shape[1], images.shape[1], 1)
+            rewards = self.layers(inputs[new]).squeeze(-1)
+            difference = (rewards[:, first] - rewards[:, second]).abs().sigmoid().mean()
+            slopes = torch.autograd.grad(difference, list(weights.values()), allow_unused=True)
+            steps = zip(weights.items(), slopes, strict=True)
+            weights = {name: value if slope is None else value + self.ascent * slope for (name, value), slope in steps}
+        rewards = functional_call(self.layers, weights, (inputs,)).squeeze(-1)
+        losses = log_loss(rewards[:, 0] - rewards[:, 1], targets.prob)
+        return torch.where(new, 0.0, losses) * (len(new) / (~new).sum().clamp_min(1))
 
 
 class LikeHead(JointHead):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -17,12 +19,14 @@ class ArmoHead(JointHead):
 
     The reward is s * sum_a softmax(gate(prompt) / temperature)_a r_a(x), s a learnt factor that begins at 1. The aspects r_a learn the
     table's scores, standardised, by mean squared error; the gate learns the preferences by the logistic loss, through which nothing
-    reaches the aspects. The release trains the two one after the other, here they learn at once. Its correction for verbosity, which
-    texts need, is left out.
+    reaches the aspects. The release trains the two one after the other, here they learn at once. With `decorrelate`, its correction for
+    verbosity, r_a - l_a r_v takes the place of r_a, v the aspect named; the penalties l are measured on the table's scores, where the
+    release takes the predicted ones of a reference dataset.
     """
 
     aspect_mean: Tensor
     aspect_deviation: Tensor
+    penalties: Tensor  # (A,), of a head that decorrelates
 
     def __init__(self, settings: ArmoSettings, sizes: HeadSizes) -> None:
         super().__init__(settings, sizes, len(settings.aspects))
@@ -31,12 +35,19 @@ class ArmoHead(JointHead):
         self.factor = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("aspect_mean", torch.zeros(len(settings.aspects)))
         self.register_buffer("aspect_deviation", torch.ones(len(settings.aspects)))
+        self.removed = None if settings.decorrelate is None else self.parts.index(settings.decorrelate)
+        self.threshold = settings.threshold
+        if self.removed is not None:
+            self.register_buffer("penalties", torch.zeros(len(settings.aspects)))
 
     def measure_scores(self, columns: Mapping[str, Tensor]) -> None:
-        """Measure mean and deviation of every aspect."""
+        """Measure mean and deviation of every aspect, and by how much it follows the one that is to be removed."""
         values = torch.stack([columns[name].flatten() for name in self.parts])
         self.aspect_mean.copy_(values.mean(dim=1))
         self.aspect_deviation.copy_(values.std(dim=1, correction=0).clamp_min(1e-3))
+        if self.removed is not None:
+            standard = (values - self.aspect_mean[:, None]) / self.aspect_deviation[:, None]
+            self.penalties.copy_(torch.tensor(penalties(standard.double().numpy(), self.removed, self.threshold)))
 
     @property
     def measured(self) -> tuple[Tensor, Tensor]:
@@ -44,8 +55,16 @@ class ArmoHead(JointHead):
         return self.aspect_mean, self.aspect_deviation
 
     def weights(self, prompts: Tensor) -> Tensor:
-        """Return the weights (B, A) of the aspects under standardised prompts, which add up to 1."""
-        return (self.gate(prompts) / self.temperature).softmax(dim=1)
+        """Return the weights (B, A) of the aspects under standardised prompts.
+
+        They add up to 1; where an aspect is removed, its own is less by all that is taken from the others.
+        """
+        weights = (self.gate(prompts) / self.temperature).softmax(dim=1)
+        if self.removed is None:
+            return weights
+        taken = torch.zeros_like(weights)
+        taken[:, self.removed] = weights @ self.penalties
+        return weights - taken
 
     def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:  # noqa: ARG002  # all users alike
         """Return rewards (B, K)."""
@@ -65,6 +84,30 @@ class ArmoHead(JointHead):
 
     def _gated(self, aspects: Tensor, prompts: Tensor) -> Tensor:
         return self.factor * torch.einsum("bka,ba->bk", aspects, self.weights(prompts))
+
+
+PENALTIES = (0.0, 0.01, 0.025, *(step / 40 for step in range(2, 7)), *(step / 20 for step in range(4, 20)))  # as released
+
+
+def penalties(scores: np.ndarray, place: int, threshold: float) -> list[float]:
+    """Return for each of A scores (A, N) the least penalty l at which score - l * scores[place] hardly follows scores[place].
+
+    Hardly is a rank correlation of at most `threshold`; where none of `PENALTIES` reaches it, l is 1, as it is of the score itself.
+    """
+    from scipy.stats import spearmanr  # takes a while to import
+
+    def follows(score: np.ndarray) -> bool:
+        result: Any = spearmanr(score, removed)
+        return float(result.statistic) > threshold
+
+    removed = scores[place]
+    if np.ptp(removed) == 0.0:
+        return [0.0] * len(scores)
+    least = [
+        0.0 if np.ptp(score) == 0.0 else next((penalty for penalty in PENALTIES if not follows(score - penalty * removed)), 1.0)
+        for score in scores
+    ]
+    return [1.0 if a == place else penalty for a, penalty in enumerate(least)]
 
 
 class MixtureHead(JointHead):
@@ -114,9 +157,10 @@ class MixtureHead(JointHead):
 
 
 class MicroHead(MixtureHead):
-    """MiCRo (2505.24846), its first stage, reconstructed: a mixture whose shares a router reads from the prompt.
+    """MiCRo (2505.24846), reconstructed: a mixture whose shares a router reads from the prompt, and a user's few votes move.
 
-    The reward is the mean by these shares. The second stage, which moves the router by a user's further context, is not reproduced.
+    The reward is the mean by these shares. `heads.new_user.fit_groups` is the second stage: logits of a user, which are added to the
+    router's under every prompt.
     """
 
     def __init__(self, settings: MicroSettings, sizes: HeadSizes) -> None:
@@ -130,6 +174,11 @@ class MicroHead(MixtureHead):
     def rewards(self, images: Tensor, prompts: Tensor, users: Tensor) -> Tensor:  # noqa: ARG002  # nobody is named
         """Return rewards (B, K)."""
         return torch.einsum("bkg,bg->bk", self.centred(images, prompts), self.log_weights(prompts).exp())
+
+    def by_logits(self, images: Tensor, prompts: Tensor, logits: Tensor) -> Tensor:
+        """Return rewards (B, K) of standardised embeddings for users given by their logits (B, G)."""
+        weights = (self.log_weights(prompts) + logits).softmax(dim=1)
+        return torch.einsum("bkg,bg->bk", self.centred(images, prompts), weights)
 
 
 class MaxMinHead(MixtureHead):

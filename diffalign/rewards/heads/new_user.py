@@ -1,12 +1,12 @@
-"""A new user of a PAL head: everything is frozen, and the K numbers of the user are fitted to their pairs."""
+"""A new user of a PAL or MiCRo head: everything is frozen, and a few numbers of the user are fitted to their pairs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from diffalign.rewards.heads.networks import PalHead
+from diffalign.rewards.heads.mixed import MicroHead
+from diffalign.rewards.heads.networks import PalHead, log_loss
 from diffalign.rewards.heads.pairs import RewardBatch
 
 STEPS = 200
@@ -29,10 +29,22 @@ def fit_user(head: PalHead, pairs: RewardBatch, beta: float = 1.0) -> Tensor:
         optimizer.zero_grad()
         rewards = beta * head.by_logits(images, prompts, numbers.expand(len(images), -1))
         z = rewards[:, 0] - rewards[:, 1]
-        log_loss = pairs.prob * softplus(-z) + (1.0 - pairs.prob) * softplus(z)
-        value = log_loss.sum() + 0.5 * ((numbers - mean) / deviation).square().sum()
+        value = log_loss(z, pairs.prob).sum() + 0.5 * ((numbers - mean) / deviation).square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)  # pyright: ignore[reportArgumentType]  # LBFGS takes a tensor
     return numbers.detach()
+
+
+@torch.no_grad()
+def fit_groups(head: MicroHead, pairs: RewardBatch) -> Tensor:
+    """Return the logits (G,) of a user's groups: of each the log of the chance that it votes as the user did.
+
+    Added to the router's they are the update of Hedge, w_g exp(-loss_g), with rate 1, which is Bayes' rule: without pairs they are zero,
+    and pairs that all groups explain alike change nothing. MiCRo's second stage is an online routing of this kind; its formula was not
+    read, and this one is ours.
+    """
+    images, prompts = head.standard(pairs.images, pairs.prompts)
+    rewards = head.joint(images, prompts)
+    return -log_loss(rewards[:, 0] - rewards[:, 1], pairs.prob[:, None]).sum(dim=0)

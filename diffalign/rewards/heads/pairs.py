@@ -38,7 +38,7 @@ class RewardBatch:
     prob: Tensor  # (B,) in [0, 1]
     ids: tuple[str, ...]
     labels: Labels
-    sources: Tensor | None = None  # (B,) int64: which source a record is of, where the head balances sources
+    sources: Tensor | None = None  # (B,) int64: which source a record is of, where the head tells sources apart
 
     def to(self, device: torch.device) -> RewardBatch:
         """Return the batch on `device`."""
@@ -170,7 +170,7 @@ def sources_of(view: View, by: str) -> tuple[dict[int, int], tuple[str, ...]]:
     for row, record in enumerate(without_content(view.table)):
         name = {"source": ROW.sub("", record.source), "user": record.user}.get(by, record.meta.get(by))
         if not name:
-            raise TableError(f"{record.source}: has no `{by}`, by which sources are told apart; name another with reward_head.more.by")
+            raise TableError(f"{record.source}: has no `{by}`, by which sources are told apart; name another as `by` of the reward_head")
         named[row] = str(name)
     names = tuple(sorted(set(named.values())))
     if len(names) < 2:

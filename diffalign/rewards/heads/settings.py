@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffalign.core.documents import read_mapping
-from diffalign.core.errors import CheckpointError, ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError, did_you_mean
 from diffalign.core.specs import bind, single
 from diffalign.models.backbones.folders import is_local, resolve
 
@@ -80,6 +80,8 @@ class ArmoSettings(JointSettings):
     hidden: int = 0  # linear, as released
     gate_hidden: int = 256
     temperature: float = 10.0  # of the gate's softmax, as released
+    decorrelate: str | None = None  # the aspect that the others are freed of, such as verbosity; it counts nothing itself
+    threshold: float = 0.03  # the rank correlation with it that is left at most, as released
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -136,6 +138,15 @@ class MoreSettings(JointSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetaSettings(JointSettings):
+    """Constants of the head `meta`."""
+
+    shifted: str  # the source of the records to be told apart, whose votes are not read
+    by: str = "source"  # what tells sources apart, as for `more`
+    ascent: float = 0.1  # how far the step goes that tells them further apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LikeSettings(JointSettings):
     """Constants of the head `like`."""
 
@@ -167,13 +178,14 @@ HEADS: dict[str, Any] = {
     "bt_then_regression": RegressionSettings,
     "more": MoreSettings,
     "like": LikeSettings,
+    "meta": MetaSettings,
     "orchestrator": OrchestratorSettings,
 }
 Settings = JointSettings | PalSettings | OrchestratorSettings
 BY_OBJECTIVE = ("bt", "pal")  # whose loss is the config's objective, a function of rewards; the others bring their own
 LEAST = {"hidden": 0, "prototypes": 1, "width": 1, "levels": 2, "bands": 2, "skip": 1, "mixture": 2, "planes": 1}
 LEAST |= {"gate_hidden": 1, "router_hidden": 1, "scale_hidden": 0}
-POSITIVE = ("user_rate", "temperature", "tau")
+POSITIVE = ("user_rate", "temperature", "tau", "ascent")
 
 
 def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
@@ -195,6 +207,9 @@ def settings_of(spec: Any, method: str) -> tuple[str, Settings]:
         listed = getattr(settings, constant, None)
         if listed is not None and (len(set(listed)) < 2 or len(set(listed)) < len(listed)):
             raise ConfigError(f"reward_head `{name}`: `{constant}` are {listed}; expected two or more scores of the table")
+    if isinstance(settings, ArmoSettings) and settings.decorrelate not in (None, *settings.aspects):
+        hint = did_you_mean(str(settings.decorrelate), settings.aspects)
+        raise ConfigError(f"reward_head `armo`: `decorrelate` is {settings.decorrelate}, and none of the `aspects`.{hint}")
     if isinstance(settings, OrdinalSettings) and settings.levels < settings.bands:
         raise ConfigError(f"reward_head `ordinal`: {settings.levels} `levels` make no {settings.bands} `bands`; raise `levels`")
     return name, settings

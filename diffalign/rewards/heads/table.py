@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffalign.rewards.heads.comparing import GpmHead, OrdinalHead, RankListHead
-from diffalign.rewards.heads.learning import LikeHead, MoreHead, RegressionHead
+from diffalign.rewards.heads.learning import LikeHead, MetaHead, MoreHead, RegressionHead
 from diffalign.rewards.heads.mixed import ArmoHead, MaxMinHead, MicroHead
 from diffalign.rewards.heads.networks import BtHead, HeadSizes, PalHead, RewardHead
 from diffalign.rewards.heads.settings import HEADS, Settings
@@ -23,6 +23,7 @@ NETWORKS: dict[str, Any] = {
     "bt_then_regression": RegressionHead,
     "more": MoreHead,
     "like": LikeHead,
+    "meta": MetaHead,
     "orchestrator": OrchestratorHead,
 }
 

@@ -22,9 +22,9 @@ from diffalign.rewards.base import check_arguments
 from diffalign.rewards.heads.comparing import GpmHead
 from diffalign.rewards.heads.embeds import Embeds
 from diffalign.rewards.heads.hidden import HiddenEmbeds
-from diffalign.rewards.heads.mixed import ArmoHead
+from diffalign.rewards.heads.mixed import ArmoHead, MicroHead
 from diffalign.rewards.heads.networks import NOBODY, PalHead, RewardHead
-from diffalign.rewards.heads.new_user import fit_user
+from diffalign.rewards.heads.new_user import fit_groups, fit_user
 from diffalign.rewards.heads.pairs import RewardPairs, StoredEmbeds
 from diffalign.rewards.heads.store import embeds_of, head_of
 from diffalign.rewards.heads.table import name_of
@@ -42,7 +42,7 @@ SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class HeadScorer:
-    """A scorer by a reward head; of PAL for one user, given by the logits (P,) of their weights, or for nobody in particular."""
+    """A scorer by a reward head; of PAL and MiCRo for one user, given by the logits (P,) of their weights, or for nobody in particular."""
 
     name: str
     head: RewardHead
@@ -101,7 +101,7 @@ class HeadScorer:
     def _rewards(self, images: Tensor, prompts: Tensor) -> Tensor:
         if self.part is not None:
             return self.head.part_rewards(images, prompts)[:, 0, self.part]
-        if self.logits is None or not isinstance(self.head, PalHead):
+        if self.logits is None or not isinstance(self.head, PalHead | MicroHead):
             nobody = torch.full((len(images),), NOBODY, device=self.device)
             return self.head(images, prompts, nobody).squeeze(1)
         return self.head.by_logits(*self.head.standard(images, prompts), self.logits.expand(len(images), -1)).squeeze(1)
@@ -113,7 +113,8 @@ def trained(
     """Return the scorer of a run of a reward method in the folder `path`.
 
     `user` of a run of reward_pal is one of the training's, or a preference table or dataset file with the pairs of a new one, to which
-    their few numbers are fitted now; without it the score is that of the average user. `part` is an aspect of a run of reward_armo, or
+    their few numbers are fitted now; without it the score is that of the average user. Of a run of reward_micro it is such a file, too, by
+    whose pairs the groups' shares move. `part` is an aspect of a run of reward_armo, or
     the number of a group of reward_micro or reward_maxmin, whose own reward is the score. The score is called `trained` (`trained-USER`,
     `trained-PART`) unless `name` is given. Raises CheckpointError for a folder without such a run, or embeddings that are no longer those
     of the training; ConfigError for a user or a part that is not known.
@@ -121,21 +122,19 @@ def trained(
     folder, user = Path(path), None if user is None else str(user)
     run, head, source, beta = head_of(folder)
     if isinstance(head, OrchestratorHead):
-        how = f"{{prompt_weights: {{path: {folder}}}}}"
-        raise ConfigError(
-            f"scorer `trained`: {folder} weighs scores and sees no pictures; use it as {{combined: {{scorers: ..., how: {how}}}}}"
-        )
-    if user is not None and not isinstance(head, PalHead):
+        raise ConfigError(f"scorer `trained`: {folder} weighs scores and sees no pictures; use it as {run.scorer}")
+    if user is not None and not isinstance(head, PalHead | MicroHead):
         raise ConfigError(f"scorer `trained`: {folder} is a run of {run.method}, which knows no users; leave out `user`")
     of_training = isinstance(head, PalHead) and user in head.sizes.users
-    if isinstance(head, PalHead) and user is not None and not of_training and not Path(user).exists():
+    if user is not None and not of_training and not Path(user).exists():
         hint = did_you_mean(user, head.sizes.users)
         raise ConfigError(f"scorer `trained`: `user` is {user!r}, no user of {folder} and no file with pairs.{hint}")
     embeds = embeds_of(run, source, device)
     logits = None
-    if isinstance(head, PalHead) and user is not None:
-        logits = head.logits[head.sizes.users.index(user)] if of_training else fit_to_file(head, embeds, user, beta)
-        logits = logits.to(device)
+    if isinstance(head, PalHead) and user is not None and of_training:
+        logits = head.logits[head.sizes.users.index(user)].to(device)
+    elif isinstance(head, PalHead | MicroHead) and user is not None:
+        logits = fit_to_file(head, embeds, user, beta).to(device)
     called = "trained" if user is None else f"trained-{user if of_training else Path(user).stem}"
     called, place = (called, None) if part is None else (f"trained-{part}", _place(head, str(part), folder))
     scorer = HeadScorer(name or called, head.to(device), embeds, beta, run.facts["revision"], torch.device(device), logits, place)
@@ -152,11 +151,12 @@ def _place(head: RewardHead, part: str, folder: Path) -> int:
     return head.parts.index(part)
 
 
-def fit_to_file(head: PalHead, embeds: Embeds, dataset_name: str, beta: float) -> Tensor:
+def fit_to_file(head: PalHead | MicroHead, embeds: Embeds, dataset_name: str, beta: float) -> Tensor:
     """Return the logits (P,) of the user whose pairs a table or dataset holds. Raises ConfigError for one of several users."""
     with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
         table = read_table(dataset_name) if is_table(dataset_name) else import_dataset(dataset_name, Path(folder) / "table")
         view = View(table, [pairs, orient])
         if len(users := {entry.user for entry in view.entries}) != 1:
             raise ConfigError(f"scorer `trained`: {dataset_name} has pairs of {len(users)} users; expected those of one")
-        return fit_user(head, RewardPairs(view, view.entries, StoredEmbeds(view, embeds, Path(folder)), {}).whole(), beta)
+        whole = RewardPairs(view, view.entries, StoredEmbeds(view, embeds, Path(folder)), {}).whole()
+        return fit_user(head, whole, beta) if isinstance(head, PalHead) else fit_groups(head, whole)

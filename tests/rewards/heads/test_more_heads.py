@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from diffalign.core.types import Labels
 from diffalign.rewards.heads.learning import balanced
+from diffalign.rewards.heads.mixed import PENALTIES, penalties
 from diffalign.rewards.heads.networks import NOBODY, HeadSizes, Targets
+from diffalign.rewards.heads.new_user import fit_groups
+from diffalign.rewards.heads.pairs import RewardBatch
 from diffalign.rewards.heads.settings import (
     HEADS,
     ArmoSettings,
@@ -17,6 +23,7 @@ from diffalign.rewards.heads.settings import (
     GpmSettings,
     LikeSettings,
     MaxMinSettings,
+    MetaSettings,
     MicroSettings,
     MoreSettings,
     OrchestratorSettings,
@@ -30,6 +37,7 @@ from tests.each import each
 SETTINGS = {
     "armo": ArmoSettings(aspects=["a", "b"]),
     "bt_then_regression": RegressionSettings(score="a", hidden=4),
+    "meta": MetaSettings(shifted="b"),
     "orchestrator": OrchestratorSettings(scores=list("abcdef")),
 }
 
@@ -275,3 +283,74 @@ def test_ties_pull_levels_together():
     assert abs(tie) < 0.3
     own = head.joint(*head.standard(images, prompts)).softmax(dim=2)
     assert (own[1, 0] * own[1, 1]).sum().item() > 0.9  # P(equal) of the tied two
+
+
+def test_an_aspect_is_freed_of_another_by_the_least_penalty_that_leaves_no_rank_correlation():
+    """Of (0, 0.3, 0.2, 0.5) - l (0, 1, 2, 3) the ranks follow 0 to 3 up to l = 0.1; at 0.125 they are 2, 4, 1, 3, whose correlation is 0.
+
+    What is the other itself needs more than 0.95, and so 1; what falls where the other rises, and what never varies, need nothing.
+    """
+    scores = np.array([[0.0, 1.0, 2.0, 3.0], [0.0, 0.3, 0.2, 0.5], [0.0, 2.0, 4.0, 6.0], [3.0, 2.0, 1.0, 0.0], [7.0] * 4])
+    assert penalties(scores, 0, 0.03) == [1.0, 0.125, 1.0, 0.0, 0.0]
+    order = [2, 0, 3, 1]
+    assert penalties(scores[:, order], 0, 0.03) == [1.0, 0.125, 1.0, 0.0, 0.0]  # whatever is the order of the pictures
+    assert penalties(np.ones((2, 4)), 0, 0.03) == [0.0, 0.0]
+    assert (len(PENALTIES), PENALTIES[:9], PENALTIES[-1]) == (24, (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2), 0.95)
+
+
+def test_armo_counts_each_aspect_without_its_share_of_the_removed_one():
+    """Weights 0.6, 0.3 and 0.1, and penalties 0.2, 1 and 0.5: the reward is 0.6 (a - 0.2 v) + 0.1 (c - 0.5 v)."""
+    head = head_of(ArmoSettings(aspects=["a", "v", "c"], decorrelate="v", temperature=1.0), 3)
+    head.gate = Given()
+    head.penalties.copy_(torch.tensor([0.2, 1.0, 0.5]))
+    prompts = torch.tensor([logs(0.6, 0.3, 0.1)])
+    reward = head.rewards(torch.tensor([[[2.0, 3.0, 5.0]]]), prompts, torch.tensor([NOBODY]))
+    assert reward.item() == pytest.approx(0.6 * (2 - 0.2 * 3) + 0.1 * (5 - 0.5 * 3), rel=1e-5)
+    values = {"a": [0.0, 0.3, 0.2, 0.5], "v": [0.0, 1.0, 2.0, 3.0], "c": [3.0, 2.0, 1.0, 0.0]}
+    head.measure_scores({name: torch.tensor([column]) for name, column in values.items()})
+    deviation = {name: torch.tensor(column).std(correction=0).item() for name, column in values.items()}
+    ratio = deviation["v"] / deviation["a"]  # of standardised scores the turning point 0.1 is 0.1 * deviation of v / deviation of a
+    least = next(penalty for penalty in PENALTIES if penalty > 0.1 * ratio)
+    torch.testing.assert_close(head.penalties, torch.tensor([least, 1.0, 0.0]))
+
+
+def test_a_users_votes_move_the_shares_of_groups_by_bayes_rule():
+    """Both groups alike at first. Of two votes the first group foretells 0.9 and 0.8, the second 0.4 and 0.5: 0.72 to 0.20."""
+    micro = head_of(MicroSettings(), 2)
+    micro.router = Given()
+    odds = [[math.log(9.0), math.log(0.4 / 0.6)], [math.log(4.0), 0.0]]
+    images = torch.tensor([[own, [0.0, 0.0]] for own in odds])
+    no = torch.zeros(2, 2)
+    batch = RewardBatch(images, no, torch.full((2,), NOBODY), torch.ones(2), ("a", "b"), Labels())
+    logits = fit_groups(micro, batch)
+    torch.testing.assert_close(logits.softmax(dim=0), torch.tensor([0.72, 0.20]) / 0.92)
+    flipped = replace(batch, images=images.flip(1), prob=torch.zeros(2))  # the same votes, written the other way round
+    torch.testing.assert_close(fit_groups(micro, flipped), logits)
+    prior = torch.tensor([logs(0.1, 0.9)])  # what the router says of a prompt counts beside the votes: 0.072 to 0.18
+    reward = micro.by_logits(torch.tensor([[[1.0, 0.0]]]), prior, logits)
+    assert reward.item() == pytest.approx(0.072 / 0.252, rel=1e-5)
+
+
+def test_votes_teach_meta_where_new_pictures_are_further_apart():
+    """Of a linear reward w x with w = 0.5: the new pair lies 2 apart, J = sigmoid(1), its slope 2 s (1 - s) at s = sigmoid(1).
+
+    A step of 0.1 up that slope, the other pair, 3 apart, has the loss log(1 + exp(-3 w')); and its slope there is that of w.
+    """
+    head = make(MetaSettings(shifted="b", hidden=0, ascent=0.1), HeadSizes(1, 1))
+    weight = head.layers.weight
+    with torch.no_grad():
+        weight.fill_(0.5)
+    images, prob = torch.tensor([[[3.0], [0.0]], [[1.0], [3.0]]]), torch.tensor([1.0, 1.0])
+    there = 0.5 + 0.1 * 2.0 * sigmoid(1.0) * (1.0 - sigmoid(1.0))
+
+    def losses(sources):
+        _, own = head(images, torch.zeros(2, 1), torch.full((2,), NOBODY), Targets(prob, sources=torch.tensor(sources)))
+        return own
+
+    own = losses([0, 1])
+    assert own[1].item() == 0.0
+    assert own.mean().item() == pytest.approx(math.log1p(math.exp(-3.0 * there)), rel=1e-5)  # of the one record with a vote
+    own.mean().backward()
+    assert weight.grad.item() == pytest.approx(-3.0 * sigmoid(-3.0 * there), rel=1e-5)
+    assert losses([0, 0])[0].item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-5)  # Bradley and Terry's
+    assert losses([1, 1]).tolist() == [0.0, 0.0]

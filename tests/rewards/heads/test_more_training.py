@@ -13,7 +13,7 @@ from diffalign.rewards.score_table import score_table
 from diffalign.rewards.table import load_scorer, together
 from diffalign.train.align import align
 from tests.each import each
-from tests.rewards.heads.test_training import QUICK, grey, run_of
+from tests.rewards.heads.test_training import QUICK, grey, run_of, votes
 
 SHORT = QUICK | {"max_train_steps": 30, "log_every": 30}
 SMALL = {"hidden": 8}
@@ -26,6 +26,7 @@ HEADS = {
     "gpm": SMALL,
     "bt_then_regression": SMALL | {"score": "light"},
     "more": SMALL | {"by": "place"},
+    "meta": SMALL | {"by": "place", "shifted": "b"},
     "like": SMALL,
 }
 
@@ -89,10 +90,35 @@ def test_a_regression_goes_on_from_a_run_of_bt(world, tmp_path):
         run(world, tmp_path / "other", "bt_then_regression", start=str(folder))
 
 
+def test_a_users_few_votes_choose_among_the_groups_of_a_run(tmp_path):
+    """Two users of opposite tastes vote on the same pictures, and nothing says who is who; then each shows eight pairs."""
+    write_table(tmp_path / "votes", votes(("ann", "bob"), 16))
+    options = SHORT | {"max_train_steps": 60, "reward_head": {"micro": SMALL | {"router_hidden": 2}}}
+    folder = align("pixels", tmp_path / "votes", method="reward_micro", output_dir=tmp_path / "run", **options)
+    for user in ("ann", "bob"):
+        write_table(tmp_path / user, votes((user,), 4, 2, seed=5))
+        scorer = load_scorer({"trained": {"path": str(folder), "user": str(tmp_path / user)}})
+        dark, light = scorer([grey(20), grey(230)], ["prompt 1", "prompt 1"])
+        assert (dark < light) == (user == "ann")
+        assert scorer.name == f"trained-{user}"
+    with pytest.raises(ConfigError, match=r"no user of .* and no file with pairs"):
+        load_scorer({"trained": {"path": str(folder), "user": "ann"}})
+
+
 def test_what_a_head_cannot_be_trained_on_is_refused(world, tmp_path):
     for changes, error, message in (
         ({"reward_head": {"armo": {"aspects": ["light"]}}, "method": "reward_armo"}, ConfigError, "expected two or more scores"),
         ({"reward_head": {"armo": {"aspects": ["light", "fun"]}}, "method": "reward_armo"}, TableError, "the score `fun` is missing"),
+        (
+            {"reward_head": {"armo": {"aspects": ["light", "dark"], "decorrelate": "drak"}}, "method": "reward_armo"},
+            ConfigError,
+            r"`decorrelate` is drak, and none of the `aspects`\. Did you mean `dark`",
+        ),
+        (
+            {"reward_head": {"meta": {"by": "place", "shifted": "c"}}, "method": "reward_meta"},
+            TableError,
+            "no record is of the source `c`",
+        ),
         ({"reward_head": {"more": {"by": "town"}}, "method": "reward_more"}, TableError, "votes.jsonl line 0: has no `town`"),
         ({"reward_head": {"more": {}}, "method": "reward_more"}, TableError, r"all records are of one source by `source` \(votes.jsonl\)"),
         ({"reward_head": {"gpm": {"tau": 0.0}}, "method": "reward_gpm"}, ConfigError, "`tau` is 0.0; expected a number above zero"),
