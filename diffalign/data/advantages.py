@@ -41,6 +41,9 @@ def advantages(
     differ = unequal(table)[:, None]
     if not differ.any():
         return np.zeros_like(table)
+    numbers = table.shape[1] if spread == "group" else table.size
+    if spread != "none" and not 0 <= ddof < numbers:
+        raise ConfigError(f"advantages: ddof is {ddof}; expected 0 or 1, and less than the {numbers} rewards that the deviation is of")
     centred = np.where(differ, table - table.mean(axis=1, keepdims=True), 0.0)
     if spread != "none":
         deviation = table.std(axis=1, ddof=ddof, keepdims=True) if spread == "group" else table.std(ddof=ddof)

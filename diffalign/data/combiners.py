@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import ConfigError, shortened
 from diffalign.data.advantages import advantages, checked
 
 Rewards = Mapping[str, Any]  # (G, K) each
@@ -43,6 +44,10 @@ class Combiner(ABC):
     def updated(self, rewards: Rewards) -> Combiner:  # noqa: ARG002  # of those that learn
         """Return the combiner of the next set of pictures, of what the rewards of this one are."""
         return self
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise ConfigError for constants that do not fit rewards of these names, before there are any."""
+        self.combine({name: np.ones((1, 2)) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +143,7 @@ class LogSigmoid(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K) of utilities."""
         tables = tables_of(rewards)
-        temperatures = _constants("temperatures", self.temperatures, tables, 1.0)
+        temperatures = _constants("temperatures", self.temperatures, tables, 1.0, above=0.0)
         if self.centres is None:
             centres = {name: quantile(table, self.share) for name, table in tables.items()}
             temperatures = {name: _spread(table) for name, table in tables.items()} | dict(self.temperatures or {})
@@ -158,6 +163,8 @@ def _spread(table: np.ndarray) -> float:
 
 def quantile(rewards: Any, share: float = 0.5) -> np.ndarray:
     """Return for each prompt (G,) the reward that a `share` of its draws (G, M) does not exceed, interpolated."""
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"`share` is {share}; expected a number in [0, 1]")
     return np.quantile(checked(rewards), share, axis=1)
 
 
@@ -201,9 +208,9 @@ class Lagrange(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the reward (G, K) under the multipliers as they are."""
         tables = tables_of(rewards)
-        multipliers = _constants("multipliers", self.multipliers, self.thresholds, 0.0)
+        main, multipliers = tables[_main(tables, self.thresholds)], _constants("multipliers", self.multipliers, self.thresholds, 0.0)
         terms = [self._sign * factor * (tables[name] - self.thresholds[name]) for name, factor in multipliers.items()]
-        total = tables[_main(tables, self.thresholds)] + np.sum(terms, axis=0)
+        total = main + np.sum(terms, axis=0)
         return total / (1.0 + sum(multipliers.values())) if self.normalised else total
 
     def updated(self, rewards: Rewards) -> Lagrange:
@@ -246,15 +253,22 @@ def cfo_multiplier(rewards: Any, safe: Any, *, alpha: float = 0.5, tolerance: fl
     """Return the dual of a chance constraint in closed form: alpha max(0, log((1 - b) A / (b B))), b the `tolerance`.
 
     A and B are sums of exp(reward / alpha) over violating and safe candidates; 10 alpha where none is safe. The release adds 1e-10 to b B.
+
+    Only logs of the sums are taken, which large rewards leave finite:
+
+    >>> cfo_multiplier([[2000.0, 1000.0]], [[False, True]], alpha=1.0, tolerance=0.5)
+    1000.0
     """
+    if not alpha > 0.0 or not 0.0 < tolerance < 1.0:
+        raise ConfigError(f"`cfo`: alpha is {alpha} and tolerance {tolerance}; expected above 0, and between 0 and 1")
     table, good = np.asarray(rewards, dtype=np.float64) / alpha, np.asarray(safe, dtype=bool)
     if not good.any():
         return 10.0 * alpha
     if good.all():
         return 0.0
-    largest = table.max()  # the sums would overflow where alpha is small
-    violating, meeting = (float(np.exp(table[part] - largest).sum()) for part in (~good, good))
-    return alpha * max(0.0, float(np.log((1.0 - tolerance) * violating) - np.log(tolerance * meeting + 1e-10 * np.exp(-largest))))
+    violating, meeting = (float(np.logaddexp.reduce(table[part])) for part in (~good, good))
+    needed = np.logaddexp(math.log(tolerance) + meeting, math.log(1e-10))
+    return alpha * max(0.0, float(math.log(1.0 - tolerance) + violating - needed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +290,7 @@ class Maxmin(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return that reward (G, K)."""
         tables = tables_of(rewards)
-        centres, scales = _constants("centres", self.centres, tables, 0.0), _constants("scales", self.scales, tables, 1.0)
+        centres, scales = _constants("centres", self.centres, tables, 0.0), _constants("scales", self.scales, tables, 1.0, above=0.0)
         return min(((table - centres[name]) / scales[name] for name, table in tables.items()), key=lambda table: float(table.mean()))
 
 
@@ -368,14 +382,31 @@ def tables_of(rewards: Rewards) -> dict[str, np.ndarray]:
     return tables
 
 
-def _constants(constant: str, values: Mapping[str, Any] | None, names: Mapping[str, Any], usual: float | None = None) -> dict[str, Any]:
-    """Return a constant for each of `names`. Raises ConfigError for one of no reward, and for a missing one where none is usual."""
+def _constants(
+    constant: str, values: Mapping[str, Any] | None, names: Mapping[str, Any], usual: float | None = None, *, above: float = -math.inf
+) -> dict[str, Any]:
+    """Return a constant for each of `names`.
+
+    Raises ConfigError for one of no reward, for what is no finite number `above` another, and for a missing one where none is usual.
+    """
     values = values or {}
+    if wrong := next((name for name, value in values.items() if not _above(value, above)), None):
+        expected = "a finite number" if above == -math.inf else f"a number above {above:g}"
+        raise ConfigError(f"`{constant}`: that of `{wrong}` is {shortened(repr(values[wrong]))}; expected {expected}")
     if odd := sorted(values.keys() - names.keys()):
         raise ConfigError(f"`{constant}` names `{odd[0]}`, which is no reward; there are {sorted(names)}")
     if usual is None and (missing := sorted(names.keys() - values.keys())):
         raise ConfigError(f"`{constant}` has no number for the reward `{missing[0]}`")
     return {name: values.get(name, usual) for name in names}
+
+
+def _above(value: Any, least: float) -> bool:
+    """Return whether a value is a finite number above `least`, or a list of such."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, str) and bool(np.isfinite(numbers).all() and (numbers > least).all())
 
 
 def _main(tables: Rewards, thresholds: Numbers) -> str:

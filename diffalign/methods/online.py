@@ -15,7 +15,7 @@ from diffalign.methods.base import Method
 from diffalign.methods.config import TrainConfig
 from diffalign.models.backbones.folders import check_folder, resolve
 from diffalign.rewards.combiners import check_combiner
-from diffalign.rewards.names import check_scorer_names
+from diffalign.rewards.names import called, check_scorer_names
 
 DRAWING = (
     "scorers",
@@ -65,7 +65,7 @@ def check_online(config: TrainConfig, method: Method, tuning: str) -> None:
         raise ConfigError("`scorers` is empty, and they judge what is drawn; for example [pickscore, hps]")
     check_scorer_names(config.scorers)
     if config.combine is not None:
-        check_combiner(config.combine)
+        check_combiner(config.combine, [called(scorer) for scorer in config.scorers])
         if single("combiner", config.combine)[0] == "gradient" and (spreads_weights() or len(config.scorers) < 2):
             what = "two or more scorers" if len(config.scorers) < 2 else "weights that are whole in every process, without FSDP"
             raise ConfigError(f"`combine` is gradient, which compares the gradients of rewards; expected {what}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diffalign.core.runs import Run
 from diffalign.core.specs import Spec, bind, single
@@ -25,11 +25,16 @@ def combiner_of(how: Spec) -> Combiner:
     return bind("combiner", COMBINERS, how)()
 
 
-def check_combiner(how: Spec) -> None:
-    """Raise ConfigError for a spec that is none, CheckpointError for a run that is not there; no weights are read."""
+def check_combiner(how: Spec, names: Sequence[str | None] = ()) -> None:
+    """Raise ConfigError for a spec that is none, or has constants for other rewards than those called `names`, where all are known.
+
+    Raises CheckpointError for a run that is not there; no weights are read.
+    """
     bound = bind("combiner", COMBINERS, how)
     if bound.name == "prompt_weights":
         Run.open(bound.constants["path"], expects="reward")
+    elif names and all(names):
+        bound().check([name for name in names if name])
 
 
 def scope_of(how: Spec) -> combiners.Scope:

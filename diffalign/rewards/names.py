@@ -23,6 +23,14 @@ def check_scorer_names(specs: Iterable[Spec]) -> None:
             check_taste_name(constants["name"])
 
 
+def called(spec: Spec) -> str | None:
+    """Return what a scorer's score will be called; None where only the loaded scorer knows."""
+    name, constants = single("scorer", spec)
+    if name == "hps":
+        return f"hpsv{constants.get('version', '2.1')}"
+    return constants.get("name") if name in ("taste", "look", "trained", "function", "http") else constants.get("name", name)
+
+
 def check_taste_name(name: str) -> None:
     """Raise ConfigError for a taste that there is not."""
     from diffalign.data.world.tastes import TASTES  # scipy takes a while to import

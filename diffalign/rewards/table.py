@@ -16,6 +16,7 @@ from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
 from diffalign.rewards.combiners import scope_of
 from diffalign.rewards.heads.settings import reads_texts
+from diffalign.rewards.names import called
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore
 from diffalign.rewards.scorers.combined import check_combination, combination
 from diffalign.rewards.scorers.function import CallableScorer, function
@@ -65,14 +66,6 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
 }
 WEIGHTLESS = ("adherence", "taste", "look", "function", "http", "people")
 WEIGHTS = ("model", "head", "processor", "tokenizer")  # constants that name weights or what belongs to them, here or on the hub
-
-
-def called(spec: Spec) -> str | None:
-    """Return what a scorer's score will be called; None where only the loaded scorer knows."""
-    name, constants = single("scorer", spec)
-    if name == "hps":
-        return f"hpsv{constants.get('version', '2.1')}"
-    return constants.get("name") if name in ("taste", "look", "trained", "function", "http") else constants.get("name", name)
 
 
 def bind_scorer(spec: Spec, *, device: str = "cpu") -> Bound:

@@ -169,6 +169,29 @@ def test_maxmin_of_unlike_units_takes_what_has_gained_least():
     assert centred.tolist() == [[1.0, -1.0]]  # b has gained nothing, a two of its units
 
 
+def test_constants_that_make_no_reward_are_refused_before_there_is_one():
+    for name, constants, words in (
+        ("weighted", {"weights": {"a": "nan"}}, "`weights`: that of `a` is 'nan'; expected a finite number"),
+        ("weighted", {"weights": {"c": 1.0}}, "`weights` names `c`"),
+        ("log_sigmoid", {"temperatures": {"a": 0.0}}, "`temperatures`: that of `a` is 0.0; expected a number above 0"),
+        ("log_sigmoid", {"centres": {"a": [1.0, None], "b": 0.0}}, "`centres`: that of `a`"),
+        ("log_sigmoid", {"share": 2.0}, "`share` is 2.0"),
+        ("maxmin", {"scales": {"a": -1.0}}, "`scales`: that of `a`"),
+        ("lagrange", {"thresholds": {"c": 1.0}}, "`thresholds` names `c`"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            COMBINERS[name](**constants).check(["a", "b"])
+        assert words in str(caught.value), name
+    with pytest.raises(ConfigError, match="tolerance 0"):
+        combiners.cfo_multiplier([[1.0]], [[False]], tolerance=0.0)
+
+
+def test_cfo_of_large_rewards_is_finite():
+    """By hand: A / B is exp((3000 - 1000) / 0.5), whose log times 0.5 is 2000, and b = 0.5 counts alike in both."""
+    rewards = {"look": [[3000.0, 1000.0]], "safety": [[0.1, 0.9]]}
+    assert combiners.Cfo(thresholds={"safety": 0.5}, tolerance=0.5).combine(rewards).tolist() == [[1000.0, 1000.0]]
+
+
 def test_a_group_of_one_has_nothing_to_beat():
     assert win_fraction([[3.0]]).tolist() == [[0.5]]
     assert extremes([[3.0]]).tolist() == [[0.0]]
@@ -185,6 +208,10 @@ def test_rewards_that_cannot_be_compared_are_named():
         combiners.LogSigmoid(centres={}).combine({"hps": [[1.0]]})
     with pytest.raises(ConfigError, match=r"leave out \['a', 'b'\]"):
         combiners.Lagrange(thresholds={"c": 0.0}).combine({"a": [[1.0]], "b": [[1.0]], "c": [[1.0]]})
+    with pytest.raises(ConfigError, match="names `c`, which is no reward"):
+        combiners.Lagrange(thresholds={"c": 0.0}).combine({"a": [[1.0]], "b": [[1.0]]})
+    with pytest.raises(ConfigError, match="ddof is 2; expected 0 or 1"):
+        advantages([[0.0, 1.0]], spread="group", ddof=2)
     with pytest.raises(ConfigError, match="node 1 of the tree has parent 3"):
         tree_depths([-1, 3, 0, 0])
     with pytest.raises(ConfigError, match="2 leaves, and there are 3 rewards"):

@@ -82,15 +82,18 @@ class Endpoint:
         def send() -> bytes:
             sent.append(None)
             body = self._body(question, wording.form) | ({"temperature": 0.5, "seed": len(sent)} if len(sent) > 1 else {})
-            try:
-                return self._send(self.url, body, self.timeout, os.environ.get(self._key))
-            except RejectedError as error:
-                if b"max_completion_tokens" in error.body:  # what some models call it
-                    body["max_completion_tokens"] = body.pop("max_tokens")
+            while True:
+                try:
                     return self._send(self.url, body, self.timeout, os.environ.get(self._key))
-                if any(code.encode() in error.body for code in FILTERED):
-                    return b'{"choices": [{"message": {"content": "", "refusal": "filtered"}}]}'
-                raise
+                except RejectedError as error:
+                    if b"max_completion_tokens" in error.body and "max_tokens" in body:  # what some models call it
+                        body["max_completion_tokens"] = body.pop("max_tokens")
+                    elif b"temperature" in error.body and "temperature" in body:  # models that think take no other than their own
+                        del body["temperature"]
+                    elif any(code.encode() in error.body for code in FILTERED):
+                        return b'{"choices": [{"message": {"content": "", "refusal": "filtered"}}]}'
+                    else:
+                        raise
 
         def read(content: bytes) -> Reply:
             return readable(_reply(content, self.url), wording, self.url)
@@ -105,7 +108,12 @@ class Endpoint:
 
 
 def readable(reply: Reply, wording: Wording, where: str) -> Reply:
-    """Return an answer that refuses, or that the wording can read, as it is. Raises BadAnswerError for any other."""
+    """Return an answer that refuses, or that the wording can read, as it is. Raises BadAnswerError for any other.
+
+    Words that were cut off are not read: what they weigh up halfway is no verdict, and `Final Score: 1` may have been a 10.
+    """
+    if reply.cut and wording.form == "json":
+        raise BadAnswerError(f"{where} gives an answer that was cut off; expected one of at most `max_tokens`, which may be larger")
     if reply.refused or wording.read(reply) is not None:
         return reply
     if REFUSAL.match(reply.text):
@@ -122,12 +130,13 @@ def _reply(content: bytes, url: str) -> Reply:
         message, listed = choice["message"], (choice.get("logprobs") or {}).get("content") or []
         tokens = {one["token"]: float(one["logprob"]) for one in listed[0]["top_logprobs"]} if listed else None
         text = message.get("content") or ""
-        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
+        end = choice.get("finish_reason")
+        refused = bool(message.get("refusal")) or end == "content_filter"
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise BadAnswerError(f"{url} gives no chat completion; expected `choices` with a `message`") from None
     if not isinstance(text, str):
         raise BadAnswerError(f"{url} gives a message whose `content` is no text")
-    return Reply(text, refused, tokens)
+    return Reply(text, refused, tokens, cut=end == "length")
 
 
 class LocalModel:
@@ -152,7 +161,7 @@ class LocalModel:
         images = [[flattened(Image.open(io.BytesIO(image))) for image in question.images] for question in questions]
         inputs = encoded(self._processor, [self._chat(question) for question in questions], images).to(self._device, self._network.dtype)
         replies: list[Reply | NoAnswerError] = []
-        for reply in self._first_tokens(inputs) if wording.form == "logprobs" else map(Reply, self._written(inputs)):
+        for reply in self._first_tokens(inputs) if wording.form == "logprobs" else self._written(inputs):
             try:
                 replies.append(readable(reply, wording, self.model))
             except BadAnswerError as error:
@@ -177,9 +186,12 @@ class LocalModel:
             replies.append(Reply(words[0], tokens=tokens))
         return replies
 
-    def _written(self, inputs: Any) -> list[str]:
-        answers = self._generated(inputs, self._limit).sequences[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self._processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    def _written(self, inputs: Any) -> list[Reply]:
+        tokens = self._generated(inputs, self._limit).sequences[:, inputs["input_ids"].shape[1] :]
+        ends = torch.tensor(self._network.generation_config.eos_token_id or [], device=tokens.device).flatten()
+        cut = (~torch.isin(tokens, ends).any(dim=1) & (tokens.shape[1] == self._limit)).tolist()
+        texts = self._processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [Reply(text.strip(), cut=own) for text, own in zip(texts, cut, strict=True)]
 
     def _generated(self, inputs: Any, tokens: int, **kept: Any) -> Any:
         plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import requests
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util import Retry
 
@@ -24,7 +27,7 @@ from diffalign.core.redaction import has_secret, redacted
 
 logger = logging.getLogger(__name__)
 MOST_BYTES = 1_000_000  # of an answer
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
+PASSING = (408, 425, 429)  # statuses after which the same request may succeed, and so it may after any from 500 on
 RETRIES, BACKOFF = 5, 0.5  # of a failure; seconds before them: 0.5, 1, 2, 4, 8, or what the server names
 READINGS = 3  # requests for an answer that cannot be read
 LONGEST_PAUSE = 120.0  # seconds; a server that names a longer one is asked again after these
@@ -116,12 +119,12 @@ def post(url: str, body: Mapping[str, Any], timeout: float, key: str | None = No
 def _posted(url: str, body: Mapping[str, Any], timeout: float, key: str | None) -> bytes:
     """Return the body of one answer. Raises _PassingError for a failure that may pass, ConfigError for any other."""
     headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key and "{key}" not in url else {})
-    address = url.replace("{key}", key or "")
+    address, until = url.replace("{key}", key or ""), time.monotonic() + timeout
     try:
         with requests.post(address, json=body, headers=headers, timeout=timeout, allow_redirects=False, stream=True) as answer:
-            if answer.status_code in PASSING:
+            if answer.status_code in PASSING or answer.status_code >= 500:
                 raise _PassingError(f"status {answer.status_code}", _pause(answer.headers.get("Retry-After")))
-            content = answer.raw.read(MOST_BYTES + 1, decode_content=True)
+            content = _body(answer.raw, until)
     except (requests.RequestException, HTTPError, OSError) as error:
         raise _PassingError(type(error).__name__) from None
     if answer.status_code == 400:
@@ -134,6 +137,16 @@ def _posted(url: str, body: Mapping[str, Any], timeout: float, key: str | None) 
     return content
 
 
+def _body(raw: BaseHTTPResponse, until: float) -> bytes:
+    """Return what a server sends, at most one byte more than MOST_BYTES. Raises TimeoutError for an answer that is not whole by `until`."""
+    content = b""
+    while len(content) <= MOST_BYTES and (part := raw.read1(MOST_BYTES + 1 - len(content), decode_content=True)):
+        if time.monotonic() > until:
+            raise TimeoutError
+        content += part
+    return content
+
+
 def _pause(header: str | None) -> float | None:
     """Return the seconds of a `Retry-After`, which is a number of them or a date; None where there is none, or another text."""
     try:
@@ -143,13 +156,40 @@ def _pause(header: str | None) -> float | None:
 
 
 def in_parallel(of: Callable[[U], T], items: Sequence[U], concurrency: int) -> list[T]:
-    """Return `of` of every item, at most `concurrency` at a time; after the first error no further one is begun, and it is raised."""
+    """Return `of` of every item, at most `concurrency` at a time.
+
+    After the first error no further one is begun, those under way end, and it is raised; Ctrl-C waits for none of them.
+    """
     if concurrency == 1 or len(items) < 2:
         return list(map(of, items))
-    with ThreadPoolExecutor(max_workers=concurrency) as pool:
-        futures = [pool.submit(of, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting = deque(enumerate(items))
+    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                place, item = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                done.put((place, of(item), None))
+            except BaseException as error:  # raised again by whoever waits for it
+                done.put((place, None, error))
+
+    # Threads of a pool would be waited for when the process ends, a minute or more where a server hangs.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(items)))]
+    for thread in threads:
+        thread.start()
+    results: dict[int, Any] = {}
+    try:
+        for _ in items:
+            place, result, error = done.get()
+            if error is not None:
+                raise error
+            results[place] = result
+    except BaseException as error:
+        waiting.clear()
+        for thread in threads if isinstance(error, Exception) else ():
+            thread.join()
+        raise
+    return [results[place] for place in range(len(items))]

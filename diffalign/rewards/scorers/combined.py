@@ -22,14 +22,14 @@ from diffalign.rewards.scorers.trained import HeadScorer
 
 
 def check_combination(names: Sequence[str | None], how: Spec) -> None:
-    """Raise ConfigError for less than two scorers, scores of one name, and a combiner that looks at all prompts at once."""
+    """Raise ConfigError for less than two scorers, scores of one name, and a combiner that looks at all prompts at once, or at others."""
     if len(names) < 2:
         raise ConfigError(f"scorer `combined`: `scorers` are {len(names)}; expected at least two")
     if twice := [name for name in names if name is not None and list(names).count(name) > 1]:
         raise ConfigError(f"scorer `combined`: two of its scorers give a score named `{twice[0]}`; leave one out")
-    check_combiner(how)
     if scope_of(how) == "all":
         raise ConfigError(f"scorer `combined`: `how` is {how!r}, which looks at all prompts at once; use `combine` of online training")
+    check_combiner(how, names)
 
 
 def combination(scorers: Sequence[Scorer], how: Spec, name: str) -> CallableScorer:

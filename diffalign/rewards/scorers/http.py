@@ -44,7 +44,7 @@ def http(
     on_failure: OnFailure = "stop",
     cache: str | None = None,
 ) -> CallableScorer:
-    """Return the scorer by a server, asked by POST for up to 32 images at a time, in `concurrency` requests at once.
+    """Return the scorer by a server, asked by POST for up to 32 images at a time, shared among `concurrency` requests at once.
 
     It is sent JSON {"prompts": [...], "images": [...]}, the images as PNG files in base64, and answers {"scores": [...]}, one number an
     image or null where it cannot judge one. Failures are met as `rewards.scorers.client` says; where they do not pass, scoring stops and
@@ -101,7 +101,8 @@ class Server:
             scores = {place: score for place, score in before if score is not None}
             self.audit["kept"] += len(scores)
         missing = [place for place in range(len(sent)) if place not in scores]
-        parts = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
+        size = min(BATCH, math.ceil(len(missing) / self.concurrency)) or 1
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
         answers = in_parallel(lambda places: self._answer([sent[place] for place in places]), parts, self.concurrency)
         for places, answer in zip(parts, answers, strict=True):
             self.audit["failed" if answer is None else "answered"] += len(places)

@@ -80,11 +80,13 @@ TEMPLATES = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model answered: its text, whether it would not answer, and the log-probabilities of the likeliest first tokens."""
+    """What a model answered: its text, whether it would not answer, the log-probabilities of the likeliest first tokens, and whether it
+    was cut off at `max_tokens`."""
 
     text: str
     refused: bool = False
     tokens: Mapping[str, float] | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

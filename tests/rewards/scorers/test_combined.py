@@ -111,6 +111,7 @@ def test_what_cannot_be_combined_is_refused_before_anything_is_loaded():
         ({"scorers": ["red", "red"]}, "a score named `red`"),
         ({"scorers": ["red", "blue"], "how": "maxmin"}, "looks at all prompts at once"),
         ({"scorers": ["red", "blue"], "how": "prodct"}, "Did you mean `product`"),
+        ({"scorers": ["red", "blue"], "how": {"weighted": {"weights": {"green": 2}}}}, "`weights` names `green`"),
         ({"scorers": ["red", "bleu"]}, "Did you mean `blue`"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,10 +73,56 @@ def test_a_key_comes_from_the_environment_and_goes_where_the_address_wants_it(se
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_failures_that_may_pass_are_asked_again(server):
     whole = json.dumps({"scores": [1, 2, 3]}).encode()
-    for name, bad in {"cut off": (200, {}, whole[:5], 10), "busy": (503, {}, b"", 0), "too many": (429, {}, b"", 0)}.items():
+    passing = {name: (status, {}, b"", 0) for name, status in {"busy": 503, "overloaded": 529, "too many": 429}.items()}
+    for name, bad in {"cut off": (200, {}, whole[:5], 10), **passing}.items():
         url, requests = server(lambda number, _, bad=bad: (200, {}, whole, 0) if number == 3 else bad)
         np.testing.assert_array_equal(load_scorer({"http": {"url": url, "name": "x"}})(IMAGES, PROMPTS), [1, 2, 3], err_msg=name)
         assert len(requests) == 3, name
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_images_are_shared_among_the_requests_at_once(server):
+    url, requests = server(greens)
+    scorer = load_scorer({"http": {"url": url, "name": "x", "concurrency": 2}})
+    np.testing.assert_array_equal(scorer(IMAGES, PROMPTS), load_scorer({"http": {"url": url, "name": "x"}})(IMAGES, PROMPTS))
+    assert len(requests) == 2 + 1
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_an_answer_that_comes_in_drops_is_late(server, monkeypatch):
+    url, requests = server(greens)
+    clock = itertools.count(0.0, 300.0)
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    with pytest.raises(ConfigError, match=r"gives no answer \(TimeoutError\)"):
+        load_scorer({"http": {"url": url, "name": "x", "timeout": 299.0}})(IMAGES, PROMPTS)
+    assert len(requests) == 1 + client.RETRIES
+
+
+def test_an_error_ends_a_set_of_questions_and_ctrl_c_waits_for_none(monkeypatch):
+    hangs, ended, begun, pause = threading.Event(), [], [], [0.02]
+
+    def question(number):
+        begun.append(number)
+        if number == 0:
+            raise ConfigError("down")
+        hangs.wait(pause[0])
+        ended.append(number)
+
+    with pytest.raises(ConfigError, match="down"):
+        client.in_parallel(question, range(1000), 2)
+    assert len(begun) < 1000  # after the error no further one is begun
+    assert set(ended) == set(begun) - {0}  # and those under way have ended
+    ended.clear()
+    pause[0] = 20.0
+
+    def ctrl_c():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "SimpleQueue", lambda: SimpleNamespace(put=ended.append, get=ctrl_c))
+    with pytest.raises(KeyboardInterrupt):
+        client.in_parallel(question, [1, 2, 3], 2)
+    assert not ended
+    hangs.set()
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

@@ -134,6 +134,7 @@ BAD = {
     "not a number": completion('{"alignment": NaN, "quality": 2}'),
     "infinite": completion('{"alignment": 1e999, "quality": 2}'),
     "no mark": completion('{"alignment": 11, "quality": 2}'),
+    "cut off at max_tokens": completion("Score: 7", finish_reason="length"),
     "one aspect": completion('{"alignment": 3}'),
     "prose": completion("SECRET: what a lovely fox, I would give it full marks"),
 }
@@ -166,6 +167,22 @@ def test_a_picture_whose_answer_stays_unreadable_or_is_refused_has_no_score_and_
         scorer, sent = judge(lambda *_, refusal=refusal: refusal, model="other")
         np.testing.assert_array_equal(scorer(IMAGES[:1], ["x"]), [np.nan])
         assert audit_of(scorer)["refused"] == 1
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_model_is_sent_its_own_names_and_no_temperature_where_it_takes_none(judge):
+    bodies = []
+
+    def answer(number, body):
+        bodies.append(body)
+        wrong = [name for name in ("max_tokens", "temperature") if name in body]
+        words = {"max_tokens": b"use max_completion_tokens", "temperature": b"temperature is 1 and nothing else"}
+        return (400, {}, words[wrong[0]], 0) if wrong else marks(number, body)
+
+    scorer, _ = judge(answer)
+    np.testing.assert_array_equal(scorer(IMAGES[2:], PROMPTS[2:]), [6.0])
+    assert len(bodies) == 3
+    assert bodies[-1]["max_completion_tokens"] == 512
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
