@@ -309,5 +309,10 @@ def test_votes_on_one_candidate_train_unpaired_objectives_and_nothing_disliked_i
             opened(replace(unpaired, transforms=None), None)
     liked = opened(replace(unpaired, objective="denoise", beta=None), None)
     assert [entry.id for entry in liked.entries] == ["v1", "v3", "v5"]
+    both = [{"prompt": "q", "completion": text, "label": False} for text in "cd"]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*shared, *both]), encoding="utf-8")
+    imitated = {"objective": "denoise", "beta": None, "transforms": [{"pairs": {"how": "best_worst"}}, "orient"]}
+    of_bad = replace(unpaired, dataset_name=str(tmp_path / "bad.jsonl"), output_dir=str(tmp_path / "bad"), **imitated)
+    assert [entry.order for entry in opened(of_bad, None).entries] == [(0, 1)]  # not the first of the two that are disliked
     with pytest.raises(TableError, match=r"`dpo` compares 2 candidates.*diffusion_kto"):
         opened(replace(unpaired, objective={"dpo": {"beta": 1.0}}), None)

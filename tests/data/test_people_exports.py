@@ -274,9 +274,24 @@ def test_single_candidates_with_labels_or_ratings_become_rankings_of_their_promp
     put(tmp_path, {"liked.csv": sheet(["caption", "file_name", "label"], ["a star", "a0.jpg", "good"], ["a star", "b0.jpg", "Bad"])})
     (record,) = imported(tmp_path, "liked.csv")
     assert [c.rank for c in record.candidates] == [1.0, 2.0]
+    for column, up, down in (("thumbs", "\U0001f44d", "\U0001f44e"), ("like", "Thumbs up", "thumbs-down"), ("stars", "5", "2")):
+        put(tmp_path, {"v.csv": sheet(["caption", "file_name", column], ["a star", "a0.jpg", down], ["a star", "b0.jpg", up])})
+        assert [c.rank for c in imported(tmp_path, "v.csv")[0].candidates] == [2.0, 1.0], column
     put(tmp_path, {"liked.csv": sheet(["caption", "file_name", "label"], ["a star", "a0.jpg", "landscape"])})
     with pytest.raises(RecordError, match=r"liked\.csv row 0: column `label` is str 'landscape'"):
         imported(tmp_path, "liked.csv")
+
+
+def test_a_ranking_has_the_user_who_judged_all_of_it(tmp_path):
+    put(tmp_path, PICTURES)
+    rows = [
+        ["a star", "a0.jpg", "1", "ann"],
+        ["a star", "b0.jpg", "0", "ben"],
+        ["a ring", "a1.jpg", "1", "ann"],
+        ["a ring", "b1.jpg", "0", "ann"],
+    ]
+    put(tmp_path, {"v.csv": sheet(["prompt", "image", "liked", "user_id"], *rows)})
+    assert {record.prompt: record.user for record in imported(tmp_path, "v.csv")} == {"a star": None, "a ring": "ann"}
 
 
 def test_lists_of_pictures_are_pairs_or_rankings(tmp_path):
@@ -321,7 +336,7 @@ def test_what_stands_in_the_place_of_a_table_is_named_with_its_cure(tmp_path):
         "lfs.parquet": ("version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "git lfs pull"),
         "form.csv": ("Person,Q1\nann,A\n", "df.rename(columns={'Person': 'image_0', ...})"),
         "four.csv": ("prompt,image_0,image_1,image_2,winner\np,a0.jpg,b0.jpg,a1.jpg,0\n", "`image_2`"),
-        "plain.csv": ("prompt,image,stars\np,a0.jpg,5\n", "no column of labels or ratings"),
+        "plain.csv": ("prompt,image,moons\np,a0.jpg,5\n", "no column of labels or ratings"),
     }
     for name, (content, fact) in cases.items():
         put(tmp_path, PICTURES | {name: content})

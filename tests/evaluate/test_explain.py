@@ -19,6 +19,7 @@ from diffalign.data.table import read_table, write_table
 from diffalign.evaluate.explain.attributes import attributes, with_judge
 from diffalign.evaluate.explain.contradictions import contradictions
 from diffalign.evaluate.explain.directions import principal, sparse
+from diffalign.evaluate.explain.looks import embedded
 from diffalign.evaluate.explain.origin import predicted
 from diffalign.evaluate.explain.regression import design, fit, weights
 from diffalign.evaluate.explain.report import explain
@@ -196,6 +197,17 @@ def test_the_command_writes_a_page_that_fetches_nothing_and_corrections_that_dat
     assert main(["data", "explain", "--dataset_name", str(tmp_path / "t"), "--corrections", str(tmp_path / "wrong.jsonl")]) == 2
 
 
+def test_few_votes_at_random_have_no_interval_and_no_finding(tmp_path, capsys):
+    """Eight votes on nine attributes are told to the last one by any weights; their redraws are sure of it."""
+    votes = rated(dict.fromkeys("abcdefgh", 0.0), seed=0, prompts=16)
+    facts = explain(votes, attributes(votes), resamples=40).facts
+    assert facts["votes"]["needed"] == 27
+    assert all(np.isnan(row["ci95"]).all() and not row["finding"] for row in facts["attributes"])
+    assert main(["data", "explain", "--dataset_name", str(light(tmp_path / "t", pairs=8).path), "--resamples", "100"]) == 0
+    assert "no intervals and no findings of 8 decided votes" in capsys.readouterr().out
+    assert "decided votes, or fewer attributes" in (tmp_path / "t" / "explanation.html").read_text()
+
+
 def test_what_cannot_be_explained_is_refused_by_name(tmp_path):
     table = light(tmp_path / "t", pairs=8)
     votes = votes_of_table(table)
@@ -208,7 +220,12 @@ def test_what_cannot_be_explained_is_refused_by_name(tmp_path):
     rows = [Row({"prompt": "p", "vote": "left"}, "row 0", "0")]
     with pytest.raises(ConfigError, match="size_0"):
         votes_of_rows(rows, scores=["size"], votes="vote")
-    for flags in (["--prompt", "x"], ["--suspects", "2"], ["--directions", "0"], ["--resamples", "3"]):
+    texts = write_table(tmp_path / "q", [Record("0", "p", (Candidate(text="a"), Candidate(text="b")), 1.0)])
+    with pytest.raises(TableError, match="a table of texts"):
+        embedded(votes_of_table(texts), "pixels", "cpu")
+    with pytest.raises(TableError, match="all 2 votes are ties"):
+        votes_of_table(write_table(tmp_path / "even", [Record(f"{n}", "p", (grey(3), grey(n)), 0.5) for n in (4, 5)]))
+    for flags in (["--prompt", "x"], ["--sparse_code", "4"], ["--suspects", "2"], ["--directions", "0"], ["--resamples", "3"]):
         assert main(["data", "explain", "--dataset_name", str(tmp_path / "t"), *flags]) == 2
 
 

@@ -105,6 +105,8 @@ def run(config: CONFIG) -> int:
     if config.corrections is not None:
         count = write_corrections(explained, Path(config.corrections), share=config.suspects, turn=config.turn)
         print(f"{count} votes that look wrong: {config.corrections}; apply them with `diffalign data correct`")
+        if (held_out := explained.facts["held_out"]) is not None and held_out["ci95"][0] <= 0.5:
+            print("warning: what is measured predicts no votes for certain, and so these may be chance; add scores by which people vote")
     return 0
 
 
@@ -122,6 +124,8 @@ def _check(config: CONFIG) -> None:
         raise ConfigError("`features` and `corrections` need a table of candidates, and --human and --votes name columns of a file")
     if config.features is not None and config.against is not None and is_table(config.against):
         raise ConfigError("`features`: directions of one table mean nothing in another; compare with a score, or leave the features out")
+    if config.sparse_code is not None and config.features is None:
+        raise ConfigError("`sparse_code` is of features; name them with --features, for example pixels")
     if not 0.0 < config.suspects < 1.0:
         raise ConfigError(f"`suspects` is {config.suspects}; expected a share above 0 and below 1")
     for name in ("directions", "sparse_code", "rows"):
@@ -156,13 +160,17 @@ def _folder(config: CONFIG) -> Path:
 def _lines(facts: Mapping[str, Any]) -> list[str]:
     """Return what the terminal shows."""
     counts, held_out = facts["votes"], facts["held_out"]
-    people = f", {counts['users']} people" if counts["users"] else ""
+    people = f", {counts['users']} {'person' if counts['users'] == 1 else 'people'}" if counts["users"] else ""
     lines = [f"{counts['votes']} votes ({counts['ties']} ties), {counts['prompts']} prompts, {counts['candidates']} candidates{people}"]
     for row in facts["attributes"]:
         mark = "*" if row["finding"] else " "
         alone = "" if row["alone"] is None else f"   alone {row['alone']:.0%}"
-        lines.append(f"{mark} {row['name']:24} {row['weight']:+.2f} ({_span(row['ci95'], '+.2f')}){alone}")
-    if facts["attributes"]:
+        missing = f"   missing in {row['missing']} votes" if row["missing"] else ""
+        lines.append(f"{mark} {row['name']:24} {row['weight']:+.2f} ({_span(row['ci95'], '+.2f')}){alone}{missing}")
+    if facts["attributes"] and counts["decided"] < counts["needed"]:
+        why = f"{counts['decided']} decided votes and {len(facts['attributes'])} attributes; it takes {counts['needed']} votes"
+        lines.append(f"no intervals and no findings of {why}, or fewer attributes by --scores")
+    elif facts["attributes"]:
         lines.append("* a finding; weights are log-odds for one typical difference, with 95 % intervals")
     if held_out is not None:
         lines.append(f"they predict {held_out['accuracy']:.1%} of held-out votes ({_span(held_out['ci95'], '.1%')}); chance is 50%")

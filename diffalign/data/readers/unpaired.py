@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -26,12 +27,14 @@ from diffalign.data.records import Candidate, Record
 MEMBERS = "rows of one prompt"  # a column that only joined rows have
 IMAGES = ("image", "image_path", "file_name", "img", "path", "name")
 TEXTS = ("completion", "response", "answer", "output")
-RATINGS = ("rating", "mos", "score", "overall_rating", "mos_quality", "mos_align", "quality", "alignment")
-LABEL, RANK = ("label", "liked"), "rank"  # of ranks 1 is the best
+RATINGS = ("rating", "stars", "mos", "score", "overall_rating", "mos_quality", "mos_align", "quality", "alignment")
+LABEL, RANK = ("label", "liked", "like", "thumbs"), "rank"  # of ranks 1 is the best
 LIKED = "liked"  # score of labels within a ranking
-LABELS = {"true": True, "1": True, "1.0": True, "yes": True, "good": True, "liked": True, "like": True, "chosen": True, "desirable": True}
-LABELS |= {"false": False, "0": False, "0.0": False, "no": False, "bad": False, "disliked": False, "dislike": False, "rejected": False}
-LABELS |= {"undesirable": False}
+WORDS = {  # of a label; numbers below 0 are none, for beside them 0 may be neither
+    True: "true t 1 1.0 yes y good liked like chosen desirable up thumbs_up thumbsup positive pos \U0001f44d",
+    False: "false f 0 0.0 no n bad disliked dislike rejected undesirable down thumbs_down thumbsdown negative neg \U0001f44e",
+}
+LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
 
 
 def rows(source: str, split: str | None) -> Iterator[Row]:
@@ -95,7 +98,13 @@ def parse(row: Row) -> Record:
     name, *aliases = PROMPT
     if isinstance(row.get(name, (str, list), aliases=tuple(aliases)), list):
         return chat_record(row, messages(row, name), candidates, prob=prob)
-    return Record(row.id, row.text(name, aliases=tuple(aliases)), tuple(candidates), prob, members[0].user(), row.where)
+    return Record(row.id, row.text(name, aliases=tuple(aliases)), tuple(candidates), prob, _user(members), row.where)
+
+
+def _user(members: list[Row]) -> str | None:
+    """Return who judged all candidates of a prompt; None where several people did, for a comparison of theirs is no one's own."""
+    users = {member.user() for member in members}
+    return users.pop() if len(users) == 1 else None
 
 
 def _rated_by(row: Row) -> tuple[dict[str, float], float]:
@@ -111,9 +120,10 @@ def _rated_by(row: Row) -> tuple[dict[str, float], float]:
         return {}, -row.number(RANK)
     name, *aliases = LABEL
     value = row.get(name, aliases=tuple(aliases))
-    label = LABELS.get(str(value).strip().lower())
+    label = LABELS.get(re.sub(r"[ -]+", "_", str(value).strip().lower()))
     if label is None:
-        raise RecordError(f"{row.where}: column `label` is {shown(value)}; expected true (liked) or false")
+        column = next(column for column in LABEL if column in row.value)
+        raise RecordError(f"{row.where}: column `{column}` is {shown(value)}; expected true (liked) or false")
     return {LIKED: float(label)}, float(label)
 
 

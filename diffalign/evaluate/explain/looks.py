@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffalign.core.errors import RecordError
+from diffalign.core.errors import RecordError, TableError
 from diffalign.core.progress import progress
 from diffalign.core.specs import Spec
 from diffalign.data.colours import flattened
@@ -60,7 +60,12 @@ def _of_text(text: str) -> dict[str, float]:
 
 
 def embedded(votes: Votes, spec: Spec, device: str) -> Floats:
-    """Return the features (T, E) of the pictures of a table's votes. Raises RecordError for one that does not decode."""
+    """Return the features (T, E) of the pictures of a table's votes. Raises RecordError for one that does not decode.
+
+    Raises TableError for a table of texts.
+    """
+    if votes.table is not None and votes.table.manifest["kind"] != "image":
+        raise TableError(f"{votes.table.path}: a table of texts, and `features` are of pictures; leave them out")
     described, rows = drift.features(spec, device=device), {}
     for number, thing in enumerate(progress(votes.things, desc="embed", unit="pictures")):
         if thing.key not in rows:

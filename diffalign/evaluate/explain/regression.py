@@ -16,11 +16,13 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from diffalign.core.intervals import LEAST_PROMPTS
+from diffalign.data.shortcuts import LEAST_PAIRS
 from diffalign.evaluate.explain.votes import Floats, Ints, Votes
 
 PRIOR = 5.0  # standard deviation of a weight: odds of e^5 for one typical difference are beyond what people do
 GROUP_PRIOR = 1.0  # of how far a user's or a source's weight lies from everybody's
 FOLDS = 5
+PER_ATTRIBUTE = 3  # decided votes for each weight, below which redraws of random votes are surer than they should be
 SURE = 0.05  # share of the findings that may be chance (Benjamini and Hochberg 1995)
 POSITION = "position"
 
@@ -60,6 +62,14 @@ def design(votes: Votes, differences: Mapping[str, Floats], *, position: bool, l
         names, columns, scales, missing = [*names, POSITION], [*columns, np.ones(len(votes))], [*scales, 1.0], [*missing, 0]
     matrix = np.stack(columns, axis=1) if columns else np.zeros((len(votes), 0))
     return Design(tuple(names), matrix, np.array(scales), tuple(missing))
+
+
+def needed(made: Design) -> int:
+    """Return how many decided votes a design takes for intervals and findings.
+
+    Of 40 tables of random votes, one a prompt, with 9 attributes 53 % had a finding at 15 votes, 25 % at 20, and 3 % at 25 and at 30.
+    """
+    return max(LEAST_PAIRS, PER_ATTRIBUTE * len(made.names))
 
 
 def fit(
@@ -145,7 +155,7 @@ class Weights:
 def weights(
     made: Design, votes: Votes, *, centre: Floats | float = 0.0, spread: float = PRIOR, resamples: int = 500, seed: int = 0
 ) -> Weights:
-    """Return the weights of votes on a design, with resamples of their prompts."""
+    """Return the weights of votes on a design, with resamples of their prompts where there are enough of them."""
     value = fit(made.matrix, votes.prob, centre=centre, spread=spread)
     counts = redrawn(votes.group, resamples, seed) if len(np.unique(votes.group)) >= LEAST_PROMPTS else []
     drawn = [fit(made.matrix, votes.prob, count, centre=centre, spread=spread, start=value) for count in counts]

@@ -21,6 +21,7 @@ from diffalign.evaluate.explain.regression import (
     chances,
     design,
     likelihood,
+    needed,
     redrawn,
     right,
     weights,
@@ -71,7 +72,7 @@ def explain(
     chance = chances(made, votes, seed=seed) if made.names else None
     against = contradictions(votes)
     facts: dict[str, Any] = {
-        "votes": _counts(votes),
+        "votes": _counts(votes) | {"needed": needed(made)},
         "attributes": _attributes(made, votes, everybody, resamples, seed),
         "held_out": _held_out(chance, votes, seed),
         "users": _groups(made, votes, votes.users, everybody, seed),
@@ -107,7 +108,7 @@ def described(votes: Votes, vote: int) -> dict[str, Any]:
 def _weights(made: Design, votes: Votes, resamples: int, seed: int) -> Weights:
     if not made.names:
         return Weights((), np.zeros(0), np.zeros((0, 0)))
-    return weights(made, votes, resamples=resamples, seed=seed)
+    return weights(made, votes, resamples=resamples if votes.decided.sum() >= needed(made) else 0, seed=seed)
 
 
 def _counts(votes: Votes) -> dict[str, Any]:

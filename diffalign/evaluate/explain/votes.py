@@ -127,9 +127,11 @@ class _Collector:
             self.about.append((prompt, name, user, source))
 
     def votes(self, where: str, table: Table | None = None) -> Votes:
-        """Return all votes. Raises TableError where there is none."""
+        """Return all votes. Raises TableError where there is none, or none but ties."""
         if not self.pairs:
             raise TableError(f"{where}: no vote between two different candidates; expected labels of pairs, or ranks")
+        if all(pair.prob == 0.5 for pair in self.pairs):
+            raise TableError(f"{where}: all {len(self.pairs)} votes are ties; expected some that prefer one of two candidates")
         prompts, ids, users, sources = zip(*self.about, strict=True)
         first, second, prob = (np.array(column) for column in zip(*self.pairs, strict=True))
         names, group = np.unique(np.array(prompts, dtype=object), return_inverse=True)

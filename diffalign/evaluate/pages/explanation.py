@@ -61,7 +61,9 @@ def _rewarded(row: Mapping[str, Any]) -> str:
 def _lede(facts: Mapping[str, Any]) -> str:
     counts, held_out = facts["votes"], facts["held_out"]
     what = f"{counts['votes']:,} votes ({counts['ties']:,} ties) on {counts['candidates']:,} candidates under {counts['prompts']:,} prompts"
-    users = f", by {counts['users']:,} people" if counts["users"] else ""
+    users = f", by {counts['users']:,} {'person' if counts['users'] == 1 else 'people'}" if counts["users"] else ""
+    if counts["decided"] < counts["needed"]:
+        return f"<p>{what}{users}. Intervals and findings take {counts['needed']:,} decided votes, or fewer attributes.</p>"
     if held_out is None:
         return f"<p>{what}{users}. These are too few prompts to predict votes that were not looked at.</p>"
     ends = interval(held_out)

@@ -26,6 +26,7 @@ from diffalign.data.duplicates import repeat_warning
 from diffalign.data.fewshot import contexts
 from diffalign.data.importing import import_dataset, stamp_of
 from diffalign.data.problems import shortcut_warnings
+from diffalign.data.readers.unpaired import LIKED
 from diffalign.data.records import Record
 from diffalign.data.table import MANIFEST, Table, is_table, keep_caches, read_table
 from diffalign.data.transforms import TRANSFORMS, Transform, apply, share_beaten
@@ -139,9 +140,10 @@ def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec], *
 
 
 def _leave_out_disliked(objective: str, view: View) -> None:
-    """Leave out lone candidates that are disliked, for an objective that learns from the first candidate of every record.
+    """Leave out records whose first candidate is disliked, for an objective that learns from the first candidate of every record.
 
-    Raises TableError for a pair whose first candidate is not the preferred one.
+    Lone candidates are so by their label, others by the score `liked`: of two disliked ones one may be the better. Raises TableError for a
+    pair whose first candidate is not the preferred one.
     """
     disliked = view.entries.prob < 0.5
     if len(places := np.flatnonzero(disliked & (view.entries.counts > 1))):
@@ -150,6 +152,9 @@ def _leave_out_disliked(objective: str, view: View) -> None:
             f"{view.table.path}: objective `{objective}` learns from the first candidate, and in {odd.id} that is the dispreferred one "
             f"(prob {odd.prob:g}): put `orient` among the transforms"
         )
+    if LIKED in view.table.manifest["scores"]:
+        liked = [[candidate.scores.get(LIKED) for candidate in record.candidates] for record in without_content(view.table)]
+        disliked |= np.array([bool(entry.order) and liked[entry.row][entry.order[0]] == 0.0 for entry in view.entries])
     view.keep(np.flatnonzero(~disliked), f"are disliked, and `{objective}` learns from liked ones")
 
 
