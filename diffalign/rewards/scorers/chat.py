@@ -108,16 +108,13 @@ class Endpoint:
 
 
 def readable(reply: Reply, wording: Wording, where: str) -> Reply:
-    """Return an answer that refuses, or that the wording can read, as it is. Raises BadAnswerError for any other.
-
-    Words that were cut off are not read: what they weigh up halfway is no verdict, and `Final Score: 1` may have been a 10.
-    """
-    if reply.cut and wording.form == "json":
-        raise BadAnswerError(f"{where} gives an answer that was cut off; expected one of at most `max_tokens`, which may be larger")
+    """Return an answer that refuses, or that the wording can read, as it is. Raises BadAnswerError for any other."""
     if reply.refused or wording.read(reply) is not None:
         return reply
     if REFUSAL.match(reply.text):
         return Reply(reply.text, refused=True)
+    if reply.cut and wording.form == "json":
+        raise BadAnswerError(f"{where} gives an answer that was cut off; expected a whole one, which may take a larger `max_tokens`")
     expected = "its probabilities of the answers" if wording.form == "logprobs" else "the answer in the form that was asked for"
     raise BadAnswerError(f"{where} gives an answer that cannot be read; expected {expected}")
 

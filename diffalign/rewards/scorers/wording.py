@@ -127,9 +127,14 @@ class Wording:
         return f"Answer with JSON alone: {{{keys}}}."
 
     def read(self, reply: Reply) -> float | None:
-        """Return the mark, or the chance in [0, 1] that the first picture is better; None for an answer that holds neither."""
+        """Return the mark, or the chance in [0, 1] that the first picture is better; None for an answer that holds neither.
+
+        Words that were cut off hold neither: what they weigh up halfway is no verdict, and `Final Score: 1` may have been a 10.
+        """
         if self.form == "logprobs":
             return self._by_tokens(reply.tokens or {})
+        if reply.cut:
+            return None
         text = reply.text[-LONGEST:]
         return verdict_in(text) if self.protocol == "pairwise" else self._mark(text)
 
