@@ -145,8 +145,9 @@ def srpo(s: Scores, *, beta: float, alpha: float = 0.5) -> Tensor:
 def with_rationale(loss: Loss, *, weight: float) -> Loss:
     """Return `loss` + weight * negative log-likelihood of the rationale, the sum over its tokens.
 
-    Rationale-enriched preferences (2407.14477), log pi(r | x, y_w > y_l) beside DPO; as released it is inside a log-sigmoid, which is the
-    same but for log 2 where the rationale is unlikely. Raises ValueError for scores without rationales.
+    Rationale-enriched preferences (2407.14477, from its description: a supervised term beside the loss of pairs). As released the term is
+    -log sigmoid(weight * log pi), whose gradient is sigmoid(-weight * log pi), between half and the whole, times this one's. Raises
+    ValueError for scores without rationales.
     """
 
     @weighted
