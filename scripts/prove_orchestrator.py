@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 from diffalign.core.intervals import bootstrapped
 from diffalign.core.runs import Run
 from diffalign.data.table import write_table
-from diffalign.rewards.combiners import combiner_of
+from diffalign.rewards.combine import combiner_of
 from scripts.bench_heads import BOTH, World, run
 
 SCALES = dict(zip(BOTH, (100.0, 0.01), strict=True))

@@ -14,7 +14,7 @@ from diffalign.data.advantages import advantages
 from diffalign.methods.base import Method
 from diffalign.methods.config import TrainConfig
 from diffalign.models.backbones.folders import check_folder, resolve
-from diffalign.rewards.combiners import check_combiner
+from diffalign.rewards.combine import check_combiner
 from diffalign.rewards.names import called, check_scorer_names
 
 DRAWING = (

@@ -14,7 +14,7 @@ from diffalign.core.runs import RUN, Run
 from diffalign.core.specs import Bound, Spec, bind, single
 from diffalign.core.trust import refuse
 from diffalign.rewards.base import Scorer
-from diffalign.rewards.combiners import scope_of
+from diffalign.rewards.combine import scope_of
 from diffalign.rewards.heads.settings import reads_texts
 from diffalign.rewards.names import called
 from diffalign.rewards.scorers.clip import aesthetic, clipscore, pickscore

@@ -14,7 +14,7 @@ from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms.scores import combined as transform
 from diffalign.methods.config import TrainConfig
-from diffalign.rewards.combiners import combiner_of
+from diffalign.rewards.combine import combiner_of
 from diffalign.rewards.heads.networks import NOBODY, HeadSizes, Targets
 from diffalign.rewards.heads.settings import OrchestratorSettings
 from diffalign.rewards.heads.weighing import OrchestratorHead

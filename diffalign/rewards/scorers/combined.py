@@ -15,7 +15,7 @@ from PIL import Image
 from diffalign.core.errors import ConfigError
 from diffalign.core.specs import Spec
 from diffalign.rewards.base import Scorer
-from diffalign.rewards.combiners import check_combiner, combiner_of, scope_of
+from diffalign.rewards.combine import check_combiner, combiner_of, scope_of
 from diffalign.rewards.scorers.function import CallableScorer
 from diffalign.rewards.scorers.people import PeopleScorer
 from diffalign.rewards.scorers.trained import HeadScorer

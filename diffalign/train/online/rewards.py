@@ -11,7 +11,7 @@ import numpy as np
 from diffalign.data.advantages import advantages, win_fraction
 from diffalign.data.combiners import Combiner, Gradient, Lagrange
 from diffalign.methods.config import TrainConfig
-from diffalign.rewards.combiners import combiner_of
+from diffalign.rewards.combine import combiner_of
 
 LEARNED: dict[type[Combiner], str] = {Lagrange: "multipliers", Gradient: "weights"}  # the constant that each learns
 NOISE = 1e-6  # differences below it, times the largest reward where that is above 1, are rounding and no preference

@@ -22,11 +22,13 @@ from diffalign.core.runs import Run
 from diffalign.data.pictures import decode_image
 from diffalign.data.table import ROWS, read_table
 from diffalign.infer.sample import draw
+from diffalign.methods.config import TrainConfig
 from diffalign.models.adapter_files import WEIGHTS
 from diffalign.train import align as api
 from diffalign.train.online import log as logs
 from diffalign.train.online import turns
 from diffalign.train.online.log import Log
+from diffalign.train.online.rewards import Combination
 from diffalign.train.trainer import Trainer
 from tests.killing import Killed, killed_at, killing
 from tests.micro_models import write_micro
@@ -171,6 +173,14 @@ def test_weights_follow_what_each_rewards_gradient_does_for_all(micro_sd, tmp_pa
     np.testing.assert_allclose([candidate.scores["reward"] for candidate in record.candidates], expected, rtol=1e-3)
 
 
+def test_weights_that_follow_gradients_survive_a_checkpoint(tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path), combine={"gradient": {"rate": 1.0}})
+    combination, resumed = Combination(config), Combination(config)
+    combination.follow(lambda: {"a": 0.0, "b": np.log(3.0)})
+    resumed.restore(combination.state())
+    assert resumed.follow(lambda: {"a": np.log(3.0), "b": 0.0}) == pytest.approx({"a": 0.5, "b": 0.5})  # of 1/4 and 3/4
+
+
 KILLS = [
     (Bright, "__call__", 0),  # the first turn is drawn, and not judged
     (Log, "write", 0),  # and judged, and not written
@@ -241,6 +251,8 @@ def test_rewards_that_all_tie_later_end_the_run_with_what_was_learned(micro_sd, 
     ("changes", "message"),
     [
         ({"scorers": []}, "`scorers` is empty"),
+        ({"combine": "gradient"}, "compares the gradients of rewards; expected two or more scorers"),
+        ({"combine": {"prompt_weights": {}}}, "needs `path`"),
         ({"scorers": ["brigt"]}, "there is no scorer `brigt`"),
         ({"images_per_prompt": 65}, "`images_per_prompt` is 65; expected 2 to 64"),
         ({"images_per_prompt": 1}, "`images_per_prompt` is 1; expected 2 to 64"),

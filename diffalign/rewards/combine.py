@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from diffalign.core.runs import Run
 from diffalign.core.specs import Spec, bind, single
-from diffalign.data import combiners
-from diffalign.data.combiners import Combiner
+from diffalign.data.combiners import COMBINERS, Combiner, Scope
 
 
 def prompt_weights(*, path: str) -> Combiner:
@@ -17,12 +16,12 @@ def prompt_weights(*, path: str) -> Combiner:
     return load_prompt_weights(path)
 
 
-COMBINERS: dict[str, Callable[..., Combiner]] = combiners.COMBINERS | {"prompt_weights": prompt_weights}
+ALL: dict[str, Callable[..., Combiner]] = COMBINERS | {"prompt_weights": prompt_weights}
 
 
 def combiner_of(how: Spec) -> Combiner:
     """Return the combiner of a spec."""
-    return bind("combiner", COMBINERS, how)()
+    return bind("combiner", ALL, how)()
 
 
 def check_combiner(how: Spec, names: Sequence[str | None] = ()) -> None:
@@ -30,13 +29,13 @@ def check_combiner(how: Spec, names: Sequence[str | None] = ()) -> None:
 
     Raises CheckpointError for a run that is not there; no weights are read.
     """
-    bound = bind("combiner", COMBINERS, how)
+    bound = bind("combiner", ALL, how)
     if bound.name == "prompt_weights":
         Run.open(bound.constants["path"], expects="reward")
     elif names and all(names):
         bound().check([name for name in names if name])
 
 
-def scope_of(how: Spec) -> combiners.Scope:
+def scope_of(how: Spec) -> Scope:
     """Return whose rewards a combined one depends on, without reading weights."""
     return "image" if single("combiner", how)[0] == "prompt_weights" else combiner_of(how).scope
