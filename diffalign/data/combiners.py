@@ -6,48 +6,16 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from diffalign.core.errors import ConfigError, shortened
+from diffalign.core.errors import ConfigError
 from diffalign.data.advantages import advantages, checked
-
-Rewards = Mapping[str, Any]  # (G, K) each
-Numbers = Mapping[str, float]  # a constant by the name of its reward
-Sense = Literal["at_least", "at_most"]
-Scope = Literal["image", "prompt", "all"]
-
-
-class Combiner(ABC):
-    """What every combiner does."""
-
-    __slots__ = ()
-
-    @property
-    def scope(self) -> Scope:
-        """Return whose rewards a combined one depends on: the candidate's own (image), its prompt's, or those of all prompts."""
-        return "image"
-
-    @abstractmethod
-    def combine(self, rewards: Rewards) -> np.ndarray:
-        """Return one reward (G, K). Raises ConfigError for rewards that it has no constants for, or constants of no reward."""
-
-    def under(self, rewards: Rewards, prompts: Sequence[str]) -> np.ndarray:  # noqa: ARG002  # of one that reads them
-        """Return one reward (G, K) of candidates to G prompts; most combiners do not read these."""
-        return self.combine(rewards)
-
-    def updated(self, rewards: Rewards) -> Combiner:  # noqa: ARG002  # of those that learn
-        """Return the combiner of the next set of pictures, of what the rewards of this one are."""
-        return self
-
-    def check(self, names: Sequence[str]) -> None:
-        """Raise ConfigError for constants that do not fit rewards of these names, before there are any."""
-        self.combine({name: np.ones((1, 2)) for name in names})
+from diffalign.data.combining import Combiner, Numbers, Rewards, Scope, constants_of, tables_of
+from diffalign.data.constraints import Cfo, Lagrange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +33,7 @@ class Weighted(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K)."""
         tables = tables_of(rewards)
-        weights = _constants("weights", self.weights, tables, 1.0)
+        weights = constants_of("weights", self.weights, tables, 1.0)
         return np.sum([weights[name] * table for name, table in tables.items()], axis=0)
 
 
@@ -143,12 +111,12 @@ class LogSigmoid(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the sum (G, K) of utilities."""
         tables = tables_of(rewards)
-        temperatures = _constants("temperatures", self.temperatures, tables, 1.0, above=0.0)
+        temperatures = constants_of("temperatures", self.temperatures, tables, 1.0, above=0.0)
         if self.centres is None:
             centres = {name: quantile(table, self.share) for name, table in tables.items()}
             temperatures = {name: _spread(table) for name, table in tables.items()} | dict(self.temperatures or {})
         else:
-            centres = _constants("centres", self.centres, tables)
+            centres = constants_of("centres", self.centres, tables)
         # A number serves all prompts; one a prompt stands beside its candidates.
         utilities = {
             name: -np.logaddexp(0.0, (np.reshape(centres[name], (-1, 1)) - table) / temperatures[name]) for name, table in tables.items()
@@ -183,92 +151,10 @@ class Product(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the product (G, K)."""
         tables = tables_of(rewards)
-        weights = _constants("weights", self.weights, tables, 1.0)
+        weights = constants_of("weights", self.weights, tables, 1.0)
         if below := sorted(name for name, table in tables.items() if (table < 0.0).any()):
             raise ConfigError(f"`product` of rewards below zero, such as {below[0]}, has no meaning; use log_sigmoid or standardised")
         return np.prod([table ** weights[name] for name, table in tables.items()], axis=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lagrange(Combiner):
-    """The reward without a threshold plus, for every other, multiplier * (reward - threshold), minus for sense `at_most`.
-
-    A multiplier begins at 0 and grows by `rate` times what its reward's mean lacks of the threshold, within [0, top]. `normalised` divides
-    by one plus the multipliers, which keeps the scale. A plain form of ours of constrained rewards (2310.04373, where each is kept from
-    exceeding the value at which it ceases to agree with people: `at_most`).
-    """
-
-    thresholds: Numbers
-    sense: Sense = "at_least"
-    rate: float = 0.1
-    top: float = 10.0
-    normalised: bool = True
-    multipliers: Numbers | None = None
-
-    def combine(self, rewards: Rewards) -> np.ndarray:
-        """Return the reward (G, K) under the multipliers as they are."""
-        tables = tables_of(rewards)
-        main, multipliers = tables[_main(tables, self.thresholds)], _constants("multipliers", self.multipliers, self.thresholds, 0.0)
-        terms = [self._sign * factor * (tables[name] - self.thresholds[name]) for name, factor in multipliers.items()]
-        total = main + np.sum(terms, axis=0)
-        return total / (1.0 + sum(multipliers.values())) if self.normalised else total
-
-    def updated(self, rewards: Rewards) -> Lagrange:
-        """Return the combiner with its multipliers one step further, by the means of these rewards."""
-        tables, multipliers = tables_of(rewards), _constants("multipliers", self.multipliers, self.thresholds, 0.0)
-        lacks = {name: self._sign * (threshold - tables[name].mean()) for name, threshold in self.thresholds.items()}
-        moved = {name: float(np.clip(multipliers[name] + self.rate * lack, 0.0, self.top)) for name, lack in lacks.items()}
-        return replace(self, multipliers=moved)
-
-    @property
-    def _sign(self) -> float:
-        return 1.0 if self.sense == "at_least" else -1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cfo(Combiner):
-    """The reward without a threshold, minus `cfo_multiplier` wherever another is below its threshold.
-
-    The multiplier is that of Flow-GRPO's release (its `compute_lambda`); that it is subtracted from violating candidates is our reading.
-    """
-
-    thresholds: Numbers
-    alpha: float = 0.5
-    tolerance: float = 0.1
-
-    @property
-    def scope(self) -> Scope:
-        """Return that the multiplier is of all candidates that are there, at least those of a prompt."""
-        return "prompt"
-
-    def combine(self, rewards: Rewards) -> np.ndarray:
-        """Return the reward (G, K)."""
-        tables = tables_of(rewards)
-        main = tables[_main(tables, self.thresholds)]
-        safe = np.all([tables[name] >= threshold for name, threshold in self.thresholds.items()], axis=0)
-        return main - cfo_multiplier(main, safe, alpha=self.alpha, tolerance=self.tolerance) * ~safe
-
-
-def cfo_multiplier(rewards: Any, safe: Any, *, alpha: float = 0.5, tolerance: float = 0.1) -> float:
-    """Return the dual of a chance constraint in closed form: alpha max(0, log((1 - b) A / (b B))), b the `tolerance`.
-
-    A and B are sums of exp(reward / alpha) over violating and safe candidates; 10 alpha where none is safe. The release adds 1e-10 to b B.
-
-    Only logs of the sums are taken, which large rewards leave finite:
-
-    >>> cfo_multiplier([[2000.0, 1000.0]], [[False, True]], alpha=1.0, tolerance=0.5)
-    1000.0
-    """
-    if not alpha > 0.0 or not 0.0 < tolerance < 1.0:
-        raise ConfigError(f"`cfo`: alpha is {alpha} and tolerance {tolerance}; expected above 0, and between 0 and 1")
-    table, good = np.asarray(rewards, dtype=np.float64) / alpha, np.asarray(safe, dtype=bool)
-    if not good.any():
-        return 10.0 * alpha
-    if good.all():
-        return 0.0
-    violating, meeting = (float(np.logaddexp.reduce(table[part])) for part in (~good, good))
-    needed = np.logaddexp(math.log(tolerance) + meeting, math.log(1e-10))
-    return alpha * max(0.0, float(math.log(1.0 - tolerance) + violating - needed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +176,7 @@ class Maxmin(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return that reward (G, K)."""
         tables = tables_of(rewards)
-        centres, scales = _constants("centres", self.centres, tables, 0.0), _constants("scales", self.scales, tables, 1.0, above=0.0)
+        centres, scales = constants_of("centres", self.centres, tables, 0.0), constants_of("scales", self.scales, tables, 1.0, above=0.0)
         return min(((table - centres[name]) / scales[name] for name, table in tables.items()), key=lambda table: float(table.mean()))
 
 
@@ -317,7 +203,7 @@ class Hypervolume(Combiner):
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the weighted sum (G, K)."""
         tables = tables_of(rewards)
-        reference = _constants("reference", self.reference, tables)
+        reference = constants_of("reference", self.reference, tables)
         leads = {
             name: max(float(table.mean()) - reference[name], self.floor * (float(table.std()) or 1.0)) for name, table in tables.items()
         }
@@ -347,13 +233,11 @@ class Gradient(Combiner):
 
     def combine(self, rewards: Rewards) -> np.ndarray:
         """Return the weighted sum (G, K)."""
-        return Standardised(weights=_constants("weights", self.weights, rewards, 1.0 / max(len(rewards), 1))).combine(rewards)
+        return Standardised(weights=constants_of("weights", self.weights, rewards, 1.0 / max(len(rewards), 1), above=0.0)).combine(rewards)
 
     def followed(self, influences: Numbers) -> Gradient:
         """Return the combiner with its weights one step further. Raises ConfigError for a weight that is not above zero."""
-        weights = _constants("weights", self.weights, influences, 1.0 / len(influences))
-        if none := sorted(name for name, weight in weights.items() if not weight > 0.0):
-            raise ConfigError(f"`gradient`: the weight of `{none[0]}` is {weights[none[0]]}; expected a number above zero")
+        weights = constants_of("weights", self.weights, influences, 1.0 / len(influences), above=0.0)
         logs = {name: np.log(weight) + self.rate * influences[name] for name, weight in weights.items()}
         whole = np.logaddexp.reduce(list(logs.values()))
         return replace(self, weights={name: float(np.exp(value - whole).round(15)) for name, value in logs.items()})
@@ -371,48 +255,3 @@ COMBINERS: dict[str, Callable[..., Combiner]] = {
     "hypervolume": Hypervolume,
     "gradient": Gradient,
 }
-
-
-def tables_of(rewards: Rewards) -> dict[str, np.ndarray]:
-    """Return the rewards as float64 (G, K). Raises ConfigError where there is none, or where they are of unlike shapes."""
-    tables = {name: checked(table) for name, table in rewards.items()}
-    shapes = {table.shape for table in tables.values()}
-    if len(shapes) != 1:
-        raise ConfigError(f"rewards of one shape (prompts, candidates) are combined; found {sorted(shapes) or 'none'}")
-    return tables
-
-
-def _constants(
-    constant: str, values: Mapping[str, Any] | None, names: Mapping[str, Any], usual: float | None = None, *, above: float = -math.inf
-) -> dict[str, Any]:
-    """Return a constant for each of `names`.
-
-    Raises ConfigError for one of no reward, for what is no finite number `above` another, and for a missing one where none is usual.
-    """
-    values = values or {}
-    if wrong := next((name for name, value in values.items() if not _above(value, above)), None):
-        expected = "a finite number" if above == -math.inf else f"a number above {above:g}"
-        raise ConfigError(f"`{constant}`: that of `{wrong}` is {shortened(repr(values[wrong]))}; expected {expected}")
-    if odd := sorted(values.keys() - names.keys()):
-        raise ConfigError(f"`{constant}` names `{odd[0]}`, which is no reward; there are {sorted(names)}")
-    if usual is None and (missing := sorted(names.keys() - values.keys())):
-        raise ConfigError(f"`{constant}` has no number for the reward `{missing[0]}`")
-    return {name: values.get(name, usual) for name in names}
-
-
-def _above(value: Any, least: float) -> bool:
-    """Return whether a value is a finite number above `least`, or a list of such."""
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, str) and bool(np.isfinite(numbers).all() and (numbers > least).all())
-
-
-def _main(tables: Rewards, thresholds: Numbers) -> str:
-    """Return the one reward that has no threshold. Raises ConfigError for none or several."""
-    _constants("thresholds", thresholds, tables, 0.0)
-    free = sorted(tables.keys() - thresholds.keys())
-    if len(free) != 1 or not thresholds:
-        raise ConfigError(f"`thresholds` leave out one reward, the one to raise, and no other; here they leave out {free or 'none'}")
-    return free[0]

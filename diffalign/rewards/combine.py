@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from diffalign.core.runs import Run
 from diffalign.core.specs import Spec, bind, single
-from diffalign.data.combiners import COMBINERS, Combiner, Scope
+from diffalign.data.combiners import COMBINERS
+from diffalign.data.combining import Combiner, Scope
 
 
 def prompt_weights(*, path: str) -> Combiner:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from diffalign.core.errors import ConfigError
-from diffalign.data.combiners import Combiner, Rewards, tables_of
+from diffalign.data.combining import Combiner, Rewards, tables_of
 from diffalign.rewards.heads.embeds import Embeds
 from diffalign.rewards.heads.mixed import ArmoHead
 from diffalign.rewards.heads.store import embeds_of, head_of

@@ -12,6 +12,7 @@ from diffalign.core.specs import bind
 from diffalign.data import combiners
 from diffalign.data.advantages import advantages, extremes, tree_advantages, tree_depths, tree_values, unequal, win_fraction, win_rate
 from diffalign.data.combiners import COMBINERS
+from diffalign.data.constraints import cfo_multiplier
 from tests.golden.online import close, golden
 
 RECIPES = {
@@ -104,7 +105,7 @@ def test_multipliers_and_the_reward_they_make_are_the_golden_ones(case):
 
 @of_kind("cfo")
 def test_the_multiplier_of_a_chance_constraint_is_the_golden_one(case):
-    close(combiners.cfo_multiplier(case["rewards"], case["safe"], alpha=case["alpha"], tolerance=case["tolerance"]), case["multiplier"])
+    close(cfo_multiplier(case["rewards"], case["safe"], alpha=case["alpha"], tolerance=case["tolerance"]), case["multiplier"])
 
 
 def test_cfo_takes_its_multiplier_from_the_violating_candidates_alone():
@@ -183,7 +184,7 @@ def test_constants_that_make_no_reward_are_refused_before_there_is_one():
             COMBINERS[name](**constants).check(["a", "b"])
         assert words in str(caught.value), name
     with pytest.raises(ConfigError, match="tolerance 0"):
-        combiners.cfo_multiplier([[1.0]], [[False]], tolerance=0.0)
+        cfo_multiplier([[1.0]], [[False]], tolerance=0.0)
 
 
 def test_cfo_of_large_rewards_is_finite():
@@ -226,6 +227,6 @@ def test_weights_of_gradients_are_multiplied_by_the_exponential_of_their_influen
     rewards = {"a": [[1.0, 3.0]], "b": [[300.0, 100.0]], "c": [[0.01, 0.03]]}  # standardised to -1 and 1 over root 2, or the opposite
     close(moved.combine(rewards), np.array([[-0.5, 0.5]]) / np.sqrt(2.0), rtol=1e-5)
     close(combiners.Gradient().combine(rewards), np.array([[-1.0, 1.0]]) / 3.0 / np.sqrt(2.0), rtol=1e-5)
-    for weights, message in (({"a": 0.0}, "the weight of `a` is 0.0"), ({"d": 1.0}, "names `d`, which is no reward")):
+    for weights, message in (({"a": 0.0}, "that of `a` is 0.0; expected a number above 0"), ({"d": 1.0}, "names `d`, which is no reward")):
         with pytest.raises(ConfigError, match=message):
             combiners.Gradient(weights=weights).followed({"a": 1.0, "b": 1.0})

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from diffalign.data.advantages import advantages, win_fraction
-from diffalign.data.combiners import Combiner, Gradient, Lagrange
+from diffalign.data.combiners import Gradient
+from diffalign.data.combining import Combiner
+from diffalign.data.constraints import Lagrange
 from diffalign.methods.config import TrainConfig
 from diffalign.rewards.combine import combiner_of
 
