@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from diffalign.data.records import Candidate, Record
 from diffalign.data.transforms.scores import combined as transform
 from diffalign.methods.config import TrainConfig
 from diffalign.rewards.combine import combiner_of
+from diffalign.rewards.heads.embeds import PixelEmbeds
+from diffalign.rewards.heads.mixed import ArmoHead
 from diffalign.rewards.heads.networks import NOBODY, HeadSizes, Targets
-from diffalign.rewards.heads.settings import OrchestratorSettings
+from diffalign.rewards.heads.settings import ArmoSettings, OrchestratorSettings
 from diffalign.rewards.heads.weighing import OrchestratorHead
+from diffalign.rewards.prompt_weights import PromptWeights
 from diffalign.rewards.table import check_scorers, load_scorer
 from diffalign.train.align import align
 from diffalign.train.online.rewards import Combination
@@ -152,12 +156,18 @@ def test_weights_add_up_to_one_and_are_those_of_a_standardised_sum(runs):
     np.testing.assert_allclose(combiner.under(rewards, ["day at home"]), [[expected]], rtol=1e-6)
 
 
-def test_the_gate_of_armo_weighs_real_scores_too(tmp_path):
-    head = {"armo": {"aspects": NAMES, "gate_hidden": 8, "temperature": 1.0}}
-    folder = align("pixels", votes(), method="reward_armo", output_dir=tmp_path / "run", reward_head=head, **QUICK)
-    scorer = load_scorer({"combined": {"scorers": NAMES, "how": {"prompt_weights": {"path": str(folder)}}}})
-    assert scorer(PICTURES, ["day by water"] * 3).argmax() == 2
-    assert scorer(PICTURES, ["night by water"] * 3).argmax() == 0
+def test_the_gate_of_armo_weighs_real_scores_too():
+    """Weights 1/4 and 3/4, of which `dark` is removed with penalty 0.2 from `light`: standardised 2 and -1 make 1/4 * (2 + 0.2 * 1)."""
+    head = ArmoHead(ArmoSettings(aspects=NAMES, gate_hidden=1, temperature=1.0, decorrelate="dark"), HeadSizes(256, 64))
+    with torch.no_grad():
+        for parameter in head.gate.parameters():
+            parameter.zero_()
+        head.gate[2].bias.copy_(torch.tensor([0.25, 0.75]).log())
+    head.penalties.copy_(torch.tensor([0.2, 1.0]))
+    head.aspect_mean.copy_(torch.tensor([100.0, 0.5]))
+    head.aspect_deviation.copy_(torch.tensor([50.0, 0.25]))
+    combiner = PromptWeights(Path("run"), head, PixelEmbeds())
+    np.testing.assert_allclose(combiner.under({"dark": [[0.25]], "light": [[200.0]]}, ["day"]), [[0.25 * (2.0 + 0.2)]], rtol=1e-6)
 
 
 def test_what_cannot_be_weighed_is_refused_in_one_sentence(runs, tmp_path):

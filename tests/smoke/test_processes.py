@@ -26,6 +26,7 @@ PROMPTS = [f"a {color} {shape}" for shape in ("star", "heart", "ring") for color
 DRAWN = {"prompts": PROMPTS, "images_per_prompt": 2, "num_inference_steps": 1, "scorers": [{"taste": {"name": "bright_background"}}]}
 ONLINE = {"method": "rank_dpo", "dataset_name": "", "reference": "old_policy", "prompts": PROMPTS, "scorers": DRAWN["scorers"]}
 ONLINE |= {"images_per_prompt": 3, "prompts_per_turn": 4, "updates_per_turn": 1, "num_inference_steps": 1}
+ONLINE |= {"scorers": [*DRAWN["scorers"], {"taste": {"name": "warm"}}], "combine": {"gradient": {"rate": 1.0}}}
 # A tree of four pictures a prompt; each update trains both kept steps of every tree.
 TREES = ONLINE | {"method": "diffusion_dpo", "beta": None, "objective": {"clipped_ratio": {"low": 0.5}}, "reference": "none"}
 TREES |= {"rollout": {"branch": {"splits": [0, 1]}}, "num_inference_steps": 3, "images_per_prompt": 4, "prompts_per_turn": 4}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 
 
 def gradient(loss: Tensor, parameters: Sequence[Tensor], most: float) -> Tensor:
-    """Return the gradient (P,) of a loss with respect to parameters, float32, shortened to the norm `most`; nothing else is changed."""
+    """Return the gradient (P,) of a loss with respect to parameters, float32, shortened to the norm `most`.
+
+    It is the mean over all processes, which must all call, each with the loss of its share. Nothing else is changed.
+    """
     parts = torch.autograd.grad(loss, parameters, allow_unused=True)
     filled = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]
-    whole = torch.cat([part.float().flatten() for part in filled])
+    whole: Any = reduce(torch.cat([part.float().flatten() for part in filled]), "mean")
     return whole * min(1.0, most / max(float(whole.norm()), 1e-12))
 
 

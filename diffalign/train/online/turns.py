@@ -205,11 +205,10 @@ class Turns:
         return Drawings.of(parts), pending
 
     def _influences(self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray], loss: Loss) -> dict[str, float]:
-        """Return how much the gradient of each reward alone helps all, on as many of the turn's records as a batch has.
-
-        Every process takes the same records, and so finds the same.
-        """
+        """Return how much the gradient of each reward alone helps all, on one batch of the turn; every process takes its share of it."""
         network, alone = self.model.network, Combination(replace(self.config, combine=None))
+        size, rank = self.config.train_batch_size, process_state().process_index
+        share = range(rank * size, (rank + 1) * size)
         trained, gradients = [p for p in network.parameters() if p.requires_grad], dict[str, Tensor | None]()
         for name in self.judges.names:
             rewards, gradients[name] = alone.of({name: scores[name]}, self.prompts_of(number)), None
@@ -220,7 +219,7 @@ class Turns:
             with tempfile.TemporaryDirectory(prefix="diffalign-") as folder:
                 records = [self._record(number, step, one, rewards) for one in drawn]
                 self._open(number, write_table(Path(folder) / name, records), tensors)
-                places = range(min(len(self.pairs), self.config.train_batch_size))
+                places = [place % len(self.pairs) for place in share]
                 rows = [self.pairs[place, number * self.pairs.passes] for place in places]
                 batch = self.pairs.to_batch(rows).to(next(network.parameters()).device)
             generators = [sample_generator(self.config.seed, place) for place in places]
