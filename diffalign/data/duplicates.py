@@ -46,9 +46,9 @@ def pair_key(record: Record, digests: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """That a record compares what an earlier one compares, and says the same or the opposite."""
+    """That a record compares what an earlier one compares: with the same or the opposite label, or with that of another person, opposite."""
 
-    kind: Literal["same", "opposite"]
+    kind: Literal["same", "opposite", "disputed"]
     earlier: str  # id of the earlier record
 
 
@@ -57,16 +57,25 @@ class EarlierPairs:
 
     def __init__(self) -> None:
         self._ids: dict[tuple[bytes, str | None], str] = {}  # (pair, user) -> id of its first record
-        self._preferred: dict[bytes, tuple[str, bool]] = {}  # pair -> (id, whether the candidate with the smaller digest is preferred)
+        # Pair, or pair and user that is not the pair's first -> (id, whether the candidate with the smaller digest is preferred, user).
+        self._first: dict[bytes, tuple[str, bool, str | None]] = {}
+        self._own: dict[tuple[bytes, str | None], tuple[str, bool, str | None]] = {}
 
     def compare(self, record: Record, digests: Sequence[bytes]) -> Repeat | None:
-        """Return that an earlier record has the same pair and the opposite preference, or the same pair and the same user."""
+        """Return that an earlier record has the same pair and the opposite preference, or the same pair and the same user.
+
+        An opposite preference of another user is a dispute: what methods that know users learn from, and no mistake.
+        """
         key = pair_key(record, digests)
         if len(set(digests)) == 2 == len(digests) and record.prob is not None and record.prob != 0.5:
             preferred = (record.prob > 0.5) == (digests[0] < digests[1])
-            earlier, earlier_preferred = self._preferred.setdefault(key, (record.id, preferred))
-            if earlier_preferred != preferred:
-                return Repeat("opposite", earlier)
+            label = record.id, preferred, record.user
+            first = self._first.setdefault(key, label)
+            own = first if first[2] == record.user else self._own.setdefault((key, record.user), label)
+            if own[1] != preferred:
+                return Repeat("opposite", own[0])
+            if first[1] != preferred:
+                return Repeat("disputed", first[0])
         earlier = self._ids.setdefault((key, record.user), record.id)
         return Repeat("same", earlier) if earlier != record.id else None
 
@@ -77,9 +86,11 @@ def repeat_warning(counts: Mapping[str, int]) -> str | None:
     >>> repeat_warning({"same": 3, "opposite": 0, "equal": 0})
     '3 come again; `diffalign data import --merge` makes one row of each pair'
     """
-    kinds = {"same": "come again", "opposite": "come again with the opposite label", "equal": "hold one candidate twice"}
+    kinds = {"same": "come again", "opposite": "come again with the opposite label"}
+    kinds |= {"disputed": "are of another person with the opposite label", "equal": "hold one candidate twice"}
     repeats = [f"{counts[kind]} {words}" for kind, words in kinds.items() if counts.get(kind)]
-    return f"{', '.join(repeats)}; `diffalign data import --merge` makes one row of each pair" if repeats else None
+    users = ", whose users are lost; methods that know users need the rows as they are" if counts.get("disputed") else ""
+    return f"{', '.join(repeats)}; `diffalign data import --merge` makes one row of each pair{users}" if repeats else None
 
 
 @dataclass(slots=True)

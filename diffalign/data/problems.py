@@ -16,6 +16,11 @@ from diffalign.data.shortcuts import DECODED, ROWS, shortcuts
 from diffalign.data.table import Table
 
 ODD = {"\0": "a NUL character", "\ufeff": "a byte order mark (U+FEFF)", "\ufffd": "U+FFFD, which stands for a letter that was lost"}
+REPEATS = {
+    "same": "is the same pair as record {earlier}",
+    "opposite": "has the opposite preference of record {earlier}, which is the same pair",
+    "disputed": "has the opposite preference of record {earlier}, which is the same pair; this is user {user}'s, that another person's",
+}
 # Levels of 255 that no pixel of one picture moves by, however it is compressed; its mean colour moves by less than one.
 ALIKE = 24
 
@@ -33,10 +38,8 @@ def validate(table: Table, resolution: int | None = None, buckets: Sequence[Size
         checked = _Problems(record, resolution)
         sentences = [*checked.prompt(), *checked.candidates(), *checked.conditioning()]
         repeat = earlier_pairs.compare(record, checked.digests)
-        if repeat is not None and repeat.kind == "opposite":
-            sentences.append(f"has the opposite preference of record {repeat.earlier}, which is the same pair")
-        elif repeat is not None:
-            sentences.append(f"is the same pair as record {repeat.earlier}")
+        if repeat is not None:
+            sentences.append(REPEATS[repeat.kind].format(earlier=repeat.earlier, user=record.user))
         problems += [f"{record.id} ({record.source}): {sentence}" for sentence in sentences]
         ranks = {candidate.rank for candidate in record.candidates} - {None}
         has_preference = has_preference or record.prob not in (None, 0.5) or len(ranks) > 1

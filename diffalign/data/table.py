@@ -196,7 +196,7 @@ class Audit:
         self.ids: set[str] = set()
         self.digest = hashlib.sha256()
         self.pairs = EarlierPairs()
-        self.repeats = Counter[str](same=0, opposite=0, equal=0)
+        self.repeats = Counter[str](same=0, opposite=0, disputed=0, equal=0)
 
     def add(self, record: Record) -> None:
         if record.id in self.ids:

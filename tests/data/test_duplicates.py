@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from diffalign.core.errors import TableError
+from diffalign.data.duplicates import repeat_warning
 from diffalign.data.importing import import_dataset
 from diffalign.data.pictures import encode_image
 from diffalign.data.records import Candidate, Record
@@ -65,4 +66,13 @@ def test_a_table_that_is_there_is_refused_before_anything_is_read(tmp_path):
 def test_repeats_are_counted_in_the_manifest(tmp_path):
     table = write_table(tmp_path / "t", VOTES)
     # 1 and 2 say what 0 says; the BMP file is another one here, where bytes are compared; 4 has no user and comes once; 7 is 4 again
-    assert table.manifest["repeats"] == {"same": 3, "opposite": 0, "equal": 1}
+    assert table.manifest["repeats"] == {"same": 3, "opposite": 0, "disputed": 0, "equal": 1}
+
+
+def test_another_persons_opposite_label_is_no_contradiction(tmp_path):
+    votes = [vote(0, A, B, 1.0, user="ann"), vote(1, A, B, 0.0, user="bob"), vote(2, B, A, 1.0, user="bob"), vote(3, A, B, 1.0, user="bob")]
+    table = write_table(tmp_path / "t", [*votes, vote(4, A, B, 0.0, user="ann")])
+    # bob says the opposite of ann in 1, and as much again in 2; 3 is the opposite of his 1, and 4 of her 0
+    assert table.manifest["repeats"] == {"same": 0, "opposite": 2, "disputed": 2, "equal": 0}
+    warning = repeat_warning(table.manifest["repeats"])
+    assert warning is not None and "2 are of another person with the opposite label" in warning and "whose users are lost" in warning

@@ -41,7 +41,7 @@ def test_a_summary_of_images_by_hand(tmp_path):
         "text_length": {},
         "scores": {},
         "scored_by": None,
-        "repeats": {"same": 0, "opposite": 0, "equal": 0},
+        "repeats": {"same": 0, "opposite": 0, "disputed": 0, "equal": 0},
         "rejected": {
             "rows": 3,
             "reasons": [

@@ -68,6 +68,7 @@ def test_opposite_labels_of_a_pair_are_named_whoever_gave_them(tmp_path):
     found = problems(tmp_path, same(0, prob=0.5), same(1, user="ann"), swapped(2, user="bob"), same(3, user="eve", prob=0.1))
     assert [problem.partition(": ")[0] for problem in found] == ["2 (rows.csv row 2)", "3 (rows.csv row 3)"]
     assert all("opposite preference of record 1" in problem for problem in found)
+    assert ["user bob's" in problem and "another person" in problem for problem in found] == [True, False]
 
 
 def test_a_table_without_a_preference_is_named(tmp_path):
