@@ -10,6 +10,7 @@ world's exact judge on pictures of the same noise for every value of a slider:
   cross       |Spearman| of the slider's value and each other measure, which should not move (below 0.1); and the other's change from 0
               to 1 in deviations of the base's pictures
   adherence   share of shapes and places that pictures show, beside the base's
+  selection   mean distance of the measures from random values of all sliders, in levels: of one picture, and of the best of five
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from diffalign.data.world.tastes import bright_background, warm
 from diffalign.infer.load import load
 from diffalign.infer.sample import draw as sample
 from diffalign.infer.sample import grid
+from diffalign.infer.users.neighbours import rps_select
 from diffalign.methods.config_file import from_mapping, load_yaml
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.train import align as api
@@ -160,7 +162,31 @@ def slider_facts(tensor: np.ndarray, own: int, noises: int, spread: np.ndarray) 
     }
 
 
-def main(seeds: Sequence[int] = (0,), steps: int = 1000, pictures: int = 2000, noises: int = 4, root: str = "outputs/sliders") -> None:
+def selection(personal: Any, seed: int) -> dict[str, float]:
+    """Return how far pictures are from random values of all sliders: one, and the best of five of these values and of nearby ones (RPS)."""
+    rng, measures = np.random.default_rng([9, seed]), {name: lambda image, m=measure: m(read(image)) for name, measure in MEASURES.items()}
+    ways = {"one": (1, 0.0), "five": (5, 0.0), "rps": (5, 0.1)}
+    away: dict[str, list[float]] = {way: [] for way in ways}
+    for number, named in enumerate(captions(held_out=True) * 2):
+        wanted = dict(zip(MEASURES, rng.uniform(0.1, 0.9, len(MEASURES)).tolist(), strict=True))
+        for way, (candidates, reach) in ways.items():
+            own = {"seed": NOISE + 100 * number, "num_inference_steps": STEPS, "guidance_scale": SCALE}
+            away[way].append(rps_select(personal, wanted, caption(named), measures, candidates=candidates, reach=reach, **own).distance)
+    low, high = bootstrapped(np.array(away["rps"]) - np.array(away["five"]), 0)
+    facts = {way: float(np.mean(values)) for way, values in away.items()} | {"rps_less_five_low": low, "rps_less_five_high": high}
+    print(f"seed {seed}: distance from the values wanted {facts['one']:.3f}, best of five {facts['five']:.3f}, RPS {facts['rps']:.3f}; "
+          f"RPS less best of five {facts['rps'] - facts['five']:+.4f} ({low:+.4f} to {high:+.4f})", flush=True)  # fmt: skip
+    return facts
+
+
+def main(
+    seeds: Sequence[int] = (0,),
+    steps: int = 500,
+    pictures: int = 2000,
+    noises: int = 4,
+    select: bool = False,
+    root: str = "outputs/sliders",
+) -> None:
     """Train, measure and print.
 
     Args:
@@ -168,6 +194,7 @@ def main(seeds: Sequence[int] = (0,), steps: int = 1000, pictures: int = 2000, n
         steps: of each training.
         pictures: drawings to train on.
         noises: pictures of each held-out prompt for every value of a slider.
+        select: whether RPS is measured, too.
         root: folder of the table, the runs and the results.
     """
     torch.set_flush_denormal(True)
@@ -176,6 +203,8 @@ def main(seeds: Sequence[int] = (0,), steps: int = 1000, pictures: int = 2000, n
     data = table(folder, pictures)
     for seed in seeds:
         facts = report(folder, train(folder, data, seed, steps), seed, noises)
+        if select:
+            facts["selection"] = selection(load(folder / f"run-{seed}-{steps}"), seed)
         (folder / f"result-{seed}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -245,7 +245,7 @@ class TrainConfig:
     """Another encoder of users than the method's; constants as {pairs: {max_shots: 8}}. Every one takes tokens and width (of a token).
     pairs: features (latents, a CLIP's folder or hub id, open_clip:ARCHITECTURE:WEIGHTS), max_shots, fit_steps, variational; vlm: model,
     shots; mixture: prototypes; one_hot; profile: profiles (JSON file {user: text}); vector: vectors (JSON file {user: [number, ...]});
-    slider: attributes (scores of the table, of single pictures), dropout."""
+    slider: attributes (scores of the table, of single pictures), dropout, frequency."""
     user_dropout: float = key(0.1, SHARE_BELOW_ONE)
     """Share of users dropped in training; the negative half of guidance uses the zero user."""
     rank: int = key(8, ABOVE_ZERO, uses=CARD_AND_HELP)

@@ -234,10 +234,11 @@ class VectorEncoder(UserEncoder):
 class SliderEncoder(UserEncoder):
     """Values of attributes in [0, 1], "user" (N, A), NaN where a slider is off: each has tokens of its own (AttriCtrl, 2508.02151).
 
-    As in the release, a value becomes the sinusoids of a time step (1000 times the value), a network of two layers turns them into one
-    vector, and learned places are added to it, one a token. The release appends these tokens to the prompt's; here they are a user's, so
-    that all off is the base. A slider that is off has zero tokens, whatever the others are. The release starts the last layer at zero; here
-    the branch's values are what starts there.
+    As in the release, a value becomes sinusoids, of angles from `frequency` times the value down to a tenth of it, a network of two layers
+    turns them into one vector, and learned places are added to it, one a token. The release has frequency 1000 (a time step's sinusoids);
+    with that the tokens of 0 and 1 came to lie beside each other on the embedded world, so ours is 4. The release appends the tokens to the
+    prompt's; here they are a user's, so that all off is the base, and one that is off has zero tokens, whatever the others are. It starts
+    the last layer at zero; here the branch's values are what starts there, and places are small beside values.
 
     `quantiles` (Q, A) are those of the training's scores, which values are levels of (ours; the paper scales each attribute to [0, 1]).
     """
@@ -246,19 +247,20 @@ class SliderEncoder(UserEncoder):
 
     def __init__(self, settings: SliderSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
-        self.attributes, self.each = tuple(settings.attributes), settings.tokens
+        self.attributes, self.each, self.frequency = tuple(settings.attributes), settings.tokens, settings.frequency
         self.tokens = self.each * len(self.attributes)
         self.register_buffer("quantiles", torch.linspace(0.0, 1.0, LEVELS)[:, None].repeat(1, len(self.attributes)))
         self.values = nn.ModuleList(
             nn.Sequential(nn.Linear(SINUSOIDS, self.width), nn.SiLU(), nn.Linear(self.width, self.width)) for _ in self.attributes
         )
-        self.places = nn.Parameter(torch.randn(len(self.attributes), self.each, self.width))
+        self.places = nn.Parameter(0.1 * torch.randn(len(self.attributes), self.each, self.width))
 
     def encode(self, condition: Condition) -> Tensor:
         """Return tokens (N, A * U, D), those of the first attribute first."""
         values = condition["user"].to(self.places)
         on = values.isfinite()
-        waves = get_timestep_embedding(1000.0 * values.nan_to_num().flatten(), SINUSOIDS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        angles = self.frequency * values.nan_to_num().flatten()
+        waves = get_timestep_embedding(angles, SINUSOIDS, flip_sin_to_cos=True, downscale_freq_shift=0, max_period=10.0 * self.frequency)  # pyright: ignore[reportArgumentType]  # a number
         read = [network(wave) for network, wave in zip(self.values, waves.unflatten(0, values.shape).unbind(dim=1), strict=True)]
         tokens = torch.stack(read, dim=1)[:, :, None] + self.places
         return (tokens * on[..., None, None]).flatten(1, 2)

@@ -100,6 +100,7 @@ class SliderSettings(UserEncoderSettings):
     of_users: ClassVar[bool] = False
 
     attributes: Sequence[str]  # scores of the table, one slider each
+    frequency: float = 4.0  # radians of a value's fastest sinusoid; AttriCtrl's release has 1000, by which near values are far apart
     dropout: float = 0.3  # share of pictures in whose training a slider is off, for each by itself, so that every subset of them works
 
     def __post_init__(self) -> None:
@@ -109,6 +110,8 @@ class SliderSettings(UserEncoderSettings):
             raise ConfigError(f"`user_encoder`: `attributes` is {names!r}; expected a list of the table's scores, as [brightness, size]")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"`user_encoder`: `attributes` names `{twice[0]}` twice; a score has one slider")
+        if self.frequency <= 0.1:
+            raise ConfigError(f"`user_encoder`: `frequency` is {self.frequency}; expected more than 0.1, the slowest sinusoid's")
         if self.dropout >= 1.0:
             raise ConfigError(f"`user_encoder`: `dropout` is {self.dropout}; expected a share below 1, or no slider is ever on")
 

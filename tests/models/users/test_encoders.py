@@ -189,7 +189,7 @@ def test_a_mixture_is_a_share_of_each_prototype():
 
 @torch.no_grad()
 def test_the_tokens_of_a_slider_are_of_its_value_alone_and_zeros_where_it_is_off():
-    encoder = built("slider")
+    encoder = built("slider", frequency=1000.0)
     both, off, other = (
         encoder({"user": torch.tensor([row])}, 1)[0].unflatten(0, (2, U)) for row in ([0.3, 0.8], [0.3, math.nan], [0.3, 0.1])
     )
@@ -204,6 +204,17 @@ def test_the_tokens_of_a_slider_are_of_its_value_alone_and_zeros_where_it_is_off
     hidden = first.weight.numpy() @ np.concatenate([np.cos(angles), np.sin(angles)]) + first.bias.numpy()
     value = last.weight.numpy() @ (hidden / (1.0 + np.exp(-hidden))) + last.bias.numpy()
     np.testing.assert_allclose(both[1], value + encoder.places[1].numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_slow_slider_moves_its_tokens_ever_farther_and_a_fast_one_back_and_forth():
+    def path(frequency):
+        values = torch.linspace(0.0, 1.0, 11)[:, None].expand(-1, 2)
+        tokens = built("slider", frequency=frequency)({"user": values}, 11).flatten(1)
+        return (tokens - tokens[0]).norm(dim=1)
+
+    assert (path(1.0).diff() > 0).all()
+    assert not (path(1000.0).diff() > 0).all()
 
 
 def test_sliders_that_are_left_out_are_off_and_wrong_ones_are_named():
@@ -312,6 +323,7 @@ def test_an_encoder_of_another_kind_than_its_file_says_is_refused(tmp_path, fact
         ({"slider": {"attributes": []}}, r"`attributes` is \[\]; expected a list of the table's scores"),
         ({"slider": {"attributes": "size"}}, "`attributes` is 'size'; expected a list"),
         ({"slider": {"attributes": ["size", "size"]}}, "`attributes` names `size` twice"),
+        ({"slider": {"attributes": ["size"], "frequency": 0.1}}, r"`frequency` is 0\.1; expected more than 0\.1"),
         ({"slider": {"attributes": ["size"], "dropout": 1.0}}, r"`dropout` is 1\.0; expected a share below 1"),
         ("one_hott", r"there is no user_encoder `one_hott`\. Did you mean `one_hot`\?"),
     ],
