@@ -47,7 +47,7 @@ def trained(root: Path, world: World, held_out: set[str], seed: int, learn: str)
     return str(folder) if Run.is_in(folder) else run("orchestrator", table, folder, seed, learn=learn)
 
 
-def judged(world: World, kept: Sequence[int], rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reached(world: World, kept: Sequence[int], rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return of each group its share of rightly ordered pairs, and the true value of its best picture by rewards (G, K)."""
     truth = world.by_prompt()[np.array(world.groups)[list(kept)]]
     gaps, mine = (x[:, :, None] - x[:, None, :] for x in (truth, rewards))
@@ -63,14 +63,14 @@ def of_seed(root: Path, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     tables = {name: values[np.array(other.groups)[kept]] for name, values in scores_of(other).items()}
     standard = {name: (table - table.mean()) / table.std() for name, table in tables.items()}
     fixed = [w * standard[BOTH[0]] + (1.0 - w) * standard[BOTH[1]] for w in np.linspace(0.0, 1.0, 101)]
-    best = max(fixed, key=lambda rewards: judged(other, kept, rewards)[0].mean())
+    best = max(fixed, key=lambda rewards: reached(other, kept, rewards)[0].mean())
     ways = {"the plain sum": tables[BOTH[0]] + tables[BOTH[1]], "equal weights, standardised": fixed[50], FIXED: best}
     prompts = [prompts_of(other)[place] for place in kept]
     for learn, name in (("scores", "prompt_weights, learnt from preferred scores"), ("votes", "prompt_weights, learnt from votes")):
         folder = trained(root, world, held_out, seed, learn)
         ways[name] = combiner_of({"prompt_weights": {"path": folder}}).under(tables, prompts)
     ways["the score that the prompt wants"] = np.array([[other.by_prompt()[p] for p in other.groups[place]] for place in kept])
-    return {name: judged(other, kept, rewards) for name, rewards in ways.items()}
+    return {name: reached(other, kept, rewards) for name, rewards in ways.items()}
 
 
 def main(root: Path = Path("outputs/orchestrator"), seeds: Sequence[int] = (0, 1, 2)) -> None:

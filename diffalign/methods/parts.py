@@ -28,10 +28,10 @@ class Turns(Protocol):
         """Remove what an interrupted run drew at `step` or later."""
         ...
 
-    def turn(self, step: int, drawing: Callable[[], AbstractContextManager[nn.Module]], loss: Callable[..., Any]) -> dict[str, float]:
+    def turn(self, step: int, drawing: Callable[[], AbstractContextManager[nn.Module]], parts: Parts) -> dict[str, float]:
         """Draw anew if a turn begins at `step`, with the network that `drawing` gives; return what is logged of it.
 
-        `loss` of a network and a batch is what combiners that follow gradients differentiate.
+        `parts` are those of the run, whose loss combiners that follow gradients differentiate.
         """
         ...
 

@@ -156,8 +156,7 @@ class Trainer:
         turns = self.parts.turns
         if turns is None:
             return {}
-        loss = partial(preference_step, self.parts)
-        drawn = turns.turn(self.step, partial(self._driving, self.config.rollout_policy), loss)
+        drawn = turns.turn(self.step, partial(self._driving, self.config.rollout_policy), self.parts)
         self._park()
         if turns.stopped:
             logger.warning("stopped at %s", turns.stopped)

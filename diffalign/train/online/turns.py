@@ -30,6 +30,7 @@ from diffalign.infer.shards import seed_of
 from diffalign.methods.builders.data import check_view, view_of
 from diffalign.methods.config import TrainConfig
 from diffalign.methods.online import steps_without_noise
+from diffalign.methods.parts import Parts
 from diffalign.methods.recipe import Recipe
 from diffalign.models.diffusion.rollout_plan import Branch
 from diffalign.rewards.drift import diversity, features
@@ -43,12 +44,13 @@ from diffalign.train.online.policies import Policies
 from diffalign.train.online.ratio import check_ratio
 from diffalign.train.online.rewards import Combination, Rewards, ranks
 from diffalign.train.online.trees import grown
+from diffalign.train.step import preference_step
 
 SPACING = 1_000_003  # between the seeds of two turns
 REWARD, ADVANTAGE = "reward", "advantage"  # scores that all scorers together make
+Loss = Callable[..., tuple[Tensor, Any]]  # of a network, a batch and its generators: the mean loss, and more
 CHUNK = 32  # pictures that are drawn, and then judged, at once; more where a prompt has more
 Drawing = Callable[[], AbstractContextManager[nn.Module]]
-Loss = Callable[..., tuple[Tensor, Any]]  # of a network, a batch, its generators and what drives a trajectory: the mean loss, and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,10 @@ class Turns:
             self.log.discard(-(-step // self.config.updates_per_turn))
         process_state().wait_for_everyone()
 
-    def turn(self, step: int, drawing: Drawing, loss: Loss) -> dict[str, float]:
+    def turn(self, step: int, drawing: Drawing, parts: Parts) -> dict[str, float]:
         """Draw anew if a turn begins at `step`; return what is logged of it, nothing within a turn.
 
-        `loss` is that of a batch, with gradient, of which weights that follow gradients are made.
+        `parts` are those of the run, by whose loss weights follow gradients.
         A run that goes on within a turn opens it from the log. Where all pictures of every prompt are equally good, `stopped` says so, and
         the step must not be taken. Raises TableError for that in the first turn, and where no picture of a turn can be judged.
         """
@@ -118,7 +120,8 @@ class Turns:
         self.policies.begin(self.config, step)
         drawn, self._last = self._draw(number, drawing), number
         scores = {name: np.array([one.scores[name] for one in drawn]) for name in self.judges.names}
-        weights = self.combination.follow(lambda: self._influences(number, step, drawn, scores, partial(loss, driving=drawing)))
+        loss = partial(preference_step, parts, driving=drawing)
+        weights = self.combination.follow(lambda: self._influences(number, step, drawn, scores, loss))
         logged = self._judge(number, step, drawn, scores) | {f"weight/{name}": weight for name, weight in weights.items()}
         self._ended = time.perf_counter()
         return logged
@@ -204,7 +207,9 @@ class Turns:
         self.seconds["draw"] -= scoring  # it lies within what the caller counts as drawing
         return Drawings.of(parts), pending
 
-    def _influences(self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray], loss: Loss) -> dict[str, float]:
+    def _influences(
+        self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray], loss: Callable[..., Any]
+    ) -> dict[str, float]:
         """Return how much the gradient of each reward alone helps all, on one batch of the turn; every process takes its share of it."""
         network, alone = self.model.network, Combination(replace(self.config, combine=None))
         size, rank = self.config.train_batch_size, process_state().process_index
