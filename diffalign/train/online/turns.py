@@ -207,9 +207,7 @@ class Turns:
         self.seconds["draw"] -= scoring  # it lies within what the caller counts as drawing
         return Drawings.of(parts), pending
 
-    def _influences(
-        self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray], loss: Callable[..., Any]
-    ) -> dict[str, float]:
+    def _influences(self, number: int, step: int, drawn: Sequence[Drawn], scores: Mapping[str, np.ndarray], loss: Loss) -> dict[str, float]:
         """Return how much the gradient of each reward alone helps all, on one batch of the turn; every process takes its share of it."""
         network, alone = self.model.network, Combination(replace(self.config, combine=None))
         size, rank = self.config.train_batch_size, process_state().process_index
