@@ -47,6 +47,9 @@ def test_a_prompt_asks_for_things_numbers_colours_places_and_a_text():
         ('a shop with a sign that says "Grand Opening"', KNOWN, Requirements(text="Grand Opening")),
         ("a dog on a gray background", KNOWN, Requirements((Wanted("dog"),))),
         ("dreams of tomorrow", KNOWN, Requirements()),
+        ("two red cars and a blue car", KNOWN, Requirements((Wanted("car", 2, "red"), Wanted("car", 1, "blue")), (("car", 4),))),
+        ("a painting of a dog without a car", None, Requirements((Wanted("dog"),), (("car", 1),))),
+        ("a bench and no dogs", KNOWN, Requirements((Wanted("bench"),), (("dog", 1),))),
     ):
         assert parse(prompt, labels) == expected, prompt
 
@@ -86,6 +89,10 @@ def test_checks_are_genevals_rules():
         ((Wanted("cat", place="left"),), [0.0, 0.0]),
     ):
         assert list(checks(Requirements(wanted), found).values()) == expected, wanted
+    both = Requirements((Wanted("dog", 1, "red"), Wanted("dog", 1, "blue")))
+    assert set(checks(both, found).values()) == {1.0}  # a box for each, though the best is blue
+    assert list(checks(Requirements((Wanted("dog"), *both.include)), found).values()) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert set(checks(both, Findings((100, 100), (box("Dog", 5, 40, color="Red"), box("DOG", 50, 60, color="blue")))).values()) == {1.0}
     assert list(checks(Requirements((), (("dog", 2),)), found).values()) == [0.0]
     assert list(checks(Requirements((), (("dog", 3),)), found).values()) == [1.0]
     assert checks(Requirements(text="Open 24"), found) == {'"Open 24"': 1.0}

@@ -37,6 +37,8 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
                                                                 aesthetics, safety], or protocol: pairwise for the share of its prompt's
                                                                 other images that it beats, in both orders; answer: json or logprobs;
                                                                 template: aspects, visionprefer, unified_reward or FILE.txt
+  {tools: {detector: {transformers: {model: NAME}}}}            share of what the prompt asks for (things, numbers, colours, places, a text)
+                                                                that tools find; detector: world, a function or a server, reader: rapidocr
   {combined: {scorers: [hps, clipscore], how: product}}         one score of several: weighted, standardised (the default), log_sigmoid,
                                                                 product, lagrange or cfo, with constants as {weighted: {weights: {hps: 2}}}
   {people: {path: votes.db}}                                    people, on the page of diffalign app: the share of its comparisons that a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from diffalign.data.colours import flattened
-from diffalign.rewards.tools.requirements import COLORS, PLACES, Requirements, Wanted
+from diffalign.rewards.tools.requirements import COLORS, PLACES, Requirements
 
 Corners = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 SLACK = 0.1  # of two things' sizes, by which their centres must lie apart beyond overlapping to stand in a relation (GenEval)
@@ -52,29 +53,49 @@ def checks(wanted: Requirements, found: Findings) -> dict[str, float]:
     1 - edit distance / length, as Flow-GRPO rewards it (2505.05470).
     """
     results: dict[str, float] = {}
-    groups = [_best(found, one) for one in wanted.include]
-    for one, boxes in zip(wanted.include, groups, strict=True):
-        own = boxes[: one.count]
-        name = f"{one.count} {one.label}"
-        results[name] = float(len(boxes) >= one.count)
+    dealt = _dealt(wanted, found)
+    labels = [one.label for one in wanted.include]
+    for one, own in zip(wanted.include, dealt, strict=True):
+        which = f"{one.color} {one.label}" if one.color is not None and labels.count(one.label) > 1 else one.label
+        name = f"{one.count} {which}"
+        results[name] = float(len(own) == one.count)
         if one.color is not None:
-            results[f"{name}: {one.color}"] = float(len(own) == one.count and all(box.color == one.color for box in own))
+            results[f"{name}: {one.color}"] = float(len(own) == one.count and all(_alike(box.color, one.color) for box in own))
         if one.place is not None:
             results[f"{name}: {one.place}"] = float(bool(own) and all(place_of(box.box, found.size) == one.place for box in own))
         if one.relation is not None:
             relation, other = one.relation
-            others = groups[other][: wanted.include[other].count]
+            others = dealt[other]
             stand = bool(own) and bool(others) and all(relation in relations(a.box, b.box) for a in own for b in others)
             results[f"{name}: {relation} {wanted.include[other].label}"] = float(stand)
     for label, count in wanted.exclude:
-        results[f"fewer than {count} {label}"] = float(sum(box.label == label for box in found.boxes) < count)
+        results[f"fewer than {count} {label}"] = float(sum(_alike(box.label, label) for box in found.boxes) < count)
     if wanted.text is not None:
         results[f'"{wanted.text}"'] = likeness(" ".join(line.text for line in found.lines), wanted.text)
     return results
 
 
-def _best(found: Findings, wanted: Wanted) -> list[Box]:
-    return sorted((box for box in found.boxes if box.label == wanted.label), key=lambda box: -box.score)
+def _dealt(wanted: Requirements, found: Findings) -> list[list[Box]]:
+    """Return the boxes that stand for each wanted thing, at most its number: the best of its class.
+
+    Where a class is wanted more than once, which GenEval's prompts never do, a box stands for one thing, and first for one of its colour.
+    """
+    best = sorted(found.boxes, key=lambda box: -box.score)
+    left = {one.label: [box for box in best if _alike(box.label, one.label)] for one in wanted.include}
+    again = Counter(one.label for one in wanted.include)
+    dealt: dict[int, list[Box]] = {}
+    for place, one in sorted(enumerate(wanted.include), key=lambda pair: pair[1].color is None):
+        boxes = left[one.label]
+        if again[one.label] > 1:
+            boxes = sorted(boxes, key=lambda box: one.color is not None and not _alike(box.color, one.color))  # noqa: B023
+        dealt[place] = boxes[: one.count]
+        left[one.label] = boxes[one.count :]
+    return [dealt[place] for place in range(len(wanted.include))]
+
+
+def _alike(found: str | None, wanted: str) -> bool:
+    """Return whether a tool's word is the wanted one, in any case and either spelling of gray."""
+    return found is not None and found.strip().casefold().replace("grey", "gray") == wanted.casefold().replace("grey", "gray")
 
 
 def relations(a: Corners, b: Corners) -> set[str]:

@@ -24,9 +24,11 @@ IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "ch
 RELATION = re.compile(r"^(?:(?:to|on) the )?(left of|right of)\b|^(above|below)\b")
 PLACE = re.compile(r"^(?:at|on|in) the (left|right|top|bottom|center|middle)\b(?! of)")
 GROUND = re.compile(r"\b(?:on|against|in front of) an? \w+ background\b")
+NONE = ("no", "without")  # before what a picture must not show
 QUOTED = re.compile(r"[\"\u201c]([^\"\u201d]+)[\"\u201d]")
 ENDS = "saying says reading reads holding wearing sitting standing and with on in at of to left right above below that next is are"
-STOP = {*ENDS.split(), "photo", "picture", "image"}  # words that end the name of a thing
+MEDIA = "photo photograph picture image painting drawing illustration rendering sketch"
+STOP = {*ENDS.split(), *MEDIA.split(), *NONE}  # words that end the name of a thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,14 @@ class Requirements:
     @property
     def labels(self) -> tuple[str, ...]:
         """Return the kinds of things to look for, each once."""
-        return tuple(dict.fromkeys([wanted.label for wanted in self.include] + [label for label, _ in self.exclude]))
+        return tuple(dict.fromkeys([*_labels(self.include), *(label for label, _ in self.exclude)]))
 
 
 def parse(prompt: str, labels: Sequence[str] | None = None) -> Requirements:
     """Return what a prompt asks for; with `labels` only these things are looked for, longer names first, else whatever follows an article.
 
-    A number word asks for exactly so many. What no tool can check is left out; a prompt of nothing else asks for nothing.
+    A number word asks for exactly so many, `no` and `without` for none. What no tool can check is left out; a prompt of nothing else asks
+    for nothing.
 
     >>> parse("a photo of two dogs and a red car left of a bench", ["dog", "car", "bench"]).include[1:]
     (Wanted(label='car', count=1, color='red', place=None, relation=('left of', 2)), Wanted(label='bench', count=1, color=None, ...
@@ -66,7 +69,8 @@ def parse(prompt: str, labels: Sequence[str] | None = None) -> Requirements:
     rest = GROUND.sub(" ", QUOTED.sub(" ", prompt).lower())
     words = re.findall(r"[a-z]+", rest)
     include: list[Wanted] = []
-    exclude: list[tuple[str, int]] = []
+    absent: list[str] = []
+    counted: set[str] = set()
     pending: tuple[int, str] | None = None
     at = 0
     while at < len(words):
@@ -77,16 +81,35 @@ def parse(prompt: str, labels: Sequence[str] | None = None) -> Requirements:
         elif (place := PLACE.match(ahead)) and include:
             include[-1] = _with(include[-1], place="center" if place[1] == "middle" else place[1])
             at += len(place[0].split())
+        elif (
+            words[at] in NONE
+            and (named := _label(words, at + 1 + (words[at + 1 : at + 2] in (["a"], ["an"], ["any"])), labels)) is not None
+        ):
+            label, at = named
+            absent.append(label)
         elif (thing := _thing(words, at, labels)) is not None:
             wanted, exact, at = thing
             include.append(wanted)
-            exclude += [(wanted.label, wanted.count + 1)] if exact else []
+            counted |= {wanted.label} if exact else set()
             if pending is not None:
                 include[pending[0]] = _with(include[pending[0]], relation=(pending[1], len(include) - 1))
                 pending = None
         else:
             at += 1
+    exclude = [(label, sum(one.count for one in include if one.label == label) + 1) for label in _labels(include) if label in counted]
+    exclude += [(label, 1) for label in dict.fromkeys(absent)]
     return Requirements(tuple(include), tuple(exclude), text[1].strip() if text else None)
+
+
+def _labels(include: Sequence[Wanted]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(wanted.label for wanted in include))
+
+
+def _absent(words: Sequence[str], at: int, labels: Sequence[str] | None) -> tuple[str, int] | None:
+    """Return what must not be shown, and where its name ends, where `no` or `without` stands; else None."""
+    if words[at] not in NONE:
+        return None
+    return _label(words, at + 2 if words[at + 1 : at + 2] in (["a"], ["an"], ["any"]) else at + 1, labels)
 
 
 def _thing(words: Sequence[str], at: int, labels: Sequence[str] | None) -> tuple[Wanted, bool, int] | None:
