@@ -146,6 +146,8 @@ def _column(table: Table, record: Record, column: str, score: str) -> tuple[floa
         if score not in candidate.scores:
             names = sorted({*table.manifest["scores"], *candidate.scores})
             hint = f".{did_you_mean(score, names)} Name the score to read as `scores: {{{column}: NAME}}`"
+            if score in names:
+                hint = ", which other records have; score all of the table with `diffalign score`, or leave that record out"
             raise TableError(
                 f"{table.path}: training reads `{column}` of every candidate, and the score `{score}` is missing in "
                 f"{record.source}{hint if names else '; the table has no scores'}"

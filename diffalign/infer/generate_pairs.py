@@ -29,7 +29,7 @@ from diffalign.infer.text.rewrites import Writing, as_texts
 from diffalign.methods.builders.common import DTYPES
 from diffalign.methods.edits import refuse_prompts_alone
 from diffalign.models.backbones.base_lora import BaseLora
-from diffalign.models.backbones.folders import check_language_model, is_local, resolve
+from diffalign.models.backbones.folders import check_folder, check_language_model, is_local, resolve
 from diffalign.models.backbones.table import load_pipeline
 from diffalign.rewards.table import SCORERS, check_scorers, together
 
@@ -135,6 +135,7 @@ def _check_other(config: GenerateConfig) -> None:
     if names[0] == names[1]:
         raise ConfigError(f"both models are called {names[0]}, by which their pictures are told apart; rename a folder")
     if not Run.is_in(config.other_model):
+        check_folder(resolve(config.other_model))
         refuse_prompts_alone(config.other_model)
     elif (run := Run.open(config.other_model, expects="image")).personal:
         raise ConfigError(f"{run.folder}: a run of {run.method} that draws for a user; expected one that draws to prompts alone")

@@ -291,6 +291,8 @@ def test_two_models_draw_side_by_side_from_the_same_seeds(config, micro_sd, tmp_
 
 
 def test_two_models_that_cannot_stand_side_by_side_are_refused(config, micro_sd, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such model folder"):
+        generate(replace(config, other_model=str(tmp_path / "none")), PROMPTS[:1])  # before the first model draws
     twin = shutil.copytree(micro_sd, tmp_path / "other" / micro_sd.name)
     for changes, message in (
         ({"other_model": str(twin)}, "both models are called"),

@@ -42,6 +42,7 @@ def outlook(config: TrainConfig, recipe: Recipe, candidates: int) -> str:  # noq
     name, head = settings_of(config.reward_head, config.method)
     view = dry_run.opened(config, recipe)
     if view is not None:
+        builder.check(config, view)
         view.entries = builder.divided(config, view)[0]
     model = ("model", f"reward head {name} ({head}) on embeddings of {config.pretrained_model_name_or_path}")
     return "\n".join(dry_run.aligned([model, *dry_run.step_rows(config, recipe, None, view)]))

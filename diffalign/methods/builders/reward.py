@@ -16,6 +16,7 @@ from torch import Tensor
 from diffalign.core.errors import ConfigError, TableError, did_you_mean
 from diffalign.core.files import atomic_file
 from diffalign.core.processes import process_state
+from diffalign.core.runs import Run
 from diffalign.data.entries import Entries
 from diffalign.data.view import View
 from diffalign.methods.builders.common import cache_root, order
@@ -78,6 +79,14 @@ def parts(config: TrainConfig, recipe: Recipe, view: View, device: torch.device)
     table, index = view.table.fingerprint, order(config, view)
     more: dict[str, Any] = {"facts": facts, "groups": groups, "measure": measure}
     return Parts("reward", recipe, model, RewardLikelihood(), NoReference(), data, table, index, **more)
+
+
+def check(config: TrainConfig, view: View) -> None:
+    """Raise TableError or CheckpointError where the head needs sources or a run that are not there, before anything is embedded."""
+    _, settings = settings_of(config.reward_head, config.method)
+    _sources(view, settings)
+    if isinstance(settings, RegressionSettings) and settings.start is not None:
+        Run.open(settings.start, expects="reward")
 
 
 def _sources(view: View, settings: Settings) -> dict[int, int] | None:

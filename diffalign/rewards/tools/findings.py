@@ -87,7 +87,7 @@ def _dealt(wanted: Requirements, found: Findings) -> list[list[Box]]:
     for place, one in sorted(enumerate(wanted.include), key=lambda pair: pair[1].color is None):
         boxes = left[one.label]
         if again[one.label] > 1:
-            boxes = sorted(boxes, key=lambda box: one.color is not None and not _alike(box.color, one.color))  # noqa: B023
+            boxes = sorted(boxes, key=lambda box: one.color is not None and not _alike(box.color, one.color))
         dealt[place] = boxes[: one.count]
         left[one.label] = boxes[one.count :]
     return [dealt[place] for place in range(len(wanted.include))]

@@ -245,6 +245,8 @@ def test_the_command_line_trains_scores_and_says_what_it_would_do(town, tmp_path
     said = capsys.readouterr().out
     assert "reward head bt" in said
     assert "records         78: 246 passes in 300 steps" in said  # of 96 those of 13 prompts; three of 16 are held out
+    assert main([*recipe, "--method", "reward_more", "--reward_head", "{more: {by: place}}", "--dry_run"]) == 2
+    assert "has no `place`" in capsys.readouterr().err
     assert main([*recipe, "--max_train_steps", "2"]) == 0
     assert "use it as the scorer {trained: {path:" in capsys.readouterr().out
     spec = f"[{{trained: {{path: {tmp_path / 'r'}}}}}]"
