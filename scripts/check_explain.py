@@ -57,7 +57,7 @@ def tifa(file: Path, resamples: int) -> None:
     facts = explain(votes, attributes(votes), resamples=resamples).facts
     given = {row["name"]: row for row in facts["attributes"]}
 
-    members: dict[str, list[dict[str, Any]]] = {}
+    members: dict[str, list[Any]] = {}
     for row in rows:
         members.setdefault(row.value["text_id"], []).append(row.value)
     pairs = [(a, b) for own in members.values() for a, b in combinations(own, 2)]

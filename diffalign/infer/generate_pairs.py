@@ -117,6 +117,8 @@ def _check_rewriter(config: GenerateConfig, inputs: Sequence[bytes]) -> None:
         raise ConfigError("`rewriter` writes prompts, and an edit model draws from a picture, too; leave it out")
     if config.max_new_tokens < 1:
         raise ConfigError(f"`max_new_tokens` is {config.max_new_tokens}; expected one or more")
+    if config.sentence_model is not None and is_local(config.sentence_model) and not Path(config.sentence_model).is_dir():
+        raise ConfigError(f"`sentence_model` is {config.sentence_model}, and there is no such folder; expected one, or a hub id")
     if Run.is_in(config.rewriter):
         Run.open(config.rewriter, expects="text")
     elif is_local(resolve(config.rewriter)):

@@ -75,6 +75,7 @@ def test_a_language_model_writes_a_text_by_its_seed():
     ("wrong", "error", "says"),
     [
         ({"rewriter": None, "sentence_model": "x"}, ConfigError, "there is no `rewriter`"),
+        ({"sentence_model": "./none"}, ConfigError, "there is no such folder"),
         ({"max_new_tokens": 0}, ConfigError, "`max_new_tokens` is 0"),
         ({"rewriter": "assets/tiny-sd"}, CheckpointError, "assets/tiny-sd"),
     ],
