@@ -57,7 +57,12 @@ def test_records_come_back_as_they_were_written(tmp_path):
     table = write_table(tmp_path / "t", records)
     assert [images(one) for one in table] == [images(one) for one in records]
     assert [images(one) for one in View(table, [orient])] == [images(one) for one in records]
-    assert table.manifest["repeats"] == {"same": 0, "opposite": 0, "disputed": 0, "equal": 0}  # one picture under two conditions is no pair of equals
+    assert table.manifest["repeats"] == {
+        "same": 0,
+        "opposite": 0,
+        "disputed": 0,
+        "equal": 0,
+    }  # one picture under two conditions is no pair of equals
     assert [one.conditioning_images for one in records] == [(noise(200),) * 2, (noise(300), noise(301)), (None, None)]
 
 

@@ -295,7 +295,7 @@ def test_a_score_has_the_unit_of_its_scorer_or_of_the_columns_that_it_was_read_f
         assert unit_of(table.manifest, "pickscore") == unit, (manifest, score)
 
 
-def test_votes_on_one_candidate_train_unpaired_objectives_and_nothing_disliked_is_trained_as_liked(tmp_path):
+def test_votes_on_one_candidate_train_unpaired_objectives_and_nothing_disliked_is_trained_as_liked(tmp_path, caplog):
     lone = [Record(f"v{n}", f"p{n}", (Candidate(text=f"t{n}"),), prob=float(n % 2), source=f"row {n}") for n in range(6)]
     shared = [{"prompt": "p", "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
     write_table(tmp_path / "t", lone)
@@ -309,6 +309,10 @@ def test_votes_on_one_candidate_train_unpaired_objectives_and_nothing_disliked_i
             opened(replace(unpaired, transforms=None), None)
     liked = opened(replace(unpaired, objective="denoise", beta=None), None)
     assert [entry.id for entry in liked.entries] == ["v1", "v3", "v5"]
+    write_table(tmp_path / "disliked", lone[::2])
+    opened(replace(unpaired, dataset_name=str(tmp_path / "disliked"), output_dir=str(tmp_path / "d")), None)
+    assert "all 3 candidates are disliked, and nothing says what to draw instead" in caplog.text
+    assert caplog.text.count("nothing says") == 1
     both = [{"prompt": "q", "completion": text, "label": False} for text in "cd"]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*shared, *both]), encoding="utf-8")
     imitated = {"objective": "denoise", "beta": None, "transforms": [{"pairs": {"how": "best_worst"}}, "orient"]}

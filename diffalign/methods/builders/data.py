@@ -132,6 +132,9 @@ def _check_preferences(config: TrainConfig, view: View, specs: Sequence[Spec], *
         raise TableError(
             f"{name}: no pair with a preference is left of {len(view.table)} records ({left}); nothing to learn from. {view.usage}"
         )
+    if unpaired and (view.entries.counts == 1).all() and len(kinds := np.unique(np.sign(view.entries.prob - 0.5))) == 1:
+        what = "disliked, and nothing says what to draw instead" if kinds[0] < 0.0 else "liked, and nothing says what to leave"
+        logger.warning("%s: all %d candidates are %s; add votes of the other kind", name, len(view.entries), what)
     if config.transforms is None and 2 * view.usage.without_preference() > view.usage.records:
         raise TableError(
             f"{name}: most records state no preference between two candidates ({view.usage}). Give them labels or ranks; or, to train "
