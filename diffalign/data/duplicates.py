@@ -46,7 +46,7 @@ def pair_key(record: Record, digests: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """That a record compares what an earlier one compares: with the same or the opposite label, or with that of another person, opposite."""
+    """That a record compares what an earlier one compares: with the same or the opposite label, or the opposite one of another person."""
 
     kind: Literal["same", "opposite", "disputed"]
     earlier: str  # id of the earlier record

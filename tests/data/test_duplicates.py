@@ -75,4 +75,6 @@ def test_another_persons_opposite_label_is_no_contradiction(tmp_path):
     # bob says the opposite of ann in 1, and as much again in 2; 3 is the opposite of his 1, and 4 of her 0
     assert table.manifest["repeats"] == {"same": 0, "opposite": 2, "disputed": 2, "equal": 0}
     warning = repeat_warning(table.manifest["repeats"])
-    assert warning is not None and "2 are of another person with the opposite label" in warning and "whose users are lost" in warning
+    assert warning is not None
+    assert "2 are of another person with the opposite label" in warning
+    assert "whose users are lost" in warning
