@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffalign.core.errors import ConfigError
+from diffalign.core.errors import CheckpointError, ConfigError
 from diffalign.data.combining import Combiner, Rewards, tables_of
+from diffalign.rewards.combine import check_weighed
 from diffalign.rewards.heads.embeds import Embeds
 from diffalign.rewards.heads.mixed import ArmoHead
 from diffalign.rewards.heads.store import embeds_of, head_of
@@ -36,8 +37,7 @@ class PromptWeights(Combiner):
     def under(self, rewards: Rewards, prompts: Sequence[str]) -> np.ndarray:
         """Return the weighted sum (G, K) of candidates to G prompts. Raises ConfigError for other rewards than those of the training."""
         tables, names = tables_of(rewards), self.head.parts
-        if set(tables) != set(names):
-            raise ConfigError(f"`prompt_weights`: {self.folder} weighs the scores {list(names)}; there are {list(tables)}")
+        check_weighed(self.folder, names, list(tables))
         mean, deviation = (value.double().numpy() for value in self.head.measured)
         standard = [(tables[name] - mean[i]) / deviation[i] for i, name in enumerate(names)]
         return np.einsum("agk,ga->gk", standard, self.weights(prompts))
@@ -52,11 +52,11 @@ class PromptWeights(Combiner):
 
 
 def load_prompt_weights(path: str) -> PromptWeights:
-    """Return the combiner of the run in the folder `path`.
+    """Return the combiner of a run of reward_orchestrator or reward_armo in the folder `path`.
 
-    Raises CheckpointError for a folder without a run of a reward method, ConfigError for one of a method that weighs no scores.
+    Raises CheckpointError for a folder without such a run, and for embeddings that are no longer those of the training.
     """
     run, head, source, _ = head_of(Path(path))
     if not isinstance(head, OrchestratorHead | ArmoHead):
-        raise ConfigError(f"`prompt_weights`: {path} is a run of {run.method}; expected one of reward_orchestrator or reward_armo")
+        raise CheckpointError(f"{run.folder}: its weights are of another head than those of {run.method}")
     return PromptWeights(run.folder, head, embeds_of(run, source))

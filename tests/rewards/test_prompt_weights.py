@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -182,6 +183,13 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(runs, tmp_path):
         load_scorer({"trained": {"path": str(runs["votes"])}})
     with pytest.raises(ConfigError, match="score the table by the scorer `combined`"):
         transform(votes()[0], scores=NAMES, into="reward", how=how)
+    with pytest.raises(ConfigError, match=r"weighs the scores \['light', 'dark'\]; there are \['light', 'adherence'\]"):
+        check_scorers([{"combined": {"scorers": ["light", "adherence"], "how": how}}])  # before anything is loaded
+    (tmp_path / "other").mkdir()
+    facts = json.loads((runs["votes"] / "run.json").read_text()) | {"method": "reward_bt"}
+    (tmp_path / "other" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="is a run of reward_bt; expected one of reward_orchestrator or reward_armo"):
+        combiner_of({"prompt_weights": {"path": str(tmp_path / "other")}})
     gone = {"prompt_weights": {"path": str(tmp_path / "none")}}
     for check in (
         lambda: check_scorers([{"combined": {"scorers": NAMES, "how": gone}}]),

@@ -40,7 +40,8 @@ HELP = """scorers (weights from the hub, or from a local file or folder by {pick
   {tools: {detector: {transformers: {model: NAME}}}}            share of what the prompt asks for (things, numbers, colours, places, a text)
                                                                 that tools find; detector: world, a function or a server, reader: rapidocr
   {combined: {scorers: [hps, clipscore], how: product}}         one score of several: weighted, standardised (the default), log_sigmoid,
-                                                                product, lagrange or cfo, with constants as {weighted: {weights: {hps: 2}}}
+                                                                product, lagrange or cfo, with constants as {weighted: {weights: {hps: 2}}},
+                                                                or {prompt_weights: {path: RUN}} of a run of reward_orchestrator
   {people: {path: votes.db}}                                    people, on the page of diffalign app: the share of its comparisons that a
                                                                 picture wins against others of its prompt
 examples:
