@@ -38,14 +38,14 @@ def quantiles_of(scores: np.ndarray, count: int) -> np.ndarray:
 def levels(scores: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     """Return at which level in [0, 1] of `quantiles` (Q, A) each of the scores (N, A) lies, linear in between.
 
-    A score that many pictures share has the middle of its levels; what lies outside has 0 or 1.
+    A score that many pictures share has the middle of its levels; what lies outside has 0 or 1. Scores are rounded as `quantiles` are.
 
     >>> levels(np.array([[2.0], [3.0], [9.0]]), np.array([[1.0], [2.0], [2.0], [2.0], [4.0]])).ravel().tolist()
     [0.5, 0.875, 1.0]
     """
     most = len(quantiles) - 1
     columns = []
-    for own, knots in zip(scores.T, quantiles.T, strict=True):
+    for own, knots in zip(scores.astype(quantiles.dtype).T, quantiles.T, strict=True):
         distinct, first, times = np.unique(knots, return_index=True, return_counts=True)
         place = (first + (times - 1) / 2) / most
         columns.append(np.where(own < distinct[0], 0.0, np.where(own > distinct[-1], 1.0, np.interp(own, distinct, place))))

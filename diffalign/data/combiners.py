@@ -217,7 +217,7 @@ class Gradient(Combiner):
     Dynamic reward weighting (2509.11452, released code): before a turn is trained on, each weight is multiplied by exp(rate * influence),
     and all are divided by their sum. The influence of a reward is <g_i, sum_j g_j>, g_i the gradient of the loss by that reward alone.
     `rate` stands for the release's learning rate over regularisation, 1e-6 / 1e-5. That the rewards are standardised is ours: the release
-    adds up shares between 0 and 1 as they are. Without `weights` all begin alike.
+    adds up shares between 0 and 1 as they are. Without `weights` all begin alike; none falls below 1e-12, so that it can come back.
 
     >>> Gradient(rate=1.0, weights={"a": 0.5, "b": 0.5}).followed({"a": 0.0, "b": np.log(3.0)}).weights
     {'a': 0.25, 'b': 0.75}
@@ -240,7 +240,7 @@ class Gradient(Combiner):
         weights = constants_of("weights", self.weights, influences, 1.0 / len(influences), above=0.0)
         logs = {name: np.log(weight) + self.rate * influences[name] for name, weight in weights.items()}
         whole = np.logaddexp.reduce(list(logs.values()))
-        return replace(self, weights={name: float(np.exp(value - whole).round(15)) for name, value in logs.items()})
+        return replace(self, weights={name: max(1e-12, float(np.exp(value - whole).round(15))) for name, value in logs.items()})
 
 
 COMBINERS: dict[str, Callable[..., Combiner]] = {

@@ -227,6 +227,9 @@ def test_weights_of_gradients_are_multiplied_by_the_exponential_of_their_influen
     rewards = {"a": [[1.0, 3.0]], "b": [[300.0, 100.0]], "c": [[0.01, 0.03]]}  # standardised to -1 and 1 over root 2, or the opposite
     close(moved.combine(rewards), np.array([[-0.5, 0.5]]) / np.sqrt(2.0), rtol=1e-5)
     close(combiners.Gradient().combine(rewards), np.array([[-1.0, 1.0]]) / 3.0 / np.sqrt(2.0), rtol=1e-5)
+    poor = start.followed({"a": -1e3, "b": 0.0, "c": 0.0})  # exp(-500) is no more than nothing, and a weight of 0 would be refused next
+    assert poor.weights == pytest.approx({"a": 1e-12, "b": 1 / 3, "c": 2 / 3})
+    assert poor.followed({"a": 1e3, "b": 0.0, "c": 0.0}).weights["a"] == pytest.approx(1.0)
     for weights, message in (({"a": 0.0}, "that of `a` is 0.0; expected a number above 0"), ({"d": 1.0}, "names `d`, which is no reward")):
         with pytest.raises(ConfigError, match=message):
             combiners.Gradient(weights=weights).followed({"a": 1.0, "b": 1.0})

@@ -40,6 +40,12 @@ def test_equal_scores_have_the_middle_of_their_levels():
     assert levels(np.array([[1.0], [2.0], [1.5]]), quantiles).ravel().tolist() == [0.25, 0.875, 0.5625]
 
 
+def test_scores_of_few_values_keep_their_levels_where_quantiles_are_rounded():
+    """As a double 0.1 lies below its nearest float, and 0.9 above its: of two of each the levels are 1/6 and 5/6 all the same."""
+    scores = np.array([[0.1], [0.1], [0.9], [0.9]])
+    assert levels(scores, np.array([[0.1], [0.1], [0.9], [0.9]], np.float32)).ravel() == pytest.approx([1 / 6, 1 / 6, 5 / 6, 5 / 6])
+
+
 def test_the_scores_are_those_of_the_first_candidate(tmp_path):
     assert attributes_of(view(tmp_path, [1.0, 3.0, 2.0]), ["size"]).tolist() == [[1.0], [3.0], [2.0]]
 

@@ -257,11 +257,12 @@ class SliderEncoder(UserEncoder):
 
     def encode(self, condition: Condition) -> Tensor:
         """Return tokens (N, A * U, D), those of the first attribute first."""
-        values = condition["user"].to(self.places)
+        values = condition["user"].to(self.places.device, torch.float32)  # in half precision nearby values would be one
         on = values.isfinite()
         angles = self.frequency * values.nan_to_num().flatten()
         waves = get_timestep_embedding(angles, SINUSOIDS, flip_sin_to_cos=True, downscale_freq_shift=0, max_period=10.0 * self.frequency)  # pyright: ignore[reportArgumentType]  # a number
-        read = [network(wave) for network, wave in zip(self.values, waves.unflatten(0, values.shape).unbind(dim=1), strict=True)]
+        waves = waves.to(self.places).unflatten(0, values.shape)
+        read = [network(wave) for network, wave in zip(self.values, waves.unbind(dim=1), strict=True)]
         tokens = torch.stack(read, dim=1)[:, :, None] + self.places
         return (tokens * on[..., None, None]).flatten(1, 2)
 

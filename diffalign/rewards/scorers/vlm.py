@@ -120,8 +120,8 @@ class Judge:
             if (answer := self.kept.get(self._key(question))) is not None:
                 replies[question] = Reply(**answer)
         self.audit["kept"] += len(replies)
-        asked = [question for question in once if question not in replies]
-        batches = [asked[start : start + self.model.batch] for start in range(0, len(asked), self.model.batch)]
+        new = [question for question in once if question not in replies]
+        batches = [new[start : start + self.model.batch] for start in range(0, len(new), self.model.batch)]
         for batch, own in zip(batches, in_parallel(self._replies, batches, self.model.concurrency), strict=True):
             for question, (reply, outcome) in zip(batch, own, strict=True):
                 self.audit[outcome] += 1

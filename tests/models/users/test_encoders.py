@@ -217,6 +217,14 @@ def test_a_slow_slider_moves_its_tokens_ever_farther_and_a_fast_one_back_and_for
     assert not (path(1000.0).diff() > 0).all()
 
 
+@torch.no_grad()
+def test_sliders_in_half_precision_keep_their_values():
+    encoder, values = built("slider"), {"user": torch.tensor([[0.301, 0.8]])}
+    whole, half = encoder(values, 1), encoder.bfloat16()(values, 1)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), whole, atol=0.03, rtol=0.03)
+
+
 def test_sliders_that_are_left_out_are_off_and_wrong_ones_are_named():
     encoder = built("slider")
     torch.testing.assert_close(encoder.set_to({"size": 1}), torch.tensor([math.nan, 1.0]), equal_nan=True)
