@@ -83,7 +83,11 @@ def test_in_a_conversation_they_are_a_system_message(tmp_path):
 def test_pictures_and_what_cannot_be_meant_are_refused(tmp_path, pairs_file):
     with pytest.raises(TableError, match=r"`fewshot_context` writes answers into prompts, and these are images.*ppd"):
         opened(config(pairs_file, method="diffusion_dpo", transforms=["fewshot_context"], output_dir=str(tmp_path)))
-    for constants, message in (({"shots": 0}, "shots is 0"), ({"template": "{prompt}"}, "{preferred}")):
+    for constants, message in (
+        ({"shots": 0}, "shots is 0"),
+        ({"template": "{prompt}"}, "{preferred}"),
+        ({"template": '{"for": {prompt}, "good": {preferred}, "bad": {dispreferred}}'}, "other braces to be doubled"),
+    ):
         with pytest.raises(ConfigError, match=message):
             made(tmp_path / message, [vote("ann", 0), vote("ann", 1)], **constants)
     own = Record("r", "p", (Candidate(text="a", prompt="q"), Candidate(text="b")), 1.0, "ann")

@@ -54,6 +54,10 @@ def fewshot_context(
         raise ConfigError(f"fewshot_context: shots is {shots} and seed {seed}; expected at least 1, and zero or more")
     if missing := [name for name in ("{prompt}", "{preferred}", "{dispreferred}") if name not in template]:
         raise ConfigError(f"fewshot_context: template is {template!r}; expected a text with {missing[0]} in it")
+    try:
+        template.format(prompt="", preferred="", dispreferred="")
+    except (LookupError, ValueError) as error:
+        raise ConfigError(f"fewshot_context: template is {template!r}; expected other braces to be doubled, as {{{{ and }}}}") from error
     if any(candidate.prompt is not None for candidate in record.candidates):
         raise RecordError(f"{record.source}: the candidates have prompts of their own; `fewshot_context` changes the record's")
     context = (contexts or {}).get((record.source, record.id))

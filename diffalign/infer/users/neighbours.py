@@ -67,7 +67,7 @@ def rps_select(
         seed: of the settings and, plus 0, 1, ..., of the noise.
         arguments: of the stock pipeline's call.
 
-    Raises ConfigError for a run without sliders, for values that are none, and for a slider without its measure.
+    Raises ConfigError for a run without sliders, for values or counts that are none, and for a slider without its measure.
 
     Example:
         >>> rps_select(run, {"brightness": 0.8}, "a star", {"brightness": brightness}).image  # doctest: +SKIP
@@ -78,6 +78,9 @@ def rps_select(
     if missing := [name for name in sliders if name not in measures]:
         raise ConfigError(f"there is no measure of the slider `{missing[0]}`.{did_you_mean(missing[0], measures)}")
     encoder.set_to(sliders)  # which checks them before anything is drawn
+    if candidates < 1 or not reach >= 0.0 or None in sliders.values():
+        what = f"candidates is {candidates}, reach {reach} and sliders {dict(sliders)}"
+        raise ConfigError(f"{what}; expected at least 1, zero or more, and numbers")
     drawn = []
     for place, setting in enumerate(neighbours(sliders, candidates, reach, seed)):
         noise = torch.Generator().manual_seed(seed + place)

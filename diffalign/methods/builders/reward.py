@@ -98,7 +98,13 @@ def _sources(view: View, settings: Settings) -> dict[int, int] | None:
         return sources
     if settings.shifted not in names:
         raise TableError(f"{view.table.path}: no record is of the source `{settings.shifted}`.{did_you_mean(settings.shifted, names)}")
-    return {row: int(names[source] == settings.shifted) for row, source in sources.items()}
+    shifted = {row: int(names[source] == settings.shifted) for row, source in sources.items()}
+    if not any(shifted[row] for row in view.entries.rows.tolist()):
+        raise TableError(
+            f"{view.table.path}: the transforms leave no pair of the source `{settings.shifted}`, which the head `meta` tells apart; pairs "
+            "without a label are left out, so give them any, such as 0.5: it is not read"
+        )
+    return shifted
 
 
 def _held_out(config: TrainConfig, recipe: Recipe) -> View | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,13 @@ def test_a_users_few_votes_choose_among_the_groups_of_a_run(tmp_path):
         assert scorer.name == f"trained-{user}"
     with pytest.raises(ConfigError, match=r"no user of .* and no file with pairs"):
         load_scorer({"trained": {"path": str(folder), "user": "ann"}})
+
+
+def test_new_pictures_that_no_transform_keeps_are_named_and_not_silently_missed(world, tmp_path):
+    old = [replace(record, prob=None) if record.meta["place"] == "b" else record for record in read_table(world / "votes")]
+    table = write_table(tmp_path / "unlabelled", old).path
+    with pytest.raises(TableError, match=r"leave no pair of the source `b`.*such as 0\.5"):
+        align("pixels", table, method="reward_meta", reward_head={"meta": HEADS["meta"]}, output_dir=tmp_path / "run", **SHORT)
 
 
 def test_what_a_head_cannot_be_trained_on_is_refused(world, tmp_path):
