@@ -16,6 +16,7 @@ from diffalign.evaluate.explain.votes import Floats, Votes
 from diffalign.rewards import drift
 from diffalign.rewards.scorers.looks import COLOURS, PATTERNS
 
+DIGITS = 12  # what is less is rounding, and no difference between two plain pictures
 LARGEST = 512  # pixels: colours are measured of a picture scaled down to that, fine patterns in its unscaled middle
 TEXTS: dict[str, tuple[Callable[[str], float], str]] = {
     "length": (lambda text: float(len(text)), "characters"),
@@ -39,7 +40,8 @@ def looks(votes: Votes) -> dict[str, Floats]:
             candidate = votes.candidate(number)
             measured[thing.key] = of(candidate.image or b"") if of is _of_picture else of(candidate.text or "")  # pyright: ignore[reportArgumentType]  # each takes its kind of content
     names = dict.fromkeys(name for one in measured.values() for name in one)
-    return {name: np.array([measured[thing.key].get(name, np.nan) for thing in votes.things]) for name in names}
+    rows = {name: [measured[thing.key].get(name, np.nan) for thing in votes.things] for name in names}
+    return {name: np.round(values, DIGITS) for name, values in rows.items()}
 
 
 def _of_picture(data: bytes) -> dict[str, float]:
