@@ -113,10 +113,11 @@ def measured(pipe: Any, prompts: Sequence[str], noises: int) -> tuple[np.ndarray
 def rank_correlation(values: np.ndarray, measures: np.ndarray) -> float:
     """Return Spearman's correlation without the pictures that show no shape."""
     there = np.isfinite(measures)
-    return float(spearmanr(values[there], measures[there])[0])
+    correlation: Any = spearmanr(values[there], measures[there])
+    return float(correlation.statistic)
 
 
-def report(root: Path, folder: Path, seed: int, noises: int) -> dict[str, Any]:
+def report(root: Path, folder: Path, seed: int, noises: int, others: float | None) -> dict[str, Any]:
     """Return the facts of one run, printed, with a sheet of pictures beside it."""
     prompts = [caption(named) for named in captions(held_out=True)]
     personal = load(folder)
@@ -125,9 +126,10 @@ def report(root: Path, folder: Path, seed: int, noises: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"seed": seed, "off_is_base": all(a.tobytes() == b.tobytes() for a, b in zip(off, plain, strict=True))}
     facts["base_adherence"] = float(kept.mean())
     print(f"seed {seed}: off = base in {len(off)} pictures: {facts['off_is_base']}; base's adherence {kept.mean():.3f}", flush=True)
+    still = {} if others is None else dict.fromkeys(MEASURES, others)
     spread, rows = np.nanstd(base, axis=0), list[Image.Image]()
     for own, name in enumerate(MEASURES):
-        drawn = [measured(personal.for_user({name: value}), prompts, noises) for value in VALUES]
+        drawn = [measured(personal.for_user(still | {name: value}), prompts, noises) for value in VALUES]
         tensor = np.stack([one for one, _, _ in drawn])  # (values, P * noises, A)
         rows += [images[noises * 5] for _, _, images in drawn]
         one: dict[str, Any] = slider_facts(tensor, own, noises, spread) | {"adherence": float(np.mean([kept for _, kept, _ in drawn]))}
@@ -135,7 +137,7 @@ def report(root: Path, folder: Path, seed: int, noises: int) -> dict[str, Any]:
         cross = ", ".join(f"{other} {rho:+.3f} ({slope:+.2f} sd)" for other, (rho, slope) in one["cross"].items())
         print(f"seed {seed} {name}: Spearman {one['pooled']:.3f} ({one['low']:.3f} to {one['high']:.3f}), within prompt and noise "
               f"{one['within']:.3f}; cross {cross}; adherence {one['adherence']:.3f}", flush=True)  # fmt: skip
-    grid(rows, len(VALUES)).save(root / f"sheet-{seed}.png")
+    grid(rows, len(VALUES)).save(root / f"sheet-{seed}{'' if others is None else '-others'}.png")
     return facts
 
 
@@ -184,6 +186,7 @@ def main(
     steps: int = 500,
     pictures: int = 2000,
     noises: int = 4,
+    others: float | None = None,
     select: bool = False,
     root: str = "outputs/sliders",
 ) -> None:
@@ -194,6 +197,7 @@ def main(
         steps: of each training.
         pictures: drawings to train on.
         noises: pictures of each held-out prompt for every value of a slider.
+        others: value of the sliders that are not moved; off if not given.
         select: whether RPS is measured, too.
         root: folder of the table, the runs and the results.
     """
@@ -202,10 +206,10 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     data = table(folder, pictures)
     for seed in seeds:
-        facts = report(folder, train(folder, data, seed, steps), seed, noises)
+        facts = report(folder, train(folder, data, seed, steps), seed, noises, others)
         if select:
             facts["selection"] = selection(load(folder / f"run-{seed}-{steps}"), seed)
-        (folder / f"result-{seed}.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / f"result-{seed}{'' if others is None else '-others'}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
