@@ -72,21 +72,26 @@ def rps_select(
     Example:
         >>> rps_select(run, {"brightness": 0.8}, "a star", {"brightness": brightness}).image  # doctest: +SKIP
     """
-    encoder = personal.encoder
-    if not isinstance(encoder, SliderEncoder) or not sliders:
-        raise ConfigError(f"{personal.folder}: expected a run with user_encoder slider, and the value of one slider or more")
-    if missing := [name for name in sliders if name not in measures]:
-        raise ConfigError(f"there is no measure of the slider `{missing[0]}`.{did_you_mean(missing[0], measures)}")
-    encoder.set_to(sliders)  # which checks them before anything is drawn
-    if candidates < 1 or not reach >= 0.0 or None in sliders.values():
-        what = f"candidates is {candidates}, reach {reach} and sliders {dict(sliders)}"
-        raise ConfigError(f"{what}; expected at least 1, zero or more, and numbers")
+    encoder = _checked(personal, sliders, measures)
+    if candidates < 1 or not reach >= 0.0:
+        raise ConfigError(f"candidates is {candidates} and reach {reach}; expected at least 1, and zero or more")
     drawn = []
     for place, setting in enumerate(neighbours(sliders, candidates, reach, seed)):
         noise = torch.Generator().manual_seed(seed + place)
         image = personal.for_user(setting)(prompt, generator=noise, **arguments).images[0]
         drawn.append(Selected(image, setting, _distance(encoder, image, sliders, measures)))
     return min(drawn, key=lambda one: one.distance)
+
+
+def _checked(personal: Personal, sliders: Mapping[str, float], measures: Mapping[str, Measure]) -> SliderEncoder:
+    """Return the run's encoder, before anything is drawn. Raises ConfigError as `rps_select`."""
+    encoder = personal.encoder
+    if not isinstance(encoder, SliderEncoder) or not sliders or None in sliders.values():
+        raise ConfigError(f"{personal.folder}: expected a run with user_encoder slider, and the value of one slider or more")
+    if missing := [name for name in sliders if name not in measures]:
+        raise ConfigError(f"there is no measure of the slider `{missing[0]}`.{did_you_mean(missing[0], measures)}")
+    encoder.set_to(sliders)
+    return encoder
 
 
 def _distance(encoder: SliderEncoder, image: Image.Image, sliders: Mapping[str, float], measures: Mapping[str, Measure]) -> float:

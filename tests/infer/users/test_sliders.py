@@ -87,7 +87,7 @@ def test_the_picture_that_measures_nearest_to_what_was_wanted_is_kept(personal):
     assert unseen.distance == 1.0
     with pytest.raises(ConfigError, match=r"no measure of the slider `size`\. Did you mean `sise`"):
         rps_select(personal, {"size": 0.3}, "a star", {"sise": lambda _: 0.0})
-    with pytest.raises(ConfigError, match="candidates is 0, reach"):
+    with pytest.raises(ConfigError, match="candidates is 0 and reach"):
         rps_select(personal, {"size": 0.3}, "a star", {"size": lambda _: 0.0}, candidates=0)
     with pytest.raises(ConfigError, match="the value of one slider or more"):
         rps_select(personal, {}, "a star", {})
