@@ -36,9 +36,9 @@ PAIRS: list[Any] = ["pairs", "drop_ties", "orient"]
 COMMON: dict[str, Any] = {"method": "dpo", "train_batch_size": 16, "precompute_ref_log_probs": False, "overwrite_output_dir": True}
 LORA = COMMON | {"learning_rate": 5e-4, "rank": 8, "beta": 1.0}
 CONTEXT = COMMON | {"learning_rate": 1e-3, "train_method": "full", "beta": 0.3}
-USERS, VOTES, NEW, SHOTS, ASKED = 80, 12, 60, 4, 3  # to train on, votes of each; new ones, votes that are read, votes that are judged
+USERS, VOTES, NEW, SHOTS, QUERIES = 80, 12, 60, 4, 3  # to train on, votes of each; new ones, votes that are read, votes that are judged
 Vote = tuple[str, str, str]  # prompt, preferred and other rewrite
-Found = Iterator[tuple[str, str, np.ndarray]]  # a way of training or reading, what is measured, and its values (N,)
+Numbers = Iterator[tuple[str, str, np.ndarray]]  # a way of training or reading, what is measured, and its values (N,)
 
 
 def prompts() -> tuple[list[str], list[str]]:
@@ -54,10 +54,10 @@ def warmth(text: str) -> float:
     return 0.5 + (red - blue) / 510.0 if is_caption(text) else 0.0
 
 
-def vote(asked: Sequence[str], rng: np.random.Generator, *, warm: bool = True) -> Vote:
+def vote(shorts: Sequence[str], rng: np.random.Generator, *, warm: bool = True) -> Vote:
     """Return a vote on two rewrites that differ clearly in warmth."""
     while True:
-        prompt = asked[int(rng.integers(len(asked)))]
+        prompt = shorts[int(rng.integers(len(shorts)))]
         best, worst = sorted((random_rewrite(prompt, rng, add=1.0, drift=0.0) for _ in range(2)), key=warmth, reverse=warm)
         if abs(warmth(best) - warmth(worst)) >= 0.2:
             return prompt, best, worst
@@ -79,30 +79,30 @@ def ranked(run: Path, votes: Sequence[Record]) -> np.ndarray:
     return (scores[:, 0] > scores[:, 1]).astype(float)
 
 
-def rewritten(run: Path, asked: Sequence[str], seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def rewritten(run: Path, shorts: Sequence[str], seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield wins of the run's rewrites over tiny-lm's of the same draws, ties half, and the share of attributes that they keep."""
-    base, own = (writer(asked, seed=1000 * seed) for writer in (base_writer(Run.open(run)), load(run)))
+    base, own = (writer(shorts, seed=1000 * seed) for writer in (base_writer(Run.open(run)), load(run)))
     yield "wins", np.array([(np.sign(warmth(b) - warmth(a)) + 1.0) / 2.0 for a, b in zip(base, own, strict=True)])
-    yield "kept", np.array([1.0 - distance(prompt, text) for prompt, text in zip(asked, own, strict=True)])
+    yield "kept", np.array([1.0 - distance(prompt, text) for prompt, text in zip(shorts, own, strict=True)])
 
 
-def fewshot(seed: int, root: Path) -> Found:
+def fewshot(seed: int, root: Path) -> Numbers:
     """Yield each new user's share (NEW,) of votes ranked rightly, behind votes of a user of the other taste, own votes, and none."""
     (train, held), rng = prompts(), np.random.default_rng([seed, 1])
     people = [(user, place) for user in range(USERS) for place in range(VOTES)]
     votes = [record(user * VOTES + place, vote(train, rng, warm=user % 2 == 0), f"user {user}") for user, place in people]
-    own = [[vote(held, rng, warm=user % 2 == 0) for _ in range(SHOTS + ASKED)] for user in range(NEW)]
+    own = [[vote(held, rng, warm=user % 2 == 0) for _ in range(SHOTS + QUERIES)] for user in range(NEW)]
     contexts = [written(of_user[:SHOTS], SHOT) for of_user in own]
     behind = {"other's votes": [contexts[user ^ 1] for user in range(NEW)], "own votes": contexts, "nothing": [None] * NEW}
     context = {"fewshot_context": {"shots": SHOTS, "template": SHOT}}
     for way, transforms in (("trained with context", [*PAIRS, context]), ("trained without", PAIRS)):
         run = align(MODEL, votes, output_dir=root / way, transforms=transforms, max_train_steps=60, seed=seed, **CONTEXT)
         for whose, leads in behind.items() if context in transforms else [("nothing", behind["nothing"])]:
-            asked = [record(0, one, context=lead) for lead, of_user in zip(leads, own, strict=True) for one in of_user[SHOTS:]]
-            yield f"{way}, behind {whose}", "ranked rightly", ranked(run, asked).reshape(NEW, ASKED).mean(axis=1)
+            queries = [record(0, one, context=lead) for lead, of_user in zip(leads, own, strict=True) for one in of_user[SHOTS:]]
+            yield f"{way}, behind {whose}", "ranked rightly", ranked(run, queries).reshape(NEW, QUERIES).mean(axis=1)
 
 
-def rationale(seed: int, root: Path) -> Found:
+def rationale(seed: int, root: Path) -> Numbers:
     """Yield held-out ranking, wins and meaning kept of runs on 32 votes, with and without the term of the reason."""
     (train, held), rng = prompts(), np.random.default_rng([seed, 2])
     few = [vote(train, rng) for _ in range(32)]
@@ -115,7 +115,7 @@ def rationale(seed: int, root: Path) -> Found:
             yield f"weight {weight:g}", what, values
 
 
-def curriculum(seed: int, root: Path) -> Found:
+def curriculum(seed: int, root: Path) -> Numbers:
     """Yield wins and meaning kept of runs on the best of four rewrites against each other one."""
     (train, held), rng = prompts(), np.random.default_rng([seed, 3])
     answers = [[random_rewrite(prompt, rng) for _ in range(4)] for prompt in train[:128]]
@@ -128,7 +128,7 @@ def curriculum(seed: int, root: Path) -> Found:
         yield from ((way, what, values) for what, values in rewritten(run, held, seed))
 
 
-PARTS: dict[str, Callable[[int, Path], Found]] = {"fewshot": fewshot, "rationale": rationale, "curriculum": curriculum}
+PARTS: dict[str, Callable[[int, Path], Numbers]] = {"fewshot": fewshot, "rationale": rationale, "curriculum": curriculum}
 
 
 def main(what: Literal["fewshot", "rationale", "curriculum"], seeds: Sequence[int] = (0, 1, 2), root: str = "outputs/text_votes") -> None:
