@@ -122,6 +122,7 @@ def curriculum(seed: int, root: Path) -> Numbers:
     records = [record(i, (prompt, *texts)) for i, (prompt, texts) in enumerate(zip(train, answers, strict=False))]
     stages = {"curriculum": {"gap": {"score": "warm", "stages": 3}}}
     ways: dict[str, dict[str, Any]] = {"any order": {}, "clear first": stages, "renewed": stages | {"reference": "old_policy"}}
+    ways["any order, a third of beta"] = {"beta": 1 / 3}  # which may go as far as three stages
     each = [{"pairs": {"how": "best_each", "score": "warm"}}, "drop_ties"]
     for way, own in ways.items():
         run = align(MODEL, records, output_dir=root / way, transforms=each, max_train_steps=60, seed=seed, **(LORA | own))
@@ -148,8 +149,9 @@ def main(what: Literal["fewshot", "rationale", "curriculum"], seeds: Sequence[in
     for (way, number), of_seeds in pooled.items():
         values = np.concatenate(of_seeds)
         gap = values - first.setdefault(number, values)
-        whole, above = (f"({low:+.3f} to {high:+.3f})" for low, high in (bootstrapped(values, 0), bootstrapped(gap, 0)))
-        print(f"{what}: {way}, {number} {values.mean():.3f} {whole}, {gap.mean():+.3f} {above} above the first", flush=True)
+        (low, high), (least, most) = bootstrapped(values, 0), bootstrapped(gap, 0)
+        print(f"{what}: {way}, {number} {values.mean():.3f} ({low:.3f} to {high:.3f}), {gap.mean():+.3f} ({least:+.3f} to {most:+.3f}) "
+              "above the first", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
