@@ -28,6 +28,11 @@ def check_anchor(config: TrainConfig, method: Method, tuning: str) -> None:
     if config.anchor_objective is not None:
         check_name("anchor_objective", single("anchor_objective", config.anchor_objective)[0], ANCHORS)
         bind_objective(config.anchor_objective)
+    if config.reference == "old_policy" and single("anchor_objective", config.anchor_objective or "distil")[0] == "distil":
+        raise ConfigError(
+            "`anchor_objective` distil keeps the model at its reference, and `reference: old_policy` is another one in each stage of the "
+            "`curriculum`; set anchor_objective to denoise"
+        )
     if tuning in ("user", CONTROLNET) or method.inference == "reward" or config.prompts:
         what = "`prompts` that are drawn while training" if config.prompts else f"`train_method` {tuning} of `{config.method}`"
         raise ConfigError(f"`anchor_dataset_name` goes with pictures or texts of a dataset, and not with {what}; leave it out")

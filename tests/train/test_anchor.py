@@ -103,6 +103,7 @@ def test_texts_are_anchored_by_the_likelihood_of_the_models_own_answers(world, t
         ({"anchor_objective": "distill"}, "`anchor_objective` is 'distill'. Did you mean `distil`"),
         ({"anchor_objective": {"distil": {"beta": 1}}}, "`distil` takes no `beta`"),
         ({"method": "ppd"}, "`train_method` user"),
+        ({"reference": "old_policy", "curriculum": {"gap": {"score": "taste"}}}, "set anchor_objective to denoise"),
     ],
 )
 def test_an_anchor_that_cannot_be_meant_is_refused_by_name(config, changes, message):
