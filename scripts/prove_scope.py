@@ -26,6 +26,7 @@ from diffalign.data.world.scenes import random_scene
 from diffalign.infer.load import load
 from diffalign.models.backbones.table import load_pipeline
 from scripts.arena import Arena, Run
+from scripts.compare_rank import pooled
 from scripts.prove_repair import OPTIONS, PROMPTS, STEPS, Repairs
 
 ANCHORED, DRAWS, NAMED = 64, 2, 128  # prompts of the anchor, pictures of each, and prompts that are judged
@@ -66,7 +67,7 @@ def adherences(arena: Arena, name: str, pipe: Any, prompts: Sequence[str]) -> np
 
 
 def main(seeds: Sequence[int] = (0, 1), weights: Sequence[float] = (0.0, 500.0), steps: int = STEPS, root: str = "outputs/repair") -> None:
-    """Train and judge, and print a line for each run.
+    """Train and judge, and print a line for each run, and one for each weight with its seeds pooled by prompt.
 
     Args:
         seeds: of trainings and evaluations.
@@ -81,16 +82,26 @@ def main(seeds: Sequence[int] = (0, 1), weights: Sequence[float] = (0.0, 500.0),
     held, named = prompts[:ANCHORED], prompts[ANCHORED:]
     base = adherences(arena, "base", lambda: load_pipeline(arena.model), named)
     print(f"base: adherence to prompts that name a place {base.mean():.3f}", flush=True)
+    results = {weight: (list[dict[str, Any]](), list[np.ndarray]()) for weight in weights}
     for seed in seeds:
         for weight in weights:
             anchor = {"anchor_dataset_name": str(anchor_table(arena, held)), "anchor_weight": weight} if weight else {}
             run = Run(f"right-{seed}", "diffusion_dpo", OPTIONS | anchor, steps, seed, PROMPTS)
             facts = arena.result(run)
             own = adherences(arena, run.key, lambda run=run: load(arena.root / "runs" / run.key), named)
-            low, high = bootstrapped(own - base, 0)
-            won = f"{facts['win_rate']:.3f} ({facts['low']:.3f} to {facts['high']:.3f})"
-            print(f"seed {seed} anchor {weight:g}, {steps} steps: in scope {won}, elsewhere adherence {own.mean():.3f}, "
-                  f"{(own - base).mean():+.4f} ({low:+.4f} to {high:+.4f}) of the base", flush=True)  # fmt: skip
+            results[weight][0].append(facts)
+            results[weight][1].append(own - base)
+            report(f"seed {seed} anchor {weight:g}", (facts["win_rate"], facts["low"], facts["high"]), own - base)
+    for weight, (runs, changes) in results.items():
+        won = pooled(arena, runs, [arena.base(seed)["taste"] for seed in seeds])
+        report(f"all seeds anchor {weight:g}", (won.rate, won.low, won.high), np.mean(changes, axis=0))
+
+
+def report(label: str, won: tuple[float, float, float], change: np.ndarray) -> None:
+    """Print a line: the wins in scope, and how far the adherence (P,) to other prompts is from the base's, with intervals."""
+    low, high = bootstrapped(change, 0)
+    in_scope = f"{won[0]:.3f} ({won[1]:.3f} to {won[2]:.3f})"
+    print(f"{label}: in scope {in_scope}, adherence elsewhere {change.mean():+.4f} ({low:+.4f} to {high:+.4f}) of the base", flush=True)
 
 
 if __name__ == "__main__":
