@@ -81,11 +81,8 @@ def parse(prompt: str, labels: Sequence[str] | None = None) -> Requirements:
         elif (place := PLACE.match(ahead)) and include:
             include[-1] = _with(include[-1], place="center" if place[1] == "middle" else place[1])
             at += len(place[0].split())
-        elif (
-            words[at] in NONE
-            and (named := _label(words, at + 1 + (words[at + 1 : at + 2] in (["a"], ["an"], ["any"])), labels)) is not None
-        ):
-            label, at = named
+        elif (missing := _missing(words, at, labels)) is not None:
+            label, at = missing
             absent.append(label)
         elif (thing := _thing(words, at, labels)) is not None:
             wanted, exact, at = thing
@@ -99,6 +96,13 @@ def parse(prompt: str, labels: Sequence[str] | None = None) -> Requirements:
     exclude = [(label, sum(one.count for one in include if one.label == label) + 1) for label in _labels(include) if label in counted]
     exclude += [(label, 1) for label in dict.fromkeys(absent)]
     return Requirements(tuple(include), tuple(exclude), text[1].strip() if text else None)
+
+
+def _missing(words: Sequence[str], at: int, labels: Sequence[str] | None) -> tuple[str, int] | None:
+    """Return the thing that a picture must not show, and where the text goes on; None where there is no `no` or `without` of a thing."""
+    if words[at] not in NONE:
+        return None
+    return _label(words, at + 1 + (words[at + 1 : at + 2] in (["a"], ["an"], ["any"])), labels)
 
 
 def _labels(include: Sequence[Wanted]) -> tuple[str, ...]:
