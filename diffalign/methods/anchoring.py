@@ -24,7 +24,7 @@ def check_anchor(config: TrainConfig, method: Method, tuning: str) -> None:
         require("anchor_objective", config.anchor_objective, lambda _: False, "nothing without `anchor_dataset_name`, the anchor's data")
         return
     if config.anchor_weight is None:
-        raise ConfigError("`anchor_dataset_name` is the anchor's data, and has no `anchor_weight`; for images a fifth of `beta` is a beginning")
+        raise ConfigError("`anchor_dataset_name` has no `anchor_weight`; for images a fifth of `beta` is a beginning")
     if config.anchor_objective is not None:
         check_name("anchor_objective", single("anchor_objective", config.anchor_objective)[0], ANCHORS)
         bind_objective(config.anchor_objective)

@@ -152,7 +152,6 @@ def test_other_settings_draw_anew_and_so_does_overwrite(run, caplog):
 def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path):
     text = write_run(tmp_path / "text", kind="text", method="dpo")
     user = write_run(tmp_path / "ppd", inference="user", method="ppd", user_encoder={"one_hot": {}})
-    slid = write_run(tmp_path / "slid", inference="user", method="ppd", user_encoder={"slider": {"attributes": ["size"]}})
     scorer = write_run(tmp_path / "bt", kind="reward", method="reward_bt")
     other = write_run(tmp_path / "npo", inference="negative_guidance", method="diffusion_npo")
     twice = [{"clipscore": {"model": model}} for model in ("a", "b")]
@@ -183,6 +182,12 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_drawn(run, tmp_path)
         evaluate(config(run, runs=["./nowhere"]), PROMPTS)
     with pytest.raises(ConfigError, match="is not personalised"):
         evaluate(config(run), PROMPTS, user="ann")
+    assert not (run / "eval").exists()
+
+
+def test_sliders_that_are_none_are_refused_before_anything_is_drawn(run, tmp_path):
+    user = write_run(tmp_path / "ppd", inference="user", method="ppd", user_encoder={"one_hot": {}})
+    slid = write_run(tmp_path / "slid", inference="user", method="ppd", user_encoder={"slider": {"attributes": ["size"]}})
     for folder, values, message in (
         (slid, {"sise": 0.5}, r"`slider` is 'sise'\. Did you mean `size`"),
         (slid, {"size": 2.0}, r"slider `size` is 2\.0"),
