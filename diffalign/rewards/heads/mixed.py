@@ -21,7 +21,7 @@ class ArmoHead(JointHead):
     table's scores, standardised, by mean squared error; the gate learns the preferences by the logistic loss, through which nothing
     reaches the aspects. The release trains the two one after the other, here they learn at once. With `decorrelate`, its correction for
     verbosity, r_a - l_a r_v takes the place of r_a, v the aspect named; the penalties l are measured on the table's scores, where the
-    release takes the predicted ones of a reference dataset.
+    release takes the predicted ones of a reference dataset, and lets its gate learn on the sum without the correction.
     """
 
     aspect_mean: Tensor
