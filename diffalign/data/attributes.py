@@ -38,10 +38,11 @@ def quantiles_of(scores: np.ndarray, count: int) -> np.ndarray:
 def levels(scores: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     """Return at which level in [0, 1] of `quantiles` (Q, A) each of the scores (N, A) lies, linear in between.
 
-    A score that many pictures share has the middle of its levels; what lies outside has 0 or 1. Scores are rounded as `quantiles` are.
+    A score that many pictures share has the middle of its levels, from which the line goes on; what lies outside has 0 or 1. Scores are
+    rounded as `quantiles` are. Of 1 2 2 2 4 the twos have 1/4 to 3/4, so 1/2, and 3 lies halfway from there to 1:
 
     >>> levels(np.array([[2.0], [3.0], [9.0]]), np.array([[1.0], [2.0], [2.0], [2.0], [4.0]])).ravel().tolist()
-    [0.5, 0.875, 1.0]
+    [0.5, 0.75, 1.0]
     """
     most = len(quantiles) - 1
     columns = []
