@@ -183,7 +183,7 @@ def selection(personal: Any, seed: int) -> dict[str, float]:
 
 def main(
     seeds: Sequence[int] = (0,),
-    steps: int = 500,
+    steps: int = 1500,
     pictures: int = 2000,
     noises: int = 4,
     others: float | None = None,
