@@ -101,10 +101,10 @@ def train(root: Path, data: Path, seed: int, steps: int) -> Path:
     return folder
 
 
-def measured(pipe: Any, prompts: Sequence[str], noises: int) -> tuple[np.ndarray, np.ndarray, list[Image.Image]]:
+def measured(pipe: Any, prompts: Sequence[str], noises: int, scale: float) -> tuple[np.ndarray, np.ndarray, list[Image.Image]]:
     """Return the measures (P * noises, A), how the pictures keep to their prompts (P * noises,), and the pictures."""
     each = [prompt for prompt in prompts for _ in range(noises)]
-    images = sample(pipe, each, range(NOISE, NOISE + len(each)), num_inference_steps=STEPS, guidance_scale=SCALE, label="draw")
+    images = sample(pipe, each, range(NOISE, NOISE + len(each)), num_inference_steps=STEPS, guidance_scale=scale, label="draw")
     readings = [read(image) for image in images]
     values = np.array([[measure(reading) for measure in MEASURES.values()] for reading in readings])
     return values, np.array([adherence(prompt, reading) for prompt, reading in zip(each, readings, strict=True)]), images
@@ -117,19 +117,19 @@ def rank_correlation(values: np.ndarray, measures: np.ndarray) -> float:
     return float(correlation.statistic)
 
 
-def report(root: Path, folder: Path, seed: int, noises: int, others: float | None) -> dict[str, Any]:
+def report(root: Path, folder: Path, seed: int, noises: int, others: float | None, scale: float) -> dict[str, Any]:
     """Return the facts of one run, printed, with a sheet of pictures beside it."""
     prompts = [caption(named) for named in captions(held_out=True)]
     personal = load(folder)
-    base, kept, plain = measured(load_pipeline(MODEL), prompts, noises)
-    off = measured(personal.for_user({}), prompts, noises)[2]
+    base, kept, plain = measured(load_pipeline(MODEL), prompts, noises, scale)
+    off = measured(personal.for_user({}), prompts, noises, scale)[2]
     facts: dict[str, Any] = {"seed": seed, "off_is_base": all(a.tobytes() == b.tobytes() for a, b in zip(off, plain, strict=True))}
     facts["base_adherence"] = float(kept.mean())
     print(f"seed {seed}: off = base in {len(off)} pictures: {facts['off_is_base']}; base's adherence {kept.mean():.3f}", flush=True)
     still = {} if others is None else dict.fromkeys(MEASURES, others)
     spread, rows = np.nanstd(base, axis=0), list[Image.Image]()
     for own, name in enumerate(MEASURES):
-        drawn = [measured(personal.for_user(still | {name: value}), prompts, noises) for value in VALUES]
+        drawn = [measured(personal.for_user(still | {name: value}), prompts, noises, scale) for value in VALUES]
         tensor = np.stack([one for one, _, _ in drawn])  # (values, P * noises, A)
         rows += [images[noises * 5] for _, _, images in drawn]
         one: dict[str, Any] = slider_facts(tensor, own, noises, spread) | {"adherence": float(np.mean([kept for _, kept, _ in drawn]))}
@@ -188,6 +188,7 @@ def main(
     noises: int = 4,
     others: float | None = None,
     select: bool = False,
+    guidance_scale: float = SCALE,
     root: str = "outputs/sliders",
 ) -> None:
     """Train, measure and print.
@@ -198,7 +199,8 @@ def main(
         pictures: drawings to train on.
         noises: pictures of each held-out prompt for every value of a slider.
         others: value of the sliders that are not moved; off if not given.
-        select: whether RPS is measured, too.
+        select: whether RPS is measured, too, at guidance 4.
+        guidance_scale: of the pictures that are measured.
         root: folder of the table, the runs and the results.
     """
     torch.set_flush_denormal(True)
@@ -206,7 +208,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     data = table(folder, pictures)
     for seed in seeds:
-        facts = report(folder, train(folder, data, seed, steps), seed, noises, others)
+        facts = report(folder, train(folder, data, seed, steps), seed, noises, others, guidance_scale)
         if select:
             facts["selection"] = selection(load(folder / f"run-{seed}-{steps}"), seed)
         (folder / f"result-{seed}{'' if others is None else '-others'}.json").write_text(json.dumps(facts, indent=1) + "\n")
