@@ -238,4 +238,4 @@ def _underscored(word: str) -> str:
 
 def plain(config: Any, kind: type[T]) -> T:
     """Return the fields of a config that its base class `kind` has, as such a one."""
-    return kind(**{item.name: getattr(config, item.name) for item in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
+    return kind(**{item.name: getattr(config, item.name) for item in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]  # a dataclass

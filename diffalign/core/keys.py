@@ -66,7 +66,7 @@ def key(
     """Return a dataclass field with facts; to a type checker it is its default. A list or dict is copied for every config."""
     metadata = {"facts": KeyFacts(range, kinds, trait, resume, changes, uses)}
     made: Any = (
-        field(default_factory=lambda: type(default)(default), metadata=metadata)  # pyright: ignore[reportCallIssue]
+        field(default_factory=lambda: type(default)(default), metadata=metadata)  # pyright: ignore[reportCallIssue]  # a list or a dict
         if isinstance(default, list | dict)
         else field(default=default, metadata=metadata)
     )

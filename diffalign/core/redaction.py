@@ -22,7 +22,7 @@ def redacted(value: Any) -> Any:
     if isinstance(value, str):
         return VALUE.sub(rf"\1={HIDDEN}", USER.sub(HIDDEN, value))
     if isinstance(value, Mapping):
-        return type(value)({name: redacted(inner) for name, inner in value.items()})  # pyright: ignore[reportCallIssue]
+        return type(value)({name: redacted(inner) for name, inner in value.items()})  # pyright: ignore[reportCallIssue]  # dicts, in fact
     return type(value)(map(redacted, value)) if isinstance(value, list | tuple) else value
 
 

@@ -253,7 +253,7 @@ def _load(pipe: Any, network: Any, component: str, path: Path, stack: ExitStack)
         else:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is wanted
-                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue]
+                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue]  # of a pipeline that has it
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{file}: does not fit `{component}`, a {type(network).__name__} ({error})") from error
     finally:

@@ -105,7 +105,7 @@ def _write(
             kind.save_lora_weights(temporary, **layers)
         else:
             packed, prefixed = ({f"{component}.{k}": v for k, v in values.items()} for values in (state, facts))
-            LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, prefixed)  # pyright: ignore[reportArgumentType]
+            LoraBaseMixin.write_lora_layers(packed, str(temporary), True, WEIGHTS, None, True, prefixed)  # pyright: ignore[reportArgumentType]  # facts, too
             peft_files(temporary, state, config)
 
 

@@ -73,9 +73,9 @@ def _adamw(name: str) -> Any:
     if name == "adamw":
         return torch.optim.AdamW
     if not is_installed(["bitsandbytes"]):
-        from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  # optional
 
         return AdamW8bit
-    from bitsandbytes import optim  # pyright: ignore[reportMissingImports]
+    from bitsandbytes import optim  # pyright: ignore[reportMissingImports]  # optional
 
     return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[name]

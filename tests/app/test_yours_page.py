@@ -62,7 +62,7 @@ class Visitor:
         chooser.value.set_files(file)
 
 
-def test_four_choices_change_the_pictures_and_are_kept_saved_and_loaded(browser, server, tmp_path):  # noqa: F811
+def test_four_choices_change_the_pictures_and_are_kept_saved_and_loaded(browser, server, tmp_path):  # noqa: F811  # a fixture of another file
     visitor = Visitor(browser, server)
     nobodys = visitor.sources(NOBODY)
     assert visitor.sources(YOU) == nobodys

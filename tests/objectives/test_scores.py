@@ -92,7 +92,7 @@ def test_no_constant_of_any_objective_may_be_negative_where_that_means_nothing_n
                     try:
                         refuse({**needed, key: value})
                     except ConfigError as error:
-                        assert f"objective.{name}.{key}" in str(error)  # noqa: PT017
+                        assert f"objective.{name}.{key}" in str(error)  # noqa: PT017  # two ways to refuse, one message
                     else:
                         accepted.append((name, key, value))
     assert not accepted

@@ -279,7 +279,7 @@ def activations(config: TrainConfig, drawn: Outline, images: int, *, fused: bool
     kept = Kept([*denoiser.parameters(), *denoiser.buffers()])
     if config.gradient_checkpointing:
         for network in networks(denoiser):
-            network.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]
+            network.enable_gradient_checkpointing(kept.block)  # pyright: ignore[reportCallIssue]  # a Module's attributes are untyped
         for encoder in text_encoders(denoiser).values():
             encoder._set_gradient_checkpointing(gradient_checkpointing_func=kept.block)
         kept.largest = 0 if spread else _copies(model)

@@ -49,7 +49,7 @@ def label_log_probs(states: States, labels: Tensor, chunk: int) -> Tensor:
     if states.head is None:
         return torch.log_softmax(states.logits(), dim=1).gather(1, labels[:, None])[:, 0]
     head, size = states.head, chunk or len(labels)
-    return _LabelLogProbs.apply(states.values, head.weight, head.bias, labels, size, head.dtype)  # pyright: ignore[reportReturnType]
+    return _LabelLogProbs.apply(states.values, head.weight, head.bias, labels, size, head.dtype)  # pyright: ignore[reportReturnType]  # apply has no type
 
 
 def divergence(policy: States, reference: States, chunk: int) -> Tensor:

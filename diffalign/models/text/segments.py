@@ -45,7 +45,7 @@ def attend(
     Raises UnsupportedAttentionError for soft caps, sinks and position biases, and for windows shorter than a text.
     """
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)  # pyright: ignore[reportReturnType]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)  # pyright: ignore[reportReturnType]  # no weights
     _check(segments, more)
     rows, width = query.shape[0], query.shape[2]
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
